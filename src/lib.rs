@@ -1,0 +1,1 @@
+//! Housekeeping for Synapse.
