@@ -1,0 +1,76 @@
+//! How old something must be before a purge takes it: counted back from the run, or a fixed moment.
+
+use chrono::{DateTime, TimeDelta, Utc};
+use toml::Spanned;
+use toml::de::DeValue;
+
+use crate::clock::{self, Timestamp};
+use crate::keys::{Mistake, Table, Value, wrong_type};
+use crate::length::Length;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Age {
+    OlderThan(Length),
+    Before(Timestamp),
+}
+
+/// Below this an age is more often a slip than a wish, and URL previews are still in use.
+const YOUNGEST: u64 = 7;
+
+impl Age {
+    /// The moment before which things are old, for a run that started at `at`.
+    pub fn cut_off(self, at: Timestamp) -> Timestamp {
+        match self {
+            Self::OlderThan(length) => at - length.as_chrono(),
+            Self::Before(moment) => moment,
+        }
+    }
+
+    /// Puts the two keys together: exactly one, and not young unless `allow_recent` says so.
+    pub fn from_keys(table: &Table<'_, '_>, now: Timestamp, older_than: Option<Length>, before: Option<Moment>, allow_recent: bool, mistakes: &mut Vec<Mistake>) -> Option<Self> {
+        let (age, key) = match (older_than, before) {
+            (Some(length), None) => (Self::OlderThan(length), "older_than"),
+            (None, Some(Moment(moment))) => (Self::Before(moment), "before"),
+            (Some(_), Some(_)) => {
+                mistakes.push(Mistake::new(table.span_of("before"), "`older_than` and `before` are both given: keep exactly one"));
+                return None;
+            }
+            (None, None) => {
+                if !table.has("older_than") && !table.has("before") {
+                    mistakes.push(Mistake::new(table.span.clone(), "an age is missing: add `older_than = \"180d\"`, or `before = 2023-01-01T00:00:00Z`"));
+                }
+                return None;
+            }
+        };
+        let cut_off = age.cut_off(now);
+        if cut_off > now {
+            mistakes.push(Mistake::new(table.span_of(key), format!("{} is in the future: nothing but a moment in the past makes sense here", clock::spoken(cut_off))));
+            return None;
+        }
+        if !allow_recent && cut_off > now - TimeDelta::days(i64::try_from(YOUNGEST).unwrap_or(7)) {
+            mistakes.push(Mistake::new(table.span_of(key), format!("this is younger than {YOUNGEST} days: write at least \"{YOUNGEST}d\", or set `allow_recent = true` if it is meant")));
+            return None;
+        }
+        Some(age)
+    }
+}
+
+/// A date and time with its offset, as TOML writes it: `2023-01-01T00:00:00Z`.
+#[derive(Debug, Clone, Copy)]
+pub struct Moment(pub Timestamp);
+
+impl Value for Moment {
+    const TYPE: &'static str = "a moment such as 2023-01-01T00:00:00Z, without quotes";
+
+    fn read(value: &Spanned<DeValue<'_>>, mistakes: &mut Vec<Mistake>) -> Option<Self> {
+        let Some(date) = value.get_ref().as_datetime() else {
+            mistakes.push(wrong_type(value, Self::TYPE));
+            return None;
+        };
+        let moment = DateTime::parse_from_rfc3339(&date.to_string()).map(|moment| Self(moment.with_timezone(&Utc)));
+        if moment.is_err() {
+            mistakes.push(Mistake::new(value.span(), format!("expected {}: a date needs its time and its offset", Self::TYPE)));
+        }
+        moment.ok()
+    }
+}

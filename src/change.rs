@@ -1,0 +1,197 @@
+//! What a run would change, as data: a change is planned first, and made later or not at all.
+
+use std::fmt::Debug;
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use serde_json::Value;
+
+use crate::report::{Action, Share, State};
+use crate::synapse::{Error, Reader, Writer};
+
+/// One mutation of a homeserver.
+pub trait Change: Debug + Send + Sync {
+    fn action(&self) -> Action;
+
+    /// Whom and what it is about, readable alone: `@a:example.com -> #lobby:example.com`.
+    fn target(&self) -> String;
+
+    /// Things, not requests.
+    fn count(&self) -> u64 {
+        1
+    }
+
+    fn lane(&self) -> Lane {
+        Lane::Free
+    }
+
+    /// Reads the target again just before the change: it may not need the change any more, or not allow it.
+    fn check<'a>(&'a self, _reader: &'a Reader) -> BoxFuture<'a, Result<Check, Error>> {
+        Box::pin(async { Ok(Check::Go(None)) })
+    }
+
+    /// Changes the homeserver. `before` is what `check` read; it is recorded by now.
+    fn make<'a>(&'a self, writer: &'a Writer, before: Option<&'a Value>) -> BoxFuture<'a, Result<Made, Error>>;
+}
+
+/// What a change found when it looked at its target again.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Check {
+    /// Go on; the value is what the change will replace.
+    Go(Option<Value>),
+    /// Leave it, and why.
+    Skip(String),
+}
+
+/// Changes of one lane are made in order, at the lane's pace; different lanes go side by side.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Lane {
+    Free,
+    Room { room_id: String, per_second: f64 },
+    /// One at a time for the whole homeserver, whatever the job or the process, and none while a lost one may be at work.
+    Media(Store),
+}
+
+/// The two media stores of a homeserver: only the local one can be looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Store {
+    Local,
+    Remote,
+}
+
+/// What a change that Synapse answered did.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Made {
+    pub done: u64,
+    /// Planned, and kept by Synapse.
+    pub skipped: u64,
+    pub bytes: u64,
+    /// The files that went, with their sizes where those are known.
+    pub files: Vec<(String, Option<u64>)>,
+    pub facts: Vec<Fact>,
+    pub detail: Option<String>,
+}
+
+impl Made {
+    pub fn things(done: u64) -> Self {
+        Self { done, ..Self::default() }
+    }
+}
+
+/// Something learned about a homeserver that later runs should know.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fact {
+    pub topic: Topic,
+    pub key: String,
+    pub value: String,
+}
+
+crate::words! {
+    /// What facts are about.
+    pub enum Topic {
+        /// An account that a bridge owns: key is its id, value the bridge's.
+        Ghost = "ghost",
+        /// A file that Synapse kept: key is its id, value when it was last used, in milliseconds.
+        Kept = "kept",
+        /// Up to where the remote cache was purged: value in milliseconds.
+        RemoteCutOff = "remote-cut-off",
+    }
+}
+
+/// All that a run would do.
+#[derive(Debug, Default)]
+pub struct Plan {
+    pub work: Work,
+    /// Targets that cannot be worked on, found while reading: each counts as failed, and the others go on.
+    pub problems: Vec<Problem>,
+    /// Sentences for the report's message.
+    pub notes: Vec<String>,
+    pub bytes: Option<u64>,
+    pub sample: Vec<Share>,
+    /// Whether some target could be read and needs nothing, so that problems elsewhere are not the whole truth.
+    pub some_fine: bool,
+}
+
+#[derive(Debug)]
+pub enum Work {
+    /// Known one by one.
+    Changes(Vec<Box<dyn Change>>),
+    /// Cut to size while the run goes on.
+    Walk(Box<dyn Walk>),
+}
+
+impl Default for Work {
+    fn default() -> Self {
+        Self::Changes(Vec::new())
+    }
+}
+
+#[derive(Debug)]
+pub struct Problem {
+    pub action: Action,
+    pub target: String,
+    pub detail: String,
+}
+
+/// Changes that are cut as the run goes on, so that each takes Synapse a bearable time.
+pub trait Walk: Debug + Send + Sync {
+    fn action(&self) -> Action;
+
+    /// The whole of it, as one line of a plan.
+    fn target(&self) -> String;
+
+    /// Things that are left; `None` where that cannot be known.
+    fn left(&self) -> Option<u64>;
+
+    /// Leaves all but the first `most` things; answers how many it keeps, never more than `most`.
+    fn keep(&mut self, most: u64) -> u64;
+
+    /// The next change, sized by how long the last one took.
+    fn next(&mut self, last: Option<Duration>) -> Option<Box<dyn Change>>;
+}
+
+impl Plan {
+    /// Things to change, problems not among them; `None` where that cannot be known.
+    pub fn count(&self) -> Option<u64> {
+        match &self.work {
+            Work::Changes(changes) => Some(changes.iter().map(|change| change.count()).sum()),
+            Work::Walk(walk) => walk.left(),
+        }
+    }
+
+    /// Leaves all but the first `most` things; answers how many it keeps, never more than `most`.
+    pub fn keep(&mut self, most: u64) -> u64 {
+        match &mut self.work {
+            Work::Changes(changes) => {
+                let (mut kept, mut length) = (0, 0);
+                for change in changes.iter() {
+                    if kept + change.count() > most {
+                        break;
+                    }
+                    kept += change.count();
+                    length += 1;
+                }
+                changes.truncate(length);
+                kept
+            }
+            Work::Walk(walk) => walk.keep(most),
+        }
+    }
+
+    pub fn problem(&mut self, action: Action, target: &str, detail: impl Into<String>) {
+        self.problems.push(Problem { action, target: target.to_owned(), detail: detail.into() });
+    }
+}
+
+impl Problem {
+    pub fn record(&self) -> crate::report::ChangeRecord {
+        crate::report::ChangeRecord {
+            action: self.action,
+            target: self.target.clone(),
+            count: 1,
+            state: State::Failed,
+            detail: Some(self.detail.clone()),
+            before: None,
+        }
+    }
+}

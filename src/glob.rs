@@ -1,0 +1,119 @@
+//! Globs over whole Matrix ids and external ids: `*` and `?`, everything else as it stands.
+
+use std::str::FromStr;
+
+use globset::{GlobBuilder, GlobMatcher};
+
+use crate::text_values;
+
+/// A pattern over a whole text; `*` crosses every character.
+#[derive(Debug, Clone)]
+pub struct Glob {
+    pub text: String,
+    matcher: GlobMatcher,
+}
+
+impl Glob {
+    pub fn matches(&self, text: &str) -> bool {
+        self.matcher.is_match(text)
+    }
+}
+
+impl FromStr for Glob {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        // Old Matrix ids may hold brackets and backslashes: only the two wildcards keep a meaning.
+        let escaped: String = text
+            .chars()
+            .map(|c| match c {
+                '[' | ']' | '{' | '}' | '\\' => format!("[{c}]"),
+                other => other.to_string(),
+            })
+            .collect();
+        let glob = GlobBuilder::new(&escaped)
+            .literal_separator(false)
+            .backslash_escape(false)
+            .build()
+            .map_err(|error| format!("{text:?} is no pattern: {}", error.kind()))?;
+        Ok(Self { text: text.to_owned(), matcher: glob.compile_matcher() })
+    }
+}
+
+/// A Matrix user id or a glob over whole ids.
+#[derive(Debug, Clone)]
+pub struct UserGlob(pub Glob);
+
+impl FromStr for UserGlob {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text.starts_with('@') && text.len() > 1 && !text.contains('*') && !text.contains('?') && !text.contains(':') {
+            return Err(format!("{text:?} can match nobody: a user is a whole Matrix id such as \"{text}:example.com\""));
+        }
+        if !text.starts_with(['@', '*']) {
+            return Err(format!("{text:?} can match nobody: a user is an id or a glob over whole Matrix ids and begins with `@` or `*`, such as \"@{text}:example.com\" or \"@bot-*\""));
+        }
+        text.parse().map(Self)
+    }
+}
+
+text_values! { Glob: "a glob with * and ?"; UserGlob: "a Matrix id or a glob over whole ids, beginning with @ or *"; }
+
+/// Which of the patterns have matched something so far: one that never did is probably a slip, and is named to the user.
+#[derive(Debug, Default)]
+pub struct Matched(std::collections::BTreeSet<usize>);
+
+/// Whether `users` takes the id in and `except` does not leave it out; remembers which patterns matched.
+pub fn chosen(id: &str, users: &[UserGlob], except: &[UserGlob], seen: &mut Matched) -> bool {
+    let mut taken = false;
+    for (index, glob) in users.iter().chain(except).enumerate() {
+        if glob.0.matches(id) {
+            seen.0.insert(index);
+            if index < users.len() {
+                taken = true;
+            } else {
+                return false;
+            }
+        }
+    }
+    taken
+}
+
+/// The patterns that matched nothing, in the order of the config.
+pub fn unmatched<'a>(users: &'a [UserGlob], except: &'a [UserGlob], seen: &Matched) -> Vec<&'a str> {
+    users.iter().chain(except).enumerate().filter(|(index, _)| !seen.0.contains(index)).map(|(_, glob)| glob.0.text.as_str()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn user(text: &str) -> UserGlob {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn a_glob_crosses_every_character_of_odd_ids() {
+        assert!(user("@*:hs").0.matches("@a/b.c=+:hs"));
+        assert!(user("@a[1]{x}\\:hs").0.matches("@a[1]{x}\\:hs"));
+        assert!(!user("@a[1]:hs").0.matches("@a1:hs"));
+        assert!(!user("@a*").0.matches("@ba:hs"));
+    }
+
+    #[test]
+    fn a_pattern_that_can_match_nobody_is_refused() {
+        insta::assert_snapshot!("bob".parse::<UserGlob>().unwrap_err(), @r#""bob" can match nobody: a user is an id or a glob over whole Matrix ids and begins with `@` or `*`, such as "@bob:example.com" or "@bot-*""#);
+        insta::assert_snapshot!("@bob".parse::<UserGlob>().unwrap_err(), @r#""@bob" can match nobody: a user is a whole Matrix id such as "@bob:example.com""#);
+    }
+
+    #[test]
+    fn exceptions_win_and_unmatched_patterns_are_named() {
+        let (users, except) = ([user("@a*"), user("@zz*")], [user("@admin:*")]);
+        let mut seen = Matched::default();
+        assert!(chosen("@alice:hs", &users, &except, &mut seen));
+        assert!(!chosen("@admin:hs", &users, &except, &mut seen));
+        assert!(!chosen("@bob:hs", &users, &except, &mut seen));
+        assert_eq!(unmatched(&users, &except, &seen), ["@zz*"]);
+    }
+}

@@ -1,0 +1,392 @@
+//! The history: runs, their changes, and what was learned, written as it happens.
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use serde_json::Value;
+use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteRow, SqliteSynchronous};
+use sqlx::{QueryBuilder, Row, SqlitePool};
+
+use crate::change::{Fact, Topic};
+use crate::clock::{Clock, Timestamp};
+use crate::report::{Action, CHANGES_SHOWN, ChangeRecord, Outcome, Report, State};
+use crate::state_dir::StateDir;
+
+/// What is known of earlier runs. One without a database keeps nothing and knows nothing: only a dry run may use it.
+#[derive(Debug, Clone)]
+pub struct History {
+    pool: Option<SqlitePool>,
+    clock: Clock,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("{0}")]
+    Database(#[from] sqlx::Error),
+    #[error("{0}")]
+    Migration(#[from] sqlx::migrate::MigrateError),
+    #[error("{0}")]
+    Io(#[from] std::io::Error),
+    #[error("it is not kept")]
+    NotKept,
+}
+
+/// Which changes of a run to read.
+#[derive(Debug, Clone, Copy)]
+pub struct Page {
+    pub offset: u32,
+    pub limit: u32,
+}
+
+impl Default for Page {
+    fn default() -> Self {
+        Self { offset: 0, limit: CHANGES_SHOWN }
+    }
+}
+
+/// A media call whose answer was never recorded.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LostCall {
+    pub store: String,
+    pub sent_at: Timestamp,
+}
+
+const FILE: &str = "history.db";
+/// SQLite takes 32,766 values in a statement.
+const ROWS_AT_ONCE: usize = 2000;
+
+impl History {
+    /// Opens the history in the state directory and brings its tables up to date.
+    pub async fn open(dir: &StateDir, clock: Clock) -> Result<Self, Error> {
+        let path = dir.path(FILE);
+        let existed = path.exists();
+        let options = SqliteConnectOptions::new()
+            .filename(&path)
+            .create_if_missing(true)
+            .journal_mode(SqliteJournalMode::Wal)
+            // A change that was recorded must survive a power cut: it says what to put back.
+            .synchronous(SqliteSynchronous::Full)
+            .foreign_keys(true)
+            .busy_timeout(std::time::Duration::from_secs(10));
+        let pool = SqlitePoolOptions::new().max_connections(2).min_connections(0).connect_with(options).await?;
+        if !existed {
+            dir.give_to_owner(&path)?;
+        }
+        sqlx::migrate!("src/history/migrations").run(&pool).await?;
+        Ok(Self { pool: Some(pool), clock })
+    }
+
+    /// Opens the history of a directory to look at; `None` where there is none yet.
+    pub async fn look(dir: &Path, clock: Clock) -> Result<Option<Self>, Error> {
+        let path = dir.join(FILE);
+        if !path.try_exists()? {
+            return Ok(None);
+        }
+        let options = SqliteConnectOptions::new().filename(&path).read_only(true).busy_timeout(std::time::Duration::from_secs(10));
+        let pool = SqlitePoolOptions::new().max_connections(1).connect_with(options).await?;
+        Ok(Some(Self { pool: Some(pool), clock }))
+    }
+
+    pub fn none(clock: Clock) -> Self {
+        Self { pool: None, clock }
+    }
+
+    pub fn is_kept(&self) -> bool {
+        self.pool.is_some()
+    }
+
+    pub async fn close(&self) {
+        if let Some(pool) = &self.pool {
+            pool.close().await;
+        }
+    }
+
+    /// Records that a run begins; its id is what everything else is recorded under.
+    pub async fn begin(&self, report: &Report) -> Result<i64, Error> {
+        let pool = self.pool.as_ref().ok_or(Error::NotKept)?;
+        let row = sqlx::query(
+            "INSERT INTO runs (job, kind, homeserver, mode, cause, scheduled_for, started_at) VALUES ($1, $2, $3, $4, $5, $6, $7) RETURNING id",
+        )
+        .bind(&report.job)
+        .bind(&report.kind)
+        .bind(&report.homeserver)
+        .bind(report.mode.as_str())
+        .bind(report.trigger.as_str())
+        .bind(report.scheduled_for.map(|moment| moment.timestamp_millis()))
+        .bind(report.started_at.timestamp_millis())
+        .fetch_one(pool)
+        .await?;
+        Ok(row.try_get("id")?)
+    }
+
+    /// Records where the run stands, or how it ended.
+    pub async fn save(&self, report: &Report) -> Result<(), Error> {
+        let (Some(pool), Some(id)) = (&self.pool, report.id) else { return Ok(()) };
+        sqlx::query(
+            "UPDATE runs SET finished_at = $2, attempts = $3, outcome = $4, message = $5, planned = $6, done = $7, failed = $8, skipped = $9, \
+             remaining = $10, bytes_planned = $11, bytes_freed = $12, sample = $13 WHERE id = $1",
+        )
+        .bind(id)
+        .bind(report.finished_at.map(|moment| moment.timestamp_millis()))
+        .bind(report.attempts)
+        .bind(report.outcome.map(Outcome::as_str))
+        .bind(&report.message)
+        .bind(report.planned.map(signed))
+        .bind(signed(report.done))
+        .bind(signed(report.failed))
+        .bind(signed(report.skipped))
+        .bind(signed(report.remaining))
+        .bind(report.bytes_planned.map(signed))
+        .bind(report.bytes_freed.map(signed))
+        .bind(serde_json::to_string(&report.sample).ok())
+        .execute(pool)
+        .await?;
+        Ok(())
+    }
+
+    /// Replaces what the run had planned and not yet begun by a new plan; answers the number of its first change.
+    pub async fn plan(&self, run: Option<i64>, changes: &[ChangeRecord]) -> Result<i64, Error> {
+        let (Some(pool), Some(run)) = (&self.pool, run) else { return Ok(0) };
+        let mut transaction = pool.begin().await?;
+        sqlx::query("DELETE FROM changes WHERE run = $1 AND state = 'planned'").bind(run).execute(&mut *transaction).await?;
+        let first: i64 = sqlx::query("SELECT COALESCE(MAX(seq) + 1, 0) AS first FROM changes WHERE run = $1").bind(run).fetch_one(&mut *transaction).await?.try_get("first")?;
+        let numbered: Vec<(i64, &ChangeRecord)> = (first..).zip(changes).collect();
+        for some in numbered.chunks(ROWS_AT_ONCE) {
+            QueryBuilder::new("INSERT INTO changes (run, seq, action, target, count, state, detail) ")
+                .push_values(some, |mut row, (seq, change)| {
+                    row.push_bind(run)
+                        .push_bind(seq)
+                        .push_bind(change.action.as_str())
+                        .push_bind(&change.target)
+                        .push_bind(signed(change.count))
+                        .push_bind(change.state.as_str())
+                        .push_bind(&change.detail);
+                })
+                .build()
+                .execute(&mut *transaction)
+                .await?;
+        }
+        transaction.commit().await?;
+        Ok(first)
+    }
+
+    /// Records that a change is about to be sent, and what it will replace.
+    pub async fn making(&self, run: Option<i64>, seq: i64, change: &ChangeRecord) -> Result<(), Error> {
+        let (Some(pool), Some(run)) = (&self.pool, run) else { return Err(Error::NotKept) };
+        sqlx::query(
+            "INSERT INTO changes (run, seq, action, target, count, state, before) VALUES ($1, $2, $3, $4, $5, 'making', $6) \
+             ON CONFLICT (run, seq) DO UPDATE SET state = 'making', before = excluded.before",
+        )
+        .bind(run)
+        .bind(seq)
+        .bind(change.action.as_str())
+        .bind(&change.target)
+        .bind(signed(change.count))
+        .bind(change.before.as_ref().map(Value::to_string))
+        .execute(pool)
+        .await?;
+        Ok(())
+    }
+
+    /// Records what became of a change, with the files that went and what was learned, all at once.
+    pub async fn made(&self, run: Option<i64>, seq: i64, change: &ChangeRecord, server: &str, files: &[(String, Option<u64>)], facts: &[Fact]) -> Result<(), Error> {
+        let (Some(pool), Some(run)) = (&self.pool, run) else { return Err(Error::NotKept) };
+        let mut transaction = pool.begin().await?;
+        sqlx::query(
+            "INSERT INTO changes (run, seq, action, target, count, state, detail) VALUES ($1, $2, $3, $4, $5, $6, $7) \
+             ON CONFLICT (run, seq) DO UPDATE SET count = excluded.count, state = excluded.state, detail = excluded.detail",
+        )
+        .bind(run)
+        .bind(seq)
+        .bind(change.action.as_str())
+        .bind(&change.target)
+        .bind(signed(change.count))
+        .bind(change.state.as_str())
+        .bind(&change.detail)
+        .execute(&mut *transaction)
+        .await?;
+        for some in files.chunks(ROWS_AT_ONCE) {
+            QueryBuilder::new("INSERT OR IGNORE INTO files (run, media_id, bytes) ")
+                .push_values(some, |mut row, (id, bytes)| {
+                    row.push_bind(run).push_bind(id).push_bind(bytes.map(signed));
+                })
+                .build()
+                .execute(&mut *transaction)
+                .await?;
+        }
+        insert_facts(&mut transaction, server, facts).await?;
+        transaction.commit().await?;
+        Ok(())
+    }
+
+    /// Records what was learned; without a history it is forgotten.
+    pub async fn learn(&self, server: &str, facts: &[Fact]) -> Result<(), Error> {
+        let Some(pool) = &self.pool else { return Ok(()) };
+        let mut transaction = pool.begin().await?;
+        insert_facts(&mut transaction, server, facts).await?;
+        transaction.commit().await?;
+        Ok(())
+    }
+
+    /// All that is known of a topic.
+    pub async fn facts(&self, server: &str, topic: Topic) -> Result<HashMap<String, String>, Error> {
+        let Some(pool) = &self.pool else { return Ok(HashMap::new()) };
+        let rows = sqlx::query("SELECT key, value FROM facts WHERE server = $1 AND topic = $2").bind(server).bind(topic.as_str()).fetch_all(pool).await?;
+        rows.iter().map(|row| Ok((row.try_get("key")?, row.try_get("value")?))).collect()
+    }
+
+    /// Records that a media call goes out, before it does.
+    pub async fn media_call_sent(&self, server: &str, store: &str) -> Result<(), Error> {
+        let pool = self.pool.as_ref().ok_or(Error::NotKept)?;
+        sqlx::query("INSERT INTO media_calls (server, store, sent_at) VALUES ($1, $2, $3) ON CONFLICT (server) DO UPDATE SET store = excluded.store, sent_at = excluded.sent_at")
+            .bind(server)
+            .bind(store)
+            .bind(self.clock.now().timestamp_millis())
+            .execute(pool)
+            .await?;
+        Ok(())
+    }
+
+    /// Forgets a media call: it was answered, or is certainly over.
+    pub async fn media_call_over(&self, server: &str) -> Result<(), Error> {
+        let pool = self.pool.as_ref().ok_or(Error::NotKept)?;
+        sqlx::query("DELETE FROM media_calls WHERE server = $1").bind(server).execute(pool).await?;
+        Ok(())
+    }
+
+    pub async fn lost_media_call(&self, server: &str) -> Result<Option<LostCall>, Error> {
+        let Some(pool) = &self.pool else { return Ok(None) };
+        let row = sqlx::query("SELECT store, sent_at FROM media_calls WHERE server = $1").bind(server).fetch_optional(pool).await?;
+        row.map(|row| Ok(LostCall { store: row.try_get("store")?, sent_at: moment(row.try_get("sent_at")?) })).transpose()
+    }
+
+    /// Ends the record of changes that were sent and whose answer was never seen.
+    pub async fn abandon(&self, run: Option<i64>, why: &str) -> Result<u64, Error> {
+        let (Some(pool), Some(run)) = (&self.pool, run) else { return Ok(0) };
+        let rows = sqlx::query("UPDATE changes SET state = 'failed', detail = $2 WHERE run = $1 AND state = 'making' RETURNING count").bind(run).bind(why).fetch_all(pool).await?;
+        rows.iter().map(|row| Ok(unsigned(row.try_get("count")?))).sum()
+    }
+
+    /// Calls the unended runs of a job interrupted: nobody is at work on them, since the caller holds the job's lock.
+    pub async fn interrupt(&self, job: &str) -> Result<(), Error> {
+        let Some(pool) = &self.pool else { return Ok(()) };
+        let rows = sqlx::query("SELECT id FROM runs WHERE job = $1 AND outcome IS NULL").bind(job).fetch_all(pool).await?;
+        for row in rows {
+            let id: i64 = row.try_get("id")?;
+            self.abandon(Some(id), "the program ended while this was sent: it may have been made").await?;
+            let counted = |state: State| format!("(SELECT COALESCE(SUM(count), 0) FROM changes WHERE run = $1 AND state = '{state}')");
+            let sql = format!(
+                "UPDATE runs SET outcome = 'interrupted', finished_at = $2, message = 'the program ended while this run was at work', \
+                 done = {}, failed = {}, skipped = {}, remaining = {} WHERE id = $1",
+                counted(State::Done),
+                counted(State::Failed),
+                counted(State::Skipped),
+                counted(State::Planned),
+            );
+            sqlx::query(sqlx::AssertSqlSafe(sql)).bind(id).bind(self.clock.now().timestamp_millis()).execute(pool).await?;
+        }
+        Ok(())
+    }
+
+    /// Runs without their changes, newest first.
+    pub async fn runs(&self, job: Option<&str>, limit: u32) -> Result<Vec<Report>, Error> {
+        let Some(pool) = &self.pool else { return Ok(Vec::new()) };
+        let rows = sqlx::query("SELECT * FROM runs WHERE $1 IS NULL OR job = $1 ORDER BY id DESC LIMIT $2").bind(job).bind(limit).fetch_all(pool).await?;
+        rows.iter().map(report).collect()
+    }
+
+    /// One run with a page of its changes.
+    pub async fn run(&self, id: i64, page: Page) -> Result<Option<Report>, Error> {
+        let Some(pool) = &self.pool else { return Ok(None) };
+        let Some(row) = sqlx::query("SELECT * FROM runs WHERE id = $1").bind(id).fetch_optional(pool).await? else { return Ok(None) };
+        let mut report = report(&row)?;
+        let rows = sqlx::query("SELECT * FROM changes WHERE run = $1 ORDER BY seq LIMIT $2 OFFSET $3").bind(id).bind(page.limit).bind(page.offset).fetch_all(pool).await?;
+        report.changes = Some(rows.iter().map(change).collect::<Result<_, Error>>()?);
+        Ok(Some(report))
+    }
+
+    /// The files that a run deleted.
+    pub async fn files(&self, run: i64) -> Result<Vec<(String, Option<u64>)>, Error> {
+        let Some(pool) = &self.pool else { return Ok(Vec::new()) };
+        let rows = sqlx::query("SELECT media_id, bytes FROM files WHERE run = $1 ORDER BY media_id").bind(run).fetch_all(pool).await?;
+        rows.iter().map(|row| Ok((row.try_get("media_id")?, row.try_get::<Option<i64>, _>("bytes")?.map(unsigned)))).collect()
+    }
+
+    /// Deletes runs that began before `moment`, with all that belongs to them; the facts stay.
+    pub async fn forget_before(&self, moment: Timestamp) -> Result<u64, Error> {
+        let Some(pool) = &self.pool else { return Ok(0) };
+        let gone = sqlx::query("DELETE FROM runs WHERE started_at < $1 AND outcome IS NOT NULL").bind(moment.timestamp_millis()).execute(pool).await?;
+        Ok(gone.rows_affected())
+    }
+}
+
+async fn insert_facts(transaction: &mut sqlx::SqliteTransaction<'_>, server: &str, facts: &[Fact]) -> Result<(), Error> {
+    for some in facts.chunks(ROWS_AT_ONCE) {
+        QueryBuilder::new("INSERT OR REPLACE INTO facts (server, topic, key, value) ")
+            .push_values(some, |mut row, fact| {
+                row.push_bind(server).push_bind(fact.topic.as_str()).push_bind(&fact.key).push_bind(&fact.value);
+            })
+            .build()
+            .execute(&mut **transaction)
+            .await?;
+    }
+    Ok(())
+}
+
+fn report(row: &SqliteRow) -> Result<Report, Error> {
+    let count = |column: &str| row.try_get::<i64, _>(column).map(unsigned);
+    let known = |column: &str| row.try_get::<Option<i64>, _>(column).map(|value| value.map(unsigned));
+    let at = |column: &str| row.try_get::<Option<i64>, _>(column).map(|value| value.map(moment));
+    Ok(Report {
+        id: Some(row.try_get("id")?),
+        job: row.try_get("job")?,
+        kind: row.try_get("kind")?,
+        homeserver: row.try_get("homeserver")?,
+        mode: word(row, "mode")?,
+        trigger: word(row, "cause")?,
+        scheduled_for: at("scheduled_for")?,
+        started_at: moment(row.try_get("started_at")?),
+        finished_at: at("finished_at")?,
+        attempts: row.try_get("attempts")?,
+        outcome: row.try_get::<Option<String>, _>("outcome")?.map(|_| word(row, "outcome")).transpose()?,
+        message: row.try_get("message")?,
+        planned: known("planned")?,
+        done: count("done")?,
+        failed: count("failed")?,
+        skipped: count("skipped")?,
+        remaining: count("remaining")?,
+        bytes_planned: known("bytes_planned")?,
+        bytes_freed: known("bytes_freed")?,
+        sample: row.try_get::<Option<String>, _>("sample")?.and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_default(),
+        changes: None,
+    })
+}
+
+fn change(row: &SqliteRow) -> Result<ChangeRecord, Error> {
+    // A change that is being made is still only planned to everybody else.
+    let making = row.try_get::<&str, _>("state")? == "making";
+    Ok(ChangeRecord {
+        action: word::<Action>(row, "action")?,
+        target: row.try_get("target")?,
+        count: unsigned(row.try_get("count")?),
+        state: if making { State::Planned } else { word(row, "state")? },
+        detail: if making { Some("being made".to_owned()) } else { row.try_get("detail")? },
+        before: row.try_get::<Option<String>, _>("before")?.and_then(|text| serde_json::from_str(&text).ok()),
+    })
+}
+
+fn word<T: std::str::FromStr<Err = String>>(row: &SqliteRow, column: &str) -> Result<T, Error> {
+    row.try_get::<&str, _>(column)?.parse().map_err(|error: String| sqlx::Error::Decode(error.into()).into())
+}
+
+fn moment(ms: i64) -> Timestamp {
+    Timestamp::from_timestamp_millis(ms).unwrap_or_default()
+}
+
+fn signed(number: u64) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
+}
+
+fn unsigned(number: i64) -> u64 {
+    u64::try_from(number).unwrap_or(0)
+}

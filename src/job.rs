@@ -1,0 +1,160 @@
+//! What a kind of job is: its keys, its guards, and how it plans.
+
+use std::fmt::Debug;
+use std::sync::Arc;
+
+use futures_util::future::BoxFuture;
+
+use crate::change::{Fact, Plan, Topic};
+use crate::clock::Timestamp;
+use crate::history::{self, History};
+use crate::keys::{Key, Mistake, Table};
+use crate::report::Event;
+use crate::synapse::{self, Identity, Reader, Version};
+
+/// A kind, written for its author: the struct is the kind's own config.
+pub trait Job: Debug + Send + Sync + Sized + 'static {
+    const KIND: &'static str;
+    const ABOUT: &'static str;
+    const KEYS: &'static [Key];
+    /// Whether the kind knows beforehand how many things it will change; without it `max_changes` and `at_most` mean nothing.
+    const COUNTS: bool = true;
+    const NEEDS: Needs;
+
+    /// Reads the kind's keys; a mistake that takes several keys together is found here.
+    fn read(table: &Table<'_, '_>, now: Timestamp, mistakes: &mut Vec<Mistake>) -> Option<Self>;
+
+    /// What `check` should warn of, with the key it is about.
+    fn warnings(&self) -> Vec<(&'static str, String)> {
+        Vec::new()
+    }
+
+    /// Rooms in which the account needs to be able to invite.
+    fn rooms(&self) -> &[String] {
+        &[]
+    }
+
+    /// Reads the homeserver and writes down what would have to change. It has nothing to change it with.
+    fn plan(&self, context: &Context<'_>, plan: &mut Plan) -> impl Future<Output = Result<(), Failure>> + Send;
+}
+
+/// What must hold before a run of a kind may plan.
+#[derive(Debug, Clone, Copy)]
+pub struct Needs {
+    pub synapse: Version,
+    /// The kind sends moments: a wrong local clock would delete the wrong things.
+    pub clock: bool,
+    /// Why the kind makes no sense where accounts live in MAS.
+    pub not_under_mas: Option<&'static str>,
+    /// The kind plans without asking anything, so that a dry run sends nothing at all.
+    pub plans_offline: bool,
+    /// The kind uses endpoints that the process behind `media_url` serves.
+    pub media: bool,
+}
+
+/// What a job may use while it plans.
+pub struct Context<'a> {
+    /// When the run started: ages count back from here.
+    pub at: Timestamp,
+    pub reader: &'a Reader,
+    pub memory: Memory<'a>,
+    pub tell: &'a (dyn Fn(Event) + Send + Sync),
+    /// How many questions to ask side by side.
+    pub concurrency: usize,
+}
+
+/// What earlier runs learned about this homeserver.
+pub struct Memory<'a> {
+    history: &'a History,
+    server: &'a str,
+}
+
+/// Why a plan could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    #[error("{0}")]
+    Synapse(#[from] synapse::Error),
+    #[error("the history cannot be used: {0}")]
+    History(#[from] history::Error),
+    /// A guard: nothing is wrong with the homeserver, and nothing may be done.
+    #[error("{0}")]
+    Refused(String),
+}
+
+impl Context<'_> {
+    pub fn reading(&self, what: &str, done: u64, total: u64) {
+        (self.tell)(Event::Reading { what: what.to_owned(), done, total });
+    }
+
+    /// Who we are there; the runner has asked by now.
+    pub async fn identity(&self) -> Result<&Identity, Failure> {
+        Ok(self.reader.identity().await?)
+    }
+}
+
+impl<'a> Memory<'a> {
+    pub fn new(history: &'a History, server: &'a str) -> Self {
+        Self { history, server }
+    }
+
+    pub async fn facts(&self, topic: Topic) -> Result<std::collections::HashMap<String, String>, Failure> {
+        Ok(self.history.facts(self.server, topic).await?)
+    }
+
+    /// Remembers as well as it can: what is forgotten is asked again.
+    pub async fn learn(&self, facts: &[Fact]) {
+        if let Err(error) = self.history.learn(self.server, facts).await {
+            tracing::warn!("{} facts about {} could not be remembered and will be asked again: {error}", facts.len(), self.server);
+        }
+    }
+}
+
+/// A job whose kind is not known any more, as the runner uses it.
+pub trait AnyJob: Debug + Send + Sync {
+    fn kind(&self) -> &'static Kind;
+    fn warnings(&self) -> Vec<(&'static str, String)>;
+    fn rooms(&self) -> &[String];
+    fn plan<'a>(&'a self, context: &'a Context<'_>, plan: &'a mut Plan) -> BoxFuture<'a, Result<(), Failure>>;
+}
+
+/// One row of the table of kinds.
+#[derive(Debug)]
+pub struct Kind {
+    pub name: &'static str,
+    pub about: &'static str,
+    pub keys: &'static [Key],
+    pub counts: bool,
+    pub needs: Needs,
+    pub read: fn(&Table<'_, '_>, Timestamp, &mut Vec<Mistake>) -> Option<Arc<dyn AnyJob>>,
+}
+
+impl Kind {
+    pub const fn of<J: Job>() -> Self {
+        Self {
+            name: J::KIND,
+            about: J::ABOUT,
+            keys: J::KEYS,
+            counts: J::COUNTS,
+            needs: J::NEEDS,
+            read: |table, now, mistakes| Some(Arc::new(J::read(table, now, mistakes)?)),
+        }
+    }
+}
+
+impl<J: Job> AnyJob for J {
+    fn kind(&self) -> &'static Kind {
+        const { &Kind::of::<J>() }
+    }
+
+    fn warnings(&self) -> Vec<(&'static str, String)> {
+        Job::warnings(self)
+    }
+
+    fn rooms(&self) -> &[String] {
+        Job::rooms(self)
+    }
+
+    fn plan<'a>(&'a self, context: &'a Context<'_>, plan: &'a mut Plan) -> BoxFuture<'a, Result<(), Failure>> {
+        Box::pin(Job::plan(self, context, plan))
+    }
+}

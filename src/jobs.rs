@@ -1,0 +1,51 @@
+//! The table of kinds: one file a kind, one line here.
+
+mod join_rooms;
+mod purge_local_media;
+mod purge_remote_media;
+mod remove_external_ids;
+mod request;
+mod steps;
+
+use crate::job::Kind;
+
+pub static KINDS: &[Kind] = &[
+    Kind::of::<purge_local_media::PurgeLocalMedia>(),
+    Kind::of::<purge_remote_media::PurgeRemoteMedia>(),
+    Kind::of::<join_rooms::JoinRooms>(),
+    Kind::of::<remove_external_ids::RemoveExternalIds>(),
+    Kind::of::<request::Request>(),
+];
+
+pub fn kind(name: &str) -> Option<&'static Kind> {
+    KINDS.iter().find(|kind| kind.name == name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::keys::Key;
+
+    #[test]
+    fn kinds_and_their_keys_are_named_once_and_documented() {
+        let names: std::collections::BTreeSet<&str> = KINDS.iter().map(|kind| kind.name).collect();
+        assert_eq!(names.len(), KINDS.len());
+        assert!(!KINDS.is_empty());
+        for kind in KINDS {
+            let keys: std::collections::BTreeSet<&str> = kind.keys.iter().map(|key| key.name).collect();
+            assert_eq!(keys.len(), kind.keys.len(), "{}", kind.name);
+            assert!(kind.about.len() > 100, "{} says too little of what it does and leaves alone", kind.name);
+            for Key { name, about, .. } in kind.keys {
+                assert!(about.trim().len() > 10, "{}.{name} is not documented", kind.name);
+            }
+        }
+    }
+
+    #[test]
+    fn each_kind_has_its_tests() {
+        for kind in KINDS {
+            let file = format!("{}/tests/it/jobs/{}.rs", env!("CARGO_MANIFEST_DIR"), kind.name.replace('-', "_"));
+            assert!(std::path::Path::new(&file).exists(), "{file} is missing");
+        }
+    }
+}

@@ -1,0 +1,347 @@
+//! `join-rooms`: sweeps users into the rooms they should be in.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+
+use futures_util::future::BoxFuture;
+use futures_util::{StreamExt, stream};
+use serde_json::Value;
+
+use crate::change::{Change, Check, Fact, Lane, Made, Plan, Topic, Work};
+use crate::clock::Timestamp;
+use crate::glob::{Matched, UserGlob, chosen, unmatched};
+use crate::job::{Context, Failure, Job, Needs};
+use crate::keys;
+use crate::keys::{Key, Mistake, Rate, Table};
+use crate::length::spoken;
+use crate::report::Action;
+use crate::synapse::{self, Identity, MemberEvent, Reader, UserRow, Version, Writer};
+use crate::text_values;
+use crate::words;
+use crate::words::counted;
+
+keys! {
+    pub struct Keys {
+        /// The rooms, as aliases (#room:example.com) or ids (!id).
+        pub rooms: Vec<RoomName>,
+        /// Whom to sweep in: ids or globs over whole Matrix ids.
+        pub users: Vec<UserGlob> = "[\"*\"]",
+        /// Never these.
+        pub except_users: Vec<UserGlob> = "[]",
+        /// Whom to join again: "never" anybody who left, "left" who left of their own accord, "kicked" those and who was kicked. Nobody banned, ever.
+        pub rejoin: Rejoin = "\"never\"",
+        /// Joins a second into one room; Synapse counts them against rc_joins_per_room, so that more locks real users out of the room.
+        pub joins_per_second: Rate = "0.5",
+        /// Also accounts whose user_type is bot or support.
+        pub include_bots: bool = "false",
+    }
+}
+
+words! {
+    pub enum Rejoin {
+        Never = "never",
+        Left = "left",
+        Kicked = "kicked",
+    }
+}
+
+#[derive(Debug)]
+pub struct JoinRooms {
+    keys: Keys,
+    rooms: Vec<String>,
+}
+
+impl Job for JoinRooms {
+    const KIND: &'static str = "join-rooms";
+    const ABOUT: &'static str = "Joins local users to rooms they are not in. Leaves alone who is in already, who left or was kicked or banned (here or in the room that this one replaced), \
+        and every deactivated, locked or suspended account, guest, bridge ghost, bot and the daemon's own account. \
+        Into a room that is not public the daemon's account invites: it must be in there and may invite.";
+    const KEYS: &'static [Key] = Keys::KEYS;
+    const NEEDS: Needs = Needs { synapse: Version(1, 123), clock: false, not_under_mas: None, plans_offline: false, media: false };
+
+    fn read(table: &Table<'_, '_>, _now: Timestamp, mistakes: &mut Vec<Mistake>) -> Option<Self> {
+        let keys = Keys::read(table, mistakes)?;
+        for (empty, name) in [(keys.rooms.is_empty(), "rooms"), (keys.users.is_empty(), "users")] {
+            if empty {
+                mistakes.push(Mistake::new(table.span_of(name), format!("`{name}` is empty: this job would never do anything")));
+                return None;
+            }
+        }
+        let rooms = keys.rooms.iter().map(|room| room.0.clone()).collect();
+        Some(Self { keys, rooms })
+    }
+
+    fn warnings(&self) -> Vec<(&'static str, String)> {
+        let fast = self.keys.joins_per_second.0 > 0.5;
+        fast.then(|| ("joins_per_second", "above 0.5 joins a second a sweep uses up Synapse's rc_joins_per_room (1 a second by default), and real users are refused in that room for as long".to_owned())).into_iter().collect()
+    }
+
+    fn rooms(&self) -> &[String] {
+        &self.rooms
+    }
+
+    async fn plan(&self, context: &Context<'_>, plan: &mut Plan) -> Result<(), Failure> {
+        let identity = context.identity().await?;
+        let ghosts = context.memory.facts(Topic::Ghost).await?;
+        let mut seen = Matched::default();
+        let listed = context.reader.users(|done, total| context.reading("accounts", done, total)).await?;
+        let wanted: Vec<UserRow> = listed.into_iter().filter(|row| chosen(&row.name, &self.keys.users, &self.keys.except_users, &mut seen) && self.may_join(row, identity)).filter(|row| !ghosts.contains_key(&row.name)).collect();
+        for pattern in unmatched(&self.keys.users, &self.keys.except_users, &seen) {
+            plan.notes.push(format!("`{pattern}` matched no account"));
+        }
+        let mut rooms = Vec::new();
+        let mut known = HashSet::new();
+        for (index, name) in self.rooms.iter().enumerate() {
+            context.reading("rooms", index as u64, self.rooms.len() as u64);
+            match self.look_at(context, identity, name, &wanted).await {
+                Ok(room) => {
+                    plan.some_fine = true;
+                    if known.insert(room.room_id.clone()) {
+                        rooms.push(room);
+                    }
+                }
+                Err(Trouble::Room(problem)) => plan.problem(Action::JoinRoom, name, problem),
+                Err(Trouble::Run(failure)) => return Err(failure),
+            }
+        }
+        context.reading("rooms", self.rooms.len() as u64, self.rooms.len() as u64);
+        let unfit = self.unfit(context, &rooms).await?;
+        self.fill(plan, rooms, &unfit, identity);
+        Ok(())
+    }
+}
+
+/// What keeps a room from being worked on, or the whole run.
+enum Trouble {
+    Room(String),
+    Run(Failure),
+}
+
+impl From<synapse::Error> for Trouble {
+    fn from(error: synapse::Error) -> Self {
+        if error.is_about_target() { Self::Room(error.words()) } else { Self::Run(error.into()) }
+    }
+}
+
+/// A room with those who are missing there and did not leave it.
+struct RoomPlan {
+    name: String,
+    room_id: String,
+    missing: Vec<Missing>,
+}
+
+struct Missing {
+    user_id: String,
+    /// The membership in this room at the time of the plan.
+    was: Option<String>,
+}
+
+impl JoinRooms {
+    /// What the list of accounts tells; ghosts and suspension show only one by one.
+    fn may_join(&self, row: &UserRow, identity: &Identity) -> bool {
+        let bot = matches!(row.user_type.as_deref(), Some("bot" | "support"));
+        row.name != identity.account.name && !row.deactivated && !row.locked && !row.is_guest && (self.keys.include_bots || !bot)
+    }
+
+    async fn look_at(&self, context: &Context<'_>, identity: &Identity, name: &str, wanted: &[UserRow]) -> Result<RoomPlan, Trouble> {
+        let reader = context.reader;
+        let room_id = match name.starts_with('#') {
+            true => reader.resolve_alias(name).await.map_err(|error| match error.is_not_found() {
+                true => Trouble::Room(format!("there is no such alias ({}): mend `rooms`, or make the alias", error.words())),
+                false => remote_alias(error),
+            })?,
+            false => name.to_owned(),
+        };
+        let joined = reader.joined_members(&room_id).await.map_err(|error| match error.is_not_found() {
+            true => Trouble::Room("Synapse does not know this room: mend `rooms`; to join a remote room, let one local user join it first".to_owned()),
+            false => error.into(),
+        })?;
+        if let Some(new) = reader.replacement(&room_id).await? {
+            let new = if new.is_empty() { "its alias or its successor".to_owned() } else { new };
+            return Err(Trouble::Room(format!("the room was upgraded and is closed: put {new} into `rooms` in its place")));
+        }
+        let local = |user: &str| user.split_once(':').is_some_and(|(_, server)| server == identity.server_name);
+        if !joined.iter().any(|user| local(user)) {
+            return Err(Trouble::Room("nobody from here is in the room, and Synapse knows nothing of it any more: let one local user join it first, or take it out of `rooms`".to_owned()));
+        }
+        let inside: HashSet<&str> = joined.iter().map(String::as_str).collect();
+        let outside: Vec<&str> = wanted.iter().map(|row| row.name.as_str()).filter(|user| !inside.contains(user)).collect();
+        let mut room = RoomPlan { name: name.to_owned(), room_id, missing: Vec::new() };
+        if outside.is_empty() {
+            return Ok(room);
+        }
+        let permissions = reader.permissions(&room.room_id).await?;
+        let events = self.chain(reader, &room.room_id, permissions.predecessor.clone()).await?;
+        room.missing = outside
+            .into_iter()
+            .filter(|user| self.welcome(&events, user))
+            .map(|user| Missing { user_id: user.to_owned(), was: events[0].get(user).map(|event| event.membership.clone()) })
+            .collect();
+        if room.missing.is_empty() {
+            return Ok(room);
+        }
+        let account = &identity.account.name;
+        if !permissions.public && !inside.contains(account.as_str()) {
+            return Err(Trouble::Room(format!("the room is not public and {account} is not in it: invite {account} and let it join, with the power to invite")));
+        }
+        if !permissions.public && !permissions.may_invite(account) {
+            return Err(Trouble::Room(format!("the room is not public and {account} may not invite there: raise its power level to that of `invite`")));
+        }
+        if reader.is_blocked(&room.room_id).await? {
+            return Err(Trouble::Room("the room is blocked on this homeserver: unblock it, or take it out of `rooms`".to_owned()));
+        }
+        Ok(room)
+    }
+
+    /// The membership events of the room and of those that it replaced, newest room first.
+    async fn chain(&self, reader: &Reader, room_id: &str, predecessor: Option<String>) -> Result<Vec<HashMap<String, MemberEvent>>, Trouble> {
+        let mut chain = vec![reader.member_events(room_id).await?];
+        let (mut next, mut visited) = (predecessor, HashSet::from([room_id.to_owned()]));
+        while let Some(room) = next.take().filter(|room| visited.insert(room.clone())) {
+            match reader.member_events(&room).await {
+                Ok(events) => chain.push(events),
+                // A room that was purged, or that nobody from here ever was in, holds no memory to respect.
+                Err(error) if error.is_not_found() => break,
+                Err(error) => return Err(error.into()),
+            }
+            next = reader.predecessor(&room).await?;
+        }
+        Ok(chain)
+    }
+
+    /// Whether the user may be joined, by the latest word there is: an invitation or a knock is none about the rooms before.
+    fn welcome(&self, chain: &[HashMap<String, MemberEvent>], user: &str) -> bool {
+        if chain.iter().any(|events| events.get(user).is_some_and(|event| event.membership == "ban")) {
+            return false;
+        }
+        let last = chain.iter().filter_map(|events| events.get(user)).find(|event| matches!(event.membership.as_str(), "join" | "leave"));
+        match last {
+            Some(MemberEvent { membership, by_self }) if membership == "leave" => match self.keys.rejoin {
+                Rejoin::Never => false,
+                Rejoin::Left => *by_self,
+                Rejoin::Kicked => true,
+            },
+            _ => true,
+        }
+    }
+
+    /// Asks about everybody who is missing somewhere: ghosts, whom it remembers, and the suspended are left out.
+    async fn unfit(&self, context: &Context<'_>, rooms: &[RoomPlan]) -> Result<HashSet<String>, Failure> {
+        let asked: BTreeSet<String> = rooms.iter().flat_map(|room| room.missing.iter().map(|missing| missing.user_id.clone())).collect();
+        let total = asked.len() as u64;
+        let (mut unfit, mut ghosts, mut done) = (HashSet::new(), Vec::new(), 0);
+        let mut answers = stream::iter(asked).map(|user_id| async move { (context.reader.user(&user_id).await, user_id) }).buffer_unordered(context.concurrency);
+        while let Some((answer, user_id)) = answers.next().await {
+            done += 1;
+            context.reading("missing accounts", done, total);
+            let user = match answer {
+                Err(error) if error.is_not_found() => {
+                    unfit.insert(user_id);
+                    continue;
+                }
+                answer => answer?,
+            };
+            if let Some(appservice) = &user.appservice_id {
+                ghosts.push(Fact { topic: Topic::Ghost, key: user_id.clone(), value: appservice.clone() });
+            }
+            if user.appservice_id.is_some() || user.suspended || user.deactivated || user.locked {
+                unfit.insert(user_id);
+            }
+            // Written as it goes: a sweep over many ghosts that is cut off must not begin from nothing.
+            if ghosts.len() == 500 {
+                context.memory.learn(&std::mem::take(&mut ghosts)).await;
+            }
+        }
+        context.memory.learn(&ghosts).await;
+        Ok(unfit)
+    }
+
+    fn fill(&self, plan: &mut Plan, rooms: Vec<RoomPlan>, unfit: &HashSet<String>, identity: &Identity) {
+        let can_look_again = identity.version >= Version(1, 145);
+        let per_second = self.keys.joins_per_second.0;
+        let mut changes: Vec<Box<dyn Change>> = Vec::new();
+        let mut sizes = BTreeMap::new();
+        for room in rooms {
+            for missing in room.missing.into_iter().filter(|missing| !unfit.contains(&missing.user_id)) {
+                *sizes.entry(room.name.clone()).or_insert(0_u32) += 1;
+                changes.push(Box::new(Join { user_id: missing.user_id, was: missing.was, room: room.name.clone(), room_id: room.room_id.clone(), per_second, can_look_again }));
+            }
+        }
+        if let Some((room, joins)) = sizes.iter().max_by_key(|(_, joins)| **joins).filter(|(_, joins)| **joins > 60) {
+            let takes = std::time::Duration::from_secs_f64(f64::from(*joins) / per_second);
+            plan.notes.push(format!("at {per_second} joins a second the {} into {room} take about {}", counted(u64::from(*joins), "join", "joins"), spoken(takes)));
+        }
+        plan.work = Work::Changes(changes);
+    }
+}
+
+/// Another server that cannot be asked for its alias is that room's trouble, not ours.
+fn remote_alias(error: synapse::Error) -> Trouble {
+    match &error.cause {
+        synapse::Cause::Synapse { status: 502, .. } => Trouble::Room(format!("the alias belongs to another server, which cannot be asked now ({}): use the room id, or a local alias", error.words())),
+        _ => error.into(),
+    }
+}
+
+#[derive(Debug)]
+struct Join {
+    user_id: String,
+    room: String,
+    room_id: String,
+    was: Option<String>,
+    per_second: f64,
+    can_look_again: bool,
+}
+
+impl Change for Join {
+    fn action(&self) -> Action {
+        Action::JoinRoom
+    }
+
+    fn target(&self) -> String {
+        format!("{} -> {}", self.user_id, self.room)
+    }
+
+    fn lane(&self) -> Lane {
+        Lane::Room { room_id: self.room_id.clone(), per_second: self.per_second }
+    }
+
+    fn check<'a>(&'a self, reader: &'a Reader) -> BoxFuture<'a, Result<Check, synapse::Error>> {
+        Box::pin(async move {
+            if !self.can_look_again {
+                return Ok(Check::Go(None));
+            }
+            // A paced sweep takes long: who joined meanwhile would lose a nickname, who left would be brought back.
+            let now = reader.memberships(&self.user_id).await?.remove(&self.room_id);
+            Ok(match now {
+                now if now == self.was => Check::Go(now.map(Value::String)),
+                now => Check::Skip(format!("the membership changed since the plan: it is `{}` now", now.as_deref().unwrap_or("none"))),
+            })
+        })
+    }
+
+    fn make<'a>(&'a self, writer: &'a Writer, _before: Option<&'a Value>) -> BoxFuture<'a, Result<Made, synapse::Error>> {
+        Box::pin(async move {
+            writer.join(&self.room_id, &self.user_id).await?;
+            Ok(Made::things(1))
+        })
+    }
+}
+
+/// An alias or a room id; rooms of version 12 have ids without a server name.
+#[derive(Debug, Clone)]
+pub struct RoomName(String);
+
+impl std::str::FromStr for RoomName {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.chars().next() {
+            Some('!') if text.len() > 1 => Ok(Self(text.to_owned())),
+            Some('#') if text.contains(':') => Ok(Self(text.to_owned())),
+            Some('#') => Err(format!("{text:?} is no alias: an alias names its server, such as \"{text}:example.com\"")),
+            _ => Err(format!("{text:?} is no room: write an alias (\"#room:example.com\") or a room id (\"!…\")")),
+        }
+    }
+}
+
+text_values! { RoomName: "an alias such as \"#room:example.com\" or a room id"; }

@@ -1,0 +1,347 @@
+//! `purge-local-media`: deletes uploads that nobody has used for long.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use futures_util::{StreamExt, TryStreamExt, stream};
+use serde_json::Value;
+
+use super::steps::Step;
+use crate::age::{Age, Moment};
+use crate::change::{Change, Fact, Lane, Made, Plan, Store, Topic, Walk, Work};
+use crate::clock::{Timestamp, spoken};
+use crate::job::{Context, Failure, Job, Needs};
+use crate::keys;
+use crate::keys::{Key, Mistake, Table};
+use crate::length::Length;
+use crate::report::{Action, Share};
+use crate::size::Size;
+use crate::synapse::{self, File, Version, Writer};
+use crate::words::counted;
+
+keys! {
+    pub struct Keys {
+        /// Only files not accessed for this long, counted back from the start of the run; a file never accessed counts from its upload. Exactly one of `older_than` and `before`.
+        pub older_than: Option<Length>,
+        /// Only files not accessed since this moment.
+        pub before: Option<Moment>,
+        /// Allows an age under 7 days.
+        pub allow_recent: bool = "false",
+        /// Only files larger than this.
+        pub larger_than: Size = "\"0B\"",
+        /// Keeps every file that is or ever was an avatar of a user or of a room.
+        pub keep_avatars: bool = "true",
+        /// The most files of one call to Synapse: batches start at 200 and double or halve so that a call takes 5 to 20 s.
+        pub batch_files: u32 = "20000",
+        /// Where the homeserver keeps its media in object storage: deletes the entries although Synapse never deletes the objects.
+        pub orphan_objects: bool = "false",
+    }
+}
+
+#[derive(Debug)]
+pub struct PurgeLocalMedia {
+    age: Age,
+    larger_than: Size,
+    keep_avatars: bool,
+    batch_files: u32,
+    orphan_objects: bool,
+}
+
+impl Job for PurgeLocalMedia {
+    const KIND: &'static str = "purge-local-media";
+    const ABOUT: &'static str = "Deletes files that local users uploaded and that nobody accessed for long. They are gone for good: no other server is asked to keep them. \
+        Leaves alone what is quarantined or protected, empty and pending uploads, and (keep_avatars) every file that ever was an avatar. \
+        Does not know stickers, custom emoji or files in use by rooms: protect those in Synapse first.";
+    const KEYS: &'static [Key] = Keys::KEYS;
+    const NEEDS: Needs = Needs { synapse: Version(1, 78), clock: true, not_under_mas: None, plans_offline: false, media: true };
+
+    fn read(table: &Table<'_, '_>, now: Timestamp, mistakes: &mut Vec<Mistake>) -> Option<Self> {
+        let keys = Keys::read(table, mistakes)?;
+        let age = Age::from_keys(table, now, keys.older_than, keys.before, keys.allow_recent, mistakes)?;
+        let Keys { larger_than, keep_avatars, batch_files, orphan_objects, .. } = keys;
+        Some(Self { age, larger_than, keep_avatars, batch_files, orphan_objects })
+    }
+
+    async fn plan(&self, context: &Context<'_>, plan: &mut Plan) -> Result<(), Failure> {
+        if context.reader.keeps_objects() && !self.orphan_objects {
+            return Err(Failure::Refused(
+                "this homeserver keeps its media in object storage, where Synapse deletes nothing: the objects would stay, and nothing would know them any more. \
+                 Set `orphan_objects = true` if a lifecycle rule of the bucket removes them"
+                    .to_owned(),
+            ));
+        }
+        let before = self.age.cut_off(context.at);
+        let kept = if self.keep_avatars { context.memory.facts(Topic::Kept).await? } else { HashMap::new() };
+        let found = self.candidates(context, before, &kept, plan).await?;
+        if found.kept > 0 {
+            plan.notes.push(format!("{} that Synapse kept before, most likely avatars, {} left out", counted(found.kept, "file", "files"), if found.kept == 1 { "is" } else { "are" }));
+        }
+        let mut files = found.files;
+        files.sort_unstable_by(|a, b| (a.used_ms, &a.id).cmp(&(b.used_ms, &b.id)));
+        plan.bytes = Some(files.iter().map(|file| file.bytes).sum());
+        plan.work = Work::Walk(Box::new(Files {
+            until_ms: before.timestamp_millis(),
+            files: files.into(),
+            next: 0,
+            end: None,
+            step: Step { size: i64::from(self.batch_files.min(FIRST_BATCH)), least: 1, most: i64::from(self.batch_files) },
+            larger_than: self.larger_than,
+            keep_avatars: self.keep_avatars,
+        }));
+        Ok(())
+    }
+}
+
+const FIRST_BATCH: u32 = 200;
+/// Accounts of the sample.
+const SAMPLE: usize = 10;
+
+struct Found {
+    files: Vec<Candidate>,
+    /// Left out because Synapse kept them before.
+    kept: u64,
+}
+
+/// A file that Synapse would delete as far as a list can tell: it does not show avatars.
+#[derive(Debug)]
+struct Candidate {
+    used_ms: i64,
+    bytes: u64,
+    id: Box<str>,
+}
+
+impl PurgeLocalMedia {
+    async fn candidates(&self, context: &Context<'_>, before: Timestamp, kept: &HashMap<String, String>, plan: &mut Plan) -> Result<Found, Failure> {
+        // A file is older than its last access: only who uploaded before the moment can have candidates.
+        let owners = context.reader.media_owners(Some(before)).await?;
+        let total: u64 = owners.iter().map(|owner| owner.media_count).sum();
+        let (mut found, mut read, mut shares, mut unlisted) = (Found { files: Vec::new(), kept: 0 }, 0, Vec::new(), 0);
+        let mut lists = stream::iter(owners)
+            .map(|owner| async move {
+                let Some(user_id) = owner.user_id else { return Ok((String::new(), owner.media_count, None)) };
+                match context.reader.files_of(&user_id, before).await {
+                    Ok(files) => Ok((user_id, owner.media_count, Some(files))),
+                    Err(error) if error.is_not_found() => Ok((user_id, owner.media_count, None)),
+                    Err(error) => Err(error),
+                }
+            })
+            .buffer_unordered(context.concurrency);
+        context.reading("files", 0, total);
+        while let Some((user_id, count, files)) = lists.try_next().await? {
+            read += count;
+            context.reading("files", read.min(total), total);
+            let Some(files) = files else {
+                unlisted += count;
+                continue;
+            };
+            let mut share = Share { user_id, files: 0, bytes: 0 };
+            for file in files.iter().filter(|file| self.would_go(file, before)) {
+                if kept.get(&file.media_id).is_some_and(|used| *used == file.used_ms().to_string()) {
+                    found.kept += 1;
+                    continue;
+                }
+                let bytes = file.media_length.unwrap_or(0);
+                share.files += 1;
+                share.bytes += bytes;
+                found.files.push(Candidate { used_ms: file.used_ms(), bytes, id: file.media_id.as_str().into() });
+            }
+            if share.files > 0 {
+                shares.push(share);
+            }
+        }
+        shares.sort_unstable_by(|a, b| (b.bytes, &a.user_id).cmp(&(a.bytes, &b.user_id)));
+        shares.truncate(SAMPLE);
+        plan.sample = shares;
+        if unlisted > 0 {
+            plan.notes.push(format!("{} of accounts that Synapse does not list cannot be counted beforehand", counted(unlisted, "file", "files")));
+        }
+        Ok(found)
+    }
+
+    /// Synapse's own rule (1.163, `get_local_media_ids`), but for avatars, which no list shows.
+    fn would_go(&self, file: &File, before: Timestamp) -> bool {
+        file.used_ms() < before.timestamp_millis()
+            && file.media_length.is_some_and(|bytes| bytes > self.larger_than.0)
+            && file.quarantined_by.is_none()
+            && !file.safe_from_quarantine
+    }
+}
+
+/// The candidates in the order of their last use, deleted by a cut-off that walks upward.
+#[derive(Debug)]
+struct Files {
+    until_ms: i64,
+    files: Arc<[Candidate]>,
+    /// The first file that is not behind the cut-off yet.
+    next: usize,
+    /// Where `at_most` ends the walk.
+    end: Option<usize>,
+    step: Step,
+    larger_than: Size,
+    keep_avatars: bool,
+}
+
+impl Files {
+    fn end(&self) -> usize {
+        self.end.unwrap_or(self.files.len())
+    }
+
+    /// The largest number of files up to `length` that a cut-off can part from the rest: files used in the same millisecond go together.
+    fn parting(&self, length: usize) -> usize {
+        let mut length = length.min(self.files.len());
+        while length > 0 && length < self.files.len() && self.files[length].used_ms == self.files[length - 1].used_ms {
+            length -= 1;
+        }
+        length
+    }
+}
+
+impl Walk for Files {
+    fn action(&self) -> Action {
+        Action::PurgeLocalMedia
+    }
+
+    fn target(&self) -> String {
+        format!("local files last accessed before {}", spoken_ms(self.until_ms))
+    }
+
+    fn left(&self) -> Option<u64> {
+        Some((self.end() - self.next) as u64)
+    }
+
+    fn keep(&mut self, most: u64) -> u64 {
+        let length = usize::try_from(most).unwrap_or(usize::MAX).saturating_add(self.next);
+        if length < self.files.len() {
+            self.end = Some(self.parting(length).max(self.next));
+        }
+        (self.end() - self.next) as u64
+    }
+
+    fn next(&mut self, last: Option<Duration>) -> Option<Box<dyn Change>> {
+        let (start, end) = (self.next, self.end());
+        if start >= end {
+            return None;
+        }
+        let size = usize::try_from(self.step.next(last)).unwrap_or(1);
+        let mut stop = self.parting((start + size).min(end));
+        if stop <= start {
+            // More files of one millisecond than a batch holds: they cannot be parted.
+            stop = (start + 1..=end).find(|stop| self.parting(*stop) == *stop).unwrap_or(end);
+        }
+        self.next = stop;
+        let before_ms = self.files.get(stop).map_or(self.until_ms, |first_kept| first_kept.used_ms);
+        Some(Box::new(Batch { before_ms, files: Arc::clone(&self.files), start, stop, larger_than: self.larger_than, keep_avatars: self.keep_avatars }))
+    }
+}
+
+/// One call: everything used before a moment, of which earlier calls left these files.
+#[derive(Debug)]
+struct Batch {
+    before_ms: i64,
+    files: Arc<[Candidate]>,
+    start: usize,
+    stop: usize,
+    larger_than: Size,
+    keep_avatars: bool,
+}
+
+impl Batch {
+    fn files(&self) -> &[Candidate] {
+        &self.files[self.start..self.stop]
+    }
+}
+
+impl Change for Batch {
+    fn action(&self) -> Action {
+        Action::PurgeLocalMedia
+    }
+
+    fn target(&self) -> String {
+        format!("local files last accessed before {}", spoken_ms(self.before_ms))
+    }
+
+    fn count(&self) -> u64 {
+        self.files().len() as u64
+    }
+
+    fn lane(&self) -> Lane {
+        Lane::Media(Store::Local)
+    }
+
+    fn make<'a>(&'a self, writer: &'a Writer, _before: Option<&'a Value>) -> BoxFuture<'a, Result<Made, synapse::Error>> {
+        Box::pin(async move {
+            let before = Timestamp::from_timestamp_millis(self.before_ms).unwrap_or_default();
+            let deleted = writer.delete_local_media(before, self.larger_than.0, self.keep_avatars).await?;
+            Ok(self.outcome(deleted))
+        })
+    }
+}
+
+impl Batch {
+    fn outcome(&self, deleted: Vec<String>) -> Made {
+        let sizes: HashMap<&str, u64> = self.files().iter().map(|file| (&*file.id, file.bytes)).collect();
+        let files: Vec<(String, Option<u64>)> = deleted.into_iter().map(|id| (sizes.get(id.as_str()).copied(), id)).map(|(bytes, id)| (id, bytes)).collect();
+        let gone: HashSet<&str> = files.iter().map(|(id, _)| id.as_str()).collect();
+        let facts: Vec<Fact> = self
+            .files()
+            .iter()
+            .filter(|file| !gone.contains(&*file.id))
+            .map(|file| Fact { topic: Topic::Kept, key: file.id.to_string(), value: file.used_ms.to_string() })
+            .collect();
+        let (done, skipped) = (files.len() as u64, facts.len() as u64);
+        Made {
+            done,
+            skipped,
+            bytes: files.iter().filter_map(|(_, bytes)| *bytes).sum(),
+            detail: (skipped > 0).then(|| format!("Synapse kept {} of this batch, most likely avatars", counted(skipped, "file", "files"))),
+            files,
+            facts,
+        }
+    }
+}
+
+fn spoken_ms(ms: i64) -> String {
+    spoken(Timestamp::from_timestamp_millis(ms).unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn walk(used: &[i64], batch: i64) -> Files {
+        let files: Vec<Candidate> = used.iter().enumerate().map(|(index, ms)| Candidate { used_ms: *ms, bytes: 1, id: format!("f{index}").into() }).collect();
+        let step = Step { size: batch, least: 1, most: batch };
+        Files { until_ms: 1000, files: files.into(), next: 0, end: None, step, larger_than: Size(0), keep_avatars: true }
+    }
+
+    fn calls(mut walk: Files) -> Vec<(i64, u64)> {
+        let mut calls = Vec::new();
+        while let Some(change) = walk.next(Some(Duration::from_secs(10))) {
+            let target = change.target();
+            let ms = target.strip_prefix("local files last accessed before 1970-01-01 00:00:0").map_or(1000, |rest| rest[..1].parse::<i64>().unwrap());
+            calls.push((ms, change.count()));
+        }
+        calls
+    }
+
+    #[test]
+    fn the_cut_off_walks_upward_and_the_last_call_reaches_the_end() {
+        let mut files = walk(&[10, 20, 30, 40, 50], 2);
+        let moments: Vec<(u64, String)> = std::iter::from_fn(|| files.next(Some(Duration::from_secs(10)))).map(|change| (change.count(), format!("{change:?}"))).collect();
+        let cut_offs: Vec<&str> = moments.iter().map(|(_, text)| text.split(['{', ',']).nth(1).unwrap().trim()).collect();
+        assert_eq!(cut_offs, ["before_ms: 30", "before_ms: 50", "before_ms: 1000"]);
+        assert_eq!(moments.iter().map(|(count, _)| *count).collect::<Vec<_>>(), [2, 2, 1]);
+    }
+
+    #[test]
+    fn files_of_one_millisecond_go_together_and_at_most_never_takes_more() {
+        assert_eq!(calls(walk(&[10, 20, 20, 20, 30], 2)).iter().map(|(_, count)| *count).collect::<Vec<_>>(), [1, 3, 1]);
+        let mut files = walk(&[10, 20, 20, 20, 30], 100);
+        assert_eq!(files.keep(3), 1);
+        let only = files.next(None).unwrap();
+        assert_eq!((only.count(), files.left(), files.next(None).is_none()), (1, Some(0), true));
+        assert_eq!(walk(&[20, 20], 100).keep(1), 0);
+    }
+}

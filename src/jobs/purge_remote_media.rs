@@ -1,0 +1,132 @@
+//! `purge-remote-media`: empties the cache of other servers' files.
+
+use std::time::Duration;
+
+use chrono::TimeDelta;
+use futures_util::future::BoxFuture;
+use serde_json::Value;
+
+use super::steps::Step;
+use crate::age::{Age, Moment};
+use crate::change::{Change, Fact, Lane, Made, Plan, Store, Topic, Walk, Work};
+use crate::clock::{Timestamp, spoken};
+use crate::job::{Context, Failure, Job, Needs};
+use crate::keys;
+use crate::keys::{Key, Mistake, Table};
+use crate::length::Length;
+use crate::report::Action;
+use crate::synapse::{self, Version, Writer};
+
+keys! {
+    pub struct Keys {
+        /// Only cached files not accessed for this long, counted back from the start of the run. Exactly one of `older_than` and `before`.
+        pub older_than: Option<Length>,
+        /// Only cached files not accessed since this moment.
+        pub before: Option<Moment>,
+        /// Allows an age under 7 days.
+        pub allow_recent: bool = "false",
+    }
+}
+
+#[derive(Debug)]
+pub struct PurgeRemoteMedia {
+    age: Age,
+}
+
+impl Job for PurgeRemoteMedia {
+    const KIND: &'static str = "purge-remote-media";
+    const ABOUT: &'static str = "Deletes cached copies of other servers' files that nobody accessed for long. They are fetched again when somebody asks, if their own server still has them. \
+        Leaves alone what is quarantined. Has no preview: Synapse lists its cache nowhere, so that a dry run can only say what it would ask for.";
+    const KEYS: &'static [Key] = Keys::KEYS;
+    const COUNTS: bool = false;
+    const NEEDS: Needs = Needs { synapse: Version(1, 78), clock: true, not_under_mas: None, plans_offline: false, media: true };
+
+    fn read(table: &Table<'_, '_>, now: Timestamp, mistakes: &mut Vec<Mistake>) -> Option<Self> {
+        let keys = Keys::read(table, mistakes)?;
+        Some(Self { age: Age::from_keys(table, now, keys.older_than, keys.before, keys.allow_recent, mistakes)? })
+    }
+
+    async fn plan(&self, context: &Context<'_>, plan: &mut Plan) -> Result<(), Failure> {
+        let until_ms = self.age.cut_off(context.at).timestamp_millis();
+        let reached = context.memory.facts(Topic::RemoteCutOff).await?.get("").and_then(|ms| ms.parse().ok()).unwrap_or(MATRIX_BEGAN_MS);
+        plan.notes.push("Synapse lists its cache of remote media nowhere: there is no preview of how many files will go".to_owned());
+        plan.work = Work::Walk(Box::new(Cache { until_ms, reached_ms: i64::min(reached, until_ms - 1), step: Step { size: FIRST_STEP_MS, least: LEAST_STEP_MS, most: MOST_STEP_MS } }));
+        Ok(())
+    }
+}
+
+/// 2014-08-01, before the first Matrix server: nothing was accessed earlier.
+const MATRIX_BEGAN_MS: i64 = 1_406_851_200_000;
+const FIRST_STEP_MS: i64 = TimeDelta::days(15).num_milliseconds();
+const LEAST_STEP_MS: i64 = TimeDelta::minutes(10).num_milliseconds();
+/// Old years are nearly empty, and a step that grew over them must not swallow a full month.
+const MOST_STEP_MS: i64 = TimeDelta::days(60).num_milliseconds();
+
+/// The cache, purged by a cut-off that walks upward from where the last run came.
+#[derive(Debug)]
+struct Cache {
+    until_ms: i64,
+    reached_ms: i64,
+    step: Step,
+}
+
+impl Walk for Cache {
+    fn action(&self) -> Action {
+        Action::PurgeRemoteMedia
+    }
+
+    fn target(&self) -> String {
+        format!("cached remote files last accessed before {}", spoken_ms(self.until_ms))
+    }
+
+    fn left(&self) -> Option<u64> {
+        None
+    }
+
+    fn keep(&mut self, _most: u64) -> u64 {
+        0
+    }
+
+    fn next(&mut self, last: Option<Duration>) -> Option<Box<dyn Change>> {
+        if self.reached_ms >= self.until_ms {
+            return None;
+        }
+        self.reached_ms = (self.reached_ms + self.step.next(last)).min(self.until_ms);
+        Some(Box::new(Purge { before_ms: self.reached_ms }))
+    }
+}
+
+#[derive(Debug)]
+struct Purge {
+    before_ms: i64,
+}
+
+impl Change for Purge {
+    fn action(&self) -> Action {
+        Action::PurgeRemoteMedia
+    }
+
+    fn target(&self) -> String {
+        format!("cached remote files last accessed before {}", spoken_ms(self.before_ms))
+    }
+
+    fn count(&self) -> u64 {
+        0
+    }
+
+    fn lane(&self) -> Lane {
+        Lane::Media(Store::Remote)
+    }
+
+    fn make<'a>(&'a self, writer: &'a Writer, _before: Option<&'a Value>) -> BoxFuture<'a, Result<Made, synapse::Error>> {
+        Box::pin(async move {
+            let deleted = writer.purge_media_cache(Timestamp::from_timestamp_millis(self.before_ms).unwrap_or_default()).await?;
+            let facts = vec![Fact { topic: Topic::RemoteCutOff, key: String::new(), value: self.before_ms.to_string() }];
+            Ok(Made { facts, ..Made::things(deleted) })
+        })
+    }
+}
+
+fn spoken_ms(ms: i64) -> String {
+    spoken(Timestamp::from_timestamp_millis(ms).unwrap_or_default())
+}

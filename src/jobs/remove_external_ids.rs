@@ -1,0 +1,295 @@
+//! `remove-external-ids`: takes SSO identities of a provider from accounts.
+
+use std::collections::BTreeMap;
+
+use futures_util::future::BoxFuture;
+use futures_util::{StreamExt, stream};
+use serde_json::Value;
+use toml::Spanned;
+use toml::de::DeValue;
+
+use crate::change::{Change, Check, Made, Plan, Work};
+use crate::clock::Timestamp;
+use crate::glob::{Glob, Matched, UserGlob, chosen, unmatched};
+use crate::job::{Context, Failure, Job, Needs};
+use crate::keys;
+use crate::keys::{Key, Mistake, Table, Value as ConfigValue, read_text, wrong_type};
+use crate::report::Action;
+use crate::synapse::{self, ExternalId, Reader, User, Version, Writer};
+use crate::words;
+use crate::words::grouped;
+
+keys! {
+    pub struct Keys {
+        /// Identities of these providers, named as Synapse stores them: an OIDC provider is "oidc-" and its idp_id.
+        pub providers: Vec<Provider>,
+        /// Which accounts: "all", or one or more of "active", "deactivated", "locked" (locked or suspended).
+        pub accounts: Accounts,
+        /// Only identities that one of these globs matches.
+        pub external_ids: Vec<Glob> = "[\"*\"]",
+        /// Only these accounts.
+        pub users: Vec<UserGlob> = "[\"*\"]",
+        /// Never these accounts.
+        pub except_users: Vec<UserGlob> = "[]",
+        /// Also the accounts of server admins.
+        pub include_admins: bool = "false",
+        /// Leaves an identity alone that is the only one of an active account.
+        pub keep_last: bool = "false",
+    }
+}
+
+/// Who is meant, shared by the plan and by each of its changes, which looks again.
+#[derive(Debug, Clone)]
+struct Choice {
+    providers: Vec<Provider>,
+    accounts: Accounts,
+    external_ids: Vec<Glob>,
+    include_admins: bool,
+    keep_last: bool,
+}
+
+#[derive(Debug)]
+pub struct RemoveExternalIds {
+    choice: std::sync::Arc<Choice>,
+    users: Vec<UserGlob>,
+    except_users: Vec<UserGlob>,
+}
+
+impl Job for RemoveExternalIds {
+    const KIND: &'static str = "remove-external-ids";
+    const ABOUT: &'static str = "Removes the external ids (SSO identities) of given providers from accounts, so that they no longer log in there, and may belong to another account. \
+        Keeps every other id, never creates an account and never reactivates one; the daemon's own account, and without include_admins every server admin, is left alone. \
+        The list as it was is recorded with each change. Whoever loses the only id and has no password cannot log in any more.";
+    const KEYS: &'static [Key] = Keys::KEYS;
+    const NEEDS: Needs = Needs {
+        synapse: Version(1, 46),
+        clock: false,
+        not_under_mas: Some("accounts of this homeserver live in the Matrix Authentication Service, and so do the links to their identities: remove them there (its Admin API, upstream-oauth-links, or `mas-cli`), what Synapse holds is not used"),
+        plans_offline: false,
+        media: false,
+    };
+
+    fn read(table: &Table<'_, '_>, _now: Timestamp, mistakes: &mut Vec<Mistake>) -> Option<Self> {
+        let Keys { providers, accounts, external_ids, users, except_users, include_admins, keep_last } = Keys::read(table, mistakes)?;
+        for (list, name) in [(providers.is_empty(), "providers"), (external_ids.is_empty(), "external_ids"), (users.is_empty(), "users")] {
+            if list {
+                mistakes.push(Mistake::new(table.span_of(name), format!("`{name}` is empty: this job would never do anything")));
+            }
+        }
+        let choice = std::sync::Arc::new(Choice { providers, accounts, external_ids, include_admins, keep_last });
+        Some(Self { choice, users, except_users })
+    }
+
+    async fn plan(&self, context: &Context<'_>, plan: &mut Plan) -> Result<(), Failure> {
+        let own = context.identity().await?.account.name.clone();
+        let (mut seen, mut held, mut changes, mut last_ones) = (Matched::default(), BTreeMap::<String, u64>::new(), Vec::new(), 0);
+        let (mut read, mut total, mut previous) = (0, 0, None::<String>);
+        let mut pages = std::pin::pin!(context.reader.user_pages());
+        while let Some(page) = pages.next().await {
+            let (rows, all) = page?;
+            total = all;
+            let rows: Vec<_> = rows
+                .into_iter()
+                .filter(|row| {
+                    let again = previous.as_ref() == Some(&row.name);
+                    previous = Some(row.name.clone());
+                    read += u64::from(!again);
+                    !again && row.name != own && chosen(&row.name, &self.users, &self.except_users, &mut seen) && (self.choice.include_admins || !row.admin) && self.choice.accounts.may_hold(row.deactivated, row.locked)
+                })
+                .collect();
+            let mut done = read - rows.len() as u64;
+            let mut answers = stream::iter(rows).map(|row| async move { context.reader.user(&row.name).await }).buffer_unordered(context.concurrency);
+            while let Some(user) = answers.next().await {
+                let user = match user {
+                    Err(error) if error.is_not_found() => continue,
+                    user => user?,
+                };
+                done += 1;
+                context.reading("accounts", done, total);
+                for id in &user.external_ids {
+                    *held.entry(id.auth_provider.clone()).or_default() += 1;
+                }
+                let (gone, left) = self.choice.split(&user);
+                if !gone.is_empty() {
+                    last_ones += if left.is_empty() && Class::of(&user) == Class::Active { gone.len() as u64 } else { 0 };
+                    changes.push(Removal { user_id: user.name, gone, choice: self.choice.clone() });
+                }
+            }
+        }
+        context.reading("accounts", total, total);
+        changes.sort_unstable_by(|a, b| a.user_id.cmp(&b.user_id));
+        self.note(plan, &held, last_ones, &seen);
+        plan.some_fine = true;
+        plan.work = Work::Changes(changes.into_iter().map(|change| Box::new(change) as Box<dyn Change>).collect());
+        Ok(())
+    }
+}
+
+impl RemoveExternalIds {
+    fn note(&self, plan: &mut Plan, held: &BTreeMap<String, u64>, last_ones: u64, seen: &Matched) {
+        if last_ones > 0 {
+            plan.notes.push(format!(
+                "{} of the planned {} the only one of an active account, which then needs a password or another identity to log in (`keep_last = true` leaves those alone)",
+                grouped(last_ones),
+                if last_ones == 1 { "ids is" } else { "ids are each" }
+            ));
+        }
+        let missing: Vec<&str> = self.choice.providers.iter().map(|provider| provider.0.as_str()).filter(|provider| !held.contains_key(*provider)).collect();
+        if !missing.is_empty() {
+            let names: Vec<String> = missing.iter().map(|name| format!("`{name}`")).collect();
+            let others: Vec<String> = held.iter().map(|(provider, count)| format!("`{provider}` {}", grouped(*count))).collect();
+            let others = if others.is_empty() { "no provider at all".to_owned() } else { others.join(", ") };
+            plan.notes.push(format!("{} held by nobody; seen: {others}", names.join(", ")));
+        }
+        for pattern in unmatched(&self.users, &self.except_users, seen) {
+            plan.notes.push(format!("`{pattern}` matched no account"));
+        }
+    }
+}
+
+impl Choice {
+    /// The ids to remove and the ids to keep, as the account is now; nothing to remove where it is not meant (any more).
+    fn split(&self, user: &User) -> (Vec<ExternalId>, Vec<ExternalId>) {
+        if !self.accounts.hold(Class::of(user)) || (user.admin && !self.include_admins) {
+            return (Vec::new(), user.external_ids.clone());
+        }
+        let (gone, left): (Vec<_>, Vec<_>) = user
+            .external_ids
+            .iter()
+            .cloned()
+            .partition(|id| self.providers.iter().any(|provider| provider.0 == id.auth_provider) && self.external_ids.iter().any(|glob| glob.matches(&id.external_id)));
+        if self.keep_last && left.is_empty() && gone.len() == 1 && Class::of(user) == Class::Active {
+            return (Vec::new(), gone);
+        }
+        (gone, left)
+    }
+}
+
+/// The removal of one account's ids; several ids of one account go together, since Synapse replaces whole lists.
+#[derive(Debug)]
+struct Removal {
+    user_id: String,
+    gone: Vec<ExternalId>,
+    choice: std::sync::Arc<Choice>,
+}
+
+impl Change for Removal {
+    fn action(&self) -> Action {
+        Action::RemoveExternalId
+    }
+
+    fn target(&self) -> String {
+        let ids: Vec<String> = self.gone.iter().map(ToString::to_string).collect();
+        format!("{} -> {}", self.user_id, ids.join(", "))
+    }
+
+    fn count(&self) -> u64 {
+        self.gone.len() as u64
+    }
+
+    fn check<'a>(&'a self, reader: &'a Reader) -> BoxFuture<'a, Result<Check, synapse::Error>> {
+        Box::pin(async move {
+            let user = reader.user(&self.user_id).await?;
+            let (mut gone, _) = self.choice.split(&user);
+            gone.retain(|id| self.gone.contains(id));
+            if gone.is_empty() {
+                return Ok(Check::Skip("the account changed since the plan, and nothing is to be removed from it any more".to_owned()));
+            }
+            Ok(Check::Go(serde_json::to_value(&user.external_ids).ok()))
+        })
+    }
+
+    fn make<'a>(&'a self, writer: &'a Writer, before: Option<&'a Value>) -> BoxFuture<'a, Result<Made, synapse::Error>> {
+        Box::pin(async move {
+            let current: Vec<ExternalId> = before.and_then(|list| serde_json::from_value(list.clone()).ok()).unwrap_or_default();
+            let (gone, mut left): (Vec<_>, Vec<_>) = current.iter().cloned().partition(|id| self.gone.contains(id));
+            // Synapse (1.163) forgets its cached answer to "whose id is this" only for ids that a PUT names: without
+            // naming them once more, a removed id would go on logging in for up to half an hour.
+            writer.set_external_ids(&self.user_id, &current).await?;
+            let mut answered = writer.set_external_ids(&self.user_id, &left).await?.external_ids;
+            answered.sort_unstable();
+            left.sort_unstable();
+            if answered != left {
+                return Err(synapse::Error::unexpected_of(&self.user_id, "Synapse answered another list of external ids than it was sent: somebody else changed the account at this moment"));
+            }
+            Ok(Made::things(gone.len() as u64))
+        })
+    }
+}
+
+/// The name of a provider as Synapse stores it.
+#[derive(Debug, Clone)]
+struct Provider(String);
+
+impl std::str::FromStr for Provider {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "" => Err("a provider has a name, such as \"oidc-google\" or \"saml\"".to_owned()),
+            "oauth-delegated" => Err("`oauth-delegated` is how Synapse stored the accounts' own link to MAS: removing it would cut everybody off".to_owned()),
+            name => Ok(Self(name.to_owned())),
+        }
+    }
+}
+
+crate::text_values! { Provider: "the name of a provider such as \"oidc-google\""; }
+
+words! {
+    /// What an account is, as far as this job asks; each is exactly one.
+    pub enum Class {
+        Active = "active",
+        Deactivated = "deactivated",
+        /// Locked or suspended.
+        Locked = "locked",
+    }
+}
+
+impl Class {
+    fn of(user: &User) -> Self {
+        match user {
+            User { deactivated: true, .. } => Self::Deactivated,
+            User { locked: true, .. } | User { suspended: true, .. } => Self::Locked,
+            _ => Self::Active,
+        }
+    }
+}
+
+/// `"all"`, or a list of classes.
+#[derive(Debug, Clone)]
+struct Accounts(Vec<Class>);
+
+impl Accounts {
+    fn hold(&self, class: Class) -> bool {
+        self.0.contains(&class)
+    }
+
+    /// Whether a row of the list can turn out to be meant: it does not show who is suspended.
+    fn may_hold(&self, deactivated: bool, locked: bool) -> bool {
+        match (deactivated, locked) {
+            (true, _) => self.hold(Class::Deactivated),
+            (false, true) => self.hold(Class::Locked),
+            (false, false) => self.hold(Class::Active) || self.hold(Class::Locked),
+        }
+    }
+}
+
+impl ConfigValue for Accounts {
+    const TYPE: &'static str = "\"all\", or one or more of \"active\", \"deactivated\", \"locked\"";
+
+    fn read(value: &Spanned<DeValue<'_>>, mistakes: &mut Vec<Mistake>) -> Option<Self> {
+        match value.get_ref() {
+            DeValue::String(text) if text == "all" => Some(Self(Class::ALL.to_vec())),
+            DeValue::String(_) => Some(Self(vec![read_text(value, Self::TYPE, mistakes)?])),
+            DeValue::Array(items) if !items.is_empty() => Vec::<Class>::read(value, mistakes).map(Self),
+            DeValue::Array(_) => {
+                mistakes.push(Mistake::new(value.span(), format!("expected {}", Self::TYPE)));
+                None
+            }
+            _ => {
+                mistakes.push(wrong_type(value, Self::TYPE));
+                None
+            }
+        }
+    }
+}

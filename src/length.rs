@@ -1,0 +1,126 @@
+//! A length of time as users write it: `"90d"`, `"12h"`, `"10m"`, `"30s"`.
+
+use std::fmt;
+use std::str::FromStr;
+use std::time::Duration;
+
+use crate::text_values;
+
+/// A whole number of days, hours, minutes or seconds, at most a hundred years.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Length(pub Duration);
+
+const DAY: u64 = 86_400;
+const LONGEST: u64 = 100 * 366 * DAY;
+
+impl Length {
+    pub fn days(days: u64) -> Self {
+        Self(Duration::from_secs(days * DAY))
+    }
+
+    pub fn as_chrono(self) -> chrono::TimeDelta {
+        chrono::TimeDelta::seconds(i64::try_from(self.0.as_secs()).unwrap_or(i64::MAX / 1000))
+    }
+}
+
+impl FromStr for Length {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let split = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+        let (digits, unit) = text.split_at(split);
+        let wrong = || format!("{text:?} is no length of time: write a number and a unit, such as \"90d\", \"12h\", \"10m\" or \"30s\"");
+        let number: u64 = digits.parse().map_err(|_| wrong())?;
+        let seconds = match unit {
+            "s" => 1,
+            "m" => 60,
+            "h" => 3600,
+            "d" => DAY,
+            "" => return Err(format!("{text:?} has no unit: did you mean \"{number}d\" (days), \"{number}h\", \"{number}m\" (minutes) or \"{number}s\"?")),
+            _ => return Err(other_unit(text, number, unit).unwrap_or_else(wrong)),
+        };
+        number
+            .checked_mul(seconds)
+            .filter(|total| *total <= LONGEST)
+            .map(|total| Self(Duration::from_secs(total)))
+            .ok_or_else(|| format!("{text:?} is longer than a hundred years"))
+    }
+}
+
+/// Units that people write and that would be misread: the answer names the days.
+fn other_unit(text: &str, number: u64, unit: &str) -> Option<String> {
+    let days = |each: u64| number.saturating_mul(each);
+    let (name, meant) = match unit.to_ascii_lowercase().trim() {
+        "w" | "week" | "weeks" => ("weeks are", days(7)),
+        "mo" | "mon" | "month" | "months" => ("months are", days(30)),
+        "y" | "yr" | "year" | "years" => ("years are", days(365)),
+        "d" | "day" | "days" => ("this spelling of days is", number),
+        "ms" => return Some(format!("{text:?}: the shortest unit is the second, such as \"1s\"")),
+        "min" | "mins" | "minute" | "minutes" => return Some(format!("{text:?}: write minutes as \"{number}m\"")),
+        "h" | "hour" | "hours" => return Some(format!("{text:?}: write hours as \"{number}h\"")),
+        "s" | "sec" | "second" | "seconds" => return Some(format!("{text:?}: write seconds as \"{number}s\"")),
+        _ => return None,
+    };
+    Some(format!("{text:?}: {name} not a unit here: write the days, \"{meant}d\""))
+}
+
+impl fmt::Display for Length {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let seconds = self.0.as_secs();
+        for (unit, size) in [("d", DAY), ("h", 3600), ("m", 60)] {
+            if seconds >= size && seconds.is_multiple_of(size) {
+                return write!(f, "{}{unit}", seconds / size);
+            }
+        }
+        write!(f, "{seconds}s")
+    }
+}
+
+text_values! { Length: "a length of time such as \"90d\", \"12h\", \"10m\" or \"30s\""; }
+
+/// A duration as a person says it: `0.4 s`, `12 s`, `3 min 20 s`, `2 h 5 min`, `3 d 4 h`.
+pub fn spoken(duration: Duration) -> String {
+    let seconds = duration.as_secs();
+    match seconds {
+        0..10 => format!("{:.1} s", duration.as_secs_f64()),
+        10..60 => format!("{seconds} s"),
+        60..3600 => pair(seconds / 60, "min", seconds % 60, "s"),
+        3600..DAY => pair(seconds / 3600, "h", seconds % 3600 / 60, "min"),
+        _ => pair(seconds / DAY, "d", seconds % DAY / 3600, "h"),
+    }
+}
+
+fn pair(large: u64, large_unit: &str, small: u64, small_unit: &str) -> String {
+    if small == 0 { format!("{large} {large_unit}") } else { format!("{large} {large_unit} {small} {small_unit}") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_four_units_are_read_and_written_back() {
+        for (text, seconds) in [("90d", 7_776_000), ("12h", 43_200), ("10m", 600), ("30s", 30), ("0s", 0)] {
+            let length: Length = text.parse().unwrap();
+            assert_eq!((length.0.as_secs(), length.to_string()), (seconds, text.to_owned()));
+        }
+    }
+
+    #[test]
+    fn other_units_are_refused_and_the_days_are_named() {
+        let refusal = |text: &str| text.parse::<Length>().unwrap_err();
+        insta::assert_snapshot!(refusal("6mo"), @r#""6mo": months are not a unit here: write the days, "180d""#);
+        insta::assert_snapshot!(refusal("2w"), @r#""2w": weeks are not a unit here: write the days, "14d""#);
+        insta::assert_snapshot!(refusal("1y"), @r#""1y": years are not a unit here: write the days, "365d""#);
+        insta::assert_snapshot!(refusal("90"), @r#""90" has no unit: did you mean "90d" (days), "90h", "90m" (minutes) or "90s"?"#);
+        insta::assert_snapshot!(refusal("-5d"), @r#""-5d" is no length of time: write a number and a unit, such as "90d", "12h", "10m" or "30s""#);
+        insta::assert_snapshot!(refusal("99999999999999999999d"), @r#""99999999999999999999d" is no length of time: write a number and a unit, such as "90d", "12h", "10m" or "30s""#);
+        insta::assert_snapshot!(refusal("99999999d"), @r#""99999999d" is longer than a hundred years"#);
+    }
+
+    #[test]
+    fn durations_are_spoken_in_two_units_at_most() {
+        let said = [400, 12_000, 200_000, 7_500_000, 273_600_000].map(|ms| spoken(Duration::from_millis(ms)));
+        assert_eq!(said, ["0.4 s", "12 s", "3 min 20 s", "2 h 5 min", "3 d 4 h"]);
+    }
+}

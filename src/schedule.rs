@@ -1,0 +1,209 @@
+//! When a job is due: cron patterns, time zones and windows, as pure functions of a moment.
+
+use std::fmt;
+use std::str::FromStr;
+
+use chrono::{DateTime, Duration, NaiveTime, TimeZone, Utc};
+use chrono_tz::Tz;
+use croner4::parser::{CronParser, Seconds, Year};
+
+use crate::clock::Timestamp;
+use crate::text_values;
+use crate::words::nearest;
+
+/// A cron pattern of five fields, six with leading seconds, or an `@` word; days of month and of week together mean OR.
+///
+/// Kept as text: a parsed pattern is 5 KiB, and parsing one takes 14 µs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Schedule(Box<str>);
+
+/// An IANA time zone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Zone(pub Tz);
+
+/// Hours of the day in which a run may work, such as `01:00-06:00`; it may go over midnight.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Window {
+    start: NaiveTime,
+    end: NaiveTime,
+}
+
+impl Schedule {
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// The first occurrence after `moment`, strictly.
+    ///
+    /// A fixed time that a change of the clocks leaves out comes right after the gap; one that comes twice comes the first time.
+    pub fn next(&self, moment: Timestamp, zone: Zone) -> Option<DateTime<Tz>> {
+        let cron = pattern(&self.0).ok()?;
+        let mut after = moment.with_timezone(&zone.0);
+        // A search that starts inside a repeated hour must not answer with a moment that has passed.
+        for _ in 0..4 {
+            let found = cron.find_next_occurrence(&after, false).ok()?;
+            if found > moment {
+                return Some(found);
+            }
+            after += Duration::minutes(30);
+        }
+        None
+    }
+}
+
+fn pattern(text: &str) -> Result<croner4::Cron, croner4::errors::CronError> {
+    CronParser::builder().seconds(Seconds::Optional).year(Year::Disallowed).build().parse(text)
+}
+
+impl FromStr for Schedule {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let text = text.trim();
+        if let Some(word) = text.strip_prefix('@') {
+            let known = ["hourly", "daily", "weekly", "monthly", "yearly"];
+            if !known.contains(&word) {
+                let hint = nearest(word, known.into_iter()).map_or_else(|| "expected @hourly, @daily, @weekly, @monthly or @yearly".to_owned(), |near| format!("did you mean `@{near}`?"));
+                return Err(format!("`@{word}` is no schedule, {hint}"));
+            }
+        } else {
+            let fields = text.split_whitespace().count();
+            if fields != 5 && fields != 6 {
+                return Err(format!(
+                    "a schedule has five fields (minute hour day-of-month month day-of-week), or six with leading seconds; this one has {fields}: for 03:30 every night write \"30 3 * * *\""
+                ));
+            }
+        }
+        let cron = pattern(text).map_err(|error| format!("{text:?} is no schedule: {error}"))?;
+        cron.find_next_occurrence(&DateTime::<Utc>::UNIX_EPOCH, false)
+            .map_err(|_| format!("the schedule {text:?} never comes: there is no such day"))?;
+        Ok(Self(text.into()))
+    }
+}
+
+impl FromStr for Zone {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        text.parse().map(Self).map_err(|_| {
+            let hint = nearest(text, chrono_tz::TZ_VARIANTS.iter().map(|zone| zone.name()))
+                .map_or_else(|| "expected an IANA name such as \"Europe/Berlin\" or \"UTC\"".to_owned(), |near| format!("did you mean \"{near}\"?"));
+            format!("{text:?} is no time zone, {hint}")
+        })
+    }
+}
+
+impl fmt::Display for Zone {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.0.name())
+    }
+}
+
+impl Window {
+    pub fn contains(self, moment: Timestamp, zone: Zone) -> bool {
+        let time = moment.with_timezone(&zone.0).time();
+        if self.start < self.end { self.start <= time && time < self.end } else { self.start <= time || time < self.end }
+    }
+
+    /// The first end of the window after `moment`.
+    pub fn end_after(self, moment: Timestamp, zone: Zone) -> Timestamp {
+        next_time(self.end, moment, zone)
+    }
+
+    /// The first start of the window after `moment`.
+    pub fn start_after(self, moment: Timestamp, zone: Zone) -> Timestamp {
+        next_time(self.start, moment, zone)
+    }
+}
+
+fn next_time(time: NaiveTime, moment: Timestamp, zone: Zone) -> Timestamp {
+    let mut day = moment.with_timezone(&zone.0).date_naive();
+    loop {
+        let mut local = day.and_time(time);
+        // A time in the gap of a change of the clocks is taken as the first one after it.
+        let found = loop {
+            match zone.0.from_local_datetime(&local).earliest() {
+                Some(found) => break found.with_timezone(&Utc),
+                None => local += Duration::minutes(15),
+            }
+        };
+        if found > moment {
+            return found;
+        }
+        day += Duration::days(1);
+    }
+}
+
+impl FromStr for Window {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = || format!("{text:?} is no window: write two times of the day, such as \"01:00-06:00\"");
+        let (start, end) = text.split_once('-').ok_or_else(wrong)?;
+        let time = |part: &str| NaiveTime::parse_from_str(part.trim(), "%H:%M").map_err(|_| wrong());
+        let (start, end) = (time(start)?, time(end)?);
+        if start == end {
+            return Err(format!("the window {text:?} is empty: leave the key out to allow the whole day"));
+        }
+        Ok(Self { start, end })
+    }
+}
+
+impl fmt::Display for Window {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}-{}", self.start.format("%H:%M"), self.end.format("%H:%M"))
+    }
+}
+
+text_values! {
+    Schedule: "a cron pattern such as \"30 3 * * *\", or @hourly, @daily, @weekly, @monthly, @yearly";
+    Zone: "an IANA time zone such as \"Europe/Berlin\"";
+    Window: "two times of the day such as \"01:00-06:00\"";
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn moment(text: &str) -> Timestamp {
+        text.parse().unwrap()
+    }
+
+    fn zone(text: &str) -> Zone {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn a_slip_in_a_schedule_is_explained() {
+        let refusal = |text: &str| text.parse::<Schedule>().unwrap_err();
+        insta::assert_snapshot!(refusal("30 3 * *"), @r#"a schedule has five fields (minute hour day-of-month month day-of-week), or six with leading seconds; this one has 4: for 03:30 every night write "30 3 * * *""#);
+        insta::assert_snapshot!(refusal("0 0 30 2 *"), @r#"the schedule "0 0 30 2 *" never comes: there is no such day"#);
+        insta::assert_snapshot!(refusal("@dayly"), @"`@dayly` is no schedule, did you mean `@daily`?");
+        insta::assert_snapshot!("Europe/Berln".parse::<Zone>().unwrap_err(), @r#""Europe/Berln" is no time zone, did you mean "Europe/Berlin"?"#);
+        assert!(refusal("61 3 * * *").starts_with("\"61 3 * * *\" is no schedule: "));
+    }
+
+    #[test]
+    fn day_of_month_and_day_of_week_together_mean_or() {
+        let schedule: Schedule = "0 0 13 * 5".parse().unwrap();
+        let first = schedule.next(moment("2026-11-10T00:00:00Z"), zone("UTC")).unwrap();
+        assert_eq!(first.to_rfc3339(), "2026-11-13T00:00:00+00:00");
+        let second = schedule.next(first.with_timezone(&Utc), zone("UTC")).unwrap();
+        assert_eq!(second.to_rfc3339(), "2026-11-20T00:00:00+00:00");
+    }
+
+    #[test]
+    fn a_window_over_midnight_holds_both_sides() {
+        let (window, berlin): (Window, _) = ("22:00-04:00".parse().unwrap(), zone("Europe/Berlin"));
+        let inside = ["2026-11-23T21:30:00Z", "2026-11-24T02:59:00Z"].map(|text| window.contains(moment(text), berlin));
+        let outside = ["2026-11-23T20:59:00Z", "2026-11-24T03:00:00Z"].map(|text| window.contains(moment(text), berlin));
+        assert_eq!((inside, outside), ([true; 2], [false; 2]));
+        assert_eq!(window.end_after(moment("2026-11-23T21:30:00Z"), berlin), moment("2026-11-24T03:00:00Z"));
+    }
+
+    #[test]
+    fn a_window_that_ends_in_the_gap_ends_right_after_it() {
+        let window: Window = "01:00-02:30".parse().unwrap();
+        assert_eq!(window.end_after(moment("2027-03-28T00:30:00Z"), zone("Europe/Berlin")), moment("2027-03-28T01:00:00Z"));
+    }
+}

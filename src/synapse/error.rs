@@ -1,0 +1,139 @@
+//! What went wrong between us and a homeserver, and what may be done about it.
+
+use std::fmt;
+use std::time::Duration;
+
+use reqwest::Method;
+
+/// A request that did not get the answer it was sent for.
+#[derive(Debug, Clone, thiserror::Error)]
+pub struct Error {
+    pub method: Method,
+    /// The path as it was sent, without the query.
+    pub path: String,
+    pub cause: Cause,
+    /// What the administrator can do, where that is known.
+    pub advice: Option<String>,
+}
+
+#[derive(Debug, Clone)]
+pub enum Cause {
+    /// The request was never sent.
+    Unreachable(String),
+    /// The request was sent, and no whole answer came back: Synapse may have done it, or be doing it still.
+    Lost(String),
+    /// Synapse's own error envelope.
+    Synapse { status: u16, errcode: String, error: String, retry_after: Option<Duration> },
+    /// An error without Matrix's envelope: something in front of Synapse answered.
+    NotSynapse { status: u16, excerpt: String },
+    /// The answer is not what this endpoint answers.
+    Undecodable { problem: String, excerpt: String },
+    /// The answer says that something else happened than was asked for.
+    Unexpected(String),
+}
+
+impl Error {
+    /// An answer about an account that says that something else happened than was asked for.
+    pub fn unexpected_of(user_id: &str, problem: &str) -> Self {
+        Self { method: Method::PUT, path: user_id.to_owned(), cause: Cause::Unexpected(problem.to_owned()), advice: None }
+    }
+
+    /// Whether trying the whole run again later may help.
+    pub fn is_transient(&self) -> bool {
+        match &self.cause {
+            Cause::Unreachable(_) | Cause::Lost(_) | Cause::Undecodable { .. } => true,
+            Cause::Synapse { status, .. } => matches!(status, 429 | 502..=504) || (*status == 500 && self.method == Method::GET && !self.is_about_token()),
+            Cause::NotSynapse { status, .. } => matches!(status, 408 | 429 | 500..=599),
+            Cause::Unexpected(_) => false,
+        }
+    }
+
+    /// Whether only the target of this one change is concerned, so that others can go on.
+    pub fn is_about_target(&self) -> bool {
+        match &self.cause {
+            Cause::Synapse { status, errcode, .. } => {
+                !self.is_transient()
+                    && !self.is_about_token()
+                    && (400..=500).contains(status)
+                    && !matches!(errcode.as_str(), "M_UNRECOGNIZED" | "M_RESOURCE_LIMIT_EXCEEDED" | "M_CONSENT_NOT_GIVEN" | "M_MISSING_PARAM" | "M_NOT_JSON")
+            }
+            _ => false,
+        }
+    }
+
+    /// Whether the token is dead, locked out, or no server admin's: nothing will work until a person acts.
+    pub fn is_about_token(&self) -> bool {
+        match &self.cause {
+            Cause::Synapse { status: 401, .. } => true,
+            Cause::Synapse { status: 403, error, .. } => error == NOT_ADMIN,
+            Cause::Synapse { status: 500, error, .. } => error.starts_with("Invalid username claim"),
+            _ => false,
+        }
+    }
+
+    /// Whether the endpoint is not registered in the process that answered: too old, MAS, or another worker.
+    pub fn is_unrecognized(&self) -> bool {
+        matches!(&self.cause, Cause::Synapse { errcode, .. } if errcode == "M_UNRECOGNIZED")
+    }
+
+    pub fn is_not_found(&self) -> bool {
+        matches!(&self.cause, Cause::Synapse { status: 404, errcode, .. } if errcode == "M_NOT_FOUND")
+    }
+
+    /// Whether the request may have been carried out, or may be at work still, although no good answer came.
+    pub fn may_be_at_work(&self) -> bool {
+        match &self.cause {
+            Cause::Lost(_) | Cause::Undecodable { .. } => true,
+            Cause::NotSynapse { status, .. } => *status >= 500,
+            _ => false,
+        }
+    }
+
+    /// How long the homeserver asked to be left alone.
+    pub fn retry_after(&self) -> Option<Duration> {
+        match &self.cause {
+            Cause::Synapse { retry_after, .. } => *retry_after,
+            _ => None,
+        }
+    }
+
+    pub(super) fn is_limited(&self) -> bool {
+        matches!(&self.cause, Cause::Synapse { status: 429, .. } | Cause::NotSynapse { status: 429, .. })
+    }
+
+    /// Synapse's own words, or the nearest thing to them.
+    pub fn words(&self) -> String {
+        match &self.cause {
+            Cause::Unreachable(problem) => format!("not reachable: {problem}"),
+            Cause::Lost(problem) => format!("the answer was lost: {problem}"),
+            Cause::Synapse { status, errcode, error, .. } => format!("{status} {errcode}: {error}"),
+            Cause::NotSynapse { status, excerpt } if excerpt.is_empty() => format!("{status} with an empty body, which is not Synapse's way to say no"),
+            Cause::NotSynapse { status, excerpt } => format!("{status} from something that is not Synapse: {excerpt}"),
+            Cause::Undecodable { problem, excerpt } => format!("cannot read the answer ({problem}): {excerpt}"),
+            Cause::Unexpected(problem) => problem.clone(),
+        }
+    }
+}
+
+pub(super) const NOT_ADMIN: &str = "You are not a server admin";
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}: {}", self.method, self.path, self.words())?;
+        match &self.advice {
+            Some(advice) => write!(f, ". {advice}"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// The beginning of a body, on one line, for an error message.
+pub(super) fn excerpt(body: &[u8]) -> String {
+    const LONGEST: usize = 160;
+    let text = String::from_utf8_lossy(&body[..body.len().min(4 * LONGEST)]);
+    let line: String = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    match line.char_indices().nth(LONGEST) {
+        Some((end, _)) => format!("{}…", &line[..end]),
+        None => line,
+    }
+}

@@ -1,0 +1,52 @@
+//! What a job has of a homeserver: questions, all of them GET.
+
+use std::sync::Arc;
+
+use reqwest::Method;
+use serde::de::DeserializeOwned;
+use tokio::sync::OnceCell;
+
+use super::error::Error;
+use super::pace::Watch;
+use super::probe::Identity;
+use super::transport::{Answer, Base, Call, Repeat, Transport};
+use crate::clock::Clock;
+
+/// Reads one homeserver for one run; clones share the run's identity and its watch over slow answers.
+#[derive(Debug, Clone)]
+pub struct Reader {
+    pub(super) transport: Arc<Transport>,
+    pub(super) watch: Arc<Watch>,
+    pub(super) clock: Clock,
+    pub(super) identity: Arc<OnceCell<Identity>>,
+}
+
+impl Reader {
+    pub fn new(transport: Arc<Transport>, clock: Clock) -> Self {
+        Self { transport, watch: Arc::default(), clock, identity: Arc::default() }
+    }
+
+    /// The name that the config gives the homeserver.
+    pub fn homeserver(&self) -> &str {
+        &self.transport.name
+    }
+
+    /// Whether media lives in object storage, where Synapse deletes nothing.
+    pub fn keeps_objects(&self) -> bool {
+        self.transport.media_in_object_storage
+    }
+
+    /// Whether answers take so long that requests are sent at half the rate.
+    pub fn is_slow(&self) -> bool {
+        self.watch.is_slow()
+    }
+
+    pub(super) async fn get<T: DeserializeOwned>(&self, endpoint: &'static str, ids: &[&str], query: Vec<(&'static str, String)>) -> Result<T, Error> {
+        self.get_from(Base::Homeserver, endpoint, ids, query).await?.decode()
+    }
+
+    pub(super) async fn get_from(&self, base: Base, endpoint: &'static str, ids: &[&str], query: Vec<(&'static str, String)>) -> Result<Answer, Error> {
+        let call = Call { method: Method::GET, base, endpoint, ids, query, body: None, repeat: Repeat::Safe, timeout: Some(self.transport.request_timeout()) };
+        self.transport.send(&call, &self.watch).await
+    }
+}

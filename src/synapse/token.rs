@@ -1,0 +1,56 @@
+//! The access token, read again for each request so that a rotated file serves at once.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
+
+use secrecy::{ExposeSecret, SecretString};
+
+/// Where the token comes from; never shown, not even by `Debug`.
+pub struct Token {
+    file: Option<PathBuf>,
+    last: Mutex<SecretString>,
+}
+
+impl Token {
+    pub fn inline(text: SecretString) -> Self {
+        Self { file: None, last: Mutex::new(text) }
+    }
+
+    /// A token that was read from `file` a moment ago.
+    pub fn from_file(file: PathBuf, text: SecretString) -> Self {
+        Self { file: Some(file), last: Mutex::new(text) }
+    }
+
+    /// The token as it is now; while its file cannot be read, or is empty in the middle of a rotation, the last good one.
+    pub(super) fn current(&self) -> SecretString {
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(text) = self.file.as_ref().and_then(|file| std::fs::read_to_string(file).ok()) {
+            let text = trimmed(&text);
+            if !text.is_empty() && text != last.expose_secret() {
+                *last = SecretString::from(text.to_owned());
+            }
+        }
+        last.clone()
+    }
+
+    /// What to do when Synapse does not take the token any more.
+    pub(super) fn remedy(&self) -> String {
+        match &self.file {
+            Some(file) => format!("put a valid token of a server admin into {}; it is used from the next request on", file.display()),
+            None => "set `access_token` in the config to a valid token of a server admin, and reload".to_owned(),
+        }
+    }
+}
+
+/// A secret file's content without its one trailing newline.
+pub fn trimmed(text: &str) -> &str {
+    let text = text.strip_suffix('\n').unwrap_or(text);
+    text.strip_suffix('\r').unwrap_or(text)
+}
+
+impl fmt::Debug for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Token").field("file", &self.file).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,409 @@
+//! The only place that sends HTTP: token, encoding, limits, retries, decoding.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use reqwest::{Method, StatusCode, Url, header};
+use secrecy::ExposeSecret;
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use tokio::sync::Semaphore;
+use tokio::time::Instant;
+
+use super::error::{self, Cause, Error};
+use super::pace::{Pacer, Watch};
+use super::token::Token;
+use crate::keys::{Limit, Rate};
+
+/// What a homeserver needs to be talked to.
+#[derive(Debug)]
+pub struct Settings {
+    pub name: String,
+    pub url: Url,
+    pub media_url: Option<Url>,
+    pub token: Token,
+    /// PEM certificates to trust besides the system's.
+    pub ca: Option<Vec<u8>>,
+    pub max_concurrent_requests: u32,
+    pub max_requests_per_second: Limit<Rate>,
+    pub max_joins_per_second: Limit<Rate>,
+    pub request_timeout: Duration,
+    /// Whether media lives in object storage, where Synapse deletes nothing.
+    pub media_in_object_storage: bool,
+}
+
+/// Told of each answer, and of each failure to get one, for the metrics.
+pub type Observer = Arc<dyn Fn(&Answered) + Send + Sync>;
+
+/// One request as the metrics see it: a route template, never an id.
+#[derive(Debug)]
+pub struct Answered {
+    pub method: Method,
+    pub endpoint: &'static str,
+    /// `None` where no answer came.
+    pub status: Option<u16>,
+    pub took: Duration,
+    pub token_refused: bool,
+}
+
+/// A connection pool to one homeserver with its limits, shared by all runs on it.
+pub struct Transport {
+    pub name: String,
+    http: reqwest::Client,
+    url: Url,
+    media_url: Url,
+    token: Token,
+    places: Semaphore,
+    requests: Pacer,
+    joins: Pacer,
+    request_timeout: Duration,
+    pub(super) media_in_object_storage: bool,
+    observer: Observer,
+}
+
+/// Which of a homeserver's addresses serves an endpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Base {
+    Homeserver,
+    Media,
+}
+
+/// Whether a request can be sent again when it is unknown what became of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Repeat {
+    Safe,
+    Never,
+}
+
+/// One request. `endpoint` is a route template whose `{}` are filled with `ids`, encoded.
+pub(super) struct Call<'a> {
+    pub method: Method,
+    pub base: Base,
+    pub endpoint: &'static str,
+    pub ids: &'a [&'a str],
+    pub query: Vec<(&'static str, String)>,
+    pub body: Option<serde_json::Value>,
+    pub repeat: Repeat,
+    /// Media purges have none: Synapse works on regardless, and only the run's time limit ends the waiting.
+    pub timeout: Option<Duration>,
+}
+
+/// A request written by the user: a path as it goes out, under the base.
+#[derive(Debug, Clone)]
+pub struct RawRequest {
+    pub method: Method,
+    pub base: Base,
+    pub path: String,
+    pub query: Vec<(String, String)>,
+    pub body: Option<serde_json::Value>,
+    pub expect: Vec<u16>,
+    pub repeatable: bool,
+}
+
+/// A good answer.
+#[derive(Debug)]
+pub(super) struct Answer {
+    pub status: StatusCode,
+    pub body: Vec<u8>,
+    pub date: Option<String>,
+    method: Method,
+    path: String,
+}
+
+/// Sent again this often, within one attempt of a run, when a repeat is safe.
+const REPEATS: u32 = 3;
+/// Told to wait this often by one request, Synapse is left alone until the run's next attempt.
+const LIMITED: u32 = 8;
+/// A longer wait than this is left to the run's retries.
+const LONGEST_WAIT: Duration = Duration::from_secs(60);
+/// Below the 60 s after which proxies close an idle connection: a POST on a connection that just closed is ambiguous.
+const IDLE: Duration = Duration::from_secs(30);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+impl Transport {
+    pub fn new(settings: Settings, observer: Observer) -> Result<Self, String> {
+        // A second call finds the provider installed: that is fine.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let mut builder = reqwest::Client::builder()
+            .user_agent(concat!("microglia/", env!("CARGO_PKG_VERSION")))
+            .redirect(reqwest::redirect::Policy::none())
+            .connect_timeout(CONNECT_TIMEOUT)
+            .pool_idle_timeout(IDLE)
+            .tcp_nodelay(true)
+            .http1_only()
+            .no_proxy();
+        if let Some(pem) = &settings.ca {
+            let certificates = reqwest::Certificate::from_pem_bundle(pem).map_err(|error| format!("the CA file is no PEM bundle: {error}"))?;
+            if certificates.is_empty() {
+                return Err("the CA file holds no certificate".to_owned());
+            }
+            builder = builder.tls_certs_merge(certificates);
+        }
+        let http = builder.build().map_err(|error| format!("cannot set up TLS: {}", with_sources(&error)))?;
+        Ok(Self {
+            name: settings.name,
+            http,
+            media_url: settings.media_url.unwrap_or_else(|| settings.url.clone()),
+            url: settings.url,
+            token: settings.token,
+            places: Semaphore::new(settings.max_concurrent_requests as usize),
+            requests: Pacer::new(settings.max_requests_per_second),
+            joins: Pacer::new(settings.max_joins_per_second),
+            request_timeout: settings.request_timeout,
+            media_in_object_storage: settings.media_in_object_storage,
+            observer,
+        })
+    }
+
+    pub(super) fn request_timeout(&self) -> Duration {
+        self.request_timeout
+    }
+
+    /// Waits for a turn among all joins to this homeserver.
+    pub(super) async fn join_turn(&self) {
+        self.joins.wait(1).await;
+    }
+
+    /// Sends a call until it is answered or may not be sent again; an error status is an error.
+    pub(super) async fn send(&self, call: &Call<'_>, watch: &Watch) -> Result<Answer, Error> {
+        let url = self.url_of(call.base, call.endpoint, call.ids);
+        let request = || {
+            let mut request = self.http.request(call.method.clone(), url.clone()).query(&call.query);
+            if let Some(body) = &call.body {
+                request = request.json(body);
+            }
+            match call.timeout {
+                Some(timeout) => request.timeout(timeout),
+                None => request,
+            }
+        };
+        let accept = |status: u16| (200..300).contains(&status);
+        self.repeated(&call.method, call.endpoint, url.path(), call.repeat, watch, request, accept).await
+    }
+
+    /// Sends a request that a user wrote.
+    pub(super) async fn send_raw(&self, raw: &RawRequest, watch: &Watch) -> Result<Answer, Error> {
+        const ENDPOINT: &str = "(request)";
+        let base = self.base(raw.base).as_str().trim_end_matches('/');
+        let url = Url::parse(&format!("{base}/{}", raw.path.trim_start_matches('/'))).map_err(|error| Error {
+            method: raw.method.clone(),
+            path: raw.path.clone(),
+            cause: Cause::Unreachable(format!("not a valid URL: {error}")),
+            advice: None,
+        })?;
+        let request = || {
+            let mut request = self.http.request(raw.method.clone(), url.clone()).timeout(self.request_timeout);
+            if !raw.query.is_empty() {
+                request = request.query(&raw.query);
+            }
+            match &raw.body {
+                Some(body) => request.json(body),
+                None => request,
+            }
+        };
+        let repeat = if raw.repeatable { Repeat::Safe } else { Repeat::Never };
+        let accept = |status: u16| raw.expect.contains(&status);
+        self.repeated(&raw.method, ENDPOINT, url.path(), repeat, watch, request, accept).await
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "private, and the two callers differ in all of them")]
+    async fn repeated(
+        &self,
+        method: &Method,
+        endpoint: &'static str,
+        path: &str,
+        repeat: Repeat,
+        watch: &Watch,
+        request: impl Fn() -> reqwest::RequestBuilder,
+        accept: impl Fn(u16) -> bool,
+    ) -> Result<Answer, Error> {
+        let (mut repeats, mut limited, mut rotated) = (0, 0, false);
+        loop {
+            let token = self.token.current();
+            let outcome = {
+                let _place = self.places.acquire().await;
+                self.requests.wait(if watch.is_slow() { 2 } else { 1 }).await;
+                let start = Instant::now();
+                let outcome = self.once(method, path, request().bearer_auth(token.expose_secret()), &accept).await;
+                let took = start.elapsed();
+                self.observe(method, endpoint, &outcome, took);
+                if outcome.is_ok() && *method == Method::GET {
+                    watch.record(endpoint, took);
+                }
+                outcome
+            };
+            let error = match outcome {
+                Ok(answer) => return Ok(answer),
+                Err(error) => error,
+            };
+            // What Synapse refused it did not do, so that it can be sent again whatever it is.
+            if error.is_limited() {
+                let wait = error.retry_after().unwrap_or(Duration::from_secs(1 << limited.min(5)));
+                if limited == LIMITED || wait > LONGEST_WAIT {
+                    return Err(error);
+                }
+                limited += 1;
+                tracing::debug!(homeserver = %self.name, wait_ms = wait.as_millis(), "{} asks to wait", self.name);
+                tokio::time::sleep(wait.mul_f64(1.0 + fastrand::f64() * 0.1)).await;
+                continue;
+            }
+            if error.is_about_token() && !rotated && self.token.current().expose_secret() != token.expose_secret() {
+                rotated = true;
+                continue;
+            }
+            let not_sent = matches!(error.cause, Cause::Unreachable(_));
+            if repeats == REPEATS || !error.is_transient() || !(repeat == Repeat::Safe || not_sent) {
+                return Err(error);
+            }
+            repeats += 1;
+            let longest = Duration::from_millis(500 << repeats);
+            tokio::time::sleep(longest.mul_f64(0.5 + fastrand::f64() * 0.5)).await;
+        }
+    }
+
+    async fn once(&self, method: &Method, path: &str, request: reqwest::RequestBuilder, accept: impl Fn(u16) -> bool) -> Result<Answer, Error> {
+        let fail = |cause, advice| Error { method: method.clone(), path: path.to_owned(), cause, advice };
+        #[expect(clippy::disallowed_methods, reason = "this is the one place")]
+        let response = request.send().await.map_err(|error| {
+            let problem = with_sources(&error);
+            fail(if error.is_connect() { Cause::Unreachable(problem) } else { Cause::Lost(problem) }, None)
+        })?;
+        let status = response.status();
+        let header = |name| response.headers().get(name).and_then(|value: &header::HeaderValue| value.to_str().ok()).map(str::to_owned);
+        let (date, retry_after, location) = (header(header::DATE), header(header::RETRY_AFTER), header(header::LOCATION));
+        let body = response.bytes().await.map_err(|error| fail(Cause::Lost(with_sources(&error)), None))?;
+        if accept(status.as_u16()) {
+            return Ok(Answer { status, body: body.into(), date, method: method.clone(), path: path.to_owned() });
+        }
+        let cause = refusal(status, &body, retry_after.as_deref());
+        let advice = self.advice(&cause, path, location.as_deref());
+        Err(fail(cause, advice))
+    }
+
+    fn observe(&self, method: &Method, endpoint: &'static str, outcome: &Result<Answer, Error>, took: Duration) {
+        let status = match outcome {
+            Ok(answer) => Some(answer.status.as_u16()),
+            Err(Error { cause: Cause::Synapse { status, .. } | Cause::NotSynapse { status, .. }, .. }) => Some(*status),
+            Err(_) => None,
+        };
+        let token_refused = outcome.as_ref().is_err_and(Error::is_about_token);
+        (self.observer)(&Answered { method: method.clone(), endpoint, status, took, token_refused });
+    }
+
+    fn base(&self, base: Base) -> &Url {
+        match base {
+            Base::Homeserver => &self.url,
+            Base::Media => &self.media_url,
+        }
+    }
+
+    /// Fills the template. Each id becomes one segment with `/`, `?`, `#` and `%` encoded: Synapse splits the path before it decodes.
+    fn url_of(&self, base: Base, endpoint: &str, ids: &[&str]) -> Url {
+        let mut url = self.base(base).clone();
+        let mut ids = ids.iter();
+        if let Ok(mut segments) = url.path_segments_mut() {
+            segments.pop_if_empty();
+            for part in endpoint.trim_start_matches('/').split('/') {
+                match part {
+                    "{}" => segments.push(ids.next().copied().unwrap_or_default()),
+                    fixed => segments.push(fixed),
+                };
+            }
+        }
+        url
+    }
+
+    fn advice(&self, cause: &Cause, path: &str, location: Option<&str>) -> Option<String> {
+        let admin_path = path.contains("/_synapse/");
+        match cause {
+            Cause::Synapse { status: 401, errcode, .. } if errcode == "M_USER_LOCKED" => Some("The account of the token is locked: unlock it, or use another server admin's token".to_owned()),
+            Cause::Synapse { status: 401, .. } => Some(format!("The access token is not valid: {}", self.token.remedy())),
+            Cause::Synapse { status: 403, error, .. } if error == error::NOT_ADMIN => {
+                Some("The token's account is no server admin: make it one (under MAS the token needs the scope urn:synapse:admin:*), or use the token of one".to_owned())
+            }
+            Cause::Synapse { status: 500, error, .. } if error.starts_with("Invalid username claim") => {
+                Some("This is a MAS client-credentials token, which Synapse does not take: use a personal or compatibility token".to_owned())
+            }
+            Cause::Synapse { errcode, .. } if errcode == "M_UNRECOGNIZED" && path.contains("media") => {
+                Some("The process that answered does not serve this media endpoint: set `media_url` to the worker that does, or upgrade Synapse".to_owned())
+            }
+            Cause::Synapse { errcode, .. } if errcode == "M_UNRECOGNIZED" => {
+                Some("Synapse does not know this endpoint: it is too old, it delegates to MAS, or a worker answered; `url` should be the main process' own listener".to_owned())
+            }
+            Cause::NotSynapse { status: 300..=399, .. } => {
+                Some(format!("Redirects are not followed{}: set `url` to Synapse's own listener", location.map(|to| format!(" (to {to})")).unwrap_or_default()))
+            }
+            Cause::NotSynapse { status: 401 | 403 | 404, .. } if admin_path => {
+                Some("A proxy answered, and most hide /_synapse/admin: set `url` to Synapse's own listener, such as http://127.0.0.1:8008".to_owned())
+            }
+            _ => None,
+        }
+    }
+}
+
+impl std::fmt::Debug for Transport {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Transport").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+impl Answer {
+    /// Decodes the body; the error shows its beginning.
+    pub(super) fn decode<T: DeserializeOwned>(&self) -> Result<T, Error> {
+        serde_json::from_slice(&self.body).map_err(|problem| Error {
+            method: self.method.clone(),
+            path: self.path.clone(),
+            cause: Cause::Undecodable { problem: problem.to_string(), excerpt: error::excerpt(&self.body) },
+            advice: None,
+        })
+    }
+
+    /// An error for an answer that reports something else than was asked for.
+    pub(super) fn unexpected(&self, problem: impl Into<String>) -> Error {
+        Error { method: self.method.clone(), path: self.path.clone(), cause: Cause::Unexpected(problem.into()), advice: None }
+    }
+}
+
+fn refusal(status: StatusCode, body: &[u8], retry_after: Option<&str>) -> Cause {
+    #[derive(Deserialize)]
+    struct Envelope {
+        errcode: String,
+        #[serde(default)]
+        error: String,
+        retry_after_ms: Option<u64>,
+    }
+    match serde_json::from_slice::<Envelope>(body) {
+        Ok(envelope) => Cause::Synapse {
+            status: status.as_u16(),
+            errcode: envelope.errcode,
+            error: envelope.error,
+            retry_after: envelope.retry_after_ms.map(Duration::from_millis).or_else(|| seconds(retry_after)),
+        },
+        Err(_) => Cause::NotSynapse { status: status.as_u16(), excerpt: error::excerpt(body) },
+    }
+}
+
+fn seconds(retry_after: Option<&str>) -> Option<Duration> {
+    retry_after?.trim().parse().ok().map(Duration::from_secs)
+}
+
+/// An error with what caused it, in one line: reqwest's own text names only the outermost.
+fn with_sources(error: &reqwest::Error) -> String {
+    if error.is_timeout() {
+        return "no answer within the time allowed".to_owned();
+    }
+    let mut innermost: &dyn std::error::Error = error;
+    while let Some(source) = innermost.source() {
+        innermost = source;
+    }
+    innermost.to_string()
+}
+
+impl Base {
+    pub fn key(self) -> &'static str {
+        match self {
+            Self::Homeserver => "url",
+            Self::Media => "media_url",
+        }
+    }
+}

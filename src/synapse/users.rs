@@ -1,0 +1,148 @@
+//! Accounts: the list, one of them, and what they belong to.
+
+use std::collections::HashMap;
+
+use futures_util::stream::{self, Stream};
+use serde::{Deserialize, Serialize};
+use tokio::task::JoinHandle;
+use tokio_util::task::AbortOnDropHandle;
+
+use super::error::Error;
+use super::reader::Reader;
+use super::transport::Base;
+use super::{PageToken, flag};
+
+/// An account as the list shows it: neither external ids nor suspension nor the bridge that owns it.
+#[derive(Debug, Clone, Deserialize)]
+pub struct UserRow {
+    pub name: String,
+    pub user_type: Option<String>,
+    #[serde(default, deserialize_with = "flag")]
+    pub is_guest: bool,
+    #[serde(default, deserialize_with = "flag")]
+    pub admin: bool,
+    #[serde(default, deserialize_with = "flag")]
+    pub deactivated: bool,
+    #[serde(default, deserialize_with = "flag")]
+    pub locked: bool,
+}
+
+/// An account as `GET /v2/users/<id>` shows it.
+#[derive(Debug, Clone, Deserialize)]
+pub struct User {
+    pub name: String,
+    pub user_type: Option<String>,
+    #[serde(default, deserialize_with = "flag")]
+    pub admin: bool,
+    #[serde(default, deserialize_with = "flag")]
+    pub deactivated: bool,
+    #[serde(default, deserialize_with = "flag")]
+    pub locked: bool,
+    /// Since Synapse 1.121.
+    #[serde(default, deserialize_with = "flag")]
+    pub suspended: bool,
+    /// The bridge that owns the account.
+    pub appservice_id: Option<String>,
+    #[serde(default)]
+    pub external_ids: Vec<ExternalId>,
+}
+
+/// An SSO identity that can log in to an account.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct ExternalId {
+    pub auth_provider: String,
+    pub external_id: String,
+}
+
+impl std::fmt::Display for ExternalId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}:{}", self.auth_provider, self.external_id)
+    }
+}
+
+/// Each page costs Synapse two scans over all devices: few large pages are kinder than many small ones.
+const PAGE: usize = 1000;
+
+#[derive(Deserialize)]
+struct Page {
+    users: Vec<UserRow>,
+    next_token: Option<PageToken>,
+    #[serde(default)]
+    total: u64,
+}
+
+impl Reader {
+    pub(super) const USER: &'static str = "/_synapse/admin/v2/users/{}";
+
+    /// One account; `M_NOT_FOUND` where there is none.
+    pub async fn user(&self, user_id: &str) -> Result<User, Error> {
+        self.get(Self::USER, &[user_id], vec![]).await
+    }
+
+    /// Every account but guests, a page at a time with the total: deactivated and locked ones too.
+    ///
+    /// The next page is read while the caller works on this one. Sorted by name: whoever registers meanwhile can make
+    /// an account come twice, but not drop out. `guests=false` is needed under MAS, `locked=true` since Synapse 1.93.
+    pub fn user_pages(&self) -> impl Stream<Item = Result<(Vec<UserRow>, u64), Error>> + Send + use<> {
+        let ask = |reader: Self, from: Option<PageToken>| {
+            AbortOnDropHandle::new(tokio::spawn(async move {
+                let mut query = vec![
+                    ("guests", "false".to_owned()),
+                    ("deactivated", "true".to_owned()),
+                    ("locked", "true".to_owned()),
+                    ("order_by", "name".to_owned()),
+                    ("limit", PAGE.to_string()),
+                ];
+                query.extend(from.map(|from| ("from", from.to_string())));
+                reader.get::<Page>("/_synapse/admin/v2/users", &[], query).await
+            }))
+        };
+        let first = ask(self.clone(), None);
+        stream::unfold((self.clone(), Some(first), None::<PageToken>), move |(reader, pending, last)| async move {
+            let page = match joined(pending?).await {
+                Ok(page) => page,
+                Err(error) => return Some((Err(error), (reader, None, None))),
+            };
+            // A token that does not move on, or comes with an empty page, would be asked for without end.
+            let next = page.next_token.filter(|next| !page.users.is_empty() && Some(next) != last.as_ref());
+            let pending = next.clone().map(|next| ask(reader.clone(), Some(next)));
+            Some((Ok((page.users, page.total)), (reader, pending, next)))
+        })
+    }
+
+    /// All accounts but guests; for jobs that need them all at hand.
+    pub async fn users(&self, mut progress: impl FnMut(u64, u64)) -> Result<Vec<UserRow>, Error> {
+        use futures_util::StreamExt;
+        let mut pages = std::pin::pin!(self.user_pages());
+        let mut all: Vec<UserRow> = Vec::new();
+        while let Some(page) = pages.next().await {
+            let (rows, total) = page?;
+            all.extend(rows);
+            progress(all.len() as u64, total);
+        }
+        all.dedup_by(|a, b| a.name == b.name);
+        Ok(all)
+    }
+
+    /// Every room that the account ever was in, with its membership there (Synapse 1.145).
+    pub async fn memberships(&self, user_id: &str) -> Result<HashMap<String, String>, Error> {
+        #[derive(Deserialize)]
+        struct Answer {
+            memberships: HashMap<String, String>,
+        }
+        let answer: Answer = self.get("/_synapse/admin/v1/users/{}/memberships", &[user_id], vec![]).await?;
+        Ok(answer.memberships)
+    }
+
+    pub(super) async fn answers(&self, base: Base, endpoint: &'static str, ids: &[&str]) -> Result<(), Error> {
+        self.get_from(base, endpoint, ids, vec![]).await.map(drop)
+    }
+}
+
+async fn joined<T>(task: AbortOnDropHandle<Result<T, Error>>) -> Result<T, Error> {
+    let task: JoinHandle<Result<T, Error>> = task.detach();
+    match task.await {
+        Ok(outcome) => outcome,
+        Err(error) => std::panic::resume_unwind(error.into_panic()),
+    }
+}

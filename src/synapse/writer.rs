@@ -1,0 +1,86 @@
+//! What changes a homeserver. Only the runner makes a writer, and never in a dry run.
+
+use reqwest::Method;
+use serde::Deserialize;
+use serde_json::json;
+
+use super::error::Error;
+use super::reader::Reader;
+use super::transport::{Answer, Base, Call, RawRequest, Repeat};
+use super::users::{ExternalId, User};
+use crate::clock::Timestamp;
+
+#[derive(Debug)]
+pub struct Writer {
+    reader: Reader,
+}
+
+impl Writer {
+    pub fn new(reader: Reader) -> Self {
+        Self { reader }
+    }
+
+    /// Deletes local files last used before `before` and larger than `larger_than` bytes; answers the ids that went.
+    ///
+    /// Synapse works on when the connection is lost, so that a lost answer says nothing. It keeps what is quarantined or
+    /// protected, and with `keep_avatars` every file that ever was an avatar (`POST /v1/media/delete`, Synapse 1.78).
+    pub async fn delete_local_media(&self, before: Timestamp, larger_than: u64, keep_avatars: bool) -> Result<Vec<String>, Error> {
+        #[derive(Deserialize)]
+        struct Deleted {
+            deleted_media: Vec<String>,
+        }
+        let query = vec![
+            ("before_ts", before.timestamp_millis().to_string()),
+            ("size_gt", larger_than.to_string()),
+            ("keep_profiles", keep_avatars.to_string()),
+        ];
+        let answer = self.media_call("/_synapse/admin/v1/media/delete", query).await?;
+        Ok(answer.decode::<Deleted>()?.deleted_media)
+    }
+
+    /// Deletes cached remote files last used before `before`; answers how many (`POST /v1/purge_media_cache`).
+    pub async fn purge_media_cache(&self, before: Timestamp) -> Result<u64, Error> {
+        #[derive(Deserialize)]
+        struct Deleted {
+            deleted: u64,
+        }
+        let query = vec![("before_ts", before.timestamp_millis().to_string())];
+        let answer = self.media_call("/_synapse/admin/v1/purge_media_cache", query).await?;
+        Ok(answer.decode::<Deleted>()?.deleted)
+    }
+
+    async fn media_call(&self, endpoint: &'static str, query: Vec<(&'static str, String)>) -> Result<Answer, Error> {
+        self.send(Call { method: Method::POST, base: Base::Media, endpoint, ids: &[], query, body: None, repeat: Repeat::Never, timeout: None }).await
+    }
+
+    /// Joins a local user, as its own act or through an invitation by the token's account; waits for its turn among all joins.
+    pub async fn join(&self, room_id: &str, user_id: &str) -> Result<(), Error> {
+        self.reader.transport.join_turn().await;
+        self.call(Method::POST, "/_synapse/admin/v1/join/{}", &[room_id], json!({ "user_id": user_id })).await.map(drop)
+    }
+
+    /// Replaces the whole list of an account's external ids and answers the account as it is then.
+    ///
+    /// Synapse creates an account that does not exist: an answer that says so is an error.
+    pub async fn set_external_ids(&self, user_id: &str, external_ids: &[ExternalId]) -> Result<User, Error> {
+        let answer = self.call(Method::PUT, Reader::USER, &[user_id], json!({ "external_ids": external_ids })).await?;
+        if answer.status.as_u16() == 201 {
+            return Err(answer.unexpected(format!("Synapse created the account {user_id}, which was there a moment ago: deactivate it and find out who removed the old one")));
+        }
+        answer.decode()
+    }
+
+    /// Sends what the user wrote.
+    pub async fn request(&self, raw: &RawRequest) -> Result<(), Error> {
+        self.reader.transport.send_raw(raw, &self.reader.watch).await.map(drop)
+    }
+
+    async fn call(&self, method: Method, endpoint: &'static str, ids: &[&str], body: serde_json::Value) -> Result<Answer, Error> {
+        let timeout = Some(self.reader.transport.request_timeout());
+        self.send(Call { method, base: Base::Homeserver, endpoint, ids, query: vec![], body: Some(body), repeat: Repeat::Never, timeout }).await
+    }
+
+    async fn send(&self, call: Call<'_>) -> Result<Answer, Error> {
+        self.reader.transport.send(&call, &self.reader.watch).await
+    }
+}

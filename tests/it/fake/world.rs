@@ -1,0 +1,449 @@
+//! What the homeserver in memory knows: accounts, rooms, files and settings that a test may change at any time.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::Arc,
+    time::Duration,
+};
+
+use chrono::{DateTime, TimeDelta, Utc};
+
+pub const SERVER_NAME: &str = "fake.test";
+/// The access token of the admin account, `@microglia:<server name>`.
+pub const TOKEN: &str = "fake-token";
+
+/// 2023-11-14, long before any test runs.
+const LONG_AGO_MS: i64 = 1_700_000_000_000;
+
+pub struct World {
+    pub server_name: String,
+    /// Endpoints and parameters newer than this are unknown.
+    pub version: String,
+    pub mas: bool,
+    /// `false`: the main process has no media endpoints; see `Fake::media_worker`.
+    pub media_repo: bool,
+    /// Added to the real time in `Date` headers.
+    pub clock_offset_seconds: i64,
+    /// Added to every answer; what was asked is done at once.
+    pub latency: Duration,
+    /// What a media call takes for each file; they vanish one by one.
+    pub time_per_file: Duration,
+    /// `false`: a long bench does not fill the memory.
+    pub record_requests: bool,
+    pub tokens: BTreeMap<String, Token>,
+    pub users: BTreeMap<String, User>,
+    pub rooms: BTreeMap<String, Room>,
+    pub remote: BTreeMap<u64, Remote>,
+    files: BTreeMap<String, Media>,
+    files_by_owner: BTreeMap<String, BTreeSet<String>>,
+    /// Lists that were paged through lately, by what was asked for.
+    listings: HashMap<String, Arc<Vec<Listed>>>,
+    /// Synapse's cache of who has which external id, stale for those that were removed.
+    lookups: HashMap<(String, String), Option<String>>,
+    complaints: Vec<String>,
+}
+
+impl World {
+    pub fn new() -> Self {
+        Self::named(SERVER_NAME)
+    }
+
+    pub fn named(server_name: &str) -> Self {
+        let mut world = Self {
+            server_name: server_name.to_owned(),
+            version: "1.163.2".to_owned(),
+            mas: false,
+            media_repo: true,
+            clock_offset_seconds: 0,
+            latency: Duration::ZERO,
+            time_per_file: Duration::ZERO,
+            record_requests: true,
+            tokens: BTreeMap::new(),
+            users: BTreeMap::new(),
+            rooms: BTreeMap::new(),
+            remote: BTreeMap::new(),
+            files: BTreeMap::new(),
+            files_by_owner: BTreeMap::new(),
+            listings: HashMap::new(),
+            lookups: HashMap::new(),
+            complaints: Vec::new(),
+        };
+        let admin = world.admin();
+        world.user(&admin).admin = true;
+        world.token(TOKEN, &admin).admin_scope = true;
+        world
+    }
+
+    /// The account that `TOKEN` belongs to.
+    pub fn admin(&self) -> String {
+        format!("@microglia:{}", self.server_name)
+    }
+
+    /// Without MAS the account's `admin` decides what the token may, with MAS the token's scope.
+    pub fn token(&mut self, token: &str, user_id: &str) -> &mut Token {
+        let new = Token {
+            user_id: user_id.to_owned(),
+            device_id: None,
+            admin_scope: false,
+            expired: false,
+        };
+        self.tokens.entry(token.to_owned()).or_insert(new)
+    }
+
+    /// An account, made if it is not there.
+    pub fn user(&mut self, user_id: &str) -> &mut User {
+        self.users.entry(user_id.to_owned()).or_default()
+    }
+
+    /// Makes `@user000000:…` and so on.
+    pub fn users(&mut self, count: usize, mut make: impl FnMut(usize) -> User) {
+        let server_name = &self.server_name;
+        self.users.extend((0..count).map(|i| (format!("@user{i:06}:{server_name}"), make(i))));
+    }
+
+    /// A room, made if it is not there: public, with the admin account as its creator and only member.
+    pub fn room(&mut self, room_id: &str) -> &mut Room {
+        let admin = self.admin();
+        self.rooms.entry(room_id.to_owned()).or_insert_with(|| Room::of(&admin))
+    }
+
+    /// A local file with no flags.
+    pub fn media(
+        &mut self,
+        owner: &str,
+        id: &str,
+        bytes: u64,
+        created_ms: i64,
+        last_access_ms: Option<i64>,
+    ) -> &mut Media {
+        self.files_by_owner.entry(owner.to_owned()).or_default().insert(id.to_owned());
+        self.files.entry(id.to_owned()).or_insert_with(|| Media {
+            owner: owner.to_owned(),
+            bytes: Some(bytes),
+            created_ms,
+            last_access_ms,
+            avatar: false,
+            quarantined: false,
+            protected: false,
+            stuck: false,
+        })
+    }
+
+    /// Puts so many files of other homeservers into the cache.
+    pub fn remote_media(&mut self, count: usize, last_access_ms: i64) {
+        let next = self.remote.keys().next_back().map_or(0, |last| last + 1);
+        self.remote.extend(
+            (next..).take(count).map(|key| (key, Remote { last_access_ms, quarantined: false })),
+        );
+    }
+
+    /// The local files by id.
+    pub fn files(&self) -> &BTreeMap<String, Media> {
+        &self.files
+    }
+
+    pub fn file_mut(&mut self, id: &str) -> Option<&mut Media> {
+        self.files.get_mut(id)
+    }
+
+    /// Who would be logged in by that external id, as Synapse's cache has it.
+    pub fn login_by(&mut self, provider: &str, external_id: &str) -> Option<String> {
+        let key = (provider.to_owned(), external_id.to_owned());
+        if let Some(cached) = self.lookups.get(&key) {
+            return cached.clone();
+        }
+        let owner = self
+            .users
+            .iter()
+            .find(|(_, user)| user.external_ids.contains(&key))
+            .map(|(user_id, _)| user_id.clone());
+        self.lookups.insert(key, owner.clone());
+        owner
+    }
+
+    /// The homeserver's idea of the time.
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "the client compares its own clock with this one"
+    )]
+    pub fn now(&self) -> DateTime<Utc> {
+        Utc::now() + TimeDelta::seconds(self.clock_offset_seconds)
+    }
+
+    pub(super) fn http_date(&self) -> String {
+        self.now().format("%a, %d %b %Y %H:%M:%S GMT").to_string()
+    }
+
+    pub(super) fn at_least(&self, (major, minor): (u32, u32)) -> bool {
+        let mut numbers =
+            self.version.split(|c: char| !c.is_ascii_digit()).map_while(|part| part.parse().ok());
+        (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)) >= (major, minor)
+    }
+
+    pub(super) fn is_local(&self, id: &str) -> bool {
+        id.split_once(':').is_some_and(|(_, domain)| domain == self.server_name)
+    }
+
+    pub(super) fn files_of(&self, owner: &str) -> impl Iterator<Item = (&String, &Media)> {
+        self.files_by_owner
+            .get(owner)
+            .into_iter()
+            .flatten()
+            .filter_map(|id| self.files.get_key_value(id))
+    }
+
+    pub(super) fn owners(&self) -> impl Iterator<Item = &String> {
+        self.files_by_owner.keys()
+    }
+
+    pub(super) fn delete(&mut self, doomed: &Doomed) {
+        self.touched();
+        match doomed {
+            Doomed::Remote(key) => {
+                self.remote.remove(key);
+            }
+            Doomed::Local(id) => {
+                let Some(media) = self.files.remove(id) else { return };
+                if let Some(owned) = self.files_by_owner.get_mut(&media.owner) {
+                    owned.remove(id);
+                    if owned.is_empty() {
+                        self.files_by_owner.remove(&media.owner);
+                    }
+                }
+            }
+        }
+    }
+
+    pub(super) fn forget_lookup(&mut self, external_id: &(String, String)) {
+        self.lookups.remove(external_id);
+    }
+
+    /// A list in its order, made once for all its pages.
+    pub(super) fn listing(
+        &mut self,
+        key: String,
+        make: impl FnOnce(&Self) -> Vec<Listed>,
+    ) -> Arc<Vec<Listed>> {
+        if let Some(listing) = self.listings.get(&key) {
+            return Arc::clone(listing);
+        }
+        if self.listings.len() >= 64 {
+            self.listings.clear();
+        }
+        let listing = Arc::new(make(self));
+        self.listings.insert(key, Arc::clone(&listing));
+        listing
+    }
+
+    /// Lists made so far are no longer true.
+    pub(super) fn touched(&mut self) {
+        self.listings.clear();
+    }
+
+    pub(super) fn complain(&mut self, complaint: String) {
+        self.complaints.push(complaint);
+    }
+
+    pub(super) fn take_complaints(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.complaints)
+    }
+}
+
+/// An access token; remove it from `World::tokens` to revoke it.
+pub struct Token {
+    pub user_id: String,
+    pub device_id: Option<String>,
+    /// Counts under MAS only.
+    pub admin_scope: bool,
+    pub expired: bool,
+}
+
+#[derive(Clone, Debug)]
+#[expect(
+    clippy::struct_excessive_bools,
+    clippy::struct_field_names,
+    reason = "as in Synapse's own table"
+)]
+pub struct User {
+    pub displayname: Option<String>,
+    pub created_ms: i64,
+    pub last_seen_ms: Option<i64>,
+    pub admin: bool,
+    pub deactivated: bool,
+    pub erased: bool,
+    pub locked: bool,
+    pub suspended: bool,
+    pub guest: bool,
+    pub user_type: Option<String>,
+    pub appservice_id: Option<String>,
+    /// Provider and id.
+    pub external_ids: Vec<(String, String)>,
+}
+
+impl Default for User {
+    fn default() -> Self {
+        Self {
+            displayname: None,
+            created_ms: LONG_AGO_MS,
+            last_seen_ms: None,
+            admin: false,
+            deactivated: false,
+            erased: false,
+            locked: false,
+            suspended: false,
+            guest: false,
+            user_type: None,
+            appservice_id: None,
+            external_ids: Vec::new(),
+        }
+    }
+}
+
+impl User {
+    pub fn external(mut self, provider: &str, external_id: &str) -> Self {
+        self.external_ids.push((provider.to_owned(), external_id.to_owned()));
+        self
+    }
+}
+
+/// Once no local member is joined, Synapse knows no state of a room any more.
+#[derive(Clone, Debug)]
+pub struct Room {
+    pub name: Option<String>,
+    pub aliases: Vec<String>,
+    pub version: String,
+    pub creator: String,
+    /// Equal to the creator from room version 12 on.
+    pub additional_creators: Vec<String>,
+    /// `None`: the event lacks its key.
+    pub join_rule: Option<String>,
+    /// By user; who is not in here has 0.
+    pub power: BTreeMap<String, i64>,
+    pub power_to_invite: i64,
+    pub members: BTreeMap<String, Member>,
+    pub predecessor: Option<String>,
+    /// The room that replaces this one.
+    pub tombstone: Option<String>,
+    /// By whom.
+    pub blocked: Option<String>,
+}
+
+impl Room {
+    fn of(creator: &str) -> Self {
+        let mut room = Self {
+            name: None,
+            aliases: Vec::new(),
+            version: "10".to_owned(),
+            creator: creator.to_owned(),
+            additional_creators: Vec::new(),
+            join_rule: Some("public".to_owned()),
+            power: BTreeMap::from([(creator.to_owned(), 100)]),
+            power_to_invite: 0,
+            members: BTreeMap::new(),
+            predecessor: None,
+            tombstone: None,
+            blocked: None,
+        };
+        room.joined(creator);
+        room
+    }
+
+    pub fn alias(&mut self, alias: &str) -> &mut Self {
+        self.aliases.push(alias.to_owned());
+        self
+    }
+
+    pub fn joined(&mut self, user_id: &str) -> &mut Self {
+        self.member(user_id, "join", user_id)
+    }
+
+    pub fn left(&mut self, user_id: &str) -> &mut Self {
+        self.member(user_id, "leave", user_id)
+    }
+
+    pub fn kicked(&mut self, user_id: &str, by: &str) -> &mut Self {
+        self.member(user_id, "leave", by)
+    }
+
+    pub fn banned(&mut self, user_id: &str, by: &str) -> &mut Self {
+        self.member(user_id, "ban", by)
+    }
+
+    pub fn invited(&mut self, user_id: &str, by: &str) -> &mut Self {
+        self.member(user_id, "invite", by)
+    }
+
+    pub fn member(&mut self, user_id: &str, membership: &str, sender: &str) -> &mut Self {
+        let member = Member {
+            membership: membership.to_owned(),
+            sender: sender.to_owned(),
+            displayname: None,
+        };
+        self.members.insert(user_id.to_owned(), member);
+        self
+    }
+
+    pub fn membership(&self, user_id: &str) -> Option<&str> {
+        self.members.get(user_id).map(|member| member.membership.as_str())
+    }
+
+    pub(super) fn power_of(&self, user_id: &str) -> i64 {
+        let creators_rule = self.version.parse::<u32>().is_ok_and(|version| version >= 12);
+        let created = self.creator == user_id
+            || self.additional_creators.iter().any(|creator| creator == user_id);
+        if creators_rule && created {
+            i64::MAX
+        } else {
+            self.power.get(user_id).copied().unwrap_or(0)
+        }
+    }
+}
+
+#[derive(Clone, Debug)]
+pub struct Member {
+    pub membership: String,
+    pub sender: String,
+    /// The name in this room.
+    pub displayname: Option<String>,
+}
+
+#[derive(Clone, Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "as in Synapse's own table")]
+pub struct Media {
+    pub owner: String,
+    /// `None`: the upload has not come yet.
+    pub bytes: Option<u64>,
+    pub created_ms: i64,
+    pub last_access_ms: Option<i64>,
+    pub avatar: bool,
+    pub quarantined: bool,
+    pub protected: bool,
+    /// Cannot be unlinked: Synapse skips it and does not say so.
+    pub stuck: bool,
+}
+
+#[derive(Clone, Debug)]
+pub struct Remote {
+    pub last_access_ms: i64,
+    pub quarantined: bool,
+}
+
+/// A file that a call has selected.
+#[derive(Debug)]
+pub enum Doomed {
+    Local(String),
+    Remote(u64),
+}
+
+/// A row of a list: an account or a file, with sums where the list has them.
+pub(super) struct Listed {
+    pub name: String,
+    pub count: u64,
+    pub bytes: u64,
+}
+
+impl Listed {
+    pub fn plain(name: &str) -> Self {
+        Self { name: name.to_owned(), count: 0, bytes: 0 }
+    }
+}

@@ -1,0 +1,51 @@
+"""Runs one Synapse for a test: says its port, and ends when the test does.
+
+Usage: python -I synapse.py --config-path FILE..., in the homeserver's own directory. The port is
+written to stdout. A line "stop" on stdin stops Synapse in good order; the end of stdin means that
+the test process is gone, however it died, so the process exits and takes its directory with it.
+"""
+
+import os
+import shutil
+import threading
+
+
+def obey_stdin() -> None:
+    stopping = False
+    while order := os.read(0, 64):
+        stopping = order == b"stop\n"
+        if stopping:
+            from twisted.internet import reactor
+
+            reactor.callFromThread(reactor.stop)
+    if not stopping:
+        shutil.rmtree(os.getcwd(), ignore_errors=True)
+    os._exit(1)
+
+
+# Before the imports, which take a second in which the test can die.
+threading.Thread(target=obey_stdin, daemon=True).start()
+
+from synapse.app import _base, homeserver  # noqa: E402
+from synapse.storage.engines.sqlite import Sqlite3Engine  # noqa: E402
+
+listen_tcp = _base.listen_tcp
+on_new_connection = Sqlite3Engine.on_new_connection
+
+
+def listen_and_tell(*args, **kwargs):
+    ports = listen_tcp(*args, **kwargs)
+    # Not `print`: Synapse has redirected it to its log by now.
+    os.write(1, b"%d\n" % ports[0].getHost().port)
+    return ports
+
+
+def on_new_connection_without_fsync(self, db_conn) -> None:
+    on_new_connection(self, db_conn)
+    # A test's database need not survive a power cut.
+    db_conn.execute("PRAGMA synchronous = OFF;")
+
+
+_base.listen_tcp = listen_and_tell
+Sqlite3Engine.on_new_connection = on_new_connection_without_fsync
+homeserver.main()
