@@ -25,6 +25,11 @@ pub trait Change: Debug + Send + Sync {
         Lane::Free
     }
 
+    /// Each thing with its bytes, to find out by a new plan whether a change whose answer was lost was made.
+    fn things(&self) -> Vec<(String, Option<u64>)> {
+        vec![(self.target(), None)]
+    }
+
     /// Reads the target again just before the change: it may not need the change any more, or not allow it.
     fn check<'a>(&'a self, _reader: &'a Reader) -> BoxFuture<'a, Result<Check, Error>> {
         Box::pin(async { Ok(Check::Go(None)) })
@@ -143,6 +148,9 @@ pub trait Walk: Debug + Send + Sync {
     /// Things that are left; `None` where that cannot be known.
     fn left(&self) -> Option<u64>;
 
+    /// Whether the thing is among those that are left.
+    fn holds(&self, thing: &str) -> bool;
+
     /// Leaves all but the first `most` things; answers how many it keeps, never more than `most`.
     fn keep(&mut self, most: u64) -> u64;
 
@@ -156,6 +164,14 @@ impl Plan {
         match &self.work {
             Work::Changes(changes) => Some(changes.iter().map(|change| change.count()).sum()),
             Work::Walk(walk) => walk.left(),
+        }
+    }
+
+    /// Whether the thing is (still) to be changed.
+    pub fn holds(&self, thing: &str) -> bool {
+        match &self.work {
+            Work::Changes(changes) => changes.iter().any(|change| change.target() == thing),
+            Work::Walk(walk) => walk.holds(thing),
         }
     }
 

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::path::Path;
+use std::sync::Arc;
 
 use serde_json::Value;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteRow, SqliteSynchronous};
@@ -16,6 +17,8 @@ use crate::state_dir::StateDir;
 #[derive(Debug, Clone)]
 pub struct History {
     pool: Option<SqlitePool>,
+    /// Why there is no database.
+    problem: Arc<str>,
     clock: Clock,
 }
 
@@ -27,8 +30,8 @@ pub enum Error {
     Migration(#[from] sqlx::migrate::MigrateError),
     #[error("{0}")]
     Io(#[from] std::io::Error),
-    #[error("it is not kept")]
-    NotKept,
+    #[error("{0}")]
+    NotKept(Arc<str>),
 }
 
 /// Which changes of a run to read.
@@ -73,7 +76,7 @@ impl History {
             dir.give_to_owner(&path)?;
         }
         sqlx::migrate!("src/history/migrations").run(&pool).await?;
-        Ok(Self { pool: Some(pool), clock })
+        Ok(Self { pool: Some(pool), problem: "".into(), clock })
     }
 
     /// Opens the history of a directory to look at; `None` where there is none yet.
@@ -84,11 +87,15 @@ impl History {
         }
         let options = SqliteConnectOptions::new().filename(&path).read_only(true).busy_timeout(std::time::Duration::from_secs(10));
         let pool = SqlitePoolOptions::new().max_connections(1).connect_with(options).await?;
-        Ok(Some(Self { pool: Some(pool), clock }))
+        Ok(Some(Self { pool: Some(pool), problem: "".into(), clock }))
     }
 
-    pub fn none(clock: Clock) -> Self {
-        Self { pool: None, clock }
+    pub fn none(clock: Clock, problem: &str) -> Self {
+        Self { pool: None, problem: problem.into(), clock }
+    }
+
+    fn kept(&self) -> Result<&SqlitePool, Error> {
+        self.pool.as_ref().ok_or_else(|| Error::NotKept(Arc::clone(&self.problem)))
     }
 
     pub fn is_kept(&self) -> bool {
@@ -103,7 +110,7 @@ impl History {
 
     /// Records that a run begins; its id is what everything else is recorded under.
     pub async fn begin(&self, report: &Report) -> Result<i64, Error> {
-        let pool = self.pool.as_ref().ok_or(Error::NotKept)?;
+        let pool = self.kept()?;
         let row = sqlx::query(
             "INSERT INTO runs (job, kind, homeserver, mode, cause, scheduled_for, started_at) VALUES ($1, $2, $3, $4, $5, $6, $7) RETURNING id",
         )
@@ -144,11 +151,11 @@ impl History {
         Ok(())
     }
 
-    /// Replaces what the run had planned and not yet begun by a new plan; answers the number of its first change.
+    /// Replaces what the run had planned and not made, or failed to make, by a new plan; answers the number of its first change.
     pub async fn plan(&self, run: Option<i64>, changes: &[ChangeRecord]) -> Result<i64, Error> {
         let (Some(pool), Some(run)) = (&self.pool, run) else { return Ok(0) };
         let mut transaction = pool.begin().await?;
-        sqlx::query("DELETE FROM changes WHERE run = $1 AND state = 'planned'").bind(run).execute(&mut *transaction).await?;
+        sqlx::query("DELETE FROM changes WHERE run = $1 AND state IN ('planned', 'failed')").bind(run).execute(&mut *transaction).await?;
         let first: i64 = sqlx::query("SELECT COALESCE(MAX(seq) + 1, 0) AS first FROM changes WHERE run = $1").bind(run).fetch_one(&mut *transaction).await?.try_get("first")?;
         let numbered: Vec<(i64, &ChangeRecord)> = (first..).zip(changes).collect();
         for some in numbered.chunks(ROWS_AT_ONCE) {
@@ -172,7 +179,7 @@ impl History {
 
     /// Records that a change is about to be sent, and what it will replace.
     pub async fn making(&self, run: Option<i64>, seq: i64, change: &ChangeRecord) -> Result<(), Error> {
-        let (Some(pool), Some(run)) = (&self.pool, run) else { return Err(Error::NotKept) };
+        let (pool, Some(run)) = (self.kept()?, run) else { return Ok(()) };
         sqlx::query(
             "INSERT INTO changes (run, seq, action, target, count, state, before) VALUES ($1, $2, $3, $4, $5, 'making', $6) \
              ON CONFLICT (run, seq) DO UPDATE SET state = 'making', before = excluded.before",
@@ -190,7 +197,7 @@ impl History {
 
     /// Records what became of a change, with the files that went and what was learned, all at once.
     pub async fn made(&self, run: Option<i64>, seq: i64, change: &ChangeRecord, server: &str, files: &[(String, Option<u64>)], facts: &[Fact]) -> Result<(), Error> {
-        let (Some(pool), Some(run)) = (&self.pool, run) else { return Err(Error::NotKept) };
+        let (pool, Some(run)) = (self.kept()?, run) else { return Ok(()) };
         let mut transaction = pool.begin().await?;
         sqlx::query(
             "INSERT INTO changes (run, seq, action, target, count, state, detail) VALUES ($1, $2, $3, $4, $5, $6, $7) \
@@ -237,7 +244,7 @@ impl History {
 
     /// Records that a media call goes out, before it does.
     pub async fn media_call_sent(&self, server: &str, store: &str) -> Result<(), Error> {
-        let pool = self.pool.as_ref().ok_or(Error::NotKept)?;
+        let pool = self.kept()?;
         sqlx::query("INSERT INTO media_calls (server, store, sent_at) VALUES ($1, $2, $3) ON CONFLICT (server) DO UPDATE SET store = excluded.store, sent_at = excluded.sent_at")
             .bind(server)
             .bind(store)
@@ -249,7 +256,7 @@ impl History {
 
     /// Forgets a media call: it was answered, or is certainly over.
     pub async fn media_call_over(&self, server: &str) -> Result<(), Error> {
-        let pool = self.pool.as_ref().ok_or(Error::NotKept)?;
+        let pool = self.kept()?;
         sqlx::query("DELETE FROM media_calls WHERE server = $1").bind(server).execute(pool).await?;
         Ok(())
     }
@@ -293,6 +300,13 @@ impl History {
         let Some(pool) = &self.pool else { return Ok(Vec::new()) };
         let rows = sqlx::query("SELECT * FROM runs WHERE $1 IS NULL OR job = $1 ORDER BY id DESC LIMIT $2").bind(job).bind(limit).fetch_all(pool).await?;
         rows.iter().map(report).collect()
+    }
+
+    /// The newest run of each job.
+    pub async fn last_runs(&self) -> Result<HashMap<String, Report>, Error> {
+        let Some(pool) = &self.pool else { return Ok(HashMap::new()) };
+        let rows = sqlx::query("SELECT * FROM runs WHERE id IN (SELECT MAX(id) FROM runs GROUP BY job)").fetch_all(pool).await?;
+        rows.iter().map(|row| report(row).map(|report| (report.job.clone(), report))).collect()
     }
 
     /// One run with a page of its changes.

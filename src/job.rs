@@ -29,9 +29,9 @@ pub trait Job: Debug + Send + Sync + Sized + 'static {
         Vec::new()
     }
 
-    /// Rooms in which the account needs to be able to invite.
-    fn rooms(&self) -> &[String] {
-        &[]
+    /// What `check --online` asks for this job beyond what every homeserver is asked.
+    fn check(&self, _reader: &Reader, _identity: &Identity) -> impl Future<Output = Vec<Answer>> + Send {
+        async { Vec::new() }
     }
 
     /// Reads the homeserver and writes down what would have to change. It has nothing to change it with.
@@ -50,6 +50,13 @@ pub struct Needs {
     pub plans_offline: bool,
     /// The kind uses endpoints that the process behind `media_url` serves.
     pub media: bool,
+}
+
+/// A question that `check --online` asked; the error says what to do.
+#[derive(Debug)]
+pub struct Answer {
+    pub question: String,
+    pub answer: Result<String, String>,
 }
 
 /// What a job may use while it plans.
@@ -113,7 +120,7 @@ impl<'a> Memory<'a> {
 pub trait AnyJob: Debug + Send + Sync {
     fn kind(&self) -> &'static Kind;
     fn warnings(&self) -> Vec<(&'static str, String)>;
-    fn rooms(&self) -> &[String];
+    fn check<'a>(&'a self, reader: &'a Reader, identity: &'a Identity) -> BoxFuture<'a, Vec<Answer>>;
     fn plan<'a>(&'a self, context: &'a Context<'_>, plan: &'a mut Plan) -> BoxFuture<'a, Result<(), Failure>>;
 }
 
@@ -150,8 +157,8 @@ impl<J: Job> AnyJob for J {
         Job::warnings(self)
     }
 
-    fn rooms(&self) -> &[String] {
-        Job::rooms(self)
+    fn check<'a>(&'a self, reader: &'a Reader, identity: &'a Identity) -> BoxFuture<'a, Vec<Answer>> {
+        Box::pin(Job::check(self, reader, identity))
     }
 
     fn plan<'a>(&'a self, context: &'a Context<'_>, plan: &'a mut Plan) -> BoxFuture<'a, Result<(), Failure>> {

@@ -2,7 +2,9 @@
 
 pub mod age;
 pub mod change;
+pub mod cli;
 pub mod clock;
+pub mod config;
 pub mod glob;
 pub mod history;
 pub mod job;
@@ -10,8 +12,10 @@ pub mod jobs;
 pub mod keys;
 pub mod length;
 pub mod report;
+pub mod runner;
 pub mod schedule;
 pub mod size;
 pub mod state_dir;
 pub mod synapse;
+pub mod telling;
 pub mod words;

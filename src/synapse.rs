@@ -17,7 +17,7 @@ pub use pace::Watch;
 pub use probe::{Identity, Version};
 pub use reader::Reader;
 pub use rooms::{MemberEvent, Permissions};
-pub use token::Token;
+pub use token::{Token, trimmed};
 pub use transport::{Answered, Base, Observer, RawRequest, Settings, Transport};
 pub use users::{ExternalId, User, UserRow};
 pub use writer::Writer;

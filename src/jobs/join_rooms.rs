@@ -9,12 +9,12 @@ use serde_json::Value;
 use crate::change::{Change, Check, Fact, Lane, Made, Plan, Topic, Work};
 use crate::clock::Timestamp;
 use crate::glob::{Matched, UserGlob, chosen, unmatched};
-use crate::job::{Context, Failure, Job, Needs};
+use crate::job::{Answer, Context, Failure, Job, Needs};
 use crate::keys;
 use crate::keys::{Key, Mistake, Rate, Table};
 use crate::length::spoken;
 use crate::report::Action;
-use crate::synapse::{self, Identity, MemberEvent, Reader, UserRow, Version, Writer};
+use crate::synapse::{self, Identity, MemberEvent, Permissions, Reader, UserRow, Version, Writer};
 use crate::text_values;
 use crate::words;
 use crate::words::counted;
@@ -47,7 +47,6 @@ words! {
 #[derive(Debug)]
 pub struct JoinRooms {
     keys: Keys,
-    rooms: Vec<String>,
 }
 
 impl Job for JoinRooms {
@@ -66,8 +65,7 @@ impl Job for JoinRooms {
                 return None;
             }
         }
-        let rooms = keys.rooms.iter().map(|room| room.0.clone()).collect();
-        Some(Self { keys, rooms })
+        Some(Self { keys })
     }
 
     fn warnings(&self) -> Vec<(&'static str, String)> {
@@ -75,8 +73,22 @@ impl Job for JoinRooms {
         fast.then(|| ("joins_per_second", "above 0.5 joins a second a sweep uses up Synapse's rc_joins_per_room (1 a second by default), and real users are refused in that room for as long".to_owned())).into_iter().collect()
     }
 
-    fn rooms(&self) -> &[String] {
-        &self.rooms
+    async fn check(&self, reader: &Reader, identity: &Identity) -> Vec<Answer> {
+        let mut answers = Vec::new();
+        for RoomName(name) in &self.keys.rooms {
+            let access = async {
+                let room = open(reader, identity, name).await?;
+                let permissions = reader.permissions(&room.room_id).await?;
+                may_bring_in(reader, identity, &room, &permissions).await?;
+                Ok(if permissions.public { "yes, it is public" } else { "yes, by invitation" }.to_owned())
+            };
+            let answer = access.await.map_err(|trouble| match trouble {
+                Trouble::Room(problem) => problem,
+                Trouble::Run(failure) => failure.to_string(),
+            });
+            answers.push(Answer { question: format!("may join users to {name}"), answer });
+        }
+        answers
     }
 
     async fn plan(&self, context: &Context<'_>, plan: &mut Plan) -> Result<(), Failure> {
@@ -90,8 +102,8 @@ impl Job for JoinRooms {
         }
         let mut rooms = Vec::new();
         let mut known = HashSet::new();
-        for (index, name) in self.rooms.iter().enumerate() {
-            context.reading("rooms", index as u64, self.rooms.len() as u64);
+        for (index, RoomName(name)) in self.keys.rooms.iter().enumerate() {
+            context.reading("rooms", index as u64, self.keys.rooms.len() as u64);
             match self.look_at(context, identity, name, &wanted).await {
                 Ok(room) => {
                     plan.some_fine = true;
@@ -103,7 +115,7 @@ impl Job for JoinRooms {
                 Err(Trouble::Run(failure)) => return Err(failure),
             }
         }
-        context.reading("rooms", self.rooms.len() as u64, self.rooms.len() as u64);
+        context.reading("rooms", self.keys.rooms.len() as u64, self.keys.rooms.len() as u64);
         let unfit = self.unfit(context, &rooms).await?;
         self.fill(plan, rooms, &unfit, identity);
         Ok(())
@@ -144,52 +156,23 @@ impl JoinRooms {
 
     async fn look_at(&self, context: &Context<'_>, identity: &Identity, name: &str, wanted: &[UserRow]) -> Result<RoomPlan, Trouble> {
         let reader = context.reader;
-        let room_id = match name.starts_with('#') {
-            true => reader.resolve_alias(name).await.map_err(|error| match error.is_not_found() {
-                true => Trouble::Room(format!("there is no such alias ({}): mend `rooms`, or make the alias", error.words())),
-                false => remote_alias(error),
-            })?,
-            false => name.to_owned(),
-        };
-        let joined = reader.joined_members(&room_id).await.map_err(|error| match error.is_not_found() {
-            true => Trouble::Room("Synapse does not know this room: mend `rooms`; to join a remote room, let one local user join it first".to_owned()),
-            false => error.into(),
-        })?;
-        if let Some(new) = reader.replacement(&room_id).await? {
-            let new = if new.is_empty() { "its alias or its successor".to_owned() } else { new };
-            return Err(Trouble::Room(format!("the room was upgraded and is closed: put {new} into `rooms` in its place")));
-        }
-        let local = |user: &str| user.split_once(':').is_some_and(|(_, server)| server == identity.server_name);
-        if !joined.iter().any(|user| local(user)) {
-            return Err(Trouble::Room("nobody from here is in the room, and Synapse knows nothing of it any more: let one local user join it first, or take it out of `rooms`".to_owned()));
-        }
-        let inside: HashSet<&str> = joined.iter().map(String::as_str).collect();
-        let outside: Vec<&str> = wanted.iter().map(|row| row.name.as_str()).filter(|user| !inside.contains(user)).collect();
-        let mut room = RoomPlan { name: name.to_owned(), room_id, missing: Vec::new() };
+        let room = open(reader, identity, name).await?;
+        let outside: Vec<&str> = wanted.iter().map(|row| row.name.as_str()).filter(|user| !room.inside.contains(*user)).collect();
+        let mut plan = RoomPlan { name: name.to_owned(), room_id: room.room_id.clone(), missing: Vec::new() };
         if outside.is_empty() {
-            return Ok(room);
+            return Ok(plan);
         }
         let permissions = reader.permissions(&room.room_id).await?;
         let events = self.chain(reader, &room.room_id, permissions.predecessor.clone()).await?;
-        room.missing = outside
+        plan.missing = outside
             .into_iter()
             .filter(|user| self.welcome(&events, user))
             .map(|user| Missing { user_id: user.to_owned(), was: events[0].get(user).map(|event| event.membership.clone()) })
             .collect();
-        if room.missing.is_empty() {
-            return Ok(room);
+        if !plan.missing.is_empty() {
+            may_bring_in(reader, identity, &room, &permissions).await?;
         }
-        let account = &identity.account.name;
-        if !permissions.public && !inside.contains(account.as_str()) {
-            return Err(Trouble::Room(format!("the room is not public and {account} is not in it: invite {account} and let it join, with the power to invite")));
-        }
-        if !permissions.public && !permissions.may_invite(account) {
-            return Err(Trouble::Room(format!("the room is not public and {account} may not invite there: raise its power level to that of `invite`")));
-        }
-        if reader.is_blocked(&room.room_id).await? {
-            return Err(Trouble::Room("the room is blocked on this homeserver: unblock it, or take it out of `rooms`".to_owned()));
-        }
-        Ok(room)
+        Ok(plan)
     }
 
     /// The membership events of the room and of those that it replaced, newest room first.
@@ -272,6 +255,50 @@ impl JoinRooms {
         }
         plan.work = Work::Changes(changes);
     }
+}
+
+/// A room that can be looked at.
+struct OpenRoom {
+    room_id: String,
+    inside: HashSet<String>,
+}
+
+/// Finds the room and who is in it; one that is gone, closed or left by everybody is trouble.
+async fn open(reader: &Reader, identity: &Identity, name: &str) -> Result<OpenRoom, Trouble> {
+    let room_id = match name.starts_with('#') {
+        true => reader.resolve_alias(name).await.map_err(|error| match error.is_not_found() {
+            true => Trouble::Room(format!("there is no such alias ({}): mend `rooms`, or make the alias", error.words())),
+            false => remote_alias(error),
+        })?,
+        false => name.to_owned(),
+    };
+    let joined = reader.joined_members(&room_id).await.map_err(|error| match error.is_not_found() {
+        true => Trouble::Room("Synapse does not know this room: mend `rooms`; to join a remote room, let one local user join it first".to_owned()),
+        false => error.into(),
+    })?;
+    if let Some(new) = reader.replacement(&room_id).await? {
+        let new = if new.is_empty() { "its alias or its successor".to_owned() } else { new };
+        return Err(Trouble::Room(format!("the room was upgraded and is closed: put {new} into `rooms` in its place")));
+    }
+    if !joined.iter().any(|user| user.split_once(':').is_some_and(|(_, server)| server == identity.server_name)) {
+        return Err(Trouble::Room("nobody from here is in the room, and Synapse knows nothing of it any more: let one local user join it first, or take it out of `rooms`".to_owned()));
+    }
+    Ok(OpenRoom { room_id, inside: joined.into_iter().collect() })
+}
+
+/// Whether Synapse would let our account bring others in.
+async fn may_bring_in(reader: &Reader, identity: &Identity, room: &OpenRoom, permissions: &Permissions) -> Result<(), Trouble> {
+    let account = &identity.account.name;
+    if !permissions.public && !room.inside.contains(account) {
+        return Err(Trouble::Room(format!("the room is not public and {account} is not in it: invite {account} and let it join, with the power to invite")));
+    }
+    if !permissions.public && !permissions.may_invite(account) {
+        return Err(Trouble::Room(format!("the room is not public and {account} may not invite there: raise its power level to that of `invite`")));
+    }
+    if reader.is_blocked(&room.room_id).await? {
+        return Err(Trouble::Room("the room is blocked on this homeserver: unblock it, or take it out of `rooms`".to_owned()));
+    }
+    Ok(())
 }
 
 /// Another server that cannot be asked for its alias is that room's trouble, not ours.

@@ -211,6 +211,10 @@ impl Walk for Files {
         Some((self.end() - self.next) as u64)
     }
 
+    fn holds(&self, thing: &str) -> bool {
+        self.files.iter().any(|file| &*file.id == thing)
+    }
+
     fn keep(&mut self, most: u64) -> u64 {
         let length = usize::try_from(most).unwrap_or(usize::MAX).saturating_add(self.next);
         if length < self.files.len() {
@@ -268,6 +272,10 @@ impl Change for Batch {
 
     fn lane(&self) -> Lane {
         Lane::Media(Store::Local)
+    }
+
+    fn things(&self) -> Vec<(String, Option<u64>)> {
+        self.files().iter().map(|file| (file.id.to_string(), Some(file.bytes))).collect()
     }
 
     fn make<'a>(&'a self, writer: &'a Writer, _before: Option<&'a Value>) -> BoxFuture<'a, Result<Made, synapse::Error>> {

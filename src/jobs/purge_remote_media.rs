@@ -83,6 +83,10 @@ impl Walk for Cache {
         None
     }
 
+    fn holds(&self, _thing: &str) -> bool {
+        true
+    }
+
     fn keep(&mut self, _most: u64) -> u64 {
         0
     }
@@ -116,6 +120,10 @@ impl Change for Purge {
 
     fn lane(&self) -> Lane {
         Lane::Media(Store::Remote)
+    }
+
+    fn things(&self) -> Vec<(String, Option<u64>)> {
+        Vec::new()
     }
 
     fn make<'a>(&'a self, writer: &'a Writer, _before: Option<&'a Value>) -> BoxFuture<'a, Result<Made, synapse::Error>> {

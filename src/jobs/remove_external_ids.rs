@@ -210,7 +210,7 @@ impl Change for Removal {
             answered.sort_unstable();
             left.sort_unstable();
             if answered != left {
-                return Err(synapse::Error::unexpected_of(&self.user_id, "Synapse answered another list of external ids than it was sent: somebody else changed the account at this moment"));
+                return Err(synapse::Error::contradicted(&self.user_id, "Synapse answered another list of external ids than it was sent: somebody else changed the account at this moment"));
             }
             Ok(Made::things(gone.len() as u64))
         })
@@ -219,7 +219,7 @@ impl Change for Removal {
 
 /// The name of a provider as Synapse stores it.
 #[derive(Debug, Clone)]
-struct Provider(String);
+pub struct Provider(String);
 
 impl std::str::FromStr for Provider {
     type Err = String;
@@ -257,7 +257,7 @@ impl Class {
 
 /// `"all"`, or a list of classes.
 #[derive(Debug, Clone)]
-struct Accounts(Vec<Class>);
+pub struct Accounts(Vec<Class>);
 
 impl Accounts {
     fn hold(&self, class: Class) -> bool {

@@ -28,14 +28,16 @@ pub enum Cause {
     NotSynapse { status: u16, excerpt: String },
     /// The answer is not what this endpoint answers.
     Undecodable { problem: String, excerpt: String },
-    /// The answer says that something else happened than was asked for.
+    /// The answer says that something happened which must not.
     Unexpected(String),
+    /// The answer differs from what was sent, for this one target.
+    Contradicted(String),
 }
 
 impl Error {
-    /// An answer about an account that says that something else happened than was asked for.
-    pub fn unexpected_of(user_id: &str, problem: &str) -> Self {
-        Self { method: Method::PUT, path: user_id.to_owned(), cause: Cause::Unexpected(problem.to_owned()), advice: None }
+    /// The answer to a change of `user_id` differs from what was sent.
+    pub fn contradicted(user_id: &str, problem: &str) -> Self {
+        Self { method: Method::PUT, path: user_id.to_owned(), cause: Cause::Contradicted(problem.to_owned()), advice: None }
     }
 
     /// Whether trying the whole run again later may help.
@@ -44,7 +46,7 @@ impl Error {
             Cause::Unreachable(_) | Cause::Lost(_) | Cause::Undecodable { .. } => true,
             Cause::Synapse { status, .. } => matches!(status, 429 | 502..=504) || (*status == 500 && self.method == Method::GET && !self.is_about_token()),
             Cause::NotSynapse { status, .. } => matches!(status, 408 | 429 | 500..=599),
-            Cause::Unexpected(_) => false,
+            Cause::Unexpected(_) | Cause::Contradicted(_) => false,
         }
     }
 
@@ -57,6 +59,7 @@ impl Error {
                     && (400..=500).contains(status)
                     && !matches!(errcode.as_str(), "M_UNRECOGNIZED" | "M_RESOURCE_LIMIT_EXCEEDED" | "M_CONSENT_NOT_GIVEN" | "M_MISSING_PARAM" | "M_NOT_JSON")
             }
+            Cause::Contradicted(_) => true,
             _ => false,
         }
     }
@@ -110,7 +113,7 @@ impl Error {
             Cause::NotSynapse { status, excerpt } if excerpt.is_empty() => format!("{status} with an empty body, which is not Synapse's way to say no"),
             Cause::NotSynapse { status, excerpt } => format!("{status} from something that is not Synapse: {excerpt}"),
             Cause::Undecodable { problem, excerpt } => format!("cannot read the answer ({problem}): {excerpt}"),
-            Cause::Unexpected(problem) => problem.clone(),
+            Cause::Unexpected(problem) | Cause::Contradicted(problem) => problem.clone(),
         }
     }
 }

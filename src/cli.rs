@@ -1,0 +1,186 @@
+//! The command line: one command a file, no logic of its own.
+
+mod check;
+mod jobs;
+mod kinds;
+mod log;
+mod progress;
+mod run;
+mod runs;
+mod table;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser, Subcommand};
+
+use crate::clock::Clock;
+use crate::config::{Config, Environment, NotLoaded};
+use crate::history::{self, History};
+
+/// Recurring housekeeping for Synapse, the Matrix homeserver.
+///
+/// Reads a TOML file of jobs. Start with `microglia kinds`, write the file, let `microglia check --online` look at it,
+/// look at what a job would do with `microglia run JOB --dry-run`, and do it with `microglia run JOB --apply`.
+#[derive(Debug, Parser)]
+#[command(name = "microglia", version, max_term_width = 100, after_help = EXIT_CODES)]
+pub struct Cli {
+    /// The config file.
+    #[arg(long, global = true, env = "MICROGLIA_CONFIG", default_value = "/etc/microglia/microglia.toml", value_name = "FILE")]
+    config: PathBuf,
+    #[command(subcommand)]
+    command: Command,
+}
+
+const EXIT_CODES: &str = "Exit codes: 0 succeeded (a dry run that worked is a success); 1 the run, the reload or `check --online` did not succeed, \
+or the job is already running; 2 wrong usage, or a mistake in the config file.\n\
+Environment: RUST_LOG sets the levels of the log on stderr, MICROGLIA_LOG_FORMAT=json its form.";
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Reports every mistake of the config, and when each job is due
+    Check(check::Options),
+    /// Runs one job now, in its configured mode, and shows what it did
+    Run(run::Options),
+    /// Shows the jobs: when they are due, and how they went
+    Jobs(jobs::Options),
+    /// Shows recorded runs, newest first
+    Runs(runs::Options),
+    /// Shows what each kind of job does, and every key it takes
+    Kinds(kinds::Options),
+    /// Prints a completion script for a shell
+    Completions { shell: clap_complete::Shell },
+}
+
+/// What ends a command without success.
+#[derive(Debug)]
+pub enum Ended {
+    /// The thing asked for did not succeed; what there is to say is said.
+    Unsuccessful,
+    /// A mistake of the user's, in the config or on the command line.
+    Usage(String),
+    Error(anyhow::Error),
+}
+
+impl<E: Into<anyhow::Error>> From<E> for Ended {
+    fn from(error: E) -> Self {
+        let error = error.into();
+        match error.downcast::<NotLoaded>() {
+            Ok(mistakes) => Self::Usage(mistakes.to_string()),
+            Err(error) => Self::Error(error),
+        }
+    }
+}
+
+/// Runs the command line and answers the exit code that interface and `--help` promise.
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            let _ = error.print();
+            return ExitCode::from(if error.use_stderr() { 2 } else { 0 });
+        }
+    };
+    let ended = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().map_err(Ended::from).and_then(|runtime| {
+        let ended = runtime.block_on(command(cli));
+        // What a blocking thread still does, such as looking up a name, must not hold up the exit.
+        runtime.shutdown_background();
+        ended
+    });
+    match ended {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Ended::Unsuccessful) => ExitCode::FAILURE,
+        Err(Ended::Usage(text)) => {
+            say_error(&text);
+            ExitCode::from(2)
+        }
+        Err(Ended::Error(error)) if error.downcast_ref::<std::io::Error>().is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe) => ExitCode::SUCCESS,
+        Err(Ended::Error(error)) => {
+            say_error(&format!("{error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn command(cli: Cli) -> Result<(), Ended> {
+    let path = cli.config;
+    match cli.command {
+        Command::Check(options) => check::run(&path, &options).await,
+        Command::Run(options) => run::run(&path, &options).await,
+        Command::Jobs(options) => jobs::run(&path, &options).await,
+        Command::Runs(options) => runs::run(&path, &options).await,
+        Command::Kinds(options) => kinds::run(&options),
+        Command::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "microglia", &mut script);
+            print(&String::from_utf8_lossy(&script))
+        }
+    }
+}
+
+/// What the environment says where the config is silent.
+#[expect(clippy::disallowed_methods, reason = "this is the one place that reads the environment")]
+fn environment() -> Environment {
+    let path = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    Environment {
+        listen: std::env::var("MICROGLIA_LISTEN").ok().filter(|text| !text.is_empty()),
+        // systemd joins several directories with colons; the first is ours.
+        state_directory: std::env::var("STATE_DIRECTORY").ok().and_then(|dirs| dirs.split(':').next().map(PathBuf::from)).filter(|dir| !dir.as_os_str().is_empty()),
+        credentials_directory: path("CREDENTIALS_DIRECTORY"),
+    }
+}
+
+fn load(path: &std::path::Path, clock: &Clock) -> Result<Config, Ended> {
+    Ok(Config::load(path, &environment(), clock.now())?)
+}
+
+/// The history as far as there is one, to look at.
+async fn look(config: &Config, clock: &Clock) -> Result<History, Ended> {
+    let dir = &config.daemon.state_dir;
+    let looked = History::look(dir, clock.clone()).await;
+    match looked {
+        Ok(Some(history)) => Ok(history),
+        Ok(None) => Ok(History::none(clock.clone(), "there is no history yet")),
+        Err(error) => Err(unreadable(dir, &error)),
+    }
+}
+
+fn unreadable(dir: &std::path::Path, error: &history::Error) -> Ended {
+    Ended::Error(anyhow::anyhow!("the history in {} cannot be read ({error}): use sudo, or the daemon's own user", dir.display()))
+}
+
+/// Prints what was asked for.
+fn print(text: &str) -> Result<(), Ended> {
+    use std::io::Write;
+    let mut stdout = std::io::stdout().lock();
+    stdout.write_all(text.as_bytes())?;
+    if !text.ends_with('\n') {
+        stdout.write_all(b"\n")?;
+    }
+    stdout.flush()?;
+    Ok(())
+}
+
+fn print_json(value: &impl serde::Serialize) -> Result<(), Ended> {
+    print(&serde_json::to_string_pretty(value)?)
+}
+
+/// Says something beside what was asked for.
+#[expect(clippy::print_stderr, reason = "only `cli` prints")]
+fn say(text: &str) {
+    eprintln!("{text}");
+}
+
+fn say_error(text: &str) {
+    say(&format!("error: {text}"));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+}

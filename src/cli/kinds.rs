@@ -1,0 +1,76 @@
+//! `microglia kinds`: what each kind does, and its keys.
+
+use super::{Ended, print};
+use crate::config::TABLES;
+use crate::job::Kind;
+use crate::jobs::{KINDS, kind};
+use crate::keys::Key;
+use crate::words;
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Options {
+    /// Only this kind, with the keys that every job takes.
+    kind: Option<String>,
+}
+
+pub(super) fn run(options: &Options) -> Result<(), Ended> {
+    let Some(name) = &options.kind else {
+        let mut text = String::new();
+        for kind in KINDS {
+            text.push_str(&described(kind));
+        }
+        text.push_str("`microglia kinds KIND` also shows the keys that every job takes.\n");
+        return print(&text);
+    };
+    let names: Vec<&str> = KINDS.iter().map(|kind| kind.name).collect();
+    let kind = kind(name).ok_or_else(|| Ended::Usage(format!("kind {}", words::not_one_of(name, &names))))?;
+    let mut text = described(kind);
+    for (table, keys) in TABLES {
+        text.push_str(&format!("[{table}]\n\n"));
+        text.extend(keys.iter().filter(|key| kind.counts || !matches!(key.name, "max_changes" | "at_most")).map(key_described));
+    }
+    print(&text)
+}
+
+fn described(kind: &Kind) -> String {
+    let mut text = format!("{}\n\n{}\n", kind.name, wrapped(kind.about, "  "));
+    if kind.needs.synapse.0 > 0 {
+        text.push_str(&format!("  Needs Synapse {} or later.\n", kind.needs.synapse));
+    }
+    if !kind.counts {
+        text.push_str("  Cannot count beforehand: max_changes and at_most mean nothing here.\n");
+    }
+    text.push('\n');
+    text.extend(kind.keys.iter().map(key_described));
+    text
+}
+
+fn key_described(key: &Key) -> String {
+    let default = match (key.required, key.default) {
+        (true, _) => "required".to_owned(),
+        (false, Some(default)) => format!("default {default}"),
+        (false, None) => "optional".to_owned(),
+    };
+    format!("  {} ({default}): {}\n{}\n", key.name, key.value, wrapped(key.about, "      "))
+}
+
+fn wrapped(text: &str, indent: &str) -> String {
+    let mut lines = String::new();
+    let mut width = usize::MAX;
+    for word in text.split_whitespace() {
+        if width.saturating_add(word.len() + 1) > 96 {
+            if !lines.is_empty() {
+                lines.push('\n');
+            }
+            lines.push_str(indent);
+            width = indent.len();
+        } else {
+            lines.push(' ');
+            width += 1;
+        }
+        lines.push_str(word);
+        width += word.len();
+    }
+    lines.push('\n');
+    lines
+}

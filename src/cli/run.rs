@@ -1,0 +1,146 @@
+//! `microglia run JOB`: one run, now.
+
+use std::io::IsTerminal;
+use std::path::Path;
+use std::sync::Arc;
+
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::progress::Progress;
+use super::runs::{changes, summary};
+use super::{Ended, load, log, print, print_json, say};
+use crate::clock::Clock;
+use crate::config::{Config, JobSpec};
+use crate::history::History;
+use crate::keys::Limit;
+use crate::report::{Event, Mode, Outcome, Report};
+use crate::runner::{Order, Place, Runner, Settle, Stop};
+use crate::state_dir::StateDir;
+use crate::synapse::Transport;
+use crate::words::not_one_of;
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Options {
+    /// The job's name.
+    job: String,
+    /// Plans and reports, whatever mode the config says.
+    #[arg(long, conflicts_with = "apply")]
+    dry_run: bool,
+    /// Makes the changes, whatever mode the config says.
+    #[arg(long)]
+    apply: bool,
+    /// Allows a plan of so many things this once.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    max_changes: Option<u32>,
+    /// Prints the report as one JSON document.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Changes shown below the summary.
+const SHOWN: usize = 20;
+
+pub(super) async fn run(path: &Path, options: &Options) -> Result<(), Ended> {
+    let clock = Clock::system();
+    let config = load(path, &clock)?;
+    let spec = job(&config, &options.job)?;
+    if options.max_changes.is_some() && !spec.job.kind().counts {
+        return Err(Ended::Usage(format!("--max-changes means nothing for {}, which cannot count beforehand", spec.job.kind().name)));
+    }
+    let terminal = std::io::stderr().is_terminal();
+    // On a terminal the bar and the summary show what the lines would say.
+    log::start(if terminal { "warn" } else { "warn,microglia::audit=info" });
+    for warning in &config.warnings {
+        tracing::warn!("{warning}");
+    }
+    let order = Order {
+        mode: match (options.dry_run, options.apply) {
+            (true, _) => Mode::DryRun,
+            (_, true) => Mode::Apply,
+            (false, false) => spec.common.mode,
+        },
+        max_changes: options.max_changes.map_or(spec.common.max_changes, Limit::Of),
+        ..Order::manual(spec)
+    };
+    let report = here(&config, spec, &order, &clock).await?;
+    if options.json {
+        print_json(&report)?;
+    } else {
+        print(&shown(&report, spec, options))?;
+    }
+    match report.outcome {
+        Some(Outcome::Succeeded) => Ok(()),
+        _ => Err(Ended::Unsuccessful),
+    }
+}
+
+fn job<'a>(config: &'a Config, name: &str) -> Result<&'a JobSpec, Ended> {
+    config.job(name).ok_or_else(|| {
+        let names: Vec<&str> = config.jobs.iter().map(|job| job.name.as_str()).collect();
+        let several: Vec<&str> = names.iter().copied().filter(|known| known.split('@').next() == Some(name)).collect();
+        Ended::Usage(match several.is_empty() {
+            true => format!("job {}", not_one_of(name, &names)),
+            false => format!("job `{name}` runs on several homeservers: name one of {}", several.join(", ")),
+        })
+    })
+}
+
+/// Runs the job in this process.
+async fn here(config: &Config, spec: &JobSpec, order: &Order, clock: &Clock) -> Result<Report, Ended> {
+    let homeserver = config.homeservers.get(&spec.homeserver).ok_or_else(|| anyhow::anyhow!("no homeserver {}", spec.homeserver))?;
+    let transport = Transport::new(homeserver.settings(), Arc::new(|_| {})).map_err(anyhow::Error::msg)?;
+    let place = Place { transport: Arc::new(transport), max_concurrent_runs: homeserver.keys.max_concurrent_runs, max_concurrent_requests: homeserver.keys.max_concurrent_requests };
+    let (dir, history) = open(config, clock).await;
+    let runner = Runner { history: history.clone(), dir, clock: clock.clone(), settle: Settle::default() };
+    let (stop, progress, name) = (Stop::default(), Progress::new(), spec.name.clone());
+    let told = crate::telling::log(&spec.name, &spec.homeserver);
+    let tell = Arc::new(move |event: Event| {
+        progress.hear(&event);
+        told(event);
+    });
+    let signals = tokio::spawn(stopped_by_signals(stop.clone(), name));
+    let report = runner.run(spec, &place, order, &stop, tell).await;
+    signals.abort();
+    history.close().await;
+    report.map_err(|busy| {
+        super::say_error(&busy.to_string());
+        Ended::Unsuccessful
+    })
+}
+
+/// The state directory and its history, or the reason why there are none.
+async fn open(config: &Config, clock: &Clock) -> (Option<StateDir>, History) {
+    let path = &config.daemon.state_dir;
+    let problem = |error: &dyn std::fmt::Display| format!("the state directory {} cannot be used ({error}): run as the daemon's user, or set daemon.state_dir", path.display());
+    match StateDir::open(path) {
+        Err(error) => (None, History::none(clock.clone(), &problem(&error))),
+        Ok(dir) => match History::open(&dir, clock.clone()).await {
+            Ok(history) => (Some(dir), history),
+            Err(error) => (Some(dir), History::none(clock.clone(), &problem(&error))),
+        },
+    }
+}
+
+/// The first signal ends the run between two changes, the second at once.
+async fn stopped_by_signals(stop: Stop, job: String) {
+    let (Ok(mut interrupt), Ok(mut terminate)) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate())) else { return };
+    let mut next = async || {
+        tokio::select! { _ = interrupt.recv() => {} _ = terminate.recv() => {} }
+    };
+    next().await;
+    say(&format!("\nstopping {job} after the change under way; once more to stop at once"));
+    stop.at_boundary(Outcome::Cancelled);
+    next().await;
+    stop.now(Outcome::Cancelled);
+}
+
+fn shown(report: &Report, spec: &JobSpec, options: &Options) -> String {
+    let mut text = summary(report, spec.zone.0);
+    text.push_str(&changes(report, SHOWN));
+    if report.mode == Mode::DryRun && report.outcome == Some(Outcome::Succeeded) {
+        let more = options.max_changes.map(|most| format!(" --max-changes {most}")).unwrap_or_default();
+        text.push_str(&format!("Nothing was changed. To make these changes now: microglia run {}{more} --apply", spec.name));
+        text.push_str(if spec.common.mode == Mode::DryRun { "; on schedule: set mode = \"apply\" in the job\n" } else { "\n" });
+    }
+    text
+}

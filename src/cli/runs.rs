@@ -1,0 +1,169 @@
+//! `microglia runs`: recorded runs, and one of them with its changes.
+
+use std::path::Path;
+
+use chrono_tz::Tz;
+
+use super::table::{figures, local, table, text};
+use super::{Ended, load, look, print, print_json, unreadable};
+use crate::clock::Clock;
+use crate::history::Page;
+use crate::length::spoken;
+use crate::report::{CHANGES_SHOWN, Mode, Outcome, Report};
+use crate::size::Size;
+
+#[derive(Debug, clap::Args)]
+#[command(args_conflicts_with_subcommands = true)]
+pub(super) struct Options {
+    #[command(subcommand)]
+    show: Option<Show>,
+    /// Only runs of this job.
+    job: Option<String>,
+    /// How many runs.
+    #[arg(long, default_value_t = 20)]
+    limit: u32,
+    /// As a JSON list.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Show {
+    /// Prints one run with its changes, and what they replaced
+    Show {
+        id: i64,
+        /// The first change to print.
+        #[arg(long, default_value_t = 0)]
+        offset: u32,
+        /// How many changes to print.
+        #[arg(long, default_value_t = CHANGES_SHOWN)]
+        limit: u32,
+        /// Lists the ids of the files that the run deleted.
+        #[arg(long)]
+        media: bool,
+        /// As one JSON document.
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+pub(super) async fn run(path: &Path, options: &Options) -> Result<(), Ended> {
+    let clock = Clock::system();
+    let config = load(path, &clock)?;
+    let history = look(&config, &clock).await?;
+    let failed = |error| unreadable(&config.daemon.state_dir, &error);
+    let zone = config.daemon.timezone.0;
+    match &options.show {
+        None => {
+            let runs = history.runs(options.job.as_deref(), options.limit).await.map_err(failed)?;
+            if options.json {
+                return print_json(&runs);
+            }
+            if runs.is_empty() {
+                let what = options.job.as_ref().map_or_else(String::new, |job| format!(" of {job}"));
+                super::say(&format!("no run{what} is recorded in {}", config.daemon.state_dir.display()));
+                return Ok(());
+            }
+            print(&listed(&runs, zone))
+        }
+        Some(Show::Show { id, offset, limit, media, json }) => {
+            let run = history.run(*id, Page { offset: *offset, limit: *limit }).await.map_err(failed)?;
+            let run = run.ok_or_else(|| Ended::Error(anyhow::anyhow!("there is no run {id}: `microglia runs` lists them")))?;
+            if *media {
+                let files = history.files(*id).await.map_err(failed)?;
+                return match json {
+                    true => print_json(&files.iter().map(|(id, bytes)| serde_json::json!({ "media_id": id, "bytes": bytes })).collect::<Vec<_>>()),
+                    false => print(&files.iter().map(|(id, _)| format!("{id}\n")).collect::<String>()),
+                };
+            }
+            if *json {
+                return print_json(&run);
+            }
+            let shown = run.changes.as_ref().map_or(0, Vec::len);
+            let mut shown_text = summary(&run, zone);
+            shown_text.push_str(&changes(&run, usize::MAX));
+            if shown == *limit as usize {
+                shown_text.push_str(&format!("There may be more: --offset {}\n", offset + limit));
+            }
+            print(&shown_text)
+        }
+    }
+}
+
+fn listed(runs: &[Report], zone: Tz) -> String {
+    let mut rows = table(&["RUN", "STARTED", "JOB", "MODE", "TRIGGER", "OUTCOME", "TOOK", "THINGS", "MESSAGE"]);
+    for run in runs {
+        let outcome = run.outcome.map_or("running", Outcome::as_str);
+        rows.add_row([
+            &run.id.unwrap_or_default().to_string(),
+            &local(run.started_at, zone),
+            &run.job,
+            run.mode.as_str(),
+            run.trigger.as_str(),
+            outcome,
+            &took(run).unwrap_or_else(|| "-".to_owned()),
+            &figures(run),
+            run.message.as_deref().unwrap_or(""),
+        ]);
+    }
+    text(&rows)
+}
+
+fn took(run: &Report) -> Option<String> {
+    Some(spoken((run.finished_at? - run.started_at).to_std().unwrap_or_default()))
+}
+
+/// What a run did, for a person.
+pub(super) fn summary(run: &Report, zone: Tz) -> String {
+    let mode = if run.mode == Mode::DryRun { "dry run" } else { "apply" };
+    let mut text = format!(
+        "{}{} ({} on {}), {mode}, {}{}\n",
+        run.id.map(|id| format!("run {id}: ")).unwrap_or_default(),
+        run.job,
+        run.kind,
+        run.homeserver,
+        local(run.started_at, zone),
+        if run.attempts > 1 { format!(", {} attempts", run.attempts) } else { String::new() }
+    );
+    let ended = match run.outcome {
+        Some(outcome) => format!("{outcome} after {}", took(run).unwrap_or_default()),
+        None => "running".to_owned(),
+    };
+    let bytes = match (run.mode, run.bytes_planned, run.bytes_freed) {
+        (Mode::DryRun, Some(bytes), _) => format!(", {}", Size(bytes)),
+        (Mode::Apply, _, Some(bytes)) => format!(", {} freed", Size(bytes)),
+        _ => String::new(),
+    };
+    let planned = if run.planned.is_none() && run.mode == Mode::DryRun { "this kind cannot count beforehand".to_owned() } else { figures(run) };
+    text.push_str(&format!("  {ended}: {planned}{bytes}\n"));
+    if let Some(message) = &run.message {
+        text.push_str(&format!("  {message}\n"));
+    }
+    if !run.sample.is_empty() {
+        text.push_str("  most bytes:\n");
+        for share in &run.sample {
+            text.push_str(&format!("    {:>10}  {:>7} files  {}\n", Size(share.bytes).to_string(), share.files, share.user_id));
+        }
+    }
+    text
+}
+
+/// The first changes of a run, a line each, with what they replaced.
+pub(super) fn changes(run: &Report, most: usize) -> String {
+    let changes = run.changes.as_deref().unwrap_or_default();
+    let mut text = String::new();
+    for change in changes.iter().take(most) {
+        let count = if change.count == 1 { String::new() } else { format!(" ({})", change.count) };
+        let detail = change.detail.as_ref().map(|detail| format!(": {detail}")).unwrap_or_default();
+        text.push_str(&format!("  {:<8} {} {}{count}{detail}\n", change.state, change.action, change.target));
+        if let Some(before) = change.before.as_ref().filter(|_| most == usize::MAX) {
+            text.push_str(&format!("           before: {before}\n"));
+        }
+    }
+    if changes.len() > most {
+        let more = changes.len() - most;
+        let shown_by = run.id.map(|id| format!(": microglia runs show {id}")).unwrap_or_default();
+        text.push_str(&format!("  and {more} more{shown_by}\n"));
+    }
+    text
+}

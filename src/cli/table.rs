@@ -1,0 +1,37 @@
+//! Tables for a terminal, and moments as people read them.
+
+use chrono_tz::Tz;
+use comfy_table::{ContentArrangement, Table, presets};
+
+use crate::clock::Timestamp;
+use crate::report::Report;
+use crate::words::grouped;
+
+pub(super) fn table(header: &[&str]) -> Table {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled).set_header(header.iter().copied());
+    table
+}
+
+/// A table's text without the spaces at the ends of its lines.
+pub(super) fn text(table: &Table) -> String {
+    table.to_string().lines().map(|line| format!("{}\n", line.trim())).collect()
+}
+
+pub(super) fn local(moment: Timestamp, zone: Tz) -> String {
+    moment.with_timezone(&zone).format("%Y-%m-%d %H:%M:%S %Z").to_string()
+}
+
+/// The figures of a run in a few words.
+pub(super) fn figures(report: &Report) -> String {
+    let mut parts = Vec::new();
+    if let Some(planned) = report.planned {
+        parts.push(format!("{} planned", grouped(planned)));
+    }
+    for (count, name) in [(report.done, "done"), (report.failed, "failed"), (report.skipped, "skipped"), (report.remaining, "remaining")] {
+        if count > 0 {
+            parts.push(format!("{} {name}", grouped(count)));
+        }
+    }
+    if parts.is_empty() { "nothing".to_owned() } else { parts.join(", ") }
+}

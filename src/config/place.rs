@@ -1,0 +1,125 @@
+//! Mistakes with their place in the file, as they are shown to a person.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::keys::Mistake;
+
+/// A mistake or a warning with the line that it is in.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Found {
+    pub file: String,
+    pub line: usize,
+    /// In characters, from 1.
+    pub column: usize,
+    pub text: String,
+    source: String,
+    carets: usize,
+}
+
+/// A config that could not be read, or has mistakes.
+#[derive(Debug, Clone, thiserror::Error)]
+pub struct NotLoaded {
+    file: PathBuf,
+    /// What kept the file from being read at all.
+    problem: Option<String>,
+    pub mistakes: Vec<Found>,
+}
+
+impl Found {
+    pub(super) fn at(path: &Path, text: &str, mistake: &Mistake) -> Self {
+        let start = floor(text, mistake.span.start);
+        let line_start = text[..start].rfind('\n').map_or(0, |newline| newline + 1);
+        let source = text[line_start..].lines().next().unwrap_or("").to_owned();
+        let end = floor(text, mistake.span.end).max(start);
+        let carets = text[start..end].lines().next().map_or(1, |marked| marked.chars().count().max(1));
+        Self {
+            file: path.display().to_string(),
+            line: text[..start].matches('\n').count() + 1,
+            column: text[line_start..start].chars().count() + 1,
+            text: mistake.text.clone(),
+            source,
+            carets,
+        }
+    }
+}
+
+/// The last boundary between characters at or before `at`.
+fn floor(text: &str, at: usize) -> usize {
+    (0..=at.min(text.len())).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0)
+}
+
+impl fmt::Display for Found {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { file, line, column, text, source, carets } = self;
+        write!(f, "{file}:{line}:{column}: {text}")?;
+        if source.trim().is_empty() {
+            return Ok(());
+        }
+        // A token of a secret key must not be shown: the line ends at its value.
+        let shown = if source.trim_start().starts_with("access_token ") || source.trim_start().starts_with("access_token=") { "access_token = …" } else { source };
+        let gap: String = shown.chars().take(column - 1).map(|c| if c == '\t' { '\t' } else { ' ' }).collect();
+        write!(f, "\n{line:>5} | {shown}\n      | {gap}{}", "^".repeat(*carets.min(&shown.chars().count().saturating_sub(column - 1).max(1))))
+    }
+}
+
+impl NotLoaded {
+    pub(super) fn mistakes(path: &Path, text: &str, mistakes: &[Mistake]) -> Self {
+        Self { file: path.to_owned(), problem: None, mistakes: mistakes.iter().map(|mistake| Found::at(path, text, mistake)).collect() }
+    }
+
+    fn problem(path: &Path, problem: impl Into<String>) -> Self {
+        Self { file: path.to_owned(), problem: Some(problem.into()), mistakes: Vec::new() }
+    }
+
+    /// Each mistake as one line without its source, for logs and answers.
+    pub fn lines(&self) -> Vec<String> {
+        match &self.problem {
+            Some(problem) => vec![format!("{}: {problem}", self.file.display())],
+            None => self.mistakes.iter().map(|found| format!("{}:{}:{}: {}", found.file, found.line, found.column, found.text)).collect(),
+        }
+    }
+}
+
+impl fmt::Display for NotLoaded {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(problem) = &self.problem {
+            return write!(f, "{}: {problem}", self.file.display());
+        }
+        for found in &self.mistakes {
+            writeln!(f, "{found}")?;
+        }
+        let count = self.mistakes.len();
+        write!(f, "{}: {count} mistake{}", self.file.display(), if count == 1 { "" } else { "s" })
+    }
+}
+
+pub(super) fn read(path: &Path) -> Result<String, NotLoaded> {
+    let bytes = std::fs::read(path).map_err(|error| {
+        NotLoaded::problem(
+            path,
+            match error.kind() {
+                std::io::ErrorKind::NotFound => "there is no such file: name the config with --config FILE or $MICROGLIA_CONFIG".to_owned(),
+                std::io::ErrorKind::IsADirectory => "this is a directory: name the config file in it".to_owned(),
+                std::io::ErrorKind::PermissionDenied => "not readable for this user: use sudo, or the daemon's own user".to_owned(),
+                _ => format!("cannot be read: {error}"),
+            },
+        )
+    })?;
+    String::from_utf8(bytes).map_err(|error| {
+        let good = &error.as_bytes()[..error.utf8_error().valid_up_to()];
+        let line = good.iter().filter(|byte| **byte == b'\n').count() + 1;
+        let column = String::from_utf8_lossy(good.rsplit(|byte| *byte == b'\n').next().unwrap_or_default()).chars().count() + 1;
+        NotLoaded::problem(path, format!("line {line}, column {column}: this byte is not UTF-8, as TOML has to be: save the file as UTF-8"))
+    })
+}
+
+pub(super) fn syntax(error: &toml::de::Error) -> Mistake {
+    let text = match error.message() {
+        message if message.contains("duplicate key") => "this name is used twice: keep one of them".to_owned(),
+        message => message.lines().collect::<Vec<_>>().join(", "),
+    };
+    Mistake::new(error.span().unwrap_or(0..0), text)
+}

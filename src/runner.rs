@@ -1,0 +1,540 @@
+//! One run: attempts, guards, limits, changes, and the report.
+
+mod changes;
+mod settle;
+
+use std::panic::AssertUnwindSafe;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+pub use settle::Settle;
+
+use crate::change::{Plan, Work};
+use crate::clock::{Clock, Timestamp};
+use crate::config::JobSpec;
+use crate::history::{self, History};
+use crate::job::{Context, Failure, Memory};
+use crate::keys::Limit;
+use crate::length::spoken;
+use crate::report::{CHANGES_SHOWN, ChangeRecord, Event, Mode, Outcome, Report, State, Trigger};
+use crate::state_dir::{Lock, StateDir};
+use crate::synapse::{self, Reader, Transport, Writer};
+use crate::words::{counted, grouped};
+
+/// Runs jobs, one run of a job at a time in the whole state directory.
+#[derive(Debug, Clone)]
+pub struct Runner {
+    pub history: History,
+    /// `None` where there is no state directory to use: only a dry run goes on then.
+    pub dir: Option<StateDir>,
+    pub clock: Clock,
+    pub settle: Settle,
+}
+
+/// How this run differs from what the config says.
+#[derive(Debug, Clone)]
+pub struct Order {
+    pub mode: Mode,
+    pub max_changes: Limit<u32>,
+    pub trigger: Trigger,
+    pub scheduled_for: Option<Timestamp>,
+    /// Attempts of the interrupted run that this one goes on with.
+    pub attempts_made: u32,
+}
+
+/// A homeserver as runs use it.
+#[derive(Debug, Clone)]
+pub struct Place {
+    pub transport: Arc<Transport>,
+    pub max_concurrent_runs: u32,
+    pub max_concurrent_requests: u32,
+}
+
+/// Ends a run, at the next boundary between two changes or at once.
+#[derive(Debug, Clone, Default)]
+pub struct Stop {
+    at_boundary: CancellationToken,
+    now: CancellationToken,
+    outcome: Arc<OnceLock<Outcome>>,
+}
+
+pub type Listener = Arc<dyn Fn(Event) + Send + Sync>;
+
+/// The job runs already.
+#[derive(Debug, thiserror::Error)]
+#[error("{job} is running already{}", run.map(|id| format!(" (run {id})")).unwrap_or_default())]
+pub struct Busy {
+    pub job: String,
+    pub run: Option<i64>,
+}
+
+impl Stop {
+    /// Ends the run between two changes. The first word counts: a run is `cancelled` or `interrupted`, not both.
+    pub fn at_boundary(&self, outcome: Outcome) {
+        let _ = self.outcome.set(outcome);
+        self.at_boundary.cancel();
+    }
+
+    /// Ends the run without waiting for the change under way, whose fate is then unknown.
+    pub fn now(&self, outcome: Outcome) {
+        self.at_boundary(outcome);
+        self.now.cancel();
+    }
+
+    fn outcome(&self) -> Option<Outcome> {
+        self.at_boundary.is_cancelled().then(|| self.outcome.get().copied().unwrap_or(Outcome::Cancelled))
+    }
+}
+
+impl Order {
+    /// What the config says, started by hand.
+    pub fn manual(spec: &JobSpec) -> Self {
+        Self { mode: spec.common.mode, max_changes: spec.common.max_changes, trigger: Trigger::Manual, scheduled_for: None, attempts_made: 0 }
+    }
+}
+
+/// One run under way.
+struct Run<'a> {
+    runner: &'a Runner,
+    spec: &'a JobSpec,
+    order: &'a Order,
+    reader: Reader,
+    stop: &'a Stop,
+    deadline: Instant,
+    window_end: Option<Timestamp>,
+    tell: Listener,
+    concurrency: usize,
+    report: Mutex<Report>,
+    /// Sentences for the message, of the last attempt.
+    notes: Mutex<Vec<String>>,
+    /// Whether some target could be read and needs nothing.
+    some_fine: AtomicBool,
+    lost: Mutex<Vec<changes::Lost>>,
+}
+
+/// How an attempt ended.
+enum Ending {
+    /// The plan was worked off, or only shown.
+    Finished,
+    /// The run was stopped between two changes.
+    Stopped(Stopped),
+    Refused(String),
+    /// Nothing that trying again would mend.
+    Failed(String),
+    /// Something that may pass.
+    Again { because: String, retry_after: Option<Duration> },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stopped {
+    Asked(Outcome),
+    TimeLimit,
+    Window,
+}
+
+/// The local clock may be this far from the homeserver's before a run that sends moments is refused.
+const CLOCK_TOLERANCE: chrono::TimeDelta = chrono::TimeDelta::seconds(60);
+/// How often to look whether another run made room.
+const LOOK_FOR_PLACE: Duration = Duration::from_millis(250);
+
+impl Runner {
+    /// Runs a job to its end and reports; the report is complete whatever happened, even a panic.
+    pub async fn run(&self, spec: &JobSpec, place: &Place, order: &Order, stop: &Stop, tell: Listener) -> Result<Report, Busy> {
+        let _job = match self.dir.as_ref().map(|dir| dir.try_lock(&spec.name)) {
+            Some(Ok(None)) => return Err(self.busy(&spec.name).await),
+            Some(Ok(lock)) => lock,
+            Some(Err(error)) => {
+                tracing::warn!("the lock of {} cannot be used: {error}", spec.name);
+                None
+            }
+            None => None,
+        };
+        let started_at = self.clock.now();
+        let mut report = Report {
+            id: None,
+            job: spec.name.clone(),
+            kind: spec.job.kind().name.to_owned(),
+            homeserver: spec.homeserver.clone(),
+            mode: order.mode,
+            trigger: order.trigger,
+            scheduled_for: order.scheduled_for,
+            started_at: truncated(started_at),
+            finished_at: None,
+            attempts: order.attempts_made,
+            outcome: None,
+            message: None,
+            planned: None,
+            done: 0,
+            failed: 0,
+            skipped: 0,
+            remaining: 0,
+            bytes_planned: None,
+            bytes_freed: None,
+            sample: Vec::new(),
+            changes: None,
+        };
+        let begun = self.begin(&mut report).await;
+        tell(Event::Started(Box::new(report.clone())));
+        let run = Run {
+            runner: self,
+            spec,
+            order,
+            reader: Reader::new(Arc::clone(&place.transport), self.clock.clone()),
+            stop,
+            deadline: Instant::now() + spec.common.time_limit.0,
+            window_end: spec.common.window.map(|window| window.end_after(started_at, spec.zone)),
+            tell: Arc::clone(&tell),
+            concurrency: place.max_concurrent_requests as usize,
+            report: Mutex::new(report),
+            notes: Mutex::default(),
+            some_fine: AtomicBool::new(false),
+            lost: Mutex::default(),
+        };
+        let (outcome, message) = match begun {
+            Ok(()) => run.to_the_end(place.max_concurrent_runs).await,
+            Err(error) => (Outcome::Refused, Some(format!("the history cannot be written, and what cannot be recorded is not done: {error}"))),
+        };
+        let report = run.close(outcome, message).await;
+        tell(Event::Ended(Box::new(report.clone())));
+        Ok(report)
+    }
+
+    async fn busy(&self, job: &str) -> Busy {
+        let run = self.history.runs(Some(job), 1).await.ok().and_then(|runs| runs.into_iter().next()).filter(|run| run.outcome.is_none()).and_then(|run| run.id);
+        Busy { job: job.to_owned(), run }
+    }
+
+    /// Opens the record of a run; a dry run goes on without one.
+    async fn begin(&self, report: &mut Report) -> Result<(), history::Error> {
+        let begun = match self.history.interrupt(&report.job).await {
+            Ok(()) => self.history.begin(report).await,
+            Err(error) => Err(error),
+        };
+        match begun {
+            Ok(id) => report.id = Some(id),
+            Err(error) if report.mode == Mode::Apply => return Err(error),
+            Err(error) => tracing::warn!("this dry run is not recorded: {error}"),
+        }
+        Ok(())
+    }
+}
+
+impl Run<'_> {
+    fn report(&self) -> MutexGuard<'_, Report> {
+        self.report.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn tell(&self, event: Event) {
+        (self.tell)(event);
+    }
+
+    async fn to_the_end(&self, places: u32) -> (Outcome, Option<String>) {
+        let attempts = AssertUnwindSafe(self.attempts(places)).catch_unwind();
+        tokio::select! {
+            ended = attempts => ended.unwrap_or_else(|panic| (Outcome::Panicked, Some(format!("a bug in microglia, please report it: {}", panic_text(&*panic))))),
+            () = self.stop.now.cancelled() => (self.stop.outcome().unwrap_or(Outcome::Cancelled), Some("stopped at once, without waiting for the change under way".to_owned())),
+        }
+    }
+
+    async fn attempts(&self, places: u32) -> (Outcome, Option<String>) {
+        let retries = &self.spec.common.retries;
+        loop {
+            let attempt = {
+                let mut report = self.report();
+                report.attempts += 1;
+                report.attempts
+            };
+            let ending = match self.place(places).await {
+                Ok(_place) => self.attempt().await,
+                Err(ending) => ending,
+            };
+            let (because, retry_after) = match ending {
+                Ending::Again { because, retry_after } => (because, retry_after),
+                ending => return self.verdict(ending),
+            };
+            if attempt >= retries.attempts {
+                return self.verdict(Ending::Failed(because));
+            }
+            let bound = retries.first_delay.0.saturating_mul(1 << (attempt - 1).min(20)).min(retries.max_delay.0);
+            let wait = bound.mul_f64(fastrand::f64()).max(retry_after.unwrap_or_default());
+            if Instant::now() + wait >= self.deadline {
+                return self.verdict(Ending::Failed(format!("{because} (no time is left for another try)")));
+            }
+            self.tell(Event::Retrying { attempt: attempt + 1, wait_seconds: wait.as_secs(), because });
+            if let Err(stopped) = self.pause(wait).await {
+                return self.verdict(Ending::Stopped(stopped));
+            }
+            self.tell(Event::Resumed);
+        }
+    }
+
+    /// Waits for one of the homeserver's places for runs.
+    async fn place(&self, places: u32) -> Result<Option<Lock>, Ending> {
+        let Some(dir) = &self.runner.dir else { return Ok(None) };
+        let mut waiting = false;
+        loop {
+            for place in 0..places {
+                match dir.try_lock(&format!("homeserver-{}.{place}", self.spec.homeserver)) {
+                    Ok(Some(lock)) => {
+                        if waiting {
+                            self.tell(Event::Resumed);
+                        }
+                        return Ok(Some(lock));
+                    }
+                    Ok(None) => {}
+                    Err(error) if self.order.mode == Mode::DryRun => {
+                        tracing::warn!("the locks in the state directory cannot be used: {error}");
+                        return Ok(None);
+                    }
+                    Err(error) => return Err(Ending::Refused(format!("the locks in the state directory cannot be used: {error}"))),
+                }
+            }
+            if !waiting {
+                self.tell(Event::Waiting(format!("for another run on {} to end", self.spec.homeserver)));
+                waiting = true;
+            }
+            self.pause(LOOK_FOR_PLACE).await.map_err(Ending::Stopped)?;
+        }
+    }
+
+    /// Sleeps, unless the run is to stop first.
+    async fn pause(&self, wait: Duration) -> Result<(), Stopped> {
+        tokio::select! {
+            () = tokio::time::sleep(wait) => {}
+            () = tokio::time::sleep_until(self.deadline) => {}
+            () = self.stop.at_boundary.cancelled() => {}
+        }
+        self.stopped().map_or(Ok(()), Err)
+    }
+
+    /// Whether the run has to end before its next change.
+    fn stopped(&self) -> Option<Stopped> {
+        if let Some(outcome) = self.stop.outcome() {
+            return Some(Stopped::Asked(outcome));
+        }
+        if Instant::now() >= self.deadline {
+            return Some(Stopped::TimeLimit);
+        }
+        let over = self.order.mode == Mode::Apply && self.window_end.is_some_and(|end| self.runner.clock.now() >= end);
+        over.then_some(Stopped::Window)
+    }
+
+    async fn attempt(&self) -> Ending {
+        let at = self.report().started_at;
+        if let Some(refusal) = self.outside_window(at) {
+            return Ending::Refused(refusal);
+        }
+        let read = async {
+            let needs = self.spec.job.kind().needs;
+            let server = if needs.plans_offline && self.order.mode == Mode::DryRun { String::new() } else { self.guard_homeserver().await? };
+            let mut plan = Plan::default();
+            let tell = |event| self.tell(event);
+            let context = Context { at, reader: &self.reader, memory: Memory::new(&self.runner.history, &server), tell: &tell, concurrency: self.concurrency };
+            self.spec.job.plan(&context, &mut plan).await?;
+            Ok::<_, Failure>((plan, server))
+        };
+        let read = tokio::select! {
+            read = read => read,
+            () = tokio::time::sleep_until(self.deadline) => return Ending::Stopped(Stopped::TimeLimit),
+            () = self.stop.at_boundary.cancelled() => return Ending::Stopped(Stopped::Asked(self.stop.outcome().unwrap_or(Outcome::Cancelled))),
+        };
+        match read {
+            Ok((plan, server)) => self.work_off(plan, &server).await.unwrap_or_else(|ending| ending),
+            Err(Failure::Refused(why)) => Ending::Refused(why),
+            Err(Failure::History(error)) => Ending::Failed(format!("the history cannot be read: {error}")),
+            Err(Failure::Synapse(error)) => self.ending_of(&error),
+        }
+    }
+
+    fn outside_window(&self, at: Timestamp) -> Option<String> {
+        let window = self.spec.common.window?;
+        let now = self.runner.clock.now();
+        (self.order.mode == Mode::Apply && !window.contains(now, self.spec.zone)).then(|| {
+            let opens = window.start_after(at, self.spec.zone).with_timezone(&self.spec.zone.0);
+            format!("it is outside the job's window {window}, which opens at {}; a dry run may look at any time", opens.format("%Y-%m-%d %H:%M %Z"))
+        })
+    }
+
+    /// Refuses where version, accounts or clock do not allow the kind; answers the server's name.
+    async fn guard_homeserver(&self) -> Result<String, Failure> {
+        let needs = self.spec.job.kind().needs;
+        let identity = self.reader.identity().await?;
+        if identity.version < needs.synapse {
+            return Err(Failure::Refused(format!("{} runs Synapse {}, and {} needs {} or later: upgrade Synapse", self.spec.homeserver, identity.version, self.spec.job.kind().name, needs.synapse)));
+        }
+        if let Some(why) = needs.not_under_mas.filter(|_| identity.mas) {
+            return Err(Failure::Refused(why.to_owned()));
+        }
+        if let Some(ahead) = identity.clock_ahead.filter(|ahead| needs.clock && ahead.abs() > CLOCK_TOLERANCE) {
+            let direction = if ahead > chrono::TimeDelta::zero() { "ahead of" } else { "behind" };
+            return Err(Failure::Refused(format!(
+                "the clock here is {} {direction} that of {}: moments would be counted wrongly; set the clocks right (NTP) first",
+                spoken(ahead.abs().to_std().unwrap_or_default()),
+                self.spec.homeserver
+            )));
+        }
+        Ok(identity.server_name.clone())
+    }
+
+    fn ending_of(&self, error: &synapse::Error) -> Ending {
+        match () {
+            () if error.is_unrecognized() && self.report().done == 0 => Ending::Refused(error.to_string()),
+            () if error.is_transient() => Ending::Again { because: error.to_string(), retry_after: error.retry_after() },
+            () => Ending::Failed(error.to_string()),
+        }
+    }
+
+    /// Judges the plan, and makes its changes unless this is a dry run.
+    async fn work_off(&self, mut plan: Plan, server: &str) -> Result<Ending, Ending> {
+        let unrecorded = |error: history::Error| Ending::Failed(format!("the history cannot be written: {error}"));
+        self.resolve_lost(&plan, server).await.map_err(unrecorded)?;
+        self.some_fine.store(plan.some_fine, Ordering::Relaxed);
+        let count = plan.count();
+        let (done, cut) = {
+            let mut report = self.report();
+            (report.failed, report.remaining) = (plan.problems.len() as u64, 0);
+            report.sample.clone_from(&plan.sample);
+            let before = report.done + report.skipped;
+            report.planned = count.map(|count| before + count + plan.problems.len() as u64);
+            report.bytes_planned = plan.bytes.map(|bytes| bytes + report.bytes_freed.unwrap_or(0));
+            if plan.bytes.is_some() {
+                report.bytes_freed.get_or_insert(0);
+            }
+            (before, self.spec.common.at_most.filter(|_| count.is_some()))
+        };
+        let mut notes = std::mem::take(&mut plan.notes);
+        let kept = match cut {
+            Some(most) => {
+                let most = u64::from(most).saturating_sub(done);
+                let kept = plan.keep(most);
+                let left = count.unwrap_or(0) - kept.min(count.unwrap_or(0));
+                self.report().remaining = left;
+                if kept == 0 && left > 0 && most > 0 {
+                    notes.push(format!("at_most = {most} is too small: the first of the plan go together and are more, so nothing can be done"));
+                }
+                Some(kept)
+            }
+            None => count,
+        };
+        *self.notes.lock().unwrap_or_else(PoisonError::into_inner) = notes;
+        let planned = self.report().planned;
+        self.tell(Event::Planned { planned, bytes: plan.bytes });
+        if let (Some(kept), Limit::Of(most)) = (kept, self.order.max_changes)
+            && self.spec.job.kind().counts
+            && kept + done > u64::from(most)
+        {
+            let sum = kept + done;
+            let refusal = format!(
+                "the plan has {}, more than max_changes = {most}: look at it with `microglia run {job} --dry-run`; if it is right, run it once with `--max-changes {sum}`, raise max_changes, or set at_most to work it off in parts",
+                counted(sum, "thing", "things"),
+                job = self.spec.name
+            );
+            self.record_plan(&plan).await.map_err(unrecorded)?;
+            return Ok(Ending::Refused(refusal));
+        }
+        let first = self.record_plan(&plan).await.map_err(unrecorded)?;
+        if self.order.mode == Mode::DryRun {
+            return Ok(Ending::Finished);
+        }
+        let writer = Writer::new(self.reader.clone());
+        Ok(self.make_all(plan, first, &writer, server).await)
+    }
+
+    /// Writes the plan into the history; a dry run that cannot goes on.
+    async fn record_plan(&self, plan: &Plan) -> Result<i64, history::Error> {
+        let mut records: Vec<ChangeRecord> = match &plan.work {
+            Work::Changes(changes) => changes.iter().map(|change| record(change.as_ref(), State::Planned, None)).collect(),
+            // A walk is recorded call by call while it is made.
+            Work::Walk(_) if self.order.mode == Mode::Apply => Vec::new(),
+            Work::Walk(walk) if walk.left() == Some(0) => Vec::new(),
+            Work::Walk(walk) => vec![ChangeRecord { action: walk.action(), target: walk.target(), count: walk.left().unwrap_or(0), state: State::Planned, detail: None, before: None }],
+        };
+        records.extend(plan.problems.iter().map(crate::change::Problem::record));
+        let id = self.report().id;
+        let recorded = self.runner.history.plan(id, &records).await;
+        if id.is_none() {
+            records.truncate(CHANGES_SHOWN as usize);
+            self.report().changes = Some(records);
+        }
+        match recorded {
+            Err(error) if self.order.mode == Mode::DryRun => {
+                tracing::warn!("the plan is not recorded: {error}");
+                Ok(0)
+            }
+            recorded => recorded,
+        }
+    }
+
+    fn verdict(&self, ending: Ending) -> (Outcome, Option<String>) {
+        let mut report = self.report();
+        if self.order.mode == Mode::Apply
+            && let Some(planned) = report.planned
+        {
+            report.remaining = planned.saturating_sub(report.done + report.failed + report.skipped);
+        }
+        let changed = report.done + report.skipped > 0;
+        match ending {
+            Ending::Finished if report.failed == 0 => (Outcome::Succeeded, None),
+            Ending::Finished if changed || report.planned.is_some_and(|planned| planned > report.failed) || self.some_fine.load(Ordering::Relaxed) => (Outcome::Partial, Some(failures(report.failed))),
+            Ending::Finished => (Outcome::Failed, Some(failures(report.failed))),
+            Ending::Stopped(Stopped::Window) if report.failed == 0 => (Outcome::Succeeded, Some(format!("stopped at the end of the job's window; {} left", grouped(report.remaining)))),
+            Ending::Stopped(Stopped::Window) => (Outcome::Partial, Some(format!("stopped at the end of the job's window; {} left", grouped(report.remaining)))),
+            Ending::Stopped(Stopped::TimeLimit) => (Outcome::TimedOut, Some(format!("the time limit of {} was reached", self.spec.common.time_limit))),
+            Ending::Stopped(Stopped::Asked(outcome)) => (outcome, Some(format!("stopped between two changes; {} left", grouped(report.remaining)))),
+            Ending::Refused(why) => (Outcome::Refused, Some(why)),
+            Ending::Failed(why) | Ending::Again { because: why, .. } => (Outcome::Failed, Some(why)),
+        }
+    }
+
+    async fn close(&self, outcome: Outcome, message: Option<String>) -> Report {
+        let history = &self.runner.history;
+        let (id, mode) = {
+            let report = self.report();
+            (report.id, report.mode)
+        };
+        let unknown = if mode == Mode::Apply { history.abandon(id, "no answer came before the run ended: it may have been made").await } else { Ok(0) };
+        let mut report = self.report().clone();
+        if let Ok(unknown) = unknown {
+            report.failed += unknown;
+            report.remaining = report.remaining.saturating_sub(unknown);
+        }
+        report.finished_at = Some(truncated(self.runner.clock.now()));
+        report.outcome = Some(outcome);
+        let notes = self.notes.lock().unwrap_or_else(PoisonError::into_inner);
+        let sentences: Vec<String> = message.into_iter().chain(notes.iter().cloned()).collect();
+        drop(notes);
+        report.message = (!sentences.is_empty()).then(|| sentences.join("; "));
+        if let Err(error) = history.save(&report).await {
+            tracing::error!(job = %report.job, "the end of run {} cannot be recorded: {error}", id.unwrap_or_default());
+        }
+        if let Some(Ok(Some(stored))) = match id {
+            Some(id) => Some(history.run(id, history::Page::default()).await),
+            None => None,
+        } {
+            report.changes = stored.changes;
+        }
+        report.changes.get_or_insert_default();
+        report
+    }
+}
+
+fn record(change: &dyn crate::change::Change, state: State, detail: Option<String>) -> ChangeRecord {
+    ChangeRecord { action: change.action(), target: change.target(), count: change.count(), state, detail, before: None }
+}
+
+fn failures(failed: u64) -> String {
+    format!("{} failed: the changes say why", counted(failed, "target", "targets"))
+}
+
+fn truncated(moment: Timestamp) -> Timestamp {
+    Timestamp::from_timestamp_millis(moment.timestamp_millis()).unwrap_or(moment)
+}
+
+fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
+    panic.downcast_ref::<String>().cloned().or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned())).unwrap_or_else(|| "it says nothing".to_owned())
+}

@@ -1,0 +1,266 @@
+//! Making the changes of a plan: lane by lane, each recorded before and after.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicI64, AtomicU32, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use futures_util::future::BoxFuture;
+use futures_util::stream::FuturesUnordered;
+use tokio::time::Instant;
+
+use super::{Ending, Run, Stopped, record};
+use crate::change::{Change, Check, Lane, Made, Plan, Walk, Work};
+use crate::history;
+use crate::report::{ChangeRecord, Event, State};
+use crate::synapse::{self, Writer};
+
+/// A change whose answer was lost: the next plan tells whether it was made.
+pub(super) struct Lost {
+    seq: i64,
+    record: ChangeRecord,
+    things: Vec<(String, Option<u64>)>,
+}
+
+/// What ends the making of changes before the plan is worked off.
+pub(super) enum Abort {
+    Stopped(Stopped),
+    Synapse(synapse::Error),
+    History(history::Error),
+}
+
+impl From<history::Error> for Abort {
+    fn from(error: history::Error) -> Self {
+        Self::History(error)
+    }
+}
+
+/// The changes of one attempt as they are made.
+struct Making<'a> {
+    run: &'a Run<'a>,
+    writer: &'a Writer,
+    server: &'a str,
+    abort: Mutex<Option<Abort>>,
+    /// Changes in a row that Synapse answered with an internal error.
+    broken: AtomicU32,
+    next_seq: AtomicI64,
+}
+
+/// So many internal errors in a row are no longer about their targets.
+const BROKEN: u32 = 5;
+
+type Queue = Mutex<VecDeque<(i64, Box<dyn Change>)>>;
+
+impl Run<'_> {
+    pub(super) async fn make_all(&self, plan: Plan, first_seq: i64, writer: &Writer, server: &str) -> Ending {
+        let making = Making { run: self, writer, server, abort: Mutex::default(), broken: AtomicU32::new(0), next_seq: AtomicI64::new(first_seq) };
+        match plan.work {
+            Work::Changes(changes) => making.lanes(changes, first_seq).await,
+            Work::Walk(walk) => making.walk(walk, plan.problems.len()).await,
+        }
+        let abort = making.abort.into_inner().unwrap_or_else(PoisonError::into_inner);
+        match abort {
+            None => Ending::Finished,
+            Some(Abort::Stopped(stopped)) => Ending::Stopped(stopped),
+            Some(Abort::History(error)) => Ending::Failed(format!("the history cannot be written, and what cannot be recorded is not done: {error}")),
+            Some(Abort::Synapse(error)) => self.ending_of(&error),
+        }
+    }
+
+    /// Looks in a new plan for what became of changes whose answer was lost: what is not planned again was made.
+    pub(super) async fn resolve_lost(&self, plan: &Plan, server: &str) -> Result<(), history::Error> {
+        let lost = std::mem::take(&mut *self.lost.lock().unwrap_or_else(PoisonError::into_inner));
+        let id = self.report().id;
+        for Lost { seq, mut record, things } in lost {
+            let gone: Vec<(String, Option<u64>)> = things.iter().filter(|(thing, _)| !plan.holds(thing)).cloned().collect();
+            // A change of one target counts its things at once; files count one by one.
+            let made = if things.len() == 1 && !gone.is_empty() { record.count } else { gone.len() as u64 };
+            let files: Vec<_> = gone.into_iter().filter(|(_, bytes)| bytes.is_some()).collect();
+            let bytes: u64 = files.iter().filter_map(|(_, bytes)| *bytes).sum();
+            // What was not made is in the new plan, which replaces it.
+            if made > 0 {
+                (record.state, record.count) = (State::Done, made);
+                record.detail = Some("the answer was lost; found made when looked at again".to_owned());
+            }
+            self.runner.history.made(id, seq, &record, server, &files, &[]).await?;
+            {
+                let mut report = self.report();
+                report.done += made;
+                report.bytes_freed = report.bytes_freed.map(|freed| freed + bytes);
+            }
+            if made > 0 {
+                self.tell(Event::Changed(record));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Making<'_> {
+    fn abort(&self, abort: Abort) {
+        self.abort.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(abort);
+    }
+
+    /// Whether another change may begin; the reason is kept where not.
+    fn may_go_on(&self) -> bool {
+        if let Some(stopped) = self.run.stopped() {
+            self.abort(Abort::Stopped(stopped));
+        }
+        self.abort.lock().unwrap_or_else(PoisonError::into_inner).is_none()
+    }
+
+    async fn lanes(&self, changes: Vec<Box<dyn Change>>, first_seq: i64) {
+        let mut free: VecDeque<_> = VecDeque::new();
+        let mut rooms: Vec<(String, f64, VecDeque<(i64, Box<dyn Change>)>)> = Vec::new();
+        for (seq, change) in (first_seq..).zip(changes) {
+            match change.lane() {
+                Lane::Room { room_id, per_second } => match rooms.iter_mut().find(|(room, ..)| *room == room_id) {
+                    Some((.., queue)) => queue.push_back((seq, change)),
+                    None => rooms.push((room_id, per_second, VecDeque::from([(seq, change)]))),
+                },
+                Lane::Free | Lane::Media(_) => free.push_back((seq, change)),
+            }
+        }
+        let free: Queue = Mutex::new(free);
+        let rooms: Vec<(Duration, Queue)> = rooms.into_iter().map(|(_, per_second, queue)| (Duration::from_secs_f64(1.0 / per_second), Mutex::new(queue))).collect();
+        let mut workers: FuturesUnordered<BoxFuture<'_, ()>> = FuturesUnordered::new();
+        for _ in 0..self.run.concurrency {
+            workers.push(Box::pin(self.work(&free, Duration::ZERO)));
+        }
+        for (interval, queue) in &rooms {
+            workers.push(Box::pin(self.work(queue, *interval)));
+        }
+        while workers.next().await.is_some() {}
+    }
+
+    /// Works off a queue, beginning a change no sooner than `interval` after the last one began.
+    async fn work(&self, queue: &Queue, interval: Duration) {
+        let mut turn = Instant::now();
+        while let Some((seq, change)) = { queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front() } {
+            let wait = turn.saturating_duration_since(Instant::now());
+            if !wait.is_zero() && self.run.pause(wait).await.is_err() {
+                self.may_go_on();
+            }
+            if !self.may_go_on() {
+                return;
+            }
+            // A change that was skipped took no turn.
+            if self.one(seq, change.as_ref()).await {
+                turn = Instant::now() + interval;
+            }
+        }
+    }
+
+    async fn walk(&self, mut walk: Box<dyn Walk>, problems: usize) {
+        self.next_seq.fetch_add(i64::try_from(problems).unwrap_or(0), Ordering::Relaxed);
+        let mut last = None;
+        while self.may_go_on() {
+            let Some(change) = walk.next(last) else { return };
+            let start = Instant::now();
+            let seq = self.next_seq.fetch_add(1, Ordering::Relaxed);
+            self.one(seq, change.as_ref()).await;
+            last = Some(start.elapsed());
+        }
+    }
+
+    /// Makes one change and records it; answers whether anything was sent.
+    async fn one(&self, seq: i64, change: &dyn Change) -> bool {
+        let outcome = self.checked(seq, change).await;
+        let sent = !matches!(outcome, Ok(None));
+        match outcome {
+            Ok(_) => {}
+            Err(abort) => self.abort(abort),
+        }
+        let (done, total) = {
+            let report = self.run.report();
+            (report.done + report.failed + report.skipped, report.planned)
+        };
+        self.run.tell(Event::Changing { done, total });
+        sent
+    }
+
+    /// `Ok(None)` where the target did not need the change any more.
+    async fn checked(&self, seq: i64, change: &dyn Change) -> Result<Option<()>, Abort> {
+        let before = match change.check(&self.run.reader).await {
+            Ok(Check::Go(before)) => before,
+            Ok(Check::Skip(why)) => {
+                self.settle(seq, record(change, State::Skipped, Some(why)), &Made { skipped: change.count(), ..Made::default() }).await?;
+                return Ok(None);
+            }
+            Err(error) if error.is_about_target() => {
+                self.settle(seq, record(change, State::Failed, Some(error.words())), &Made::default()).await?;
+                return Ok(None);
+            }
+            Err(error) => return Err(Abort::Synapse(error)),
+        };
+        let mut record = record(change, State::Planned, None);
+        record.before = before;
+        let run = self.run;
+        let id = run.report().id;
+        let call = match change.lane() {
+            Lane::Media(store) => Some(run.media_turn(store, self.server).await?),
+            Lane::Free | Lane::Room { .. } => None,
+        };
+        run.runner.history.making(id, seq, &record).await?;
+        let made = if call.is_some() {
+            // Only the time limit ends the waiting for a media call: Synapse works on regardless.
+            tokio::select! {
+                made = change.make(self.writer, record.before.as_ref()) => made,
+                () = tokio::time::sleep_until(run.deadline) => return Err(Abort::Stopped(Stopped::TimeLimit)),
+            }
+        } else {
+            change.make(self.writer, record.before.as_ref()).await
+        };
+        if let Some(call) = call {
+            call.answered(made.as_ref().err()).await?;
+        }
+        match made {
+            Ok(made) => {
+                self.broken.store(0, Ordering::Relaxed);
+                (record.state, record.detail) = (State::Done, made.detail.clone());
+                record.count = made.done;
+                self.settle(seq, record, &made).await?;
+            }
+            Err(error) if error.is_about_target() => {
+                let broken = matches!(error.cause, synapse::Cause::Synapse { status: 500.., .. });
+                (record.state, record.detail) = (State::Failed, Some(error.words()));
+                self.settle(seq, record, &Made::default()).await?;
+                if broken && self.broken.fetch_add(1, Ordering::Relaxed) + 1 >= BROKEN {
+                    return Err(Abort::Synapse(error));
+                }
+            }
+            Err(error) if error.may_be_at_work() => {
+                run.lost.lock().unwrap_or_else(PoisonError::into_inner).push(Lost { seq, record, things: change.things() });
+                return Err(Abort::Synapse(error));
+            }
+            Err(error) => {
+                // Not done: it goes back into the plan where the run is tried again, and has failed where not.
+                (record.state, record.detail) = if error.is_transient() { (State::Planned, None) } else { (State::Failed, Some(error.words())) };
+                self.settle(seq, record, &Made::default()).await?;
+                return Err(Abort::Synapse(error));
+            }
+        }
+        Ok(Some(()))
+    }
+
+    /// Records what became of a change: in the history first, then in the report, then for everybody who listens.
+    async fn settle(&self, seq: i64, record: ChangeRecord, made: &Made) -> Result<(), Abort> {
+        let id = self.run.report().id;
+        self.run.runner.history.made(id, seq, &record, self.server, &made.files, &made.facts).await?;
+        {
+            let mut report = self.run.report();
+            report.done += made.done;
+            report.skipped += made.skipped;
+            report.failed += if record.state == State::Failed { record.count } else { 0 };
+            report.bytes_freed = report.bytes_freed.map(|freed| freed + made.bytes);
+            // Synapse may delete files that no list showed.
+            let known = report.done + report.skipped + report.failed;
+            report.planned = report.planned.map(|planned| planned.max(known));
+        }
+        if record.state != State::Planned {
+            self.run.tell(Event::Changed(record));
+        }
+        Ok(())
+    }
+}

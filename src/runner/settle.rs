@@ -1,0 +1,115 @@
+//! Media calls, one at a time for a homeserver, and none while a lost one may be at work.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::changes::Abort;
+use super::Run;
+use crate::change::Store;
+use crate::history::History;
+use crate::report::Event;
+use crate::state_dir::Lock;
+use crate::synapse;
+
+/// When a media call whose answer was lost counts as over.
+#[derive(Debug, Clone, Copy)]
+pub struct Settle {
+    /// The media statistics must have stood still for this long.
+    pub still: Duration,
+    /// Where nothing can be read, this long has to do.
+    pub blind: Duration,
+    pub look_every: Duration,
+}
+
+impl Default for Settle {
+    fn default() -> Self {
+        Self { still: Duration::from_secs(60), blind: Duration::from_secs(600), look_every: Duration::from_secs(5) }
+    }
+}
+
+/// The right to send one media call; the history knows that it is under way.
+pub(super) struct MediaTurn<'a> {
+    history: &'a History,
+    server: String,
+    _lock: Option<Lock>,
+}
+
+impl MediaTurn<'_> {
+    /// Ends the record of the call, unless its answer was lost.
+    pub(super) async fn answered(self, error: Option<&synapse::Error>) -> Result<(), Abort> {
+        if !error.is_some_and(synapse::Error::may_be_at_work) {
+            self.history.media_call_over(&self.server).await?;
+        }
+        Ok(())
+    }
+}
+
+impl Run<'_> {
+    /// Waits until no other media call, of whatever job or process, is at work on the homeserver or may be.
+    pub(super) async fn media_turn(&self, store: Store, server: &str) -> Result<MediaTurn<'_>, Abort> {
+        let history = &self.runner.history;
+        let lock = self.media_lock(server).await?;
+        if let Some(call) = history.lost_media_call(server).await? {
+            self.tell(Event::Waiting(format!(
+                "the answer to a media purge sent at {} was lost, and Synapse works on regardless: until nothing more goes, no other is sent",
+                crate::clock::spoken(call.sent_at)
+            )));
+            self.until_still(call.store == REMOTE).await?;
+            history.media_call_over(server).await?;
+            self.tell(Event::Resumed);
+        }
+        history.media_call_sent(server, if store == Store::Remote { REMOTE } else { LOCAL }).await?;
+        Ok(MediaTurn { history, server: server.to_owned(), _lock: lock })
+    }
+
+    async fn media_lock(&self, server: &str) -> Result<Option<Lock>, Abort> {
+        let Some(dir) = &self.runner.dir else { return Ok(None) };
+        let name: String = server.chars().map(|c| if c.is_ascii_alphanumeric() || c == '.' || c == '-' { c } else { '_' }).collect();
+        let mut waiting = false;
+        loop {
+            if let Some(lock) = dir.try_lock(&format!("media-{name}")).map_err(crate::history::Error::Io)? {
+                if waiting {
+                    self.tell(Event::Resumed);
+                }
+                return Ok(Some(lock));
+            }
+            if !waiting {
+                self.tell(Event::Waiting("for another job's media purge to end".to_owned()));
+                waiting = true;
+            }
+            self.wait(super::LOOK_FOR_PLACE).await?;
+        }
+    }
+
+    /// Local media is counted again and again; of the remote cache nothing can be seen.
+    async fn until_still(&self, blind: bool) -> Result<(), Abort> {
+        let settle = self.runner.settle;
+        let start = Instant::now();
+        let (mut last, mut since) = (None, start);
+        loop {
+            self.wait(settle.look_every.min(settle.still)).await?;
+            let counted = if blind { None } else { self.reader.media_owners(None).await.ok() };
+            match counted {
+                Some(owners) => {
+                    let sum = owners.iter().fold((0, 0), |(files, bytes), owner| (files + owner.media_count, bytes + owner.media_length.unwrap_or(0)));
+                    if last.replace(sum) != Some(sum) {
+                        since = Instant::now();
+                    }
+                    if since.elapsed() >= settle.still {
+                        return Ok(());
+                    }
+                }
+                None if start.elapsed() >= settle.blind => return Ok(()),
+                None => since = Instant::now(),
+            }
+        }
+    }
+
+    async fn wait(&self, wait: Duration) -> Result<(), Abort> {
+        self.pause(wait).await.map_err(Abort::Stopped)
+    }
+}
+
+const LOCAL: &str = "local";
+const REMOTE: &str = "remote";
