@@ -27,12 +27,22 @@ impl Age {
     }
 
     /// Puts the two keys together: exactly one, and not young unless `allow_recent` says so.
-    pub fn from_keys(table: &Table<'_, '_>, now: Timestamp, older_than: Option<Length>, before: Option<Moment>, allow_recent: bool, mistakes: &mut Vec<Mistake>) -> Option<Self> {
+    pub fn from_keys(
+        table: &Table<'_, '_>,
+        now: Timestamp,
+        older_than: Option<Length>,
+        before: Option<Moment>,
+        allow_recent: bool,
+        mistakes: &mut Vec<Mistake>,
+    ) -> Option<Self> {
         let (age, key) = match (older_than, before) {
             (Some(length), None) => (Self::OlderThan(length), "older_than"),
             (None, Some(Moment(moment))) => (Self::Before(moment), "before"),
             (Some(_), Some(_)) => {
-                mistakes.push(Mistake::new(table.span_of("before"), "`older_than` and `before` are both given: keep exactly one"));
+                mistakes.push(Mistake::new(
+                    table.span_of("before"),
+                    "`older_than` and `before` are both given: keep exactly one",
+                ));
                 return None;
             }
             (None, None) => {
@@ -44,7 +54,13 @@ impl Age {
         };
         let cut_off = age.cut_off(now);
         if cut_off > now {
-            mistakes.push(Mistake::new(table.span_of(key), format!("{} is in the future: nothing but a moment in the past makes sense here", clock::spoken(cut_off))));
+            mistakes.push(Mistake::new(
+                table.span_of(key),
+                format!(
+                    "{} is in the future: nothing but a moment in the past makes sense here",
+                    clock::spoken(cut_off)
+                ),
+            ));
             return None;
         }
         if !allow_recent && cut_off > now - TimeDelta::days(i64::try_from(YOUNGEST).unwrap_or(7)) {
@@ -67,9 +83,13 @@ impl Value for Moment {
             mistakes.push(wrong_type(value, Self::TYPE));
             return None;
         };
-        let moment = DateTime::parse_from_rfc3339(&date.to_string()).map(|moment| Self(moment.with_timezone(&Utc)));
+        let moment = DateTime::parse_from_rfc3339(&date.to_string())
+            .map(|moment| Self(moment.with_timezone(&Utc)));
         if moment.is_err() {
-            mistakes.push(Mistake::new(value.span(), format!("expected {}: a date needs its time and its offset", Self::TYPE)));
+            mistakes.push(Mistake::new(
+                value.span(),
+                format!("expected {}: a date needs its time and its offset", Self::TYPE),
+            ));
         }
         moment.ok()
     }

@@ -36,7 +36,11 @@ pub trait Change: Debug + Send + Sync {
     }
 
     /// Changes the homeserver. `before` is what `check` read; it is recorded by now.
-    fn make<'a>(&'a self, writer: &'a Writer, before: Option<&'a Value>) -> BoxFuture<'a, Result<Made, Error>>;
+    fn make<'a>(
+        &'a self,
+        writer: &'a Writer,
+        before: Option<&'a Value>,
+    ) -> BoxFuture<'a, Result<Made, Error>>;
 }
 
 /// What a change found when it looked at its target again.
@@ -52,7 +56,10 @@ pub enum Check {
 #[derive(Debug, Clone, PartialEq)]
 pub enum Lane {
     Free,
-    Room { room_id: String, per_second: f64 },
+    Room {
+        room_id: String,
+        per_second: f64,
+    },
     /// One at a time for the whole homeserver, whatever the job or the process, and none while a lost one may be at work.
     Media(Store),
 }

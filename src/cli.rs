@@ -26,7 +26,13 @@ use crate::history::{self, History};
 #[command(name = "microglia", version, max_term_width = 100, after_help = EXIT_CODES)]
 pub struct Cli {
     /// The config file.
-    #[arg(long, global = true, env = "MICROGLIA_CONFIG", default_value = "/etc/microglia/microglia.toml", value_name = "FILE")]
+    #[arg(
+        long,
+        global = true,
+        env = "MICROGLIA_CONFIG",
+        default_value = "/etc/microglia/microglia.toml",
+        value_name = "FILE"
+    )]
     config: PathBuf,
     #[command(subcommand)]
     command: Command,
@@ -81,12 +87,17 @@ pub fn main() -> ExitCode {
             return ExitCode::from(if error.use_stderr() { 2 } else { 0 });
         }
     };
-    let ended = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().map_err(Ended::from).and_then(|runtime| {
-        let ended = runtime.block_on(command(cli));
-        // What a blocking thread still does, such as looking up a name, must not hold up the exit.
-        runtime.shutdown_background();
-        ended
-    });
+    let ended = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .map_err(Ended::from)
+        .and_then(|runtime| {
+            let ended = runtime.block_on(command(cli));
+            // What a blocking thread still does, such as looking up a name, must not hold up the exit.
+            runtime.shutdown_background();
+            ended
+        });
     match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(Ended::Unsuccessful) => ExitCode::FAILURE,
@@ -94,7 +105,13 @@ pub fn main() -> ExitCode {
             say_error(&text);
             ExitCode::from(2)
         }
-        Err(Ended::Error(error)) if error.downcast_ref::<std::io::Error>().is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe) => ExitCode::SUCCESS,
+        Err(Ended::Error(error))
+            if error
+                .downcast_ref::<std::io::Error>()
+                .is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe) =>
+        {
+            ExitCode::SUCCESS
+        }
         Err(Ended::Error(error)) => {
             say_error(&format!("{error:#}"));
             ExitCode::FAILURE
@@ -125,7 +142,10 @@ fn environment() -> Environment {
     Environment {
         listen: std::env::var("MICROGLIA_LISTEN").ok().filter(|text| !text.is_empty()),
         // systemd joins several directories with colons; the first is ours.
-        state_directory: std::env::var("STATE_DIRECTORY").ok().and_then(|dirs| dirs.split(':').next().map(PathBuf::from)).filter(|dir| !dir.as_os_str().is_empty()),
+        state_directory: std::env::var("STATE_DIRECTORY")
+            .ok()
+            .and_then(|dirs| dirs.split(':').next().map(PathBuf::from))
+            .filter(|dir| !dir.as_os_str().is_empty()),
         credentials_directory: path("CREDENTIALS_DIRECTORY"),
     }
 }
@@ -146,7 +166,10 @@ async fn look(config: &Config, clock: &Clock) -> Result<History, Ended> {
 }
 
 fn unreadable(dir: &std::path::Path, error: &history::Error) -> Ended {
-    Ended::Error(anyhow::anyhow!("the history in {} cannot be read ({error}): use sudo, or the daemon's own user", dir.display()))
+    Ended::Error(anyhow::anyhow!(
+        "the history in {} cannot be read ({error}): use sudo, or the daemon's own user",
+        dir.display()
+    ))
 }
 
 /// Prints what was asked for.

@@ -198,11 +198,23 @@ impl Config {
     }
 
     /// Reads a config's text; files that it names are looked for beside `path`.
-    pub fn parse(path: &Path, text: &str, environment: &Environment, now: Timestamp) -> Result<Self, NotLoaded> {
+    pub fn parse(
+        path: &Path,
+        text: &str,
+        environment: &Environment,
+        now: Timestamp,
+    ) -> Result<Self, NotLoaded> {
         let (root, errors) = DeTable::parse_recoverable(text);
         let mut mistakes: Vec<Mistake> = errors.iter().map(place::syntax).collect();
         let broken = errors.iter().any(|error| !error.message().contains("duplicate key"));
-        let mut parser = Parser { path, environment, now, mistakes: Vec::new(), warnings: Vec::new(), secrets: Secrets::new(path, environment) };
+        let mut parser = Parser {
+            path,
+            environment,
+            now,
+            mistakes: Vec::new(),
+            warnings: Vec::new(),
+            secrets: Secrets::new(path, environment),
+        };
         let config = if broken { None } else { parser.config(root.get_ref()) };
         mistakes.append(&mut parser.mistakes);
         mistakes.sort_by_key(|mistake| (mistake.span.start, mistake.span.end));
@@ -210,7 +222,8 @@ impl Config {
         match config {
             Some(mut config) if mistakes.is_empty() => {
                 parser.warnings.sort_by_key(|warning| warning.span.start);
-                config.warnings = parser.warnings.iter().map(|warning| Found::at(path, text, warning)).collect();
+                config.warnings =
+                    parser.warnings.iter().map(|warning| Found::at(path, text, warning)).collect();
                 config.from_credentials = parser.secrets.from_credentials;
                 Ok(config)
             }
@@ -262,8 +275,10 @@ impl Parser<'_> {
             }
         }
         let empty = DeTable::new();
-        let daemon = self.table(root, "daemon").and_then(|table| self.daemon(table.unwrap_or(&empty), root));
-        let homeservers = self.table(root, "homeservers").map(|table| self.homeservers(table.unwrap_or(&empty)));
+        let daemon =
+            self.table(root, "daemon").and_then(|table| self.daemon(table.unwrap_or(&empty), root));
+        let homeservers =
+            self.table(root, "homeservers").map(|table| self.homeservers(table.unwrap_or(&empty)));
         let defaults = self.table(root, "defaults")?.unwrap_or(&empty);
         self.check_defaults(defaults);
         let (daemon, homeservers) = (daemon?, homeservers?);
@@ -271,20 +286,42 @@ impl Parser<'_> {
         let names: Vec<&str> = homeservers.iter().map(|(name, _)| name.as_str()).collect();
         let mut specs = Vec::new();
         for (name, value) in jobs {
-            if let Some(table) = self.named_table(name, value, "job", |c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-', "lower-case letters, digits and -") {
+            if let Some(table) = self.named_table(
+                name,
+                value,
+                "job",
+                |c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-',
+                "lower-case letters, digits and -",
+            ) {
                 specs.extend(self.job(name, table, defaults, &names, daemon.timezone));
             }
         }
         if jobs.is_empty() {
-            self.warnings.push(Mistake::new(0..0, "there is no job: add a table such as [jobs.nightly-media]"));
+            self.warnings.push(Mistake::new(
+                0..0,
+                "there is no job: add a table such as [jobs.nightly-media]",
+            ));
         }
         specs.sort_by(|a, b| a.name.cmp(&b.name));
-        let homeservers = homeservers.into_iter().map(|(name, homeserver)| Some((name, homeserver?))).collect::<Option<_>>()?;
-        Some(Config { daemon, homeservers, jobs: specs, warnings: Vec::new(), from_credentials: Vec::new() })
+        let homeservers = homeservers
+            .into_iter()
+            .map(|(name, homeserver)| Some((name, homeserver?)))
+            .collect::<Option<_>>()?;
+        Some(Config {
+            daemon,
+            homeservers,
+            jobs: specs,
+            warnings: Vec::new(),
+            from_credentials: Vec::new(),
+        })
     }
 
     /// A table of the root: `Some(None)` where it is absent, `None` with a mistake where it is something else.
-    fn table<'t, 'i>(&mut self, root: &'t DeTable<'i>, name: &str) -> Option<Option<&'t DeTable<'i>>> {
+    fn table<'t, 'i>(
+        &mut self,
+        root: &'t DeTable<'i>,
+        name: &str,
+    ) -> Option<Option<&'t DeTable<'i>>> {
         match root.get(name).map(|value| (value, value.get_ref().as_table())) {
             None => Some(None),
             Some((_, Some(table))) => Some(Some(table)),
@@ -304,7 +341,10 @@ impl Parser<'_> {
             (None, Some(text)) => match text.parse::<Listen>() {
                 Ok(listen) => listen.0,
                 Err(error) => {
-                    self.mistakes.push(Mistake::new(table.span.clone(), format!("$MICROGLIA_LISTEN: {error}")));
+                    self.mistakes.push(Mistake::new(
+                        table.span.clone(),
+                        format!("$MICROGLIA_LISTEN: {error}"),
+                    ));
                     return None;
                 }
             },
@@ -312,14 +352,33 @@ impl Parser<'_> {
         };
         let (admin_token_file, admin_token) = match &keys.admin_token_file {
             Some(file) => {
-                let (path, secret) = self.secrets.read(file, "admin_token_file", &mut self.mistakes, &mut self.warnings)?;
+                let (path, secret) = self.secrets.read(
+                    file,
+                    "admin_token_file",
+                    &mut self.mistakes,
+                    &mut self.warnings,
+                )?;
                 (Some(path), Some(secret))
             }
             None => (None, None),
         };
-        let state_dir = keys.state_dir.clone().map(|dir| self.beside(&dir)).or_else(|| self.environment.state_directory.clone()).unwrap_or_else(|| STATE_DIR.into());
+        let state_dir = keys
+            .state_dir
+            .clone()
+            .map(|dir| self.beside(&dir))
+            .or_else(|| self.environment.state_directory.clone())
+            .unwrap_or_else(|| STATE_DIR.into());
         let DaemonKeys { timezone, shutdown_grace, keep_history, watch_config, .. } = keys;
-        Some(Daemon { listen, timezone, state_dir, shutdown_grace, keep_history, watch_config: watch_config.0, admin_token_file, admin_token })
+        Some(Daemon {
+            listen,
+            timezone,
+            state_dir,
+            shutdown_grace,
+            keep_history,
+            watch_config: watch_config.0,
+            admin_token_file,
+            admin_token,
+        })
     }
 
     /// A relative path is meant from the config file, not from wherever the program was started.
@@ -334,7 +393,13 @@ impl Parser<'_> {
         let mut homeservers = Vec::new();
         for (name, value) in table {
             let read = self
-                .named_table(name, value, "homeserver", |c| c.is_ascii_alphanumeric() || "-_.".contains(c), "letters, digits and - _ .")
+                .named_table(
+                    name,
+                    value,
+                    "homeserver",
+                    |c| c.is_ascii_alphanumeric() || "-_.".contains(c),
+                    "letters, digits and - _ .",
+                )
                 .and_then(|table| self.homeserver(name, table));
             homeservers.push((name.get_ref().to_string(), read));
         }
@@ -342,13 +407,20 @@ impl Parser<'_> {
         homeservers
     }
 
-    fn homeserver(&mut self, name: &Spanned<std::borrow::Cow<'_, str>>, entries: &DeTable<'_>) -> Option<Homeserver> {
+    fn homeserver(
+        &mut self,
+        name: &Spanned<std::borrow::Cow<'_, str>>,
+        entries: &DeTable<'_>,
+    ) -> Option<Homeserver> {
         let table = Table { entries, span: name.span() };
         table.reject_unknown(&[HomeserverKeys::KEYS], &mut self.mistakes);
         let keys = HomeserverKeys::read(&table, &mut self.mistakes);
         let (inline, file): (Option<Spanned<String>>, Option<Spanned<PathBuf>>) = match &keys {
             Some(keys) => (keys.access_token.clone(), keys.access_token_file.clone()),
-            None => (table.read("access_token", None, &mut Vec::new())?, table.read("access_token_file", None, &mut Vec::new())?),
+            None => (
+                table.read("access_token", None, &mut Vec::new())?,
+                table.read("access_token_file", None, &mut Vec::new())?,
+            ),
         };
         let token = match (inline, file) {
             (Some(text), None) if text.get_ref().trim().is_empty() => {
@@ -359,14 +431,20 @@ impl Parser<'_> {
                 self.secrets.warn_inline(&text, &mut self.warnings);
                 Some((None, SecretString::from(text.into_inner())))
             }
-            (None, Some(file)) => self.secrets.read(&file, "access_token_file", &mut self.mistakes, &mut self.warnings).map(|(path, secret)| (Some(path), secret)),
+            (None, Some(file)) => self
+                .secrets
+                .read(&file, "access_token_file", &mut self.mistakes, &mut self.warnings)
+                .map(|(path, secret)| (Some(path), secret)),
             (Some(_), Some(_)) => {
                 self.mistakes.push(Mistake::new(table.span_of("access_token"), "`access_token` and `access_token_file` are both given: keep exactly one, better the file"));
                 None
             }
             (None, None) => {
                 if !table.has("access_token") && !table.has("access_token_file") {
-                    self.mistakes.push(Mistake::new(table.span.clone(), "the token is missing: add `access_token_file = \"token\"`"));
+                    self.mistakes.push(Mistake::new(
+                        table.span.clone(),
+                        "the token is missing: add `access_token_file = \"token\"`",
+                    ));
                 }
                 None
             }
@@ -379,28 +457,54 @@ impl Parser<'_> {
         Some(Homeserver { name: name.get_ref().to_string(), keys, token_file, token, ca })
     }
 
-    fn named_table<'t, 'i>(&mut self, name: &Spanned<std::borrow::Cow<'_, str>>, value: &'t Spanned<DeValue<'i>>, what: &str, allowed: impl Fn(char) -> bool, allowed_text: &str) -> Option<&'t DeTable<'i>> {
+    fn named_table<'t, 'i>(
+        &mut self,
+        name: &Spanned<std::borrow::Cow<'_, str>>,
+        value: &'t Spanned<DeValue<'i>>,
+        what: &str,
+        allowed: impl Fn(char) -> bool,
+        allowed_text: &str,
+    ) -> Option<&'t DeTable<'i>> {
         let text = name.get_ref();
         if text.is_empty() || text.starts_with('.') || !text.chars().all(allowed) {
-            self.mistakes.push(Mistake::new(name.span(), format!("`{text}` is no name for a {what}: use {allowed_text}")));
+            self.mistakes.push(Mistake::new(
+                name.span(),
+                format!("`{text}` is no name for a {what}: use {allowed_text}"),
+            ));
         }
         let table = value.get_ref().as_table();
         if table.is_none() {
-            self.mistakes.push(Mistake::new(name.span(), format!("a {what} is a table: write [{what}s.{text}]")));
+            self.mistakes.push(Mistake::new(
+                name.span(),
+                format!("a {what} is a table: write [{what}s.{text}]"),
+            ));
         }
         table
     }
 
     fn check_defaults(&mut self, defaults: &DeTable<'_>) {
         let table = Table { entries: defaults, span: 0..0 };
-        for key in defaults.keys().filter(|key| HeadKeys::KEYS.iter().any(|head| head.name == key.get_ref().as_ref())) {
-            self.mistakes.push(Mistake::new(key.span(), format!("`{}` has no default: each job names its own", key.get_ref())));
+        for key in defaults
+            .keys()
+            .filter(|key| HeadKeys::KEYS.iter().any(|head| head.name == key.get_ref().as_ref()))
+        {
+            self.mistakes.push(Mistake::new(
+                key.span(),
+                format!("`{}` has no default: each job names its own", key.get_ref()),
+            ));
         }
         table.reject_unknown(&[CommonKeys::KEYS, HeadKeys::KEYS], &mut self.mistakes);
         let _ = CommonKeys::read(&table, &mut self.mistakes);
     }
 
-    fn job(&mut self, name: &Spanned<std::borrow::Cow<'_, str>>, own: &DeTable<'_>, defaults: &DeTable<'_>, homeservers: &[&str], daemon_zone: Zone) -> Vec<JobSpec> {
+    fn job(
+        &mut self,
+        name: &Spanned<std::borrow::Cow<'_, str>>,
+        own: &DeTable<'_>,
+        defaults: &DeTable<'_>,
+        homeservers: &[&str],
+        daemon_zone: Zone,
+    ) -> Vec<JobSpec> {
         let merged = merge(defaults, own);
         let table = Table { entries: &merged, span: name.span() };
         let head = HeadKeys::read(&table, &mut self.mistakes);
@@ -411,14 +515,23 @@ impl Parser<'_> {
         table.reject_unknown(&[HeadKeys::KEYS, CommonKeys::KEYS, kind.keys], &mut self.mistakes);
         for key in ["max_changes", "at_most"] {
             if !kind.counts && own.contains_key(key) {
-                self.mistakes.push(Mistake::new(table.span_of(key), format!("`{key}` means nothing for {}, which cannot count beforehand: take it out", kind.name)));
+                self.mistakes.push(Mistake::new(
+                    table.span_of(key),
+                    format!(
+                        "`{key}` means nothing for {}, which cannot count beforehand: take it out",
+                        kind.name
+                    ),
+                ));
             }
         }
         let job = (kind.read)(&table, self.now, &mut self.mistakes);
         let (Some(common), Some(job)) = (common, job) else { return Vec::new() };
-        self.warnings.extend(job.warnings().into_iter().map(|(key, text)| Mistake::new(table.span_of(key), text)));
+        self.warnings.extend(
+            job.warnings().into_iter().map(|(key, text)| Mistake::new(table.span_of(key), text)),
+        );
         let chosen = self.homeservers_of(&common, homeservers, &table);
-        let several = chosen.len() > 1 || common.homeserver.as_ref().is_some_and(|names| names.get_ref().list);
+        let several = chosen.len() > 1
+            || common.homeserver.as_ref().is_some_and(|names| names.get_ref().list);
         let name = name.get_ref().as_ref();
         chosen
             .into_iter()
@@ -433,7 +546,12 @@ impl Parser<'_> {
             .collect()
     }
 
-    fn homeservers_of(&mut self, common: &CommonKeys, known: &[&str], table: &Table<'_, '_>) -> Vec<String> {
+    fn homeservers_of(
+        &mut self,
+        common: &CommonKeys,
+        known: &[&str],
+        table: &Table<'_, '_>,
+    ) -> Vec<String> {
         let Some(names) = &common.homeserver else {
             if let [only] = known {
                 return vec![(*only).to_owned()];
@@ -445,7 +563,10 @@ impl Parser<'_> {
         };
         for name in &names.get_ref().names {
             if !known.contains(&name.as_str()) {
-                self.mistakes.push(Mistake::new(names.span(), format!("homeserver {}", words::not_one_of(name, known))));
+                self.mistakes.push(Mistake::new(
+                    names.span(),
+                    format!("homeserver {}", words::not_one_of(name, known)),
+                ));
             }
         }
         names.get_ref().names.clone()
@@ -457,13 +578,20 @@ fn merge<'i>(defaults: &DeTable<'i>, own: &DeTable<'i>) -> DeTable<'i> {
     // What is wrong in the defaults is said once, there.
     let mut merged: DeTable<'i> = defaults
         .iter()
-        .filter(|(key, _)| CommonKeys::KEYS.iter().any(|common| common.name == key.get_ref().as_ref()))
+        .filter(|(key, _)| {
+            CommonKeys::KEYS.iter().any(|common| common.name == key.get_ref().as_ref())
+        })
         .map(|(key, value)| (key.clone(), value.clone()))
         .collect();
     for (key, value) in own {
-        let both = (merged.get(key.get_ref().as_ref()).and_then(|default| default.get_ref().as_table()), value.get_ref().as_table());
+        let both = (
+            merged.get(key.get_ref().as_ref()).and_then(|default| default.get_ref().as_table()),
+            value.get_ref().as_table(),
+        );
         let value = match both {
-            (Some(default), Some(table)) => Spanned::new(value.span(), DeValue::Table(merge_plain(default, table))),
+            (Some(default), Some(table)) => {
+                Spanned::new(value.span(), DeValue::Table(merge_plain(default, table)))
+            }
             _ => value.clone(),
         };
         merged.remove(key.get_ref().as_ref());
@@ -502,12 +630,22 @@ impl std::str::FromStr for BaseUrl {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let example = "write Synapse's own listener, such as \"http://127.0.0.1:8008\"";
-        let url: Url = text.parse().map_err(|error| format!("{text:?} is no URL ({error}): {example}"))?;
+        let url: Url =
+            text.parse().map_err(|error| format!("{text:?} is no URL ({error}): {example}"))?;
         match () {
-            () if !matches!(url.scheme(), "http" | "https") => Err(format!("{text:?} begins with neither http:// nor https://: {example}")),
-            () if !url.username().is_empty() || url.password().is_some() => Err("a URL with a user or a password would show them in logs: take them out".to_owned()),
-            () if url.query().is_some() || url.fragment().is_some() => Err(format!("{text:?} has a query or a fragment: {example}")),
-            () if url.path().contains("/_matrix") || url.path().contains("/_synapse") => Err(format!("{text:?} names an endpoint: {example}")),
+            () if !matches!(url.scheme(), "http" | "https") => {
+                Err(format!("{text:?} begins with neither http:// nor https://: {example}"))
+            }
+            () if !url.username().is_empty() || url.password().is_some() => {
+                Err("a URL with a user or a password would show them in logs: take them out"
+                    .to_owned())
+            }
+            () if url.query().is_some() || url.fragment().is_some() => {
+                Err(format!("{text:?} has a query or a fragment: {example}"))
+            }
+            () if url.path().contains("/_matrix") || url.path().contains("/_synapse") => {
+                Err(format!("{text:?} names an endpoint: {example}"))
+            }
             () => Ok(Self(url)),
         }
     }
@@ -522,7 +660,11 @@ impl std::str::FromStr for KindName {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let names: Vec<&str> = KINDS.iter().map(|kind| kind.name).collect();
-        if names.contains(&text) { Ok(Self(text.to_owned())) } else { Err(format!("kind {}", words::not_one_of(text, &names))) }
+        if names.contains(&text) {
+            Ok(Self(text.to_owned()))
+        } else {
+            Err(format!("kind {}", words::not_one_of(text, &names)))
+        }
     }
 }
 
@@ -537,7 +679,9 @@ impl std::str::FromStr for Switch {
         match text {
             "off" => Ok(Self(None)),
             text => match text.parse::<Length>() {
-                Ok(length) if length.0.is_zero() => Err(format!("{text:?} is no time at all: write \"off\"")),
+                Ok(length) if length.0.is_zero() => {
+                    Err(format!("{text:?} is no time at all: write \"off\""))
+                }
                 Ok(length) => Ok(Self(Some(length))),
                 Err(error) => Err(format!("{error}, or \"off\"")),
             },
@@ -559,7 +703,10 @@ impl Value for Names {
         match value.get_ref() {
             DeValue::String(name) => Some(Self { names: vec![name.to_string()], list: false }),
             DeValue::Array(items) if items.is_empty() => {
-                mistakes.push(Mistake::new(value.span(), "this list is empty: name at least one homeserver"));
+                mistakes.push(Mistake::new(
+                    value.span(),
+                    "this list is empty: name at least one homeserver",
+                ));
                 None
             }
             DeValue::Array(_) => {
@@ -598,5 +745,9 @@ text_values! {
 }
 
 /// Every key of the config outside the kinds, by its table.
-pub const TABLES: &[(&str, &[Key])] =
-    &[("daemon", DaemonKeys::KEYS), ("homeservers.NAME", HomeserverKeys::KEYS), ("jobs.NAME, every kind", HeadKeys::KEYS), ("jobs.NAME and defaults, every kind", CommonKeys::KEYS)];
+pub const TABLES: &[(&str, &[Key])] = &[
+    ("daemon", DaemonKeys::KEYS),
+    ("homeservers.NAME", HomeserverKeys::KEYS),
+    ("jobs.NAME, every kind", HeadKeys::KEYS),
+    ("jobs.NAME and defaults, every kind", CommonKeys::KEYS),
+];

@@ -48,11 +48,20 @@ impl FromStr for UserGlob {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        if text.starts_with('@') && text.len() > 1 && !text.contains('*') && !text.contains('?') && !text.contains(':') {
-            return Err(format!("{text:?} can match nobody: a user is a whole Matrix id such as \"{text}:example.com\""));
+        if text.starts_with('@')
+            && text.len() > 1
+            && !text.contains('*')
+            && !text.contains('?')
+            && !text.contains(':')
+        {
+            return Err(format!(
+                "{text:?} can match nobody: a user is a whole Matrix id such as \"{text}:example.com\""
+            ));
         }
         if !text.starts_with(['@', '*']) {
-            return Err(format!("{text:?} can match nobody: a user is an id or a glob over whole Matrix ids and begins with `@` or `*`, such as \"@{text}:example.com\" or \"@bot-*\""));
+            return Err(format!(
+                "{text:?} can match nobody: a user is an id or a glob over whole Matrix ids and begins with `@` or `*`, such as \"@{text}:example.com\" or \"@bot-*\""
+            ));
         }
         text.parse().map(Self)
     }
@@ -81,8 +90,18 @@ pub fn chosen(id: &str, users: &[UserGlob], except: &[UserGlob], seen: &mut Matc
 }
 
 /// The patterns that matched nothing, in the order of the config.
-pub fn unmatched<'a>(users: &'a [UserGlob], except: &'a [UserGlob], seen: &Matched) -> Vec<&'a str> {
-    users.iter().chain(except).enumerate().filter(|(index, _)| !seen.0.contains(index)).map(|(_, glob)| glob.0.text.as_str()).collect()
+pub fn unmatched<'a>(
+    users: &'a [UserGlob],
+    except: &'a [UserGlob],
+    seen: &Matched,
+) -> Vec<&'a str> {
+    users
+        .iter()
+        .chain(except)
+        .enumerate()
+        .filter(|(index, _)| !seen.0.contains(index))
+        .map(|(_, glob)| glob.0.text.as_str())
+        .collect()
 }
 
 #[cfg(test)]

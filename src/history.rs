@@ -5,7 +5,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 use serde_json::Value;
-use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteRow, SqliteSynchronous};
+use sqlx::sqlite::{
+    SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteRow, SqliteSynchronous,
+};
 use sqlx::{QueryBuilder, Row, SqlitePool};
 
 use crate::change::{Fact, Topic};
@@ -71,7 +73,11 @@ impl History {
             .synchronous(SqliteSynchronous::Full)
             .foreign_keys(true)
             .busy_timeout(std::time::Duration::from_secs(10));
-        let pool = SqlitePoolOptions::new().max_connections(2).min_connections(0).connect_with(options).await?;
+        let pool = SqlitePoolOptions::new()
+            .max_connections(2)
+            .min_connections(0)
+            .connect_with(options)
+            .await?;
         if !existed {
             dir.give_to_owner(&path)?;
         }
@@ -85,7 +91,10 @@ impl History {
         if !path.try_exists()? {
             return Ok(None);
         }
-        let options = SqliteConnectOptions::new().filename(&path).read_only(true).busy_timeout(std::time::Duration::from_secs(10));
+        let options = SqliteConnectOptions::new()
+            .filename(&path)
+            .read_only(true)
+            .busy_timeout(std::time::Duration::from_secs(10));
         let pool = SqlitePoolOptions::new().max_connections(1).connect_with(options).await?;
         Ok(Some(Self { pool: Some(pool), problem: "".into(), clock }))
     }
@@ -155,30 +164,45 @@ impl History {
     pub async fn plan(&self, run: Option<i64>, changes: &[ChangeRecord]) -> Result<i64, Error> {
         let (Some(pool), Some(run)) = (&self.pool, run) else { return Ok(0) };
         let mut transaction = pool.begin().await?;
-        sqlx::query("DELETE FROM changes WHERE run = $1 AND state IN ('planned', 'failed')").bind(run).execute(&mut *transaction).await?;
-        let first: i64 = sqlx::query("SELECT COALESCE(MAX(seq) + 1, 0) AS first FROM changes WHERE run = $1").bind(run).fetch_one(&mut *transaction).await?.try_get("first")?;
+        sqlx::query("DELETE FROM changes WHERE run = $1 AND state IN ('planned', 'failed')")
+            .bind(run)
+            .execute(&mut *transaction)
+            .await?;
+        let first: i64 =
+            sqlx::query("SELECT COALESCE(MAX(seq) + 1, 0) AS first FROM changes WHERE run = $1")
+                .bind(run)
+                .fetch_one(&mut *transaction)
+                .await?
+                .try_get("first")?;
         let numbered: Vec<(i64, &ChangeRecord)> = (first..).zip(changes).collect();
         for some in numbered.chunks(ROWS_AT_ONCE) {
-            QueryBuilder::new("INSERT INTO changes (run, seq, action, target, count, state, detail) ")
-                .push_values(some, |mut row, (seq, change)| {
-                    row.push_bind(run)
-                        .push_bind(seq)
-                        .push_bind(change.action.as_str())
-                        .push_bind(&change.target)
-                        .push_bind(signed(change.count))
-                        .push_bind(change.state.as_str())
-                        .push_bind(&change.detail);
-                })
-                .build()
-                .execute(&mut *transaction)
-                .await?;
+            QueryBuilder::new(
+                "INSERT INTO changes (run, seq, action, target, count, state, detail) ",
+            )
+            .push_values(some, |mut row, (seq, change)| {
+                row.push_bind(run)
+                    .push_bind(seq)
+                    .push_bind(change.action.as_str())
+                    .push_bind(&change.target)
+                    .push_bind(signed(change.count))
+                    .push_bind(change.state.as_str())
+                    .push_bind(&change.detail);
+            })
+            .build()
+            .execute(&mut *transaction)
+            .await?;
         }
         transaction.commit().await?;
         Ok(first)
     }
 
     /// Records that a change is about to be sent, and what it will replace.
-    pub async fn making(&self, run: Option<i64>, seq: i64, change: &ChangeRecord) -> Result<(), Error> {
+    pub async fn making(
+        &self,
+        run: Option<i64>,
+        seq: i64,
+        change: &ChangeRecord,
+    ) -> Result<(), Error> {
         let (pool, Some(run)) = (self.kept()?, run) else { return Ok(()) };
         sqlx::query(
             "INSERT INTO changes (run, seq, action, target, count, state, before) VALUES ($1, $2, $3, $4, $5, 'making', $6) \
@@ -196,7 +220,15 @@ impl History {
     }
 
     /// Records what became of a change, with the files that went and what was learned, all at once.
-    pub async fn made(&self, run: Option<i64>, seq: i64, change: &ChangeRecord, server: &str, files: &[(String, Option<u64>)], facts: &[Fact]) -> Result<(), Error> {
+    pub async fn made(
+        &self,
+        run: Option<i64>,
+        seq: i64,
+        change: &ChangeRecord,
+        server: &str,
+        files: &[(String, Option<u64>)],
+        facts: &[Fact],
+    ) -> Result<(), Error> {
         let (pool, Some(run)) = (self.kept()?, run) else { return Ok(()) };
         let mut transaction = pool.begin().await?;
         sqlx::query(
@@ -236,9 +268,17 @@ impl History {
     }
 
     /// All that is known of a topic.
-    pub async fn facts(&self, server: &str, topic: Topic) -> Result<HashMap<String, String>, Error> {
+    pub async fn facts(
+        &self,
+        server: &str,
+        topic: Topic,
+    ) -> Result<HashMap<String, String>, Error> {
         let Some(pool) = &self.pool else { return Ok(HashMap::new()) };
-        let rows = sqlx::query("SELECT key, value FROM facts WHERE server = $1 AND topic = $2").bind(server).bind(topic.as_str()).fetch_all(pool).await?;
+        let rows = sqlx::query("SELECT key, value FROM facts WHERE server = $1 AND topic = $2")
+            .bind(server)
+            .bind(topic.as_str())
+            .fetch_all(pool)
+            .await?;
         rows.iter().map(|row| Ok((row.try_get("key")?, row.try_get("value")?))).collect()
     }
 
@@ -263,8 +303,14 @@ impl History {
 
     pub async fn lost_media_call(&self, server: &str) -> Result<Option<LostCall>, Error> {
         let Some(pool) = &self.pool else { return Ok(None) };
-        let row = sqlx::query("SELECT store, sent_at FROM media_calls WHERE server = $1").bind(server).fetch_optional(pool).await?;
-        row.map(|row| Ok(LostCall { store: row.try_get("store")?, sent_at: moment(row.try_get("sent_at")?) })).transpose()
+        let row = sqlx::query("SELECT store, sent_at FROM media_calls WHERE server = $1")
+            .bind(server)
+            .fetch_optional(pool)
+            .await?;
+        row.map(|row| {
+            Ok(LostCall { store: row.try_get("store")?, sent_at: moment(row.try_get("sent_at")?) })
+        })
+        .transpose()
     }
 
     /// Ends the record of changes that were sent and whose answer was never seen.
@@ -277,11 +323,19 @@ impl History {
     /// Calls the unended runs of a job interrupted: nobody is at work on them, since the caller holds the job's lock.
     pub async fn interrupt(&self, job: &str) -> Result<(), Error> {
         let Some(pool) = &self.pool else { return Ok(()) };
-        let rows = sqlx::query("SELECT id FROM runs WHERE job = $1 AND outcome IS NULL").bind(job).fetch_all(pool).await?;
+        let rows = sqlx::query("SELECT id FROM runs WHERE job = $1 AND outcome IS NULL")
+            .bind(job)
+            .fetch_all(pool)
+            .await?;
         for row in rows {
             let id: i64 = row.try_get("id")?;
-            self.abandon(Some(id), "the program ended while this was sent: it may have been made").await?;
-            let counted = |state: State| format!("(SELECT COALESCE(SUM(count), 0) FROM changes WHERE run = $1 AND state = '{state}')");
+            self.abandon(Some(id), "the program ended while this was sent: it may have been made")
+                .await?;
+            let counted = |state: State| {
+                format!(
+                    "(SELECT COALESCE(SUM(count), 0) FROM changes WHERE run = $1 AND state = '{state}')"
+                )
+            };
             let sql = format!(
                 "UPDATE runs SET outcome = 'interrupted', finished_at = $2, message = 'the program ended while this run was at work', \
                  done = {}, failed = {}, skipped = {}, remaining = {} WHERE id = $1",
@@ -290,7 +344,11 @@ impl History {
                 counted(State::Skipped),
                 counted(State::Planned),
             );
-            sqlx::query(sqlx::AssertSqlSafe(sql)).bind(id).bind(self.clock.now().timestamp_millis()).execute(pool).await?;
+            sqlx::query(sqlx::AssertSqlSafe(sql))
+                .bind(id)
+                .bind(self.clock.now().timestamp_millis())
+                .execute(pool)
+                .await?;
         }
         Ok(())
     }
@@ -298,23 +356,42 @@ impl History {
     /// Runs without their changes, newest first.
     pub async fn runs(&self, job: Option<&str>, limit: u32) -> Result<Vec<Report>, Error> {
         let Some(pool) = &self.pool else { return Ok(Vec::new()) };
-        let rows = sqlx::query("SELECT * FROM runs WHERE $1 IS NULL OR job = $1 ORDER BY id DESC LIMIT $2").bind(job).bind(limit).fetch_all(pool).await?;
+        let rows = sqlx::query(
+            "SELECT * FROM runs WHERE $1 IS NULL OR job = $1 ORDER BY id DESC LIMIT $2",
+        )
+        .bind(job)
+        .bind(limit)
+        .fetch_all(pool)
+        .await?;
         rows.iter().map(report).collect()
     }
 
     /// The newest run of each job.
     pub async fn last_runs(&self) -> Result<HashMap<String, Report>, Error> {
         let Some(pool) = &self.pool else { return Ok(HashMap::new()) };
-        let rows = sqlx::query("SELECT * FROM runs WHERE id IN (SELECT MAX(id) FROM runs GROUP BY job)").fetch_all(pool).await?;
+        let rows =
+            sqlx::query("SELECT * FROM runs WHERE id IN (SELECT MAX(id) FROM runs GROUP BY job)")
+                .fetch_all(pool)
+                .await?;
         rows.iter().map(|row| report(row).map(|report| (report.job.clone(), report))).collect()
     }
 
     /// One run with a page of its changes.
     pub async fn run(&self, id: i64, page: Page) -> Result<Option<Report>, Error> {
         let Some(pool) = &self.pool else { return Ok(None) };
-        let Some(row) = sqlx::query("SELECT * FROM runs WHERE id = $1").bind(id).fetch_optional(pool).await? else { return Ok(None) };
+        let Some(row) =
+            sqlx::query("SELECT * FROM runs WHERE id = $1").bind(id).fetch_optional(pool).await?
+        else {
+            return Ok(None);
+        };
         let mut report = report(&row)?;
-        let rows = sqlx::query("SELECT * FROM changes WHERE run = $1 ORDER BY seq LIMIT $2 OFFSET $3").bind(id).bind(page.limit).bind(page.offset).fetch_all(pool).await?;
+        let rows =
+            sqlx::query("SELECT * FROM changes WHERE run = $1 ORDER BY seq LIMIT $2 OFFSET $3")
+                .bind(id)
+                .bind(page.limit)
+                .bind(page.offset)
+                .fetch_all(pool)
+                .await?;
         report.changes = Some(rows.iter().map(change).collect::<Result<_, Error>>()?);
         Ok(Some(report))
     }
@@ -322,23 +399,44 @@ impl History {
     /// The files that a run deleted.
     pub async fn files(&self, run: i64) -> Result<Vec<(String, Option<u64>)>, Error> {
         let Some(pool) = &self.pool else { return Ok(Vec::new()) };
-        let rows = sqlx::query("SELECT media_id, bytes FROM files WHERE run = $1 ORDER BY media_id").bind(run).fetch_all(pool).await?;
-        rows.iter().map(|row| Ok((row.try_get("media_id")?, row.try_get::<Option<i64>, _>("bytes")?.map(unsigned)))).collect()
+        let rows =
+            sqlx::query("SELECT media_id, bytes FROM files WHERE run = $1 ORDER BY media_id")
+                .bind(run)
+                .fetch_all(pool)
+                .await?;
+        rows.iter()
+            .map(|row| {
+                Ok((
+                    row.try_get("media_id")?,
+                    row.try_get::<Option<i64>, _>("bytes")?.map(unsigned),
+                ))
+            })
+            .collect()
     }
 
     /// Deletes runs that began before `moment`, with all that belongs to them; the facts stay.
     pub async fn forget_before(&self, moment: Timestamp) -> Result<u64, Error> {
         let Some(pool) = &self.pool else { return Ok(0) };
-        let gone = sqlx::query("DELETE FROM runs WHERE started_at < $1 AND outcome IS NOT NULL").bind(moment.timestamp_millis()).execute(pool).await?;
+        let gone = sqlx::query("DELETE FROM runs WHERE started_at < $1 AND outcome IS NOT NULL")
+            .bind(moment.timestamp_millis())
+            .execute(pool)
+            .await?;
         Ok(gone.rows_affected())
     }
 }
 
-async fn insert_facts(transaction: &mut sqlx::SqliteTransaction<'_>, server: &str, facts: &[Fact]) -> Result<(), Error> {
+async fn insert_facts(
+    transaction: &mut sqlx::SqliteTransaction<'_>,
+    server: &str,
+    facts: &[Fact],
+) -> Result<(), Error> {
     for some in facts.chunks(ROWS_AT_ONCE) {
         QueryBuilder::new("INSERT OR REPLACE INTO facts (server, topic, key, value) ")
             .push_values(some, |mut row, fact| {
-                row.push_bind(server).push_bind(fact.topic.as_str()).push_bind(&fact.key).push_bind(&fact.value);
+                row.push_bind(server)
+                    .push_bind(fact.topic.as_str())
+                    .push_bind(&fact.key)
+                    .push_bind(&fact.value);
             })
             .build()
             .execute(&mut **transaction)
@@ -349,7 +447,8 @@ async fn insert_facts(transaction: &mut sqlx::SqliteTransaction<'_>, server: &st
 
 fn report(row: &SqliteRow) -> Result<Report, Error> {
     let count = |column: &str| row.try_get::<i64, _>(column).map(unsigned);
-    let known = |column: &str| row.try_get::<Option<i64>, _>(column).map(|value| value.map(unsigned));
+    let known =
+        |column: &str| row.try_get::<Option<i64>, _>(column).map(|value| value.map(unsigned));
     let at = |column: &str| row.try_get::<Option<i64>, _>(column).map(|value| value.map(moment));
     Ok(Report {
         id: Some(row.try_get("id")?),
@@ -362,7 +461,10 @@ fn report(row: &SqliteRow) -> Result<Report, Error> {
         started_at: moment(row.try_get("started_at")?),
         finished_at: at("finished_at")?,
         attempts: row.try_get("attempts")?,
-        outcome: row.try_get::<Option<String>, _>("outcome")?.map(|_| word(row, "outcome")).transpose()?,
+        outcome: row
+            .try_get::<Option<String>, _>("outcome")?
+            .map(|_| word(row, "outcome"))
+            .transpose()?,
         message: row.try_get("message")?,
         planned: known("planned")?,
         done: count("done")?,
@@ -371,7 +473,10 @@ fn report(row: &SqliteRow) -> Result<Report, Error> {
         remaining: count("remaining")?,
         bytes_planned: known("bytes_planned")?,
         bytes_freed: known("bytes_freed")?,
-        sample: row.try_get::<Option<String>, _>("sample")?.and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_default(),
+        sample: row
+            .try_get::<Option<String>, _>("sample")?
+            .and_then(|text| serde_json::from_str(&text).ok())
+            .unwrap_or_default(),
         changes: None,
     })
 }
@@ -385,12 +490,16 @@ fn change(row: &SqliteRow) -> Result<ChangeRecord, Error> {
         count: unsigned(row.try_get("count")?),
         state: if making { State::Planned } else { word(row, "state")? },
         detail: if making { Some("being made".to_owned()) } else { row.try_get("detail")? },
-        before: row.try_get::<Option<String>, _>("before")?.and_then(|text| serde_json::from_str(&text).ok()),
+        before: row
+            .try_get::<Option<String>, _>("before")?
+            .and_then(|text| serde_json::from_str(&text).ok()),
     })
 }
 
 fn word<T: std::str::FromStr<Err = String>>(row: &SqliteRow, column: &str) -> Result<T, Error> {
-    row.try_get::<&str, _>(column)?.parse().map_err(|error: String| sqlx::Error::Decode(error.into()).into())
+    row.try_get::<&str, _>(column)?
+        .parse()
+        .map_err(|error: String| sqlx::Error::Decode(error.into()).into())
 }
 
 fn moment(ms: i64) -> Timestamp {

@@ -30,12 +30,20 @@ pub trait Job: Debug + Send + Sync + Sized + 'static {
     }
 
     /// What `check --online` asks for this job beyond what every homeserver is asked.
-    fn check(&self, _reader: &Reader, _identity: &Identity) -> impl Future<Output = Vec<Answer>> + Send {
+    fn check(
+        &self,
+        _reader: &Reader,
+        _identity: &Identity,
+    ) -> impl Future<Output = Vec<Answer>> + Send {
         async { Vec::new() }
     }
 
     /// Reads the homeserver and writes down what would have to change. It has nothing to change it with.
-    fn plan(&self, context: &Context<'_>, plan: &mut Plan) -> impl Future<Output = Result<(), Failure>> + Send;
+    fn plan(
+        &self,
+        context: &Context<'_>,
+        plan: &mut Plan,
+    ) -> impl Future<Output = Result<(), Failure>> + Send;
 }
 
 /// What must hold before a run of a kind may plan.
@@ -104,14 +112,21 @@ impl<'a> Memory<'a> {
         Self { history, server }
     }
 
-    pub async fn facts(&self, topic: Topic) -> Result<std::collections::HashMap<String, String>, Failure> {
+    pub async fn facts(
+        &self,
+        topic: Topic,
+    ) -> Result<std::collections::HashMap<String, String>, Failure> {
         Ok(self.history.facts(self.server, topic).await?)
     }
 
     /// Remembers as well as it can: what is forgotten is asked again.
     pub async fn learn(&self, facts: &[Fact]) {
         if let Err(error) = self.history.learn(self.server, facts).await {
-            tracing::warn!("{} facts about {} could not be remembered and will be asked again: {error}", facts.len(), self.server);
+            tracing::warn!(
+                "{} facts about {} could not be remembered and will be asked again: {error}",
+                facts.len(),
+                self.server
+            );
         }
     }
 }
@@ -120,8 +135,16 @@ impl<'a> Memory<'a> {
 pub trait AnyJob: Debug + Send + Sync {
     fn kind(&self) -> &'static Kind;
     fn warnings(&self) -> Vec<(&'static str, String)>;
-    fn check<'a>(&'a self, reader: &'a Reader, identity: &'a Identity) -> BoxFuture<'a, Vec<Answer>>;
-    fn plan<'a>(&'a self, context: &'a Context<'_>, plan: &'a mut Plan) -> BoxFuture<'a, Result<(), Failure>>;
+    fn check<'a>(
+        &'a self,
+        reader: &'a Reader,
+        identity: &'a Identity,
+    ) -> BoxFuture<'a, Vec<Answer>>;
+    fn plan<'a>(
+        &'a self,
+        context: &'a Context<'_>,
+        plan: &'a mut Plan,
+    ) -> BoxFuture<'a, Result<(), Failure>>;
 }
 
 /// One row of the table of kinds.
@@ -157,11 +180,19 @@ impl<J: Job> AnyJob for J {
         Job::warnings(self)
     }
 
-    fn check<'a>(&'a self, reader: &'a Reader, identity: &'a Identity) -> BoxFuture<'a, Vec<Answer>> {
+    fn check<'a>(
+        &'a self,
+        reader: &'a Reader,
+        identity: &'a Identity,
+    ) -> BoxFuture<'a, Vec<Answer>> {
         Box::pin(Job::check(self, reader, identity))
     }
 
-    fn plan<'a>(&'a self, context: &'a Context<'_>, plan: &'a mut Plan) -> BoxFuture<'a, Result<(), Failure>> {
+    fn plan<'a>(
+        &'a self,
+        context: &'a Context<'_>,
+        plan: &'a mut Plan,
+    ) -> BoxFuture<'a, Result<(), Failure>> {
         Box::pin(Job::plan(self, context, plan))
     }
 }

@@ -32,9 +32,14 @@ mod tests {
         assert_eq!(names.len(), KINDS.len());
         assert!(!KINDS.is_empty());
         for kind in KINDS {
-            let keys: std::collections::BTreeSet<&str> = kind.keys.iter().map(|key| key.name).collect();
+            let keys: std::collections::BTreeSet<&str> =
+                kind.keys.iter().map(|key| key.name).collect();
             assert_eq!(keys.len(), kind.keys.len(), "{}", kind.name);
-            assert!(kind.about.len() > 100, "{} says too little of what it does and leaves alone", kind.name);
+            assert!(
+                kind.about.len() > 100,
+                "{} says too little of what it does and leaves alone",
+                kind.name
+            );
             for Key { name, about, .. } in kind.keys {
                 assert!(about.trim().len() > 10, "{}.{name} is not documented", kind.name);
             }
@@ -44,7 +49,11 @@ mod tests {
     #[test]
     fn each_kind_has_its_tests() {
         for kind in KINDS {
-            let file = format!("{}/tests/it/jobs/{}.rs", env!("CARGO_MANIFEST_DIR"), kind.name.replace('-', "_"));
+            let file = format!(
+                "{}/tests/it/jobs/{}.rs",
+                env!("CARGO_MANIFEST_DIR"),
+                kind.name.replace('-', "_")
+            );
             assert!(std::path::Path::new(&file).exists(), "{file} is missing");
         }
     }

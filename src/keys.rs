@@ -64,7 +64,12 @@ impl Table<'_, '_> {
     }
 
     /// Reads one key; an absent one takes its default.
-    pub fn read<T: Value>(&self, key: &str, default: Option<&str>, mistakes: &mut Vec<Mistake>) -> Option<T> {
+    pub fn read<T: Value>(
+        &self,
+        key: &str,
+        default: Option<&str>,
+        mistakes: &mut Vec<Mistake>,
+    ) -> Option<T> {
         if let Some(value) = self.entries.get(key) {
             return T::read(value, mistakes);
         }
@@ -73,14 +78,18 @@ impl Table<'_, '_> {
         }
         let absent = T::absent();
         if absent.is_none() {
-            mistakes.push(Mistake::new(self.span.clone(), format!("`{key}` is missing: add `{key} = …`, {}", T::TYPE)));
+            mistakes.push(Mistake::new(
+                self.span.clone(),
+                format!("`{key}` is missing: add `{key} = …`, {}", T::TYPE),
+            ));
         }
         absent
     }
 
     /// Reports the keys that are in none of the lists.
     pub fn reject_unknown(&self, known: &[&[Key]], mistakes: &mut Vec<Mistake>) {
-        let names: Vec<&str> = known.iter().flat_map(|keys| keys.iter().map(|key| key.name)).collect();
+        let names: Vec<&str> =
+            known.iter().flat_map(|keys| keys.iter().map(|key| key.name)).collect();
         for key in self.entries.keys() {
             let name = key.get_ref().as_ref();
             if !names.contains(&name) {
@@ -104,7 +113,11 @@ pub fn unknown_key(span: Range<usize>, name: &str, known: &[&str]) -> Mistake {
 }
 
 /// Reads a string that parses itself; the parser's error says what to write instead.
-pub fn read_text<T>(value: &Spanned<DeValue<'_>>, expected: &str, mistakes: &mut Vec<Mistake>) -> Option<T>
+pub fn read_text<T>(
+    value: &Spanned<DeValue<'_>>,
+    expected: &str,
+    mistakes: &mut Vec<Mistake>,
+) -> Option<T>
 where
     T: std::str::FromStr<Err: std::fmt::Display>,
 {
@@ -159,9 +172,15 @@ impl Value for u32 {
     const TYPE: &'static str = "a whole number of at least 1";
 
     fn read(value: &Spanned<DeValue<'_>>, mistakes: &mut Vec<Mistake>) -> Option<Self> {
-        match value.get_ref().as_integer().map(|number| u32::from_str_radix(number.as_str(), number.radix())) {
+        match value
+            .get_ref()
+            .as_integer()
+            .map(|number| u32::from_str_radix(number.as_str(), number.radix()))
+        {
             Some(Ok(number)) if number >= 1 => return Some(number),
-            Some(_) => mistakes.push(Mistake::new(value.span(), format!("expected {}", Self::TYPE))),
+            Some(_) => {
+                mistakes.push(Mistake::new(value.span(), format!("expected {}", Self::TYPE)))
+            }
             None => mistakes.push(wrong_type(value, Self::TYPE)),
         }
         None
@@ -172,9 +191,15 @@ impl Value for u16 {
     const TYPE: &'static str = "a whole number from 0 to 65535";
 
     fn read(value: &Spanned<DeValue<'_>>, mistakes: &mut Vec<Mistake>) -> Option<Self> {
-        match value.get_ref().as_integer().map(|number| Self::from_str_radix(number.as_str(), number.radix())) {
+        match value
+            .get_ref()
+            .as_integer()
+            .map(|number| Self::from_str_radix(number.as_str(), number.radix()))
+        {
             Some(Ok(number)) => return Some(number),
-            Some(Err(_)) => mistakes.push(Mistake::new(value.span(), format!("expected {}", Self::TYPE))),
+            Some(Err(_)) => {
+                mistakes.push(Mistake::new(value.span(), format!("expected {}", Self::TYPE)))
+            }
             None => mistakes.push(wrong_type(value, Self::TYPE)),
         }
         None
@@ -199,7 +224,10 @@ impl Value for Rate {
         };
         let rate = number.filter(|rate| *rate > 0.0 && *rate <= 1e6).map(Self);
         if rate.is_none() {
-            mistakes.push(Mistake::new(value.span(), format!("expected {}, at most a million", Self::TYPE)));
+            mistakes.push(Mistake::new(
+                value.span(),
+                format!("expected {}, at most a million", Self::TYPE),
+            ));
         }
         rate
     }
@@ -288,10 +316,18 @@ impl Value for serde_json::Value {
             DeValue::Boolean(flag) => Some((*flag).into()),
             DeValue::Datetime(date) => Some(date.to_string().into()),
             DeValue::Integer(number) => i64::from_str_radix(number.as_str(), number.radix())
-                .map_err(|_| mistakes.push(Mistake::new(value.span(), "this number does not fit into 64 bits")))
+                .map_err(|_| {
+                    mistakes
+                        .push(Mistake::new(value.span(), "this number does not fit into 64 bits"))
+                })
                 .ok()
                 .map(Self::from),
-            DeValue::Float(number) => number.as_str().parse::<f64>().ok().and_then(serde_json::Number::from_f64).map(Self::Number),
+            DeValue::Float(number) => number
+                .as_str()
+                .parse::<f64>()
+                .ok()
+                .and_then(serde_json::Number::from_f64)
+                .map(Self::Number),
             DeValue::Array(_) => Vec::<Self>::read(value, mistakes).map(Self::Array),
             DeValue::Table(table) => table
                 .iter()

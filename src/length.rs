@@ -29,14 +29,22 @@ impl FromStr for Length {
     fn from_str(text: &str) -> Result<Self, String> {
         let split = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
         let (digits, unit) = text.split_at(split);
-        let wrong = || format!("{text:?} is no length of time: write a number and a unit, such as \"90d\", \"12h\", \"10m\" or \"30s\"");
+        let wrong = || {
+            format!(
+                "{text:?} is no length of time: write a number and a unit, such as \"90d\", \"12h\", \"10m\" or \"30s\""
+            )
+        };
         let number: u64 = digits.parse().map_err(|_| wrong())?;
         let seconds = match unit {
             "s" => 1,
             "m" => 60,
             "h" => 3600,
             "d" => DAY,
-            "" => return Err(format!("{text:?} has no unit: did you mean \"{number}d\" (days), \"{number}h\", \"{number}m\" (minutes) or \"{number}s\"?")),
+            "" => {
+                return Err(format!(
+                    "{text:?} has no unit: did you mean \"{number}d\" (days), \"{number}h\", \"{number}m\" (minutes) or \"{number}s\"?"
+                ));
+            }
             _ => return Err(other_unit(text, number, unit).unwrap_or_else(wrong)),
         };
         number
@@ -56,9 +64,13 @@ fn other_unit(text: &str, number: u64, unit: &str) -> Option<String> {
         "y" | "yr" | "year" | "years" => ("years are", days(365)),
         "d" | "day" | "days" => ("this spelling of days is", number),
         "ms" => return Some(format!("{text:?}: the shortest unit is the second, such as \"1s\"")),
-        "min" | "mins" | "minute" | "minutes" => return Some(format!("{text:?}: write minutes as \"{number}m\"")),
+        "min" | "mins" | "minute" | "minutes" => {
+            return Some(format!("{text:?}: write minutes as \"{number}m\""));
+        }
         "h" | "hour" | "hours" => return Some(format!("{text:?}: write hours as \"{number}h\"")),
-        "s" | "sec" | "second" | "seconds" => return Some(format!("{text:?}: write seconds as \"{number}s\"")),
+        "s" | "sec" | "second" | "seconds" => {
+            return Some(format!("{text:?}: write seconds as \"{number}s\""));
+        }
         _ => return None,
     };
     Some(format!("{text:?}: {name} not a unit here: write the days, \"{meant}d\""))
@@ -91,7 +103,11 @@ pub fn spoken(duration: Duration) -> String {
 }
 
 fn pair(large: u64, large_unit: &str, small: u64, small_unit: &str) -> String {
-    if small == 0 { format!("{large} {large_unit}") } else { format!("{large} {large_unit} {small} {small_unit}") }
+    if small == 0 {
+        format!("{large} {large_unit}")
+    } else {
+        format!("{large} {large_unit} {small} {small_unit}")
+    }
 }
 
 #[cfg(test)]
@@ -100,7 +116,9 @@ mod tests {
 
     #[test]
     fn the_four_units_are_read_and_written_back() {
-        for (text, seconds) in [("90d", 7_776_000), ("12h", 43_200), ("10m", 600), ("30s", 30), ("0s", 0)] {
+        for (text, seconds) in
+            [("90d", 7_776_000), ("12h", 43_200), ("10m", 600), ("30s", 30), ("0s", 0)]
+        {
             let length: Length = text.parse().unwrap();
             assert_eq!((length.0.as_secs(), length.to_string()), (seconds, text.to_owned()));
         }
@@ -120,7 +138,8 @@ mod tests {
 
     #[test]
     fn durations_are_spoken_in_two_units_at_most() {
-        let said = [400, 12_000, 200_000, 7_500_000, 273_600_000].map(|ms| spoken(Duration::from_millis(ms)));
+        let said = [400, 12_000, 200_000, 7_500_000, 273_600_000]
+            .map(|ms| spoken(Duration::from_millis(ms)));
         assert_eq!(said, ["0.4 s", "12 s", "3 min 20 s", "2 h 5 min", "3 d 4 h"]);
     }
 }

@@ -123,15 +123,29 @@ pub const CHANGES_SHOWN: u32 = 1000;
 pub enum Event {
     Started(Box<Report>),
     /// Something is being read; `total` is 0 while it is not known.
-    Reading { what: String, done: u64, total: u64 },
-    Planned { planned: Option<u64>, bytes: Option<u64> },
-    Changing { done: u64, total: Option<u64> },
+    Reading {
+        what: String,
+        done: u64,
+        total: u64,
+    },
+    Planned {
+        planned: Option<u64>,
+        bytes: Option<u64>,
+    },
+    Changing {
+        done: u64,
+        total: Option<u64>,
+    },
     Changed(ChangeRecord),
     /// The run stands still, and why.
     Waiting(String),
     /// What it waited for came.
     Resumed,
-    Retrying { attempt: u32, wait_seconds: u64, because: String },
+    Retrying {
+        attempt: u32,
+        wait_seconds: u64,
+        because: String,
+    },
     Slow(bool),
     Ended(Box<Report>),
 }

@@ -87,14 +87,22 @@ impl Stop {
     }
 
     fn outcome(&self) -> Option<Outcome> {
-        self.at_boundary.is_cancelled().then(|| self.outcome.get().copied().unwrap_or(Outcome::Cancelled))
+        self.at_boundary
+            .is_cancelled()
+            .then(|| self.outcome.get().copied().unwrap_or(Outcome::Cancelled))
     }
 }
 
 impl Order {
     /// What the config says, started by hand.
     pub fn manual(spec: &JobSpec) -> Self {
-        Self { mode: spec.common.mode, max_changes: spec.common.max_changes, trigger: Trigger::Manual, scheduled_for: None, attempts_made: 0 }
+        Self {
+            mode: spec.common.mode,
+            max_changes: spec.common.max_changes,
+            trigger: Trigger::Manual,
+            scheduled_for: None,
+            attempts_made: 0,
+        }
     }
 }
 
@@ -127,7 +135,10 @@ enum Ending {
     /// Nothing that trying again would mend.
     Failed(String),
     /// Something that may pass.
-    Again { because: String, retry_after: Option<Duration> },
+    Again {
+        because: String,
+        retry_after: Option<Duration>,
+    },
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -144,7 +155,14 @@ const LOOK_FOR_PLACE: Duration = Duration::from_millis(250);
 
 impl Runner {
     /// Runs a job to its end and reports; the report is complete whatever happened, even a panic.
-    pub async fn run(&self, spec: &JobSpec, place: &Place, order: &Order, stop: &Stop, tell: Listener) -> Result<Report, Busy> {
+    pub async fn run(
+        &self,
+        spec: &JobSpec,
+        place: &Place,
+        order: &Order,
+        stop: &Stop,
+        tell: Listener,
+    ) -> Result<Report, Busy> {
         let _job = match self.dir.as_ref().map(|dir| dir.try_lock(&spec.name)) {
             Some(Ok(None)) => return Err(self.busy(&spec.name).await),
             Some(Ok(lock)) => lock,
@@ -197,7 +215,12 @@ impl Runner {
         };
         let (outcome, message) = match begun {
             Ok(()) => run.to_the_end(place.max_concurrent_runs).await,
-            Err(error) => (Outcome::Refused, Some(format!("the history cannot be written, and what cannot be recorded is not done: {error}"))),
+            Err(error) => (
+                Outcome::Refused,
+                Some(format!(
+                    "the history cannot be written, and what cannot be recorded is not done: {error}"
+                )),
+            ),
         };
         let report = run.close(outcome, message).await;
         tell(Event::Ended(Box::new(report.clone())));
@@ -205,7 +228,14 @@ impl Runner {
     }
 
     async fn busy(&self, job: &str) -> Busy {
-        let run = self.history.runs(Some(job), 1).await.ok().and_then(|runs| runs.into_iter().next()).filter(|run| run.outcome.is_none()).and_then(|run| run.id);
+        let run = self
+            .history
+            .runs(Some(job), 1)
+            .await
+            .ok()
+            .and_then(|runs| runs.into_iter().next())
+            .filter(|run| run.outcome.is_none())
+            .and_then(|run| run.id);
         Busy { job: job.to_owned(), run }
     }
 
@@ -260,12 +290,22 @@ impl Run<'_> {
             if attempt >= retries.attempts {
                 return self.verdict(Ending::Failed(because));
             }
-            let bound = retries.first_delay.0.saturating_mul(1 << (attempt - 1).min(20)).min(retries.max_delay.0);
+            let bound = retries
+                .first_delay
+                .0
+                .saturating_mul(1 << (attempt - 1).min(20))
+                .min(retries.max_delay.0);
             let wait = bound.mul_f64(fastrand::f64()).max(retry_after.unwrap_or_default());
             if Instant::now() + wait >= self.deadline {
-                return self.verdict(Ending::Failed(format!("{because} (no time is left for another try)")));
+                return self.verdict(Ending::Failed(format!(
+                    "{because} (no time is left for another try)"
+                )));
             }
-            self.tell(Event::Retrying { attempt: attempt + 1, wait_seconds: wait.as_secs(), because });
+            self.tell(Event::Retrying {
+                attempt: attempt + 1,
+                wait_seconds: wait.as_secs(),
+                because,
+            });
             if let Err(stopped) = self.pause(wait).await {
                 return self.verdict(Ending::Stopped(stopped));
             }
@@ -291,11 +331,18 @@ impl Run<'_> {
                         tracing::warn!("the locks in the state directory cannot be used: {error}");
                         return Ok(None);
                     }
-                    Err(error) => return Err(Ending::Refused(format!("the locks in the state directory cannot be used: {error}"))),
+                    Err(error) => {
+                        return Err(Ending::Refused(format!(
+                            "the locks in the state directory cannot be used: {error}"
+                        )));
+                    }
                 }
             }
             if !waiting {
-                self.tell(Event::Waiting(format!("for another run on {} to end", self.spec.homeserver)));
+                self.tell(Event::Waiting(format!(
+                    "for another run on {} to end",
+                    self.spec.homeserver
+                )));
                 waiting = true;
             }
             self.pause(LOOK_FOR_PLACE).await.map_err(Ending::Stopped)?;
@@ -320,7 +367,8 @@ impl Run<'_> {
         if Instant::now() >= self.deadline {
             return Some(Stopped::TimeLimit);
         }
-        let over = self.order.mode == Mode::Apply && self.window_end.is_some_and(|end| self.runner.clock.now() >= end);
+        let over = self.order.mode == Mode::Apply
+            && self.window_end.is_some_and(|end| self.runner.clock.now() >= end);
         over.then_some(Stopped::Window)
     }
 
@@ -331,10 +379,20 @@ impl Run<'_> {
         }
         let read = async {
             let needs = self.spec.job.kind().needs;
-            let server = if needs.plans_offline && self.order.mode == Mode::DryRun { String::new() } else { self.guard_homeserver().await? };
+            let server = if needs.plans_offline && self.order.mode == Mode::DryRun {
+                String::new()
+            } else {
+                self.guard_homeserver().await?
+            };
             let mut plan = Plan::default();
             let tell = |event| self.tell(event);
-            let context = Context { at, reader: &self.reader, memory: Memory::new(&self.runner.history, &server), tell: &tell, concurrency: self.concurrency };
+            let context = Context {
+                at,
+                reader: &self.reader,
+                memory: Memory::new(&self.runner.history, &server),
+                tell: &tell,
+                concurrency: self.concurrency,
+            };
             self.spec.job.plan(&context, &mut plan).await?;
             Ok::<_, Failure>((plan, server))
         };
@@ -344,9 +402,13 @@ impl Run<'_> {
             () = self.stop.at_boundary.cancelled() => return Ending::Stopped(Stopped::Asked(self.stop.outcome().unwrap_or(Outcome::Cancelled))),
         };
         match read {
-            Ok((plan, server)) => self.work_off(plan, &server).await.unwrap_or_else(|ending| ending),
+            Ok((plan, server)) => {
+                self.work_off(plan, &server).await.unwrap_or_else(|ending| ending)
+            }
             Err(Failure::Refused(why)) => Ending::Refused(why),
-            Err(Failure::History(error)) => Ending::Failed(format!("the history cannot be read: {error}")),
+            Err(Failure::History(error)) => {
+                Ending::Failed(format!("the history cannot be read: {error}"))
+            }
             Err(Failure::Synapse(error)) => self.ending_of(&error),
         }
     }
@@ -365,12 +427,20 @@ impl Run<'_> {
         let needs = self.spec.job.kind().needs;
         let identity = self.reader.identity().await?;
         if identity.version < needs.synapse {
-            return Err(Failure::Refused(format!("{} runs Synapse {}, and {} needs {} or later: upgrade Synapse", self.spec.homeserver, identity.version, self.spec.job.kind().name, needs.synapse)));
+            return Err(Failure::Refused(format!(
+                "{} runs Synapse {}, and {} needs {} or later: upgrade Synapse",
+                self.spec.homeserver,
+                identity.version,
+                self.spec.job.kind().name,
+                needs.synapse
+            )));
         }
         if let Some(why) = needs.not_under_mas.filter(|_| identity.mas) {
             return Err(Failure::Refused(why.to_owned()));
         }
-        if let Some(ahead) = identity.clock_ahead.filter(|ahead| needs.clock && ahead.abs() > CLOCK_TOLERANCE) {
+        if let Some(ahead) =
+            identity.clock_ahead.filter(|ahead| needs.clock && ahead.abs() > CLOCK_TOLERANCE)
+        {
             let direction = if ahead > chrono::TimeDelta::zero() { "ahead of" } else { "behind" };
             return Err(Failure::Refused(format!(
                 "the clock here is {} {direction} that of {}: moments would be counted wrongly; set the clocks right (NTP) first",
@@ -383,15 +453,21 @@ impl Run<'_> {
 
     fn ending_of(&self, error: &synapse::Error) -> Ending {
         match () {
-            () if error.is_unrecognized() && self.report().done == 0 => Ending::Refused(error.to_string()),
-            () if error.is_transient() => Ending::Again { because: error.to_string(), retry_after: error.retry_after() },
+            () if error.is_unrecognized() && self.report().done == 0 => {
+                Ending::Refused(error.to_string())
+            }
+            () if error.is_transient() => {
+                Ending::Again { because: error.to_string(), retry_after: error.retry_after() }
+            }
             () => Ending::Failed(error.to_string()),
         }
     }
 
     /// Judges the plan, and makes its changes unless this is a dry run.
     async fn work_off(&self, mut plan: Plan, server: &str) -> Result<Ending, Ending> {
-        let unrecorded = |error: history::Error| Ending::Failed(format!("the history cannot be written: {error}"));
+        let unrecorded = |error: history::Error| {
+            Ending::Failed(format!("the history cannot be written: {error}"))
+        };
         self.resolve_lost(&plan, server).await.map_err(unrecorded)?;
         self.some_fine.store(plan.some_fine, Ordering::Relaxed);
         let count = plan.count();
@@ -448,11 +524,20 @@ impl Run<'_> {
     /// Writes the plan into the history; a dry run that cannot goes on.
     async fn record_plan(&self, plan: &Plan) -> Result<i64, history::Error> {
         let mut records: Vec<ChangeRecord> = match &plan.work {
-            Work::Changes(changes) => changes.iter().map(|change| record(change.as_ref(), State::Planned, None)).collect(),
+            Work::Changes(changes) => {
+                changes.iter().map(|change| record(change.as_ref(), State::Planned, None)).collect()
+            }
             // A walk is recorded call by call while it is made.
             Work::Walk(_) if self.order.mode == Mode::Apply => Vec::new(),
             Work::Walk(walk) if walk.left() == Some(0) => Vec::new(),
-            Work::Walk(walk) => vec![ChangeRecord { action: walk.action(), target: walk.target(), count: walk.left().unwrap_or(0), state: State::Planned, detail: None, before: None }],
+            Work::Walk(walk) => vec![ChangeRecord {
+                action: walk.action(),
+                target: walk.target(),
+                count: walk.left().unwrap_or(0),
+                state: State::Planned,
+                detail: None,
+                before: None,
+            }],
         };
         records.extend(plan.problems.iter().map(crate::change::Problem::record));
         let id = self.report().id;
@@ -480,14 +565,40 @@ impl Run<'_> {
         let changed = report.done + report.skipped > 0;
         match ending {
             Ending::Finished if report.failed == 0 => (Outcome::Succeeded, None),
-            Ending::Finished if changed || report.planned.is_some_and(|planned| planned > report.failed) || self.some_fine.load(Ordering::Relaxed) => (Outcome::Partial, Some(failures(report.failed))),
+            Ending::Finished
+                if changed
+                    || report.planned.is_some_and(|planned| planned > report.failed)
+                    || self.some_fine.load(Ordering::Relaxed) =>
+            {
+                (Outcome::Partial, Some(failures(report.failed)))
+            }
             Ending::Finished => (Outcome::Failed, Some(failures(report.failed))),
-            Ending::Stopped(Stopped::Window) if report.failed == 0 => (Outcome::Succeeded, Some(format!("stopped at the end of the job's window; {} left", grouped(report.remaining)))),
-            Ending::Stopped(Stopped::Window) => (Outcome::Partial, Some(format!("stopped at the end of the job's window; {} left", grouped(report.remaining)))),
-            Ending::Stopped(Stopped::TimeLimit) => (Outcome::TimedOut, Some(format!("the time limit of {} was reached", self.spec.common.time_limit))),
-            Ending::Stopped(Stopped::Asked(outcome)) => (outcome, Some(format!("stopped between two changes; {} left", grouped(report.remaining)))),
+            Ending::Stopped(Stopped::Window) if report.failed == 0 => (
+                Outcome::Succeeded,
+                Some(format!(
+                    "stopped at the end of the job's window; {} left",
+                    grouped(report.remaining)
+                )),
+            ),
+            Ending::Stopped(Stopped::Window) => (
+                Outcome::Partial,
+                Some(format!(
+                    "stopped at the end of the job's window; {} left",
+                    grouped(report.remaining)
+                )),
+            ),
+            Ending::Stopped(Stopped::TimeLimit) => (
+                Outcome::TimedOut,
+                Some(format!("the time limit of {} was reached", self.spec.common.time_limit)),
+            ),
+            Ending::Stopped(Stopped::Asked(outcome)) => (
+                outcome,
+                Some(format!("stopped between two changes; {} left", grouped(report.remaining))),
+            ),
             Ending::Refused(why) => (Outcome::Refused, Some(why)),
-            Ending::Failed(why) | Ending::Again { because: why, .. } => (Outcome::Failed, Some(why)),
+            Ending::Failed(why) | Ending::Again { because: why, .. } => {
+                (Outcome::Failed, Some(why))
+            }
         }
     }
 
@@ -497,7 +608,11 @@ impl Run<'_> {
             let report = self.report();
             (report.id, report.mode)
         };
-        let unknown = if mode == Mode::Apply { history.abandon(id, "no answer came before the run ended: it may have been made").await } else { Ok(0) };
+        let unknown = if mode == Mode::Apply {
+            history.abandon(id, "no answer came before the run ended: it may have been made").await
+        } else {
+            Ok(0)
+        };
         let mut report = self.report().clone();
         if let Ok(unknown) = unknown {
             report.failed += unknown;
@@ -523,8 +638,19 @@ impl Run<'_> {
     }
 }
 
-fn record(change: &dyn crate::change::Change, state: State, detail: Option<String>) -> ChangeRecord {
-    ChangeRecord { action: change.action(), target: change.target(), count: change.count(), state, detail, before: None }
+fn record(
+    change: &dyn crate::change::Change,
+    state: State,
+    detail: Option<String>,
+) -> ChangeRecord {
+    ChangeRecord {
+        action: change.action(),
+        target: change.target(),
+        count: change.count(),
+        state,
+        detail,
+        before: None,
+    }
 }
 
 fn failures(failed: u64) -> String {
@@ -536,5 +662,9 @@ fn truncated(moment: Timestamp) -> Timestamp {
 }
 
 fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
-    panic.downcast_ref::<String>().cloned().or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned())).unwrap_or_else(|| "it says nothing".to_owned())
+    panic
+        .downcast_ref::<String>()
+        .cloned()
+        .or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()))
+        .unwrap_or_else(|| "it says nothing".to_owned())
 }

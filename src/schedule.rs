@@ -63,7 +63,10 @@ impl FromStr for Schedule {
         if let Some(word) = text.strip_prefix('@') {
             let known = ["hourly", "daily", "weekly", "monthly", "yearly"];
             if !known.contains(&word) {
-                let hint = nearest(word, known.into_iter()).map_or_else(|| "expected @hourly, @daily, @weekly, @monthly or @yearly".to_owned(), |near| format!("did you mean `@{near}`?"));
+                let hint = nearest(word, known.into_iter()).map_or_else(
+                    || "expected @hourly, @daily, @weekly, @monthly or @yearly".to_owned(),
+                    |near| format!("did you mean `@{near}`?"),
+                );
                 return Err(format!("`@{word}` is no schedule, {hint}"));
             }
         } else {
@@ -87,7 +90,10 @@ impl FromStr for Zone {
     fn from_str(text: &str) -> Result<Self, String> {
         text.parse().map(Self).map_err(|_| {
             let hint = nearest(text, chrono_tz::TZ_VARIANTS.iter().map(|zone| zone.name()))
-                .map_or_else(|| "expected an IANA name such as \"Europe/Berlin\" or \"UTC\"".to_owned(), |near| format!("did you mean \"{near}\"?"));
+                .map_or_else(
+                    || "expected an IANA name such as \"Europe/Berlin\" or \"UTC\"".to_owned(),
+                    |near| format!("did you mean \"{near}\"?"),
+                );
             format!("{text:?} is no time zone, {hint}")
         })
     }
@@ -102,7 +108,11 @@ impl fmt::Display for Zone {
 impl Window {
     pub fn contains(self, moment: Timestamp, zone: Zone) -> bool {
         let time = moment.with_timezone(&zone.0).time();
-        if self.start < self.end { self.start <= time && time < self.end } else { self.start <= time || time < self.end }
+        if self.start < self.end {
+            self.start <= time && time < self.end
+        } else {
+            self.start <= time || time < self.end
+        }
     }
 
     /// The first end of the window after `moment`.
@@ -138,12 +148,17 @@ impl FromStr for Window {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let wrong = || format!("{text:?} is no window: write two times of the day, such as \"01:00-06:00\"");
+        let wrong = || {
+            format!("{text:?} is no window: write two times of the day, such as \"01:00-06:00\"")
+        };
         let (start, end) = text.split_once('-').ok_or_else(wrong)?;
-        let time = |part: &str| NaiveTime::parse_from_str(part.trim(), "%H:%M").map_err(|_| wrong());
+        let time =
+            |part: &str| NaiveTime::parse_from_str(part.trim(), "%H:%M").map_err(|_| wrong());
         let (start, end) = (time(start)?, time(end)?);
         if start == end {
-            return Err(format!("the window {text:?} is empty: leave the key out to allow the whole day"));
+            return Err(format!(
+                "the window {text:?} is empty: leave the key out to allow the whole day"
+            ));
         }
         Ok(Self { start, end })
     }
@@ -195,15 +210,23 @@ mod tests {
     #[test]
     fn a_window_over_midnight_holds_both_sides() {
         let (window, berlin): (Window, _) = ("22:00-04:00".parse().unwrap(), zone("Europe/Berlin"));
-        let inside = ["2026-11-23T21:30:00Z", "2026-11-24T02:59:00Z"].map(|text| window.contains(moment(text), berlin));
-        let outside = ["2026-11-23T20:59:00Z", "2026-11-24T03:00:00Z"].map(|text| window.contains(moment(text), berlin));
+        let inside = ["2026-11-23T21:30:00Z", "2026-11-24T02:59:00Z"]
+            .map(|text| window.contains(moment(text), berlin));
+        let outside = ["2026-11-23T20:59:00Z", "2026-11-24T03:00:00Z"]
+            .map(|text| window.contains(moment(text), berlin));
         assert_eq!((inside, outside), ([true; 2], [false; 2]));
-        assert_eq!(window.end_after(moment("2026-11-23T21:30:00Z"), berlin), moment("2026-11-24T03:00:00Z"));
+        assert_eq!(
+            window.end_after(moment("2026-11-23T21:30:00Z"), berlin),
+            moment("2026-11-24T03:00:00Z")
+        );
     }
 
     #[test]
     fn a_window_that_ends_in_the_gap_ends_right_after_it() {
         let window: Window = "01:00-02:30".parse().unwrap();
-        assert_eq!(window.end_after(moment("2027-03-28T00:30:00Z"), zone("Europe/Berlin")), moment("2027-03-28T01:00:00Z"));
+        assert_eq!(
+            window.end_after(moment("2027-03-28T00:30:00Z"), zone("Europe/Berlin")),
+            moment("2027-03-28T01:00:00Z")
+        );
     }
 }

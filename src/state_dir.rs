@@ -25,7 +25,8 @@ impl StateDir {
         let dir = Self(path.to_owned());
         let locks = dir.path("locks");
         if !locks.is_dir() {
-            fs::create_dir(&locks).or_else(|error| if locks.is_dir() { Ok(()) } else { Err(error) })?;
+            fs::create_dir(&locks)
+                .or_else(|error| if locks.is_dir() { Ok(()) } else { Err(error) })?;
             dir.give_to_owner(&locks)?;
         }
         Ok(dir)

@@ -19,18 +19,25 @@ pub fn log(job: &str, homeserver: &str) -> impl Fn(Event) + Send + Sync + use<> 
                 tracing::info!(%job, %homeserver, run = id, mode = %report.mode, trigger = %report.trigger, "{job}: run {id} starts ({}, {})", report.mode, report.trigger);
             }
             Event::Changed(change) if change.state == State::Done => {
-                let detail = change.detail.as_ref().map(|detail| format!(" ({detail})")).unwrap_or_default();
+                let detail =
+                    change.detail.as_ref().map(|detail| format!(" ({detail})")).unwrap_or_default();
                 tracing::info!(target: "microglia::audit", %job, %homeserver, run = run_id, action = %change.action, target = change.target, count = change.count, "{job}: run {run_id}: {} {}{detail}", change.action, change.target);
             }
             Event::Changed(change) if change.state == State::Failed => {
                 tracing::warn!(%job, %homeserver, run = run_id, action = %change.action, target = change.target, "{job}: run {run_id}: {} {} failed: {}", change.action, change.target, change.detail.unwrap_or_default());
             }
-            Event::Waiting(why) => tracing::info!(%job, %homeserver, run = run_id, "{job}: run {run_id} waits {why}"),
+            Event::Waiting(why) => {
+                tracing::info!(%job, %homeserver, run = run_id, "{job}: run {run_id} waits {why}")
+            }
             Event::Retrying { attempt, wait_seconds, because } => {
                 tracing::warn!(%job, %homeserver, run = run_id, attempt, wait_seconds, "{job}: run {run_id}: {because}; attempt {attempt} follows in {wait_seconds} s");
             }
-            Event::Slow(true) => tracing::warn!(%job, %homeserver, run = run_id, "{job}: {homeserver} takes three times as long to answer as at the start of the run: sending at half the rate"),
-            Event::Slow(false) => tracing::info!(%job, %homeserver, run = run_id, "{job}: {homeserver} answers as fast as before again"),
+            Event::Slow(true) => {
+                tracing::warn!(%job, %homeserver, run = run_id, "{job}: {homeserver} takes three times as long to answer as at the start of the run: sending at half the rate")
+            }
+            Event::Slow(false) => {
+                tracing::info!(%job, %homeserver, run = run_id, "{job}: {homeserver} answers as fast as before again")
+            }
             Event::Ended(report) => ended(&report),
             _ => {}
         }
@@ -40,12 +47,26 @@ pub fn log(job: &str, homeserver: &str) -> impl Fn(Event) + Send + Sync + use<> 
 fn ended(report: &Report) {
     let Report { job, homeserver, mode, done, failed, skipped, remaining, .. } = report;
     let (run, outcome) = (report.id.unwrap_or_default(), report.outcome.unwrap_or(Outcome::Failed));
-    let took = report.finished_at.map(|end| (end - report.started_at).to_std().unwrap_or_default()).unwrap_or_default();
+    let took = report
+        .finished_at
+        .map(|end| (end - report.started_at).to_std().unwrap_or_default())
+        .unwrap_or_default();
     let planned = report.planned.map_or_else(|| "an unknown number".to_owned(), grouped);
-    let bytes = report.bytes_freed.filter(|_| *mode == Mode::Apply).map(|bytes| format!(", {} freed", Size(bytes))).unwrap_or_default();
+    let bytes = report
+        .bytes_freed
+        .filter(|_| *mode == Mode::Apply)
+        .map(|bytes| format!(", {} freed", Size(bytes)))
+        .unwrap_or_default();
     let message = report.message.as_ref().map(|message| format!(": {message}")).unwrap_or_default();
-    let dry = if *mode == Mode::DryRun && outcome == Outcome::Succeeded { "; a dry run, nothing was changed: mode = \"apply\" makes the changes" } else { "" };
-    let text = format!("{job}: run {run} {outcome} after {} ({planned} planned, {done} done, {failed} failed, {skipped} skipped, {remaining} remaining{bytes}){message}{dry}", spoken(took));
+    let dry = if *mode == Mode::DryRun && outcome == Outcome::Succeeded {
+        "; a dry run, nothing was changed: mode = \"apply\" makes the changes"
+    } else {
+        ""
+    };
+    let text = format!(
+        "{job}: run {run} {outcome} after {} ({planned} planned, {done} done, {failed} failed, {skipped} skipped, {remaining} remaining{bytes}){message}{dry}",
+        spoken(took)
+    );
     if matches!(outcome, Outcome::Succeeded) {
         tracing::info!(%job, %homeserver, run, %mode, %outcome, done, failed, skipped, remaining, "{text}");
     } else {

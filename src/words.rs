@@ -96,7 +96,10 @@ mod tests {
 
     #[test]
     fn numbers_are_grouped_by_thousands() {
-        assert_eq!(["0", "999", "1,000", "1,234,567"].map(str::to_owned), [0, 999, 1000, 1_234_567].map(grouped));
+        assert_eq!(
+            ["0", "999", "1,000", "1,234,567"].map(str::to_owned),
+            [0, 999, 1000, 1_234_567].map(grouped)
+        );
         assert_eq!(counted(1, "file", "files"), "1 file");
     }
 

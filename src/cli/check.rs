@@ -30,8 +30,16 @@ pub(super) async fn run(path: &Path, options: &Options) -> Result<(), Ended> {
     for job in &config.jobs {
         let schedule = job.schedule.as_ref().map_or("by hand only", |schedule| schedule.as_str());
         let disabled = if job.common.enabled { "" } else { ", disabled" };
-        text.push_str(&format!("{}: {} on {}, {schedule} ({}), {}{disabled}\n", job.name, job.job.kind().name, job.homeserver, job.zone, job.common.mode));
-        let next: Vec<String> = upcoming(job, clock.now(), 3).into_iter().map(|next| local(next, job.zone.0)).collect();
+        text.push_str(&format!(
+            "{}: {} on {}, {schedule} ({}), {}{disabled}\n",
+            job.name,
+            job.job.kind().name,
+            job.homeserver,
+            job.zone,
+            job.common.mode
+        ));
+        let next: Vec<String> =
+            upcoming(job, clock.now(), 3).into_iter().map(|next| local(next, job.zone.0)).collect();
         if !next.is_empty() {
             text.push_str(&format!("  next: {}\n", next.join(", ")));
         }
@@ -74,8 +82,14 @@ impl Answers<'_> {
         print(&format!("{}: {question}: NO: {answer}", self.homeserver))
     }
 
-    async fn ask(&mut self, config: &Config, homeserver: &Homeserver, clock: &Clock) -> Result<(), Ended> {
-        let transport = Transport::new(homeserver.settings(), Arc::new(|_| {})).map_err(anyhow::Error::msg)?;
+    async fn ask(
+        &mut self,
+        config: &Config,
+        homeserver: &Homeserver,
+        clock: &Clock,
+    ) -> Result<(), Ended> {
+        let transport =
+            Transport::new(homeserver.settings(), Arc::new(|_| {})).map_err(anyhow::Error::msg)?;
         let reader = Reader::new(Arc::new(transport), clock.clone());
         match reader.version().await {
             Ok(version) => self.yes("reachable", &format!("yes, Synapse {version}"))?,
@@ -96,19 +110,31 @@ impl Answers<'_> {
             Some(_) => self.yes("clocks agree", "yes")?,
             None => self.yes("clocks agree", "cannot tell, a proxy drops the Date header")?,
         }
-        self.yes("accounts in MAS", if identity.mas { "yes: remove-external-ids is refused" } else { "no" })?;
+        self.yes(
+            "accounts in MAS",
+            if identity.mas { "yes: remove-external-ids is refused" } else { "no" },
+        )?;
         match reader.serves_media(&identity.server_name).await {
             Ok(true) => self.yes("media endpoints", "yes")?,
-            Ok(false) => self.no("media endpoints", "not at this address: set media_url to the worker that serves them")?,
+            Ok(false) => self.no(
+                "media endpoints",
+                "not at this address: set media_url to the worker that serves them",
+            )?,
             Err(error) => self.no("media endpoints", &error.to_string())?,
         }
         if identity.account.user_type.as_deref() != Some("bot") {
-            self.yes("account's user_type", "not bot; as a bot it needs no consent and is left out of sweeps and statistics")?;
+            self.yes(
+                "account's user_type",
+                "not bot; as a bot it needs no consent and is left out of sweeps and statistics",
+            )?;
         }
         for job in config.jobs.iter().filter(|job| job.homeserver == homeserver.name) {
             let needed = job.job.kind().needs.synapse;
             if identity.version < needed {
-                self.no(&format!("version for {}", job.name), &format!("{} needs Synapse {needed} or later", job.job.kind().name))?;
+                self.no(
+                    &format!("version for {}", job.name),
+                    &format!("{} needs Synapse {needed} or later", job.job.kind().name),
+                )?;
             }
             if let Some(why) = job.job.kind().needs.not_under_mas.filter(|_| identity.mas) {
                 self.no(&format!("{} under MAS", job.name), why)?;

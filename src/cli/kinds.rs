@@ -23,11 +23,16 @@ pub(super) fn run(options: &Options) -> Result<(), Ended> {
         return print(&text);
     };
     let names: Vec<&str> = KINDS.iter().map(|kind| kind.name).collect();
-    let kind = kind(name).ok_or_else(|| Ended::Usage(format!("kind {}", words::not_one_of(name, &names))))?;
+    let kind = kind(name)
+        .ok_or_else(|| Ended::Usage(format!("kind {}", words::not_one_of(name, &names))))?;
     let mut text = described(kind);
     for (table, keys) in TABLES {
         text.push_str(&format!("[{table}]\n\n"));
-        text.extend(keys.iter().filter(|key| kind.counts || !matches!(key.name, "max_changes" | "at_most")).map(key_described));
+        text.extend(
+            keys.iter()
+                .filter(|key| kind.counts || !matches!(key.name, "max_changes" | "at_most"))
+                .map(key_described),
+        );
     }
     print(&text)
 }

@@ -3,19 +3,36 @@
 use std::io::IsTerminal;
 
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt::format::debug_fn;
 
 /// Starts the log; `levels` is what `RUST_LOG` overrides.
 #[expect(clippy::disallowed_methods, reason = "the environment is read in `cli` only")]
 pub(super) fn start(levels: &str) {
-    let filter = std::env::var("RUST_LOG").ok().and_then(|levels| EnvFilter::try_new(levels).ok()).unwrap_or_else(|| EnvFilter::new(levels));
+    let filter = std::env::var("RUST_LOG")
+        .ok()
+        .and_then(|levels| EnvFilter::try_new(levels).ok())
+        .unwrap_or_else(|| EnvFilter::new(levels));
     let terminal = std::io::stderr().is_terminal();
     // journald writes the time itself.
     let journal = std::env::var_os("JOURNAL_STREAM").is_some() && !terminal;
     let json = std::env::var("MICROGLIA_LOG_FORMAT").is_ok_and(|format| format == "json");
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(terminal);
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(terminal);
     match (json, journal) {
-        (true, _) => log.json().flatten_event(true).with_current_span(false).with_span_list(false).init(),
-        (false, true) => log.without_time().init(),
-        (false, false) => log.init(),
+        (true, _) => {
+            log.json().flatten_event(true).with_current_span(false).with_span_list(false).init()
+        }
+        (false, true) => log.fmt_fields(message_only()).without_time().init(),
+        (false, false) => log.fmt_fields(message_only()).init(),
     }
+}
+
+/// People read the message, which names what the fields name; those are for machines.
+fn message_only() -> impl for<'writer> tracing_subscriber::fmt::FormatFields<'writer> {
+    debug_fn(|writer, field, value| match field.name() {
+        "message" => write!(writer, "{value:?}"),
+        _ => Ok(()),
+    })
 }

@@ -45,7 +45,10 @@ pub(super) async fn run(path: &Path, options: &Options) -> Result<(), Ended> {
     let config = load(path, &clock)?;
     let spec = job(&config, &options.job)?;
     if options.max_changes.is_some() && !spec.job.kind().counts {
-        return Err(Ended::Usage(format!("--max-changes means nothing for {}, which cannot count beforehand", spec.job.kind().name)));
+        return Err(Ended::Usage(format!(
+            "--max-changes means nothing for {}, which cannot count beforehand",
+            spec.job.kind().name
+        )));
     }
     let terminal = std::io::stderr().is_terminal();
     // On a terminal the bar and the summary show what the lines would say.
@@ -77,21 +80,39 @@ pub(super) async fn run(path: &Path, options: &Options) -> Result<(), Ended> {
 fn job<'a>(config: &'a Config, name: &str) -> Result<&'a JobSpec, Ended> {
     config.job(name).ok_or_else(|| {
         let names: Vec<&str> = config.jobs.iter().map(|job| job.name.as_str()).collect();
-        let several: Vec<&str> = names.iter().copied().filter(|known| known.split('@').next() == Some(name)).collect();
+        let several: Vec<&str> =
+            names.iter().copied().filter(|known| known.split('@').next() == Some(name)).collect();
         Ended::Usage(match several.is_empty() {
             true => format!("job {}", not_one_of(name, &names)),
-            false => format!("job `{name}` runs on several homeservers: name one of {}", several.join(", ")),
+            false => format!(
+                "job `{name}` runs on several homeservers: name one of {}",
+                several.join(", ")
+            ),
         })
     })
 }
 
 /// Runs the job in this process.
-async fn here(config: &Config, spec: &JobSpec, order: &Order, clock: &Clock) -> Result<Report, Ended> {
-    let homeserver = config.homeservers.get(&spec.homeserver).ok_or_else(|| anyhow::anyhow!("no homeserver {}", spec.homeserver))?;
-    let transport = Transport::new(homeserver.settings(), Arc::new(|_| {})).map_err(anyhow::Error::msg)?;
-    let place = Place { transport: Arc::new(transport), max_concurrent_runs: homeserver.keys.max_concurrent_runs, max_concurrent_requests: homeserver.keys.max_concurrent_requests };
+async fn here(
+    config: &Config,
+    spec: &JobSpec,
+    order: &Order,
+    clock: &Clock,
+) -> Result<Report, Ended> {
+    let homeserver = config
+        .homeservers
+        .get(&spec.homeserver)
+        .ok_or_else(|| anyhow::anyhow!("no homeserver {}", spec.homeserver))?;
+    let transport =
+        Transport::new(homeserver.settings(), Arc::new(|_| {})).map_err(anyhow::Error::msg)?;
+    let place = Place {
+        transport: Arc::new(transport),
+        max_concurrent_runs: homeserver.keys.max_concurrent_runs,
+        max_concurrent_requests: homeserver.keys.max_concurrent_requests,
+    };
     let (dir, history) = open(config, clock).await;
-    let runner = Runner { history: history.clone(), dir, clock: clock.clone(), settle: Settle::default() };
+    let runner =
+        Runner { history: history.clone(), dir, clock: clock.clone(), settle: Settle::default() };
     let (stop, progress, name) = (Stop::default(), Progress::new(), spec.name.clone());
     let told = crate::telling::log(&spec.name, &spec.homeserver);
     let tell = Arc::new(move |event: Event| {
@@ -111,7 +132,12 @@ async fn here(config: &Config, spec: &JobSpec, order: &Order, clock: &Clock) -> 
 /// The state directory and its history, or the reason why there are none.
 async fn open(config: &Config, clock: &Clock) -> (Option<StateDir>, History) {
     let path = &config.daemon.state_dir;
-    let problem = |error: &dyn std::fmt::Display| format!("the state directory {} cannot be used ({error}): run as the daemon's user, or set daemon.state_dir", path.display());
+    let problem = |error: &dyn std::fmt::Display| {
+        format!(
+            "the state directory {} cannot be used ({error}): run as the daemon's user, or set daemon.state_dir",
+            path.display()
+        )
+    };
     match StateDir::open(path) {
         Err(error) => (None, History::none(clock.clone(), &problem(&error))),
         Ok(dir) => match History::open(&dir, clock.clone()).await {
@@ -123,7 +149,11 @@ async fn open(config: &Config, clock: &Clock) -> (Option<StateDir>, History) {
 
 /// The first signal ends the run between two changes, the second at once.
 async fn stopped_by_signals(stop: Stop, job: String) {
-    let (Ok(mut interrupt), Ok(mut terminate)) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate())) else { return };
+    let (Ok(mut interrupt), Ok(mut terminate)) =
+        (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
+    else {
+        return;
+    };
     let mut next = async || {
         tokio::select! { _ = interrupt.recv() => {} _ = terminate.recv() => {} }
     };
@@ -138,9 +168,17 @@ fn shown(report: &Report, spec: &JobSpec, options: &Options) -> String {
     let mut text = summary(report, spec.zone.0);
     text.push_str(&changes(report, SHOWN));
     if report.mode == Mode::DryRun && report.outcome == Some(Outcome::Succeeded) {
-        let more = options.max_changes.map(|most| format!(" --max-changes {most}")).unwrap_or_default();
-        text.push_str(&format!("Nothing was changed. To make these changes now: microglia run {}{more} --apply", spec.name));
-        text.push_str(if spec.common.mode == Mode::DryRun { "; on schedule: set mode = \"apply\" in the job\n" } else { "\n" });
+        let more =
+            options.max_changes.map(|most| format!(" --max-changes {most}")).unwrap_or_default();
+        text.push_str(&format!(
+            "Nothing was changed. To make these changes now: microglia run {}{more} --apply",
+            spec.name
+        ));
+        text.push_str(if spec.common.mode == Mode::DryRun {
+            "; on schedule: set mode = \"apply\" in the job\n"
+        } else {
+            "\n"
+        });
     }
     text
 }

@@ -60,20 +60,36 @@ pub(super) async fn run(path: &Path, options: &Options) -> Result<(), Ended> {
                 return print_json(&runs);
             }
             if runs.is_empty() {
-                let what = options.job.as_ref().map_or_else(String::new, |job| format!(" of {job}"));
-                super::say(&format!("no run{what} is recorded in {}", config.daemon.state_dir.display()));
+                let what =
+                    options.job.as_ref().map_or_else(String::new, |job| format!(" of {job}"));
+                super::say(&format!(
+                    "no run{what} is recorded in {}",
+                    config.daemon.state_dir.display()
+                ));
                 return Ok(());
             }
             print(&listed(&runs, zone))
         }
         Some(Show::Show { id, offset, limit, media, json }) => {
-            let run = history.run(*id, Page { offset: *offset, limit: *limit }).await.map_err(failed)?;
-            let run = run.ok_or_else(|| Ended::Error(anyhow::anyhow!("there is no run {id}: `microglia runs` lists them")))?;
+            let run =
+                history.run(*id, Page { offset: *offset, limit: *limit }).await.map_err(failed)?;
+            let run = run.ok_or_else(|| {
+                Ended::Error(anyhow::anyhow!("there is no run {id}: `microglia runs` lists them"))
+            })?;
             if *media {
                 let files = history.files(*id).await.map_err(failed)?;
                 return match json {
-                    true => print_json(&files.iter().map(|(id, bytes)| serde_json::json!({ "media_id": id, "bytes": bytes })).collect::<Vec<_>>()),
-                    false => print(&files.iter().map(|(id, _)| format!("{id}\n")).collect::<String>()),
+                    true => print_json(
+                        &files
+                            .iter()
+                            .map(
+                                |(id, bytes)| serde_json::json!({ "media_id": id, "bytes": bytes }),
+                            )
+                            .collect::<Vec<_>>(),
+                    ),
+                    false => {
+                        print(&files.iter().map(|(id, _)| format!("{id}\n")).collect::<String>())
+                    }
                 };
             }
             if *json {
@@ -91,7 +107,9 @@ pub(super) async fn run(path: &Path, options: &Options) -> Result<(), Ended> {
 }
 
 fn listed(runs: &[Report], zone: Tz) -> String {
-    let mut rows = table(&["RUN", "STARTED", "JOB", "MODE", "TRIGGER", "OUTCOME", "TOOK", "THINGS", "MESSAGE"]);
+    let mut rows = table(&[
+        "RUN", "STARTED", "JOB", "MODE", "TRIGGER", "OUTCOME", "TOOK", "THINGS", "MESSAGE",
+    ]);
     for run in runs {
         let outcome = run.outcome.map_or("running", Outcome::as_str);
         rows.add_row([
@@ -134,7 +152,11 @@ pub(super) fn summary(run: &Report, zone: Tz) -> String {
         (Mode::Apply, _, Some(bytes)) => format!(", {} freed", Size(bytes)),
         _ => String::new(),
     };
-    let planned = if run.planned.is_none() && run.mode == Mode::DryRun { "this kind cannot count beforehand".to_owned() } else { figures(run) };
+    let planned = if run.planned.is_none() && run.mode == Mode::DryRun {
+        "this kind cannot count beforehand".to_owned()
+    } else {
+        figures(run)
+    };
     text.push_str(&format!("  {ended}: {planned}{bytes}\n"));
     if let Some(message) = &run.message {
         text.push_str(&format!("  {message}\n"));
@@ -142,7 +164,12 @@ pub(super) fn summary(run: &Report, zone: Tz) -> String {
     if !run.sample.is_empty() {
         text.push_str("  most bytes:\n");
         for share in &run.sample {
-            text.push_str(&format!("    {:>10}  {:>7} files  {}\n", Size(share.bytes).to_string(), share.files, share.user_id));
+            text.push_str(&format!(
+                "    {:>10}  {:>7} files  {}\n",
+                Size(share.bytes).to_string(),
+                share.files,
+                share.user_id
+            ));
         }
     }
     text
@@ -155,7 +182,10 @@ pub(super) fn changes(run: &Report, most: usize) -> String {
     for change in changes.iter().take(most) {
         let count = if change.count == 1 { String::new() } else { format!(" ({})", change.count) };
         let detail = change.detail.as_ref().map(|detail| format!(": {detail}")).unwrap_or_default();
-        text.push_str(&format!("  {:<8} {} {}{count}{detail}\n", change.state, change.action, change.target));
+        text.push_str(&format!(
+            "  {:<8} {} {}{count}{detail}\n",
+            change.state, change.action, change.target
+        ));
         if let Some(before) = change.before.as_ref().filter(|_| most == usize::MAX) {
             text.push_str(&format!("           before: {before}\n"));
         }

@@ -9,7 +9,10 @@ use crate::words::grouped;
 
 pub(super) fn table(header: &[&str]) -> Table {
     let mut table = Table::new();
-    table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled).set_header(header.iter().copied());
+    table
+        .load_style(presets::NOTHING)
+        .set_content_arrangement(ContentArrangement::Disabled)
+        .set_header(header.iter().copied());
     table
 }
 
@@ -28,7 +31,12 @@ pub(super) fn figures(report: &Report) -> String {
     if let Some(planned) = report.planned {
         parts.push(format!("{} planned", grouped(planned)));
     }
-    for (count, name) in [(report.done, "done"), (report.failed, "failed"), (report.skipped, "skipped"), (report.remaining, "remaining")] {
+    for (count, name) in [
+        (report.done, "done"),
+        (report.failed, "failed"),
+        (report.skipped, "skipped"),
+        (report.remaining, "remaining"),
+    ] {
         if count > 0 {
             parts.push(format!("{} {name}", grouped(count)));
         }

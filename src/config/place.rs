@@ -34,7 +34,8 @@ impl Found {
         let line_start = text[..start].rfind('\n').map_or(0, |newline| newline + 1);
         let source = text[line_start..].lines().next().unwrap_or("").to_owned();
         let end = floor(text, mistake.span.end).max(start);
-        let carets = text[start..end].lines().next().map_or(1, |marked| marked.chars().count().max(1));
+        let carets =
+            text[start..end].lines().next().map_or(1, |marked| marked.chars().count().max(1));
         Self {
             file: path.display().to_string(),
             line: text[..start].matches('\n').count() + 1,
@@ -59,15 +60,30 @@ impl fmt::Display for Found {
             return Ok(());
         }
         // A token of a secret key must not be shown: the line ends at its value.
-        let shown = if source.trim_start().starts_with("access_token ") || source.trim_start().starts_with("access_token=") { "access_token = …" } else { source };
-        let gap: String = shown.chars().take(column - 1).map(|c| if c == '\t' { '\t' } else { ' ' }).collect();
-        write!(f, "\n{line:>5} | {shown}\n      | {gap}{}", "^".repeat(*carets.min(&shown.chars().count().saturating_sub(column - 1).max(1))))
+        let shown = if source.trim_start().starts_with("access_token ")
+            || source.trim_start().starts_with("access_token=")
+        {
+            "access_token = …"
+        } else {
+            source
+        };
+        let gap: String =
+            shown.chars().take(column - 1).map(|c| if c == '\t' { '\t' } else { ' ' }).collect();
+        write!(
+            f,
+            "\n{line:>5} | {shown}\n      | {gap}{}",
+            "^".repeat(*carets.min(&shown.chars().count().saturating_sub(column - 1).max(1)))
+        )
     }
 }
 
 impl NotLoaded {
     pub(super) fn mistakes(path: &Path, text: &str, mistakes: &[Mistake]) -> Self {
-        Self { file: path.to_owned(), problem: None, mistakes: mistakes.iter().map(|mistake| Found::at(path, text, mistake)).collect() }
+        Self {
+            file: path.to_owned(),
+            problem: None,
+            mistakes: mistakes.iter().map(|mistake| Found::at(path, text, mistake)).collect(),
+        }
     }
 
     fn problem(path: &Path, problem: impl Into<String>) -> Self {
@@ -78,7 +94,13 @@ impl NotLoaded {
     pub fn lines(&self) -> Vec<String> {
         match &self.problem {
             Some(problem) => vec![format!("{}: {problem}", self.file.display())],
-            None => self.mistakes.iter().map(|found| format!("{}:{}:{}: {}", found.file, found.line, found.column, found.text)).collect(),
+            None => self
+                .mistakes
+                .iter()
+                .map(|found| {
+                    format!("{}:{}:{}: {}", found.file, found.line, found.column, found.text)
+                })
+                .collect(),
         }
     }
 }
@@ -101,9 +123,16 @@ pub(super) fn read(path: &Path) -> Result<String, NotLoaded> {
         NotLoaded::problem(
             path,
             match error.kind() {
-                std::io::ErrorKind::NotFound => "there is no such file: name the config with --config FILE or $MICROGLIA_CONFIG".to_owned(),
-                std::io::ErrorKind::IsADirectory => "this is a directory: name the config file in it".to_owned(),
-                std::io::ErrorKind::PermissionDenied => "not readable for this user: use sudo, or the daemon's own user".to_owned(),
+                std::io::ErrorKind::NotFound => {
+                    "there is no such file: name the config with --config FILE or $MICROGLIA_CONFIG"
+                        .to_owned()
+                }
+                std::io::ErrorKind::IsADirectory => {
+                    "this is a directory: name the config file in it".to_owned()
+                }
+                std::io::ErrorKind::PermissionDenied => {
+                    "not readable for this user: use sudo, or the daemon's own user".to_owned()
+                }
                 _ => format!("cannot be read: {error}"),
             },
         )
@@ -118,7 +147,9 @@ pub(super) fn read(path: &Path) -> Result<String, NotLoaded> {
 
 pub(super) fn syntax(error: &toml::de::Error) -> Mistake {
     let text = match error.message() {
-        message if message.contains("duplicate key") => "this name is used twice: keep one of them".to_owned(),
+        message if message.contains("duplicate key") => {
+            "this name is used twice: keep one of them".to_owned()
+        }
         message => message.lines().collect::<Vec<_>>().join(", "),
     };
     Mistake::new(error.span().unwrap_or(0..0), text)

@@ -18,19 +18,34 @@ pub(super) struct Secrets {
 
 impl Secrets {
     pub(super) fn new(config: &Path, environment: &Environment) -> Self {
-        Self { config: config.to_owned(), credentials: environment.credentials_directory.clone(), from_credentials: Vec::new() }
+        Self {
+            config: config.to_owned(),
+            credentials: environment.credentials_directory.clone(),
+            from_credentials: Vec::new(),
+        }
     }
 
     /// A relative path is looked for among systemd's credentials first, then beside the config.
     fn find(&mut self, path: &Path) -> PathBuf {
-        if let Some(credential) = self.credentials.as_ref().map(|dir| dir.join(path)).filter(|file| path.is_relative() && file.exists()) {
+        if let Some(credential) = self
+            .credentials
+            .as_ref()
+            .map(|dir| dir.join(path))
+            .filter(|file| path.is_relative() && file.exists())
+        {
             self.from_credentials.push(credential.clone());
             return credential;
         }
         self.config.parent().unwrap_or(Path::new("")).join(path)
     }
 
-    pub(super) fn read(&mut self, path: &Spanned<PathBuf>, key: &str, mistakes: &mut Vec<Mistake>, warnings: &mut Vec<Mistake>) -> Option<(PathBuf, SecretString)> {
+    pub(super) fn read(
+        &mut self,
+        path: &Spanned<PathBuf>,
+        key: &str,
+        mistakes: &mut Vec<Mistake>,
+        warnings: &mut Vec<Mistake>,
+    ) -> Option<(PathBuf, SecretString)> {
         let file = self.find(path.get_ref());
         let mut mistake = |text: String| {
             mistakes.push(Mistake::new(path.span(), text));
@@ -38,7 +53,12 @@ impl Secrets {
         };
         let text = match std::fs::read_to_string(&file) {
             Ok(text) => text,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return mistake(format!("{} does not exist: write the secret into it, or mend `{key}`", file.display())),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                return mistake(format!(
+                    "{} does not exist: write the secret into it, or mend `{key}`",
+                    file.display()
+                ));
+            }
             Err(error) => return mistake(format!("{} cannot be read: {error}", file.display())),
         };
         let secret = trimmed(&text);
@@ -46,7 +66,10 @@ impl Secrets {
             return mistake(format!("{} is empty: write the secret into it", file.display()));
         }
         if secret.chars().any(char::is_whitespace) || !secret.is_ascii() {
-            return mistake(format!("{} holds more than one word: it must hold the secret and nothing else", file.display()));
+            return mistake(format!(
+                "{} holds more than one word: it must hold the secret and nothing else",
+                file.display()
+            ));
         }
         if everybody_may_read(&file) {
             warnings.push(Mistake::new(path.span(), format!("everybody on this machine may read {}: chmod 600 it, owned by the user that runs microglia", file.display())));
@@ -61,19 +84,29 @@ impl Secrets {
         }
     }
 
-    pub(super) fn certificates(&mut self, path: &Spanned<PathBuf>, mistakes: &mut Vec<Mistake>) -> Option<Vec<u8>> {
+    pub(super) fn certificates(
+        &mut self,
+        path: &Spanned<PathBuf>,
+        mistakes: &mut Vec<Mistake>,
+    ) -> Option<Vec<u8>> {
         let file = self.find(path.get_ref());
         let pem = match std::fs::read(&file) {
             Ok(pem) => pem,
             Err(error) => {
-                mistakes.push(Mistake::new(path.span(), format!("{} cannot be read: {error}", file.display())));
+                mistakes.push(Mistake::new(
+                    path.span(),
+                    format!("{} cannot be read: {error}", file.display()),
+                ));
                 return None;
             }
         };
         match reqwest::Certificate::from_pem_bundle(&pem) {
             Ok(certificates) if !certificates.is_empty() => Some(pem),
             _ => {
-                mistakes.push(Mistake::new(path.span(), format!("{} holds no certificate in PEM form", file.display())));
+                mistakes.push(Mistake::new(
+                    path.span(),
+                    format!("{} holds no certificate in PEM form", file.display()),
+                ));
                 None
             }
         }

@@ -55,13 +55,22 @@ impl Job for JoinRooms {
         and every deactivated, locked or suspended account, guest, bridge ghost, bot and the daemon's own account. \
         Into a room that is not public the daemon's account invites: it must be in there and may invite.";
     const KEYS: &'static [Key] = Keys::KEYS;
-    const NEEDS: Needs = Needs { synapse: Version(1, 123), clock: false, not_under_mas: None, plans_offline: false, media: false };
+    const NEEDS: Needs = Needs {
+        synapse: Version(1, 123),
+        clock: false,
+        not_under_mas: None,
+        plans_offline: false,
+        media: false,
+    };
 
     fn read(table: &Table<'_, '_>, _now: Timestamp, mistakes: &mut Vec<Mistake>) -> Option<Self> {
         let keys = Keys::read(table, mistakes)?;
         for (empty, name) in [(keys.rooms.is_empty(), "rooms"), (keys.users.is_empty(), "users")] {
             if empty {
-                mistakes.push(Mistake::new(table.span_of(name), format!("`{name}` is empty: this job would never do anything")));
+                mistakes.push(Mistake::new(
+                    table.span_of(name),
+                    format!("`{name}` is empty: this job would never do anything"),
+                ));
                 return None;
             }
         }
@@ -80,7 +89,8 @@ impl Job for JoinRooms {
                 let room = open(reader, identity, name).await?;
                 let permissions = reader.permissions(&room.room_id).await?;
                 may_bring_in(reader, identity, &room, &permissions).await?;
-                Ok(if permissions.public { "yes, it is public" } else { "yes, by invitation" }.to_owned())
+                Ok(if permissions.public { "yes, it is public" } else { "yes, by invitation" }
+                    .to_owned())
             };
             let answer = access.await.map_err(|trouble| match trouble {
                 Trouble::Room(problem) => problem,
@@ -95,8 +105,16 @@ impl Job for JoinRooms {
         let identity = context.identity().await?;
         let ghosts = context.memory.facts(Topic::Ghost).await?;
         let mut seen = Matched::default();
-        let listed = context.reader.users(|done, total| context.reading("accounts", done, total)).await?;
-        let wanted: Vec<UserRow> = listed.into_iter().filter(|row| chosen(&row.name, &self.keys.users, &self.keys.except_users, &mut seen) && self.may_join(row, identity)).filter(|row| !ghosts.contains_key(&row.name)).collect();
+        let listed =
+            context.reader.users(|done, total| context.reading("accounts", done, total)).await?;
+        let wanted: Vec<UserRow> = listed
+            .into_iter()
+            .filter(|row| {
+                chosen(&row.name, &self.keys.users, &self.keys.except_users, &mut seen)
+                    && self.may_join(row, identity)
+            })
+            .filter(|row| !ghosts.contains_key(&row.name))
+            .collect();
         for pattern in unmatched(&self.keys.users, &self.keys.except_users, &seen) {
             plan.notes.push(format!("`{pattern}` matched no account"));
         }
@@ -151,14 +169,29 @@ impl JoinRooms {
     /// What the list of accounts tells; ghosts and suspension show only one by one.
     fn may_join(&self, row: &UserRow, identity: &Identity) -> bool {
         let bot = matches!(row.user_type.as_deref(), Some("bot" | "support"));
-        row.name != identity.account.name && !row.deactivated && !row.locked && !row.is_guest && (self.keys.include_bots || !bot)
+        row.name != identity.account.name
+            && !row.deactivated
+            && !row.locked
+            && !row.is_guest
+            && (self.keys.include_bots || !bot)
     }
 
-    async fn look_at(&self, context: &Context<'_>, identity: &Identity, name: &str, wanted: &[UserRow]) -> Result<RoomPlan, Trouble> {
+    async fn look_at(
+        &self,
+        context: &Context<'_>,
+        identity: &Identity,
+        name: &str,
+        wanted: &[UserRow],
+    ) -> Result<RoomPlan, Trouble> {
         let reader = context.reader;
         let room = open(reader, identity, name).await?;
-        let outside: Vec<&str> = wanted.iter().map(|row| row.name.as_str()).filter(|user| !room.inside.contains(*user)).collect();
-        let mut plan = RoomPlan { name: name.to_owned(), room_id: room.room_id.clone(), missing: Vec::new() };
+        let outside: Vec<&str> = wanted
+            .iter()
+            .map(|row| row.name.as_str())
+            .filter(|user| !room.inside.contains(*user))
+            .collect();
+        let mut plan =
+            RoomPlan { name: name.to_owned(), room_id: room.room_id.clone(), missing: Vec::new() };
         if outside.is_empty() {
             return Ok(plan);
         }
@@ -167,7 +200,10 @@ impl JoinRooms {
         plan.missing = outside
             .into_iter()
             .filter(|user| self.welcome(&events, user))
-            .map(|user| Missing { user_id: user.to_owned(), was: events[0].get(user).map(|event| event.membership.clone()) })
+            .map(|user| Missing {
+                user_id: user.to_owned(),
+                was: events[0].get(user).map(|event| event.membership.clone()),
+            })
             .collect();
         if !plan.missing.is_empty() {
             may_bring_in(reader, identity, &room, &permissions).await?;
@@ -176,7 +212,12 @@ impl JoinRooms {
     }
 
     /// The membership events of the room and of those that it replaced, newest room first.
-    async fn chain(&self, reader: &Reader, room_id: &str, predecessor: Option<String>) -> Result<Vec<HashMap<String, MemberEvent>>, Trouble> {
+    async fn chain(
+        &self,
+        reader: &Reader,
+        room_id: &str,
+        predecessor: Option<String>,
+    ) -> Result<Vec<HashMap<String, MemberEvent>>, Trouble> {
         let mut chain = vec![reader.member_events(room_id).await?];
         let (mut next, mut visited) = (predecessor, HashSet::from([room_id.to_owned()]));
         while let Some(room) = next.take().filter(|room| visited.insert(room.clone())) {
@@ -193,26 +234,43 @@ impl JoinRooms {
 
     /// Whether the user may be joined, by the latest word there is: an invitation or a knock is none about the rooms before.
     fn welcome(&self, chain: &[HashMap<String, MemberEvent>], user: &str) -> bool {
-        if chain.iter().any(|events| events.get(user).is_some_and(|event| event.membership == "ban")) {
+        if chain
+            .iter()
+            .any(|events| events.get(user).is_some_and(|event| event.membership == "ban"))
+        {
             return false;
         }
-        let last = chain.iter().filter_map(|events| events.get(user)).find(|event| matches!(event.membership.as_str(), "join" | "leave"));
+        let last = chain
+            .iter()
+            .filter_map(|events| events.get(user))
+            .find(|event| matches!(event.membership.as_str(), "join" | "leave"));
         match last {
-            Some(MemberEvent { membership, by_self }) if membership == "leave" => match self.keys.rejoin {
-                Rejoin::Never => false,
-                Rejoin::Left => *by_self,
-                Rejoin::Kicked => true,
-            },
+            Some(MemberEvent { membership, by_self }) if membership == "leave" => {
+                match self.keys.rejoin {
+                    Rejoin::Never => false,
+                    Rejoin::Left => *by_self,
+                    Rejoin::Kicked => true,
+                }
+            }
             _ => true,
         }
     }
 
     /// Asks about everybody who is missing somewhere: ghosts, whom it remembers, and the suspended are left out.
-    async fn unfit(&self, context: &Context<'_>, rooms: &[RoomPlan]) -> Result<HashSet<String>, Failure> {
-        let asked: BTreeSet<String> = rooms.iter().flat_map(|room| room.missing.iter().map(|missing| missing.user_id.clone())).collect();
+    async fn unfit(
+        &self,
+        context: &Context<'_>,
+        rooms: &[RoomPlan],
+    ) -> Result<HashSet<String>, Failure> {
+        let asked: BTreeSet<String> = rooms
+            .iter()
+            .flat_map(|room| room.missing.iter().map(|missing| missing.user_id.clone()))
+            .collect();
         let total = asked.len() as u64;
         let (mut unfit, mut ghosts, mut done) = (HashSet::new(), Vec::new(), 0);
-        let mut answers = stream::iter(asked).map(|user_id| async move { (context.reader.user(&user_id).await, user_id) }).buffer_unordered(context.concurrency);
+        let mut answers = stream::iter(asked)
+            .map(|user_id| async move { (context.reader.user(&user_id).await, user_id) })
+            .buffer_unordered(context.concurrency);
         while let Some((answer, user_id)) = answers.next().await {
             done += 1;
             context.reading("missing accounts", done, total);
@@ -224,7 +282,11 @@ impl JoinRooms {
                 answer => answer?,
             };
             if let Some(appservice) = &user.appservice_id {
-                ghosts.push(Fact { topic: Topic::Ghost, key: user_id.clone(), value: appservice.clone() });
+                ghosts.push(Fact {
+                    topic: Topic::Ghost,
+                    key: user_id.clone(),
+                    value: appservice.clone(),
+                });
             }
             if user.appservice_id.is_some() || user.suspended || user.deactivated || user.locked {
                 unfit.insert(user_id);
@@ -238,20 +300,41 @@ impl JoinRooms {
         Ok(unfit)
     }
 
-    fn fill(&self, plan: &mut Plan, rooms: Vec<RoomPlan>, unfit: &HashSet<String>, identity: &Identity) {
+    fn fill(
+        &self,
+        plan: &mut Plan,
+        rooms: Vec<RoomPlan>,
+        unfit: &HashSet<String>,
+        identity: &Identity,
+    ) {
         let can_look_again = identity.version >= Version(1, 145);
         let per_second = self.keys.joins_per_second.0;
         let mut changes: Vec<Box<dyn Change>> = Vec::new();
         let mut sizes = BTreeMap::new();
         for room in rooms {
-            for missing in room.missing.into_iter().filter(|missing| !unfit.contains(&missing.user_id)) {
+            for missing in
+                room.missing.into_iter().filter(|missing| !unfit.contains(&missing.user_id))
+            {
                 *sizes.entry(room.name.clone()).or_insert(0_u32) += 1;
-                changes.push(Box::new(Join { user_id: missing.user_id, was: missing.was, room: room.name.clone(), room_id: room.room_id.clone(), per_second, can_look_again }));
+                changes.push(Box::new(Join {
+                    user_id: missing.user_id,
+                    was: missing.was,
+                    room: room.name.clone(),
+                    room_id: room.room_id.clone(),
+                    per_second,
+                    can_look_again,
+                }));
             }
         }
-        if let Some((room, joins)) = sizes.iter().max_by_key(|(_, joins)| **joins).filter(|(_, joins)| **joins > 60) {
+        if let Some((room, joins)) =
+            sizes.iter().max_by_key(|(_, joins)| **joins).filter(|(_, joins)| **joins > 60)
+        {
             let takes = std::time::Duration::from_secs_f64(f64::from(*joins) / per_second);
-            plan.notes.push(format!("at {per_second} joins a second the {} into {room} take about {}", counted(u64::from(*joins), "join", "joins"), spoken(takes)));
+            plan.notes.push(format!(
+                "at {per_second} joins a second the {} into {room} take about {}",
+                counted(u64::from(*joins), "join", "joins"),
+                spoken(takes)
+            ));
         }
         plan.work = Work::Changes(changes);
     }
@@ -267,7 +350,10 @@ struct OpenRoom {
 async fn open(reader: &Reader, identity: &Identity, name: &str) -> Result<OpenRoom, Trouble> {
     let room_id = match name.starts_with('#') {
         true => reader.resolve_alias(name).await.map_err(|error| match error.is_not_found() {
-            true => Trouble::Room(format!("there is no such alias ({}): mend `rooms`, or make the alias", error.words())),
+            true => Trouble::Room(format!(
+                "there is no such alias ({}): mend `rooms`, or make the alias",
+                error.words()
+            )),
             false => remote_alias(error),
         })?,
         false => name.to_owned(),
@@ -278,25 +364,42 @@ async fn open(reader: &Reader, identity: &Identity, name: &str) -> Result<OpenRo
     })?;
     if let Some(new) = reader.replacement(&room_id).await? {
         let new = if new.is_empty() { "its alias or its successor".to_owned() } else { new };
-        return Err(Trouble::Room(format!("the room was upgraded and is closed: put {new} into `rooms` in its place")));
+        return Err(Trouble::Room(format!(
+            "the room was upgraded and is closed: put {new} into `rooms` in its place"
+        )));
     }
-    if !joined.iter().any(|user| user.split_once(':').is_some_and(|(_, server)| server == identity.server_name)) {
+    if !joined
+        .iter()
+        .any(|user| user.split_once(':').is_some_and(|(_, server)| server == identity.server_name))
+    {
         return Err(Trouble::Room("nobody from here is in the room, and Synapse knows nothing of it any more: let one local user join it first, or take it out of `rooms`".to_owned()));
     }
     Ok(OpenRoom { room_id, inside: joined.into_iter().collect() })
 }
 
 /// Whether Synapse would let our account bring others in.
-async fn may_bring_in(reader: &Reader, identity: &Identity, room: &OpenRoom, permissions: &Permissions) -> Result<(), Trouble> {
+async fn may_bring_in(
+    reader: &Reader,
+    identity: &Identity,
+    room: &OpenRoom,
+    permissions: &Permissions,
+) -> Result<(), Trouble> {
     let account = &identity.account.name;
     if !permissions.public && !room.inside.contains(account) {
-        return Err(Trouble::Room(format!("the room is not public and {account} is not in it: invite {account} and let it join, with the power to invite")));
+        return Err(Trouble::Room(format!(
+            "the room is not public and {account} is not in it: invite {account} and let it join, with the power to invite"
+        )));
     }
     if !permissions.public && !permissions.may_invite(account) {
-        return Err(Trouble::Room(format!("the room is not public and {account} may not invite there: raise its power level to that of `invite`")));
+        return Err(Trouble::Room(format!(
+            "the room is not public and {account} may not invite there: raise its power level to that of `invite`"
+        )));
     }
     if reader.is_blocked(&room.room_id).await? {
-        return Err(Trouble::Room("the room is blocked on this homeserver: unblock it, or take it out of `rooms`".to_owned()));
+        return Err(Trouble::Room(
+            "the room is blocked on this homeserver: unblock it, or take it out of `rooms`"
+                .to_owned(),
+        ));
     }
     Ok(())
 }
@@ -304,7 +407,10 @@ async fn may_bring_in(reader: &Reader, identity: &Identity, room: &OpenRoom, per
 /// Another server that cannot be asked for its alias is that room's trouble, not ours.
 fn remote_alias(error: synapse::Error) -> Trouble {
     match &error.cause {
-        synapse::Cause::Synapse { status: 502, .. } => Trouble::Room(format!("the alias belongs to another server, which cannot be asked now ({}): use the room id, or a local alias", error.words())),
+        synapse::Cause::Synapse { status: 502, .. } => Trouble::Room(format!(
+            "the alias belongs to another server, which cannot be asked now ({}): use the room id, or a local alias",
+            error.words()
+        )),
         _ => error.into(),
     }
 }
@@ -341,12 +447,19 @@ impl Change for Join {
             let now = reader.memberships(&self.user_id).await?.remove(&self.room_id);
             Ok(match now {
                 now if now == self.was => Check::Go(now.map(Value::String)),
-                now => Check::Skip(format!("the membership changed since the plan: it is `{}` now", now.as_deref().unwrap_or("none"))),
+                now => Check::Skip(format!(
+                    "the membership changed since the plan: it is `{}` now",
+                    now.as_deref().unwrap_or("none")
+                )),
             })
         })
     }
 
-    fn make<'a>(&'a self, writer: &'a Writer, _before: Option<&'a Value>) -> BoxFuture<'a, Result<Made, synapse::Error>> {
+    fn make<'a>(
+        &'a self,
+        writer: &'a Writer,
+        _before: Option<&'a Value>,
+    ) -> BoxFuture<'a, Result<Made, synapse::Error>> {
         Box::pin(async move {
             writer.join(&self.room_id, &self.user_id).await?;
             Ok(Made::things(1))
@@ -365,8 +478,12 @@ impl std::str::FromStr for RoomName {
         match text.chars().next() {
             Some('!') if text.len() > 1 => Ok(Self(text.to_owned())),
             Some('#') if text.contains(':') => Ok(Self(text.to_owned())),
-            Some('#') => Err(format!("{text:?} is no alias: an alias names its server, such as \"{text}:example.com\"")),
-            _ => Err(format!("{text:?} is no room: write an alias (\"#room:example.com\") or a room id (\"!…\")")),
+            Some('#') => Err(format!(
+                "{text:?} is no alias: an alias names its server, such as \"{text}:example.com\""
+            )),
+            _ => Err(format!(
+                "{text:?} is no room: write an alias (\"#room:example.com\") or a room id (\"!…\")"
+            )),
         }
     }
 }

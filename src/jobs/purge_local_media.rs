@@ -55,11 +55,18 @@ impl Job for PurgeLocalMedia {
         Leaves alone what is quarantined or protected, empty and pending uploads, and (keep_avatars) every file that ever was an avatar. \
         Does not know stickers, custom emoji or files in use by rooms: protect those in Synapse first.";
     const KEYS: &'static [Key] = Keys::KEYS;
-    const NEEDS: Needs = Needs { synapse: Version(1, 78), clock: true, not_under_mas: None, plans_offline: false, media: true };
+    const NEEDS: Needs = Needs {
+        synapse: Version(1, 78),
+        clock: true,
+        not_under_mas: None,
+        plans_offline: false,
+        media: true,
+    };
 
     fn read(table: &Table<'_, '_>, now: Timestamp, mistakes: &mut Vec<Mistake>) -> Option<Self> {
         let keys = Keys::read(table, mistakes)?;
-        let age = Age::from_keys(table, now, keys.older_than, keys.before, keys.allow_recent, mistakes)?;
+        let age =
+            Age::from_keys(table, now, keys.older_than, keys.before, keys.allow_recent, mistakes)?;
         let Keys { larger_than, keep_avatars, batch_files, orphan_objects, .. } = keys;
         Some(Self { age, larger_than, keep_avatars, batch_files, orphan_objects })
     }
@@ -73,10 +80,18 @@ impl Job for PurgeLocalMedia {
             ));
         }
         let before = self.age.cut_off(context.at);
-        let kept = if self.keep_avatars { context.memory.facts(Topic::Kept).await? } else { HashMap::new() };
+        let kept = if self.keep_avatars {
+            context.memory.facts(Topic::Kept).await?
+        } else {
+            HashMap::new()
+        };
         let found = self.candidates(context, before, &kept, plan).await?;
         if found.kept > 0 {
-            plan.notes.push(format!("{} that Synapse kept before, most likely avatars, {} left out", counted(found.kept, "file", "files"), if found.kept == 1 { "is" } else { "are" }));
+            plan.notes.push(format!(
+                "{} that Synapse kept before, most likely avatars, {} left out",
+                counted(found.kept, "file", "files"),
+                if found.kept == 1 { "is" } else { "are" }
+            ));
         }
         let mut files = found.files;
         files.sort_unstable_by(|a, b| (a.used_ms, &a.id).cmp(&(b.used_ms, &b.id)));
@@ -86,7 +101,11 @@ impl Job for PurgeLocalMedia {
             files: files.into(),
             next: 0,
             end: None,
-            step: Step { size: i64::from(self.batch_files.min(FIRST_BATCH)), least: 1, most: i64::from(self.batch_files) },
+            step: Step {
+                size: i64::from(self.batch_files.min(FIRST_BATCH)),
+                least: 1,
+                most: i64::from(self.batch_files),
+            },
             larger_than: self.larger_than,
             keep_avatars: self.keep_avatars,
         }));
@@ -113,14 +132,23 @@ struct Candidate {
 }
 
 impl PurgeLocalMedia {
-    async fn candidates(&self, context: &Context<'_>, before: Timestamp, kept: &HashMap<String, String>, plan: &mut Plan) -> Result<Found, Failure> {
+    async fn candidates(
+        &self,
+        context: &Context<'_>,
+        before: Timestamp,
+        kept: &HashMap<String, String>,
+        plan: &mut Plan,
+    ) -> Result<Found, Failure> {
         // A file is older than its last access: only who uploaded before the moment can have candidates.
         let owners = context.reader.media_owners(Some(before)).await?;
         let total: u64 = owners.iter().map(|owner| owner.media_count).sum();
-        let (mut found, mut read, mut shares, mut unlisted) = (Found { files: Vec::new(), kept: 0 }, 0, Vec::new(), 0);
+        let (mut found, mut read, mut shares, mut unlisted) =
+            (Found { files: Vec::new(), kept: 0 }, 0, Vec::new(), 0);
         let mut lists = stream::iter(owners)
             .map(|owner| async move {
-                let Some(user_id) = owner.user_id else { return Ok((String::new(), owner.media_count, None)) };
+                let Some(user_id) = owner.user_id else {
+                    return Ok((String::new(), owner.media_count, None));
+                };
                 match context.reader.files_of(&user_id, before).await {
                     Ok(files) => Ok((user_id, owner.media_count, Some(files))),
                     Err(error) if error.is_not_found() => Ok((user_id, owner.media_count, None)),
@@ -138,14 +166,19 @@ impl PurgeLocalMedia {
             };
             let mut share = Share { user_id, files: 0, bytes: 0 };
             for file in files.iter().filter(|file| self.would_go(file, before)) {
-                if kept.get(&file.media_id).is_some_and(|used| *used == file.used_ms().to_string()) {
+                if kept.get(&file.media_id).is_some_and(|used| *used == file.used_ms().to_string())
+                {
                     found.kept += 1;
                     continue;
                 }
                 let bytes = file.media_length.unwrap_or(0);
                 share.files += 1;
                 share.bytes += bytes;
-                found.files.push(Candidate { used_ms: file.used_ms(), bytes, id: file.media_id.as_str().into() });
+                found.files.push(Candidate {
+                    used_ms: file.used_ms(),
+                    bytes,
+                    id: file.media_id.as_str().into(),
+                });
             }
             if share.files > 0 {
                 shares.push(share);
@@ -155,7 +188,10 @@ impl PurgeLocalMedia {
         shares.truncate(SAMPLE);
         plan.sample = shares;
         if unlisted > 0 {
-            plan.notes.push(format!("{} of accounts that Synapse does not list cannot be counted beforehand", counted(unlisted, "file", "files")));
+            plan.notes.push(format!(
+                "{} of accounts that Synapse does not list cannot be counted beforehand",
+                counted(unlisted, "file", "files")
+            ));
         }
         Ok(found)
     }
@@ -191,7 +227,10 @@ impl Files {
     /// The largest number of files up to `length` that a cut-off can part from the rest: files used in the same millisecond go together.
     fn parting(&self, length: usize) -> usize {
         let mut length = length.min(self.files.len());
-        while length > 0 && length < self.files.len() && self.files[length].used_ms == self.files[length - 1].used_ms {
+        while length > 0
+            && length < self.files.len()
+            && self.files[length].used_ms == self.files[length - 1].used_ms
+        {
             length -= 1;
         }
         length
@@ -236,7 +275,14 @@ impl Walk for Files {
         }
         self.next = stop;
         let before_ms = self.files.get(stop).map_or(self.until_ms, |first_kept| first_kept.used_ms);
-        Some(Box::new(Batch { before_ms, files: Arc::clone(&self.files), start, stop, larger_than: self.larger_than, keep_avatars: self.keep_avatars }))
+        Some(Box::new(Batch {
+            before_ms,
+            files: Arc::clone(&self.files),
+            start,
+            stop,
+            larger_than: self.larger_than,
+            keep_avatars: self.keep_avatars,
+        }))
     }
 }
 
@@ -278,10 +324,15 @@ impl Change for Batch {
         self.files().iter().map(|file| (file.id.to_string(), Some(file.bytes))).collect()
     }
 
-    fn make<'a>(&'a self, writer: &'a Writer, _before: Option<&'a Value>) -> BoxFuture<'a, Result<Made, synapse::Error>> {
+    fn make<'a>(
+        &'a self,
+        writer: &'a Writer,
+        _before: Option<&'a Value>,
+    ) -> BoxFuture<'a, Result<Made, synapse::Error>> {
         Box::pin(async move {
             let before = Timestamp::from_timestamp_millis(self.before_ms).unwrap_or_default();
-            let deleted = writer.delete_local_media(before, self.larger_than.0, self.keep_avatars).await?;
+            let deleted =
+                writer.delete_local_media(before, self.larger_than.0, self.keep_avatars).await?;
             Ok(self.outcome(deleted))
         })
     }
@@ -289,21 +340,35 @@ impl Change for Batch {
 
 impl Batch {
     fn outcome(&self, deleted: Vec<String>) -> Made {
-        let sizes: HashMap<&str, u64> = self.files().iter().map(|file| (&*file.id, file.bytes)).collect();
-        let files: Vec<(String, Option<u64>)> = deleted.into_iter().map(|id| (sizes.get(id.as_str()).copied(), id)).map(|(bytes, id)| (id, bytes)).collect();
+        let sizes: HashMap<&str, u64> =
+            self.files().iter().map(|file| (&*file.id, file.bytes)).collect();
+        let files: Vec<(String, Option<u64>)> = deleted
+            .into_iter()
+            .map(|id| (sizes.get(id.as_str()).copied(), id))
+            .map(|(bytes, id)| (id, bytes))
+            .collect();
         let gone: HashSet<&str> = files.iter().map(|(id, _)| id.as_str()).collect();
         let facts: Vec<Fact> = self
             .files()
             .iter()
             .filter(|file| !gone.contains(&*file.id))
-            .map(|file| Fact { topic: Topic::Kept, key: file.id.to_string(), value: file.used_ms.to_string() })
+            .map(|file| Fact {
+                topic: Topic::Kept,
+                key: file.id.to_string(),
+                value: file.used_ms.to_string(),
+            })
             .collect();
         let (done, skipped) = (files.len() as u64, facts.len() as u64);
         Made {
             done,
             skipped,
             bytes: files.iter().filter_map(|(_, bytes)| *bytes).sum(),
-            detail: (skipped > 0).then(|| format!("Synapse kept {} of this batch, most likely avatars", counted(skipped, "file", "files"))),
+            detail: (skipped > 0).then(|| {
+                format!(
+                    "Synapse kept {} of this batch, most likely avatars",
+                    counted(skipped, "file", "files")
+                )
+            }),
             files,
             facts,
         }
@@ -319,16 +384,30 @@ mod tests {
     use super::*;
 
     fn walk(used: &[i64], batch: i64) -> Files {
-        let files: Vec<Candidate> = used.iter().enumerate().map(|(index, ms)| Candidate { used_ms: *ms, bytes: 1, id: format!("f{index}").into() }).collect();
+        let files: Vec<Candidate> = used
+            .iter()
+            .enumerate()
+            .map(|(index, ms)| Candidate { used_ms: *ms, bytes: 1, id: format!("f{index}").into() })
+            .collect();
         let step = Step { size: batch, least: 1, most: batch };
-        Files { until_ms: 1000, files: files.into(), next: 0, end: None, step, larger_than: Size(0), keep_avatars: true }
+        Files {
+            until_ms: 1000,
+            files: files.into(),
+            next: 0,
+            end: None,
+            step,
+            larger_than: Size(0),
+            keep_avatars: true,
+        }
     }
 
     fn calls(mut walk: Files) -> Vec<(i64, u64)> {
         let mut calls = Vec::new();
         while let Some(change) = walk.next(Some(Duration::from_secs(10))) {
             let target = change.target();
-            let ms = target.strip_prefix("local files last accessed before 1970-01-01 00:00:0").map_or(1000, |rest| rest[..1].parse::<i64>().unwrap());
+            let ms = target
+                .strip_prefix("local files last accessed before 1970-01-01 00:00:0")
+                .map_or(1000, |rest| rest[..1].parse::<i64>().unwrap());
             calls.push((ms, change.count()));
         }
         calls
@@ -337,15 +416,25 @@ mod tests {
     #[test]
     fn the_cut_off_walks_upward_and_the_last_call_reaches_the_end() {
         let mut files = walk(&[10, 20, 30, 40, 50], 2);
-        let moments: Vec<(u64, String)> = std::iter::from_fn(|| files.next(Some(Duration::from_secs(10)))).map(|change| (change.count(), format!("{change:?}"))).collect();
-        let cut_offs: Vec<&str> = moments.iter().map(|(_, text)| text.split(['{', ',']).nth(1).unwrap().trim()).collect();
+        let moments: Vec<(u64, String)> =
+            std::iter::from_fn(|| files.next(Some(Duration::from_secs(10))))
+                .map(|change| (change.count(), format!("{change:?}")))
+                .collect();
+        let cut_offs: Vec<&str> =
+            moments.iter().map(|(_, text)| text.split(['{', ',']).nth(1).unwrap().trim()).collect();
         assert_eq!(cut_offs, ["before_ms: 30", "before_ms: 50", "before_ms: 1000"]);
         assert_eq!(moments.iter().map(|(count, _)| *count).collect::<Vec<_>>(), [2, 2, 1]);
     }
 
     #[test]
     fn files_of_one_millisecond_go_together_and_at_most_never_takes_more() {
-        assert_eq!(calls(walk(&[10, 20, 20, 20, 30], 2)).iter().map(|(_, count)| *count).collect::<Vec<_>>(), [1, 3, 1]);
+        assert_eq!(
+            calls(walk(&[10, 20, 20, 20, 30], 2))
+                .iter()
+                .map(|(_, count)| *count)
+                .collect::<Vec<_>>(),
+            [1, 3, 1]
+        );
         let mut files = walk(&[10, 20, 20, 20, 30], 100);
         assert_eq!(files.keep(3), 1);
         let only = files.next(None).unwrap();

@@ -39,18 +39,43 @@ impl Job for PurgeRemoteMedia {
         Leaves alone what is quarantined. Has no preview: Synapse lists its cache nowhere, so that a dry run can only say what it would ask for.";
     const KEYS: &'static [Key] = Keys::KEYS;
     const COUNTS: bool = false;
-    const NEEDS: Needs = Needs { synapse: Version(1, 78), clock: true, not_under_mas: None, plans_offline: false, media: true };
+    const NEEDS: Needs = Needs {
+        synapse: Version(1, 78),
+        clock: true,
+        not_under_mas: None,
+        plans_offline: false,
+        media: true,
+    };
 
     fn read(table: &Table<'_, '_>, now: Timestamp, mistakes: &mut Vec<Mistake>) -> Option<Self> {
         let keys = Keys::read(table, mistakes)?;
-        Some(Self { age: Age::from_keys(table, now, keys.older_than, keys.before, keys.allow_recent, mistakes)? })
+        Some(Self {
+            age: Age::from_keys(
+                table,
+                now,
+                keys.older_than,
+                keys.before,
+                keys.allow_recent,
+                mistakes,
+            )?,
+        })
     }
 
     async fn plan(&self, context: &Context<'_>, plan: &mut Plan) -> Result<(), Failure> {
         let until_ms = self.age.cut_off(context.at).timestamp_millis();
-        let reached = context.memory.facts(Topic::RemoteCutOff).await?.get("").and_then(|ms| ms.parse().ok()).unwrap_or(MATRIX_BEGAN_MS);
+        let reached = context
+            .memory
+            .facts(Topic::RemoteCutOff)
+            .await?
+            .get("")
+            .and_then(|ms| ms.parse().ok())
+            .unwrap_or(MATRIX_BEGAN_MS);
         plan.notes.push("Synapse lists its cache of remote media nowhere: there is no preview of how many files will go".to_owned());
-        plan.work = Work::Walk(Box::new(Cache { until_ms, reached_ms: i64::min(reached, until_ms - 1), step: Step { size: FIRST_STEP_MS, least: LEAST_STEP_MS, most: MOST_STEP_MS } }));
+        plan.work = Work::Walk(Box::new(Cache {
+            until_ms,
+            reached_ms: i64::min(reached, until_ms - 1),
+            step: Step { size: FIRST_STEP_MS, least: LEAST_STEP_MS, most: MOST_STEP_MS },
+        }));
         Ok(())
     }
 }
@@ -126,10 +151,22 @@ impl Change for Purge {
         Vec::new()
     }
 
-    fn make<'a>(&'a self, writer: &'a Writer, _before: Option<&'a Value>) -> BoxFuture<'a, Result<Made, synapse::Error>> {
+    fn make<'a>(
+        &'a self,
+        writer: &'a Writer,
+        _before: Option<&'a Value>,
+    ) -> BoxFuture<'a, Result<Made, synapse::Error>> {
         Box::pin(async move {
-            let deleted = writer.purge_media_cache(Timestamp::from_timestamp_millis(self.before_ms).unwrap_or_default()).await?;
-            let facts = vec![Fact { topic: Topic::RemoteCutOff, key: String::new(), value: self.before_ms.to_string() }];
+            let deleted = writer
+                .purge_media_cache(
+                    Timestamp::from_timestamp_millis(self.before_ms).unwrap_or_default(),
+                )
+                .await?;
+            let facts = vec![Fact {
+                topic: Topic::RemoteCutOff,
+                key: String::new(),
+                value: self.before_ms.to_string(),
+            }];
             Ok(Made { facts, ..Made::things(deleted) })
         })
     }

@@ -64,25 +64,49 @@ impl Job for RemoveExternalIds {
     const NEEDS: Needs = Needs {
         synapse: Version(1, 46),
         clock: false,
-        not_under_mas: Some("accounts of this homeserver live in the Matrix Authentication Service, and so do the links to their identities: remove them there (its Admin API, upstream-oauth-links, or `mas-cli`), what Synapse holds is not used"),
+        not_under_mas: Some(
+            "accounts of this homeserver live in the Matrix Authentication Service, and so do the links to their identities: remove them there (its Admin API, upstream-oauth-links, or `mas-cli`), what Synapse holds is not used",
+        ),
         plans_offline: false,
         media: false,
     };
 
     fn read(table: &Table<'_, '_>, _now: Timestamp, mistakes: &mut Vec<Mistake>) -> Option<Self> {
-        let Keys { providers, accounts, external_ids, users, except_users, include_admins, keep_last } = Keys::read(table, mistakes)?;
-        for (list, name) in [(providers.is_empty(), "providers"), (external_ids.is_empty(), "external_ids"), (users.is_empty(), "users")] {
+        let Keys {
+            providers,
+            accounts,
+            external_ids,
+            users,
+            except_users,
+            include_admins,
+            keep_last,
+        } = Keys::read(table, mistakes)?;
+        for (list, name) in [
+            (providers.is_empty(), "providers"),
+            (external_ids.is_empty(), "external_ids"),
+            (users.is_empty(), "users"),
+        ] {
             if list {
-                mistakes.push(Mistake::new(table.span_of(name), format!("`{name}` is empty: this job would never do anything")));
+                mistakes.push(Mistake::new(
+                    table.span_of(name),
+                    format!("`{name}` is empty: this job would never do anything"),
+                ));
             }
         }
-        let choice = std::sync::Arc::new(Choice { providers, accounts, external_ids, include_admins, keep_last });
+        let choice = std::sync::Arc::new(Choice {
+            providers,
+            accounts,
+            external_ids,
+            include_admins,
+            keep_last,
+        });
         Some(Self { choice, users, except_users })
     }
 
     async fn plan(&self, context: &Context<'_>, plan: &mut Plan) -> Result<(), Failure> {
         let own = context.identity().await?.account.name.clone();
-        let (mut seen, mut held, mut changes, mut last_ones) = (Matched::default(), BTreeMap::<String, u64>::new(), Vec::new(), 0);
+        let (mut seen, mut held, mut changes, mut last_ones) =
+            (Matched::default(), BTreeMap::<String, u64>::new(), Vec::new(), 0);
         let (mut read, mut total, mut previous) = (0, 0, None::<String>);
         let mut pages = std::pin::pin!(context.reader.user_pages());
         while let Some(page) = pages.next().await {
@@ -94,11 +118,17 @@ impl Job for RemoveExternalIds {
                     let again = previous.as_ref() == Some(&row.name);
                     previous = Some(row.name.clone());
                     read += u64::from(!again);
-                    !again && row.name != own && chosen(&row.name, &self.users, &self.except_users, &mut seen) && (self.choice.include_admins || !row.admin) && self.choice.accounts.may_hold(row.deactivated, row.locked)
+                    !again
+                        && row.name != own
+                        && chosen(&row.name, &self.users, &self.except_users, &mut seen)
+                        && (self.choice.include_admins || !row.admin)
+                        && self.choice.accounts.may_hold(row.deactivated, row.locked)
                 })
                 .collect();
             let mut done = read - rows.len() as u64;
-            let mut answers = stream::iter(rows).map(|row| async move { context.reader.user(&row.name).await }).buffer_unordered(context.concurrency);
+            let mut answers = stream::iter(rows)
+                .map(|row| async move { context.reader.user(&row.name).await })
+                .buffer_unordered(context.concurrency);
             while let Some(user) = answers.next().await {
                 let user = match user {
                     Err(error) if error.is_not_found() => continue,
@@ -111,7 +141,11 @@ impl Job for RemoveExternalIds {
                 }
                 let (gone, left) = self.choice.split(&user);
                 if !gone.is_empty() {
-                    last_ones += if left.is_empty() && Class::of(&user) == Class::Active { gone.len() as u64 } else { 0 };
+                    last_ones += if left.is_empty() && Class::of(&user) == Class::Active {
+                        gone.len() as u64
+                    } else {
+                        0
+                    };
                     changes.push(Removal { user_id: user.name, gone, choice: self.choice.clone() });
                 }
             }
@@ -120,7 +154,9 @@ impl Job for RemoveExternalIds {
         changes.sort_unstable_by(|a, b| a.user_id.cmp(&b.user_id));
         self.note(plan, &held, last_ones, &seen);
         plan.some_fine = true;
-        plan.work = Work::Changes(changes.into_iter().map(|change| Box::new(change) as Box<dyn Change>).collect());
+        plan.work = Work::Changes(
+            changes.into_iter().map(|change| Box::new(change) as Box<dyn Change>).collect(),
+        );
         Ok(())
     }
 }
@@ -134,11 +170,21 @@ impl RemoveExternalIds {
                 if last_ones == 1 { "ids is" } else { "ids are each" }
             ));
         }
-        let missing: Vec<&str> = self.choice.providers.iter().map(|provider| provider.0.as_str()).filter(|provider| !held.contains_key(*provider)).collect();
+        let missing: Vec<&str> = self
+            .choice
+            .providers
+            .iter()
+            .map(|provider| provider.0.as_str())
+            .filter(|provider| !held.contains_key(*provider))
+            .collect();
         if !missing.is_empty() {
             let names: Vec<String> = missing.iter().map(|name| format!("`{name}`")).collect();
-            let others: Vec<String> = held.iter().map(|(provider, count)| format!("`{provider}` {}", grouped(*count))).collect();
-            let others = if others.is_empty() { "no provider at all".to_owned() } else { others.join(", ") };
+            let others: Vec<String> = held
+                .iter()
+                .map(|(provider, count)| format!("`{provider}` {}", grouped(*count)))
+                .collect();
+            let others =
+                if others.is_empty() { "no provider at all".to_owned() } else { others.join(", ") };
             plan.notes.push(format!("{} held by nobody; seen: {others}", names.join(", ")));
         }
         for pattern in unmatched(&self.users, &self.except_users, seen) {
@@ -153,12 +199,12 @@ impl Choice {
         if !self.accounts.hold(Class::of(user)) || (user.admin && !self.include_admins) {
             return (Vec::new(), user.external_ids.clone());
         }
-        let (gone, left): (Vec<_>, Vec<_>) = user
-            .external_ids
-            .iter()
-            .cloned()
-            .partition(|id| self.providers.iter().any(|provider| provider.0 == id.auth_provider) && self.external_ids.iter().any(|glob| glob.matches(&id.external_id)));
-        if self.keep_last && left.is_empty() && gone.len() == 1 && Class::of(user) == Class::Active {
+        let (gone, left): (Vec<_>, Vec<_>) = user.external_ids.iter().cloned().partition(|id| {
+            self.providers.iter().any(|provider| provider.0 == id.auth_provider)
+                && self.external_ids.iter().any(|glob| glob.matches(&id.external_id))
+        });
+        if self.keep_last && left.is_empty() && gone.len() == 1 && Class::of(user) == Class::Active
+        {
             return (Vec::new(), gone);
         }
         (gone, left)
@@ -199,10 +245,17 @@ impl Change for Removal {
         })
     }
 
-    fn make<'a>(&'a self, writer: &'a Writer, before: Option<&'a Value>) -> BoxFuture<'a, Result<Made, synapse::Error>> {
+    fn make<'a>(
+        &'a self,
+        writer: &'a Writer,
+        before: Option<&'a Value>,
+    ) -> BoxFuture<'a, Result<Made, synapse::Error>> {
         Box::pin(async move {
-            let current: Vec<ExternalId> = before.and_then(|list| serde_json::from_value(list.clone()).ok()).unwrap_or_default();
-            let (gone, mut left): (Vec<_>, Vec<_>) = current.iter().cloned().partition(|id| self.gone.contains(id));
+            let current: Vec<ExternalId> = before
+                .and_then(|list| serde_json::from_value(list.clone()).ok())
+                .unwrap_or_default();
+            let (gone, mut left): (Vec<_>, Vec<_>) =
+                current.iter().cloned().partition(|id| self.gone.contains(id));
             // Synapse (1.163) forgets its cached answer to "whose id is this" only for ids that a PUT names: without
             // naming them once more, a removed id would go on logging in for up to half an hour.
             writer.set_external_ids(&self.user_id, &current).await?;
@@ -210,7 +263,10 @@ impl Change for Removal {
             answered.sort_unstable();
             left.sort_unstable();
             if answered != left {
-                return Err(synapse::Error::contradicted(&self.user_id, "Synapse answered another list of external ids than it was sent: somebody else changed the account at this moment"));
+                return Err(synapse::Error::contradicted(
+                    &self.user_id,
+                    "Synapse answered another list of external ids than it was sent: somebody else changed the account at this moment",
+                ));
             }
             Ok(Made::things(gone.len() as u64))
         })
@@ -281,7 +337,9 @@ impl ConfigValue for Accounts {
         match value.get_ref() {
             DeValue::String(text) if text == "all" => Some(Self(Class::ALL.to_vec())),
             DeValue::String(_) => Some(Self(vec![read_text(value, Self::TYPE, mistakes)?])),
-            DeValue::Array(items) if !items.is_empty() => Vec::<Class>::read(value, mistakes).map(Self),
+            DeValue::Array(items) if !items.is_empty() => {
+                Vec::<Class>::read(value, mistakes).map(Self)
+            }
             DeValue::Array(_) => {
                 mistakes.push(Mistake::new(value.span(), format!("expected {}", Self::TYPE)));
                 None

@@ -63,22 +63,38 @@ impl Job for Request {
         {{ ago_ms(\"30d\") }}, {{ ago_seconds(\"30d\") }}, {{ now_ms() }} and the filter urlencode. It knows nothing of what the endpoint does: a dry run shows the request and sends nothing at all.";
     const KEYS: &'static [Key] = Keys::KEYS;
     const COUNTS: bool = false;
-    const NEEDS: Needs = Needs { synapse: Version(0, 0), clock: true, not_under_mas: None, plans_offline: true, media: false };
+    const NEEDS: Needs = Needs {
+        synapse: Version(0, 0),
+        clock: true,
+        not_under_mas: None,
+        plans_offline: true,
+        media: false,
+    };
 
     fn read(table: &Table<'_, '_>, now: Timestamp, mistakes: &mut Vec<Mistake>) -> Option<Self> {
         let job = Self { keys: Keys::read(table, mistakes)? };
         let before = mistakes.len();
         if job.keys.query.as_ref().is_some_and(|query| !query.is_object()) {
-            mistakes.push(Mistake::new(table.span_of("query"), "expected a table such as { before_ts = \"{{ ago_ms('30d') }}\" }"));
+            mistakes.push(Mistake::new(
+                table.span_of("query"),
+                "expected a table such as { before_ts = \"{{ ago_ms('30d') }}\" }",
+            ));
         }
         if job.keys.expect.is_empty() {
-            mistakes.push(Mistake::new(table.span_of("expect"), "`expect` is empty: every answer would be a failure"));
+            mistakes.push(Mistake::new(
+                table.span_of("expect"),
+                "`expect` is empty: every answer would be a failure",
+            ));
         }
         if mistakes.len() > before {
             return None;
         }
         // A template that cannot be filled in is a mistake of the config, not of the night it runs in.
-        for (key, rendered) in [("path", render(&job.keys.path.0, now).map(drop)), ("query", filled(job.keys.query.as_ref(), now).map(drop)), ("body", filled(job.keys.body.as_ref(), now).map(drop))] {
+        for (key, rendered) in [
+            ("path", render(&job.keys.path.0, now).map(drop)),
+            ("query", filled(job.keys.query.as_ref(), now).map(drop)),
+            ("body", filled(job.keys.body.as_ref(), now).map(drop)),
+        ] {
             if let Err(error) = rendered {
                 mistakes.push(Mistake::new(table.span_of(key), error));
             }
@@ -137,13 +153,22 @@ impl Change for Send {
 
     fn target(&self) -> String {
         let RawRequest { method, path, query, body, .. } = &self.raw;
-        let query: Vec<String> = query.iter().map(|(key, value)| format!("{key}={value}")).collect();
-        let query = if query.is_empty() { String::new() } else { format!("{}{}", if path.contains('?') { '&' } else { '?' }, query.join("&")) };
+        let query: Vec<String> =
+            query.iter().map(|(key, value)| format!("{key}={value}")).collect();
+        let query = if query.is_empty() {
+            String::new()
+        } else {
+            format!("{}{}", if path.contains('?') { '&' } else { '?' }, query.join("&"))
+        };
         let body = body.as_ref().map(|body| format!(" {body}")).unwrap_or_default();
         format!("{method} {path}{query}{body}")
     }
 
-    fn make<'a>(&'a self, writer: &'a Writer, _before: Option<&'a Value>) -> BoxFuture<'a, Result<Made, synapse::Error>> {
+    fn make<'a>(
+        &'a self,
+        writer: &'a Writer,
+        _before: Option<&'a Value>,
+    ) -> BoxFuture<'a, Result<Made, synapse::Error>> {
         Box::pin(async move {
             writer.request(&self.raw).await?;
             Ok(Made::things(1))
@@ -156,8 +181,16 @@ fn filled(value: Option<&Value>, at: Timestamp) -> Result<Option<Value>, String>
     fn fill(value: &Value, at: Timestamp) -> Result<Value, String> {
         Ok(match value {
             Value::String(text) => Value::String(render(text, at)?),
-            Value::Array(items) => Value::Array(items.iter().map(|item| fill(item, at)).collect::<Result<_, _>>()?),
-            Value::Object(map) => Value::Object(map.iter().map(|(key, item)| Ok((key.clone(), fill(item, at)?))).collect::<Result<_, String>>()?),
+            Value::Array(items) => {
+                Value::Array(items.iter().map(|item| fill(item, at)).collect::<Result<_, _>>()?)
+            }
+            Value::Object(map) => {
+                Value::Object(
+                    map.iter()
+                        .map(|(key, item)| Ok((key.clone(), fill(item, at)?)))
+                        .collect::<Result<_, String>>()?,
+                )
+            }
             other => other.clone(),
         })
     }
@@ -167,12 +200,21 @@ fn filled(value: Option<&Value>, at: Timestamp) -> Result<Option<Value>, String>
 fn render(template: &str, at: Timestamp) -> Result<String, String> {
     let mut environment = Environment::new();
     environment.set_undefined_behavior(UndefinedBehavior::Strict);
-    environment.add_function("ago_ms", move |length: String| ago(at, &length).map(|moment| moment.timestamp_millis()));
-    environment.add_function("ago_seconds", move |length: String| ago(at, &length).map(|moment| moment.timestamp()));
+    environment.add_function("ago_ms", move |length: String| {
+        ago(at, &length).map(|moment| moment.timestamp_millis())
+    });
+    environment.add_function("ago_seconds", move |length: String| {
+        ago(at, &length).map(|moment| moment.timestamp())
+    });
     environment.add_function("now_ms", move || at.timestamp_millis());
     // minijinja's own filter leaves `/` as it is, and a room id may hold one.
     environment.add_filter("urlencode", |text: String| percent_encoded(&text));
-    environment.render_str(template, ()).map_err(|error| format!("the template {template:?} cannot be filled in: {}", error.detail().map_or_else(|| error.kind().to_string(), str::to_owned)))
+    environment.render_str(template, ()).map_err(|error| {
+        format!(
+            "the template {template:?} cannot be filled in: {}",
+            error.detail().map_or_else(|| error.kind().to_string(), str::to_owned)
+        )
+    })
 }
 
 fn percent_encoded(text: &str) -> String {
@@ -188,8 +230,11 @@ fn percent_encoded(text: &str) -> String {
 }
 
 fn ago(at: Timestamp, length: &str) -> Result<Timestamp, minijinja::Error> {
-    let length: Length = length.parse().map_err(|error: String| minijinja::Error::new(ErrorKind::InvalidOperation, error))?;
-    at.checked_sub_signed(length.as_chrono().max(TimeDelta::zero())).ok_or_else(|| minijinja::Error::new(ErrorKind::InvalidOperation, "too long ago"))
+    let length: Length = length
+        .parse()
+        .map_err(|error: String| minijinja::Error::new(ErrorKind::InvalidOperation, error))?;
+    at.checked_sub_signed(length.as_chrono().max(TimeDelta::zero()))
+        .ok_or_else(|| minijinja::Error::new(ErrorKind::InvalidOperation, "too long ago"))
 }
 
 /// A path as it goes out.
@@ -217,8 +262,14 @@ impl std::str::FromStr for RawPath {
 }
 
 fn raw_path(path: &str) -> Result<(), String> {
-    match path.chars().find(|c| *c == '#' || c.is_whitespace() || !c.is_ascii() || c.is_ascii_control()) {
-        Some(c) => Err(format!("{c:?} cannot stand in a path as it goes out: write {}", percent_encoded(&c.to_string()))),
+    match path
+        .chars()
+        .find(|c| *c == '#' || c.is_whitespace() || !c.is_ascii() || c.is_ascii_control())
+    {
+        Some(c) => Err(format!(
+            "{c:?} cannot stand in a path as it goes out: write {}",
+            percent_encoded(&c.to_string())
+        )),
         None => Ok(()),
     }
 }
@@ -232,7 +283,13 @@ mod tests {
     #[test]
     fn templates_know_moments_and_encode() {
         let at = "2026-11-23T00:00:00Z".parse().unwrap();
-        let rendered = ["{{ ago_ms('30d') }}", "{{ ago_seconds('1h') }}", "{{ now_ms() }}", "{{ '#a/b:ü' | urlencode }}"].map(|template| render(template, at).unwrap());
+        let rendered = [
+            "{{ ago_ms('30d') }}",
+            "{{ ago_seconds('1h') }}",
+            "{{ now_ms() }}",
+            "{{ '#a/b:ü' | urlencode }}",
+        ]
+        .map(|template| render(template, at).unwrap());
         assert_eq!(rendered, ["1792800000000", "1795388400", "1795392000000", "%23a%2Fb%3A%C3%BC"]);
         insta::assert_snapshot!(render("{{ ago_ms('6mo') }}", at).unwrap_err(), @r#"the template "{{ ago_ms('6mo') }}" cannot be filled in: "6mo": months are not a unit here: write the days, "180d""#);
     }

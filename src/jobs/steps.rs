@@ -33,7 +33,8 @@ mod tests {
     #[test]
     fn a_step_grows_after_short_calls_shrinks_after_long_ones_and_keeps_its_bounds() {
         let mut step = Step { size: 200, least: 1, most: 1000 };
-        let sizes = [None, Some(1), Some(1), Some(1), Some(10), Some(30), Some(30)].map(|took| step.next(took.map(Duration::from_secs)));
+        let sizes = [None, Some(1), Some(1), Some(1), Some(10), Some(30), Some(30)]
+            .map(|took| step.next(took.map(Duration::from_secs)));
         assert_eq!(sizes, [200, 400, 800, 1000, 1000, 500, 250]);
     }
 }

@@ -53,8 +53,21 @@ const BROKEN: u32 = 5;
 type Queue = Mutex<VecDeque<(i64, Box<dyn Change>)>>;
 
 impl Run<'_> {
-    pub(super) async fn make_all(&self, plan: Plan, first_seq: i64, writer: &Writer, server: &str) -> Ending {
-        let making = Making { run: self, writer, server, abort: Mutex::default(), broken: AtomicU32::new(0), next_seq: AtomicI64::new(first_seq) };
+    pub(super) async fn make_all(
+        &self,
+        plan: Plan,
+        first_seq: i64,
+        writer: &Writer,
+        server: &str,
+    ) -> Ending {
+        let making = Making {
+            run: self,
+            writer,
+            server,
+            abort: Mutex::default(),
+            broken: AtomicU32::new(0),
+            next_seq: AtomicI64::new(first_seq),
+        };
         match plan.work {
             Work::Changes(changes) => making.lanes(changes, first_seq).await,
             Work::Walk(walk) => making.walk(walk, plan.problems.len()).await,
@@ -63,25 +76,37 @@ impl Run<'_> {
         match abort {
             None => Ending::Finished,
             Some(Abort::Stopped(stopped)) => Ending::Stopped(stopped),
-            Some(Abort::History(error)) => Ending::Failed(format!("the history cannot be written, and what cannot be recorded is not done: {error}")),
+            Some(Abort::History(error)) => Ending::Failed(format!(
+                "the history cannot be written, and what cannot be recorded is not done: {error}"
+            )),
             Some(Abort::Synapse(error)) => self.ending_of(&error),
         }
     }
 
     /// Looks in a new plan for what became of changes whose answer was lost: what is not planned again was made.
-    pub(super) async fn resolve_lost(&self, plan: &Plan, server: &str) -> Result<(), history::Error> {
+    pub(super) async fn resolve_lost(
+        &self,
+        plan: &Plan,
+        server: &str,
+    ) -> Result<(), history::Error> {
         let lost = std::mem::take(&mut *self.lost.lock().unwrap_or_else(PoisonError::into_inner));
         let id = self.report().id;
         for Lost { seq, mut record, things } in lost {
-            let gone: Vec<(String, Option<u64>)> = things.iter().filter(|(thing, _)| !plan.holds(thing)).cloned().collect();
+            let gone: Vec<(String, Option<u64>)> =
+                things.iter().filter(|(thing, _)| !plan.holds(thing)).cloned().collect();
             // A change of one target counts its things at once; files count one by one.
-            let made = if things.len() == 1 && !gone.is_empty() { record.count } else { gone.len() as u64 };
+            let made = if things.len() == 1 && !gone.is_empty() {
+                record.count
+            } else {
+                gone.len() as u64
+            };
             let files: Vec<_> = gone.into_iter().filter(|(_, bytes)| bytes.is_some()).collect();
             let bytes: u64 = files.iter().filter_map(|(_, bytes)| *bytes).sum();
             // What was not made is in the new plan, which replaces it.
             if made > 0 {
                 (record.state, record.count) = (State::Done, made);
-                record.detail = Some("the answer was lost; found made when looked at again".to_owned());
+                record.detail =
+                    Some("the answer was lost; found made when looked at again".to_owned());
             }
             self.runner.history.made(id, seq, &record, server, &files, &[]).await?;
             {
@@ -115,15 +140,22 @@ impl Making<'_> {
         let mut rooms: Vec<(String, f64, VecDeque<(i64, Box<dyn Change>)>)> = Vec::new();
         for (seq, change) in (first_seq..).zip(changes) {
             match change.lane() {
-                Lane::Room { room_id, per_second } => match rooms.iter_mut().find(|(room, ..)| *room == room_id) {
-                    Some((.., queue)) => queue.push_back((seq, change)),
-                    None => rooms.push((room_id, per_second, VecDeque::from([(seq, change)]))),
-                },
+                Lane::Room { room_id, per_second } => {
+                    match rooms.iter_mut().find(|(room, ..)| *room == room_id) {
+                        Some((.., queue)) => queue.push_back((seq, change)),
+                        None => rooms.push((room_id, per_second, VecDeque::from([(seq, change)]))),
+                    }
+                }
                 Lane::Free | Lane::Media(_) => free.push_back((seq, change)),
             }
         }
         let free: Queue = Mutex::new(free);
-        let rooms: Vec<(Duration, Queue)> = rooms.into_iter().map(|(_, per_second, queue)| (Duration::from_secs_f64(1.0 / per_second), Mutex::new(queue))).collect();
+        let rooms: Vec<(Duration, Queue)> = rooms
+            .into_iter()
+            .map(|(_, per_second, queue)| {
+                (Duration::from_secs_f64(1.0 / per_second), Mutex::new(queue))
+            })
+            .collect();
         let mut workers: FuturesUnordered<BoxFuture<'_, ()>> = FuturesUnordered::new();
         for _ in 0..self.run.concurrency {
             workers.push(Box::pin(self.work(&free, Duration::ZERO)));
@@ -137,7 +169,9 @@ impl Making<'_> {
     /// Works off a queue, beginning a change no sooner than `interval` after the last one began.
     async fn work(&self, queue: &Queue, interval: Duration) {
         let mut turn = Instant::now();
-        while let Some((seq, change)) = { queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front() } {
+        while let Some((seq, change)) =
+            { queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front() }
+        {
             let wait = turn.saturating_duration_since(Instant::now());
             if !wait.is_zero() && self.run.pause(wait).await.is_err() {
                 self.may_go_on();
@@ -185,11 +219,21 @@ impl Making<'_> {
         let before = match change.check(&self.run.reader).await {
             Ok(Check::Go(before)) => before,
             Ok(Check::Skip(why)) => {
-                self.settle(seq, record(change, State::Skipped, Some(why)), &Made { skipped: change.count(), ..Made::default() }).await?;
+                self.settle(
+                    seq,
+                    record(change, State::Skipped, Some(why)),
+                    &Made { skipped: change.count(), ..Made::default() },
+                )
+                .await?;
                 return Ok(None);
             }
             Err(error) if error.is_about_target() => {
-                self.settle(seq, record(change, State::Failed, Some(error.words())), &Made::default()).await?;
+                self.settle(
+                    seq,
+                    record(change, State::Failed, Some(error.words())),
+                    &Made::default(),
+                )
+                .await?;
                 return Ok(None);
             }
             Err(error) => return Err(Abort::Synapse(error)),
@@ -231,12 +275,20 @@ impl Making<'_> {
                 }
             }
             Err(error) if error.may_be_at_work() => {
-                run.lost.lock().unwrap_or_else(PoisonError::into_inner).push(Lost { seq, record, things: change.things() });
+                run.lost.lock().unwrap_or_else(PoisonError::into_inner).push(Lost {
+                    seq,
+                    record,
+                    things: change.things(),
+                });
                 return Err(Abort::Synapse(error));
             }
             Err(error) => {
                 // Not done: it goes back into the plan where the run is tried again, and has failed where not.
-                (record.state, record.detail) = if error.is_transient() { (State::Planned, None) } else { (State::Failed, Some(error.words())) };
+                (record.state, record.detail) = if error.is_transient() {
+                    (State::Planned, None)
+                } else {
+                    (State::Failed, Some(error.words()))
+                };
                 self.settle(seq, record, &Made::default()).await?;
                 return Err(Abort::Synapse(error));
             }
@@ -247,7 +299,11 @@ impl Making<'_> {
     /// Records what became of a change: in the history first, then in the report, then for everybody who listens.
     async fn settle(&self, seq: i64, record: ChangeRecord, made: &Made) -> Result<(), Abort> {
         let id = self.run.report().id;
-        self.run.runner.history.made(id, seq, &record, self.server, &made.files, &made.facts).await?;
+        self.run
+            .runner
+            .history
+            .made(id, seq, &record, self.server, &made.files, &made.facts)
+            .await?;
         {
             let mut report = self.run.report();
             report.done += made.done;

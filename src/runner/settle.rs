@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::changes::Abort;
 use super::Run;
+use super::changes::Abort;
 use crate::change::Store;
 use crate::history::History;
 use crate::report::Event;
@@ -24,7 +24,11 @@ pub struct Settle {
 
 impl Default for Settle {
     fn default() -> Self {
-        Self { still: Duration::from_secs(60), blind: Duration::from_secs(600), look_every: Duration::from_secs(5) }
+        Self {
+            still: Duration::from_secs(60),
+            blind: Duration::from_secs(600),
+            look_every: Duration::from_secs(5),
+        }
     }
 }
 
@@ -47,7 +51,11 @@ impl MediaTurn<'_> {
 
 impl Run<'_> {
     /// Waits until no other media call, of whatever job or process, is at work on the homeserver or may be.
-    pub(super) async fn media_turn(&self, store: Store, server: &str) -> Result<MediaTurn<'_>, Abort> {
+    pub(super) async fn media_turn(
+        &self,
+        store: Store,
+        server: &str,
+    ) -> Result<MediaTurn<'_>, Abort> {
         let history = &self.runner.history;
         let lock = self.media_lock(server).await?;
         if let Some(call) = history.lost_media_call(server).await? {
@@ -59,16 +67,23 @@ impl Run<'_> {
             history.media_call_over(server).await?;
             self.tell(Event::Resumed);
         }
-        history.media_call_sent(server, if store == Store::Remote { REMOTE } else { LOCAL }).await?;
+        history
+            .media_call_sent(server, if store == Store::Remote { REMOTE } else { LOCAL })
+            .await?;
         Ok(MediaTurn { history, server: server.to_owned(), _lock: lock })
     }
 
     async fn media_lock(&self, server: &str) -> Result<Option<Lock>, Abort> {
         let Some(dir) = &self.runner.dir else { return Ok(None) };
-        let name: String = server.chars().map(|c| if c.is_ascii_alphanumeric() || c == '.' || c == '-' { c } else { '_' }).collect();
+        let name: String = server
+            .chars()
+            .map(|c| if c.is_ascii_alphanumeric() || c == '.' || c == '-' { c } else { '_' })
+            .collect();
         let mut waiting = false;
         loop {
-            if let Some(lock) = dir.try_lock(&format!("media-{name}")).map_err(crate::history::Error::Io)? {
+            if let Some(lock) =
+                dir.try_lock(&format!("media-{name}")).map_err(crate::history::Error::Io)?
+            {
                 if waiting {
                     self.tell(Event::Resumed);
                 }
@@ -92,7 +107,9 @@ impl Run<'_> {
             let counted = if blind { None } else { self.reader.media_owners(None).await.ok() };
             match counted {
                 Some(owners) => {
-                    let sum = owners.iter().fold((0, 0), |(files, bytes), owner| (files + owner.media_count, bytes + owner.media_length.unwrap_or(0)));
+                    let sum = owners.iter().fold((0, 0), |(files, bytes), owner| {
+                        (files + owner.media_count, bytes + owner.media_length.unwrap_or(0))
+                    });
                     if last.replace(sum) != Some(sum) {
                         since = Instant::now();
                     }

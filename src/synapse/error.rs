@@ -37,14 +37,22 @@ pub enum Cause {
 impl Error {
     /// The answer to a change of `user_id` differs from what was sent.
     pub fn contradicted(user_id: &str, problem: &str) -> Self {
-        Self { method: Method::PUT, path: user_id.to_owned(), cause: Cause::Contradicted(problem.to_owned()), advice: None }
+        Self {
+            method: Method::PUT,
+            path: user_id.to_owned(),
+            cause: Cause::Contradicted(problem.to_owned()),
+            advice: None,
+        }
     }
 
     /// Whether trying the whole run again later may help.
     pub fn is_transient(&self) -> bool {
         match &self.cause {
             Cause::Unreachable(_) | Cause::Lost(_) | Cause::Undecodable { .. } => true,
-            Cause::Synapse { status, .. } => matches!(status, 429 | 502..=504) || (*status == 500 && self.method == Method::GET && !self.is_about_token()),
+            Cause::Synapse { status, .. } => {
+                matches!(status, 429 | 502..=504)
+                    || (*status == 500 && self.method == Method::GET && !self.is_about_token())
+            }
             Cause::NotSynapse { status, .. } => matches!(status, 408 | 429 | 500..=599),
             Cause::Unexpected(_) | Cause::Contradicted(_) => false,
         }
@@ -57,7 +65,14 @@ impl Error {
                 !self.is_transient()
                     && !self.is_about_token()
                     && (400..=500).contains(status)
-                    && !matches!(errcode.as_str(), "M_UNRECOGNIZED" | "M_RESOURCE_LIMIT_EXCEEDED" | "M_CONSENT_NOT_GIVEN" | "M_MISSING_PARAM" | "M_NOT_JSON")
+                    && !matches!(
+                        errcode.as_str(),
+                        "M_UNRECOGNIZED"
+                            | "M_RESOURCE_LIMIT_EXCEEDED"
+                            | "M_CONSENT_NOT_GIVEN"
+                            | "M_MISSING_PARAM"
+                            | "M_NOT_JSON"
+                    )
             }
             Cause::Contradicted(_) => true,
             _ => false,
@@ -69,7 +84,9 @@ impl Error {
         match &self.cause {
             Cause::Synapse { status: 401, .. } => true,
             Cause::Synapse { status: 403, error, .. } => error == NOT_ADMIN,
-            Cause::Synapse { status: 500, error, .. } => error.starts_with("Invalid username claim"),
+            Cause::Synapse { status: 500, error, .. } => {
+                error.starts_with("Invalid username claim")
+            }
             _ => false,
         }
     }
@@ -101,7 +118,10 @@ impl Error {
     }
 
     pub(super) fn is_limited(&self) -> bool {
-        matches!(&self.cause, Cause::Synapse { status: 429, .. } | Cause::NotSynapse { status: 429, .. })
+        matches!(
+            &self.cause,
+            Cause::Synapse { status: 429, .. } | Cause::NotSynapse { status: 429, .. }
+        )
     }
 
     /// Synapse's own words, or the nearest thing to them.
@@ -110,9 +130,15 @@ impl Error {
             Cause::Unreachable(problem) => format!("not reachable: {problem}"),
             Cause::Lost(problem) => format!("the answer was lost: {problem}"),
             Cause::Synapse { status, errcode, error, .. } => format!("{status} {errcode}: {error}"),
-            Cause::NotSynapse { status, excerpt } if excerpt.is_empty() => format!("{status} with an empty body, which is not Synapse's way to say no"),
-            Cause::NotSynapse { status, excerpt } => format!("{status} from something that is not Synapse: {excerpt}"),
-            Cause::Undecodable { problem, excerpt } => format!("cannot read the answer ({problem}): {excerpt}"),
+            Cause::NotSynapse { status, excerpt } if excerpt.is_empty() => {
+                format!("{status} with an empty body, which is not Synapse's way to say no")
+            }
+            Cause::NotSynapse { status, excerpt } => {
+                format!("{status} from something that is not Synapse: {excerpt}")
+            }
+            Cause::Undecodable { problem, excerpt } => {
+                format!("cannot read the answer ({problem}): {excerpt}")
+            }
             Cause::Unexpected(problem) | Cause::Contradicted(problem) => problem.clone(),
         }
     }

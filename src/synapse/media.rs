@@ -58,7 +58,8 @@ impl Reader {
             query.extend(until.map(|until| ("until_ts", until.timestamp_millis().to_string())));
             query.extend(from.as_ref().map(|from| ("from", from.to_string())));
             // Served by the main process, even where a worker serves the files themselves.
-            let page: Page = self.get("/_synapse/admin/v1/statistics/users/media", &[], query).await?;
+            let page: Page =
+                self.get("/_synapse/admin/v1/statistics/users/media", &[], query).await?;
             let empty = page.users.is_empty();
             owners.extend(page.users.into_iter().map(|owner| (owner.user_id.clone(), owner)));
             match page.next_token {
@@ -80,15 +81,28 @@ impl Reader {
         }
         let (mut files, mut from): (Vec<File>, Option<PageToken>) = (Vec::new(), None);
         loop {
-            let mut query = vec![("order_by", "created_ts".to_owned()), ("dir", "f".to_owned()), ("limit", PAGE.to_string())];
+            let mut query = vec![
+                ("order_by", "created_ts".to_owned()),
+                ("dir", "f".to_owned()),
+                ("limit", PAGE.to_string()),
+            ];
             query.extend(from.as_ref().map(|from| ("from", from.to_string())));
-            let page: Page = self.get_from(Base::Media, "/_synapse/admin/v1/users/{}/media", &[user_id], query).await?.decode()?;
+            let page: Page = self
+                .get_from(Base::Media, "/_synapse/admin/v1/users/{}/media", &[user_id], query)
+                .await?
+                .decode()?;
             let read = page.media.len();
             let before = files.len();
-            files.extend(page.media.into_iter().take_while(|file| file.created_ts < until.timestamp_millis()));
+            files.extend(
+                page.media
+                    .into_iter()
+                    .take_while(|file| file.created_ts < until.timestamp_millis()),
+            );
             let all_old = files.len() - before == read;
             match page.next_token {
-                Some(next) if read > 0 && all_old && Some(&next) != from.as_ref() => from = Some(next),
+                Some(next) if read > 0 && all_old && Some(&next) != from.as_ref() => {
+                    from = Some(next)
+                }
                 _ => return Ok(files),
             }
         }
@@ -98,10 +112,19 @@ impl Reader {
     ///
     /// Asks for a file that cannot exist: `M_NOT_FOUND` says that the endpoint is there (Synapse 1.140; older ones answer 405).
     pub async fn serves_media(&self, server_name: &str) -> Result<bool, Error> {
-        match self.answers(Base::Media, "/_synapse/admin/v1/media/{}/{}", &[server_name, "microglia-asks-whether-media-is-served-here"]).await {
+        match self
+            .answers(
+                Base::Media,
+                "/_synapse/admin/v1/media/{}/{}",
+                &[server_name, "microglia-asks-whether-media-is-served-here"],
+            )
+            .await
+        {
             Ok(()) => Ok(true),
             Err(error) if error.is_not_found() => Ok(true),
-            Err(error) if matches!(error.cause, super::Cause::Synapse { status: 405, .. }) => Ok(true),
+            Err(error) if matches!(error.cause, super::Cause::Synapse { status: 405, .. }) => {
+                Ok(true)
+            }
             Err(error) if error.is_unrecognized() => Ok(false),
             Err(error) => Err(error),
         }

@@ -24,14 +24,16 @@ pub struct Identity {
     pub clock_ahead: Option<TimeDelta>,
 }
 
-/// Synapse's version, without what follows the numbers.
+/// Synapse's version as far as it decides anything: the first two numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Version(pub u32, pub u32);
 
 impl Version {
     /// Takes what `server_version` says: `1.163.2`, `1.147.0rc1`, `0.99.2rc1 (b=develop,abcdef)`.
     pub fn parse(text: &str) -> Option<Self> {
-        let mut parts = text.split('.').map(|part| part.chars().take_while(char::is_ascii_digit).collect::<String>().parse().ok());
+        let mut parts = text.split('.').map(|part| {
+            part.chars().take_while(char::is_ascii_digit).collect::<String>().parse().ok()
+        });
         Some(Self(parts.next()??, parts.next()??))
     }
 }
@@ -54,19 +56,21 @@ impl Reader {
         let asked = self.clock.now();
         let (user_id, date) = self.whoami().await?;
         let answered = self.clock.now();
-        let clock_ahead = date.and_then(|date| DateTime::parse_from_rfc2822(&date).ok()).map(|date| {
-            let date = date.with_timezone(&Utc);
-            // `Date` has whole seconds and was written somewhere between the two looks at our clock.
-            match () {
-                () if asked > date + TimeDelta::seconds(1) => asked - date,
-                () if answered < date => answered - date,
-                () => TimeDelta::zero(),
-            }
-        });
+        let clock_ahead =
+            date.and_then(|date| DateTime::parse_from_rfc2822(&date).ok()).map(|date| {
+                let date = date.with_timezone(&Utc);
+                // `Date` has whole seconds and was written somewhere between the two looks at our clock.
+                match () {
+                    () if asked > date + TimeDelta::seconds(1) => asked - date,
+                    () if answered < date => answered - date,
+                    () => TimeDelta::zero(),
+                }
+            });
         let version = self.version().await?;
         let mas = self.delegates_to_mas().await?;
         let account = self.user(&user_id).await?;
-        let server_name = user_id.split_once(':').map(|(_, name)| name.to_owned()).unwrap_or_default();
+        let server_name =
+            user_id.split_once(':').map(|(_, name)| name.to_owned()).unwrap_or_default();
         Ok(Identity { account, server_name, version, mas, clock_ahead })
     }
 
@@ -76,7 +80,9 @@ impl Reader {
         struct Whoami {
             user_id: String,
         }
-        let answer = self.get_from(Base::Homeserver, "/_matrix/client/v3/account/whoami", &[], vec![]).await?;
+        let answer = self
+            .get_from(Base::Homeserver, "/_matrix/client/v3/account/whoami", &[], vec![])
+            .await?;
         Ok((answer.decode::<Whoami>()?.user_id, answer.date))
     }
 
@@ -86,14 +92,21 @@ impl Reader {
         struct Answer {
             server_version: String,
         }
-        let answer = self.get_from(Base::Homeserver, "/_synapse/admin/v1/server_version", &[], vec![]).await?;
+        let answer = self
+            .get_from(Base::Homeserver, "/_synapse/admin/v1/server_version", &[], vec![])
+            .await?;
         let text = answer.decode::<Answer>()?.server_version;
-        Version::parse(&text).ok_or_else(|| answer.unexpected(format!("Synapse says that its version is {text:?}, which is no version")))
+        Version::parse(&text).ok_or_else(|| {
+            answer.unexpected(format!(
+                "Synapse says that its version is {text:?}, which is no version"
+            ))
+        })
     }
 
     /// Only a Synapse that delegates to MAS serves this endpoint (stable since 1.123); older ones refuse guests in the list of users.
     pub async fn delegates_to_mas(&self) -> Result<bool, Error> {
-        match self.get_from(Base::Homeserver, "/_matrix/client/v1/auth_metadata", &[], vec![]).await {
+        match self.get_from(Base::Homeserver, "/_matrix/client/v1/auth_metadata", &[], vec![]).await
+        {
             Ok(_) => Ok(true),
             Err(error) if error.is_unrecognized() || error.is_not_found() => Ok(false),
             Err(error) => Err(error),
@@ -107,7 +120,8 @@ mod tests {
 
     #[test]
     fn versions_are_read_with_whatever_follows_them() {
-        let read = ["1.163.2", "1.147.0rc1", "0.99.2rc1 (b=develop,abcdef)", "1.78"].map(|text| Version::parse(text).unwrap());
+        let read = ["1.163.2", "1.147.0rc1", "0.99.2rc1 (b=develop,abcdef)", "1.78"]
+            .map(|text| Version::parse(text).unwrap());
         assert_eq!(read, [Version(1, 163), Version(1, 147), Version(0, 99), Version(1, 78)]);
         assert_eq!(Version::parse("develop"), None);
         assert!(Version(1, 78) < Version(1, 123));

@@ -41,12 +41,32 @@ impl Reader {
         self.watch.is_slow()
     }
 
-    pub(super) async fn get<T: DeserializeOwned>(&self, endpoint: &'static str, ids: &[&str], query: Vec<(&'static str, String)>) -> Result<T, Error> {
+    pub(super) async fn get<T: DeserializeOwned>(
+        &self,
+        endpoint: &'static str,
+        ids: &[&str],
+        query: Vec<(&'static str, String)>,
+    ) -> Result<T, Error> {
         self.get_from(Base::Homeserver, endpoint, ids, query).await?.decode()
     }
 
-    pub(super) async fn get_from(&self, base: Base, endpoint: &'static str, ids: &[&str], query: Vec<(&'static str, String)>) -> Result<Answer, Error> {
-        let call = Call { method: Method::GET, base, endpoint, ids, query, body: None, repeat: Repeat::Safe, timeout: Some(self.transport.request_timeout()) };
+    pub(super) async fn get_from(
+        &self,
+        base: Base,
+        endpoint: &'static str,
+        ids: &[&str],
+        query: Vec<(&'static str, String)>,
+    ) -> Result<Answer, Error> {
+        let call = Call {
+            method: Method::GET,
+            base,
+            endpoint,
+            ids,
+            query,
+            body: None,
+            repeat: Repeat::Safe,
+            timeout: Some(self.transport.request_timeout()),
+        };
         self.transport.send(&call, &self.watch).await
     }
 }

@@ -47,7 +47,8 @@ impl Reader {
         struct Answer {
             room_id: String,
         }
-        let answer: Answer = self.get("/_matrix/client/v3/directory/room/{}", &[alias], vec![]).await?;
+        let answer: Answer =
+            self.get("/_matrix/client/v3/directory/room/{}", &[alias], vec![]).await?;
         Ok(answer.room_id)
     }
 
@@ -57,17 +58,22 @@ impl Reader {
         struct Answer {
             members: Vec<String>,
         }
-        let answer: Answer = self.get("/_synapse/admin/v1/rooms/{}/members", &[room_id], vec![]).await?;
+        let answer: Answer =
+            self.get("/_synapse/admin/v1/rooms/{}/members", &[room_id], vec![]).await?;
         Ok(answer.members)
     }
 
     /// Everybody whom the room remembers: who is in, left, was kicked, banned, invited, or knocks.
-    pub async fn member_events(&self, room_id: &str) -> Result<HashMap<String, MemberEvent>, Error> {
+    pub async fn member_events(
+        &self,
+        room_id: &str,
+    ) -> Result<HashMap<String, MemberEvent>, Error> {
         let events = self.state(room_id, "m.room.member").await?;
         Ok(events
             .into_iter()
             .map(|event| {
-                let membership = event.content["membership"].as_str().unwrap_or_default().to_owned();
+                let membership =
+                    event.content["membership"].as_str().unwrap_or_default().to_owned();
                 let by_self = event.sender == event.state_key;
                 (event.state_key, MemberEvent { membership, by_self })
             })
@@ -77,7 +83,9 @@ impl Reader {
     /// The room that replaced this one, where it is tombstoned; an empty text where the tombstone names none.
     pub async fn replacement(&self, room_id: &str) -> Result<Option<String>, Error> {
         let tombstone = self.state(room_id, "m.room.tombstone").await?;
-        Ok(tombstone.first().map(|event| event.content["replacement_room"].as_str().unwrap_or_default().to_owned()))
+        Ok(tombstone
+            .first()
+            .map(|event| event.content["replacement_room"].as_str().unwrap_or_default().to_owned()))
     }
 
     /// The room that this one replaced.
@@ -99,7 +107,8 @@ impl Reader {
         struct Answer {
             block: bool,
         }
-        let answer: Answer = self.get("/_synapse/admin/v1/rooms/{}/block", &[room_id], vec![]).await?;
+        let answer: Answer =
+            self.get("/_synapse/admin/v1/rooms/{}/block", &[room_id], vec![]).await?;
         Ok(answer.block)
     }
 
@@ -109,7 +118,9 @@ impl Reader {
         struct Answer {
             state: Vec<Event>,
         }
-        let answer: Answer = self.get("/_synapse/admin/v1/rooms/{}/state", &[room_id], vec![("type", kind.to_owned())]).await?;
+        let answer: Answer = self
+            .get("/_synapse/admin/v1/rooms/{}/state", &[room_id], vec![("type", kind.to_owned())])
+            .await?;
         Ok(answer.state)
     }
 }
@@ -120,16 +131,28 @@ fn predecessor(create: &Event) -> Option<String> {
 
 impl Permissions {
     fn new(rules: Option<&Event>, levels: Option<&Event>, create: Option<&Event>) -> Self {
-        let version: u32 = create.and_then(|event| event.content["room_version"].as_str()?.parse().ok()).unwrap_or(1);
+        let version: u32 = create
+            .and_then(|event| event.content["room_version"].as_str()?.parse().ok())
+            .unwrap_or(1);
         let mut creators = Vec::new();
         if let Some(create) = create.filter(|_| version >= 12) {
             creators.push(create.sender.clone());
-            creators.extend(create.content["additional_creators"].as_array().into_iter().flatten().filter_map(Value::as_str).map(str::to_owned));
+            creators.extend(
+                create.content["additional_creators"]
+                    .as_array()
+                    .into_iter()
+                    .flatten()
+                    .filter_map(Value::as_str)
+                    .map(str::to_owned),
+            );
         }
         let users: HashMap<String, i64> = match levels {
-            Some(levels) => {
-                levels.content["users"].as_object().into_iter().flatten().filter_map(|(user, level)| Some((user.clone(), number(level)?))).collect()
-            }
+            Some(levels) => levels.content["users"]
+                .as_object()
+                .into_iter()
+                .flatten()
+                .filter_map(|(user, level)| Some((user.clone(), number(level)?)))
+                .collect(),
             // Without the event the creator alone has power (Matrix specification, authorization rules).
             None => create.map(|event| (event.sender.clone(), 100)).into_iter().collect(),
         };
@@ -145,7 +168,8 @@ impl Permissions {
     }
 
     pub fn may_invite(&self, user_id: &str) -> bool {
-        self.creators.iter().any(|creator| creator == user_id) || self.users.get(user_id).copied().unwrap_or(self.default) >= self.invite
+        self.creators.iter().any(|creator| creator == user_id)
+            || self.users.get(user_id).copied().unwrap_or(self.default) >= self.invite
     }
 }
 
@@ -166,14 +190,19 @@ mod tests {
     #[test]
     fn the_creator_of_a_new_room_stands_above_its_power_levels() {
         let levels = event("@c:hs", json!({"invite": 50, "users": {"@m:hs": 50}}));
-        let create = event("@c:hs", json!({"room_version": "12", "additional_creators": ["@d:hs"]}));
+        let create =
+            event("@c:hs", json!({"room_version": "12", "additional_creators": ["@d:hs"]}));
         let permissions = Permissions::new(None, Some(&levels), Some(&create));
-        assert_eq!(["@c:hs", "@d:hs", "@m:hs", "@x:hs"].map(|user| permissions.may_invite(user)), [true, true, true, false]);
+        assert_eq!(
+            ["@c:hs", "@d:hs", "@m:hs", "@x:hs"].map(|user| permissions.may_invite(user)),
+            [true, true, true, false]
+        );
     }
 
     #[test]
     fn levels_of_old_rooms_may_be_strings_and_absent_ones_have_defaults() {
-        let levels = event("@c:hs", json!({"invite": "50", "users_default": 10, "users": {"@m:hs": "50"}}));
+        let levels =
+            event("@c:hs", json!({"invite": "50", "users_default": 10, "users": {"@m:hs": "50"}}));
         let create = event("@c:hs", json!({"room_version": "5"}));
         let permissions = Permissions::new(None, Some(&levels), Some(&create));
         assert_eq!(["@m:hs", "@c:hs"].map(|user| permissions.may_invite(user)), [true, false]);

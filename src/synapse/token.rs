@@ -37,8 +37,14 @@ impl Token {
     /// What to do when Synapse does not take the token any more.
     pub(super) fn remedy(&self) -> String {
         match &self.file {
-            Some(file) => format!("put a valid token of a server admin into {}; it is used from the next request on", file.display()),
-            None => "set `access_token` in the config to a valid token of a server admin, and reload".to_owned(),
+            Some(file) => format!(
+                "put a valid token of a server admin into {}; it is used from the next request on",
+                file.display()
+            ),
+            None => {
+                "set `access_token` in the config to a valid token of a server admin, and reload"
+                    .to_owned()
+            }
         }
     }
 }

@@ -133,13 +133,16 @@ impl Transport {
             .http1_only()
             .no_proxy();
         if let Some(pem) = &settings.ca {
-            let certificates = reqwest::Certificate::from_pem_bundle(pem).map_err(|error| format!("the CA file is no PEM bundle: {error}"))?;
+            let certificates = reqwest::Certificate::from_pem_bundle(pem)
+                .map_err(|error| format!("the CA file is no PEM bundle: {error}"))?;
             if certificates.is_empty() {
                 return Err("the CA file holds no certificate".to_owned());
             }
             builder = builder.tls_certs_merge(certificates);
         }
-        let http = builder.build().map_err(|error| format!("cannot set up TLS: {}", with_sources(&error)))?;
+        let http = builder
+            .build()
+            .map_err(|error| format!("cannot set up TLS: {}", with_sources(&error)))?;
         Ok(Self {
             name: settings.name,
             http,
@@ -168,7 +171,8 @@ impl Transport {
     pub(super) async fn send(&self, call: &Call<'_>, watch: &Watch) -> Result<Answer, Error> {
         let url = self.url_of(call.base, call.endpoint, call.ids);
         let request = || {
-            let mut request = self.http.request(call.method.clone(), url.clone()).query(&call.query);
+            let mut request =
+                self.http.request(call.method.clone(), url.clone()).query(&call.query);
             if let Some(body) = &call.body {
                 request = request.json(body);
             }
@@ -178,21 +182,25 @@ impl Transport {
             }
         };
         let accept = |status: u16| (200..300).contains(&status);
-        self.repeated(&call.method, call.endpoint, url.path(), call.repeat, watch, request, accept).await
+        self.repeated(&call.method, call.endpoint, url.path(), call.repeat, watch, request, accept)
+            .await
     }
 
     /// Sends a request that a user wrote.
     pub(super) async fn send_raw(&self, raw: &RawRequest, watch: &Watch) -> Result<Answer, Error> {
         const ENDPOINT: &str = "(request)";
         let base = self.base(raw.base).as_str().trim_end_matches('/');
-        let url = Url::parse(&format!("{base}/{}", raw.path.trim_start_matches('/'))).map_err(|error| Error {
-            method: raw.method.clone(),
-            path: raw.path.clone(),
-            cause: Cause::Unreachable(format!("not a valid URL: {error}")),
-            advice: None,
-        })?;
+        let url = Url::parse(&format!("{base}/{}", raw.path.trim_start_matches('/'))).map_err(
+            |error| Error {
+                method: raw.method.clone(),
+                path: raw.path.clone(),
+                cause: Cause::Unreachable(format!("not a valid URL: {error}")),
+                advice: None,
+            },
+        )?;
         let request = || {
-            let mut request = self.http.request(raw.method.clone(), url.clone()).timeout(self.request_timeout);
+            let mut request =
+                self.http.request(raw.method.clone(), url.clone()).timeout(self.request_timeout);
             if !raw.query.is_empty() {
                 request = request.query(&raw.query);
             }
@@ -206,7 +214,10 @@ impl Transport {
         self.repeated(&raw.method, ENDPOINT, url.path(), repeat, watch, request, accept).await
     }
 
-    #[expect(clippy::too_many_arguments, reason = "private, and the two callers differ in all of them")]
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "private, and the two callers differ in all of them"
+    )]
     async fn repeated(
         &self,
         method: &Method,
@@ -224,7 +235,9 @@ impl Transport {
                 let _place = self.places.acquire().await;
                 self.requests.wait(if watch.is_slow() { 2 } else { 1 }).await;
                 let start = Instant::now();
-                let outcome = self.once(method, path, request().bearer_auth(token.expose_secret()), &accept).await;
+                let outcome = self
+                    .once(method, path, request().bearer_auth(token.expose_secret()), &accept)
+                    .await;
                 let took = start.elapsed();
                 self.observe(method, endpoint, &outcome, took);
                 if outcome.is_ok() && *method == Method::GET {
@@ -247,12 +260,16 @@ impl Transport {
                 tokio::time::sleep(wait.mul_f64(1.0 + fastrand::f64() * 0.1)).await;
                 continue;
             }
-            if error.is_about_token() && !rotated && self.token.current().expose_secret() != token.expose_secret() {
+            if error.is_about_token()
+                && !rotated
+                && self.token.current().expose_secret() != token.expose_secret()
+            {
                 rotated = true;
                 continue;
             }
             let not_sent = matches!(error.cause, Cause::Unreachable(_));
-            if repeats == REPEATS || !error.is_transient() || !(repeat == Repeat::Safe || not_sent) {
+            if repeats == REPEATS || !error.is_transient() || !(repeat == Repeat::Safe || not_sent)
+            {
                 return Err(error);
             }
             repeats += 1;
@@ -261,33 +278,74 @@ impl Transport {
         }
     }
 
-    async fn once(&self, method: &Method, path: &str, request: reqwest::RequestBuilder, accept: impl Fn(u16) -> bool) -> Result<Answer, Error> {
-        let fail = |cause, advice| Error { method: method.clone(), path: path.to_owned(), cause, advice };
+    async fn once(
+        &self,
+        method: &Method,
+        path: &str,
+        request: reqwest::RequestBuilder,
+        accept: impl Fn(u16) -> bool,
+    ) -> Result<Answer, Error> {
+        let fail =
+            |cause, advice| Error { method: method.clone(), path: path.to_owned(), cause, advice };
         #[expect(clippy::disallowed_methods, reason = "this is the one place")]
         let response = request.send().await.map_err(|error| {
             let problem = with_sources(&error);
-            fail(if error.is_connect() { Cause::Unreachable(problem) } else { Cause::Lost(problem) }, None)
+            fail(
+                if error.is_connect() { Cause::Unreachable(problem) } else { Cause::Lost(problem) },
+                None,
+            )
         })?;
         let status = response.status();
-        let header = |name| response.headers().get(name).and_then(|value: &header::HeaderValue| value.to_str().ok()).map(str::to_owned);
-        let (date, retry_after, location) = (header(header::DATE), header(header::RETRY_AFTER), header(header::LOCATION));
-        let body = response.bytes().await.map_err(|error| fail(Cause::Lost(with_sources(&error)), None))?;
+        let header = |name| {
+            response
+                .headers()
+                .get(name)
+                .and_then(|value: &header::HeaderValue| value.to_str().ok())
+                .map(str::to_owned)
+        };
+        let (date, retry_after, location) =
+            (header(header::DATE), header(header::RETRY_AFTER), header(header::LOCATION));
+        let body = response
+            .bytes()
+            .await
+            .map_err(|error| fail(Cause::Lost(with_sources(&error)), None))?;
         if accept(status.as_u16()) {
-            return Ok(Answer { status, body: body.into(), date, method: method.clone(), path: path.to_owned() });
+            return Ok(Answer {
+                status,
+                body: body.into(),
+                date,
+                method: method.clone(),
+                path: path.to_owned(),
+            });
         }
         let cause = refusal(status, &body, retry_after.as_deref());
         let advice = self.advice(&cause, path, location.as_deref());
         Err(fail(cause, advice))
     }
 
-    fn observe(&self, method: &Method, endpoint: &'static str, outcome: &Result<Answer, Error>, took: Duration) {
+    fn observe(
+        &self,
+        method: &Method,
+        endpoint: &'static str,
+        outcome: &Result<Answer, Error>,
+        took: Duration,
+    ) {
         let status = match outcome {
             Ok(answer) => Some(answer.status.as_u16()),
-            Err(Error { cause: Cause::Synapse { status, .. } | Cause::NotSynapse { status, .. }, .. }) => Some(*status),
+            Err(Error {
+                cause: Cause::Synapse { status, .. } | Cause::NotSynapse { status, .. },
+                ..
+            }) => Some(*status),
             Err(_) => None,
         };
         let token_refused = outcome.as_ref().is_err_and(Error::is_about_token);
-        (self.observer)(&Answered { method: method.clone(), endpoint, status, took, token_refused });
+        (self.observer)(&Answered {
+            method: method.clone(),
+            endpoint,
+            status,
+            took,
+            token_refused,
+        });
     }
 
     fn base(&self, base: Base) -> &Url {
@@ -353,14 +411,22 @@ impl Answer {
         serde_json::from_slice(&self.body).map_err(|problem| Error {
             method: self.method.clone(),
             path: self.path.clone(),
-            cause: Cause::Undecodable { problem: problem.to_string(), excerpt: error::excerpt(&self.body) },
+            cause: Cause::Undecodable {
+                problem: problem.to_string(),
+                excerpt: error::excerpt(&self.body),
+            },
             advice: None,
         })
     }
 
     /// An error for an answer that reports something else than was asked for.
     pub(super) fn unexpected(&self, problem: impl Into<String>) -> Error {
-        Error { method: self.method.clone(), path: self.path.clone(), cause: Cause::Unexpected(problem.into()), advice: None }
+        Error {
+            method: self.method.clone(),
+            path: self.path.clone(),
+            cause: Cause::Unexpected(problem.into()),
+            advice: None,
+        }
     }
 }
 
@@ -377,7 +443,10 @@ fn refusal(status: StatusCode, body: &[u8], retry_after: Option<&str>) -> Cause 
             status: status.as_u16(),
             errcode: envelope.errcode,
             error: envelope.error,
-            retry_after: envelope.retry_after_ms.map(Duration::from_millis).or_else(|| seconds(retry_after)),
+            retry_after: envelope
+                .retry_after_ms
+                .map(Duration::from_millis)
+                .or_else(|| seconds(retry_after)),
         },
         Err(_) => Cause::NotSynapse { status: status.as_u16(), excerpt: error::excerpt(body) },
     }

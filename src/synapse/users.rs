@@ -83,7 +83,9 @@ impl Reader {
     ///
     /// The next page is read while the caller works on this one. Sorted by name: whoever registers meanwhile can make
     /// an account come twice, but not drop out. `guests=false` is needed under MAS, `locked=true` since Synapse 1.93.
-    pub fn user_pages(&self) -> impl Stream<Item = Result<(Vec<UserRow>, u64), Error>> + Send + use<> {
+    pub fn user_pages(
+        &self,
+    ) -> impl Stream<Item = Result<(Vec<UserRow>, u64), Error>> + Send + use<> {
         let ask = |reader: Self, from: Option<PageToken>| {
             AbortOnDropHandle::new(tokio::spawn(async move {
                 let mut query = vec![
@@ -98,16 +100,21 @@ impl Reader {
             }))
         };
         let first = ask(self.clone(), None);
-        stream::unfold((self.clone(), Some(first), None::<PageToken>), move |(reader, pending, last)| async move {
-            let page = match joined(pending?).await {
-                Ok(page) => page,
-                Err(error) => return Some((Err(error), (reader, None, None))),
-            };
-            // A token that does not move on, or comes with an empty page, would be asked for without end.
-            let next = page.next_token.filter(|next| !page.users.is_empty() && Some(next) != last.as_ref());
-            let pending = next.clone().map(|next| ask(reader.clone(), Some(next)));
-            Some((Ok((page.users, page.total)), (reader, pending, next)))
-        })
+        stream::unfold(
+            (self.clone(), Some(first), None::<PageToken>),
+            move |(reader, pending, last)| async move {
+                let page = match joined(pending?).await {
+                    Ok(page) => page,
+                    Err(error) => return Some((Err(error), (reader, None, None))),
+                };
+                // A token that does not move on, or comes with an empty page, would be asked for without end.
+                let next = page
+                    .next_token
+                    .filter(|next| !page.users.is_empty() && Some(next) != last.as_ref());
+                let pending = next.clone().map(|next| ask(reader.clone(), Some(next)));
+                Some((Ok((page.users, page.total)), (reader, pending, next)))
+            },
+        )
     }
 
     /// All accounts but guests; for jobs that need them all at hand.
@@ -130,11 +137,17 @@ impl Reader {
         struct Answer {
             memberships: HashMap<String, String>,
         }
-        let answer: Answer = self.get("/_synapse/admin/v1/users/{}/memberships", &[user_id], vec![]).await?;
+        let answer: Answer =
+            self.get("/_synapse/admin/v1/users/{}/memberships", &[user_id], vec![]).await?;
         Ok(answer.memberships)
     }
 
-    pub(super) async fn answers(&self, base: Base, endpoint: &'static str, ids: &[&str]) -> Result<(), Error> {
+    pub(super) async fn answers(
+        &self,
+        base: Base,
+        endpoint: &'static str,
+        ids: &[&str],
+    ) -> Result<(), Error> {
         self.get_from(base, endpoint, ids, vec![]).await.map(drop)
     }
 }

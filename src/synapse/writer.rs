@@ -24,7 +24,12 @@ impl Writer {
     ///
     /// Synapse works on when the connection is lost, so that a lost answer says nothing. It keeps what is quarantined or
     /// protected, and with `keep_avatars` every file that ever was an avatar (`POST /v1/media/delete`, Synapse 1.78).
-    pub async fn delete_local_media(&self, before: Timestamp, larger_than: u64, keep_avatars: bool) -> Result<Vec<String>, Error> {
+    pub async fn delete_local_media(
+        &self,
+        before: Timestamp,
+        larger_than: u64,
+        keep_avatars: bool,
+    ) -> Result<Vec<String>, Error> {
         #[derive(Deserialize)]
         struct Deleted {
             deleted_media: Vec<String>,
@@ -49,21 +54,48 @@ impl Writer {
         Ok(answer.decode::<Deleted>()?.deleted)
     }
 
-    async fn media_call(&self, endpoint: &'static str, query: Vec<(&'static str, String)>) -> Result<Answer, Error> {
-        self.send(Call { method: Method::POST, base: Base::Media, endpoint, ids: &[], query, body: None, repeat: Repeat::Never, timeout: None }).await
+    async fn media_call(
+        &self,
+        endpoint: &'static str,
+        query: Vec<(&'static str, String)>,
+    ) -> Result<Answer, Error> {
+        self.send(Call {
+            method: Method::POST,
+            base: Base::Media,
+            endpoint,
+            ids: &[],
+            query,
+            body: None,
+            repeat: Repeat::Never,
+            timeout: None,
+        })
+        .await
     }
 
     /// Joins a local user, as its own act or through an invitation by the token's account; waits for its turn among all joins.
     pub async fn join(&self, room_id: &str, user_id: &str) -> Result<(), Error> {
         self.reader.transport.join_turn().await;
-        self.call(Method::POST, "/_synapse/admin/v1/join/{}", &[room_id], json!({ "user_id": user_id })).await.map(drop)
+        self.call(
+            Method::POST,
+            "/_synapse/admin/v1/join/{}",
+            &[room_id],
+            json!({ "user_id": user_id }),
+        )
+        .await
+        .map(drop)
     }
 
     /// Replaces the whole list of an account's external ids and answers the account as it is then.
     ///
     /// Synapse creates an account that does not exist: an answer that says so is an error.
-    pub async fn set_external_ids(&self, user_id: &str, external_ids: &[ExternalId]) -> Result<User, Error> {
-        let answer = self.call(Method::PUT, Reader::USER, &[user_id], json!({ "external_ids": external_ids })).await?;
+    pub async fn set_external_ids(
+        &self,
+        user_id: &str,
+        external_ids: &[ExternalId],
+    ) -> Result<User, Error> {
+        let answer = self
+            .call(Method::PUT, Reader::USER, &[user_id], json!({ "external_ids": external_ids }))
+            .await?;
         if answer.status.as_u16() == 201 {
             return Err(answer.unexpected(format!("Synapse created the account {user_id}, which was there a moment ago: deactivate it and find out who removed the old one")));
         }
@@ -75,9 +107,25 @@ impl Writer {
         self.reader.transport.send_raw(raw, &self.reader.watch).await.map(drop)
     }
 
-    async fn call(&self, method: Method, endpoint: &'static str, ids: &[&str], body: serde_json::Value) -> Result<Answer, Error> {
+    async fn call(
+        &self,
+        method: Method,
+        endpoint: &'static str,
+        ids: &[&str],
+        body: serde_json::Value,
+    ) -> Result<Answer, Error> {
         let timeout = Some(self.reader.transport.request_timeout());
-        self.send(Call { method, base: Base::Homeserver, endpoint, ids, query: vec![], body: Some(body), repeat: Repeat::Never, timeout }).await
+        self.send(Call {
+            method,
+            base: Base::Homeserver,
+            endpoint,
+            ids,
+            query: vec![],
+            body: Some(body),
+            repeat: Repeat::Never,
+            timeout,
+        })
+        .await
     }
 
     async fn send(&self, call: Call<'_>) -> Result<Answer, Error> {

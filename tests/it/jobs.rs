@@ -1,0 +1,7 @@
+//! One file a kind: what it must do, and what it must leave alone.
+
+mod join_rooms;
+mod purge_local_media;
+mod purge_remote_media;
+mod remove_external_ids;
+mod request;

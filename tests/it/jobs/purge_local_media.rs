@@ -1,0 +1,1 @@
+//! `purge-local-media`.

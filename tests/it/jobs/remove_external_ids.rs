@@ -1,0 +1,1 @@
+//! `remove-external-ids`.
