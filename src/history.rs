@@ -3,6 +3,8 @@
 use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use serde_json::Value;
 use sqlx::sqlite::{
@@ -12,16 +14,24 @@ use sqlx::{QueryBuilder, Row, SqlitePool};
 
 use crate::change::{Fact, Topic};
 use crate::clock::{Clock, Timestamp};
-use crate::report::{Action, CHANGES_SHOWN, ChangeRecord, Outcome, Report, State};
+use crate::report::{Action, CHANGES_SHOWN, ChangeRecord, Mode, Outcome, Report, State};
 use crate::state_dir::StateDir;
 
 /// What is known of earlier runs. One without a database keeps nothing and knows nothing: only a dry run may use it.
 #[derive(Debug, Clone)]
 pub struct History {
-    pool: Option<SqlitePool>,
+    pools: Option<Pools>,
     /// Why there is no database.
     problem: Arc<str>,
+    write_errors: Arc<AtomicU64>,
     clock: Clock,
+}
+
+/// One connection writes, so that writers queue here and not in SQLite, which makes them sleep.
+#[derive(Debug, Clone)]
+struct Pools {
+    write: SqlitePool,
+    read: SqlitePool,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -56,9 +66,23 @@ pub struct LostCall {
     pub sent_at: Timestamp,
 }
 
+/// A scheduled job as the history knows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Known {
+    /// Since when it is enabled with its present schedule.
+    pub since: Timestamp,
+    /// The last occurrence that was run or skipped.
+    pub dealt_with: Option<Timestamp>,
+}
+
+/// A switch that outlives the daemon: whether scheduled runs are paused.
+pub const PAUSED: &str = "paused";
+
 const FILE: &str = "history.db";
 /// SQLite takes 32,766 values in a statement.
 const ROWS_AT_ONCE: usize = 2000;
+/// How long to wait for another process that writes.
+const BUSY: Duration = Duration::from_secs(10);
 
 impl History {
     /// Opens the history in the state directory and brings its tables up to date.
@@ -72,17 +96,19 @@ impl History {
             // A change that was recorded must survive a power cut: it says what to put back.
             .synchronous(SqliteSynchronous::Full)
             .foreign_keys(true)
-            .busy_timeout(std::time::Duration::from_secs(10));
-        let pool = SqlitePoolOptions::new()
-            .max_connections(2)
-            .min_connections(0)
-            .connect_with(options)
-            .await?;
+            .busy_timeout(BUSY);
+        let write = SqlitePoolOptions::new().max_connections(1).connect_with(options).await?;
         if !existed {
             dir.give_to_owner(&path)?;
         }
-        sqlx::migrate!("src/history/migrations").run(&pool).await?;
-        Ok(Self { pool: Some(pool), problem: "".into(), clock })
+        sqlx::migrate!("src/history/migrations").run(&write).await?;
+        let read = reading(&path).await?;
+        Ok(Self {
+            pools: Some(Pools { write, read }),
+            problem: "".into(),
+            write_errors: Arc::default(),
+            clock,
+        })
     }
 
     /// Opens the history of a directory to look at; `None` where there is none yet.
@@ -91,37 +117,58 @@ impl History {
         if !path.try_exists()? {
             return Ok(None);
         }
-        let options = SqliteConnectOptions::new()
-            .filename(&path)
-            .read_only(true)
-            .busy_timeout(std::time::Duration::from_secs(10));
-        let pool = SqlitePoolOptions::new().max_connections(1).connect_with(options).await?;
-        Ok(Some(Self { pool: Some(pool), problem: "".into(), clock }))
+        let read = reading(&path).await?;
+        Ok(Some(Self {
+            pools: Some(Pools { write: read.clone(), read }),
+            problem: "".into(),
+            write_errors: Arc::default(),
+            clock,
+        }))
     }
 
     pub fn none(clock: Clock, problem: &str) -> Self {
-        Self { pool: None, problem: problem.into(), clock }
+        Self { pools: None, problem: problem.into(), write_errors: Arc::default(), clock }
     }
 
-    fn kept(&self) -> Result<&SqlitePool, Error> {
-        self.pool.as_ref().ok_or_else(|| Error::NotKept(Arc::clone(&self.problem)))
-    }
-
-    pub fn is_kept(&self) -> bool {
-        self.pool.is_some()
+    /// How often something could not be written since the start.
+    pub fn write_errors(&self) -> u64 {
+        self.write_errors.load(Ordering::Relaxed)
     }
 
     pub async fn close(&self) {
-        if let Some(pool) = &self.pool {
-            pool.close().await;
+        if let Some(pools) = &self.pools {
+            pools.read.close().await;
+            pools.write.close().await;
         }
+    }
+
+    fn kept(&self) -> Result<&SqlitePool, Error> {
+        self.writable().ok_or_else(|| Error::NotKept(Arc::clone(&self.problem)))
+    }
+
+    fn writable(&self) -> Option<&SqlitePool> {
+        self.pools.as_ref().map(|pools| &pools.write)
+    }
+
+    fn readable(&self) -> Option<&SqlitePool> {
+        self.pools.as_ref().map(|pools| &pools.read)
+    }
+
+    /// Counts what could not be written.
+    async fn counted<T>(&self, write: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+        let written = write.await;
+        if written.is_err() {
+            self.write_errors.fetch_add(1, Ordering::Relaxed);
+        }
+        written
     }
 
     /// Records that a run begins; its id is what everything else is recorded under.
     pub async fn begin(&self, report: &Report) -> Result<i64, Error> {
-        let pool = self.kept()?;
+        self.counted(async {
+        let mut transaction = self.kept()?.begin().await?;
         let row = sqlx::query(
-            "INSERT INTO runs (job, kind, homeserver, mode, cause, scheduled_for, started_at) VALUES ($1, $2, $3, $4, $5, $6, $7) RETURNING id",
+            "INSERT INTO runs (job, kind, homeserver, mode, cause, scheduled_for, started_at, attempts) VALUES ($1, $2, $3, $4, $5, $6, $7, $8) RETURNING id",
         )
         .bind(&report.job)
         .bind(&report.kind)
@@ -130,14 +177,22 @@ impl History {
         .bind(report.trigger.as_str())
         .bind(report.scheduled_for.map(|moment| moment.timestamp_millis()))
         .bind(report.started_at.timestamp_millis())
-        .fetch_one(pool)
+        .bind(report.attempts + 1)
+        .fetch_one(&mut *transaction)
         .await?;
+        if let Some(occurrence) = report.scheduled_for {
+            sqlx::query("UPDATE jobs SET dealt_with = $2 WHERE name = $1").bind(&report.job).bind(occurrence.timestamp_millis()).execute(&mut *transaction).await?;
+        }
+        transaction.commit().await?;
         Ok(row.try_get("id")?)
+        })
+        .await
     }
 
     /// Records where the run stands, or how it ended.
     pub async fn save(&self, report: &Report) -> Result<(), Error> {
-        let (Some(pool), Some(id)) = (&self.pool, report.id) else { return Ok(()) };
+        self.counted(async {
+        let (Some(pool), Some(id)) = (self.writable(), report.id) else { return Ok(()) };
         sqlx::query(
             "UPDATE runs SET finished_at = $2, attempts = $3, outcome = $4, message = $5, planned = $6, done = $7, failed = $8, skipped = $9, \
              remaining = $10, bytes_planned = $11, bytes_freed = $12, sample = $13 WHERE id = $1",
@@ -158,42 +213,48 @@ impl History {
         .execute(pool)
         .await?;
         Ok(())
+        })
+        .await
     }
 
     /// Replaces what the run had planned and not made, or failed to make, by a new plan; answers the number of its first change.
     pub async fn plan(&self, run: Option<i64>, changes: &[ChangeRecord]) -> Result<i64, Error> {
-        let (Some(pool), Some(run)) = (&self.pool, run) else { return Ok(0) };
-        let mut transaction = pool.begin().await?;
-        sqlx::query("DELETE FROM changes WHERE run = $1 AND state IN ('planned', 'failed')")
-            .bind(run)
-            .execute(&mut *transaction)
-            .await?;
-        let first: i64 =
-            sqlx::query("SELECT COALESCE(MAX(seq) + 1, 0) AS first FROM changes WHERE run = $1")
+        self.counted(async {
+            let (Some(pool), Some(run)) = (self.writable(), run) else { return Ok(0) };
+            let mut transaction = pool.begin().await?;
+            sqlx::query("DELETE FROM changes WHERE run = $1 AND state IN ('planned', 'failed')")
                 .bind(run)
-                .fetch_one(&mut *transaction)
-                .await?
-                .try_get("first")?;
-        let numbered: Vec<(i64, &ChangeRecord)> = (first..).zip(changes).collect();
-        for some in numbered.chunks(ROWS_AT_ONCE) {
-            QueryBuilder::new(
-                "INSERT INTO changes (run, seq, action, target, count, state, detail) ",
+                .execute(&mut *transaction)
+                .await?;
+            let first: i64 = sqlx::query(
+                "SELECT COALESCE(MAX(seq) + 1, 0) AS first FROM changes WHERE run = $1",
             )
-            .push_values(some, |mut row, (seq, change)| {
-                row.push_bind(run)
-                    .push_bind(seq)
-                    .push_bind(change.action.as_str())
-                    .push_bind(&change.target)
-                    .push_bind(signed(change.count))
-                    .push_bind(change.state.as_str())
-                    .push_bind(&change.detail);
-            })
-            .build()
-            .execute(&mut *transaction)
-            .await?;
-        }
-        transaction.commit().await?;
-        Ok(first)
+            .bind(run)
+            .fetch_one(&mut *transaction)
+            .await?
+            .try_get("first")?;
+            let numbered: Vec<(i64, &ChangeRecord)> = (first..).zip(changes).collect();
+            for some in numbered.chunks(ROWS_AT_ONCE) {
+                QueryBuilder::new(
+                    "INSERT INTO changes (run, seq, action, target, count, state, detail) ",
+                )
+                .push_values(some, |mut row, (seq, change)| {
+                    row.push_bind(run)
+                        .push_bind(seq)
+                        .push_bind(change.action.as_str())
+                        .push_bind(&change.target)
+                        .push_bind(signed(change.count))
+                        .push_bind(change.state.as_str())
+                        .push_bind(&change.detail);
+                })
+                .build()
+                .execute(&mut *transaction)
+                .await?;
+            }
+            transaction.commit().await?;
+            Ok(first)
+        })
+        .await
     }
 
     /// Records that a change is about to be sent, and what it will replace.
@@ -203,6 +264,7 @@ impl History {
         seq: i64,
         change: &ChangeRecord,
     ) -> Result<(), Error> {
+        self.counted(async {
         let (pool, Some(run)) = (self.kept()?, run) else { return Ok(()) };
         sqlx::query(
             "INSERT INTO changes (run, seq, action, target, count, state, before) VALUES ($1, $2, $3, $4, $5, 'making', $6) \
@@ -217,6 +279,8 @@ impl History {
         .execute(pool)
         .await?;
         Ok(())
+        })
+        .await
     }
 
     /// Records what became of a change, with the files that went and what was learned, all at once.
@@ -229,6 +293,7 @@ impl History {
         files: &[(String, Option<u64>)],
         facts: &[Fact],
     ) -> Result<(), Error> {
+        self.counted(async {
         let (pool, Some(run)) = (self.kept()?, run) else { return Ok(()) };
         let mut transaction = pool.begin().await?;
         sqlx::query(
@@ -256,15 +321,20 @@ impl History {
         insert_facts(&mut transaction, server, facts).await?;
         transaction.commit().await?;
         Ok(())
+        })
+        .await
     }
 
     /// Records what was learned; without a history it is forgotten.
     pub async fn learn(&self, server: &str, facts: &[Fact]) -> Result<(), Error> {
-        let Some(pool) = &self.pool else { return Ok(()) };
-        let mut transaction = pool.begin().await?;
-        insert_facts(&mut transaction, server, facts).await?;
-        transaction.commit().await?;
-        Ok(())
+        self.counted(async {
+            let Some(pool) = self.writable() else { return Ok(()) };
+            let mut transaction = pool.begin().await?;
+            insert_facts(&mut transaction, server, facts).await?;
+            transaction.commit().await?;
+            Ok(())
+        })
+        .await
     }
 
     /// All that is known of a topic.
@@ -273,7 +343,7 @@ impl History {
         server: &str,
         topic: Topic,
     ) -> Result<HashMap<String, String>, Error> {
-        let Some(pool) = &self.pool else { return Ok(HashMap::new()) };
+        let Some(pool) = self.readable() else { return Ok(HashMap::new()) };
         let rows = sqlx::query("SELECT key, value FROM facts WHERE server = $1 AND topic = $2")
             .bind(server)
             .bind(topic.as_str())
@@ -284,6 +354,7 @@ impl History {
 
     /// Records that a media call goes out, before it does.
     pub async fn media_call_sent(&self, server: &str, store: &str) -> Result<(), Error> {
+        self.counted(async {
         let pool = self.kept()?;
         sqlx::query("INSERT INTO media_calls (server, store, sent_at) VALUES ($1, $2, $3) ON CONFLICT (server) DO UPDATE SET store = excluded.store, sent_at = excluded.sent_at")
             .bind(server)
@@ -292,17 +363,25 @@ impl History {
             .execute(pool)
             .await?;
         Ok(())
+        })
+        .await
     }
 
     /// Forgets a media call: it was answered, or is certainly over.
     pub async fn media_call_over(&self, server: &str) -> Result<(), Error> {
-        let pool = self.kept()?;
-        sqlx::query("DELETE FROM media_calls WHERE server = $1").bind(server).execute(pool).await?;
-        Ok(())
+        self.counted(async {
+            let pool = self.kept()?;
+            sqlx::query("DELETE FROM media_calls WHERE server = $1")
+                .bind(server)
+                .execute(pool)
+                .await?;
+            Ok(())
+        })
+        .await
     }
 
     pub async fn lost_media_call(&self, server: &str) -> Result<Option<LostCall>, Error> {
-        let Some(pool) = &self.pool else { return Ok(None) };
+        let Some(pool) = self.readable() else { return Ok(None) };
         let row = sqlx::query("SELECT store, sent_at FROM media_calls WHERE server = $1")
             .bind(server)
             .fetch_optional(pool)
@@ -315,17 +394,21 @@ impl History {
 
     /// Ends the record of changes that were sent and whose answer was never seen.
     pub async fn abandon(&self, run: Option<i64>, why: &str) -> Result<u64, Error> {
-        let (Some(pool), Some(run)) = (&self.pool, run) else { return Ok(0) };
+        self.counted(async {
+        let (Some(pool), Some(run)) = (self.writable(), run) else { return Ok(0) };
         let rows = sqlx::query("UPDATE changes SET state = 'failed', detail = $2 WHERE run = $1 AND state = 'making' RETURNING count").bind(run).bind(why).fetch_all(pool).await?;
         rows.iter().map(|row| Ok(unsigned(row.try_get("count")?))).sum()
+        })
+        .await
     }
 
     /// Calls the unended runs of a job interrupted: nobody is at work on them, since the caller holds the job's lock.
     pub async fn interrupt(&self, job: &str) -> Result<(), Error> {
-        let Some(pool) = &self.pool else { return Ok(()) };
+        self.counted(async {
+        let (Some(read), Some(pool)) = (self.readable(), self.writable()) else { return Ok(()) };
         let rows = sqlx::query("SELECT id FROM runs WHERE job = $1 AND outcome IS NULL")
             .bind(job)
-            .fetch_all(pool)
+            .fetch_all(read)
             .await?;
         for row in rows {
             let id: i64 = row.try_get("id")?;
@@ -351,11 +434,146 @@ impl History {
                 .await?;
         }
         Ok(())
+        })
+        .await
+    }
+
+    /// Ends every run that a daemon before this one left behind, and answers those runs.
+    pub async fn interrupt_all(&self) -> Result<Vec<Report>, Error> {
+        let Some(pool) = self.readable() else { return Ok(Vec::new()) };
+        let rows = sqlx::query("SELECT * FROM runs WHERE outcome IS NULL ORDER BY id")
+            .fetch_all(pool)
+            .await?;
+        let left: Vec<Report> = rows.iter().map(report).collect::<Result<_, _>>()?;
+        for run in &left {
+            self.interrupt(&run.job).await?;
+        }
+        Ok(left)
+    }
+
+    /// How many runs of an occurrence were interrupted.
+    pub async fn interruptions(&self, job: &str, occurrence: Timestamp) -> Result<u64, Error> {
+        let Some(pool) = self.readable() else { return Ok(0) };
+        let row = sqlx::query("SELECT COUNT(*) AS times FROM runs WHERE job = $1 AND scheduled_for = $2 AND outcome = 'interrupted'")
+            .bind(job)
+            .bind(occurrence.timestamp_millis())
+            .fetch_one(pool)
+            .await?;
+        Ok(unsigned(row.try_get("times")?))
+    }
+
+    /// Makes the scheduled jobs known, and forgets the others; a job whose schedule is another one is known since now.
+    pub async fn know(&self, jobs: &[(String, String)]) -> Result<HashMap<String, Known>, Error> {
+        self.counted(async {
+            let Some(pool) = self.writable() else { return Ok(HashMap::new()) };
+            let now = self.clock.now().timestamp_millis();
+            let mut transaction = pool.begin().await?;
+            let rows = sqlx::query("SELECT * FROM jobs").fetch_all(&mut *transaction).await?;
+            let mut known: HashMap<String, (String, Known)> = HashMap::new();
+            for row in &rows {
+                let dealt_with: Option<i64> = row.try_get("dealt_with")?;
+                let value = Known {
+                    since: moment(row.try_get("since")?),
+                    dealt_with: dealt_with.map(moment),
+                };
+                known.insert(row.try_get("name")?, (row.try_get("schedule")?, value));
+            }
+            let new: Vec<&(String, String)> = jobs
+                .iter()
+                .filter(|(name, schedule)| {
+                    known.get(name).is_none_or(|(known, _)| known != schedule)
+                })
+                .collect();
+            let listed: std::collections::HashSet<&str> =
+                jobs.iter().map(|(name, _)| name.as_str()).collect();
+            for name in known.keys().filter(|name| !listed.contains(name.as_str())) {
+                sqlx::query("DELETE FROM jobs WHERE name = $1")
+                    .bind(name)
+                    .execute(&mut *transaction)
+                    .await?;
+            }
+            for some in new.chunks(ROWS_AT_ONCE) {
+                QueryBuilder::new("INSERT OR REPLACE INTO jobs (name, schedule, since) ")
+                    .push_values(some, |mut row, (name, schedule)| {
+                        row.push_bind(name).push_bind(schedule).push_bind(now);
+                    })
+                    .build()
+                    .execute(&mut *transaction)
+                    .await?;
+            }
+            transaction.commit().await?;
+            let fresh: HashMap<String, Known> = new
+                .into_iter()
+                .map(|(name, _)| (name.clone(), Known { since: moment(now), dealt_with: None }))
+                .collect();
+            let kept = known
+                .into_iter()
+                .filter(|(name, _)| listed.contains(name.as_str()))
+                .map(|(name, (_, value))| (name, value));
+            Ok(kept.chain(fresh).collect())
+        })
+        .await
+    }
+
+    /// Records that an occurrence was run or skipped, so that it does not count as missed.
+    pub async fn dealt_with(&self, job: &str, occurrence: Timestamp) -> Result<(), Error> {
+        self.counted(async {
+            let Some(pool) = self.writable() else { return Ok(()) };
+            sqlx::query("UPDATE jobs SET dealt_with = $2 WHERE name = $1")
+                .bind(job)
+                .bind(occurrence.timestamp_millis())
+                .execute(pool)
+                .await?;
+            Ok(())
+        })
+        .await
+    }
+
+    pub async fn switch(&self, name: &str) -> Result<bool, Error> {
+        let Some(pool) = self.readable() else { return Ok(false) };
+        let row = sqlx::query("SELECT value FROM switches WHERE name = $1")
+            .bind(name)
+            .fetch_optional(pool)
+            .await?;
+        Ok(row.map(|row| row.try_get::<i64, _>("value")).transpose()?.unwrap_or(0) != 0)
+    }
+
+    pub async fn set_switch(&self, name: &str, on: bool) -> Result<(), Error> {
+        self.counted(async {
+            let pool = self.kept()?;
+            sqlx::query("INSERT OR REPLACE INTO switches (name, value) VALUES ($1, $2)")
+                .bind(name)
+                .bind(i64::from(on))
+                .execute(pool)
+                .await?;
+            Ok(())
+        })
+        .await
+    }
+
+    /// Whether the history can be written now: writes.
+    pub async fn probe(&self) -> Result<(), Error> {
+        self.set_switch("probe", true).await
+    }
+
+    /// When each job last succeeded, and how many of its runs since did not, in the mode that `modes` names.
+    pub async fn standing(&self, job: &str, mode: Mode) -> Result<(Option<Report>, u64), Error> {
+        let Some(pool) = self.readable() else { return Ok((None, 0)) };
+        let last = sqlx::query("SELECT * FROM runs WHERE job = $1 AND mode = $2 AND outcome = 'succeeded' ORDER BY id DESC LIMIT 1").bind(job).bind(mode.as_str()).fetch_optional(pool).await?;
+        let last = last.as_ref().map(report).transpose()?;
+        let since = last.as_ref().and_then(|last| last.id).unwrap_or(0);
+        let failures = sqlx::query("SELECT COUNT(*) AS failures FROM runs WHERE job = $1 AND mode = $2 AND id > $3 AND outcome IS NOT NULL")
+            .bind(job)
+            .bind(mode.as_str())
+            .bind(since)
+            .fetch_one(pool)
+            .await?;
+        Ok((last, unsigned(failures.try_get("failures")?)))
     }
 
     /// Runs without their changes, newest first.
     pub async fn runs(&self, job: Option<&str>, limit: u32) -> Result<Vec<Report>, Error> {
-        let Some(pool) = &self.pool else { return Ok(Vec::new()) };
+        let Some(pool) = self.readable() else { return Ok(Vec::new()) };
         let rows = sqlx::query(
             "SELECT * FROM runs WHERE $1 IS NULL OR job = $1 ORDER BY id DESC LIMIT $2",
         )
@@ -368,7 +586,7 @@ impl History {
 
     /// The newest run of each job.
     pub async fn last_runs(&self) -> Result<HashMap<String, Report>, Error> {
-        let Some(pool) = &self.pool else { return Ok(HashMap::new()) };
+        let Some(pool) = self.readable() else { return Ok(HashMap::new()) };
         let rows =
             sqlx::query("SELECT * FROM runs WHERE id IN (SELECT MAX(id) FROM runs GROUP BY job)")
                 .fetch_all(pool)
@@ -378,7 +596,7 @@ impl History {
 
     /// One run with a page of its changes.
     pub async fn run(&self, id: i64, page: Page) -> Result<Option<Report>, Error> {
-        let Some(pool) = &self.pool else { return Ok(None) };
+        let Some(pool) = self.readable() else { return Ok(None) };
         let Some(row) =
             sqlx::query("SELECT * FROM runs WHERE id = $1").bind(id).fetch_optional(pool).await?
         else {
@@ -398,7 +616,7 @@ impl History {
 
     /// The files that a run deleted.
     pub async fn files(&self, run: i64) -> Result<Vec<(String, Option<u64>)>, Error> {
-        let Some(pool) = &self.pool else { return Ok(Vec::new()) };
+        let Some(pool) = self.readable() else { return Ok(Vec::new()) };
         let rows =
             sqlx::query("SELECT media_id, bytes FROM files WHERE run = $1 ORDER BY media_id")
                 .bind(run)
@@ -416,13 +634,22 @@ impl History {
 
     /// Deletes runs that began before `moment`, with all that belongs to them; the facts stay.
     pub async fn forget_before(&self, moment: Timestamp) -> Result<u64, Error> {
-        let Some(pool) = &self.pool else { return Ok(0) };
-        let gone = sqlx::query("DELETE FROM runs WHERE started_at < $1 AND outcome IS NOT NULL")
-            .bind(moment.timestamp_millis())
-            .execute(pool)
-            .await?;
-        Ok(gone.rows_affected())
+        self.counted(async {
+            let Some(pool) = self.writable() else { return Ok(0) };
+            let gone =
+                sqlx::query("DELETE FROM runs WHERE started_at < $1 AND outcome IS NOT NULL")
+                    .bind(moment.timestamp_millis())
+                    .execute(pool)
+                    .await?;
+            Ok(gone.rows_affected())
+        })
+        .await
     }
+}
+
+async fn reading(path: &Path) -> Result<SqlitePool, Error> {
+    let options = SqliteConnectOptions::new().filename(path).read_only(true).busy_timeout(BUSY);
+    Ok(SqlitePoolOptions::new().max_connections(2).min_connections(0).connect_with(options).await?)
 }
 
 async fn insert_facts(

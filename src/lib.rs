@@ -1,6 +1,7 @@
 //! Housekeeping for Synapse.
 
 pub mod age;
+pub mod agenda;
 pub mod change;
 pub mod cli;
 pub mod clock;
@@ -18,4 +19,5 @@ pub mod size;
 pub mod state_dir;
 pub mod synapse;
 pub mod telling;
+pub mod ticker;
 pub mod words;

@@ -279,6 +279,11 @@ impl Run<'_> {
                 report.attempts += 1;
                 report.attempts
             };
+            if attempt > self.order.attempts_made + 1 {
+                let report = self.report().clone();
+                // The count of attempts must outlive the program; a failure is met again at the next write.
+                let _ = self.runner.history.save(&report).await;
+            }
             let ending = match self.place(places).await {
                 Ok(_place) => self.attempt().await,
                 Err(ending) => ending,

@@ -49,6 +49,11 @@ impl Schedule {
         }
         None
     }
+
+    /// Whether it names times of the day, and not an interval such as every ten minutes.
+    pub fn is_fixed(&self) -> bool {
+        pattern(&self.0).is_ok_and(|cron| cron.determine_job_type() == croner4::JobType::FixedTime)
+    }
 }
 
 fn pattern(text: &str) -> Result<croner4::Cron, croner4::errors::CronError> {

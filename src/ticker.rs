@@ -1,0 +1,176 @@
+//! The seam to tokio-cron-scheduler, which ticks and dispatches over an agenda of ours.
+//!
+//! Used plainly the crate (0.15.1) runs a 09:30 job at 10:30 after a change to summer time, is silent for an hour when the
+//! clock goes back one, loses runs when many are due at once, and leaks tasks on every rebuild. So it is driven through its
+//! own storage and code traits: the store hands it one beat when anything is due, behind which everything that is due is sent.
+
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use tokio::sync::{RwLock, mpsc};
+use tokio::time::Instant;
+use tokio_cron_scheduler::job::job_data::{
+    JobAndNextTick, JobStoredData, JobType, NonCronJob, job_stored_data,
+};
+use tokio_cron_scheduler::store::{DataStore, InitStore};
+use tokio_cron_scheduler::{
+    Context, JobCode, JobScheduler, JobSchedulerError, JobToRunAsync, MetaDataStorage,
+    PinnedGetFuture, SimpleNotificationCode, SimpleNotificationStore, ToCode,
+};
+use uuid::Uuid;
+
+use crate::agenda::{Agenda, Due};
+use crate::clock::Clock;
+
+/// Looks at the agenda twice a second and sends what is due.
+pub struct Ticker {
+    scheduler: JobScheduler,
+    last_tick: Arc<Mutex<Instant>>,
+}
+
+/// The crate looks every half second: an agenda that was not looked at for so long will not be.
+const STALLED: Duration = Duration::from_secs(5);
+/// One beat at a time goes through the crate's channels.
+const CHANNEL: usize = 16;
+
+impl Ticker {
+    pub async fn start(
+        agenda: Arc<Mutex<Agenda>>,
+        clock: Clock,
+        due: mpsc::UnboundedSender<Vec<Due>>,
+    ) -> Result<Self, JobSchedulerError> {
+        let (pending, last_tick) =
+            (Arc::new(Mutex::new(Vec::new())), Arc::new(Mutex::new(Instant::now())));
+        let store = Store {
+            agenda,
+            clock,
+            pending: Arc::clone(&pending),
+            last_tick: Arc::clone(&last_tick),
+        };
+        // Runs inside the crate's only runner task: it must neither wait nor panic.
+        let send: Box<JobToRunAsync> = Box::new(move |_, _| {
+            let pending =
+                std::mem::take(&mut *pending.lock().unwrap_or_else(PoisonError::into_inner));
+            let _ = due.send(pending);
+            Box::pin(async {})
+        });
+        let scheduler = JobScheduler::new_with_storage_and_code(
+            Box::new(store),
+            Box::new(SimpleNotificationStore::default()),
+            Box::new(Code(Arc::new(RwLock::new(send)))),
+            Box::new(SimpleNotificationCode::default()),
+            CHANNEL,
+        )
+        .await?;
+        scheduler.start().await?;
+        Ok(Self { scheduler, last_tick })
+    }
+
+    /// How long ago the agenda was looked at; `Err` where that is too long.
+    pub fn alive(&self) -> Result<Duration, Duration> {
+        let ago = self.last_tick.lock().unwrap_or_else(PoisonError::into_inner).elapsed();
+        if ago < STALLED { Ok(ago) } else { Err(ago) }
+    }
+
+    /// Stops ticking; one more beat may come.
+    pub async fn stop(&mut self) {
+        let _ = self.scheduler.shutdown().await;
+    }
+}
+
+type Answer<T> = Pin<Box<dyn Future<Output = Result<T, JobSchedulerError>> + Send>>;
+
+struct Store {
+    agenda: Arc<Mutex<Agenda>>,
+    clock: Clock,
+    pending: Arc<Mutex<Vec<Due>>>,
+    last_tick: Arc<Mutex<Instant>>,
+}
+
+impl InitStore for Store {
+    fn init(&mut self) -> Answer<()> {
+        Box::pin(async { Ok(()) })
+    }
+
+    fn inited(&mut self) -> Answer<bool> {
+        Box::pin(async { Ok(true) })
+    }
+}
+
+impl DataStore<JobStoredData> for Store {
+    /// Asked after a dispatch only: a record that is no cron job spares the crate parsing a pattern.
+    fn get(&mut self, id: Uuid) -> Answer<Option<JobStoredData>> {
+        let job = Some(job_stored_data::Job::NonCronJob(NonCronJob {
+            repeating: true,
+            repeated_every: 1,
+        }));
+        let row = JobStoredData {
+            id: Some(id.into()),
+            last_updated: None,
+            last_tick: None,
+            next_tick: 0,
+            job_type: JobType::Repeated.into(),
+            count: 0,
+            extra: Vec::new(),
+            ran: false,
+            stopped: false,
+            job,
+            time_offset_seconds: 0,
+        };
+        Box::pin(async move { Ok(Some(row)) })
+    }
+
+    fn add_or_update(&mut self, _: JobStoredData) -> Answer<()> {
+        Box::pin(async { Ok(()) })
+    }
+
+    fn delete(&mut self, _: Uuid) -> Answer<()> {
+        Box::pin(async { Ok(()) })
+    }
+}
+
+impl MetaDataStorage for Store {
+    fn list_next_ticks(&mut self) -> Answer<Vec<JobAndNextTick>> {
+        *self.last_tick.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+        let now = self.clock.now();
+        let due = self.agenda.lock().unwrap_or_else(PoisonError::into_inner).pop_due(now);
+        let beat = due.first().map(|first| JobAndNextTick {
+            id: Some(Uuid::nil().into()),
+            job_type: JobType::Cron.into(),
+            next_tick: u64::try_from(first.occurrence.timestamp()).unwrap_or(0),
+            last_tick: None,
+        });
+        self.pending.lock().unwrap_or_else(PoisonError::into_inner).extend(due);
+        Box::pin(async move { Ok(beat.into_iter().collect()) })
+    }
+
+    fn set_next_and_last_tick(
+        &mut self,
+        _: Uuid,
+        _: Option<DateTime<Utc>>,
+        _: Option<DateTime<Utc>>,
+    ) -> Answer<()> {
+        Box::pin(async { Ok(()) })
+    }
+
+    fn time_till_next_job(&mut self) -> Answer<Option<Duration>> {
+        Box::pin(async { Ok(None) })
+    }
+}
+
+struct Code(Arc<RwLock<Box<JobToRunAsync>>>);
+
+impl ToCode<Box<JobToRunAsync>> for Code {
+    fn init(&mut self, _: &Context) -> Answer<()> {
+        Box::pin(async { Ok(()) })
+    }
+
+    fn get(&mut self, _: Uuid) -> PinnedGetFuture<Box<JobToRunAsync>> {
+        let code = Arc::clone(&self.0);
+        Box::pin(async move { Ok(Some(code)) })
+    }
+}
+
+impl JobCode for Code {}
