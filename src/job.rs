@@ -9,7 +9,7 @@ use crate::change::{Fact, Plan, Topic};
 use crate::clock::Timestamp;
 use crate::history::{self, History};
 use crate::keys::{Key, Mistake, Table};
-use crate::report::Event;
+use crate::report::{Action, Event};
 use crate::synapse::{self, Identity, Reader, Version};
 
 /// A kind, written for its author: the struct is the kind's own config.
@@ -20,6 +20,8 @@ pub trait Job: Debug + Send + Sync + Sized + 'static {
     /// Whether the kind knows beforehand how many things it will change; without it `max_changes` and `at_most` mean nothing.
     const COUNTS: bool = true;
     const NEEDS: Needs;
+    /// What all its changes do.
+    const ACTION: Action;
 
     /// Reads the kind's keys; a mistake that takes several keys together is found here.
     fn read(table: &Table<'_, '_>, now: Timestamp, mistakes: &mut Vec<Mistake>) -> Option<Self>;
@@ -155,6 +157,7 @@ pub struct Kind {
     pub keys: &'static [Key],
     pub counts: bool,
     pub needs: Needs,
+    pub action: Action,
     pub read: fn(&Table<'_, '_>, Timestamp, &mut Vec<Mistake>) -> Option<Arc<dyn AnyJob>>,
 }
 
@@ -166,6 +169,7 @@ impl Kind {
             keys: J::KEYS,
             counts: J::COUNTS,
             needs: J::NEEDS,
+            action: J::ACTION,
             read: |table, now, mistakes| Some(Arc::new(J::read(table, now, mistakes)?)),
         }
     }

@@ -12,6 +12,7 @@ pub mod job;
 pub mod jobs;
 pub mod keys;
 pub mod length;
+pub mod metrics;
 pub mod report;
 pub mod runner;
 pub mod schedule;

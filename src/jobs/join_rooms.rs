@@ -55,6 +55,7 @@ impl Job for JoinRooms {
         and every deactivated, locked or suspended account, guest, bridge ghost, bot and the daemon's own account. \
         Into a room that is not public the daemon's account invites: it must be in there and may invite.";
     const KEYS: &'static [Key] = Keys::KEYS;
+    const ACTION: Action = Action::JoinRoom;
     const NEEDS: Needs = Needs {
         synapse: Version(1, 123),
         clock: false,

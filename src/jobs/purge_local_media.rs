@@ -55,6 +55,7 @@ impl Job for PurgeLocalMedia {
         Leaves alone what is quarantined or protected, empty and pending uploads, and (keep_avatars) every file that ever was an avatar. \
         Does not know stickers, custom emoji or files in use by rooms: protect those in Synapse first.";
     const KEYS: &'static [Key] = Keys::KEYS;
+    const ACTION: Action = Action::PurgeLocalMedia;
     const NEEDS: Needs = Needs {
         synapse: Version(1, 78),
         clock: true,

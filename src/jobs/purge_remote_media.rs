@@ -38,6 +38,7 @@ impl Job for PurgeRemoteMedia {
     const ABOUT: &'static str = "Deletes cached copies of other servers' files that nobody accessed for long. They are fetched again when somebody asks, if their own server still has them. \
         Leaves alone what is quarantined. Has no preview: Synapse lists its cache nowhere, so that a dry run can only say what it would ask for.";
     const KEYS: &'static [Key] = Keys::KEYS;
+    const ACTION: Action = Action::PurgeRemoteMedia;
     const COUNTS: bool = false;
     const NEEDS: Needs = Needs {
         synapse: Version(1, 78),

@@ -61,6 +61,7 @@ impl Job for RemoveExternalIds {
         Keeps every other id, never creates an account and never reactivates one; the daemon's own account, and without include_admins every server admin, is left alone. \
         The list as it was is recorded with each change. Whoever loses the only id and has no password cannot log in any more.";
     const KEYS: &'static [Key] = Keys::KEYS;
+    const ACTION: Action = Action::RemoveExternalId;
     const NEEDS: Needs = Needs {
         synapse: Version(1, 46),
         clock: false,

@@ -62,6 +62,7 @@ impl Job for Request {
     const ABOUT: &'static str = "Sends one request to any Admin or Client-Server endpoint, with the homeserver's token. Strings in path, query and body are templates: \
         {{ ago_ms(\"30d\") }}, {{ ago_seconds(\"30d\") }}, {{ now_ms() }} and the filter urlencode. It knows nothing of what the endpoint does: a dry run shows the request and sends nothing at all.";
     const KEYS: &'static [Key] = Keys::KEYS;
+    const ACTION: Action = Action::Request;
     const COUNTS: bool = false;
     const NEEDS: Needs = Needs {
         synapse: Version(0, 0),

@@ -28,6 +28,9 @@ pub struct Identity {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Version(pub u32, pub u32);
 
+/// Answered without any token.
+pub const VERSION_ENDPOINT: &str = "/_synapse/admin/v1/server_version";
+
 impl Version {
     /// Takes what `server_version` says: `1.163.2`, `1.147.0rc1`, `0.99.2rc1 (b=develop,abcdef)`.
     pub fn parse(text: &str) -> Option<Self> {
@@ -92,9 +95,7 @@ impl Reader {
         struct Answer {
             server_version: String,
         }
-        let answer = self
-            .get_from(Base::Homeserver, "/_synapse/admin/v1/server_version", &[], vec![])
-            .await?;
+        let answer = self.get_from(Base::Homeserver, VERSION_ENDPOINT, &[], vec![]).await?;
         let text = answer.decode::<Answer>()?.server_version;
         Version::parse(&text).ok_or_else(|| {
             answer.unexpected(format!(
