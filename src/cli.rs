@@ -5,8 +5,10 @@ mod jobs;
 mod kinds;
 mod log;
 mod progress;
+mod remote;
 mod run;
 mod runs;
+mod serve;
 mod table;
 
 use std::path::PathBuf;
@@ -44,6 +46,8 @@ Environment: RUST_LOG sets the levels of the log on stderr, MICROGLIA_LOG_FORMAT
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Runs the scheduler and the HTTP listener in the foreground until SIGTERM or SIGINT
+    Serve,
     /// Reports every mistake of the config, and when each job is due
     Check(check::Options),
     /// Runs one job now, in its configured mode, and shows what it did
@@ -54,6 +58,20 @@ enum Command {
     Runs(runs::Options),
     /// Shows what each kind of job does, and every key it takes
     Kinds(kinds::Options),
+    /// Asks the running daemon to reload the config, and waits
+    Reload,
+    /// Ends a job's run in the daemon at its next change boundary
+    Cancel { job: String },
+    /// Stops all scheduled runs, beyond a restart of the daemon
+    Pause,
+    /// Restarts scheduled runs
+    Resume,
+    /// Asks the running daemon whether it lives
+    Healthcheck {
+        /// Whether it can do its work, too.
+        #[arg(long)]
+        ready: bool,
+    },
     /// Prints a completion script for a shell
     Completions { shell: clap_complete::Shell },
 }
@@ -122,6 +140,12 @@ pub fn main() -> ExitCode {
 async fn command(cli: Cli) -> Result<(), Ended> {
     let path = cli.config;
     match cli.command {
+        Command::Serve => serve::run(&path).await,
+        Command::Reload => remote::reload(&path).await,
+        Command::Cancel { job } => remote::cancel(&path, &job).await,
+        Command::Pause => remote::pause(&path, true).await,
+        Command::Resume => remote::pause(&path, false).await,
+        Command::Healthcheck { ready } => remote::healthcheck(&path, ready).await,
         Command::Check(options) => check::run(&path, &options).await,
         Command::Run(options) => run::run(&path, &options).await,
         Command::Jobs(options) => jobs::run(&path, &options).await,

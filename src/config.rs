@@ -4,14 +4,17 @@ mod place;
 mod secrets;
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use reqwest::Url;
-use secrecy::SecretString;
+use secrecy::{ExposeSecret, SecretString};
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
+use uuid::Uuid;
 
 pub use place::{Found, NotLoaded};
 
@@ -177,6 +180,8 @@ pub struct JobSpec {
     pub zone: Zone,
     pub common: CommonKeys,
     pub job: Arc<dyn AnyJob>,
+    /// From the job's name and the homeserver's URL: two homeservers with the same jobs are not asked at the same moment.
+    pub splay_seed: u64,
 }
 
 /// What the environment says where the config is silent.
@@ -187,7 +192,7 @@ pub struct Environment {
     pub credentials_directory: Option<PathBuf>,
 }
 
-const LISTEN: &str = "127.0.0.1:8749";
+const LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8749);
 const STATE_DIR: &str = "/var/lib/microglia";
 
 impl Config {
@@ -257,6 +262,59 @@ impl Homeserver {
     }
 }
 
+impl Homeserver {
+    /// Tells apart what settings and secrets make a connection; a token in a file is read for each request and does not.
+    pub fn fingerprint(&self) -> u64 {
+        let inline = self.token_file.is_none().then(|| self.token.expose_secret());
+        fingerprint(&(format!("{:?}", self.keys), inline, &self.token_file, &self.ca))
+    }
+}
+
+impl JobSpec {
+    /// Tells apart what a job is; `homeserver` is the fingerprint of the one it runs on.
+    pub fn fingerprint(&self, homeserver: u64) -> u64 {
+        fingerprint(&(format!("{self:?}"), homeserver))
+    }
+
+    /// A fixed delay below the job's splay.
+    pub fn splay(&self) -> Duration {
+        let bound = u64::try_from(self.common.splay.0.as_millis()).unwrap_or(u64::MAX);
+        Duration::from_millis(self.splay_seed.checked_rem(bound).unwrap_or(0))
+    }
+}
+
+/// Stands for a value while the program runs.
+fn fingerprint(value: &impl Hash) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    value.hash(&mut hasher);
+    hasher.finish()
+}
+
+/// Where the daemon listens, as far as the file can be read: a broken edit must not make a healthy daemon look dead.
+pub fn listen(path: &Path, environment: &Environment) -> SocketAddr {
+    let text = place::read(path).unwrap_or_default();
+    let (root, _) = DeTable::parse_recoverable(&text);
+    let listen = daemon_text(root.get_ref(), "listen").or(environment.listen.as_deref());
+    listen.and_then(|listen| listen.parse().ok()).unwrap_or(LISTEN)
+}
+
+/// Where the state directory is, as far as the file can be read: a reload is asked for just when the file may be wrong.
+pub fn state_dir(path: &Path, environment: &Environment) -> Result<PathBuf, NotLoaded> {
+    let text = place::read(path)?;
+    let (root, _) = DeTable::parse_recoverable(&text);
+    let named = daemon_text(root.get_ref(), "state_dir").map(|dir| beside(path, Path::new(dir)));
+    Ok(named.or_else(|| environment.state_directory.clone()).unwrap_or_else(|| STATE_DIR.into()))
+}
+
+fn daemon_text<'t>(root: &'t DeTable<'_>, key: &str) -> Option<&'t str> {
+    root.get("daemon")?.get_ref().as_table()?.get(key)?.get_ref().as_str()
+}
+
+/// A relative path is meant from the config file, not from wherever the program was started.
+fn beside(config: &Path, path: &Path) -> PathBuf {
+    config.parent().unwrap_or(Path::new("")).join(path)
+}
+
 struct Parser<'a> {
     path: &'a Path,
     environment: &'a Environment,
@@ -303,10 +361,15 @@ impl Parser<'_> {
             ));
         }
         specs.sort_by(|a, b| a.name.cmp(&b.name));
-        let homeservers = homeservers
+        let homeservers: BTreeMap<String, Homeserver> = homeservers
             .into_iter()
             .map(|(name, homeserver)| Some((name, homeserver?)))
             .collect::<Option<_>>()?;
+        for spec in &mut specs {
+            let url = homeservers.get(&spec.homeserver)?.keys.url.0.as_str();
+            let name = format!("{} {url}", spec.name);
+            (spec.splay_seed, _) = Uuid::new_v5(&Uuid::NAMESPACE_URL, name.as_bytes()).as_u64_pair();
+        }
         Some(Config {
             daemon,
             homeservers,
@@ -348,7 +411,7 @@ impl Parser<'_> {
                     return None;
                 }
             },
-            (None, None) => LISTEN.parse().ok()?,
+            (None, None) => LISTEN,
         };
         let (admin_token_file, admin_token) = match &keys.admin_token_file {
             Some(file) => {
@@ -365,7 +428,7 @@ impl Parser<'_> {
         let state_dir = keys
             .state_dir
             .clone()
-            .map(|dir| self.beside(&dir))
+            .map(|dir| beside(self.path, &dir))
             .or_else(|| self.environment.state_directory.clone())
             .unwrap_or_else(|| STATE_DIR.into());
         let DaemonKeys { timezone, shutdown_grace, keep_history, watch_config, .. } = keys;
@@ -379,11 +442,6 @@ impl Parser<'_> {
             admin_token_file,
             admin_token,
         })
-    }
-
-    /// A relative path is meant from the config file, not from wherever the program was started.
-    fn beside(&self, path: &Path) -> PathBuf {
-        self.path.parent().unwrap_or(Path::new("")).join(path)
     }
 
     fn homeservers(&mut self, table: &DeTable<'_>) -> Vec<(String, Option<Homeserver>)> {
@@ -542,6 +600,7 @@ impl Parser<'_> {
                 zone: common.timezone.unwrap_or(daemon_zone),
                 common: common.clone(),
                 job: Arc::clone(&job),
+                splay_seed: 0,
             })
             .collect()
     }

@@ -75,6 +75,14 @@ pub struct Known {
     pub dealt_with: Option<Timestamp>,
 }
 
+/// How a job does in one mode.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Standing {
+    pub last_success: Option<Timestamp>,
+    /// Runs since then that did not succeed.
+    pub failures: u64,
+}
+
 /// A switch that outlives the daemon: whether scheduled runs are paused.
 pub const PAUSED: &str = "paused";
 
@@ -556,19 +564,25 @@ impl History {
         self.set_switch("probe", true).await
     }
 
-    /// When each job last succeeded, and how many of its runs since did not, in the mode that `modes` names.
-    pub async fn standing(&self, job: &str, mode: Mode) -> Result<(Option<Report>, u64), Error> {
-        let Some(pool) = self.readable() else { return Ok((None, 0)) };
-        let last = sqlx::query("SELECT * FROM runs WHERE job = $1 AND mode = $2 AND outcome = 'succeeded' ORDER BY id DESC LIMIT 1").bind(job).bind(mode.as_str()).fetch_optional(pool).await?;
-        let last = last.as_ref().map(report).transpose()?;
-        let since = last.as_ref().and_then(|last| last.id).unwrap_or(0);
-        let failures = sqlx::query("SELECT COUNT(*) AS failures FROM runs WHERE job = $1 AND mode = $2 AND id > $3 AND outcome IS NOT NULL")
-            .bind(job)
-            .bind(mode.as_str())
-            .bind(since)
-            .fetch_one(pool)
-            .await?;
-        Ok((last, unsigned(failures.try_get("failures")?)))
+    /// How each job stands in each mode: when it last succeeded, and how many of its runs since did not.
+    pub async fn standings(&self) -> Result<HashMap<(String, Mode), Standing>, Error> {
+        let Some(pool) = self.readable() else { return Ok(HashMap::new()) };
+        let mut standings: HashMap<(String, Mode), Standing> = HashMap::new();
+        let rows = sqlx::query("SELECT * FROM runs WHERE id IN (SELECT MAX(id) FROM runs WHERE outcome = 'succeeded' GROUP BY job, mode)").fetch_all(pool).await?;
+        for row in &rows {
+            let run = report(row)?;
+            standings.entry((run.job, run.mode)).or_default().last_success = run.finished_at;
+        }
+        let rows = sqlx::query(
+            "SELECT job, mode, COUNT(*) AS failures FROM runs AS run WHERE outcome IS NOT NULL AND id > COALESCE( \
+             (SELECT MAX(id) FROM runs AS good WHERE good.job = run.job AND good.mode = run.mode AND good.outcome = 'succeeded'), 0) GROUP BY job, mode",
+        )
+        .fetch_all(pool)
+        .await?;
+        for row in &rows {
+            standings.entry((row.try_get("job")?, word(row, "mode")?)).or_default().failures = unsigned(row.try_get("failures")?);
+        }
+        Ok(standings)
     }
 
     /// Runs without their changes, newest first.

@@ -240,6 +240,6 @@ fn forget(
 }
 
 #[expect(clippy::cast_precision_loss, reason = "milliseconds of this century fit")]
-pub(super) fn seconds(moment: Timestamp) -> f64 {
+pub fn seconds(moment: Timestamp) -> f64 {
     moment.timestamp_millis() as f64 / 1000.0
 }

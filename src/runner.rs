@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use futures_util::FutureExt;
+use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -22,7 +23,7 @@ use crate::job::{Context, Failure, Memory};
 use crate::keys::Limit;
 use crate::length::spoken;
 use crate::report::{CHANGES_SHOWN, ChangeRecord, Event, Mode, Outcome, Report, State, Trigger};
-use crate::state_dir::{Lock, StateDir};
+use crate::state_dir::StateDir;
 use crate::synapse::{self, Reader, Transport, Writer};
 use crate::words::{counted, grouped};
 
@@ -51,8 +52,17 @@ pub struct Order {
 #[derive(Debug, Clone)]
 pub struct Place {
     pub transport: Arc<Transport>,
-    pub max_concurrent_runs: u32,
+    pub places: Places,
     pub max_concurrent_requests: u32,
+}
+
+/// How many runs a homeserver takes at a time.
+#[derive(Debug, Clone)]
+pub enum Places {
+    /// Shared by all runs of this process, which is the only one that runs: the daemon.
+    Shared(Arc<Semaphore>),
+    /// Shared by all processes, through locks in the state directory.
+    Locks(u32),
 }
 
 /// Ends a run, at the next boundary between two changes or at once.
@@ -84,6 +94,15 @@ impl Stop {
     pub fn now(&self, outcome: Outcome) {
         self.at_boundary(outcome);
         self.now.cancel();
+    }
+
+    pub fn is_asked(&self) -> bool {
+        self.at_boundary.is_cancelled()
+    }
+
+    /// Sleeps, or until the run is to stop.
+    pub async fn sleep(&self, wait: Duration) {
+        let _ = tokio::time::timeout(wait, self.at_boundary.cancelled()).await;
     }
 
     fn outcome(&self) -> Option<Outcome> {
@@ -214,7 +233,7 @@ impl Runner {
             lost: Mutex::default(),
         };
         let (outcome, message) = match begun {
-            Ok(()) => run.to_the_end(place.max_concurrent_runs).await,
+            Ok(()) => run.to_the_end(&place.places).await,
             Err(error) => (
                 Outcome::Refused,
                 Some(format!(
@@ -263,7 +282,7 @@ impl Run<'_> {
         (self.tell)(event);
     }
 
-    async fn to_the_end(&self, places: u32) -> (Outcome, Option<String>) {
+    async fn to_the_end(&self, places: &Places) -> (Outcome, Option<String>) {
         let attempts = AssertUnwindSafe(self.attempts(places)).catch_unwind();
         tokio::select! {
             ended = attempts => ended.unwrap_or_else(|panic| (Outcome::Panicked, Some(format!("a bug in microglia, please report it: {}", panic_text(&*panic))))),
@@ -271,7 +290,7 @@ impl Run<'_> {
         }
     }
 
-    async fn attempts(&self, places: u32) -> (Outcome, Option<String>) {
+    async fn attempts(&self, places: &Places) -> (Outcome, Option<String>) {
         let retries = &self.spec.common.retries;
         loop {
             let attempt = {
@@ -318,40 +337,42 @@ impl Run<'_> {
         }
     }
 
-    /// Waits for one of the homeserver's places for runs.
-    async fn place(&self, places: u32) -> Result<Option<Lock>, Ending> {
-        let Some(dir) = &self.runner.dir else { return Ok(None) };
+    /// Waits for one of the homeserver's places for runs; it is given back on drop.
+    async fn place(&self, places: &Places) -> Result<Box<dyn Send>, Ending> {
         let mut waiting = false;
         loop {
-            for place in 0..places {
-                match dir.try_lock(&format!("homeserver-{}.{place}", self.spec.homeserver)) {
-                    Ok(Some(lock)) => {
-                        if waiting {
-                            self.tell(Event::Resumed);
-                        }
-                        return Ok(Some(lock));
-                    }
-                    Ok(None) => {}
-                    Err(error) if self.order.mode == Mode::DryRun => {
-                        tracing::warn!("the locks in the state directory cannot be used: {error}");
-                        return Ok(None);
-                    }
-                    Err(error) => {
-                        return Err(Ending::Refused(format!(
-                            "the locks in the state directory cannot be used: {error}"
-                        )));
-                    }
+            let place: Option<Box<dyn Send>> = match places {
+                Places::Shared(places) => Arc::clone(places).try_acquire_owned().ok().map(|place| Box::new(place) as Box<dyn Send>),
+                Places::Locks(places) => self.locked_place(*places)?,
+            };
+            if let Some(place) = place {
+                if waiting {
+                    self.tell(Event::Resumed);
                 }
+                return Ok(place);
             }
             if !waiting {
-                self.tell(Event::Waiting(format!(
-                    "for another run on {} to end",
-                    self.spec.homeserver
-                )));
+                self.tell(Event::Waiting(format!("for another run on {} to end", self.spec.homeserver)));
                 waiting = true;
             }
             self.pause(LOOK_FOR_PLACE).await.map_err(Ending::Stopped)?;
         }
+    }
+
+    fn locked_place(&self, places: u32) -> Result<Option<Box<dyn Send>>, Ending> {
+        let Some(dir) = &self.runner.dir else { return Ok(Some(Box::new(()))) };
+        for place in 0..places {
+            match dir.try_lock(&format!("homeserver-{}.{place}", self.spec.homeserver)) {
+                Ok(Some(lock)) => return Ok(Some(Box::new(lock))),
+                Ok(None) => {}
+                Err(error) if self.order.mode == Mode::DryRun => {
+                    tracing::warn!("the locks in the state directory cannot be used: {error}");
+                    return Ok(Some(Box::new(())));
+                }
+                Err(error) => return Err(Ending::Refused(format!("the locks in the state directory cannot be used: {error}"))),
+            }
+        }
+        Ok(None)
     }
 
     /// Sleeps, unless the run is to stop first.
@@ -625,17 +646,15 @@ impl Run<'_> {
         }
         report.finished_at = Some(truncated(self.runner.clock.now()));
         report.outcome = Some(outcome);
-        let notes = self.notes.lock().unwrap_or_else(PoisonError::into_inner);
-        let sentences: Vec<String> = message.into_iter().chain(notes.iter().cloned()).collect();
-        drop(notes);
+        let notes = std::mem::take(&mut *self.notes.lock().unwrap_or_else(PoisonError::into_inner));
+        let sentences: Vec<String> = message.into_iter().chain(notes).collect();
         report.message = (!sentences.is_empty()).then(|| sentences.join("; "));
         if let Err(error) = history.save(&report).await {
             tracing::error!(job = %report.job, "the end of run {} cannot be recorded: {error}", id.unwrap_or_default());
         }
-        if let Some(Ok(Some(stored))) = match id {
-            Some(id) => Some(history.run(id, history::Page::default()).await),
-            None => None,
-        } {
+        if let Some(id) = id
+            && let Ok(Some(stored)) = history.run(id, history::Page::default()).await
+        {
             report.changes = stored.changes;
         }
         report.changes.get_or_insert_default();

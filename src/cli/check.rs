@@ -3,12 +3,12 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use super::jobs::upcoming;
 use super::table::local;
 use super::{Ended, load, print, say};
 use crate::clock::Clock;
 use crate::config::{Config, Homeserver};
 use crate::job::Answer;
+use crate::listing::upcoming;
 use crate::report::Mode;
 use crate::synapse::{Reader, Transport};
 use crate::words::counted;

@@ -1,37 +1,18 @@
 //! `microglia jobs`: a table of the jobs.
 
-use std::collections::HashMap;
 use std::path::Path;
-
-use chrono::SecondsFormat;
-use serde::Serialize;
 
 use super::table::{figures, local, table, text};
 use super::{Ended, load, look, print, print_json};
-use crate::clock::{Clock, Timestamp};
-use crate::config::JobSpec;
-use crate::report::{Mode, Report};
+use crate::clock::Clock;
+use crate::listing::{listed, upcoming};
+use crate::report::Mode;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Options {
     /// As a JSON list.
     #[arg(long)]
     json: bool,
-}
-
-/// A job as it is listed.
-#[derive(Debug, Serialize)]
-pub struct Listed {
-    pub name: String,
-    pub kind: &'static str,
-    pub homeserver: String,
-    pub schedule: Option<String>,
-    pub timezone: String,
-    pub mode: Mode,
-    pub enabled: bool,
-    /// With the offset of the job's time zone.
-    pub next_runs: Vec<String>,
-    pub last_run: Option<Report>,
 }
 
 pub(super) async fn run(path: &Path, options: &Options) -> Result<(), Ended> {
@@ -72,42 +53,4 @@ pub(super) async fn run(path: &Path, options: &Options) -> Result<(), Ended> {
         ]);
     }
     print(&text(&rows))
-}
-
-pub(super) fn listed(
-    jobs: &[JobSpec],
-    last_runs: &mut HashMap<String, Report>,
-    now: Timestamp,
-) -> Vec<Listed> {
-    jobs.iter()
-        .map(|job| Listed {
-            name: job.name.clone(),
-            kind: job.job.kind().name,
-            homeserver: job.homeserver.clone(),
-            schedule: job.schedule.as_ref().map(|schedule| schedule.as_str().to_owned()),
-            timezone: job.zone.to_string(),
-            mode: job.common.mode,
-            enabled: job.common.enabled,
-            next_runs: upcoming(job, now, 3)
-                .into_iter()
-                .map(|next| {
-                    next.with_timezone(&job.zone.0).to_rfc3339_opts(SecondsFormat::Secs, true)
-                })
-                .collect(),
-            last_run: last_runs.remove(&job.name),
-        })
-        .collect()
-}
-
-/// The next moments at which the job is due; none where it is disabled or only run by hand.
-pub(super) fn upcoming(job: &JobSpec, now: Timestamp, count: usize) -> Vec<Timestamp> {
-    let Some(schedule) = job.schedule.as_ref().filter(|_| job.common.enabled) else {
-        return Vec::new();
-    };
-    std::iter::successors(schedule.next(now, job.zone), |last| {
-        schedule.next(last.to_utc(), job.zone)
-    })
-    .map(|next| next.to_utc())
-    .take(count)
-    .collect()
 }

@@ -7,15 +7,18 @@ use std::sync::Arc;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::progress::Progress;
+use super::remote::unexpected;
 use super::runs::{changes, summary};
 use super::{Ended, load, log, print, print_json, say};
 use crate::clock::Clock;
 use crate::config::{Config, JobSpec};
+use crate::control::{Connection, Request, Response};
 use crate::history::History;
 use crate::keys::Limit;
 use crate::report::{Event, Mode, Outcome, Report};
-use crate::runner::{Order, Place, Runner, Settle, Stop};
+use crate::runner::{Order, Place, Places, Runner, Settle, Stop};
 use crate::state_dir::StateDir;
+use crate::supervisor::{Asked, Refusal};
 use crate::synapse::Transport;
 use crate::words::not_one_of;
 
@@ -65,7 +68,15 @@ pub(super) async fn run(path: &Path, options: &Options) -> Result<(), Ended> {
         max_changes: options.max_changes.map_or(spec.common.max_changes, Limit::Of),
         ..Order::manual(spec)
     };
-    let report = here(&config, spec, &order, &clock).await?;
+    let connection = Connection::open(&config.daemon.state_dir).await;
+    let report = match connection {
+        Ok(Some(connection)) => in_daemon(connection, &config, spec, options).await?,
+        Ok(None) => here(&config, spec, &order, &clock).await?,
+        Err(error) => {
+            let dir = config.daemon.state_dir.display();
+            return Err(Ended::Error(anyhow::anyhow!("a daemon may run on {dir}, and its socket cannot be used ({error}): use sudo, or the daemon's own user")));
+        }
+    };
     if options.json {
         print_json(&report)?;
     } else {
@@ -92,6 +103,49 @@ fn job<'a>(config: &'a Config, name: &str) -> Result<&'a JobSpec, Ended> {
     })
 }
 
+/// Has the daemon run the job, which is the only one that runs where it lives.
+async fn in_daemon(mut connection: Connection, config: &Config, spec: &JobSpec, options: &Options) -> Result<Report, Ended> {
+    let mode = match (options.dry_run, options.apply) {
+        (true, _) => Some(Mode::DryRun),
+        (_, true) => Some(Mode::Apply),
+        (false, false) => None,
+    };
+    let asked = Asked { mode, max_changes: options.max_changes };
+    connection.ask(&Request::Run { job: spec.name.clone(), asked }).await?;
+    let progress = Progress::new();
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut asked_to_stop = false;
+    loop {
+        let response = tokio::select! {
+            response = connection.next() => response?,
+            _ = interrupt.recv() => {
+                if asked_to_stop {
+                    say(&format!("the run goes on in the daemon: microglia runs {}", spec.name));
+                    return Err(Ended::Unsuccessful);
+                }
+                asked_to_stop = true;
+                say(&format!("\nstopping {} after the change under way; once more to leave it alone", spec.name));
+                if let Some(mut other) = Connection::open(&config.daemon.state_dir).await? {
+                    other.ask(&Request::Cancel { job: spec.name.clone() }).await?;
+                }
+                continue;
+            }
+        };
+        match response {
+            Some(Response::Event(event)) => progress.hear(&event),
+            Some(Response::Report(report)) => {
+                progress.hear(&Event::Ended(report.clone()));
+                return Ok(*report);
+            }
+            Some(Response::Refused(refusal @ Refusal::Unknown(_))) => {
+                return Err(Ended::Usage(format!("the running daemon says: {refusal} (it knows what it last loaded: `microglia reload`)")));
+            }
+            Some(other) => return Err(unexpected(other)),
+            None => return Err(Ended::Error(anyhow::anyhow!("the daemon went away: `microglia runs {}` shows what it did", spec.name))),
+        }
+    }
+}
+
 /// Runs the job in this process.
 async fn here(
     config: &Config,
@@ -107,7 +161,7 @@ async fn here(
         Transport::new(homeserver.settings(), Arc::new(|_| {})).map_err(anyhow::Error::msg)?;
     let place = Place {
         transport: Arc::new(transport),
-        max_concurrent_runs: homeserver.keys.max_concurrent_runs,
+        places: Places::Locks(homeserver.keys.max_concurrent_runs),
         max_concurrent_requests: homeserver.keys.max_concurrent_requests,
     };
     let (dir, history) = open(config, clock).await;

@@ -23,7 +23,7 @@ impl Token {
     }
 
     /// The token as it is now; while its file cannot be read, or is empty in the middle of a rotation, the last good one.
-    pub(super) fn current(&self) -> SecretString {
+    pub fn current(&self) -> SecretString {
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(text) = self.file.as_ref().and_then(|file| std::fs::read_to_string(file).ok()) {
             let text = trimmed(&text);

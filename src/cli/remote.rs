@@ -1,0 +1,92 @@
+//! What the running daemon is asked through its socket: `reload`, `cancel`, `pause`, `resume`, and `healthcheck` over HTTP.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::Path;
+use std::time::Duration;
+
+use super::{Ended, environment, load, print, say_error};
+use crate::clock::Clock;
+use crate::config;
+use crate::control::{Connection, Request, Response};
+
+pub(super) async fn reload(path: &Path) -> Result<(), Ended> {
+    // A config with mistakes still says where the daemon is, if it is where it was.
+    let dir = config::state_dir(path, &environment())?;
+    match ask(&dir, &Request::Reload).await? {
+        Response::Adopted(adopted) => {
+            let line = |what: &str, jobs: &[String]| if jobs.is_empty() { String::new() } else { format!("{what}: {}\n", jobs.join(", ")) };
+            let mut text = line("added", &adopted.added) + &line("changed", &adopted.changed) + &line("removed", &adopted.removed);
+            text.push_str(&format!("reloaded: {} added, {} changed, {} removed, {} unchanged\n", adopted.added.len(), adopted.changed.len(), adopted.removed.len(), adopted.unchanged.len()));
+            text.extend(adopted.restart_needed.iter().map(|need| format!("needs a restart: {need}\n")));
+            print(&text)
+        }
+        Response::Mistakes(mistakes) => {
+            for mistake in mistakes {
+                say_error(&mistake);
+            }
+            say_error("the config was not reloaded, the one before stays in force");
+            Err(Ended::Unsuccessful)
+        }
+        other => Err(unexpected(other)),
+    }
+}
+
+pub(super) async fn cancel(path: &Path, job: &str) -> Result<(), Ended> {
+    let config = load(path, &Clock::system())?;
+    match ask(&config.daemon.state_dir, &Request::Cancel { job: job.to_owned() }).await? {
+        Response::Done => print(&format!("{job}: its run ends at the next change boundary")),
+        other => Err(unexpected(other)),
+    }
+}
+
+pub(super) async fn pause(path: &Path, paused: bool) -> Result<(), Ended> {
+    let config = load(path, &Clock::system())?;
+    match ask(&config.daemon.state_dir, if paused { &Request::Pause } else { &Request::Resume }).await? {
+        Response::Done => print(if paused { "paused: nothing runs on schedule until `microglia resume`" } else { "resumed" }),
+        other => Err(unexpected(other)),
+    }
+}
+
+pub(super) fn unexpected(response: Response) -> Ended {
+    match response {
+        Response::Refused(refusal @ (crate::supervisor::Refusal::Unknown(_) | crate::supervisor::Refusal::Usage(_))) => Ended::Usage(refusal.to_string()),
+        Response::Refused(refusal) => {
+            say_error(&refusal.to_string());
+            Ended::Unsuccessful
+        }
+        Response::Failed(problem) => Ended::Error(anyhow::anyhow!(problem)),
+        other => Ended::Error(anyhow::anyhow!("the daemon answered {other:?}")),
+    }
+}
+
+async fn ask(dir: &Path, request: &Request) -> Result<Response, Ended> {
+    let mut connection = Connection::open(dir)
+        .await
+        .map_err(|error| anyhow::anyhow!("the daemon's socket in {} cannot be used ({error}): use sudo, or the daemon's own user", dir.display()))?
+        .ok_or_else(|| anyhow::anyhow!("no daemon runs on the state directory {}", dir.display()))?;
+    connection.ask(request).await?;
+    connection.next().await?.ok_or_else(|| Ended::Error(anyhow::anyhow!("the daemon went away before it answered")))
+}
+
+const PATIENCE: Duration = Duration::from_secs(5);
+
+pub(super) async fn healthcheck(path: &Path, ready: bool) -> Result<(), Ended> {
+    let mut address = config::listen(path, &environment());
+    // A daemon that listens on all addresses is asked on this machine's own.
+    match address.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => address = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), address.port()),
+        IpAddr::V6(ip) if ip.is_unspecified() => address = SocketAddr::new(Ipv6Addr::LOCALHOST.into(), address.port()),
+        _ => {}
+    }
+    let url = format!("http://{address}/{}", if ready { "readyz" } else { "healthz" });
+    let client = reqwest::Client::builder().no_proxy().timeout(PATIENCE).build()?;
+    #[expect(clippy::disallowed_methods, reason = "this asks our own daemon, no homeserver")]
+    let answer = client.get(&url).send().await.map_err(|_| anyhow::anyhow!("no answer from {url}"))?;
+    let status = answer.status();
+    let text = answer.text().await.unwrap_or_default();
+    if status.is_success() {
+        return print(&text);
+    }
+    say_error(&format!("{url} answers {status}: {}", text.trim()));
+    Err(Ended::Unsuccessful)
+}

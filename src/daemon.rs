@@ -1,0 +1,177 @@
+//! The daemon: opens everything, runs it, and shuts it down in order.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use sd_notify::NotifyState;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use crate::clock::Clock;
+use crate::config::{Config, Environment};
+use crate::control;
+use crate::history::{self, History};
+use crate::metrics::Metrics;
+use crate::reload::Reloader;
+use crate::runner::{Runner, Settle};
+use crate::state_dir::StateDir;
+use crate::supervisor::Supervisor;
+use crate::ticker::Ticker;
+use crate::web::{self, App};
+
+/// How often homeservers are asked whether they are there.
+const PROBE_EVERY: Duration = Duration::from_secs(300);
+/// How often old runs are forgotten.
+const FORGET_EVERY: Duration = Duration::from_secs(3600);
+/// How often systemd is told what comes next.
+const STATUS_EVERY: Duration = Duration::from_secs(30);
+
+/// Runs until SIGTERM or SIGINT. A second signal ends it at once, which is an error.
+pub async fn serve(path: PathBuf, config: Config, environment: Environment, clock: Clock) -> anyhow::Result<()> {
+    let daemon = config.daemon.clone();
+    let dir = StateDir::open(&daemon.state_dir).with_context(|| format!("the state directory {} cannot be used: make it writable for this user, or set daemon.state_dir", daemon.state_dir.display()))?;
+    let Some(_lock) = dir.try_lock("daemon").context("the daemon's lock")? else {
+        anyhow::bail!("another daemon runs on the state directory {}: stop it, or give this one a state_dir of its own", daemon.state_dir.display());
+    };
+    // Without a history the daemon still plans, shows and serves: it refuses what cannot be recorded.
+    let history = History::open(&dir, clock.clone()).await.unwrap_or_else(|error| {
+        tracing::error!("the history cannot be opened, so that runs in apply mode are refused: {error}");
+        History::none(clock.clone(), &format!("the history could not be opened at the start: {error}"))
+    });
+    let metrics = Arc::new(Metrics::new(clock.now())?);
+    let runner = Runner { history: history.clone(), dir: Some(dir), clock: clock.clone(), settle: Settle::default() };
+    let supervisor = Supervisor::new(runner, Arc::clone(&metrics), clock.clone());
+    let listener = TcpListener::bind(daemon.listen).await.with_context(|| format!("cannot listen on {}: is another daemon there? set daemon.listen", daemon.listen))?;
+    let socket = control::listen(&daemon.state_dir).context("the control socket")?;
+    let interrupted = history.interrupt_all().await.unwrap_or_default();
+    supervisor.recall_pause().await;
+    let (adopted, known) = supervisor.adopt(&config).await?;
+    for warning in &config.warnings {
+        tracing::warn!("{warning}");
+    }
+    let reloader = Arc::new(Reloader::new(path, environment, &config, Arc::clone(&supervisor), metrics, clock.clone()));
+    let (sender, due) = mpsc::unbounded_channel();
+    let ticker = Ticker::start(Arc::clone(&supervisor.agenda), clock.clone(), sender).await.map_err(|error| anyhow::anyhow!("the scheduler does not start: {error:?}"))?;
+    let ticker = Arc::new(ticker);
+    supervisor.catch_up(&interrupted, &known).await.unwrap_or_else(|error| tracing::error!("missed occurrences cannot be found: {error}"));
+
+    let stop = CancellationToken::new();
+    tokio::spawn(Arc::clone(&supervisor).listen(due));
+    let app = Arc::new(App { supervisor: Arc::clone(&supervisor), reloader: Arc::clone(&reloader), history: history.clone(), ticker: Arc::clone(&ticker), clock: clock.clone() });
+    let address = listener.local_addr()?;
+    let web = tokio::spawn(web::serve(listener, web::router(app), stop.clone()));
+    let control = tokio::spawn(control::serve(socket, Arc::clone(&supervisor), Arc::clone(&reloader), stop.clone()));
+    let chores = [
+        tokio::spawn(Arc::clone(&reloader).watch()),
+        tokio::spawn(probe(Arc::clone(&supervisor))),
+        tokio::spawn(forget(history.clone(), Arc::clone(&reloader), clock)),
+        tokio::spawn(watchdog(Arc::clone(&supervisor), Arc::clone(&ticker))),
+    ];
+    tracing::info!("microglia {} serves http://{address} with {}", env!("CARGO_PKG_VERSION"), crate::words::counted(adopted.added.len() as u64, "job", "jobs"));
+    notify(&[NotifyState::Ready, NotifyState::Status(&supervisor.next_in_words())]);
+
+    let mut signals = Signals::new()?;
+    signals.until_stop(&reloader, &supervisor).await;
+    notify(&[NotifyState::Stopping]);
+    tracing::info!("stopping: nothing new starts");
+    let grace = reloader.daemon().shutdown_grace.0;
+    let cut_short = tokio::select! {
+        () = supervisor.drain(grace) => false,
+        () = signals.stop_asked() => true,
+    };
+    stop.cancel();
+    for chore in chores {
+        chore.abort();
+    }
+    if cut_short {
+        anyhow::bail!("stopped at once by a second signal: runs under way are found interrupted at the next start");
+    }
+    let _ = tokio::join!(web, control);
+    let _ = std::fs::remove_file(daemon.state_dir.join(control::SOCKET));
+    history.close().await;
+    tracing::info!("stopped");
+    Ok(())
+}
+
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    fn new() -> anyhow::Result<Self> {
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())?, hangup: signal(SignalKind::hangup())? })
+    }
+
+    /// Reloads at each SIGHUP until SIGTERM or SIGINT comes.
+    async fn until_stop(&mut self, reloader: &Reloader, supervisor: &Supervisor) {
+        loop {
+            tokio::select! {
+                _ = self.terminate.recv() => return,
+                _ = self.interrupt.recv() => return,
+                _ = self.hangup.recv() => {
+                    if let Ok(now) = NotifyState::monotonic_usec_now() {
+                        notify(&[NotifyState::Reloading, now]);
+                    }
+                    // What is wrong with the config is in the log and in the metrics.
+                    let _ = reloader.reload("SIGHUP").await;
+                    notify(&[NotifyState::Ready, NotifyState::Status(&supervisor.next_in_words())]);
+                }
+            }
+        }
+    }
+
+    async fn stop_asked(&mut self) {
+        tokio::select! { _ = self.terminate.recv() => {} _ = self.interrupt.recv() => {} }
+    }
+}
+
+async fn probe(supervisor: Arc<Supervisor>) {
+    loop {
+        supervisor.probe().await;
+        tokio::time::sleep(PROBE_EVERY).await;
+    }
+}
+
+async fn forget(history: History, reloader: Arc<Reloader>, clock: Clock) {
+    loop {
+        let before = clock.now() - reloader.daemon().keep_history.as_chrono();
+        match history.forget_before(before).await {
+            Ok(0) | Err(history::Error::NotKept(_)) => {}
+            Ok(gone) => tracing::debug!("{gone} old runs are forgotten"),
+            Err(error) => tracing::error!("old runs cannot be forgotten: {error}"),
+        }
+        tokio::time::sleep(FORGET_EVERY).await;
+    }
+}
+
+/// Tells systemd what comes next, and that we live, while the ticker really ticks.
+async fn watchdog(supervisor: Arc<Supervisor>, ticker: Arc<Ticker>) {
+    let every = sd_notify::watchdog_enabled().map(|limit| limit / 3);
+    let mut told = tokio::time::Instant::now();
+    loop {
+        tokio::time::sleep(every.unwrap_or(STATUS_EVERY)).await;
+        match ticker.alive() {
+            Ok(_) if every.is_some() => notify(&[NotifyState::Watchdog]),
+            Ok(_) => {}
+            Err(ago) => tracing::error!("the ticker has not ticked for {} s", ago.as_secs()),
+        }
+        if told.elapsed() >= STATUS_EVERY {
+            notify(&[NotifyState::Status(&supervisor.next_in_words())]);
+            told = tokio::time::Instant::now();
+        }
+    }
+}
+
+/// Without systemd there is nobody to tell.
+fn notify(states: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(states) {
+        tracing::debug!("systemd cannot be told: {error}");
+    }
+}
+

@@ -1,0 +1,142 @@
+//! Adopting an edited config: asked for by signal, socket or HTTP, or found by looking at the file.
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use secrecy::SecretString;
+
+use crate::clock::Clock;
+use crate::config::{Config, Daemon, Environment};
+use crate::metrics::{Metrics, seconds};
+use crate::supervisor::{Adopted, Supervisor};
+use crate::synapse::Token;
+
+/// Loads the config again, one reload at a time, all or nothing.
+pub struct Reloader {
+    path: PathBuf,
+    environment: Environment,
+    supervisor: Arc<Supervisor>,
+    metrics: Arc<Metrics>,
+    clock: Clock,
+    one_at_a_time: tokio::sync::Mutex<()>,
+    daemon: Mutex<Daemon>,
+    admin_token: Mutex<Option<Arc<Token>>>,
+    /// What was looked at when the config was last adopted or refused.
+    seen: Mutex<Option<Vec<u8>>>,
+}
+
+impl Reloader {
+    /// Starts from a config that is adopted already.
+    pub fn new(path: PathBuf, environment: Environment, config: &Config, supervisor: Arc<Supervisor>, metrics: Arc<Metrics>, clock: Clock) -> Self {
+        let seen = std::fs::read(&path).ok();
+        let reloader = Self {
+            path,
+            environment,
+            supervisor,
+            metrics,
+            clock,
+            one_at_a_time: tokio::sync::Mutex::default(),
+            daemon: Mutex::new(config.daemon.clone()),
+            admin_token: Mutex::new(admin_token(&config.daemon)),
+            seen: Mutex::new(seen),
+        };
+        reloader.succeeded();
+        reloader
+    }
+
+    /// Reads the config and adopts it; on any mistake nothing changes and every mistake is answered.
+    pub async fn reload(&self, asked_by: &str) -> Result<Adopted, Vec<String>> {
+        let _one = self.one_at_a_time.lock().await;
+        *self.seen.lock().unwrap_or_else(PoisonError::into_inner) = std::fs::read(&self.path).ok();
+        let config = match Config::load(&self.path, &self.environment, self.clock.now()) {
+            Ok(config) => config,
+            Err(mistakes) => return Err(self.refused(mistakes.lines())),
+        };
+        let mut adopted = match self.supervisor.adopt(&config).await {
+            Ok((adopted, _)) => adopted,
+            Err(error) => return Err(self.refused(vec![error.to_string()])),
+        };
+        for warning in &config.warnings {
+            tracing::warn!("{warning}");
+        }
+        adopted.restart_needed = self.settings(&config);
+        self.succeeded();
+        let Adopted { added, changed, removed, unchanged, restart_needed } = &adopted;
+        tracing::info!("config reloaded ({asked_by}): {} added, {} changed, {} removed, {} unchanged", added.len(), changed.len(), removed.len(), unchanged.len());
+        for need in restart_needed {
+            tracing::warn!("{need}");
+        }
+        let supervisor = Arc::clone(&self.supervisor);
+        tokio::spawn(async move { supervisor.probe().await });
+        Ok(adopted)
+    }
+
+    fn refused(&self, mistakes: Vec<String>) -> Vec<String> {
+        self.metrics.config_successful.set(0.0);
+        for mistake in &mistakes {
+            tracing::error!("{mistake}");
+        }
+        tracing::error!("the config was not reloaded, the one before stays in force");
+        mistakes
+    }
+
+    fn succeeded(&self) {
+        self.metrics.config_successful.set(1.0);
+        self.metrics.config_success_timestamp.set(seconds(self.clock.now()));
+    }
+
+    /// Takes over the daemon's own settings; answers what only a restart changes.
+    fn settings(&self, config: &Config) -> Vec<String> {
+        let mut daemon = self.daemon.lock().unwrap_or_else(PoisonError::into_inner);
+        let new = &config.daemon;
+        let mut needs: Vec<String> = Vec::new();
+        if new.listen != daemon.listen {
+            needs.push(format!("daemon.listen: {} serves until a restart", daemon.listen));
+        }
+        if new.state_dir != daemon.state_dir {
+            needs.push(format!("daemon.state_dir: {} serves until a restart", daemon.state_dir.display()));
+        }
+        needs.extend(config.from_credentials.iter().map(|file| format!("{} is a systemd credential: only a restart renews it", file.display())));
+        *self.admin_token.lock().unwrap_or_else(PoisonError::into_inner) = admin_token(new);
+        *daemon = Daemon { listen: daemon.listen, state_dir: daemon.state_dir.clone(), ..new.clone() };
+        needs
+    }
+
+    pub fn daemon(&self) -> Daemon {
+        self.daemon.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The token that HTTP endpoints which act ask for, as its file holds it now.
+    pub fn admin_token(&self) -> Option<SecretString> {
+        let token = self.admin_token.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        token.map(|token| token.current())
+    }
+
+    /// Looks at the file's content as often as `watch_config` says, and adopts a change when two looks in a row agree.
+    ///
+    /// Content, not time stamps or inodes: so that Kubernetes' swap of links, editors' renames and NFS all work.
+    pub async fn watch(self: Arc<Self>) {
+        const OFF: Duration = Duration::from_secs(5);
+        let mut last: Option<Vec<u8>> = None;
+        loop {
+            let every = self.daemon().watch_config;
+            tokio::time::sleep(every.map_or(OFF, |every| every.0)).await;
+            if every.is_none() {
+                continue;
+            }
+            let path = self.path.clone();
+            let now = tokio::task::spawn_blocking(move || std::fs::read(path).ok()).await.unwrap_or_default();
+            let changed = now != *self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+            if changed && now.is_some() && now == last {
+                let _ = self.reload("the file changed").await;
+            }
+            last = now;
+        }
+    }
+}
+
+fn admin_token(daemon: &Daemon) -> Option<Arc<Token>> {
+    let (file, token) = (daemon.admin_token_file.clone()?, daemon.admin_token.clone()?);
+    Some(Arc::new(Token::from_file(file, token)))
+}

@@ -1,0 +1,347 @@
+//! The daemon's runs: what is due, overlap, catch-up, pause, adopting a new config, draining.
+
+mod adopt;
+mod series;
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use chrono::TimeDelta;
+use serde::{Deserialize, Serialize};
+use tokio::sync::mpsc;
+use tokio_util::task::TaskTracker;
+
+use crate::agenda::{Agenda, Due};
+use crate::clock::{Clock, Timestamp};
+use crate::config::{JobSpec, Overlap};
+use crate::history::{self, PAUSED};
+use crate::keys::Limit;
+use crate::listing::{Listed, listed};
+use crate::metrics::{Metrics, Skipped};
+use crate::report::{Event, Mode, Outcome, Report, Trigger};
+use crate::runner::{Order, Place, Runner, Stop};
+use crate::telling;
+use crate::words::not_one_of;
+
+pub use adopt::Adopted;
+use adopt::Live;
+
+/// Runs jobs when they are due or asked for. Used through an `Arc`, whose runs hold it.
+pub struct Supervisor {
+    runner: Runner,
+    metrics: Arc<Metrics>,
+    pub agenda: Arc<Mutex<Agenda>>,
+    clock: Clock,
+    state: Mutex<State>,
+    tasks: TaskTracker,
+}
+
+#[derive(Default)]
+struct State {
+    jobs: BTreeMap<String, Entry>,
+    homeservers: BTreeMap<String, Live>,
+    paused: bool,
+    /// When scheduled runs were last resumed: nothing was due before.
+    resumed_at: Option<Timestamp>,
+    draining: bool,
+}
+
+struct Entry {
+    spec: Arc<JobSpec>,
+    fingerprint: u64,
+    place: Place,
+    /// Since when the job is known with its present schedule.
+    since: Timestamp,
+    running: Option<Running>,
+    queued: Option<Timestamp>,
+}
+
+struct Running {
+    stop: Stop,
+    run: Option<i64>,
+}
+
+/// What a run that was asked for may differ in.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Asked {
+    pub mode: Option<Mode>,
+    pub max_changes: Option<u32>,
+}
+
+/// Why a run or a cancellation that was asked for is not possible.
+#[derive(Debug, Clone, thiserror::Error, Serialize, Deserialize)]
+pub enum Refusal {
+    #[error("job {0}")]
+    Unknown(String),
+    #[error("{job} is running already{}", run.map(|id| format!(" (run {id})")).unwrap_or_default())]
+    Running { job: String, run: Option<i64> },
+    #[error("{0} is not running")]
+    NotRunning(String),
+    #[error("the daemon is stopping")]
+    Draining,
+    #[error("{0}")]
+    Usage(String),
+}
+
+/// How long after a cut-off runs may take to record that they were cut off.
+const LAST_WORDS: Duration = Duration::from_secs(5);
+
+impl Supervisor {
+    pub fn new(runner: Runner, metrics: Arc<Metrics>, clock: Clock) -> Arc<Self> {
+        Arc::new(Self { runner, metrics, agenda: Arc::default(), clock, state: Mutex::default(), tasks: TaskTracker::new() })
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn agenda(&self) -> MutexGuard<'_, Agenda> {
+        self.agenda.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes what the ticker sends until it stops.
+    pub async fn listen(self: Arc<Self>, mut due: mpsc::UnboundedReceiver<Vec<Due>>) {
+        while let Some(all) = due.recv().await {
+            for due in all {
+                self.due(&due);
+            }
+        }
+    }
+
+    fn due(self: &Arc<Self>, due: &Due) {
+        let mut state = self.state();
+        if state.draining {
+            return;
+        }
+        let (paused, now) = (state.paused, self.clock.now());
+        let Some(entry) = state.jobs.get_mut(&*due.job) else { return };
+        let skipped = match () {
+            () if paused => Some(Skipped::Paused),
+            () if entry.running.is_some() && (entry.spec.common.overlap == Overlap::Skip || entry.queued.is_some()) => Some(Skipped::Overlap),
+            () if entry.running.is_some() => {
+                entry.queued = Some(due.occurrence);
+                return;
+            }
+            () if entry.spec.common.window.is_some_and(|window| !window.contains(now, entry.spec.zone)) => Some(Skipped::Window),
+            () => None,
+        };
+        match skipped {
+            Some(reason) => {
+                drop(state);
+                self.skip(&due.job, due.occurrence, reason);
+            }
+            None => {
+                let order = Order { trigger: Trigger::Schedule, scheduled_for: Some(due.occurrence), ..Order::manual(&entry.spec) };
+                self.launch(entry, order, None);
+            }
+        }
+    }
+
+    fn skip(self: &Arc<Self>, job: &str, occurrence: Timestamp, reason: Skipped) {
+        tracing::debug!(job, %reason, "{job}: the occurrence of {occurrence} is skipped: {reason}");
+        self.metrics.jobs.update(job, |series| *series.skipped.entry(reason).or_default() += 1);
+        let (supervisor, job) = (Arc::clone(self), job.to_owned());
+        self.tasks.spawn(async move {
+            if let Err(error) = supervisor.runner.history.dealt_with(&job, occurrence).await {
+                tracing::error!("{job}: a skipped occurrence cannot be recorded: {error}");
+            }
+        });
+    }
+
+    /// Starts a run and answers what it tells. The entry is not running.
+    fn launch(self: &Arc<Self>, entry: &mut Entry, order: Order, listener: Option<mpsc::UnboundedSender<Event>>) {
+        let stop = Stop::default();
+        entry.running = Some(Running { stop: stop.clone(), run: None });
+        let (supervisor, spec, place) = (Arc::clone(self), Arc::clone(&entry.spec), entry.place.clone());
+        self.tasks.spawn(async move { supervisor.carry_out(spec, place, order, stop, listener).await });
+    }
+
+    async fn carry_out(self: Arc<Self>, spec: Arc<JobSpec>, place: Place, order: Order, stop: Stop, listener: Option<mpsc::UnboundedSender<Event>>) {
+        let job = spec.name.clone();
+        if order.trigger != Trigger::Manual {
+            self.wait_for_start(&spec, &order, &stop).await;
+        }
+        let (log, supervisor) = (telling::log(&spec.name, &spec.homeserver), Arc::clone(&self));
+        let name = job.clone();
+        let tell = Arc::new(move |event: Event| {
+            supervisor.hear(&name, &event);
+            if let Some(listener) = &listener {
+                let _ = listener.send(event.clone());
+            }
+            log(event);
+        });
+        if stop.is_asked() && order.trigger != Trigger::Manual {
+            // Nothing has begun, and the occurrence still counts as missed.
+        } else if let Err(busy) = self.runner.run(&spec, &place, &order, &stop, tell).await {
+            tracing::warn!(%job, "{busy}");
+            if let Some(occurrence) = order.scheduled_for {
+                self.skip(&job, occurrence, Skipped::Overlap);
+            }
+        }
+        let mut state = self.state();
+        let draining = state.draining;
+        let Some(entry) = state.jobs.get_mut(&job) else { return };
+        entry.running = None;
+        if let Some(occurrence) = entry.queued.take().filter(|_| !draining) {
+            let order = Order { trigger: Trigger::Schedule, scheduled_for: Some(occurrence), ..Order::manual(&entry.spec) };
+            self.launch(entry, order, None);
+        }
+    }
+
+    /// Waits for the job's splay, and what is caught up for the window, too.
+    async fn wait_for_start(&self, spec: &JobSpec, order: &Order, stop: &Stop) {
+        let mut wait = if order.trigger == Trigger::Schedule { spec.splay() } else { Duration::ZERO };
+        let now = self.clock.now();
+        if let Some(window) = spec.common.window.filter(|window| order.trigger == Trigger::CatchUp && !window.contains(now, spec.zone)) {
+            wait = (window.start_after(now, spec.zone) - now).to_std().unwrap_or_default();
+        }
+        if !wait.is_zero() {
+            self.metrics.jobs.update(&spec.name, |series| series.waiting = true);
+            stop.sleep(wait).await;
+            self.metrics.jobs.update(&spec.name, |series| series.waiting = false);
+        }
+    }
+
+    /// Starts a run by hand; what it tells comes out of the channel, and ends with the run.
+    pub fn run(self: &Arc<Self>, job: &str, asked: &Asked) -> Result<mpsc::UnboundedReceiver<Event>, Refusal> {
+        let mut state = self.state();
+        if state.draining {
+            return Err(Refusal::Draining);
+        }
+        let entry = entry(&mut state, job)?;
+        if let Some(running) = &entry.running {
+            return Err(Refusal::Running { job: job.to_owned(), run: running.run });
+        }
+        if asked.max_changes.is_some() && !entry.spec.job.kind().counts {
+            return Err(Refusal::Usage(format!("max_changes means nothing for {}, which cannot count beforehand", entry.spec.job.kind().name)));
+        }
+        let mut order = Order::manual(&entry.spec);
+        order.mode = asked.mode.unwrap_or(order.mode);
+        order.max_changes = asked.max_changes.map_or(order.max_changes, Limit::Of);
+        let (sender, receiver) = mpsc::unbounded_channel();
+        self.launch(entry, order, Some(sender));
+        Ok(receiver)
+    }
+
+    /// Ends a job's run at its next change boundary.
+    pub fn cancel(&self, job: &str) -> Result<(), Refusal> {
+        let mut state = self.state();
+        let running = entry(&mut state, job)?.running.as_ref().ok_or_else(|| Refusal::NotRunning(job.to_owned()))?;
+        tracing::info!(job, "{job}: its run is cancelled");
+        running.stop.at_boundary(Outcome::Cancelled);
+        Ok(())
+    }
+
+    /// Stops or restarts all scheduled runs, beyond a restart of the daemon.
+    pub async fn pause(&self, paused: bool) -> Result<(), history::Error> {
+        self.runner.history.set_switch(PAUSED, paused).await?;
+        {
+            let mut state = self.state();
+            if state.paused != paused {
+                state.resumed_at = Some(self.clock.now());
+            }
+            state.paused = paused;
+        }
+        self.metrics.paused.set(f64::from(u8::from(paused)));
+        tracing::warn!("scheduled runs are {}", if paused { "paused: nothing runs on schedule until `microglia resume`" } else { "resumed" });
+        self.refresh_due();
+        Ok(())
+    }
+
+    pub fn is_paused(&self) -> bool {
+        self.state().paused
+    }
+
+    /// The jobs as `jobs --json` lists them.
+    pub async fn listed(&self) -> Result<Vec<Listed>, history::Error> {
+        let mut last_runs = self.runner.history.last_runs().await?;
+        let specs: Vec<JobSpec> = self.state().jobs.values().map(|entry| (*entry.spec).clone()).collect();
+        Ok(listed(&specs, &mut last_runs, self.clock.now()))
+    }
+
+    /// What runs next, in words.
+    pub fn next_in_words(&self) -> String {
+        let (count, running) = {
+            let state = self.state();
+            (state.jobs.len(), state.jobs.values().filter(|entry| entry.running.is_some()).count())
+        };
+        let next = match self.agenda().first() {
+            _ if self.is_paused() => "paused".to_owned(),
+            Some(due) => format!("next {} at {}", due.job, crate::clock::spoken(due.occurrence)),
+            None => "nothing scheduled".to_owned(),
+        };
+        format!("{count} jobs, {running} running, {next}")
+    }
+
+    /// Starts nothing more, ends runs at their next change boundary and, after `grace`, wherever they are.
+    pub async fn drain(&self, grace: Duration) {
+        let stops: Vec<Stop> = {
+            let mut state = self.state();
+            state.draining = true;
+            state.jobs.values().filter_map(|entry| entry.running.as_ref()).map(|running| running.stop.clone()).collect()
+        };
+        self.tasks.close();
+        if !stops.is_empty() {
+            tracing::info!("{} under way: up to {} s to reach the end or the next change boundary", crate::words::counted(stops.len() as u64, "run", "runs"), grace.as_secs());
+        }
+        for stop in &stops {
+            stop.at_boundary(Outcome::Interrupted);
+        }
+        if tokio::time::timeout(grace, self.tasks.wait()).await.is_err() {
+            for stop in &stops {
+                stop.now(Outcome::Interrupted);
+            }
+            let _ = tokio::time::timeout(LAST_WORDS, self.tasks.wait()).await;
+        }
+    }
+
+    /// Starts what came while the daemon was down, once, and what it was interrupted in.
+    pub async fn catch_up(self: &Arc<Self>, interrupted: &[Report], known: &std::collections::HashMap<String, history::Known>) -> Result<(), history::Error> {
+        let now = self.clock.now();
+        let specs: Vec<Arc<JobSpec>> = self.state().jobs.values().map(|entry| Arc::clone(&entry.spec)).collect();
+        for spec in specs.iter().filter(|spec| spec.common.enabled && spec.schedule.is_some()) {
+            let job = &spec.name;
+            let left = interrupted.iter().rev().find(|run| run.job == *job && run.trigger != Trigger::Manual && run.mode == spec.common.mode);
+            let missed = known.get(job).and_then(|known| last_before(spec, known.dealt_with.unwrap_or(known.since), now));
+            // An occurrence that came after the interrupted one stands for it.
+            let (occurrence, attempts_made) = match (missed, left.and_then(|run| Some((run.scheduled_for?, run.attempts)))) {
+                (Some(missed), _) => (missed, 0),
+                (None, Some((occurrence, attempts))) if self.runner.history.interruptions(job, occurrence).await? <= 1 => (occurrence, attempts.min(spec.common.retries.attempts - 1)),
+                _ => continue,
+            };
+            let young = spec.common.catch_up.0.is_some_and(|age| now - occurrence <= age.as_chrono());
+            if !young || self.is_paused() {
+                self.skip(job, occurrence, if self.is_paused() { Skipped::Paused } else { Skipped::Missed });
+                continue;
+            }
+            tracing::info!(%job, "{job}: the occurrence of {} was missed or interrupted, and is caught up", crate::clock::spoken(occurrence));
+            let mut state = self.state();
+            if let Some(entry) = state.jobs.get_mut(job).filter(|entry| entry.running.is_none()) {
+                let order = Order { trigger: Trigger::CatchUp, scheduled_for: Some(occurrence), attempts_made, ..Order::manual(spec) };
+                self.launch(entry, order, None);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The last occurrence after `from` and not after `now`.
+fn last_before(spec: &JobSpec, from: Timestamp, now: Timestamp) -> Option<Timestamp> {
+    let schedule = spec.schedule.as_ref()?;
+    let next = |after| schedule.next(after, spec.zone).map(|next| next.to_utc()).filter(|next| *next <= now);
+    // Looks back by ever larger steps: a minutely job that was down for a year must not be counted through.
+    for days in [0, 1, 32, 366, i64::from(u16::MAX)] {
+        let start = (now - TimeDelta::days(days) - TimeDelta::hours(1)).max(from);
+        if let Some(first) = next(start) {
+            return std::iter::successors(Some(first), |last| next(*last)).last();
+        }
+    }
+    None
+}
+
+fn entry<'a>(state: &'a mut State, job: &str) -> Result<&'a mut Entry, Refusal> {
+    let names: Vec<String> = state.jobs.keys().cloned().collect();
+    state.jobs.get_mut(job).ok_or_else(|| Refusal::Unknown(not_one_of(job, &names.iter().map(String::as_str).collect::<Vec<_>>())))
+}

@@ -1,0 +1,129 @@
+//! Adopting a config: what is unchanged goes on, the rest is swapped, started or retired.
+
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use tokio::sync::Semaphore;
+
+use super::{Entry, Supervisor};
+use crate::config::Config;
+use crate::history::{self, Known};
+use crate::report::Outcome;
+use crate::runner::{Place, Places};
+use crate::synapse::{Reader, Transport};
+
+/// A homeserver as runs use it, with what it was made from.
+pub(super) struct Live {
+    fingerprint: u64,
+    place: Place,
+}
+
+/// What adopting a config did, by the names of the jobs.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Adopted {
+    pub added: Vec<String>,
+    pub changed: Vec<String>,
+    pub removed: Vec<String>,
+    pub unchanged: Vec<String>,
+    /// Settings that were changed and need a restart, and secrets that need one to be renewed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub restart_needed: Vec<String>,
+}
+
+impl Supervisor {
+    /// Starts jobs that are new or changed, retires those that are gone, leaves the others alone.
+    ///
+    /// A changed job's running run ends with the old definition; a removed job's run ends at its next change boundary.
+    /// All or nothing: a homeserver that cannot be set up leaves everything as it was.
+    pub async fn adopt(&self, config: &Config) -> Result<(Adopted, std::collections::HashMap<String, Known>), anyhow::Error> {
+        let mut new = Vec::new();
+        for homeserver in config.homeservers.values() {
+            let fingerprint = homeserver.fingerprint();
+            if self.state().homeservers.get(&homeserver.name).is_none_or(|live| live.fingerprint != fingerprint) {
+                let transport = Transport::new(homeserver.settings(), self.metrics.observer(&homeserver.name)).map_err(|error| anyhow::anyhow!("{}: {error}", homeserver.name))?;
+                let place = Place {
+                    transport: Arc::new(transport),
+                    places: Places::Shared(Arc::new(Semaphore::new(homeserver.keys.max_concurrent_runs as usize))),
+                    max_concurrent_requests: homeserver.keys.max_concurrent_requests,
+                };
+                new.push((homeserver.name.clone(), Live { fingerprint, place }));
+            }
+        }
+        let adopted = self.swap(config, new);
+        let scheduled: Vec<(String, String)> = config.jobs.iter().filter(|job| job.common.enabled).filter_map(|job| Some((job.name.clone(), format!("{} {}", job.schedule.as_ref()?.as_str(), job.zone)))).collect();
+        let known = self.written(self.runner.history.know(&scheduled).await);
+        self.written(self.describe(&known).await);
+        Ok((adopted, known))
+    }
+
+    /// A history that cannot be used keeps no schedule from running; it is counted, logged, and shown in `/readyz`.
+    fn written<T: Default>(&self, written: Result<T, history::Error>) -> T {
+        written.unwrap_or_else(|error| {
+            tracing::error!("the history cannot be used: {error}");
+            T::default()
+        })
+    }
+
+    fn swap(&self, config: &Config, new: Vec<(String, Live)>) -> Adopted {
+        let now = self.clock.now();
+        let (mut state, mut agenda) = (self.state(), self.agenda());
+        let gone: Vec<String> = state.homeservers.keys().filter(|name| !config.homeservers.contains_key(*name)).cloned().collect();
+        for name in gone {
+            state.homeservers.remove(&name);
+            self.metrics.forget_homeserver(&name);
+        }
+        state.homeservers.extend(new);
+        let mut adopted = Adopted::default();
+        let removed: Vec<String> = state.jobs.keys().filter(|name| config.job(name).is_none()).cloned().collect();
+        for name in removed {
+            if let Some(Entry { running: Some(running), .. }) = state.jobs.remove(&name) {
+                running.stop.at_boundary(Outcome::Cancelled);
+            }
+            agenda.remove(&name);
+            adopted.removed.push(name);
+        }
+        for spec in &config.jobs {
+            let Some(live) = state.homeservers.get(&spec.homeserver) else { continue };
+            let (place, fingerprint) = (live.place.clone(), spec.fingerprint(live.fingerprint));
+            match &spec.schedule {
+                Some(schedule) if spec.common.enabled => agenda.set(&spec.name, schedule, spec.zone, now),
+                _ => agenda.remove(&spec.name),
+            }
+            match state.jobs.get_mut(&spec.name) {
+                Some(entry) if entry.fingerprint == fingerprint => adopted.unchanged.push(spec.name.clone()),
+                Some(entry) => {
+                    (entry.spec, entry.fingerprint, entry.place) = (Arc::new(spec.clone()), fingerprint, place);
+                    adopted.changed.push(spec.name.clone());
+                }
+                None => {
+                    let entry = Entry { spec: Arc::new(spec.clone()), fingerprint, place, since: now, running: None, queued: None };
+                    state.jobs.insert(spec.name.clone(), entry);
+                    adopted.added.push(spec.name.clone());
+                }
+            }
+        }
+        adopted
+    }
+
+    /// Asks every homeserver who it is, side by side; the metrics keep the answers.
+    pub async fn probe(&self) {
+        let places: Vec<(String, Place)> = self.state().homeservers.iter().map(|(name, live)| (name.clone(), live.place.clone())).collect();
+        let asked = places.into_iter().map(|(name, place)| async move {
+            match Reader::new(place.transport, self.clock.clone()).identity().await {
+                Ok(identity) => self.metrics.homeserver(&name, &identity.version.to_string(), identity.mas),
+                Err(error) => tracing::warn!(homeserver = %name, "{name}: {error}"),
+            }
+        });
+        futures_util::future::join_all(asked).await;
+    }
+
+    /// Recalls whether scheduled runs were paused.
+    pub async fn recall_pause(&self) {
+        let paused = self.written(self.runner.history.switch(history::PAUSED).await);
+        self.state().paused = paused;
+        self.metrics.paused.set(f64::from(u8::from(paused)));
+        if paused {
+            tracing::warn!("scheduled runs are paused since before the start: nothing runs on schedule until `microglia resume`");
+        }
+    }
+}

@@ -1,0 +1,159 @@
+//! What runs tell, as metrics.
+
+use std::time::Duration;
+
+use super::{Entry, State, Supervisor};
+use crate::clock::Timestamp;
+use crate::history::{self, Known};
+use crate::metrics::JobSeries;
+use crate::report::{Event, Outcome, Report, State as ChangeState, Trigger};
+use std::collections::{BTreeMap, HashMap};
+
+impl Supervisor {
+    /// Hears what a run tells.
+    pub(super) fn hear(&self, job: &str, event: &Event) {
+        match event {
+            Event::Started(report) => {
+                if let Some(running) = self.state().jobs.get_mut(job).and_then(|entry| entry.running.as_mut()) {
+                    running.run = report.id;
+                }
+                if let (Trigger::Schedule, Some(occurrence)) = (report.trigger, report.scheduled_for) {
+                    self.metrics.start_delay.observe((report.started_at - occurrence).to_std().unwrap_or_default().as_secs_f64());
+                }
+                self.metrics.jobs.update(job, |series| series.running = true);
+            }
+            Event::Waiting(_) => self.metrics.jobs.update(job, |series| series.waiting = true),
+            Event::Retrying { .. } => self.metrics.jobs.update(job, |series| {
+                series.waiting = true;
+                series.retries += 1;
+            }),
+            Event::Resumed => self.metrics.jobs.update(job, |series| series.waiting = false),
+            Event::Changed(change) => self.metrics.jobs.update(job, |series| match change.state {
+                ChangeState::Done => series.done += change.count,
+                ChangeState::Failed => series.failed += change.count,
+                ChangeState::Planned | ChangeState::Skipped => {}
+            }),
+            Event::Ended(report) => self.ended(job, report),
+            Event::Reading { .. } | Event::Planned { .. } | Event::Changing { .. } | Event::Slow(_) => {}
+        }
+    }
+
+    fn ended(&self, job: &str, report: &Report) {
+        let took = report.finished_at.map(|end| (end - report.started_at).to_std().unwrap_or_default()).unwrap_or(Duration::ZERO);
+        self.metrics.run_duration.with_label_values(&[&report.kind]).observe(took.as_secs_f64());
+        let state = self.state();
+        let mode = state.jobs.get(job).map_or(report.mode, |entry| entry.spec.common.mode);
+        self.metrics.jobs.update(job, |series| {
+            series.running = false;
+            series.waiting = false;
+            let outcome = report.outcome.unwrap_or(Outcome::Failed);
+            *series.runs.entry((report.mode, outcome)).or_default() += 1;
+            series.bytes_freed += report.bytes_freed.unwrap_or(0);
+            series.last_run = Some(Report { changes: None, sample: Vec::new(), ..report.clone() });
+            // A dry run by hand says nothing of a job that is to make changes.
+            if report.mode == mode {
+                if outcome == Outcome::Succeeded {
+                    series.last_success = report.finished_at;
+                    series.consecutive_failures = 0;
+                } else {
+                    series.consecutive_failures += 1;
+                }
+            }
+            if let Some(entry) = state.jobs.get(job) {
+                series.success_due = success_due(&state, entry, series.last_success);
+            }
+        });
+    }
+
+    /// Works out anew by when each job must have succeeded.
+    pub(super) fn refresh_due(&self) {
+        let state = self.state();
+        let mut table = self.metrics.jobs.table();
+        for (job, entry) in &state.jobs {
+            if let Some(series) = table.get_mut(job) {
+                series.success_due = success_due(&state, entry, series.last_success);
+            }
+        }
+    }
+
+    /// The metrics as text, with each job's next occurrence as it is now.
+    pub fn metrics_text(&self, ticked: Timestamp) -> Result<String, prometheus::Error> {
+        {
+            let (state, agenda) = (self.state(), self.agenda());
+            let mut table = self.metrics.jobs.table();
+            for job in state.jobs.keys() {
+                if let Some(series) = table.get_mut(job) {
+                    series.next_run = agenda.next(job);
+                }
+            }
+        }
+        self.metrics.text(ticked, self.runner.history.write_errors())
+    }
+
+    /// Gives each job its series: a new one what the history knows of it, an old one its new description.
+    pub(super) async fn describe(&self, known: &HashMap<String, Known>) -> Result<(), history::Error> {
+        let unknown = {
+            let table = self.metrics.jobs.table();
+            self.state().jobs.keys().any(|job| !table.contains_key(job))
+        };
+        let (mut last_runs, standings) = match unknown {
+            true => (self.runner.history.last_runs().await?, self.runner.history.standings().await?),
+            false => (HashMap::new(), HashMap::new()),
+        };
+        let mut state = self.state();
+        for (job, entry) in &mut state.jobs {
+            if let Some(known) = known.get(job) {
+                entry.since = known.since;
+            }
+        }
+        let mut table = self.metrics.jobs.table();
+        table.retain(|job, _| state.jobs.contains_key(job));
+        for (job, entry) in &state.jobs {
+            let series = table.entry(job.clone()).or_insert_with(|| {
+                let standing = standings.get(&(job.clone(), entry.spec.common.mode)).copied().unwrap_or_default();
+                JobSeries { last_run: last_runs.remove(job), last_success: standing.last_success, consecutive_failures: standing.failures, ..blank(entry) }
+            });
+            let described = blank(entry);
+            (series.homeserver, series.kind, series.action) = (described.homeserver, described.kind, described.action);
+            (series.schedule, series.timezone, series.mode) = (described.schedule, described.timezone, described.mode);
+            series.success_due = success_due(&state, entry, series.last_success);
+        }
+        Ok(())
+    }
+}
+
+fn blank(entry: &Entry) -> JobSeries {
+    let spec = &entry.spec;
+    JobSeries {
+        homeserver: spec.homeserver.clone(),
+        kind: spec.job.kind().name,
+        schedule: spec.schedule.as_ref().map(|schedule| schedule.as_str().to_owned()).unwrap_or_default(),
+        timezone: spec.zone.to_string(),
+        mode: spec.common.mode,
+        action: spec.job.kind().action,
+        runs: BTreeMap::new(),
+        skipped: BTreeMap::new(),
+        retries: 0,
+        running: false,
+        waiting: false,
+        next_run: None,
+        last_run: None,
+        last_success: None,
+        success_due: None,
+        consecutive_failures: 0,
+        done: 0,
+        failed: 0,
+        bytes_freed: 0,
+    }
+}
+
+/// The end of the second occurrence since the last success, or since nothing kept the job from running.
+fn success_due(state: &State, entry: &Entry, last_success: Option<Timestamp>) -> Option<Timestamp> {
+    let spec = &entry.spec;
+    let schedule = spec.schedule.as_ref().filter(|_| spec.common.enabled && !state.paused)?;
+    let from = last_success.into_iter().chain([entry.since]).chain(state.resumed_at).max()?;
+    let first = schedule.next(from, spec.zone)?.to_utc();
+    let second = schedule.next(first, spec.zone)?.to_utc();
+    Some(second + spec.common.time_limit.as_chrono() + spec.common.splay.as_chrono())
+}
+
