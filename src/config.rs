@@ -368,7 +368,8 @@ impl Parser<'_> {
         for spec in &mut specs {
             let url = homeservers.get(&spec.homeserver)?.keys.url.0.as_str();
             let name = format!("{} {url}", spec.name);
-            (spec.splay_seed, _) = Uuid::new_v5(&Uuid::NAMESPACE_URL, name.as_bytes()).as_u64_pair();
+            (spec.splay_seed, _) =
+                Uuid::new_v5(&Uuid::NAMESPACE_URL, name.as_bytes()).as_u64_pair();
         }
         Some(Config {
             daemon,

@@ -68,7 +68,12 @@ pub fn listen(dir: &Path) -> io::Result<UnixListener> {
 }
 
 /// Serves the socket until `stop`.
-pub async fn serve(listener: UnixListener, supervisor: Arc<Supervisor>, reloader: Arc<Reloader>, stop: CancellationToken) {
+pub async fn serve(
+    listener: UnixListener,
+    supervisor: Arc<Supervisor>,
+    reloader: Arc<Reloader>,
+    stop: CancellationToken,
+) {
     loop {
         let accepted = tokio::select! {
             () = stop.cancelled() => return,
@@ -86,20 +91,28 @@ pub async fn serve(listener: UnixListener, supervisor: Arc<Supervisor>, reloader
     }
 }
 
-async fn answer(stream: UnixStream, supervisor: &Arc<Supervisor>, reloader: &Reloader) -> io::Result<()> {
+async fn answer(
+    stream: UnixStream,
+    supervisor: &Arc<Supervisor>,
+    reloader: &Reloader,
+) -> io::Result<()> {
     let (read, mut write) = stream.into_split();
     let mut line = String::new();
     BufReader::new(read.take(LONGEST)).read_line(&mut line).await?;
     let request: Request = match serde_json::from_str(&line) {
         Ok(request) => request,
-        Err(error) => return say(&mut write, &Response::Failed(format!("not understood: {error}"))).await,
+        Err(error) => {
+            return say(&mut write, &Response::Failed(format!("not understood: {error}"))).await;
+        }
     };
     let response = match request {
         Request::Reload => match reloader.reload("the control socket").await {
             Ok(adopted) => Response::Adopted(adopted),
             Err(mistakes) => Response::Mistakes(mistakes),
         },
-        Request::Cancel { job } => supervisor.cancel(&job).map_or_else(Response::Refused, |()| Response::Done),
+        Request::Cancel { job } => {
+            supervisor.cancel(&job).map_or_else(Response::Refused, |()| Response::Done)
+        }
         Request::Pause => paused(supervisor, true).await,
         Request::Resume => paused(supervisor, false).await,
         Request::Run { job, asked } => match supervisor.run(&job, &asked) {
@@ -113,7 +126,10 @@ async fn answer(stream: UnixStream, supervisor: &Arc<Supervisor>, reloader: &Rel
                         event => drop(say(&mut write, &Response::Event(event)).await),
                     }
                 }
-                report.map_or_else(|| Response::Failed("the run did not start".to_owned()), Response::Report)
+                report.map_or_else(
+                    || Response::Failed("the run did not start".to_owned()),
+                    Response::Report,
+                )
             }
         },
     };
@@ -123,7 +139,9 @@ async fn answer(stream: UnixStream, supervisor: &Arc<Supervisor>, reloader: &Rel
 async fn paused(supervisor: &Supervisor, paused: bool) -> Response {
     match supervisor.pause(paused).await {
         Ok(()) => Response::Done,
-        Err(error) => Response::Failed(format!("it cannot be remembered beyond a restart, and so was not done: {error}")),
+        Err(error) => Response::Failed(format!(
+            "it cannot be remembered beyond a restart, and so was not done: {error}"
+        )),
     }
 }
 
@@ -148,7 +166,16 @@ impl Connection {
         };
         match UnixStream::connect(path).await {
             Ok(stream) => Ok(Some(Self { stream: BufReader::new(stream) })),
-            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused | io::ErrorKind::NotADirectory) => Ok(None),
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::NotFound
+                        | io::ErrorKind::ConnectionRefused
+                        | io::ErrorKind::NotADirectory
+                ) =>
+            {
+                Ok(None)
+            }
             Err(error) => Err(error),
         }
     }

@@ -31,21 +31,41 @@ const FORGET_EVERY: Duration = Duration::from_secs(3600);
 const STATUS_EVERY: Duration = Duration::from_secs(30);
 
 /// Runs until SIGTERM or SIGINT. A second signal ends it at once, which is an error.
-pub async fn serve(path: PathBuf, config: Config, environment: Environment, clock: Clock) -> anyhow::Result<()> {
+pub async fn serve(
+    path: PathBuf,
+    config: Config,
+    environment: Environment,
+    clock: Clock,
+) -> anyhow::Result<()> {
     let daemon = config.daemon.clone();
     let dir = StateDir::open(&daemon.state_dir).with_context(|| format!("the state directory {} cannot be used: make it writable for this user, or set daemon.state_dir", daemon.state_dir.display()))?;
     let Some(_lock) = dir.try_lock("daemon").context("the daemon's lock")? else {
-        anyhow::bail!("another daemon runs on the state directory {}: stop it, or give this one a state_dir of its own", daemon.state_dir.display());
+        anyhow::bail!(
+            "another daemon runs on the state directory {}: stop it, or give this one a state_dir of its own",
+            daemon.state_dir.display()
+        );
     };
     // Without a history the daemon still plans, shows and serves: it refuses what cannot be recorded.
     let history = History::open(&dir, clock.clone()).await.unwrap_or_else(|error| {
-        tracing::error!("the history cannot be opened, so that runs in apply mode are refused: {error}");
-        History::none(clock.clone(), &format!("the history could not be opened at the start: {error}"))
+        tracing::error!(
+            "the history cannot be opened, so that runs in apply mode are refused: {error}"
+        );
+        History::none(
+            clock.clone(),
+            &format!("the history could not be opened at the start: {error}"),
+        )
     });
     let metrics = Arc::new(Metrics::new(clock.now())?);
-    let runner = Runner { history: history.clone(), dir: Some(dir), clock: clock.clone(), settle: Settle::default() };
+    let runner = Runner {
+        history: history.clone(),
+        dir: Some(dir),
+        clock: clock.clone(),
+        settle: Settle::default(),
+    };
     let supervisor = Supervisor::new(runner, Arc::clone(&metrics), clock.clone());
-    let listener = TcpListener::bind(daemon.listen).await.with_context(|| format!("cannot listen on {}: is another daemon there? set daemon.listen", daemon.listen))?;
+    let listener = TcpListener::bind(daemon.listen).await.with_context(|| {
+        format!("cannot listen on {}: is another daemon there? set daemon.listen", daemon.listen)
+    })?;
     let socket = control::listen(&daemon.state_dir).context("the control socket")?;
     let interrupted = history.interrupt_all().await.unwrap_or_default();
     supervisor.recall_pause().await;
@@ -53,25 +73,52 @@ pub async fn serve(path: PathBuf, config: Config, environment: Environment, cloc
     for warning in &config.warnings {
         tracing::warn!("{warning}");
     }
-    let reloader = Arc::new(Reloader::new(path, environment, &config, Arc::clone(&supervisor), metrics, clock.clone()));
+    let reloader = Arc::new(Reloader::new(
+        path,
+        environment,
+        &config,
+        Arc::clone(&supervisor),
+        metrics,
+        clock.clone(),
+    ));
     let (sender, due) = mpsc::unbounded_channel();
-    let ticker = Ticker::start(Arc::clone(&supervisor.agenda), clock.clone(), sender).await.map_err(|error| anyhow::anyhow!("the scheduler does not start: {error:?}"))?;
+    let ticker = Ticker::start(Arc::clone(&supervisor.agenda), clock.clone(), sender)
+        .await
+        .map_err(|error| anyhow::anyhow!("the scheduler does not start: {error:?}"))?;
     let ticker = Arc::new(ticker);
-    supervisor.catch_up(&interrupted, &known).await.unwrap_or_else(|error| tracing::error!("missed occurrences cannot be found: {error}"));
+    supervisor
+        .catch_up(&interrupted, &known)
+        .await
+        .unwrap_or_else(|error| tracing::error!("missed occurrences cannot be found: {error}"));
 
     let stop = CancellationToken::new();
     tokio::spawn(Arc::clone(&supervisor).listen(due));
-    let app = Arc::new(App { supervisor: Arc::clone(&supervisor), reloader: Arc::clone(&reloader), history: history.clone(), ticker: Arc::clone(&ticker), clock: clock.clone() });
+    let app = Arc::new(App {
+        supervisor: Arc::clone(&supervisor),
+        reloader: Arc::clone(&reloader),
+        history: history.clone(),
+        ticker: Arc::clone(&ticker),
+        clock: clock.clone(),
+    });
     let address = listener.local_addr()?;
     let web = tokio::spawn(web::serve(listener, web::router(app), stop.clone()));
-    let control = tokio::spawn(control::serve(socket, Arc::clone(&supervisor), Arc::clone(&reloader), stop.clone()));
+    let control = tokio::spawn(control::serve(
+        socket,
+        Arc::clone(&supervisor),
+        Arc::clone(&reloader),
+        stop.clone(),
+    ));
     let chores = [
         tokio::spawn(Arc::clone(&reloader).watch()),
         tokio::spawn(probe(Arc::clone(&supervisor))),
         tokio::spawn(forget(history.clone(), Arc::clone(&reloader), clock)),
         tokio::spawn(watchdog(Arc::clone(&supervisor), Arc::clone(&ticker))),
     ];
-    tracing::info!("microglia {} serves http://{address} with {}", env!("CARGO_PKG_VERSION"), crate::words::counted(adopted.added.len() as u64, "job", "jobs"));
+    tracing::info!(
+        "microglia {} serves http://{address} with {}",
+        env!("CARGO_PKG_VERSION"),
+        crate::words::counted(adopted.added.len() as u64, "job", "jobs")
+    );
     notify(&[NotifyState::Ready, NotifyState::Status(&supervisor.next_in_words())]);
 
     let mut signals = Signals::new()?;
@@ -88,7 +135,9 @@ pub async fn serve(path: PathBuf, config: Config, environment: Environment, cloc
         chore.abort();
     }
     if cut_short {
-        anyhow::bail!("stopped at once by a second signal: runs under way are found interrupted at the next start");
+        anyhow::bail!(
+            "stopped at once by a second signal: runs under way are found interrupted at the next start"
+        );
     }
     let _ = tokio::join!(web, control);
     let _ = std::fs::remove_file(daemon.state_dir.join(control::SOCKET));
@@ -105,7 +154,11 @@ struct Signals {
 
 impl Signals {
     fn new() -> anyhow::Result<Self> {
-        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())?, hangup: signal(SignalKind::hangup())? })
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hangup: signal(SignalKind::hangup())?,
+        })
     }
 
     /// Reloads at each SIGHUP until SIGTERM or SIGINT comes.
@@ -174,4 +227,3 @@ fn notify(states: &[NotifyState<'_>]) {
         tracing::debug!("systemd cannot be told: {error}");
     }
 }
-

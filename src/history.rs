@@ -580,7 +580,8 @@ impl History {
         .fetch_all(pool)
         .await?;
         for row in &rows {
-            standings.entry((row.try_get("job")?, word(row, "mode")?)).or_default().failures = unsigned(row.try_get("failures")?);
+            standings.entry((row.try_get("job")?, word(row, "mode")?)).or_default().failures =
+                unsigned(row.try_get("failures")?);
         }
         Ok(standings)
     }

@@ -28,7 +28,14 @@ pub struct Reloader {
 
 impl Reloader {
     /// Starts from a config that is adopted already.
-    pub fn new(path: PathBuf, environment: Environment, config: &Config, supervisor: Arc<Supervisor>, metrics: Arc<Metrics>, clock: Clock) -> Self {
+    pub fn new(
+        path: PathBuf,
+        environment: Environment,
+        config: &Config,
+        supervisor: Arc<Supervisor>,
+        metrics: Arc<Metrics>,
+        clock: Clock,
+    ) -> Self {
         let seen = std::fs::read(&path).ok();
         let reloader = Self {
             path,
@@ -63,7 +70,13 @@ impl Reloader {
         adopted.restart_needed = self.settings(&config);
         self.succeeded();
         let Adopted { added, changed, removed, unchanged, restart_needed } = &adopted;
-        tracing::info!("config reloaded ({asked_by}): {} added, {} changed, {} removed, {} unchanged", added.len(), changed.len(), removed.len(), unchanged.len());
+        tracing::info!(
+            "config reloaded ({asked_by}): {} added, {} changed, {} removed, {} unchanged",
+            added.len(),
+            changed.len(),
+            removed.len(),
+            unchanged.len()
+        );
         for need in restart_needed {
             tracing::warn!("{need}");
         }
@@ -95,11 +108,17 @@ impl Reloader {
             needs.push(format!("daemon.listen: {} serves until a restart", daemon.listen));
         }
         if new.state_dir != daemon.state_dir {
-            needs.push(format!("daemon.state_dir: {} serves until a restart", daemon.state_dir.display()));
+            needs.push(format!(
+                "daemon.state_dir: {} serves until a restart",
+                daemon.state_dir.display()
+            ));
         }
-        needs.extend(config.from_credentials.iter().map(|file| format!("{} is a systemd credential: only a restart renews it", file.display())));
+        needs.extend(config.from_credentials.iter().map(|file| {
+            format!("{} is a systemd credential: only a restart renews it", file.display())
+        }));
         *self.admin_token.lock().unwrap_or_else(PoisonError::into_inner) = admin_token(new);
-        *daemon = Daemon { listen: daemon.listen, state_dir: daemon.state_dir.clone(), ..new.clone() };
+        *daemon =
+            Daemon { listen: daemon.listen, state_dir: daemon.state_dir.clone(), ..new.clone() };
         needs
     }
 
@@ -126,7 +145,9 @@ impl Reloader {
                 continue;
             }
             let path = self.path.clone();
-            let now = tokio::task::spawn_blocking(move || std::fs::read(path).ok()).await.unwrap_or_default();
+            let now = tokio::task::spawn_blocking(move || std::fs::read(path).ok())
+                .await
+                .unwrap_or_default();
             let changed = now != *self.seen.lock().unwrap_or_else(PoisonError::into_inner);
             if changed && now.is_some() && now == last {
                 let _ = self.reload("the file changed").await;

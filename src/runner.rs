@@ -342,7 +342,10 @@ impl Run<'_> {
         let mut waiting = false;
         loop {
             let place: Option<Box<dyn Send>> = match places {
-                Places::Shared(places) => Arc::clone(places).try_acquire_owned().ok().map(|place| Box::new(place) as Box<dyn Send>),
+                Places::Shared(places) => Arc::clone(places)
+                    .try_acquire_owned()
+                    .ok()
+                    .map(|place| Box::new(place) as Box<dyn Send>),
                 Places::Locks(places) => self.locked_place(*places)?,
             };
             if let Some(place) = place {
@@ -352,7 +355,10 @@ impl Run<'_> {
                 return Ok(place);
             }
             if !waiting {
-                self.tell(Event::Waiting(format!("for another run on {} to end", self.spec.homeserver)));
+                self.tell(Event::Waiting(format!(
+                    "for another run on {} to end",
+                    self.spec.homeserver
+                )));
                 waiting = true;
             }
             self.pause(LOOK_FOR_PLACE).await.map_err(Ending::Stopped)?;
@@ -369,7 +375,11 @@ impl Run<'_> {
                     tracing::warn!("the locks in the state directory cannot be used: {error}");
                     return Ok(Some(Box::new(())));
                 }
-                Err(error) => return Err(Ending::Refused(format!("the locks in the state directory cannot be used: {error}"))),
+                Err(error) => {
+                    return Err(Ending::Refused(format!(
+                        "the locks in the state directory cannot be used: {error}"
+                    )));
+                }
             }
         }
         Ok(None)

@@ -90,7 +90,14 @@ const LAST_WORDS: Duration = Duration::from_secs(5);
 
 impl Supervisor {
     pub fn new(runner: Runner, metrics: Arc<Metrics>, clock: Clock) -> Arc<Self> {
-        Arc::new(Self { runner, metrics, agenda: Arc::default(), clock, state: Mutex::default(), tasks: TaskTracker::new() })
+        Arc::new(Self {
+            runner,
+            metrics,
+            agenda: Arc::default(),
+            clock,
+            state: Mutex::default(),
+            tasks: TaskTracker::new(),
+        })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -119,12 +126,23 @@ impl Supervisor {
         let Some(entry) = state.jobs.get_mut(&*due.job) else { return };
         let skipped = match () {
             () if paused => Some(Skipped::Paused),
-            () if entry.running.is_some() && (entry.spec.common.overlap == Overlap::Skip || entry.queued.is_some()) => Some(Skipped::Overlap),
+            () if entry.running.is_some()
+                && (entry.spec.common.overlap == Overlap::Skip || entry.queued.is_some()) =>
+            {
+                Some(Skipped::Overlap)
+            }
             () if entry.running.is_some() => {
                 entry.queued = Some(due.occurrence);
                 return;
             }
-            () if entry.spec.common.window.is_some_and(|window| !window.contains(now, entry.spec.zone)) => Some(Skipped::Window),
+            () if entry
+                .spec
+                .common
+                .window
+                .is_some_and(|window| !window.contains(now, entry.spec.zone)) =>
+            {
+                Some(Skipped::Window)
+            }
             () => None,
         };
         match skipped {
@@ -133,7 +151,11 @@ impl Supervisor {
                 self.skip(&due.job, due.occurrence, reason);
             }
             None => {
-                let order = Order { trigger: Trigger::Schedule, scheduled_for: Some(due.occurrence), ..Order::manual(&entry.spec) };
+                let order = Order {
+                    trigger: Trigger::Schedule,
+                    scheduled_for: Some(due.occurrence),
+                    ..Order::manual(&entry.spec)
+                };
                 self.launch(entry, order, None);
             }
         }
@@ -151,14 +173,28 @@ impl Supervisor {
     }
 
     /// Starts a run and answers what it tells. The entry is not running.
-    fn launch(self: &Arc<Self>, entry: &mut Entry, order: Order, listener: Option<mpsc::UnboundedSender<Event>>) {
+    fn launch(
+        self: &Arc<Self>,
+        entry: &mut Entry,
+        order: Order,
+        listener: Option<mpsc::UnboundedSender<Event>>,
+    ) {
         let stop = Stop::default();
         entry.running = Some(Running { stop: stop.clone(), run: None });
-        let (supervisor, spec, place) = (Arc::clone(self), Arc::clone(&entry.spec), entry.place.clone());
-        self.tasks.spawn(async move { supervisor.carry_out(spec, place, order, stop, listener).await });
+        let (supervisor, spec, place) =
+            (Arc::clone(self), Arc::clone(&entry.spec), entry.place.clone());
+        self.tasks
+            .spawn(async move { supervisor.carry_out(spec, place, order, stop, listener).await });
     }
 
-    async fn carry_out(self: Arc<Self>, spec: Arc<JobSpec>, place: Place, order: Order, stop: Stop, listener: Option<mpsc::UnboundedSender<Event>>) {
+    async fn carry_out(
+        self: Arc<Self>,
+        spec: Arc<JobSpec>,
+        place: Place,
+        order: Order,
+        stop: Stop,
+        listener: Option<mpsc::UnboundedSender<Event>>,
+    ) {
         let job = spec.name.clone();
         if order.trigger != Trigger::Manual {
             self.wait_for_start(&spec, &order, &stop).await;
@@ -185,16 +221,25 @@ impl Supervisor {
         let Some(entry) = state.jobs.get_mut(&job) else { return };
         entry.running = None;
         if let Some(occurrence) = entry.queued.take().filter(|_| !draining) {
-            let order = Order { trigger: Trigger::Schedule, scheduled_for: Some(occurrence), ..Order::manual(&entry.spec) };
+            let order = Order {
+                trigger: Trigger::Schedule,
+                scheduled_for: Some(occurrence),
+                ..Order::manual(&entry.spec)
+            };
             self.launch(entry, order, None);
         }
     }
 
     /// Waits for the job's splay, and what is caught up for the window, too.
     async fn wait_for_start(&self, spec: &JobSpec, order: &Order, stop: &Stop) {
-        let mut wait = if order.trigger == Trigger::Schedule { spec.splay() } else { Duration::ZERO };
+        let mut wait =
+            if order.trigger == Trigger::Schedule { spec.splay() } else { Duration::ZERO };
         let now = self.clock.now();
-        if let Some(window) = spec.common.window.filter(|window| order.trigger == Trigger::CatchUp && !window.contains(now, spec.zone)) {
+        if let Some(window) = spec
+            .common
+            .window
+            .filter(|window| order.trigger == Trigger::CatchUp && !window.contains(now, spec.zone))
+        {
             wait = (window.start_after(now, spec.zone) - now).to_std().unwrap_or_default();
         }
         if !wait.is_zero() {
@@ -205,7 +250,11 @@ impl Supervisor {
     }
 
     /// Starts a run by hand; what it tells comes out of the channel, and ends with the run.
-    pub fn run(self: &Arc<Self>, job: &str, asked: &Asked) -> Result<mpsc::UnboundedReceiver<Event>, Refusal> {
+    pub fn run(
+        self: &Arc<Self>,
+        job: &str,
+        asked: &Asked,
+    ) -> Result<mpsc::UnboundedReceiver<Event>, Refusal> {
         let mut state = self.state();
         if state.draining {
             return Err(Refusal::Draining);
@@ -215,7 +264,10 @@ impl Supervisor {
             return Err(Refusal::Running { job: job.to_owned(), run: running.run });
         }
         if asked.max_changes.is_some() && !entry.spec.job.kind().counts {
-            return Err(Refusal::Usage(format!("max_changes means nothing for {}, which cannot count beforehand", entry.spec.job.kind().name)));
+            return Err(Refusal::Usage(format!(
+                "max_changes means nothing for {}, which cannot count beforehand",
+                entry.spec.job.kind().name
+            )));
         }
         let mut order = Order::manual(&entry.spec);
         order.mode = asked.mode.unwrap_or(order.mode);
@@ -228,7 +280,10 @@ impl Supervisor {
     /// Ends a job's run at its next change boundary.
     pub fn cancel(&self, job: &str) -> Result<(), Refusal> {
         let mut state = self.state();
-        let running = entry(&mut state, job)?.running.as_ref().ok_or_else(|| Refusal::NotRunning(job.to_owned()))?;
+        let running = entry(&mut state, job)?
+            .running
+            .as_ref()
+            .ok_or_else(|| Refusal::NotRunning(job.to_owned()))?;
         tracing::info!(job, "{job}: its run is cancelled");
         running.stop.at_boundary(Outcome::Cancelled);
         Ok(())
@@ -245,7 +300,14 @@ impl Supervisor {
             state.paused = paused;
         }
         self.metrics.paused.set(f64::from(u8::from(paused)));
-        tracing::warn!("scheduled runs are {}", if paused { "paused: nothing runs on schedule until `microglia resume`" } else { "resumed" });
+        tracing::warn!(
+            "scheduled runs are {}",
+            if paused {
+                "paused: nothing runs on schedule until `microglia resume`"
+            } else {
+                "resumed"
+            }
+        );
         self.refresh_due();
         Ok(())
     }
@@ -257,7 +319,8 @@ impl Supervisor {
     /// The jobs as `jobs --json` lists them.
     pub async fn listed(&self) -> Result<Vec<Listed>, history::Error> {
         let mut last_runs = self.runner.history.last_runs().await?;
-        let specs: Vec<JobSpec> = self.state().jobs.values().map(|entry| (*entry.spec).clone()).collect();
+        let specs: Vec<JobSpec> =
+            self.state().jobs.values().map(|entry| (*entry.spec).clone()).collect();
         Ok(listed(&specs, &mut last_runs, self.clock.now()))
     }
 
@@ -280,11 +343,20 @@ impl Supervisor {
         let stops: Vec<Stop> = {
             let mut state = self.state();
             state.draining = true;
-            state.jobs.values().filter_map(|entry| entry.running.as_ref()).map(|running| running.stop.clone()).collect()
+            state
+                .jobs
+                .values()
+                .filter_map(|entry| entry.running.as_ref())
+                .map(|running| running.stop.clone())
+                .collect()
         };
         self.tasks.close();
         if !stops.is_empty() {
-            tracing::info!("{} under way: up to {} s to reach the end or the next change boundary", crate::words::counted(stops.len() as u64, "run", "runs"), grace.as_secs());
+            tracing::info!(
+                "{} under way: up to {} s to reach the end or the next change boundary",
+                crate::words::counted(stops.len() as u64, "run", "runs"),
+                grace.as_secs()
+            );
         }
         for stop in &stops {
             stop.at_boundary(Outcome::Interrupted);
@@ -298,28 +370,52 @@ impl Supervisor {
     }
 
     /// Starts what came while the daemon was down, once, and what it was interrupted in.
-    pub async fn catch_up(self: &Arc<Self>, interrupted: &[Report], known: &std::collections::HashMap<String, history::Known>) -> Result<(), history::Error> {
+    pub async fn catch_up(
+        self: &Arc<Self>,
+        interrupted: &[Report],
+        known: &std::collections::HashMap<String, history::Known>,
+    ) -> Result<(), history::Error> {
         let now = self.clock.now();
-        let specs: Vec<Arc<JobSpec>> = self.state().jobs.values().map(|entry| Arc::clone(&entry.spec)).collect();
+        let specs: Vec<Arc<JobSpec>> =
+            self.state().jobs.values().map(|entry| Arc::clone(&entry.spec)).collect();
         for spec in specs.iter().filter(|spec| spec.common.enabled && spec.schedule.is_some()) {
             let job = &spec.name;
-            let left = interrupted.iter().rev().find(|run| run.job == *job && run.trigger != Trigger::Manual && run.mode == spec.common.mode);
-            let missed = known.get(job).and_then(|known| last_before(spec, known.dealt_with.unwrap_or(known.since), now));
+            let left = interrupted.iter().rev().find(|run| {
+                run.job == *job && run.trigger != Trigger::Manual && run.mode == spec.common.mode
+            });
+            let missed = known
+                .get(job)
+                .and_then(|known| last_before(spec, known.dealt_with.unwrap_or(known.since), now));
             // An occurrence that came after the interrupted one stands for it.
-            let (occurrence, attempts_made) = match (missed, left.and_then(|run| Some((run.scheduled_for?, run.attempts)))) {
-                (Some(missed), _) => (missed, 0),
-                (None, Some((occurrence, attempts))) if self.runner.history.interruptions(job, occurrence).await? <= 1 => (occurrence, attempts.min(spec.common.retries.attempts - 1)),
-                _ => continue,
-            };
-            let young = spec.common.catch_up.0.is_some_and(|age| now - occurrence <= age.as_chrono());
+            let (occurrence, attempts_made) =
+                match (missed, left.and_then(|run| Some((run.scheduled_for?, run.attempts)))) {
+                    (Some(missed), _) => (missed, 0),
+                    (None, Some((occurrence, attempts)))
+                        if self.runner.history.interruptions(job, occurrence).await? <= 1 =>
+                    {
+                        (occurrence, attempts.min(spec.common.retries.attempts - 1))
+                    }
+                    _ => continue,
+                };
+            let young =
+                spec.common.catch_up.0.is_some_and(|age| now - occurrence <= age.as_chrono());
             if !young || self.is_paused() {
-                self.skip(job, occurrence, if self.is_paused() { Skipped::Paused } else { Skipped::Missed });
+                self.skip(
+                    job,
+                    occurrence,
+                    if self.is_paused() { Skipped::Paused } else { Skipped::Missed },
+                );
                 continue;
             }
             tracing::info!(%job, "{job}: the occurrence of {} was missed or interrupted, and is caught up", crate::clock::spoken(occurrence));
             let mut state = self.state();
             if let Some(entry) = state.jobs.get_mut(job).filter(|entry| entry.running.is_none()) {
-                let order = Order { trigger: Trigger::CatchUp, scheduled_for: Some(occurrence), attempts_made, ..Order::manual(spec) };
+                let order = Order {
+                    trigger: Trigger::CatchUp,
+                    scheduled_for: Some(occurrence),
+                    attempts_made,
+                    ..Order::manual(spec)
+                };
                 self.launch(entry, order, None);
             }
         }
@@ -330,7 +426,9 @@ impl Supervisor {
 /// The last occurrence after `from` and not after `now`.
 fn last_before(spec: &JobSpec, from: Timestamp, now: Timestamp) -> Option<Timestamp> {
     let schedule = spec.schedule.as_ref()?;
-    let next = |after| schedule.next(after, spec.zone).map(|next| next.to_utc()).filter(|next| *next <= now);
+    let next = |after| {
+        schedule.next(after, spec.zone).map(|next| next.to_utc()).filter(|next| *next <= now)
+    };
     // Looks back by ever larger steps: a minutely job that was down for a year must not be counted through.
     for days in [0, 1, 32, 366, i64::from(u16::MAX)] {
         let start = (now - TimeDelta::days(days) - TimeDelta::hours(1)).max(from);
@@ -343,5 +441,7 @@ fn last_before(spec: &JobSpec, from: Timestamp, now: Timestamp) -> Option<Timest
 
 fn entry<'a>(state: &'a mut State, job: &str) -> Result<&'a mut Entry, Refusal> {
     let names: Vec<String> = state.jobs.keys().cloned().collect();
-    state.jobs.get_mut(job).ok_or_else(|| Refusal::Unknown(not_one_of(job, &names.iter().map(String::as_str).collect::<Vec<_>>())))
+    state.jobs.get_mut(job).ok_or_else(|| {
+        Refusal::Unknown(not_one_of(job, &names.iter().map(String::as_str).collect::<Vec<_>>()))
+    })
 }

@@ -80,7 +80,10 @@ pub fn router(app: Arc<App>) -> Router {
 /// Serves until `stop`, then lets answers under way end.
 pub async fn serve(listener: TcpListener, router: Router, stop: CancellationToken) {
     let mut http = hyper::server::conn::http1::Builder::new();
-    http.timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT).max_headers(64).max_buf_size(16 * 1024);
+    http.timer(TokioTimer::new())
+        .header_read_timeout(HEADER_TIMEOUT)
+        .max_headers(64)
+        .max_buf_size(16 * 1024);
     let (graceful, places) = (GracefulShutdown::new(), Arc::new(Semaphore::new(MOST_CONNECTIONS)));
     loop {
         let accepted = tokio::select! {
@@ -94,7 +97,9 @@ pub async fn serve(listener: TcpListener, router: Router, stop: CancellationToke
             tokio::time::sleep(Duration::from_millis(100)).await;
             continue;
         };
-        let connection = graceful.watch(http.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router.clone())));
+        let connection = graceful.watch(
+            http.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router.clone())),
+        );
         tokio::spawn(async move {
             // A connection that fails is the client's loss alone.
             let _ = tokio::time::timeout(CONNECTION_TIMEOUT, connection).await;
@@ -136,16 +141,28 @@ impl From<Refusal> for Refused {
 
 impl App {
     fn is_admin(&self, headers: &HeaderMap) -> bool {
-        let sent = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok()).and_then(|value| value.strip_prefix("Bearer ")).unwrap_or("");
-        self.reloader.admin_token().is_some_and(|token| sent.as_bytes().ct_eq(token.expose_secret().as_bytes()).into())
+        let sent = headers
+            .get(header::AUTHORIZATION)
+            .and_then(|value| value.to_str().ok())
+            .and_then(|value| value.strip_prefix("Bearer "))
+            .unwrap_or("");
+        self.reloader
+            .admin_token()
+            .is_some_and(|token| sent.as_bytes().ct_eq(token.expose_secret().as_bytes()).into())
     }
 
     /// Lets through who may act.
     fn admit(&self, headers: &HeaderMap) -> Result<(), Refused> {
         match () {
-            () if self.reloader.admin_token().is_none() => Err(Refused::because(StatusCode::FORBIDDEN, "this endpoint acts, and there is no admin token: set daemon.admin_token_file")),
+            () if self.reloader.admin_token().is_none() => Err(Refused::because(
+                StatusCode::FORBIDDEN,
+                "this endpoint acts, and there is no admin token: set daemon.admin_token_file",
+            )),
             () if self.is_admin(headers) => Ok(()),
-            () => Err(Refused::because(StatusCode::UNAUTHORIZED, "send the admin token as `Authorization: Bearer …`")),
+            () => Err(Refused::because(
+                StatusCode::UNAUTHORIZED,
+                "send the admin token as `Authorization: Bearer …`",
+            )),
         }
     }
 }
@@ -154,24 +171,38 @@ async fn metrics_text(State(app): Shared) -> Result<impl IntoResponse, Refused> 
     let ticked = match app.ticker.alive() {
         Ok(ago) | Err(ago) => app.clock.now() - ago,
     };
-    let text = app.supervisor.metrics_text(ticked).map_err(|error| Refused::because(StatusCode::INTERNAL_SERVER_ERROR, error))?;
+    let text = app
+        .supervisor
+        .metrics_text(ticked)
+        .map_err(|error| Refused::because(StatusCode::INTERNAL_SERVER_ERROR, error))?;
     Ok(([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text))
 }
 
 async fn healthz(State(app): Shared) -> (StatusCode, String) {
     match app.ticker.alive() {
         Ok(_) => (StatusCode::OK, "ok\n".to_owned()),
-        Err(ago) => (StatusCode::SERVICE_UNAVAILABLE, format!("the ticker has not ticked for {} s\n", ago.as_secs())),
+        Err(ago) => (
+            StatusCode::SERVICE_UNAVAILABLE,
+            format!("the ticker has not ticked for {} s\n", ago.as_secs()),
+        ),
     }
 }
 
 async fn readyz(State(app): Shared) -> (StatusCode, String) {
     if let Err(ago) = app.ticker.alive() {
-        return (StatusCode::SERVICE_UNAVAILABLE, format!("the ticker has not ticked for {} s\n", ago.as_secs()));
+        return (
+            StatusCode::SERVICE_UNAVAILABLE,
+            format!("the ticker has not ticked for {} s\n", ago.as_secs()),
+        );
     }
     match app.history.probe().await {
         Ok(()) => (StatusCode::OK, "ready\n".to_owned()),
-        Err(error) => (StatusCode::SERVICE_UNAVAILABLE, format!("the history cannot be written, so that runs in apply mode are refused: {error}\n")),
+        Err(error) => (
+            StatusCode::SERVICE_UNAVAILABLE,
+            format!(
+                "the history cannot be written, so that runs in apply mode are refused: {error}\n"
+            ),
+        ),
     }
 }
 
@@ -179,7 +210,10 @@ async fn reload(State(app): Shared, headers: HeaderMap) -> Result<Response, Refu
     app.admit(&headers)?;
     match app.reloader.reload("HTTP").await {
         Ok(adopted) => Ok(Json(adopted).into_response()),
-        Err(mistakes) => Err(Refused(StatusCode::BAD_REQUEST, json!({ "error": "the config has mistakes, the one before stays in force", "mistakes": mistakes }))),
+        Err(mistakes) => Err(Refused(
+            StatusCode::BAD_REQUEST,
+            json!({ "error": "the config has mistakes, the one before stays in force", "mistakes": mistakes }),
+        )),
     }
 }
 
@@ -198,9 +232,14 @@ struct RunsQuery {
     limit: Option<u32>,
 }
 
-async fn runs(State(app): Shared, headers: HeaderMap, Query(query): Query<RunsQuery>) -> Result<Response, Refused> {
+async fn runs(
+    State(app): Shared,
+    headers: HeaderMap,
+    Query(query): Query<RunsQuery>,
+) -> Result<Response, Refused> {
     let job = Some(query.job.as_str()).filter(|job| !job.is_empty());
-    let mut runs = app.history.runs(job, query.limit.unwrap_or(20).min(1000)).await.map_err(unreadable)?;
+    let mut runs =
+        app.history.runs(job, query.limit.unwrap_or(20).min(1000)).await.map_err(unreadable)?;
     for report in &mut runs {
         app.unnamed(&headers, report);
     }
@@ -213,9 +252,20 @@ struct PageQuery {
     limit: Option<u32>,
 }
 
-async fn run_shown(State(app): Shared, headers: HeaderMap, Path(id): Path<i64>, Query(query): Query<PageQuery>) -> Result<Response, Refused> {
-    let page = Page { offset: query.offset.unwrap_or(0), limit: query.limit.unwrap_or(CHANGES_SHOWN).min(10_000) };
-    let mut report = app.history.run(id, page).await.map_err(unreadable)?.ok_or_else(|| Refused::because(StatusCode::NOT_FOUND, format!("there is no run {id}")))?;
+async fn run_shown(
+    State(app): Shared,
+    headers: HeaderMap,
+    Path(id): Path<i64>,
+    Query(query): Query<PageQuery>,
+) -> Result<Response, Refused> {
+    let page = Page {
+        offset: query.offset.unwrap_or(0),
+        limit: query.limit.unwrap_or(CHANGES_SHOWN).min(10_000),
+    };
+    let mut report =
+        app.history.run(id, page).await.map_err(unreadable)?.ok_or_else(|| {
+            Refused::because(StatusCode::NOT_FOUND, format!("there is no run {id}"))
+        })?;
     app.unnamed(&headers, &mut report);
     // What undoes a change is for the command line only.
     for change in report.changes.iter_mut().flatten() {
@@ -231,24 +281,47 @@ impl App {
             report.changes = None;
             report.sample.clear();
             // An error may quote a user id in a path, and a note a pattern of the config.
-            report.message = report.message.take().map(|message| if message.contains(['@', '%']) { "(with the admin token)".to_owned() } else { message });
+            report.message = report.message.take().map(|message| {
+                if message.contains(['@', '%']) {
+                    "(with the admin token)".to_owned()
+                } else {
+                    message
+                }
+            });
         }
     }
 }
 
-async fn run(State(app): Shared, Path(job): Path<String>, headers: HeaderMap, body: Bytes) -> Result<Response, Refused> {
+async fn run(
+    State(app): Shared,
+    Path(job): Path<String>,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Result<Response, Refused> {
     app.admit(&headers)?;
-    let asked: Asked = if body.is_empty() { Asked::default() } else { serde_json::from_slice(&body).map_err(|error| Refused::because(StatusCode::BAD_REQUEST, error))? };
+    let asked: Asked = if body.is_empty() {
+        Asked::default()
+    } else {
+        serde_json::from_slice(&body)
+            .map_err(|error| Refused::because(StatusCode::BAD_REQUEST, error))?
+    };
     let mut events = app.supervisor.run(&job, &asked)?;
     while let Some(event) = events.recv().await {
         if let Event::Started(report) | Event::Ended(report) = event {
             return Ok((StatusCode::ACCEPTED, Json(json!({ "id": report.id }))).into_response());
         }
     }
-    Err(Refused::because(StatusCode::CONFLICT, format!("{job} is running already, in another process")))
+    Err(Refused::because(
+        StatusCode::CONFLICT,
+        format!("{job} is running already, in another process"),
+    ))
 }
 
-async fn cancel(State(app): Shared, Path(job): Path<String>, headers: HeaderMap) -> Result<Response, Refused> {
+async fn cancel(
+    State(app): Shared,
+    Path(job): Path<String>,
+    headers: HeaderMap,
+) -> Result<Response, Refused> {
     app.admit(&headers)?;
     app.supervisor.cancel(&job)?;
     Ok(Json(json!({})).into_response())
@@ -262,5 +335,8 @@ async fn switch(State(app): Shared, headers: HeaderMap, paused: bool) -> Result<
 
 #[expect(clippy::needless_pass_by_value, reason = "the shape that map_err takes")]
 fn unreadable(error: crate::history::Error) -> Refused {
-    Refused::because(StatusCode::INTERNAL_SERVER_ERROR, format!("the history cannot be used: {error}"))
+    Refused::because(
+        StatusCode::INTERNAL_SERVER_ERROR,
+        format!("the history cannot be used: {error}"),
+    )
 }

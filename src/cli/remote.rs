@@ -4,6 +4,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::Path;
 use std::time::Duration;
 
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
 use super::{Ended, environment, load, print, say_error};
 use crate::clock::Clock;
 use crate::config;
@@ -14,10 +17,26 @@ pub(super) async fn reload(path: &Path) -> Result<(), Ended> {
     let dir = config::state_dir(path, &environment())?;
     match ask(&dir, &Request::Reload).await? {
         Response::Adopted(adopted) => {
-            let line = |what: &str, jobs: &[String]| if jobs.is_empty() { String::new() } else { format!("{what}: {}\n", jobs.join(", ")) };
-            let mut text = line("added", &adopted.added) + &line("changed", &adopted.changed) + &line("removed", &adopted.removed);
-            text.push_str(&format!("reloaded: {} added, {} changed, {} removed, {} unchanged\n", adopted.added.len(), adopted.changed.len(), adopted.removed.len(), adopted.unchanged.len()));
-            text.extend(adopted.restart_needed.iter().map(|need| format!("needs a restart: {need}\n")));
+            let line = |what: &str, jobs: &[String]| {
+                if jobs.is_empty() {
+                    String::new()
+                } else {
+                    format!("{what}: {}\n", jobs.join(", "))
+                }
+            };
+            let mut text = line("added", &adopted.added)
+                + &line("changed", &adopted.changed)
+                + &line("removed", &adopted.removed);
+            text.push_str(&format!(
+                "reloaded: {} added, {} changed, {} removed, {} unchanged\n",
+                adopted.added.len(),
+                adopted.changed.len(),
+                adopted.removed.len(),
+                adopted.unchanged.len()
+            ));
+            text.extend(
+                adopted.restart_needed.iter().map(|need| format!("needs a restart: {need}\n")),
+            );
             print(&text)
         }
         Response::Mistakes(mistakes) => {
@@ -41,15 +60,24 @@ pub(super) async fn cancel(path: &Path, job: &str) -> Result<(), Ended> {
 
 pub(super) async fn pause(path: &Path, paused: bool) -> Result<(), Ended> {
     let config = load(path, &Clock::system())?;
-    match ask(&config.daemon.state_dir, if paused { &Request::Pause } else { &Request::Resume }).await? {
-        Response::Done => print(if paused { "paused: nothing runs on schedule until `microglia resume`" } else { "resumed" }),
+    match ask(&config.daemon.state_dir, if paused { &Request::Pause } else { &Request::Resume })
+        .await?
+    {
+        Response::Done => print(if paused {
+            "paused: nothing runs on schedule until `microglia resume`"
+        } else {
+            "resumed"
+        }),
         other => Err(unexpected(other)),
     }
 }
 
 pub(super) fn unexpected(response: Response) -> Ended {
     match response {
-        Response::Refused(refusal @ (crate::supervisor::Refusal::Unknown(_) | crate::supervisor::Refusal::Usage(_))) => Ended::Usage(refusal.to_string()),
+        Response::Refused(
+            refusal @ (crate::supervisor::Refusal::Unknown(_)
+            | crate::supervisor::Refusal::Usage(_)),
+        ) => Ended::Usage(refusal.to_string()),
         Response::Refused(refusal) => {
             say_error(&refusal.to_string());
             Ended::Unsuccessful
@@ -65,7 +93,10 @@ async fn ask(dir: &Path, request: &Request) -> Result<Response, Ended> {
         .map_err(|error| anyhow::anyhow!("the daemon's socket in {} cannot be used ({error}): use sudo, or the daemon's own user", dir.display()))?
         .ok_or_else(|| anyhow::anyhow!("no daemon runs on the state directory {}", dir.display()))?;
     connection.ask(request).await?;
-    connection.next().await?.ok_or_else(|| Ended::Error(anyhow::anyhow!("the daemon went away before it answered")))
+    connection
+        .next()
+        .await?
+        .ok_or_else(|| Ended::Error(anyhow::anyhow!("the daemon went away before it answered")))
 }
 
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -74,19 +105,39 @@ pub(super) async fn healthcheck(path: &Path, ready: bool) -> Result<(), Ended> {
     let mut address = config::listen(path, &environment());
     // A daemon that listens on all addresses is asked on this machine's own.
     match address.ip() {
-        IpAddr::V4(ip) if ip.is_unspecified() => address = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), address.port()),
-        IpAddr::V6(ip) if ip.is_unspecified() => address = SocketAddr::new(Ipv6Addr::LOCALHOST.into(), address.port()),
+        IpAddr::V4(ip) if ip.is_unspecified() => {
+            address = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), address.port())
+        }
+        IpAddr::V6(ip) if ip.is_unspecified() => {
+            address = SocketAddr::new(Ipv6Addr::LOCALHOST.into(), address.port())
+        }
         _ => {}
     }
-    let url = format!("http://{address}/{}", if ready { "readyz" } else { "healthz" });
-    let client = reqwest::Client::builder().no_proxy().timeout(PATIENCE).build()?;
-    #[expect(clippy::disallowed_methods, reason = "this asks our own daemon, no homeserver")]
-    let answer = client.get(&url).send().await.map_err(|_| anyhow::anyhow!("no answer from {url}"))?;
-    let status = answer.status();
-    let text = answer.text().await.unwrap_or_default();
-    if status.is_success() {
-        return print(&text);
+    let path = if ready { "/readyz" } else { "/healthz" };
+    // The plainest request there is, so that a health check every few seconds sets up no TLS.
+    let asked = async {
+        let mut stream = TcpStream::connect(address).await?;
+        stream
+            .write_all(format!("GET {path} HTTP/1.0\r\nHost: {address}\r\n\r\n").as_bytes())
+            .await?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await?;
+        Ok::<_, std::io::Error>(answer)
+    };
+    let answer = tokio::time::timeout(PATIENCE, asked)
+        .await
+        .map_err(|_| {
+            anyhow::anyhow!(
+                "http://{address}{path} does not answer within {} s",
+                PATIENCE.as_secs()
+            )
+        })?
+        .map_err(|error| anyhow::anyhow!("http://{address}{path} cannot be asked: {error}"))?;
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
+    let status = head.lines().next().and_then(|line| line.split(' ').nth(1)).unwrap_or("nothing");
+    if status == "200" {
+        return print(body);
     }
-    say_error(&format!("{url} answers {status}: {}", text.trim()));
+    say_error(&format!("http://{address}{path} answers {status}: {}", body.trim()));
     Err(Ended::Unsuccessful)
 }

@@ -74,7 +74,9 @@ pub(super) async fn run(path: &Path, options: &Options) -> Result<(), Ended> {
         Ok(None) => here(&config, spec, &order, &clock).await?,
         Err(error) => {
             let dir = config.daemon.state_dir.display();
-            return Err(Ended::Error(anyhow::anyhow!("a daemon may run on {dir}, and its socket cannot be used ({error}): use sudo, or the daemon's own user")));
+            return Err(Ended::Error(anyhow::anyhow!(
+                "a daemon may run on {dir}, and its socket cannot be used ({error}): use sudo, or the daemon's own user"
+            )));
         }
     };
     if options.json {
@@ -104,7 +106,12 @@ fn job<'a>(config: &'a Config, name: &str) -> Result<&'a JobSpec, Ended> {
 }
 
 /// Has the daemon run the job, which is the only one that runs where it lives.
-async fn in_daemon(mut connection: Connection, config: &Config, spec: &JobSpec, options: &Options) -> Result<Report, Ended> {
+async fn in_daemon(
+    mut connection: Connection,
+    config: &Config,
+    spec: &JobSpec,
+    options: &Options,
+) -> Result<Report, Ended> {
     let mode = match (options.dry_run, options.apply) {
         (true, _) => Some(Mode::DryRun),
         (_, true) => Some(Mode::Apply),
@@ -138,10 +145,17 @@ async fn in_daemon(mut connection: Connection, config: &Config, spec: &JobSpec, 
                 return Ok(*report);
             }
             Some(Response::Refused(refusal @ Refusal::Unknown(_))) => {
-                return Err(Ended::Usage(format!("the running daemon says: {refusal} (it knows what it last loaded: `microglia reload`)")));
+                return Err(Ended::Usage(format!(
+                    "the running daemon says: {refusal} (it knows what it last loaded: `microglia reload`)"
+                )));
             }
             Some(other) => return Err(unexpected(other)),
-            None => return Err(Ended::Error(anyhow::anyhow!("the daemon went away: `microglia runs {}` shows what it did", spec.name))),
+            None => {
+                return Err(Ended::Error(anyhow::anyhow!(
+                    "the daemon went away: `microglia runs {}` shows what it did",
+                    spec.name
+                )));
+            }
         }
     }
 }

@@ -35,22 +35,44 @@ impl Supervisor {
     ///
     /// A changed job's running run ends with the old definition; a removed job's run ends at its next change boundary.
     /// All or nothing: a homeserver that cannot be set up leaves everything as it was.
-    pub async fn adopt(&self, config: &Config) -> Result<(Adopted, std::collections::HashMap<String, Known>), anyhow::Error> {
+    pub async fn adopt(
+        &self,
+        config: &Config,
+    ) -> Result<(Adopted, std::collections::HashMap<String, Known>), anyhow::Error> {
         let mut new = Vec::new();
         for homeserver in config.homeservers.values() {
             let fingerprint = homeserver.fingerprint();
-            if self.state().homeservers.get(&homeserver.name).is_none_or(|live| live.fingerprint != fingerprint) {
-                let transport = Transport::new(homeserver.settings(), self.metrics.observer(&homeserver.name)).map_err(|error| anyhow::anyhow!("{}: {error}", homeserver.name))?;
+            if self
+                .state()
+                .homeservers
+                .get(&homeserver.name)
+                .is_none_or(|live| live.fingerprint != fingerprint)
+            {
+                let transport =
+                    Transport::new(homeserver.settings(), self.metrics.observer(&homeserver.name))
+                        .map_err(|error| anyhow::anyhow!("{}: {error}", homeserver.name))?;
                 let place = Place {
                     transport: Arc::new(transport),
-                    places: Places::Shared(Arc::new(Semaphore::new(homeserver.keys.max_concurrent_runs as usize))),
+                    places: Places::Shared(Arc::new(Semaphore::new(
+                        homeserver.keys.max_concurrent_runs as usize,
+                    ))),
                     max_concurrent_requests: homeserver.keys.max_concurrent_requests,
                 };
                 new.push((homeserver.name.clone(), Live { fingerprint, place }));
             }
         }
         let adopted = self.swap(config, new);
-        let scheduled: Vec<(String, String)> = config.jobs.iter().filter(|job| job.common.enabled).filter_map(|job| Some((job.name.clone(), format!("{} {}", job.schedule.as_ref()?.as_str(), job.zone)))).collect();
+        let scheduled: Vec<(String, String)> = config
+            .jobs
+            .iter()
+            .filter(|job| job.common.enabled)
+            .filter_map(|job| {
+                Some((
+                    job.name.clone(),
+                    format!("{} {}", job.schedule.as_ref()?.as_str(), job.zone),
+                ))
+            })
+            .collect();
         let known = self.written(self.runner.history.know(&scheduled).await);
         self.written(self.describe(&known).await);
         Ok((adopted, known))
@@ -67,14 +89,20 @@ impl Supervisor {
     fn swap(&self, config: &Config, new: Vec<(String, Live)>) -> Adopted {
         let now = self.clock.now();
         let (mut state, mut agenda) = (self.state(), self.agenda());
-        let gone: Vec<String> = state.homeservers.keys().filter(|name| !config.homeservers.contains_key(*name)).cloned().collect();
+        let gone: Vec<String> = state
+            .homeservers
+            .keys()
+            .filter(|name| !config.homeservers.contains_key(*name))
+            .cloned()
+            .collect();
         for name in gone {
             state.homeservers.remove(&name);
             self.metrics.forget_homeserver(&name);
         }
         state.homeservers.extend(new);
         let mut adopted = Adopted::default();
-        let removed: Vec<String> = state.jobs.keys().filter(|name| config.job(name).is_none()).cloned().collect();
+        let removed: Vec<String> =
+            state.jobs.keys().filter(|name| config.job(name).is_none()).cloned().collect();
         for name in removed {
             if let Some(Entry { running: Some(running), .. }) = state.jobs.remove(&name) {
                 running.stop.at_boundary(Outcome::Cancelled);
@@ -86,17 +114,29 @@ impl Supervisor {
             let Some(live) = state.homeservers.get(&spec.homeserver) else { continue };
             let (place, fingerprint) = (live.place.clone(), spec.fingerprint(live.fingerprint));
             match &spec.schedule {
-                Some(schedule) if spec.common.enabled => agenda.set(&spec.name, schedule, spec.zone, now),
+                Some(schedule) if spec.common.enabled => {
+                    agenda.set(&spec.name, schedule, spec.zone, now)
+                }
                 _ => agenda.remove(&spec.name),
             }
             match state.jobs.get_mut(&spec.name) {
-                Some(entry) if entry.fingerprint == fingerprint => adopted.unchanged.push(spec.name.clone()),
+                Some(entry) if entry.fingerprint == fingerprint => {
+                    adopted.unchanged.push(spec.name.clone())
+                }
                 Some(entry) => {
-                    (entry.spec, entry.fingerprint, entry.place) = (Arc::new(spec.clone()), fingerprint, place);
+                    (entry.spec, entry.fingerprint, entry.place) =
+                        (Arc::new(spec.clone()), fingerprint, place);
                     adopted.changed.push(spec.name.clone());
                 }
                 None => {
-                    let entry = Entry { spec: Arc::new(spec.clone()), fingerprint, place, since: now, running: None, queued: None };
+                    let entry = Entry {
+                        spec: Arc::new(spec.clone()),
+                        fingerprint,
+                        place,
+                        since: now,
+                        running: None,
+                        queued: None,
+                    };
                     state.jobs.insert(spec.name.clone(), entry);
                     adopted.added.push(spec.name.clone());
                 }
@@ -107,10 +147,17 @@ impl Supervisor {
 
     /// Asks every homeserver who it is, side by side; the metrics keep the answers.
     pub async fn probe(&self) {
-        let places: Vec<(String, Place)> = self.state().homeservers.iter().map(|(name, live)| (name.clone(), live.place.clone())).collect();
+        let places: Vec<(String, Place)> = self
+            .state()
+            .homeservers
+            .iter()
+            .map(|(name, live)| (name.clone(), live.place.clone()))
+            .collect();
         let asked = places.into_iter().map(|(name, place)| async move {
             match Reader::new(place.transport, self.clock.clone()).identity().await {
-                Ok(identity) => self.metrics.homeserver(&name, &identity.version.to_string(), identity.mas),
+                Ok(identity) => {
+                    self.metrics.homeserver(&name, &identity.version.to_string(), identity.mas)
+                }
                 Err(error) => tracing::warn!(homeserver = %name, "{name}: {error}"),
             }
         });
@@ -123,7 +170,9 @@ impl Supervisor {
         self.state().paused = paused;
         self.metrics.paused.set(f64::from(u8::from(paused)));
         if paused {
-            tracing::warn!("scheduled runs are paused since before the start: nothing runs on schedule until `microglia resume`");
+            tracing::warn!(
+                "scheduled runs are paused since before the start: nothing runs on schedule until `microglia resume`"
+            );
         }
     }
 }

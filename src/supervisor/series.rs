@@ -14,11 +14,17 @@ impl Supervisor {
     pub(super) fn hear(&self, job: &str, event: &Event) {
         match event {
             Event::Started(report) => {
-                if let Some(running) = self.state().jobs.get_mut(job).and_then(|entry| entry.running.as_mut()) {
+                if let Some(running) =
+                    self.state().jobs.get_mut(job).and_then(|entry| entry.running.as_mut())
+                {
                     running.run = report.id;
                 }
-                if let (Trigger::Schedule, Some(occurrence)) = (report.trigger, report.scheduled_for) {
-                    self.metrics.start_delay.observe((report.started_at - occurrence).to_std().unwrap_or_default().as_secs_f64());
+                if let (Trigger::Schedule, Some(occurrence)) =
+                    (report.trigger, report.scheduled_for)
+                {
+                    self.metrics.start_delay.observe(
+                        (report.started_at - occurrence).to_std().unwrap_or_default().as_secs_f64(),
+                    );
                 }
                 self.metrics.jobs.update(job, |series| series.running = true);
             }
@@ -34,12 +40,18 @@ impl Supervisor {
                 ChangeState::Planned | ChangeState::Skipped => {}
             }),
             Event::Ended(report) => self.ended(job, report),
-            Event::Reading { .. } | Event::Planned { .. } | Event::Changing { .. } | Event::Slow(_) => {}
+            Event::Reading { .. }
+            | Event::Planned { .. }
+            | Event::Changing { .. }
+            | Event::Slow(_) => {}
         }
     }
 
     fn ended(&self, job: &str, report: &Report) {
-        let took = report.finished_at.map(|end| (end - report.started_at).to_std().unwrap_or_default()).unwrap_or(Duration::ZERO);
+        let took = report
+            .finished_at
+            .map(|end| (end - report.started_at).to_std().unwrap_or_default())
+            .unwrap_or(Duration::ZERO);
         self.metrics.run_duration.with_label_values(&[&report.kind]).observe(took.as_secs_f64());
         let state = self.state();
         let mode = state.jobs.get(job).map_or(report.mode, |entry| entry.spec.common.mode);
@@ -91,13 +103,18 @@ impl Supervisor {
     }
 
     /// Gives each job its series: a new one what the history knows of it, an old one its new description.
-    pub(super) async fn describe(&self, known: &HashMap<String, Known>) -> Result<(), history::Error> {
+    pub(super) async fn describe(
+        &self,
+        known: &HashMap<String, Known>,
+    ) -> Result<(), history::Error> {
         let unknown = {
             let table = self.metrics.jobs.table();
             self.state().jobs.keys().any(|job| !table.contains_key(job))
         };
         let (mut last_runs, standings) = match unknown {
-            true => (self.runner.history.last_runs().await?, self.runner.history.standings().await?),
+            true => {
+                (self.runner.history.last_runs().await?, self.runner.history.standings().await?)
+            }
             false => (HashMap::new(), HashMap::new()),
         };
         let mut state = self.state();
@@ -110,12 +127,22 @@ impl Supervisor {
         table.retain(|job, _| state.jobs.contains_key(job));
         for (job, entry) in &state.jobs {
             let series = table.entry(job.clone()).or_insert_with(|| {
-                let standing = standings.get(&(job.clone(), entry.spec.common.mode)).copied().unwrap_or_default();
-                JobSeries { last_run: last_runs.remove(job), last_success: standing.last_success, consecutive_failures: standing.failures, ..blank(entry) }
+                let standing = standings
+                    .get(&(job.clone(), entry.spec.common.mode))
+                    .copied()
+                    .unwrap_or_default();
+                JobSeries {
+                    last_run: last_runs.remove(job),
+                    last_success: standing.last_success,
+                    consecutive_failures: standing.failures,
+                    ..blank(entry)
+                }
             });
             let described = blank(entry);
-            (series.homeserver, series.kind, series.action) = (described.homeserver, described.kind, described.action);
-            (series.schedule, series.timezone, series.mode) = (described.schedule, described.timezone, described.mode);
+            (series.homeserver, series.kind, series.action) =
+                (described.homeserver, described.kind, described.action);
+            (series.schedule, series.timezone, series.mode) =
+                (described.schedule, described.timezone, described.mode);
             series.success_due = success_due(&state, entry, series.last_success);
         }
         Ok(())
@@ -127,7 +154,11 @@ fn blank(entry: &Entry) -> JobSeries {
     JobSeries {
         homeserver: spec.homeserver.clone(),
         kind: spec.job.kind().name,
-        schedule: spec.schedule.as_ref().map(|schedule| schedule.as_str().to_owned()).unwrap_or_default(),
+        schedule: spec
+            .schedule
+            .as_ref()
+            .map(|schedule| schedule.as_str().to_owned())
+            .unwrap_or_default(),
         timezone: spec.zone.to_string(),
         mode: spec.common.mode,
         action: spec.job.kind().action,
@@ -156,4 +187,3 @@ fn success_due(state: &State, entry: &Entry, last_success: Option<Timestamp>) ->
     let second = schedule.next(first, spec.zone)?.to_utc();
     Some(second + spec.common.time_limit.as_chrono() + spec.common.splay.as_chrono())
 }
-
