@@ -80,7 +80,7 @@ fn asked_about(synapse: &Synapse) -> Vec<String> {
         .requests()
         .iter()
         .filter_map(|request| request.strip_prefix("GET /_synapse/admin/v2/users/"))
-        .filter(|user| *user != encoded(&synapse.admin.user_id))
+        .filter(|user| *user != synapse.admin.user_id)
         .map(str::to_owned)
         .collect();
     asked.sort();
@@ -201,13 +201,13 @@ async fn only_who_is_missing_and_may_be_swept_in_is_joined() {
     assert_eq!(
         asked_about(&synapse),
         [
-            "%40O%27Brien%2F1%20%23%C3%A9%3F%25%3Ahs.test",
-            "%40again%3Ahs.test",
-            "%40ghost_1%3Ahs.test",
-            "%40invited%3Ahs.test",
-            "%40new%3Ahs.test",
-            "%40o%3D2fbrien%2Bx%3Ahs.test",
-            "%40suspended%3Ahs.test",
+            "@O'Brien%2F1%20%23%C3%A9%3F%25:hs.test",
+            "@again:hs.test",
+            "@ghost_1:hs.test",
+            "@invited:hs.test",
+            "@new:hs.test",
+            "@o=2fbrien+x:hs.test",
+            "@suspended:hs.test",
         ],
     );
 
@@ -235,11 +235,28 @@ async fn only_who_is_missing_and_may_be_swept_in_is_joined() {
         &ghost,
         &synapse.admin,
     ];
-    let after = memberships(&synapse, &room, &everybody).await.join(
-        "
-",
-    );
-    insta::assert_snapshot!(plain(&after, &[(&guest.user_id, "the guest")]), @"");
+    let after = memberships(&synapse, &room, &everybody).await.join("\n");
+    insta::assert_snapshot!(plain(&after, &[(&guest.user_id, "the guest")]), @"
+    @new:hs.test join
+    @o=2fbrien+x:hs.test join
+    @O'Brien/1 #é?%:hs.test join
+    @invited:hs.test join
+    @again:hs.test join
+    @nick:hs.test join
+    @left:hs.test leave
+    @kicked:hs.test leave
+    @banned:hs.test ban
+    @unbanned:hs.test leave
+    @gone:hs.test none
+    @erased:hs.test none
+    @locked:hs.test none
+    @suspended:hs.test none
+    @bot:hs.test none
+    @support:hs.test none
+    the guest none
+    @ghost_1:hs.test none
+    @admin:hs.test none
+    ");
     let member = synapse.membership(&room, &nick.user_id).await.unwrap();
     assert_eq!(member.displayname.as_deref(), Some("Nick"));
     assert_eq!(
@@ -252,26 +269,36 @@ async fn only_who_is_missing_and_may_be_swept_in_is_joined() {
     synapse.forget_requests();
     let second = program.apply("sweep").await;
     assert_eq!(figures(&second), "succeeded: 0/0/0/0/0");
-    let requests = plain(
-        &synapse.requests().join(
-            "
-",
-        ),
-        &[(&encoded(&room), "ROOM")],
-    );
-    insta::assert_snapshot!(requests, @"");
+    let requests = plain(&synapse.requests().join("\n"), &[(&room, "!lobby")]);
+    insta::assert_snapshot!(requests, @"
+    GET /_matrix/client/v3/account/whoami
+    GET /_synapse/admin/v1/server_version
+    GET /_matrix/client/v1/auth_metadata
+    GET /_synapse/admin/v2/users/@admin:hs.test
+    GET /_synapse/admin/v2/users?guests=false&deactivated=true&locked=true&order_by=name&limit=1000
+    GET /_matrix/client/v3/directory/room/%23lobby:hs.test
+    GET /_synapse/admin/v1/rooms/!lobby/members
+    GET /_synapse/admin/v1/rooms/!lobby/state?type=m.room.tombstone
+    GET /_synapse/admin/v1/rooms/!lobby/state?type=m.room.join_rules
+    GET /_synapse/admin/v1/rooms/!lobby/state?type=m.room.power_levels
+    GET /_synapse/admin/v1/rooms/!lobby/state?type=m.room.create
+    GET /_synapse/admin/v1/rooms/!lobby/state?type=m.room.member
+    GET /_synapse/admin/v1/rooms/!lobby/block
+    GET /_synapse/admin/v2/users/@suspended:hs.test
+    ");
 
     assert_eq!(
         changes(&program.dry_run("left").await),
         ["planned @left:hs.test -> #lobby:hs.test (1)"]
     );
-    assert_eq!(
-        changes(&program.dry_run("bots").await),
-        [
-            "planned @bot:hs.test -> #lobby:hs.test (1)",
-            "planned @support:hs.test -> #lobby:hs.test (1)",
-        ]
-    );
+    let printed = program.run(&["run", "bots", "--dry-run"]).await;
+    assert_eq!(printed.code, 0);
+    let after_heading: Vec<&str> = printed.stdout.lines().skip(2).collect();
+    insta::assert_snapshot!(after_heading.join("\n"), @"
+      planned  join-room @bot:hs.test -> #lobby:hs.test
+      planned  join-room @support:hs.test -> #lobby:hs.test
+    Nothing was changed. To make these changes now: microglia run bots --apply
+    ");
     assert_eq!(
         changes(&program.apply("kicked").await),
         [
@@ -347,12 +374,44 @@ async fn whoever_left_a_room_is_not_swept_into_what_it_was_upgraded_to() {
         let report = program.dry_run(job).await;
         plain(&changes(&report).join("\n"), &[(&third, "!third")])
     };
-    insta::assert_snapshot!(planned("never").await, @"");
-    insta::assert_snapshot!(planned("left").await, @"");
-    insta::assert_snapshot!(planned("kicked").await, @"");
+    insta::assert_snapshot!(planned("never").await, @"
+    planned @forgiven:hs.test -> !third (1)
+    planned @moved:hs.test -> !third (1)
+    planned @returned:hs.test -> !third (1)
+    planned @stayed:hs.test -> !third (1)
+    ");
+    insta::assert_snapshot!(planned("left").await, @"
+    planned @forgiven:hs.test -> !third (1)
+    planned @invited:hs.test -> !third (1)
+    planned @left-later:hs.test -> !third (1)
+    planned @left:hs.test -> !third (1)
+    planned @moved:hs.test -> !third (1)
+    planned @returned:hs.test -> !third (1)
+    planned @stayed:hs.test -> !third (1)
+    ");
+    insta::assert_snapshot!(planned("kicked").await, @"
+    planned @forgiven:hs.test -> !third (1)
+    planned @invited:hs.test -> !third (1)
+    planned @kicked:hs.test -> !third (1)
+    planned @left-later:hs.test -> !third (1)
+    planned @left:hs.test -> !third (1)
+    planned @moved:hs.test -> !third (1)
+    planned @returned:hs.test -> !third (1)
+    planned @stayed:hs.test -> !third (1)
+    ");
     assert_eq!(figures(&program.apply("never").await), "succeeded: 4/4/0/0/0");
     let users: Vec<&Account> = users.iter().collect();
-    insta::assert_snapshot!(memberships(&synapse, &third, &users).await.join("\n"), @"");
+    insta::assert_snapshot!(memberships(&synapse, &third, &users).await.join("\n"), @"
+    @stayed:hs.test join
+    @left:hs.test none
+    @kicked:hs.test none
+    @banned:hs.test ban
+    @forgiven:hs.test join
+    @returned:hs.test join
+    @moved:hs.test join
+    @left-later:hs.test none
+    @invited:hs.test invite
+    ");
 }
 
 /// Rooms of a real Synapse by what is wrong with them, or nothing.
@@ -452,13 +511,44 @@ async fn a_room_that_cannot_be_worked_on_fails_alone_and_says_what_to_do() {
         .filter(|line| line.contains("may join users to"))
         .map(|line| format!("{line}\n"))
         .collect();
-    insta::assert_snapshot!(rooms.plain(&asked), @"");
+    insta::assert_snapshot!(rooms.plain(&asked), @"
+    main: sweep may join users to #twice:hs.test: yes, it is public
+    main: sweep may join users to !twice: yes, it is public
+    main: sweep may join users to !private-6: yes, by invitation
+    main: sweep may join users to !private-10: yes, by invitation
+    main: sweep may join users to !own-12: yes, by invitation
+    main: sweep may join users to !restricted: yes, by invitation
+    main: sweep may join users to !restricted-without-account: NO: the room is not public and @admin:hs.test is not in it: invite @admin:hs.test and let it join, with the power to invite
+    main: sweep may join users to !without-account: NO: the room is not public and @admin:hs.test is not in it: invite @admin:hs.test and let it join, with the power to invite
+    main: sweep may join users to !powerless: NO: the room is not public and @admin:hs.test may not invite there: raise its power level to that of `invite`
+    main: sweep may join users to !upgraded: NO: the room was upgraded and is closed: put !upgrade into `rooms` in its place
+    main: sweep may join users to !empty: NO: nobody from here is in the room, and Synapse knows nothing of it any more: let one local user join it first, or take it out of `rooms`
+    main: sweep may join users to !blocked: NO: the room is blocked on this homeserver: unblock it, or take it out of `rooms`
+    main: sweep may join users to !unknown:hs.test: NO: Synapse does not know this room: mend `rooms`; to join a remote room, let one local user join it first
+    main: sweep may join users to #unknown:hs.test: NO: there is no such alias (404 M_NOT_FOUND: Room alias #unknown:hs.test not found): mend `rooms`, or make the alias
+    main: sweep may join users to #remote:remote.test: NO: the alias belongs to another server, which cannot be asked now (502 M_UNKNOWN: Failed to fetch alias): use the room id, or a local alias
+    ");
     let report: Value = serde_json::from_str(&run.stdout).unwrap();
     assert_eq!(figures(&report), "partial: 14/5/9/0/0");
     let mut lines: Vec<String> = changes(&report).iter().map(|line| rooms.plain(line)).collect();
     lines.sort();
-    insta::assert_snapshot!(lines.join("\n"), @"");
-    insta::assert_snapshot!(text(&report, "message"), @"");
+    insta::assert_snapshot!(lines.join("\n"), @"
+    done @new:hs.test -> !own-12 (1)
+    done @new:hs.test -> !private-10 (1)
+    done @new:hs.test -> !private-6 (1)
+    done @new:hs.test -> !restricted (1)
+    done @new:hs.test -> #twice:hs.test (1)
+    failed !blocked (1): the room is blocked on this homeserver: unblock it, or take it out of `rooms`
+    failed !empty (1): nobody from here is in the room, and Synapse knows nothing of it any more: let one local user join it first, or take it out of `rooms`
+    failed !powerless (1): the room is not public and @admin:hs.test may not invite there: raise its power level to that of `invite`
+    failed !restricted-without-account (1): the room is not public and @admin:hs.test is not in it: invite @admin:hs.test and let it join, with the power to invite
+    failed !unknown:hs.test (1): Synapse does not know this room: mend `rooms`; to join a remote room, let one local user join it first
+    failed !upgraded (1): the room was upgraded and is closed: put !upgrade into `rooms` in its place
+    failed !without-account (1): the room is not public and @admin:hs.test is not in it: invite @admin:hs.test and let it join, with the power to invite
+    failed #remote:remote.test (1): the alias belongs to another server, which cannot be asked now (502 M_UNKNOWN: Failed to fetch alias): use the room id, or a local alias
+    failed #unknown:hs.test (1): there is no such alias (404 M_NOT_FOUND: Room alias #unknown:hs.test not found): mend `rooms`, or make the alias
+    ");
+    insta::assert_snapshot!(text(&report, "message"), @"9 targets failed: the changes say why");
 }
 
 #[tokio::test]
@@ -486,13 +576,14 @@ async fn globs_over_more_users_than_a_page_are_planned_whole_and_worked_off_in_p
         .map(|user| format!("planned {user} -> #lobby:hs.test (1)"))
         .collect();
     assert_eq!(changes(&report), expected);
-    insta::assert_snapshot!(text(&report, "message"), @"");
+    insta::assert_snapshot!(text(&report, "message"), @"`@nobody*` matched no account; `@none:hs.test` matched no account; at 0.5 joins a second the 91 joins into #lobby:hs.test take about 3 min 2 s");
 
+    synapse.forget_requests();
     let refused = program.run(&["run", "guarded", "--json"]).await;
     let report: Value = serde_json::from_str(&refused.stdout).unwrap();
     assert_eq!((refused.code, figures(&report)), (1, "refused: 91/0/0/0/91".to_owned()));
-    insta::assert_snapshot!(text(&report, "message").split("; `").next().unwrap(), @"");
-    assert_eq!(synapse.join_event_count("!none", &many[10]).await, 0);
+    insta::assert_snapshot!(text(&report, "message").split("; `").next().unwrap(), @"the plan has 91 things, more than max_changes = 90: look at it with `microglia run guarded --dry-run`; if it is right, run it once with `--max-changes 91`, raise max_changes, or set at_most to work it off in parts");
+    assert_eq!(posts(&synapse), 0);
 
     for first in [10, 13] {
         let report = program.apply("parts").await;
@@ -585,7 +676,14 @@ async fn what_changed_between_plan_and_join_is_skipped() {
     });
     let (output, report) = ended(child).await;
     assert_eq!((output.code, figures(&report)), (0, "succeeded: 6/2/0/4/0".to_owned()));
-    insta::assert_snapshot!(changes(&report).join("\n"), @"");
+    insta::assert_snapshot!(changes(&report).join("\n"), @"
+    done @a:fake.test -> #lobby:fake.test (1)
+    done @z:fake.test -> #lobby:fake.test (1)
+    skipped @came:fake.test -> #lobby:fake.test (1): the membership changed since the plan: it is `join` now
+    skipped @gone:fake.test -> #lobby:fake.test (1): the account was deactivated, locked or suspended since the plan
+    skipped @left:fake.test -> #lobby:fake.test (1): the membership changed since the plan: it is `leave` now
+    skipped @locked:fake.test -> #lobby:fake.test (1): the account was deactivated, locked or suspended since the plan
+    ");
     assert_eq!(joins(&fake), ["@a -> lobby", "@z -> lobby"]);
 }
 
@@ -705,7 +803,11 @@ async fn a_join_whose_answer_was_lost_is_found_made_and_counted_once() {
     let report = program.apply("sweep").await;
     assert_eq!(figures(&report), "succeeded: 3/3/0/0/0");
     assert_eq!(report["attempts"], 2);
-    insta::assert_snapshot!(changes(&report).join("\n"), @"");
+    insta::assert_snapshot!(changes(&report).join("\n"), @"
+    done @a:fake.test -> #lobby:fake.test (1)
+    done @b:fake.test -> #lobby:fake.test (1): the answer was lost; found made when looked at again
+    done @c:fake.test -> #lobby:fake.test (1)
+    ");
     assert_eq!(joins(&fake), ["@a -> lobby", "@b -> lobby", "@c -> lobby"]);
 }
 
@@ -738,8 +840,31 @@ async fn a_synapse_that_cannot_tell_who_left_is_refused() {
     let output = program.run(&["run", "sweep", "--json"]).await;
     let report: Value = serde_json::from_str(&output.stdout).unwrap();
     assert_eq!((output.code, text(&report, "outcome")), (1, "refused"));
-    insta::assert_snapshot!(text(&report, "message"), @"");
+    insta::assert_snapshot!(text(&report, "message"), @"main runs Synapse 1.122, and join-rooms needs 1.123 or later: upgrade Synapse");
     assert_eq!(joins(&fake), Vec::<String>::new());
+    fake.world(|world| world.version = "1.123.0".to_owned());
+    assert_eq!(figures(&program.apply("sweep").await), "succeeded: 1/1/0/0/0");
+}
+
+#[tokio::test]
+async fn a_predecessor_that_is_gone_or_leads_in_a_circle_stops_no_sweep() {
+    let fake = fake(&["a", "left"], &["orphan", "one", "two"]);
+    fake.world(|world| {
+        let id = |name: &str| Some(format!("!{name}:{SERVER_NAME}"));
+        world.room("!orphan:fake.test").predecessor = id("purged");
+        world.room("!one:fake.test").predecessor = id("two");
+        world.room("!two:fake.test").left(&at("left")).predecessor = id("one");
+    });
+    let rooms = ["#orphan:fake.test", "#one:fake.test"];
+    let program = Program::new(&fake.url(), TOKEN, &fast("sweep", &rooms, ""));
+    assert_eq!(
+        changes(&program.apply("sweep").await),
+        [
+            "done @a:fake.test -> #one:fake.test (1)",
+            "done @a:fake.test -> #orphan:fake.test (1)",
+            "done @left:fake.test -> #orphan:fake.test (1)",
+        ]
+    );
 }
 
 #[tokio::test]
@@ -781,7 +906,10 @@ async fn the_end_of_the_window_ends_a_sweep_between_two_joins() {
     assert_eq!(text(&report, "message"), "stopped at the end of the job's window; 2 left");
     assert_eq!(joins(&fake), ["@a -> lobby", "@b -> lobby"]);
     let report = run().await;
-    insta::assert_snapshot!(format!("{}\n{}", figures(&report), text(&report, "message")), @"");
+    insta::assert_snapshot!(format!("{}\n{}", figures(&report), text(&report, "message")), @"
+    refused: null/0/0/0/0
+    it is outside the job's window 01:00-06:00, which opens at 2026-11-24 01:00 UTC; a dry run may look at any time
+    ");
 }
 
 #[tokio::test]
