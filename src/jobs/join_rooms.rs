@@ -124,7 +124,7 @@ impl Job for JoinRooms {
             context.reading("rooms", index as u64, self.keys.rooms.len() as u64);
             match self.look_at(context, identity, name, &wanted, &mut known).await {
                 Ok(room) => {
-                    plan.some_fine = true;
+                    plan.some_fine |= room.is_some();
                     rooms.extend(room);
                 }
                 Err(Trouble::Room(problem)) => plan.problem(Action::JoinRoom, name, problem),

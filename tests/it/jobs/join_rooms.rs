@@ -550,6 +550,16 @@ async fn a_room_that_cannot_be_worked_on_fails_alone_and_says_what_to_do() {
 }
 
 #[tokio::test]
+async fn a_room_that_fails_under_two_names_is_one_failed_target_and_nothing_else_is_fine() {
+    let fake = fake(&["new"], &["blocked"]);
+    fake.world(|world| world.room("!blocked:fake.test").blocked = Some(at("microglia")));
+    let rooms = ["#blocked:fake.test", "!blocked:fake.test"];
+    let program = Program::new(&fake.url(), TOKEN, &fast("sweep", &rooms, ""));
+    assert_eq!(figures(&program.apply("sweep").await), "failed: 1/0/1/0/0");
+    assert_eq!(joins(&fake), Vec::<String>::new());
+}
+
+#[tokio::test]
 async fn globs_over_more_users_than_a_page_are_planned_whole_and_worked_off_in_parts() {
     let synapse = Synapse::start().await;
     let owner = synapse.register("owner").await;
