@@ -75,18 +75,18 @@ pub struct Matched(std::collections::BTreeSet<usize>);
 
 /// Whether `users` takes the id in and `except` does not leave it out; remembers which patterns matched.
 pub fn chosen(id: &str, users: &[UserGlob], except: &[UserGlob], seen: &mut Matched) -> bool {
-    let mut taken = false;
+    let (mut taken, mut left_out) = (false, false);
     for (index, glob) in users.iter().chain(except).enumerate() {
         if glob.0.matches(id) {
             seen.0.insert(index);
             if index < users.len() {
                 taken = true;
             } else {
-                return false;
+                left_out = true;
             }
         }
     }
-    taken
+    taken && !left_out
 }
 
 /// The patterns that matched nothing, in the order of the config.
@@ -128,7 +128,8 @@ mod tests {
 
     #[test]
     fn exceptions_win_and_unmatched_patterns_are_named() {
-        let (users, except) = ([user("@a*"), user("@zz*")], [user("@admin:*")]);
+        let (users, except) =
+            ([user("@a*"), user("@zz*")], [user("@admin:*"), user("@admin:hs"), user("@bob:hs")]);
         let mut seen = Matched::default();
         assert!(chosen("@alice:hs", &users, &except, &mut seen));
         assert!(!chosen("@admin:hs", &users, &except, &mut seen));

@@ -429,11 +429,10 @@ impl History {
             };
             let sql = format!(
                 "UPDATE runs SET outcome = 'interrupted', finished_at = $2, message = 'the program ended while this run was at work', \
-                 done = {}, failed = {}, skipped = {}, remaining = {} WHERE id = $1",
-                counted(State::Done),
-                counted(State::Failed),
-                counted(State::Skipped),
-                counted(State::Planned),
+                 done = {done}, failed = {failed}, skipped = {skipped}, remaining = MAX(0, COALESCE(planned - {done} - {failed} - {skipped}, 0)) WHERE id = $1",
+                done = counted(State::Done),
+                failed = counted(State::Failed),
+                skipped = counted(State::Skipped),
             );
             sqlx::query(sqlx::AssertSqlSafe(sql))
                 .bind(id)

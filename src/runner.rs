@@ -387,8 +387,13 @@ impl Run<'_> {
 
     /// Sleeps, unless the run is to stop first.
     async fn pause(&self, wait: Duration) -> Result<(), Stopped> {
+        self.wait_for(tokio::time::sleep(wait)).await
+    }
+
+    /// Waits for something that changes nothing, unless the run is to stop first.
+    async fn wait_for(&self, ready: impl Future<Output = ()>) -> Result<(), Stopped> {
         tokio::select! {
-            () = tokio::time::sleep(wait) => {}
+            () = ready => {}
             () = tokio::time::sleep_until(self.deadline) => {}
             () = self.stop.at_boundary.cancelled() => {}
         }
@@ -576,8 +581,17 @@ impl Run<'_> {
             }],
         };
         records.extend(plan.problems.iter().map(crate::change::Problem::record));
-        let id = self.report().id;
-        let recorded = self.runner.history.plan(id, &records).await;
+        let (id, report) = {
+            let report = self.report();
+            (report.id, report.clone())
+        };
+        let recorded = async {
+            let first = self.runner.history.plan(id, &records).await?;
+            // So that a run which is cut off is known to have planned so much.
+            self.runner.history.save(&report).await?;
+            Ok(first)
+        }
+        .await;
         if id.is_none() {
             records.truncate(CHANGES_SHOWN as usize);
             self.report().changes = Some(records);
@@ -593,11 +607,7 @@ impl Run<'_> {
 
     fn verdict(&self, ending: Ending) -> (Outcome, Option<String>) {
         let mut report = self.report();
-        if self.order.mode == Mode::Apply
-            && let Some(planned) = report.planned
-        {
-            report.remaining = planned.saturating_sub(report.done + report.failed + report.skipped);
-        }
+        self.count_remaining(&mut report);
         let changed = report.done + report.skipped > 0;
         match ending {
             Ending::Finished if report.failed == 0 => (Outcome::Succeeded, None),
@@ -638,6 +648,14 @@ impl Run<'_> {
         }
     }
 
+    fn count_remaining(&self, report: &mut Report) {
+        if self.order.mode == Mode::Apply
+            && let Some(planned) = report.planned
+        {
+            report.remaining = planned.saturating_sub(report.done + report.failed + report.skipped);
+        }
+    }
+
     async fn close(&self, outcome: Outcome, message: Option<String>) -> Report {
         let history = &self.runner.history;
         let (id, mode) = {
@@ -652,8 +670,8 @@ impl Run<'_> {
         let mut report = self.report().clone();
         if let Ok(unknown) = unknown {
             report.failed += unknown;
-            report.remaining = report.remaining.saturating_sub(unknown);
         }
+        self.count_remaining(&mut report);
         report.finished_at = Some(truncated(self.runner.clock.now()));
         report.outcome = Some(outcome);
         let notes = std::mem::take(&mut *self.notes.lock().unwrap_or_else(PoisonError::into_inner));

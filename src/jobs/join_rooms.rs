@@ -29,9 +29,9 @@ keys! {
         pub except_users: Vec<UserGlob> = "[]",
         /// Whom to join again: "never" anybody who left, "left" who left of their own accord, "kicked" those and who was kicked. Nobody banned, ever.
         pub rejoin: Rejoin = "\"never\"",
-        /// Joins a second into one room; Synapse counts them against rc_joins_per_room, so that more locks real users out of the room.
+        /// Joins a second into one room; Synapse counts them against `rc_joins_per_room`, so that more locks real users out of the room.
         pub joins_per_second: Rate = "0.5",
-        /// Also accounts whose user_type is bot or support.
+        /// Also accounts whose `user_type` is bot or support.
         pub include_bots: bool = "false",
     }
 }
@@ -87,7 +87,7 @@ impl Job for JoinRooms {
         let mut answers = Vec::new();
         for RoomName(name) in &self.keys.rooms {
             let access = async {
-                let room = open(reader, identity, name).await?;
+                let room = open(reader, identity, id_of(reader, name).await?).await?;
                 let permissions = reader.permissions(&room.room_id).await?;
                 may_bring_in(reader, identity, &room, &permissions).await?;
                 Ok(if permissions.public { "yes, it is public" } else { "yes, by invitation" }
@@ -123,12 +123,10 @@ impl Job for JoinRooms {
         let mut known = HashSet::new();
         for (index, RoomName(name)) in self.keys.rooms.iter().enumerate() {
             context.reading("rooms", index as u64, self.keys.rooms.len() as u64);
-            match self.look_at(context, identity, name, &wanted).await {
+            match self.look_at(context, identity, name, &wanted, &mut known).await {
                 Ok(room) => {
-                    plan.some_fine = true;
-                    if known.insert(room.room_id.clone()) {
-                        rooms.push(room);
-                    }
+                    plan.some_fine |= room.is_some();
+                    rooms.extend(room);
                 }
                 Err(Trouble::Room(problem)) => plan.problem(Action::JoinRoom, name, problem),
                 Err(Trouble::Run(failure)) => return Err(failure),
@@ -177,15 +175,21 @@ impl JoinRooms {
             && (self.keys.include_bots || !bot)
     }
 
+    /// `None` for a room that another name led to before.
     async fn look_at(
         &self,
         context: &Context<'_>,
         identity: &Identity,
         name: &str,
         wanted: &[UserRow],
-    ) -> Result<RoomPlan, Trouble> {
+        known: &mut HashSet<String>,
+    ) -> Result<Option<RoomPlan>, Trouble> {
         let reader = context.reader;
-        let room = open(reader, identity, name).await?;
+        let room_id = id_of(reader, name).await?;
+        if !known.insert(room_id.clone()) {
+            return Ok(None);
+        }
+        let room = open(reader, identity, room_id).await?;
         let outside: Vec<&str> = wanted
             .iter()
             .map(|row| row.name.as_str())
@@ -194,7 +198,7 @@ impl JoinRooms {
         let mut plan =
             RoomPlan { name: name.to_owned(), room_id: room.room_id.clone(), missing: Vec::new() };
         if outside.is_empty() {
-            return Ok(plan);
+            return Ok(Some(plan));
         }
         let permissions = reader.permissions(&room.room_id).await?;
         let events = self.chain(reader, &room.room_id, permissions.predecessor.clone()).await?;
@@ -209,7 +213,7 @@ impl JoinRooms {
         if !plan.missing.is_empty() {
             may_bring_in(reader, identity, &room, &permissions).await?;
         }
-        Ok(plan)
+        Ok(Some(plan))
     }
 
     /// The membership events of the room and of those that it replaced, newest room first.
@@ -235,26 +239,21 @@ impl JoinRooms {
 
     /// Whether the user may be joined, by the latest word there is: an invitation or a knock is none about the rooms before.
     fn welcome(&self, chain: &[HashMap<String, MemberEvent>], user: &str) -> bool {
-        if chain
-            .iter()
-            .any(|events| events.get(user).is_some_and(|event| event.membership == "ban"))
-        {
-            return false;
-        }
-        let last = chain
-            .iter()
-            .filter_map(|events| events.get(user))
-            .find(|event| matches!(event.membership.as_str(), "join" | "leave"));
-        match last {
-            Some(MemberEvent { membership, by_self }) if membership == "leave" => {
-                match self.keys.rejoin {
-                    Rejoin::Never => false,
-                    Rejoin::Left => *by_self,
-                    Rejoin::Kicked => true,
-                }
+        let mut left = None;
+        for event in chain.iter().filter_map(|events| events.get(user)) {
+            match event.membership.as_str() {
+                "ban" => return false,
+                // Whoever was let in again since is banned no more, whatever the rooms before remember.
+                "join" => break,
+                "leave" => left = left.or(Some(event)),
+                _ => {}
             }
-            _ => true,
         }
+        left.is_none_or(|event| match self.keys.rejoin {
+            Rejoin::Never => false,
+            Rejoin::Left => event.by_self,
+            Rejoin::Kicked => true,
+        })
     }
 
     /// Asks about everybody who is missing somewhere: ghosts, whom it remembers, and the suspended are left out.
@@ -347,18 +346,22 @@ struct OpenRoom {
     inside: HashSet<String>,
 }
 
-/// Finds the room and who is in it; one that is gone, closed or left by everybody is trouble.
-async fn open(reader: &Reader, identity: &Identity, name: &str) -> Result<OpenRoom, Trouble> {
-    let room_id = match name.starts_with('#') {
-        true => reader.resolve_alias(name).await.map_err(|error| match error.is_not_found() {
-            true => Trouble::Room(format!(
-                "there is no such alias ({}): mend `rooms`, or make the alias",
-                error.words()
-            )),
-            false => remote_alias(error),
-        })?,
-        false => name.to_owned(),
-    };
+/// Asks for what is behind an alias: once, since it may point elsewhere a moment later.
+async fn id_of(reader: &Reader, name: &str) -> Result<String, Trouble> {
+    if !name.starts_with('#') {
+        return Ok(name.to_owned());
+    }
+    reader.resolve_alias(name).await.map_err(|error| match error.is_not_found() {
+        true => Trouble::Room(format!(
+            "there is no such alias ({}): mend `rooms`, or make the alias",
+            error.words()
+        )),
+        false => remote_alias(error),
+    })
+}
+
+/// Finds out who is in the room; one that is gone, closed or left by everybody is trouble.
+async fn open(reader: &Reader, identity: &Identity, room_id: String) -> Result<OpenRoom, Trouble> {
     let joined = reader.joined_members(&room_id).await.map_err(|error| match error.is_not_found() {
         true => Trouble::Room("Synapse does not know this room: mend `rooms`; to join a remote room, let one local user join it first".to_owned()),
         false => error.into(),
@@ -441,10 +444,17 @@ impl Change for Join {
 
     fn check<'a>(&'a self, reader: &'a Reader) -> BoxFuture<'a, Result<Check, synapse::Error>> {
         Box::pin(async move {
+            // A paced sweep takes long, and Synapse would join a deactivated account, never to leave again.
+            let user = reader.user(&self.user_id).await?;
+            if user.deactivated || user.locked || user.suspended {
+                return Ok(Check::Skip(
+                    "the account was deactivated, locked or suspended since the plan".to_owned(),
+                ));
+            }
             if !self.can_look_again {
                 return Ok(Check::Go(None));
             }
-            // A paced sweep takes long: who joined meanwhile would lose a nickname, who left would be brought back.
+            // Who joined meanwhile would lose a nickname, who left would be brought back.
             let now = reader.memberships(&self.user_id).await?.remove(&self.room_id);
             Ok(match now {
                 now if now == self.was => Check::Go(now.map(Value::String)),

@@ -166,7 +166,7 @@ impl Making<'_> {
         while workers.next().await.is_some() {}
     }
 
-    /// Works off a queue, beginning a change no sooner than `interval` after the last one began.
+    /// Works off a queue, beginning a change no sooner than `interval` after the last one ended.
     async fn work(&self, queue: &Queue, interval: Duration) {
         let mut turn = Instant::now();
         while let Some((seq, change)) =
@@ -216,6 +216,9 @@ impl Making<'_> {
 
     /// `Ok(None)` where the target did not need the change any more.
     async fn checked(&self, seq: i64, change: &dyn Change) -> Result<Option<()>, Abort> {
+        if let Lane::Room { .. } = change.lane() {
+            self.run.wait_for(self.writer.join_turn()).await.map_err(Abort::Stopped)?;
+        }
         let before = match change.check(&self.run.reader).await {
             Ok(Check::Go(before)) => before,
             Ok(Check::Skip(why)) => {

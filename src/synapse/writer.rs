@@ -72,9 +72,13 @@ impl Writer {
         .await
     }
 
-    /// Joins a local user, as its own act or through an invitation by the token's account; waits for its turn among all joins.
-    pub async fn join(&self, room_id: &str, user_id: &str) -> Result<(), Error> {
+    /// Waits for a turn among all joins to this homeserver.
+    pub async fn join_turn(&self) {
         self.reader.transport.join_turn().await;
+    }
+
+    /// Joins a local user, as its own act or through an invitation by the token's account.
+    pub async fn join(&self, room_id: &str, user_id: &str) -> Result<(), Error> {
         self.call(
             Method::POST,
             "/_synapse/admin/v1/join/{}",
