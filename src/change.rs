@@ -1,5 +1,6 @@
 //! What a run would change, as data: a change is planned first, and made later or not at all.
 
+use std::collections::HashSet;
 use std::fmt::Debug;
 use std::time::Duration;
 
@@ -155,8 +156,8 @@ pub trait Walk: Debug + Send + Sync {
     /// Things that are left; `None` where that cannot be known.
     fn left(&self) -> Option<u64>;
 
-    /// Whether the thing is among those that are left.
-    fn holds(&self, thing: &str) -> bool;
+    /// The things that are left, as [`Change::things`] names them.
+    fn things(&self) -> HashSet<String>;
 
     /// Leaves all but the first `most` things; answers how many it keeps, never more than `most`.
     fn keep(&mut self, most: u64) -> u64;
@@ -174,11 +175,13 @@ impl Plan {
         }
     }
 
-    /// Whether the thing is (still) to be changed.
-    pub fn holds(&self, thing: &str) -> bool {
+    /// The things to change, as [`Change::things`] names them.
+    pub fn things(&self) -> HashSet<String> {
         match &self.work {
-            Work::Changes(changes) => changes.iter().any(|change| change.target() == thing),
-            Work::Walk(walk) => walk.holds(thing),
+            Work::Changes(changes) => {
+                changes.iter().flat_map(|change| change.things()).map(|(thing, _)| thing).collect()
+            }
+            Work::Walk(walk) => walk.things(),
         }
     }
 

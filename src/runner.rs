@@ -142,6 +142,8 @@ struct Run<'a> {
     /// Whether some target could be read and needs nothing.
     some_fine: AtomicBool,
     lost: Mutex<Vec<changes::Lost>>,
+    /// Targets that a change skipped when it looked again, with their things.
+    skipped: Mutex<Vec<(String, u64)>>,
 }
 
 /// How an attempt ended.
@@ -231,6 +233,7 @@ impl Runner {
             notes: Mutex::default(),
             some_fine: AtomicBool::new(false),
             lost: Mutex::default(),
+            skipped: Mutex::default(),
         };
         let (outcome, message) = match begun {
             Ok(()) => run.to_the_end(&place.places).await,
@@ -637,10 +640,9 @@ impl Run<'_> {
                 Outcome::TimedOut,
                 Some(format!("the time limit of {} was reached", self.spec.common.time_limit)),
             ),
-            Ending::Stopped(Stopped::Asked(outcome)) => (
-                outcome,
-                Some(format!("stopped between two changes; {} left", grouped(report.remaining))),
-            ),
+            Ending::Stopped(Stopped::Asked(outcome)) => {
+                (outcome, Some("stopped between two changes".to_owned()))
+            }
             Ending::Refused(why) => (Outcome::Refused, Some(why)),
             Ending::Failed(why) | Ending::Again { because: why, .. } => {
                 (Outcome::Failed, Some(why))

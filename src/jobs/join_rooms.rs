@@ -134,7 +134,23 @@ impl Job for JoinRooms {
         }
         context.reading("rooms", self.keys.rooms.len() as u64, self.keys.rooms.len() as u64);
         let unfit = self.unfit(context, &rooms).await?;
-        self.fill(plan, rooms, &unfit, identity);
+        for room in &mut rooms {
+            room.missing.retain(|missing| !unfit.contains(&missing.user_id));
+            // Asked last: a room in which only ghosts are missing needs no power to invite.
+            if let (false, Some(permissions)) = (room.missing.is_empty(), &room.permissions) {
+                match may_bring_in(context.reader, identity, &room.open, permissions).await {
+                    Ok(()) => {}
+                    Err(Trouble::Room(problem)) => {
+                        room.missing.clear();
+                        plan.problem(Action::JoinRoom, &room.name, problem);
+                    }
+                    Err(Trouble::Run(failure)) => return Err(failure),
+                }
+            }
+        }
+        // A room that nobody can be brought into is not fine.
+        plan.some_fine &= plan.problems.len() < self.keys.rooms.len();
+        self.fill(plan, rooms, identity);
         Ok(())
     }
 }
@@ -154,7 +170,9 @@ impl From<synapse::Error> for Trouble {
 /// A room with those who are missing there and did not leave it.
 struct RoomPlan {
     name: String,
-    room_id: String,
+    open: OpenRoom,
+    /// Read only where somebody is missing.
+    permissions: Option<Permissions>,
     missing: Vec<Missing>,
 }
 
@@ -189,20 +207,19 @@ impl JoinRooms {
         if !known.insert(room_id.clone()) {
             return Ok(None);
         }
-        let room = open(reader, identity, room_id).await?;
+        let open = open(reader, identity, room_id).await?;
         let outside: Vec<&str> = wanted
             .iter()
             .map(|row| row.name.as_str())
-            .filter(|user| !room.inside.contains(*user))
+            .filter(|user| !open.inside.contains(*user))
             .collect();
-        let mut plan =
-            RoomPlan { name: name.to_owned(), room_id: room.room_id.clone(), missing: Vec::new() };
         if outside.is_empty() {
-            return Ok(Some(plan));
+            let (permissions, missing) = (None, Vec::new());
+            return Ok(Some(RoomPlan { name: name.to_owned(), open, permissions, missing }));
         }
-        let permissions = reader.permissions(&room.room_id).await?;
-        let events = self.chain(reader, &room.room_id, permissions.predecessor.clone()).await?;
-        plan.missing = outside
+        let permissions = reader.permissions(&open.room_id).await?;
+        let events = self.chain(reader, &open.room_id, permissions.predecessor.clone()).await?;
+        let missing = outside
             .into_iter()
             .filter(|user| self.welcome(&events, user))
             .map(|user| Missing {
@@ -210,10 +227,7 @@ impl JoinRooms {
                 was: events[0].get(user).map(|event| event.membership.clone()),
             })
             .collect();
-        if !plan.missing.is_empty() {
-            may_bring_in(reader, identity, &room, &permissions).await?;
-        }
-        Ok(Some(plan))
+        Ok(Some(RoomPlan { name: name.to_owned(), open, permissions: Some(permissions), missing }))
     }
 
     /// The membership events of the room and of those that it replaced, newest room first.
@@ -300,27 +314,19 @@ impl JoinRooms {
         Ok(unfit)
     }
 
-    fn fill(
-        &self,
-        plan: &mut Plan,
-        rooms: Vec<RoomPlan>,
-        unfit: &HashSet<String>,
-        identity: &Identity,
-    ) {
+    fn fill(&self, plan: &mut Plan, rooms: Vec<RoomPlan>, identity: &Identity) {
         let can_look_again = identity.version >= Version(1, 145);
         let per_second = self.keys.joins_per_second.0;
         let mut changes: Vec<Box<dyn Change>> = Vec::new();
         let mut sizes = BTreeMap::new();
         for room in rooms {
-            for missing in
-                room.missing.into_iter().filter(|missing| !unfit.contains(&missing.user_id))
-            {
+            for missing in room.missing {
                 *sizes.entry(room.name.clone()).or_insert(0_u32) += 1;
                 changes.push(Box::new(Join {
                     user_id: missing.user_id,
                     was: missing.was,
                     room: room.name.clone(),
-                    room_id: room.room_id.clone(),
+                    room_id: room.open.room_id.clone(),
                     per_second,
                     can_look_again,
                 }));

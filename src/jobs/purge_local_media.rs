@@ -251,8 +251,8 @@ impl Walk for Files {
         Some((self.end() - self.next) as u64)
     }
 
-    fn holds(&self, thing: &str) -> bool {
-        self.files.iter().any(|file| &*file.id == thing)
+    fn things(&self) -> HashSet<String> {
+        self.files.iter().map(|file| file.id.to_string()).collect()
     }
 
     fn keep(&mut self, most: u64) -> u64 {

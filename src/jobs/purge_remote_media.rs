@@ -1,5 +1,6 @@
 //! `purge-remote-media`: empties the cache of other servers' files.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use chrono::TimeDelta;
@@ -109,8 +110,8 @@ impl Walk for Cache {
         None
     }
 
-    fn holds(&self, _thing: &str) -> bool {
-        true
+    fn things(&self) -> HashSet<String> {
+        HashSet::new()
     }
 
     fn keep(&mut self, _most: u64) -> u64 {

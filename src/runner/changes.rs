@@ -1,6 +1,6 @@
 //! Making the changes of a plan: lane by lane, each recorded before and after.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::sync::atomic::{AtomicI64, AtomicU32, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -90,15 +90,17 @@ impl Run<'_> {
         server: &str,
     ) -> Result<(), history::Error> {
         let lost = std::mem::take(&mut *self.lost.lock().unwrap_or_else(PoisonError::into_inner));
+        let planned = self.planned_again(plan, !lost.is_empty());
         let id = self.report().id;
         for Lost { seq, mut record, things } in lost {
             let gone: Vec<(String, Option<u64>)> =
-                things.iter().filter(|(thing, _)| !plan.holds(thing)).cloned().collect();
+                things.iter().filter(|(thing, _)| !planned.contains(thing)).cloned().collect();
             // A change of one target counts its things at once; files count one by one.
-            let made = if things.len() == 1 && !gone.is_empty() {
-                record.count
-            } else {
-                gone.len() as u64
+            let made = match gone.len() {
+                // Its target may be among those that could not be read this time.
+                _ if !plan.problems.is_empty() => 0,
+                1 if things.len() == 1 => record.count,
+                files => files as u64,
             };
             let files: Vec<_> = gone.into_iter().filter(|(_, bytes)| bytes.is_some()).collect();
             let bytes: u64 = files.iter().filter_map(|(_, bytes)| *bytes).sum();
@@ -119,6 +121,23 @@ impl Run<'_> {
             }
         }
         Ok(())
+    }
+}
+
+impl Run<'_> {
+    /// The things of a new plan where they matter; what was skipped and is among them counts as planned again.
+    fn planned_again(&self, plan: &Plan, for_lost: bool) -> HashSet<String> {
+        let mut skipped = self.skipped.lock().unwrap_or_else(PoisonError::into_inner);
+        if !for_lost && skipped.is_empty() {
+            return HashSet::new();
+        }
+        let planned = plan.things();
+        skipped.retain(|(target, count)| {
+            let stays = !planned.contains(target);
+            self.report().skipped -= if stays { 0 } else { *count };
+            stays
+        });
+        planned
     }
 }
 
@@ -222,6 +241,11 @@ impl Making<'_> {
         let before = match change.check(&self.run.reader).await {
             Ok(Check::Go(before)) => before,
             Ok(Check::Skip(why)) => {
+                self.run
+                    .skipped
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .push((change.target(), change.count()));
                 self.settle(
                     seq,
                     record(change, State::Skipped, Some(why)),

@@ -705,7 +705,7 @@ async fn an_interrupt_ends_a_paced_sweep_between_two_joins() {
     send("INT", &child);
     let (output, report) = ended(child).await;
     assert_eq!((output.code, figures(&report)), (1, "cancelled: 3/1/0/0/2".to_owned()));
-    assert_eq!(text(&report, "message"), "stopped between two changes; 2 left");
+    assert_eq!(text(&report, "message"), "stopped between two changes");
     let kept = program.json(&["runs", "show", "1", "--json"]).await;
     assert_eq!(
         changes(&kept),
