@@ -322,12 +322,13 @@ impl Value for serde_json::Value {
                 })
                 .ok()
                 .map(Self::from),
-            DeValue::Float(number) => number
-                .as_str()
-                .parse::<f64>()
-                .ok()
-                .and_then(serde_json::Number::from_f64)
-                .map(Self::Number),
+            DeValue::Float(number) => {
+                let number = number.as_str().parse().ok().and_then(serde_json::Number::from_f64);
+                if number.is_none() {
+                    mistakes.push(Mistake::new(value.span(), "JSON has no such number"));
+                }
+                number.map(Self::Number)
+            }
             DeValue::Array(_) => Vec::<Self>::read(value, mistakes).map(Self::Array),
             DeValue::Table(table) => table
                 .iter()

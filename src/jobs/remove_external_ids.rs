@@ -13,11 +13,11 @@ use crate::clock::Timestamp;
 use crate::glob::{Glob, Matched, UserGlob, chosen, unmatched};
 use crate::job::{Context, Failure, Job, Needs};
 use crate::keys;
-use crate::keys::{Key, Mistake, Table, Value as ConfigValue, read_text, wrong_type};
+use crate::keys::{Key, Mistake, Table, Value as ConfigValue, wrong_type};
 use crate::report::Action;
-use crate::synapse::{self, ExternalId, Reader, User, Version, Writer};
+use crate::synapse::{self, Cause, ExternalId, Reader, User, Version, Writer};
 use crate::words;
-use crate::words::grouped;
+use crate::words::{grouped, not_one_of};
 
 keys! {
     pub struct Keys {
@@ -33,7 +33,7 @@ keys! {
         pub except_users: Vec<UserGlob> = "[]",
         /// Also the accounts of server admins.
         pub include_admins: bool = "false",
-        /// Leaves an identity alone that is the only one of an active account.
+        /// Leaves an active account alone that would have no identity left.
         pub keep_last: bool = "false",
     }
 }
@@ -73,6 +73,15 @@ impl Job for RemoveExternalIds {
     };
 
     fn read(table: &Table<'_, '_>, _now: Timestamp, mistakes: &mut Vec<Mistake>) -> Option<Self> {
+        for name in ["providers", "external_ids", "users"] {
+            let list = table.entries.get(name).and_then(|list| list.get_ref().as_array());
+            if list.is_some_and(|list| list.is_empty()) {
+                mistakes.push(Mistake::new(
+                    table.span_of(name),
+                    format!("`{name}` is empty: this job would never do anything"),
+                ));
+            }
+        }
         let Keys {
             providers,
             accounts,
@@ -82,18 +91,6 @@ impl Job for RemoveExternalIds {
             include_admins,
             keep_last,
         } = Keys::read(table, mistakes)?;
-        for (list, name) in [
-            (providers.is_empty(), "providers"),
-            (external_ids.is_empty(), "external_ids"),
-            (users.is_empty(), "users"),
-        ] {
-            if list {
-                mistakes.push(Mistake::new(
-                    table.span_of(name),
-                    format!("`{name}` is empty: this job would never do anything"),
-                ));
-            }
-        }
         let choice = std::sync::Arc::new(Choice {
             providers,
             accounts,
@@ -106,54 +103,56 @@ impl Job for RemoveExternalIds {
 
     async fn plan(&self, context: &Context<'_>, plan: &mut Plan) -> Result<(), Failure> {
         let own = context.identity().await?.account.name.clone();
-        let (mut seen, mut held, mut changes, mut last_ones) =
-            (Matched::default(), BTreeMap::<String, u64>::new(), Vec::new(), 0);
-        let (mut read, mut total, mut previous) = (0, 0, None::<String>);
+        let mut seen = Seen {
+            users: Matched::default(),
+            unmatched: self.choice.external_ids.iter().collect(),
+            held: BTreeMap::new(),
+            last_ones: 0,
+        };
+        let (mut changes, mut read, mut total, mut broken) = (Vec::new(), 0, 0, 0);
         let mut pages = std::pin::pin!(context.reader.user_pages());
         while let Some(page) = pages.next().await {
             let (rows, all) = page?;
-            total = all;
+            (total, read) = (all, read + rows.len() as u64);
             let rows: Vec<_> = rows
                 .into_iter()
                 .filter(|row| {
-                    let again = previous.as_ref() == Some(&row.name);
-                    previous = Some(row.name.clone());
-                    read += u64::from(!again);
-                    !again
+                    chosen(&row.name, &self.users, &self.except_users, &mut seen.users)
                         && row.name != own
-                        && chosen(&row.name, &self.users, &self.except_users, &mut seen)
                         && (self.choice.include_admins || !row.admin)
                         && self.choice.accounts.may_hold(row.deactivated, row.locked)
                 })
                 .collect();
             let mut done = read - rows.len() as u64;
             let mut answers = stream::iter(rows)
-                .map(|row| async move { context.reader.user(&row.name).await })
+                .map(|row| async move {
+                    let user = context.reader.user(&row.name).await;
+                    (row.name, user)
+                })
                 .buffer_unordered(context.concurrency);
-            while let Some(user) = answers.next().await {
-                let user = match user {
-                    Err(error) if error.is_not_found() => continue,
-                    user => user?,
-                };
+            while let Some((user_id, user)) = answers.next().await {
                 done += 1;
                 context.reading("accounts", done, total);
-                for id in &user.external_ids {
-                    *held.entry(id.auth_provider.clone()).or_default() += 1;
-                }
+                let user = match user {
+                    Err(error) if error.is_not_found() => continue,
+                    Err(error) if broken < BROKEN && is_about_account(&error) => {
+                        broken += 1;
+                        plan.problem(Action::RemoveExternalId, &user_id, error.words());
+                        continue;
+                    }
+                    user => user?,
+                };
+                broken = 0;
                 let (gone, left) = self.choice.split(&user);
+                seen.look(&user, &self.choice, &gone, &left);
                 if !gone.is_empty() {
-                    last_ones += if left.is_empty() && Class::of(&user) == Class::Active {
-                        gone.len() as u64
-                    } else {
-                        0
-                    };
                     changes.push(Removal { user_id: user.name, gone, choice: self.choice.clone() });
                 }
             }
         }
         context.reading("accounts", total, total);
         changes.sort_unstable_by(|a, b| a.user_id.cmp(&b.user_id));
-        self.note(plan, &held, last_ones, &seen);
+        self.note(plan, &seen);
         plan.some_fine = true;
         plan.work = Work::Changes(
             changes.into_iter().map(|change| Box::new(change) as Box<dyn Change>).collect(),
@@ -163,12 +162,16 @@ impl Job for RemoveExternalIds {
 }
 
 impl RemoveExternalIds {
-    fn note(&self, plan: &mut Plan, held: &BTreeMap<String, u64>, last_ones: u64, seen: &Matched) {
-        if last_ones > 0 {
+    fn note(&self, plan: &mut Plan, seen: &Seen<'_>) {
+        let Seen { users, unmatched: unmatched_ids, held, last_ones } = seen;
+        if *last_ones > 0 {
+            let are = match last_ones {
+                1 => "is the only one of an active account, which then needs",
+                _ => "are the only ones of active accounts, which then need",
+            };
             plan.notes.push(format!(
-                "{} of the planned {} the only one of an active account, which then needs a password or another identity to log in (`keep_last = true` leaves those alone)",
-                grouped(last_ones),
-                if last_ones == 1 { "ids is" } else { "ids are each" }
+                "{} of the planned ids {are} a password or another identity to log in (`keep_last = true` leaves those alone)",
+                grouped(*last_ones)
             ));
         }
         let missing: Vec<&str> = self
@@ -188,24 +191,65 @@ impl RemoveExternalIds {
                 if others.is_empty() { "no provider at all".to_owned() } else { others.join(", ") };
             plan.notes.push(format!("{} held by nobody; seen: {others}", names.join(", ")));
         }
-        for pattern in unmatched(&self.users, &self.except_users, seen) {
+        if missing.len() < self.choice.providers.len() {
+            for glob in unmatched_ids {
+                plan.notes.push(format!("`{}` matched no id of these providers", glob.text));
+            }
+        }
+        for pattern in unmatched(&self.users, &self.except_users, users) {
             plan.notes.push(format!("`{pattern}` matched no account"));
         }
     }
 }
 
+/// So many accounts in a row that cannot be read are no longer about themselves.
+const BROKEN: u32 = 5;
+
+/// Whether Synapse cannot read this one account: a broken row, or one of another server's name.
+fn is_about_account(error: &synapse::Error) -> bool {
+    matches!(error.cause, Cause::Synapse { status: 400 | 500, .. }) && !error.is_about_token()
+}
+
+/// What the reading of all accounts shows besides what is to be changed.
+struct Seen<'a> {
+    users: Matched,
+    /// The globs over external ids that matched none so far.
+    unmatched: Vec<&'a Glob>,
+    /// How many ids each provider has.
+    held: BTreeMap<String, u64>,
+    /// Ids that go and leave an active account without any.
+    last_ones: u64,
+}
+
+impl Seen<'_> {
+    fn look(&mut self, user: &User, choice: &Choice, gone: &[ExternalId], left: &[ExternalId]) {
+        for id in &user.external_ids {
+            *self.held.entry(id.auth_provider.clone()).or_default() += 1;
+            if choice.is_of_providers(id) {
+                self.unmatched.retain(|glob| !glob.matches(&id.external_id));
+            }
+        }
+        if left.is_empty() && Class::of(user) == Class::Active {
+            self.last_ones += gone.len() as u64;
+        }
+    }
+}
+
 impl Choice {
+    fn is_of_providers(&self, id: &ExternalId) -> bool {
+        self.providers.iter().any(|provider| provider.0 == id.auth_provider)
+    }
+
     /// The ids to remove and the ids to keep, as the account is now; nothing to remove where it is not meant (any more).
     fn split(&self, user: &User) -> (Vec<ExternalId>, Vec<ExternalId>) {
         if !self.accounts.hold(Class::of(user)) || (user.admin && !self.include_admins) {
             return (Vec::new(), user.external_ids.clone());
         }
         let (gone, left): (Vec<_>, Vec<_>) = user.external_ids.iter().cloned().partition(|id| {
-            self.providers.iter().any(|provider| provider.0 == id.auth_provider)
+            self.is_of_providers(id)
                 && self.external_ids.iter().any(|glob| glob.matches(&id.external_id))
         });
-        if self.keep_last && left.is_empty() && gone.len() == 1 && Class::of(user) == Class::Active
-        {
+        if self.keep_last && left.is_empty() && Class::of(user) == Class::Active {
             return (Vec::new(), gone);
         }
         (gone, left)
@@ -236,7 +280,12 @@ impl Change for Removal {
 
     fn check<'a>(&'a self, reader: &'a Reader) -> BoxFuture<'a, Result<Check, synapse::Error>> {
         Box::pin(async move {
-            let user = reader.user(&self.user_id).await?;
+            let user = match reader.user(&self.user_id).await {
+                Err(error) if error.is_not_found() => {
+                    return Ok(Check::Skip("the account is gone since the plan".to_owned()));
+                }
+                user => user?,
+            };
             let (mut gone, _) = self.choice.split(&user);
             gone.retain(|id| self.gone.contains(id));
             if gone.is_empty() {
@@ -269,7 +318,17 @@ impl Change for Removal {
                     "Synapse answered another list of external ids than it was sent: somebody else changed the account at this moment",
                 ));
             }
-            Ok(Made::things(gone.len() as u64))
+            let (planned, done) = (self.gone.len(), gone.len());
+            Ok(Made {
+                done: done as u64,
+                skipped: (planned - done) as u64,
+                detail: (done < planned).then(|| {
+                    format!(
+                        "{done} of the {planned} planned ids: the others were not there any more"
+                    )
+                }),
+                ..Made::default()
+            })
         })
     }
 }
@@ -337,7 +396,14 @@ impl ConfigValue for Accounts {
     fn read(value: &Spanned<DeValue<'_>>, mistakes: &mut Vec<Mistake>) -> Option<Self> {
         match value.get_ref() {
             DeValue::String(text) if text == "all" => Some(Self(Class::ALL.to_vec())),
-            DeValue::String(_) => Some(Self(vec![read_text(value, Self::TYPE, mistakes)?])),
+            DeValue::String(text) => match text.parse() {
+                Ok(class) => Some(Self(vec![class])),
+                Err(_) => {
+                    let words = ["all", "active", "deactivated", "locked"];
+                    mistakes.push(Mistake::new(value.span(), not_one_of(text, &words)));
+                    None
+                }
+            },
             DeValue::Array(items) if !items.is_empty() => {
                 Vec::<Class>::read(value, mistakes).map(Self)
             }

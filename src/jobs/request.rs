@@ -3,7 +3,7 @@
 use chrono::TimeDelta;
 use futures_util::future::BoxFuture;
 use minijinja::{Environment, ErrorKind, UndefinedBehavior};
-use reqwest::Method;
+use reqwest::{Method, Url};
 use serde_json::Value;
 
 use crate::change::{Change, Made, Plan, Work};
@@ -75,10 +75,17 @@ impl Job for Request {
     fn read(table: &Table<'_, '_>, now: Timestamp, mistakes: &mut Vec<Mistake>) -> Option<Self> {
         let job = Self { keys: Keys::read(table, mistakes)? };
         let before = mistakes.len();
-        if job.keys.query.as_ref().is_some_and(|query| !query.is_object()) {
+        let parameters = match &job.keys.query {
+            None => Some(true),
+            Some(Value::Object(map)) => {
+                Some(map.values().all(|value| !value.is_array() && !value.is_object()))
+            }
+            Some(_) => None,
+        };
+        if parameters != Some(true) {
             mistakes.push(Mistake::new(
                 table.span_of("query"),
-                "expected a table such as { before_ts = \"{{ ago_ms('30d') }}\" }",
+                "expected a table of strings, numbers and booleans such as { before_ts = \"{{ ago_ms('30d') }}\" }; a parameter that comes twice can stand in `path`",
             ));
         }
         if job.keys.expect.is_empty() {
@@ -87,12 +94,9 @@ impl Job for Request {
                 "`expect` is empty: every answer would be a failure",
             ));
         }
-        if mistakes.len() > before {
-            return None;
-        }
         // A template that cannot be filled in is a mistake of the config, not of the night it runs in.
         for (key, rendered) in [
-            ("path", render(&job.keys.path.0, now).map(drop)),
+            ("path", render(&job.keys.path.0, now).and_then(|path| raw_path(&path))),
             ("query", filled(job.keys.query.as_ref(), now).map(drop)),
             ("body", filled(job.keys.body.as_ref(), now).map(drop)),
         ] {
@@ -171,8 +175,12 @@ impl Change for Send {
         _before: Option<&'a Value>,
     ) -> BoxFuture<'a, Result<Made, synapse::Error>> {
         Box::pin(async move {
-            writer.request(&self.raw).await?;
-            Ok(Made::things(1))
+            match writer.request(&self.raw).await {
+                Err(error) if error.may_be_at_work() && !self.raw.repeatable => {
+                    Err(error.never_again())
+                }
+                answered => answered.map(|()| Made::things(1)),
+            }
         })
     }
 }
@@ -249,29 +257,25 @@ impl std::str::FromStr for RawPath {
         if !text.starts_with('/') {
             return Err(format!("a path begins with `/`: \"/{text}\""));
         }
-        // What stands inside `{{ }}` is not sent.
-        let mut outside = String::new();
-        let mut rest = text;
-        while let Some(open) = rest.find("{{") {
-            outside.push_str(&rest[..open]);
-            rest = rest[open..].find("}}").map_or("", |close| &rest[open + close + 2..]);
-        }
-        outside.push_str(rest);
-        raw_path(&outside)?;
         Ok(Self(text.to_owned()))
     }
 }
 
+/// Refuses a filled path that would not go out as it is written.
 fn raw_path(path: &str) -> Result<(), String> {
-    match path
-        .chars()
-        .find(|c| *c == '#' || c.is_whitespace() || !c.is_ascii() || c.is_ascii_control())
-    {
-        Some(c) => Err(format!(
+    if let Some(c) = path.chars().find(|c| *c == '#' || !c.is_ascii_graphic()) {
+        return Err(format!(
             "{c:?} cannot stand in a path as it goes out: write {}",
             percent_encoded(&c.to_string())
-        )),
-        None => Ok(()),
+        ));
+    }
+    let url = Url::parse(&format!("http://homeserver{path}")).map_err(|error| error.to_string())?;
+    let query = url.query().map(|query| format!("?{query}")).unwrap_or_default();
+    let sent = format!("{}{query}", url.path());
+    if sent == path {
+        Ok(())
+    } else {
+        Err(format!("{path:?} would go out as {sent:?}: write it so if that is meant"))
     }
 }
 
@@ -297,8 +301,11 @@ mod tests {
 
     #[test]
     fn a_path_that_could_not_go_out_as_written_is_refused() {
-        insta::assert_snapshot!("/join/#room:hs".parse::<RawPath>().unwrap_err(), @"'#' cannot stand in a path as it goes out: write %23");
+        insta::assert_snapshot!(raw_path("/join/#room:hs").unwrap_err(), @"'#' cannot stand in a path as it goes out: write %23");
+        insta::assert_snapshot!(raw_path("/a/../b").unwrap_err(), @r#""/a/../b" would go out as "/b": write it so if that is meant"#);
         insta::assert_snapshot!("_synapse".parse::<RawPath>().unwrap_err(), @r#"a path begins with `/`: "/_synapse""#);
-        assert!("/join/{{ '#room:hs' | urlencode }}".parse::<RawPath>().is_ok());
+        for path in ["//a//b/", "/a%2Fb%zz/!room:hs/@a:hs?x=1&y=%26+", "/a?"] {
+            assert_eq!(raw_path(path), Ok(()));
+        }
     }
 }

@@ -45,6 +45,15 @@ impl Error {
         }
     }
 
+    /// The same for a request that must not be sent a second time, although nobody knows what became of it.
+    pub fn never_again(self) -> Self {
+        let problem = format!(
+            "{}; whether Synapse did it is not known, and it is not sent again because `repeatable` is false",
+            self.words()
+        );
+        Self { cause: Cause::Unexpected(problem), ..self }
+    }
+
     /// Whether trying the whole run again later may help.
     pub fn is_transient(&self) -> bool {
         match &self.cause {
@@ -148,10 +157,10 @@ pub(super) const NOT_ADMIN: &str = "You are not a server admin";
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {}: {}", self.method, self.path, self.words())?;
+        let (method, path, words) = (&self.method, &self.path, self.words());
         match &self.advice {
-            Some(advice) => write!(f, ". {advice}"),
-            None => Ok(()),
+            Some(advice) => write!(f, "{method} {path}: {}. {advice}", words.trim_end_matches('.')),
+            None => write!(f, "{method} {path}: {words}"),
         }
     }
 }

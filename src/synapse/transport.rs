@@ -190,14 +190,12 @@ impl Transport {
     pub(super) async fn send_raw(&self, raw: &RawRequest, watch: &Watch) -> Result<Answer, Error> {
         const ENDPOINT: &str = "(request)";
         let base = self.base(raw.base).as_str().trim_end_matches('/');
-        let url = Url::parse(&format!("{base}/{}", raw.path.trim_start_matches('/'))).map_err(
-            |error| Error {
-                method: raw.method.clone(),
-                path: raw.path.clone(),
-                cause: Cause::Unreachable(format!("not a valid URL: {error}")),
-                advice: None,
-            },
-        )?;
+        let url = Url::parse(&format!("{base}{}", raw.path)).map_err(|error| Error {
+            method: raw.method.clone(),
+            path: raw.path.clone(),
+            cause: Cause::Unexpected(format!("not a valid URL: {error}")),
+            advice: None,
+        })?;
         let request = || {
             let mut request =
                 self.http.request(raw.method.clone(), url.clone()).timeout(self.request_timeout);
@@ -318,7 +316,12 @@ impl Transport {
                 path: path.to_owned(),
             });
         }
-        let cause = refusal(status, &body, retry_after.as_deref());
+        let cause = if status.is_success() {
+            let excerpt = error::excerpt(&body);
+            Cause::Unexpected(format!("{}, which is not expected here: {excerpt}", status.as_u16()))
+        } else {
+            refusal(status, &body, retry_after.as_deref())
+        };
         let advice = self.advice(&cause, path, location.as_deref());
         Err(fail(cause, advice))
     }

@@ -1,6 +1,6 @@
 //! Accounts: the list, one of them, and what they belong to.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use futures_util::stream::{self, Stream};
 use serde::{Deserialize, Serialize};
@@ -81,8 +81,8 @@ impl Reader {
 
     /// Every account but guests, a page at a time with the total: deactivated and locked ones too.
     ///
-    /// The next page is read while the caller works on this one. Sorted by name: whoever registers meanwhile can make
-    /// an account come twice, but not drop out. `guests=false` is needed under MAS, `locked=true` since Synapse 1.93.
+    /// The next page is read while the caller works on this one. Sorted by name: who registers meanwhile moves others from
+    /// one page to the next, where they are left out. `guests=false` is needed under MAS, `locked=true` since Synapse 1.93.
     pub fn user_pages(
         &self,
     ) -> impl Stream<Item = Result<(Vec<UserRow>, u64), Error>> + Send + use<> {
@@ -101,18 +101,20 @@ impl Reader {
         };
         let first = ask(self.clone(), None);
         stream::unfold(
-            (self.clone(), Some(first), None::<PageToken>),
-            move |(reader, pending, last)| async move {
-                let page = match joined(pending?).await {
+            (self.clone(), Some(first), None::<PageToken>, HashSet::<String>::new()),
+            move |(reader, pending, last, before)| async move {
+                let mut page = match joined(pending?).await {
                     Ok(page) => page,
-                    Err(error) => return Some((Err(error), (reader, None, None))),
+                    Err(error) => return Some((Err(error), (reader, None, None, before))),
                 };
                 // A token that does not move on, or comes with an empty page, would be asked for without end.
                 let next = page
                     .next_token
                     .filter(|next| !page.users.is_empty() && Some(next) != last.as_ref());
                 let pending = next.clone().map(|next| ask(reader.clone(), Some(next)));
-                Some((Ok((page.users, page.total)), (reader, pending, next)))
+                let names = page.users.iter().map(|row| row.name.clone()).collect();
+                page.users.retain(|row| !before.contains(&row.name));
+                Some((Ok((page.users, page.total)), (reader, pending, next, names)))
             },
         )
     }
@@ -127,7 +129,6 @@ impl Reader {
             all.extend(rows);
             progress(all.len() as u64, total);
         }
-        all.dedup_by(|a, b| a.name == b.name);
         Ok(all)
     }
 

@@ -1,1 +1,417 @@
 //! `request`.
+
+use chrono::{DateTime, TimeDelta, Utc};
+use reqwest::Method;
+use serde_json::{Value, json};
+
+use crate::fake::{Fake, Fault, Process, Seen, TOKEN, Trouble};
+use crate::homeserver::{Synapse, encoded};
+use crate::program::{Program, changes, figures};
+
+fn job(name: &str, keys: &str) -> String {
+    format!(
+        "[jobs.{name}]\nkind = \"request\"\nretries = {{ attempts = 3, first_delay = \"0s\" }}\n{keys}\n\n"
+    )
+}
+
+fn program(fake: &Fake, keys: &str) -> Program {
+    Program::new(&fake.url(), TOKEN, &job("ask", keys))
+}
+
+fn message(report: &Value) -> &str {
+    report["message"].as_str().unwrap_or("none")
+}
+
+/// What arrived under a path that only the job asks for.
+fn asked(fake: &Fake) -> Vec<Seen> {
+    fake.requests().into_iter().filter(|seen| seen.path.starts_with("/ask")).collect()
+}
+
+fn ago(report: &Value, ago: TimeDelta) -> DateTime<Utc> {
+    report["started_at"].as_str().unwrap().parse::<DateTime<Utc>>().unwrap() - ago
+}
+
+/// `MS` for moments in milliseconds, `S` for those in seconds.
+fn without_moments(text: &str) -> String {
+    let mut shown = String::new();
+    for part in text.split_inclusive(|c: char| !c.is_ascii_digit()) {
+        let digits = part.trim_end_matches(|c: char| !c.is_ascii_digit());
+        match digits.len() {
+            13 => shown.push_str(&part.replacen(digits, "MS", 1)),
+            10 => shown.push_str(&part.replacen(digits, "S", 1)),
+            _ => shown.push_str(part),
+        }
+    }
+    shown
+}
+
+#[tokio::test]
+async fn each_method_goes_out_as_it_is_written() {
+    let fake = Fake::start();
+    for method in ["GET", "POST", "PUT", "DELETE", "PATCH"] {
+        fake.forget();
+        let body = if method == "GET" {
+            ""
+        } else {
+            "body = { reason = \"ü\", n = 5, list = [true, 1.5, { a = [] }] }"
+        };
+        let keys = format!(
+            "method = \"{method}\"\npath = \"/ask/%2Fa%20b/!r:hs//@u:hs?x=%26+1\"\nquery = {{ b = true, a = 5, c = \"ü &/\" }}\nexpect = [200, 404]\n{body}"
+        );
+        let report = program(&fake, &keys).apply("ask").await;
+        assert_eq!(figures(&report), "succeeded: 1/1/0/0/0", "{report}");
+        let [seen] = &asked(&fake)[..] else { panic!("{:?}", asked(&fake)) };
+        assert_eq!(
+            (seen.method.as_str(), seen.path.as_str()),
+            (method, "/ask/%2Fa%20b/!r:hs//@u:hs")
+        );
+        assert_eq!(seen.query, "x=%26+1&a=5&b=true&c=%C3%BC+%26%2F");
+        assert!(seen.authorization_present);
+        if method == "GET" {
+            assert_eq!(seen.body, "");
+        } else {
+            let body: Value = serde_json::from_str(&seen.body).unwrap();
+            assert_eq!(body, json!({ "reason": "ü", "n": 5, "list": [true, 1.5, { "a": [] }] }));
+        }
+    }
+}
+
+const TEMPLATES: &str = r##"
+method = "POST"
+path = "/ask/{{ '#a/b c:ü%' | urlencode }}/{{ ago_ms('30d') }}"
+query = { before = "{{ ago_seconds('12h') }}", 'plain' = "{ago_ms}" }
+body = { since = "{{ now_ms() }}", nested = [{ text = "up to {{ ago_ms(\"90d\") }}" }], number = 1 }
+expect = [404]
+"##;
+
+#[tokio::test]
+async fn templates_are_filled_from_the_start_of_the_run() {
+    let fake = Fake::start();
+    let report = program(&fake, TEMPLATES).apply("ask").await;
+    assert_eq!(figures(&report), "succeeded: 1/1/0/0/0", "{report}");
+    let [seen] = &asked(&fake)[..] else { panic!("{:?}", asked(&fake)) };
+    let ms = |days| ago(&report, TimeDelta::days(days)).timestamp_millis();
+    assert_eq!(seen.path, format!("/ask/%23a%2Fb%20c%3A%C3%BC%25/{}", ms(30)));
+    let before = ago(&report, TimeDelta::hours(12)).timestamp();
+    assert_eq!(seen.query, format!("before={before}&plain=%7Bago_ms%7D"));
+    let body: Value = serde_json::from_str(&seen.body).unwrap();
+    let wanted = json!({ "since": ms(0).to_string(), "nested": [{ "text": format!("up to {}", ms(90)) }], "number": 1 });
+    assert_eq!(body, wanted);
+}
+
+#[tokio::test]
+async fn a_dry_run_shows_the_filled_request_and_sends_nothing() {
+    let fake = Fake::start();
+    // Not even the homeserver's clock is looked at.
+    fake.world(|world| world.clock_offset_seconds = 7200);
+    let program = program(&fake, TEMPLATES);
+    let output = program.run(&["run", "ask"]).await;
+    assert_eq!(output.code, 0, "{output:?}");
+    let text: Vec<&str> = output.stdout.lines().skip(2).collect();
+    insta::assert_snapshot!(without_moments(&text.join("\n")), @r#"
+      planned  request POST /ask/%23a%2Fb%20c%3A%C3%BC%25/MS?before=S&plain={ago_ms} {"nested":[{"text":"up to MS"}],"number":1,"since":"MS"}
+    Nothing was changed. To make these changes now: microglia run ask --apply; on schedule: set mode = "apply" in the job
+    "#);
+    let report = program.dry_run("ask").await;
+    assert_eq!(figures(&report), "succeeded: 1/0/0/0/0");
+    assert!(
+        changes(&report)[0]
+            .contains(&ago(&report, TimeDelta::days(30)).timestamp_millis().to_string())
+    );
+    assert_eq!(fake.requests().len(), 0);
+}
+
+#[tokio::test]
+async fn an_unexpected_status_fails_with_the_words_of_the_answer() {
+    let fake = Fake::start();
+    let users = "/_synapse/admin/v2/users/@nobody:fake.test";
+    let mut text = String::new();
+    for keys in [
+        format!("method = \"GET\"\npath = \"{users}\""),
+        format!("method = \"GET\"\npath = \"{users}\"\nexpect = [200, 404]"),
+        "method = \"GET\"\npath = \"/health\"\nexpect = [204, 404]".to_owned(),
+        "method = \"GET\"\npath = \"/ask\"".to_owned(),
+        "method = \"POST\"\npath = \"/_synapse/admin/v1/purge_media_cache\"\nquery = { before_ts = 5 }".to_owned(),
+    ] {
+        let report = program(&fake, &keys).apply("ask").await;
+        text.push_str(&format!("{}\n  {}\n  {}\n", figures(&report), changes(&report)[0], message(&report)));
+        assert_eq!(report["attempts"], 1);
+    }
+    insta::assert_snapshot!(text, @"
+    failed: 1/0/1/0/0
+      failed GET /_synapse/admin/v2/users/@nobody:fake.test (1): 404 M_NOT_FOUND: User not found
+      1 target failed: the changes say why
+    succeeded: 1/1/0/0/0
+      done GET /_synapse/admin/v2/users/@nobody:fake.test (1)
+      none
+    failed: 1/0/1/0/0
+      failed GET /health (1): 200, which is not expected here: OK
+      GET /health: 200, which is not expected here: OK
+    refused: 1/0/1/0/0
+      failed GET /ask (1): 404 M_UNRECOGNIZED: Unrecognized request
+      GET /ask: 404 M_UNRECOGNIZED: Unrecognized request. Synapse does not know this endpoint: it is too old, it delegates to MAS, or a worker answered; `url` should be the main process' own listener
+    failed: 1/0/1/0/0
+      failed POST /_synapse/admin/v1/purge_media_cache?before_ts=5 (1): 400 M_INVALID_PARAM: Query parameter before_ts you provided is from the year 1970. Double check that you are providing a timestamp in milliseconds.
+      1 target failed: the changes say why
+    ");
+}
+
+#[tokio::test]
+async fn what_must_not_be_repeated_is_sent_once_and_what_may_is_sent_again() {
+    let keys = |repeatable| {
+        format!("method = \"POST\"\npath = \"/ask\"\nexpect = [404]\nrepeatable = {repeatable}")
+    };
+    let mut text = String::new();
+    for trouble in [
+        Trouble::CutBefore,
+        Trouble::CutAfter,
+        Trouble::CutBody,
+        Trouble::Proxy(502),
+        Trouble::ProxyAfter(504),
+        Trouble::Hang,
+        // Refused by Synapse itself and so not done: this may always be sent again.
+        Trouble::Limited { retry_after_ms: Some(10), retry_after_header: None },
+    ] {
+        let name = format!("{trouble:?}");
+        for repeatable in [false, true] {
+            let fake = Fake::start();
+            fake.fault(Fault::new("POST", "/ask", trouble.clone()));
+            let program = Program::new(
+                &fake.url(),
+                TOKEN,
+                &format!("request_timeout = \"1s\"\n\n{}", job("ask", &keys(repeatable))),
+            );
+            let report = program.apply("ask").await;
+            let sent = asked(&fake).len();
+            text.push_str(&format!(
+                "{name}, repeatable = {repeatable}: sent {sent} times, {} attempts, {}\n",
+                report["attempts"],
+                figures(&report)
+            ));
+            if !repeatable && sent == 1 {
+                text.push_str(&format!("  {}\n", changes(&report)[0]));
+            }
+        }
+    }
+    insta::assert_snapshot!(text, @"
+    CutBefore, repeatable = false: sent 1 times, 1 attempts, failed: 1/0/1/0/0
+      failed POST /ask (1): the answer was lost: connection closed before message completed; whether Synapse did it is not known, and it is not sent again because `repeatable` is false
+    CutBefore, repeatable = true: sent 2 times, 1 attempts, succeeded: 1/1/0/0/0
+    CutAfter, repeatable = false: sent 1 times, 1 attempts, failed: 1/0/1/0/0
+      failed POST /ask (1): the answer was lost: connection closed before message completed; whether Synapse did it is not known, and it is not sent again because `repeatable` is false
+    CutAfter, repeatable = true: sent 2 times, 1 attempts, succeeded: 1/1/0/0/0
+    CutBody, repeatable = false: sent 1 times, 1 attempts, failed: 1/0/1/0/0
+      failed POST /ask (1): the answer was lost: unexpected EOF during chunk size line; whether Synapse did it is not known, and it is not sent again because `repeatable` is false
+    CutBody, repeatable = true: sent 2 times, 1 attempts, succeeded: 1/1/0/0/0
+    Proxy(502), repeatable = false: sent 1 times, 1 attempts, failed: 1/0/1/0/0
+      failed POST /ask (1): 502 from something that is not Synapse: <html> <head><title>502 Bad Gateway</title></head> <body> <center><h1>502 Bad Gateway</h1></center> <hr><center>nginx/1.26.2</center> </body> </html>; whether Synapse did it is not known, and it is not sent again because `repeatable` is false
+    Proxy(502), repeatable = true: sent 2 times, 1 attempts, succeeded: 1/1/0/0/0
+    ProxyAfter(504), repeatable = false: sent 1 times, 1 attempts, failed: 1/0/1/0/0
+      failed POST /ask (1): 504 from something that is not Synapse: <html> <head><title>504 Gateway Timeout</title></head> <body> <center><h1>504 Gateway Timeout</h1></center> <hr><center>nginx/1.26.2</center> </body> </html>; whether Synapse did it is not known, and it is not sent again because `repeatable` is false
+    ProxyAfter(504), repeatable = true: sent 2 times, 1 attempts, succeeded: 1/1/0/0/0
+    Hang, repeatable = false: sent 1 times, 1 attempts, failed: 1/0/1/0/0
+      failed POST /ask (1): the answer was lost: no answer within the time allowed; whether Synapse did it is not known, and it is not sent again because `repeatable` is false
+    Hang, repeatable = true: sent 2 times, 1 attempts, succeeded: 1/1/0/0/0
+    Limited { retry_after_ms: Some(10), retry_after_header: None }, repeatable = false: sent 2 times, 1 attempts, succeeded: 1/1/0/0/0
+    Limited { retry_after_ms: Some(10), retry_after_header: None }, repeatable = true: sent 2 times, 1 attempts, succeeded: 1/1/0/0/0
+    ");
+}
+
+#[tokio::test]
+async fn the_base_chooses_the_process_that_is_asked() {
+    let fake = Fake::start();
+    let worker = fake.media_worker();
+    let purge = "method = \"POST\"\npath = \"/_synapse/admin/v1/purge_media_cache?before_ts={{ ago_ms('30d') }}\"";
+    let jobs = [job("media", &format!("{purge}\nbase = \"media\"")), job("main", purge)].concat();
+    let program =
+        Program::new(&fake.url(), TOKEN, &format!("media_url = \"{}/\"\n\n{jobs}", worker.url()));
+    assert_eq!(figures(&program.apply("media").await), "succeeded: 1/1/0/0/0");
+    let posts: Vec<Process> = fake
+        .requests()
+        .iter()
+        .filter(|seen| seen.method == "POST")
+        .map(|seen| seen.process)
+        .collect();
+    assert_eq!(posts, [Process::MediaWorker]);
+    let report = program.apply("main").await;
+    insta::assert_snapshot!(format!("{}\n{}", figures(&report), message(&report)), @"
+    refused: 1/0/1/0/0
+    POST /_synapse/admin/v1/purge_media_cache: 404 M_UNRECOGNIZED: Unrecognized request. The process that answered does not serve this media endpoint: set `media_url` to the worker that does, or upgrade Synapse
+    ");
+}
+
+#[tokio::test]
+async fn a_wrong_clock_is_refused_before_anything_is_sent() {
+    let fake = Fake::start();
+    let program = program(&fake, "method = \"POST\"\npath = \"/ask\"\nexpect = [404]");
+    let mut text = String::new();
+    for offset in [-95, 95, 30] {
+        fake.world(|world| world.clock_offset_seconds = offset);
+        let report = program.apply("ask").await;
+        let message = message(&report).replace(|c: char| c.is_ascii_digit(), "_");
+        text.push_str(&format!("{offset}: {}, {message}\n", figures(&report)));
+    }
+    insta::assert_snapshot!(text, @"
+    -95: refused: null/0/0/0/0, the clock here is _ min __ s ahead of that of main: moments would be counted wrongly; set the clocks right (NTP) first
+    95: refused: null/0/0/0/0, the clock here is _ min __ s behind that of main: moments would be counted wrongly; set the clocks right (NTP) first
+    30: succeeded: 1/1/0/0/0, none
+    ");
+    assert_eq!(asked(&fake).len(), 1);
+}
+
+#[tokio::test]
+async fn slips_in_the_config_are_named() {
+    let slips = [
+        r#"path = "/x/#room:hs/a b""#,
+        r#"path = "/x/ü""#,
+        r#"path = "/x y""#,
+        r#"path = "_synapse/admin""#,
+        r#"path = "/a/../b""#,
+        r#"path = "/x/{{ '#room:hs' }}""#,
+        r#"path = "/x/{{ ago_ms('6mo') }}""#,
+        r#"path = "/x/{{ ago_ms() }}""#,
+        r#"path = "/x/{{ days_ago(3) }}""#,
+        r#"path = "/x/{{ then }}""#,
+        r#"path = "/x/{{ now_ms() ""#,
+        "path = \"/x\"\nquery = { a = [1], b = \"{{ now() }}\" }",
+        "path = \"/x\"\nquery = \"a=1\"\nexpect = []",
+        "path = \"/x\"\nbody = { a = [\"{{ ago_ms(30) }}\"], b = nan }\nexpect = [99999]",
+        "path = \"/x\"\nbody = [\"{{ ago_ms(30) }}\", \"{% if %}\"]",
+        "path = \"/x\"\nmax_changes = 5\nat_most = 1\nrepeatable = \"yes\"\nbase = \"url\"",
+        "path = \"/x\"\nmethod = \"post\"",
+    ];
+    let mut text = String::new();
+    for slip in slips {
+        let method = if slip.contains("method") { "" } else { "method = \"POST\"\n" };
+        let program =
+            Program::new("http://localhost:1", "t", &job("ask", &format!("{method}{slip}")));
+        let output = program.run(&["check"]).await;
+        assert_eq!((output.code, output.stdout.as_str()), (2, ""), "{slip}");
+        text.push_str(&output.stderr.replace(&program.path("").display().to_string(), ""));
+    }
+    insta::assert_snapshot!(text, @r#"
+    error: microglia.toml:14:8: '#' cannot stand in a path as it goes out: write %23
+       14 | path = "/x/#room:hs/a b"
+          |        ^^^^^^^^^^^^^^^^^
+    microglia.toml: 1 mistake
+    error: microglia.toml:14:8: 'ü' cannot stand in a path as it goes out: write %C3%BC
+       14 | path = "/x/ü"
+          |        ^^^^^^
+    microglia.toml: 1 mistake
+    error: microglia.toml:14:8: ' ' cannot stand in a path as it goes out: write %20
+       14 | path = "/x y"
+          |        ^^^^^^
+    microglia.toml: 1 mistake
+    error: microglia.toml:14:8: a path begins with `/`: "/_synapse/admin"
+       14 | path = "_synapse/admin"
+          |        ^^^^^^^^^^^^^^^^
+    microglia.toml: 1 mistake
+    error: microglia.toml:14:8: "/a/../b" would go out as "/b": write it so if that is meant
+       14 | path = "/a/../b"
+          |        ^^^^^^^^^
+    microglia.toml: 1 mistake
+    error: microglia.toml:14:8: '#' cannot stand in a path as it goes out: write %23
+       14 | path = "/x/{{ '#room:hs' }}"
+          |        ^^^^^^^^^^^^^^^^^^^^^
+    microglia.toml: 1 mistake
+    error: microglia.toml:14:8: the template "/x/{{ ago_ms('6mo') }}" cannot be filled in: "6mo": months are not a unit here: write the days, "180d"
+       14 | path = "/x/{{ ago_ms('6mo') }}"
+          |        ^^^^^^^^^^^^^^^^^^^^^^^^
+    microglia.toml: 1 mistake
+    error: microglia.toml:14:8: the template "/x/{{ ago_ms() }}" cannot be filled in: missing argument
+       14 | path = "/x/{{ ago_ms() }}"
+          |        ^^^^^^^^^^^^^^^^^^^
+    microglia.toml: 1 mistake
+    error: microglia.toml:14:8: the template "/x/{{ days_ago(3) }}" cannot be filled in: days_ago is unknown
+       14 | path = "/x/{{ days_ago(3) }}"
+          |        ^^^^^^^^^^^^^^^^^^^^^^
+    microglia.toml: 1 mistake
+    error: microglia.toml:14:8: the template "/x/{{ then }}" cannot be filled in: undefined value
+       14 | path = "/x/{{ then }}"
+          |        ^^^^^^^^^^^^^^^
+    microglia.toml: 1 mistake
+    error: microglia.toml:14:8: the template "/x/{{ now_ms() " cannot be filled in: unexpected end of input, expected end of variable block
+       14 | path = "/x/{{ now_ms() "
+          |        ^^^^^^^^^^^^^^^^^
+    microglia.toml: 1 mistake
+    error: microglia.toml:15:9: expected a table of strings, numbers and booleans such as { before_ts = "{{ ago_ms('30d') }}" }; a parameter that comes twice can stand in `path`
+       15 | query = { a = [1], b = "{{ now() }}" }
+          |         ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
+    microglia.toml:15:9: the template "{{ now() }}" cannot be filled in: now is unknown
+       15 | query = { a = [1], b = "{{ now() }}" }
+          |         ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
+    microglia.toml: 2 mistakes
+    error: microglia.toml:15:9: expected a table of strings, numbers and booleans such as { before_ts = "{{ ago_ms('30d') }}" }; a parameter that comes twice can stand in `path`
+       15 | query = "a=1"
+          |         ^^^^^
+    microglia.toml:16:10: `expect` is empty: every answer would be a failure
+       16 | expect = []
+          |          ^^
+    microglia.toml: 2 mistakes
+    error: microglia.toml:15:40: JSON has no such number
+       15 | body = { a = ["{{ ago_ms(30) }}"], b = nan }
+          |                                        ^^^
+    microglia.toml:16:11: expected a whole number from 0 to 65535
+       16 | expect = [99999]
+          |           ^^^^^
+    microglia.toml: 2 mistakes
+    error: microglia.toml:15:8: the template "{{ ago_ms(30) }}" cannot be filled in: "30" has no unit: did you mean "30d" (days), "30h", "30m" (minutes) or "30s"?
+       15 | body = ["{{ ago_ms(30) }}", "{% if %}"]
+          |        ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
+    microglia.toml: 1 mistake
+    error: microglia.toml:15:15: `max_changes` means nothing for request, which cannot count beforehand: take it out
+       15 | max_changes = 5
+          |               ^
+    microglia.toml:16:11: `at_most` means nothing for request, which cannot count beforehand: take it out
+       16 | at_most = 1
+          |           ^
+    microglia.toml:17:14: expected true or false, found a string
+       17 | repeatable = "yes"
+          |              ^^^^^
+    microglia.toml:18:8: `url` is not known here, expected one of: homeserver, media
+       18 | base = "url"
+          |        ^^^^^
+    microglia.toml: 4 mistakes
+    error: microglia.toml:14:10: `post` is not known here, expected one of: GET, POST, PUT, DELETE, PATCH
+       14 | method = "post"
+          |          ^^^^^^
+    microglia.toml: 1 mistake
+    "#);
+}
+
+#[tokio::test]
+async fn a_real_synapse_does_what_is_asked() {
+    let synapse = Synapse::start().await;
+    synapse.insert_remote_media("far.test", "old", 40).await;
+    synapse.insert_remote_media("far.test", "recent", 20).await;
+    let room = json!({ "room_alias_name": "odd/na%2Fme" });
+    synapse.create_room(&synapse.admin, room).await;
+    let alias = "/_matrix/client/v3/directory/room/{{ '#odd/na%2Fme:hs.test' | urlencode }}";
+    let jobs = [
+        job("purge", "mode = \"apply\"\nmethod = \"POST\"\npath = \"/_synapse/admin/v1/purge_media_cache?before_ts={{ ago_ms('30d') }}\""),
+        job("alias", &format!("method = \"DELETE\"\npath = \"{alias}\"")),
+        job("user", "method = \"PUT\"\npath = \"/_synapse/admin/v2/users/{{ '@new/one:hs.test' | urlencode }}\"\nexpect = [200, 201]\nbody = { displayname = \"made at {{ ago_seconds('0s') }}\" }"),
+    ]
+    .concat();
+    let program = Program::new(&synapse.url, &synapse.admin.token, &jobs);
+    assert_eq!(figures(&program.json(&["run", "purge", "--json"]).await), "succeeded: 1/1/0/0/0");
+    assert!(!synapse.remote_media_exists("far.test", "old").await);
+    assert!(synapse.remote_media_exists("far.test", "recent").await);
+
+    let path = format!("/_matrix/client/v3/directory/room/{}", encoded("#odd/na%2Fme:hs.test"));
+    assert_eq!(synapse.admin(Method::GET, &path, Value::Null).await.0, 200);
+    assert_eq!(figures(&program.apply("alias").await), "succeeded: 1/1/0/0/0");
+    assert_eq!(synapse.admin(Method::GET, &path, Value::Null).await.0, 404);
+    let again = program.apply("alias").await;
+    assert_eq!(figures(&again), "failed: 1/0/1/0/0");
+    insta::assert_snapshot!(changes(&again)[0], @"failed DELETE /_matrix/client/v3/directory/room/%23odd%2Fna%252Fme%3Ahs.test (1): 404 M_NOT_FOUND: Unknown room alias");
+
+    let report = program.apply("user").await;
+    let user =
+        synapse.get(&format!("/_synapse/admin/v2/users/{}", encoded("@new/one:hs.test"))).await;
+    assert_eq!(
+        user["displayname"],
+        format!("made at {}", ago(&report, TimeDelta::zero()).timestamp())
+    );
+    assert_eq!(figures(&report), "succeeded: 1/1/0/0/0");
+}

@@ -1,0 +1,91 @@
+//! A dry run sends nothing but GET, for every kind in the table.
+
+use microglia::jobs::KINDS;
+use serde_json::{Value, json};
+
+use crate::fake::{Fake, TOKEN, User};
+use crate::homeserver::Synapse;
+use crate::program::{Program, changes, figures};
+
+const HOUR_MS: i64 = 60 * 60 * 1000;
+
+/// A job of each kind, named like it, that has something to do; a kind without keys here fails the test.
+fn jobs(room: &str) -> String {
+    let keys = |kind: &str| match kind {
+        "purge-local-media" | "purge-remote-media" => "older_than = \"90d\"".to_owned(),
+        "join-rooms" => format!("rooms = [\"{room}\"]"),
+        "remove-external-ids" => "providers = [\"saml\"]\naccounts = \"all\"".to_owned(),
+        "request" => {
+            "method = \"DELETE\"\npath = \"/_synapse/admin/v2/rooms/{{ now_ms() }}\"".to_owned()
+        }
+        other => panic!("{other} is new: give it keys with which a run would change something"),
+    };
+    let job = |kind: &str| {
+        format!("[jobs.{kind}]\nkind = \"{kind}\"\nmode = \"apply\"\n{}\n\n", keys(kind))
+    };
+    KINDS.iter().map(|kind| job(kind.name)).collect()
+}
+
+fn assert_plans_something(kind: &str, report: &Value) {
+    assert_eq!(
+        (&report["outcome"], &report["mode"], &report["done"]),
+        (&json!("succeeded"), &json!("dry-run"), &json!(0)),
+        "{report}"
+    );
+    let planned = changes(report);
+    assert!(
+        !planned.is_empty() && planned.iter().all(|line| line.starts_with("planned ")),
+        "{kind}: {planned:?}"
+    );
+    assert!(figures(report).ends_with("/0/0/0/0"), "{kind}: {}", figures(report));
+}
+
+#[tokio::test]
+async fn a_real_synapse_hears_nothing_but_get() {
+    let synapse = Synapse::start().await;
+    let alice = synapse.register("alice").await;
+    synapse.external_ids(&alice.user_id, &[("saml", "alice")]).await;
+    let file = synapse.upload(&alice, b"old").await;
+    synapse.age_media(&file, 400, None).await;
+    synapse.insert_remote_media("far.test", "old", 400).await;
+    let room = synapse.create_room(&synapse.admin, json!({ "preset": "public_chat" })).await;
+    let program = Program::new(&synapse.url, &synapse.admin.token, &jobs(&room));
+    for kind in KINDS {
+        synapse.forget_requests();
+        assert_plans_something(kind.name, &program.dry_run(kind.name).await);
+        let requests = synapse.requests();
+        let others: Vec<&String> =
+            requests.iter().filter(|line| !line.starts_with("GET ")).collect();
+        assert_eq!(others, Vec::<&String>::new(), "{}", kind.name);
+        assert_eq!(requests.is_empty(), kind.name == "request", "{}: {requests:?}", kind.name);
+    }
+    assert!(
+        synapse.media_exists(&file).await && synapse.remote_media_exists("far.test", "old").await
+    );
+    assert_eq!(synapse.external_ids_of(&alice.user_id).await.len(), 1);
+    assert_eq!(synapse.membership(&room, &alice.user_id).await, None);
+}
+
+#[tokio::test]
+async fn a_fake_homeserver_hears_nothing_but_get_whatever_the_limits_allow() {
+    let fake = Fake::start();
+    fake.world(|world| {
+        world.users(20, |i| User::default().external("saml", &i.to_string()));
+        world.room("!room:fake.test");
+        for i in 0..20 {
+            world.media("@user000000:fake.test", &format!("file{i}"), 10, HOUR_MS, None);
+        }
+        world.remote_media(20, HOUR_MS);
+    });
+    // What would be refused in apply mode is shown all the same.
+    let defaults = "[defaults]\nretries = { attempts = 1 }\nwindow = \"00:00-00:01\"\n\n";
+    let program =
+        Program::new(&fake.url(), TOKEN, &format!("{defaults}{}", jobs("!room:fake.test")));
+    for kind in KINDS {
+        fake.forget();
+        assert_plans_something(kind.name, &program.dry_run(kind.name).await);
+        let requests = fake.requests();
+        assert!(requests.iter().all(|seen| seen.method == "GET"), "{}: {requests:?}", kind.name);
+        assert_eq!(requests.is_empty(), kind.name == "request", "{}: {requests:?}", kind.name);
+    }
+}
