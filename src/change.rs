@@ -1,11 +1,13 @@
 //! What a run would change, as data: a change is planned first, and made later or not at all.
 
+use std::collections::HashSet;
 use std::fmt::Debug;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use serde_json::Value;
 
+use crate::clock::Timestamp;
 use crate::report::{Action, Share, State};
 use crate::synapse::{Error, Reader, Writer};
 
@@ -60,14 +62,17 @@ pub enum Lane {
         room_id: String,
         per_second: f64,
     },
-    /// One at a time for the whole homeserver, whatever the job or the process, and none while a lost one may be at work.
+    /// A media call: one at a time for the whole homeserver, whatever the job or the process, and none while a lost one may be at work.
     Media(Store),
 }
 
 /// The two media stores of a homeserver: only the local one can be looked at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Store {
-    Local,
+    /// The call touches nothing that was uploaded after `until`.
+    Local {
+        until: Timestamp,
+    },
     Remote,
 }
 
@@ -155,8 +160,8 @@ pub trait Walk: Debug + Send + Sync {
     /// Things that are left; `None` where that cannot be known.
     fn left(&self) -> Option<u64>;
 
-    /// Whether the thing is among those that are left.
-    fn holds(&self, thing: &str) -> bool;
+    /// Which of the things are among those that are left.
+    fn holds<'a>(&self, things: &HashSet<&'a str>) -> HashSet<&'a str>;
 
     /// Leaves all but the first `most` things; answers how many it keeps, never more than `most`.
     fn keep(&mut self, most: u64) -> u64;
@@ -174,11 +179,14 @@ impl Plan {
         }
     }
 
-    /// Whether the thing is (still) to be changed.
-    pub fn holds(&self, thing: &str) -> bool {
+    /// Which of the things are (still) to be changed.
+    pub fn holds<'a>(&self, things: &HashSet<&'a str>) -> HashSet<&'a str> {
         match &self.work {
-            Work::Changes(changes) => changes.iter().any(|change| change.target() == thing),
-            Work::Walk(walk) => walk.holds(thing),
+            Work::Changes(changes) => changes
+                .iter()
+                .filter_map(|change| things.get(change.target().as_str()).copied())
+                .collect(),
+            Work::Walk(walk) => walk.holds(things),
         }
     }
 

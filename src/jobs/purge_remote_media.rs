@@ -1,5 +1,6 @@
 //! `purge-remote-media`: empties the cache of other servers' files.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use chrono::TimeDelta;
@@ -62,6 +63,12 @@ impl Job for PurgeRemoteMedia {
     }
 
     async fn plan(&self, context: &Context<'_>, plan: &mut Plan) -> Result<(), Failure> {
+        if !context.reader.serves_media(&context.identity().await?.server_name).await? {
+            return Err(Failure::Refused(
+                "the process that answered does not serve the media endpoints: set `media_url` to the worker that does"
+                    .to_owned(),
+            ));
+        }
         let until_ms = self.age.cut_off(context.at).timestamp_millis();
         let reached = context
             .memory
@@ -108,8 +115,8 @@ impl Walk for Cache {
         None
     }
 
-    fn holds(&self, _thing: &str) -> bool {
-        true
+    fn holds<'a>(&self, things: &HashSet<&'a str>) -> HashSet<&'a str> {
+        things.clone()
     }
 
     fn keep(&mut self, _most: u64) -> u64 {

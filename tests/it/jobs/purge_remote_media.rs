@@ -81,7 +81,7 @@ async fn keys_that_mean_a_count_are_mistakes() {
     assert_eq!(output.code, 2);
     assert_eq!(
         output.stderr.trim_end(),
-        "microglia: --max-changes means nothing for purge-remote-media, which cannot count beforehand"
+        "error: --max-changes means nothing for purge-remote-media, which cannot count beforehand"
     );
 }
 
@@ -114,7 +114,7 @@ async fn a_wrong_clock_or_an_old_synapse_is_refused() {
     assert_eq!(report["outcome"], "refused");
     let message = report["message"].as_str().unwrap();
     assert!(
-        message.starts_with("the clock here is 2h") && message.contains("ahead of that of main"),
+        message.starts_with("the clock here is 2 h") && message.contains("ahead of that of main"),
         "{message}"
     );
     fake.world(|world| {
