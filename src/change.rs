@@ -7,6 +7,7 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 use serde_json::Value;
 
+use crate::clock::Timestamp;
 use crate::report::{Action, Share, State};
 use crate::synapse::{Error, Reader, Writer};
 
@@ -61,14 +62,17 @@ pub enum Lane {
         room_id: String,
         per_second: f64,
     },
-    /// One at a time for the whole homeserver, whatever the job or the process, and none while a lost one may be at work.
+    /// A media call: one at a time for the whole homeserver, whatever the job or the process, and none while a lost one may be at work.
     Media(Store),
 }
 
 /// The two media stores of a homeserver: only the local one can be looked at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Store {
-    Local,
+    /// The call touches nothing that was uploaded after `until`.
+    Local {
+        until: Timestamp,
+    },
     Remote,
 }
 

@@ -12,7 +12,7 @@ use sqlx::sqlite::{
 };
 use sqlx::{QueryBuilder, Row, SqlitePool};
 
-use crate::change::{Fact, Topic};
+use crate::change::{Fact, Store, Topic};
 use crate::clock::{Clock, Timestamp};
 use crate::report::{Action, CHANGES_SHOWN, ChangeRecord, Mode, Outcome, Report, State};
 use crate::state_dir::StateDir;
@@ -62,7 +62,7 @@ impl Default for Page {
 /// A media call whose answer was never recorded.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LostCall {
-    pub store: String,
+    pub store: Store,
     pub sent_at: Timestamp,
 }
 
@@ -361,13 +361,17 @@ impl History {
     }
 
     /// Records that a media call goes out, before it does.
-    pub async fn media_call_sent(&self, server: &str, store: &str) -> Result<(), Error> {
+    pub async fn media_call_sent(&self, server: &str, store: Store) -> Result<(), Error> {
         self.counted(async {
         let pool = self.kept()?;
-        sqlx::query("INSERT INTO media_calls (server, store, sent_at) VALUES ($1, $2, $3) ON CONFLICT (server) DO UPDATE SET store = excluded.store, sent_at = excluded.sent_at")
+        let uploaded_until = match store {
+            Store::Local { until } => Some(until.timestamp_millis()),
+            Store::Remote => None,
+        };
+        sqlx::query("INSERT OR REPLACE INTO media_calls (server, sent_at, uploaded_until) VALUES ($1, $2, $3)")
             .bind(server)
-            .bind(store)
             .bind(self.clock.now().timestamp_millis())
+            .bind(uploaded_until)
             .execute(pool)
             .await?;
         Ok(())
@@ -390,12 +394,16 @@ impl History {
 
     pub async fn lost_media_call(&self, server: &str) -> Result<Option<LostCall>, Error> {
         let Some(pool) = self.readable() else { return Ok(None) };
-        let row = sqlx::query("SELECT store, sent_at FROM media_calls WHERE server = $1")
+        let row = sqlx::query("SELECT sent_at, uploaded_until FROM media_calls WHERE server = $1")
             .bind(server)
             .fetch_optional(pool)
             .await?;
         row.map(|row| {
-            Ok(LostCall { store: row.try_get("store")?, sent_at: moment(row.try_get("sent_at")?) })
+            let until: Option<i64> = row.try_get("uploaded_until")?;
+            Ok(LostCall {
+                store: until.map_or(Store::Remote, |until| Store::Local { until: moment(until) }),
+                sent_at: moment(row.try_get("sent_at")?),
+            })
         })
         .transpose()
     }
@@ -427,12 +435,15 @@ impl History {
                     "(SELECT COALESCE(SUM(count), 0) FROM changes WHERE run = $1 AND state = '{state}')"
                 )
             };
+            let (done, failed) = (counted(State::Done), counted(State::Failed));
+            // Files that Synapse kept are only in the run's own figure.
+            let skipped = format!("MAX(skipped, {})", counted(State::Skipped));
             let sql = format!(
                 "UPDATE runs SET outcome = 'interrupted', finished_at = $2, message = 'the program ended while this run was at work', \
-                 done = {done}, failed = {failed}, skipped = {skipped}, remaining = MAX(0, COALESCE(planned - {done} - {failed} - {skipped}, 0)) WHERE id = $1",
-                done = counted(State::Done),
-                failed = counted(State::Failed),
-                skipped = counted(State::Skipped),
+                 done = {done}, failed = {failed}, skipped = {skipped}, \
+                 remaining = COALESCE(MAX(planned - {done} - {failed} - {skipped}, 0), {}), \
+                 bytes_freed = bytes_freed - bytes_freed + (SELECT COALESCE(SUM(bytes), 0) FROM files WHERE run = $1) WHERE id = $1",
+                counted(State::Planned),
             );
             sqlx::query(sqlx::AssertSqlSafe(sql))
                 .bind(id)

@@ -426,7 +426,12 @@ impl Run<'_> {
             let server = if needs.plans_offline && self.order.mode == Mode::DryRun {
                 String::new()
             } else {
-                self.guard_homeserver().await?
+                self.guard_homeserver().await.map_err(|failure| self.not_planned(failure))?
+            };
+            let media = if needs.media && self.order.mode == Mode::Apply {
+                self.media_place(&server).await.map_err(|abort| self.aborted(abort))?
+            } else {
+                None
             };
             let mut plan = Plan::default();
             let tell = |event| self.tell(event);
@@ -437,8 +442,9 @@ impl Run<'_> {
                 tell: &tell,
                 concurrency: self.concurrency,
             };
-            self.spec.job.plan(&context, &mut plan).await?;
-            Ok::<_, Failure>((plan, server))
+            let planned = self.spec.job.plan(&context, &mut plan).await;
+            planned.map_err(|failure| self.not_planned(failure))?;
+            Ok((plan, server, media))
         };
         let read = tokio::select! {
             read = read => read,
@@ -446,14 +452,20 @@ impl Run<'_> {
             () = self.stop.at_boundary.cancelled() => return Ending::Stopped(Stopped::Asked(self.stop.outcome().unwrap_or(Outcome::Cancelled))),
         };
         match read {
-            Ok((plan, server)) => {
+            Ok((plan, server, _media)) => {
                 self.work_off(plan, &server).await.unwrap_or_else(|ending| ending)
             }
-            Err(Failure::Refused(why)) => Ending::Refused(why),
-            Err(Failure::History(error)) => {
+            Err(ending) => ending,
+        }
+    }
+
+    fn not_planned(&self, failure: Failure) -> Ending {
+        match failure {
+            Failure::Refused(why) => Ending::Refused(why),
+            Failure::History(error) => {
                 Ending::Failed(format!("the history cannot be read: {error}"))
             }
-            Err(Failure::Synapse(error)) => self.ending_of(&error),
+            Failure::Synapse(error) => self.ending_of(&error),
         }
     }
 
@@ -561,6 +573,8 @@ impl Run<'_> {
         if self.order.mode == Mode::DryRun {
             return Ok(Ending::Finished);
         }
+        let report = self.report().clone();
+        self.runner.history.save(&report).await.map_err(unrecorded)?;
         let writer = Writer::new(self.reader.clone());
         Ok(self.make_all(plan, first, &writer, server).await)
     }

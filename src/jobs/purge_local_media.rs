@@ -87,11 +87,11 @@ impl Job for PurgeLocalMedia {
             HashMap::new()
         };
         let found = self.candidates(context, before, &kept, plan).await?;
-        if found.kept > 0 {
+        if !found.kept.is_empty() {
             plan.notes.push(format!(
                 "{} that Synapse kept before, most likely avatars, {} left out",
-                counted(found.kept, "file", "files"),
-                if found.kept == 1 { "is" } else { "are" }
+                counted(found.kept.len() as u64, "file", "files"),
+                if found.kept.len() == 1 { "is" } else { "are" }
             ));
         }
         let mut files = found.files;
@@ -100,6 +100,7 @@ impl Job for PurgeLocalMedia {
         plan.work = Work::Walk(Box::new(Files {
             until_ms: before.timestamp_millis(),
             files: files.into(),
+            kept: found.kept.into(),
             next: 0,
             end: None,
             step: Step {
@@ -121,7 +122,7 @@ const SAMPLE: usize = 10;
 struct Found {
     files: Vec<Candidate>,
     /// Left out because Synapse kept them before.
-    kept: u64,
+    kept: Vec<Candidate>,
 }
 
 /// A file that Synapse would delete as far as a list can tell: it does not show avatars.
@@ -144,7 +145,7 @@ impl PurgeLocalMedia {
         let owners = context.reader.media_owners(Some(before)).await?;
         let total: u64 = owners.iter().map(|owner| owner.media_count).sum();
         let (mut found, mut read, mut shares, mut unlisted) =
-            (Found { files: Vec::new(), kept: 0 }, 0, Vec::new(), 0);
+            (Found { files: Vec::new(), kept: Vec::new() }, 0, Vec::new(), 0);
         let mut lists = stream::iter(owners)
             .map(|owner| async move {
                 let Some(user_id) = owner.user_id else {
@@ -167,19 +168,17 @@ impl PurgeLocalMedia {
             };
             let mut share = Share { user_id, files: 0, bytes: 0 };
             for file in files.iter().filter(|file| self.would_go(file, before)) {
+                let bytes = file.media_length.unwrap_or(0);
+                let candidate =
+                    Candidate { used_ms: file.used_ms(), bytes, id: file.media_id.as_str().into() };
                 if kept.get(&file.media_id).is_some_and(|used| *used == file.used_ms().to_string())
                 {
-                    found.kept += 1;
+                    found.kept.push(candidate);
                     continue;
                 }
-                let bytes = file.media_length.unwrap_or(0);
                 share.files += 1;
                 share.bytes += bytes;
-                found.files.push(Candidate {
-                    used_ms: file.used_ms(),
-                    bytes,
-                    id: file.media_id.as_str().into(),
-                });
+                found.files.push(candidate);
             }
             if share.files > 0 {
                 shares.push(share);
@@ -211,6 +210,7 @@ impl PurgeLocalMedia {
 struct Files {
     until_ms: i64,
     files: Arc<[Candidate]>,
+    kept: Arc<[Candidate]>,
     /// The first file that is not behind the cut-off yet.
     next: usize,
     /// Where `at_most` ends the walk.
@@ -279,6 +279,7 @@ impl Walk for Files {
         Some(Box::new(Batch {
             before_ms,
             files: Arc::clone(&self.files),
+            kept: Arc::clone(&self.kept),
             start,
             stop,
             larger_than: self.larger_than,
@@ -292,6 +293,8 @@ impl Walk for Files {
 struct Batch {
     before_ms: i64,
     files: Arc<[Candidate]>,
+    /// Not planned, and gone with the others where Synapse does not keep them any more.
+    kept: Arc<[Candidate]>,
     start: usize,
     stop: usize,
     larger_than: Size,
@@ -318,7 +321,7 @@ impl Change for Batch {
     }
 
     fn lane(&self) -> Lane {
-        Lane::Media(Store::Local)
+        Lane::Media(Store::Local { until: self.before() })
     }
 
     fn things(&self) -> Vec<(String, Option<u64>)> {
@@ -331,18 +334,22 @@ impl Change for Batch {
         _before: Option<&'a Value>,
     ) -> BoxFuture<'a, Result<Made, synapse::Error>> {
         Box::pin(async move {
-            let before = Timestamp::from_timestamp_millis(self.before_ms).unwrap_or_default();
-            let deleted =
-                writer.delete_local_media(before, self.larger_than.0, self.keep_avatars).await?;
+            let deleted = writer
+                .delete_local_media(self.before(), self.larger_than.0, self.keep_avatars)
+                .await?;
             Ok(self.outcome(deleted))
         })
     }
 }
 
 impl Batch {
+    fn before(&self) -> Timestamp {
+        Timestamp::from_timestamp_millis(self.before_ms).unwrap_or_default()
+    }
+
     fn outcome(&self, deleted: Vec<String>) -> Made {
-        let sizes: HashMap<&str, u64> =
-            self.files().iter().map(|file| (&*file.id, file.bytes)).collect();
+        let known = self.files().iter().chain(self.kept.iter());
+        let sizes: HashMap<&str, u64> = known.map(|file| (&*file.id, file.bytes)).collect();
         let files: Vec<(String, Option<u64>)> = deleted
             .into_iter()
             .map(|id| (sizes.get(id.as_str()).copied(), id))
@@ -394,6 +401,7 @@ mod tests {
         Files {
             until_ms: 1000,
             files: files.into(),
+            kept: Arc::default(),
             next: 0,
             end: None,
             step,

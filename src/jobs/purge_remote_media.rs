@@ -64,6 +64,12 @@ impl Job for PurgeRemoteMedia {
     }
 
     async fn plan(&self, context: &Context<'_>, plan: &mut Plan) -> Result<(), Failure> {
+        if !context.reader.serves_media(&context.identity().await?.server_name).await? {
+            return Err(Failure::Refused(
+                "the process that answered does not serve the media endpoints: set `media_url` to the worker that does"
+                    .to_owned(),
+            ));
+        }
         let until_ms = self.age.cut_off(context.at).timestamp_millis();
         let reached = context
             .memory

@@ -73,13 +73,16 @@ impl Run<'_> {
             Work::Walk(walk) => making.walk(walk, plan.problems.len()).await,
         }
         let abort = making.abort.into_inner().unwrap_or_else(PoisonError::into_inner);
+        abort.map_or(Ending::Finished, |abort| self.aborted(abort))
+    }
+
+    pub(super) fn aborted(&self, abort: Abort) -> Ending {
         match abort {
-            None => Ending::Finished,
-            Some(Abort::Stopped(stopped)) => Ending::Stopped(stopped),
-            Some(Abort::History(error)) => Ending::Failed(format!(
+            Abort::Stopped(stopped) => Ending::Stopped(stopped),
+            Abort::History(error) => Ending::Failed(format!(
                 "the history cannot be written, and what cannot be recorded is not done: {error}"
             )),
-            Some(Abort::Synapse(error)) => self.ending_of(&error),
+            Abort::Synapse(error) => self.ending_of(&error),
         }
     }
 
@@ -109,6 +112,10 @@ impl Run<'_> {
                 (record.state, record.count) = (State::Done, made);
                 record.detail =
                     Some("the answer was lost; found made when looked at again".to_owned());
+            } else if things.is_empty() {
+                record.state = State::Done;
+                record.detail =
+                    Some("the answer was lost: how many files went cannot be known".to_owned());
             }
             self.runner.history.made(id, seq, &record, server, &files, &[]).await?;
             {
@@ -116,7 +123,7 @@ impl Run<'_> {
                 report.done += made;
                 report.bytes_freed = report.bytes_freed.map(|freed| freed + bytes);
             }
-            if made > 0 {
+            if record.state == State::Done {
                 self.tell(Event::Changed(record));
             }
         }
@@ -214,6 +221,10 @@ impl Making<'_> {
             let seq = self.next_seq.fetch_add(1, Ordering::Relaxed);
             self.one(seq, change.as_ref()).await;
             last = Some(start.elapsed());
+            let report = self.run.report().clone();
+            if let Err(error) = self.run.runner.history.save(&report).await {
+                self.abort(error.into());
+            }
         }
     }
 
@@ -269,12 +280,15 @@ impl Making<'_> {
         record.before = before;
         let run = self.run;
         let id = run.report().id;
-        let call = match change.lane() {
-            Lane::Media(store) => Some(run.media_turn(store, self.server).await?),
+        let media = match change.lane() {
+            Lane::Media(store) => Some(store),
             Lane::Free | Lane::Room { .. } => None,
         };
+        if let Some(store) = media {
+            run.runner.history.media_call_sent(self.server, store).await?;
+        }
         run.runner.history.making(id, seq, &record).await?;
-        let made = if call.is_some() {
+        let made = if media.is_some() {
             // Only the time limit ends the waiting for a media call: Synapse works on regardless.
             tokio::select! {
                 made = change.make(self.writer, record.before.as_ref()) => made,
@@ -283,8 +297,8 @@ impl Making<'_> {
         } else {
             change.make(self.writer, record.before.as_ref()).await
         };
-        if let Some(call) = call {
-            call.answered(made.as_ref().err()).await?;
+        if media.is_some() && !made.as_ref().is_err_and(synapse::Error::may_be_at_work) {
+            run.runner.history.media_call_over(self.server).await?;
         }
         match made {
             Ok(made) => {
@@ -297,7 +311,10 @@ impl Making<'_> {
                 let broken = matches!(error.cause, synapse::Cause::Synapse { status: 500.., .. });
                 (record.state, record.detail) = (State::Failed, Some(error.words()));
                 self.settle(seq, record, &Made::default()).await?;
-                if broken && self.broken.fetch_add(1, Ordering::Relaxed) + 1 >= BROKEN {
+                // The next media call would take this one's files along.
+                let goes_on = media.is_none()
+                    && !(broken && self.broken.fetch_add(1, Ordering::Relaxed) + 1 >= BROKEN);
+                if !goes_on {
                     return Err(Abort::Synapse(error));
                 }
             }

@@ -7,10 +7,8 @@ use tokio::time::Instant;
 use super::Run;
 use super::changes::Abort;
 use crate::change::Store;
-use crate::history::History;
 use crate::report::Event;
 use crate::state_dir::Lock;
-use crate::synapse;
 
 /// When a media call whose answer was lost counts as over.
 #[derive(Debug, Clone, Copy)]
@@ -32,30 +30,11 @@ impl Default for Settle {
     }
 }
 
-/// The right to send one media call; the history knows that it is under way.
-pub(super) struct MediaTurn<'a> {
-    history: &'a History,
-    server: String,
-    _lock: Option<Lock>,
-}
-
-impl MediaTurn<'_> {
-    /// Ends the record of the call, unless its answer was lost.
-    pub(super) async fn answered(self, error: Option<&synapse::Error>) -> Result<(), Abort> {
-        if !error.is_some_and(synapse::Error::may_be_at_work) {
-            self.history.media_call_over(&self.server).await?;
-        }
-        Ok(())
-    }
-}
-
 impl Run<'_> {
-    /// Waits until no other media call, of whatever job or process, is at work on the homeserver or may be.
-    pub(super) async fn media_turn(
-        &self,
-        store: Store,
-        server: &str,
-    ) -> Result<MediaTurn<'_>, Abort> {
+    /// Waits until no other job or process purges media on the homeserver, and no lost call may be at work there.
+    ///
+    /// A plan that is made while files still vanish is not true: the lock is held from before the plan to the last call.
+    pub(super) async fn media_place(&self, server: &str) -> Result<Option<Lock>, Abort> {
         let history = &self.runner.history;
         let lock = self.media_lock(server).await?;
         if let Some(call) = history.lost_media_call(server).await? {
@@ -63,14 +42,11 @@ impl Run<'_> {
                 "the answer to a media purge sent at {} was lost, and Synapse works on regardless: until nothing more goes, no other is sent",
                 crate::clock::spoken(call.sent_at)
             )));
-            self.until_still(call.store == REMOTE).await?;
+            self.until_still(call.store).await?;
             history.media_call_over(server).await?;
             self.tell(Event::Resumed);
         }
-        history
-            .media_call_sent(server, if store == Store::Remote { REMOTE } else { LOCAL })
-            .await?;
-        Ok(MediaTurn { history, server: server.to_owned(), _lock: lock })
+        Ok(lock)
     }
 
     async fn media_lock(&self, server: &str) -> Result<Option<Lock>, Abort> {
@@ -97,14 +73,17 @@ impl Run<'_> {
         }
     }
 
-    /// Local media is counted again and again; of the remote cache nothing can be seen.
-    async fn until_still(&self, blind: bool) -> Result<(), Abort> {
+    /// Counts the files that the lost call may delete again and again; of the remote cache nothing can be seen.
+    async fn until_still(&self, store: Store) -> Result<(), Abort> {
         let settle = self.runner.settle;
         let start = Instant::now();
         let (mut last, mut since) = (None, start);
         loop {
             self.wait(settle.look_every.min(settle.still)).await?;
-            let counted = if blind { None } else { self.reader.media_owners(None).await.ok() };
+            let counted = match store {
+                Store::Local { until } => self.reader.media_owners(Some(until)).await.ok(),
+                Store::Remote => None,
+            };
             match counted {
                 Some(owners) => {
                     let sum = owners.iter().fold((0, 0), |(files, bytes), owner| {
@@ -127,6 +106,3 @@ impl Run<'_> {
         self.pause(wait).await.map_err(Abort::Stopped)
     }
 }
-
-const LOCAL: &str = "local";
-const REMOTE: &str = "remote";

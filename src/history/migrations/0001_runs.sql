@@ -56,6 +56,7 @@ CREATE TABLE facts (
 -- Media calls whose answer is not recorded: Synapse may still be at work on one.
 CREATE TABLE media_calls (
     server TEXT NOT NULL PRIMARY KEY,
-    store TEXT NOT NULL,
-    sent_at BIGINT NOT NULL
+    sent_at BIGINT NOT NULL,
+    -- Nothing that was uploaded later can go; null where nothing can be looked at.
+    uploaded_until BIGINT
 ) WITHOUT ROWID;

@@ -1,1 +1,849 @@
 //! `purge-local-media`.
+
+use std::{
+    collections::BTreeSet,
+    time::{Duration, Instant},
+};
+
+use futures_util::future::{join, join_all};
+use microglia::runner::Settle;
+use reqwest::Method;
+use serde_json::{Value, json};
+
+use super::in_process::{self, SOON};
+use crate::{
+    fake::{Fake, Fault, TOKEN, Trouble},
+    homeserver::{Account, Messages, Synapse, encoded},
+    program::{Program, changes, figures, until},
+};
+
+const JOB: &str = "[jobs.purge]\nkind = \"purge-local-media\"\nolder_than = \"180d\"\n";
+const DELETE: &str = "/_synapse/admin/v1/media/delete";
+/// 2022-01-01, long before any test runs.
+const LONG_AGO_MS: i64 = 1_640_995_200_000;
+
+// What a real Synapse does.
+
+#[tokio::test]
+async fn what_nobody_used_for_long_goes_exactly_as_planned_and_nothing_else() {
+    let synapse = Synapse::start().await;
+    let program = Program::new(&synapse.url, &synapse.admin.token, JOB);
+    let spared = spared_files(&synapse).await;
+    let old = old_files_of_all_sorts_of_accounts(&synapse).await;
+
+    synapse.forget_requests();
+    let plan = program.dry_run("purge").await;
+    assert_eq!(not_get(&synapse.requests()), [""; 0]);
+    assert_eq!(figures(&plan), "succeeded: 21/0/0/0/0");
+    assert_eq!((&plan["bytes_planned"], &plan["message"]), (&json!(13_915), &Value::Null));
+    assert_eq!(
+        shares(&plan),
+        [
+            "@plain00009:hs.test 1 1009",
+            "@plain00008:hs.test 1 1008",
+            "@plain00007:hs.test 1 1007",
+            "@plain00006:hs.test 1 1006",
+            "@plain00005:hs.test 1 1005",
+            "@plain00004:hs.test 1 1004",
+            "@plain00003:hs.test 1 1003",
+            "@plain00002:hs.test 1 1002",
+            "@plain00001:hs.test 1 1001",
+            "@plain00000:hs.test 1 1000",
+        ]
+    );
+
+    let stored = bytes_stored(&synapse).await;
+    let report = program.apply("purge").await;
+    assert_eq!(figures(&report), "succeeded: 21/21/0/0/0");
+    assert_eq!(report["bytes_freed"], 13_915);
+    assert_eq!(stored - bytes_stored(&synapse).await, 13_915);
+    for id in &old {
+        assert!(!synapse.media_exists(id).await, "{id} is still there");
+    }
+    for (why, id) in &spared {
+        assert!(synapse.media_exists(id).await, "the {why} file is gone");
+    }
+    let listed = program.run(&["runs", "show", "2", "--media"]).await.stdout;
+    assert_eq!(listed.lines().map(str::to_owned).collect::<BTreeSet<_>>(), old);
+    let again = program.dry_run("purge").await;
+    assert_eq!(
+        (figures(&again), &again["message"]),
+        ("succeeded: 0/0/0/0/0".to_owned(), &Value::Null)
+    );
+}
+
+#[tokio::test]
+async fn avatars_are_skipped_once_left_out_from_then_on_and_deleted_only_on_request() {
+    let synapse = Synapse::start().await;
+    let program = Program::new(
+        &synapse.url,
+        &synapse.admin.token,
+        &format!("{JOB}\n{}keep_avatars = false\n", JOB.replace("purge]", "avatars]")),
+    );
+    let avatars = avatars(&synapse).await;
+    let alice = synapse.register("bob").await;
+    let plain = old_upload(&synapse, &alice, 50).await;
+
+    assert_eq!(figures(&program.dry_run("purge").await), "succeeded: 4/0/0/0/0");
+    let first = program.apply("purge").await;
+    assert_eq!(figures(&first), "succeeded: 4/1/0/3/0");
+    assert_eq!(first["bytes_freed"], 50);
+    assert_eq!(
+        first["changes"][0]["detail"],
+        "Synapse kept 3 files of this batch, most likely avatars"
+    );
+    assert!(!synapse.media_exists(&plain).await);
+
+    let later = old_upload(&synapse, &alice, 60).await;
+    let second = program.dry_run("purge").await;
+    assert_eq!(figures(&second), "succeeded: 1/0/0/0/0");
+    assert_eq!(
+        second["message"],
+        "3 files that Synapse kept before, most likely avatars, are left out"
+    );
+    let second = program.apply("purge").await;
+    assert_eq!(
+        (figures(&second), &second["bytes_freed"]),
+        ("succeeded: 1/1/0/0/0".to_owned(), &json!(60))
+    );
+    assert!(!synapse.media_exists(&later).await);
+    for avatar in &avatars {
+        assert!(synapse.media_exists(avatar).await, "{avatar} is gone");
+    }
+    synapse.forget_requests();
+    let third = program.run(&["run", "purge", "--apply"]).await;
+    assert_eq!(third.code, 0, "{third:?}");
+    assert!(third.stdout.contains("3 files that Synapse kept before"), "{third:?}");
+    assert_eq!(not_get(&synapse.requests()), [""; 0]);
+
+    assert_eq!(figures(&program.dry_run("avatars").await), "succeeded: 3/0/0/0/0");
+    let all = program.apply("avatars").await;
+    assert_eq!(
+        (figures(&all), &all["bytes_freed"]),
+        ("succeeded: 3/3/0/0/0".to_owned(), &json!(6))
+    );
+    assert_eq!(bytes_stored(&synapse).await, 0);
+}
+
+#[tokio::test]
+async fn size_moment_and_both_limits_choose_what_goes() {
+    let synapse = Synapse::start().await;
+    let job = |name: &str, keys: &str| {
+        format!(
+            "[jobs.{name}]\nkind = \"purge-local-media\"\nbefore = 2023-01-01T00:00:00Z\n{keys}\n"
+        )
+    };
+    let jobs = [
+        job("few", "max_changes = 1"),
+        job("large", "larger_than = \"1KiB\""),
+        job("part", "at_most = 1"),
+    ];
+    let program = Program::new(&synapse.url, &synapse.admin.token, &jobs.concat());
+    let owner = &synapse.register_many("owner", 1).await[0];
+    let sizes = [
+        ("aaaa", 500),
+        ("bbbb", 1024),
+        ("cccc", 1025),
+        ("dddd", 2000),
+        ("eeee", 10),
+        ("later", 4000),
+    ];
+    for (n, (id, bytes)) in (0..).zip(sizes) {
+        let later = if id == "later" { 400 * 86_400_000 } else { n * 1000 };
+        insert_file(&synapse, owner, id, bytes, LONG_AGO_MS + later).await;
+    }
+
+    synapse.forget_requests();
+    let refused = program.run(&["run", "few", "--apply", "--json"]).await;
+    assert_eq!(refused.code, 1);
+    let report: Value = serde_json::from_str(&refused.stdout).unwrap();
+    assert_eq!(figures(&report), "refused: 5/0/0/0/5");
+    assert_eq!(
+        report["message"],
+        "the plan has 5 things, more than max_changes = 1: look at it with `microglia run few --dry-run`; \
+         if it is right, run it once with `--max-changes 5`, raise max_changes, or set at_most to work it off in parts"
+    );
+    assert_eq!(not_get(&synapse.requests()), [""; 0]);
+
+    let printed = program.run(&["run", "large", "--dry-run"]).await.stdout;
+    let lines: Vec<&str> = printed.lines().skip(2).collect();
+    assert_eq!(
+        lines,
+        [
+            "  most bytes:",
+            "       3.0 KiB        2 files  @owner00000:hs.test",
+            "  planned  purge-local-media local files last accessed before 2023-01-01 00:00:00 UTC (2)",
+            "Nothing was changed. To make these changes now: microglia run large --apply; on schedule: set mode = \"apply\" in the job",
+        ]
+    );
+    assert_eq!(figures(&program.apply("large").await), "succeeded: 2/2/0/0/0");
+    assert_eq!(ids_left(&synapse, owner).await, ["aaaa", "bbbb", "eeee", "later"]);
+    let part = program.apply("part").await;
+    assert_eq!(
+        (figures(&part), &part["bytes_freed"]),
+        ("succeeded: 3/1/0/0/2".to_owned(), &json!(500))
+    );
+    assert_eq!(ids_left(&synapse, owner).await, ["bbbb", "eeee", "later"]);
+    assert_eq!(figures(&program.apply("part").await), "succeeded: 2/1/0/0/1");
+    assert_eq!(ids_left(&synapse, owner).await, ["eeee", "later"]);
+    insert_file(&synapse, owner, "ffff", 10, LONG_AGO_MS).await;
+    assert_eq!(figures(&program.apply("few").await), "refused: 2/0/0/0/2");
+    let lifted = program.json(&["run", "few", "--apply", "--max-changes", "2", "--json"]).await;
+    assert_eq!(figures(&lifted), "succeeded: 2/2/0/0/0");
+    assert_eq!(ids_left(&synapse, owner).await, ["later"]);
+}
+
+#[tokio::test]
+async fn an_account_with_more_files_than_a_page_is_purged_in_batches() {
+    let synapse = Synapse::start().await;
+    let program = Program::new(
+        &synapse.url,
+        &synapse.admin.token,
+        &format!("{JOB}batch_files = 300\nmax_changes = \"unlimited\"\n"),
+    );
+    let owner = &synapse.register_many("hoarder", 1).await[0];
+    let rows: Vec<String> = (0..1250)
+        .map(|n| format!("('file{n:04}', 'text/plain', {}, 3, '{owner}')", LONG_AGO_MS + n * 1000))
+        .collect();
+    synapse
+        .sql(&format!(
+            "INSERT INTO local_media_repository (media_id, media_type, created_ts, media_length, user_id) VALUES {}",
+            rows.join(", ")
+        ))
+        .await;
+
+    let plan = program.dry_run("purge").await;
+    assert_eq!(figures(&plan), "succeeded: 1250/0/0/0/0");
+    synapse.forget_requests();
+    let report = program.apply("purge").await;
+    assert_eq!(
+        (figures(&report), &report["bytes_freed"]),
+        ("succeeded: 1250/1250/0/0/0".to_owned(), &json!(3750))
+    );
+    assert_eq!(not_get(&synapse.requests()).len(), 5, "200 files, three times 300, and 150");
+    let counts: Vec<&Value> =
+        report["changes"].as_array().unwrap().iter().map(|change| &change["count"]).collect();
+    assert_eq!(counts, [200, 300, 300, 300, 150]);
+    assert_eq!(ids_left(&synapse, owner).await, [""; 0]);
+
+    let shown = program.json(&["runs", "show", "2", "--json"]).await;
+    assert_eq!(shown, report);
+    let media = program.json(&["runs", "show", "2", "--media", "--json"]).await;
+    let ids: Vec<String> = (0..1250).map(|n| format!("file{n:04}")).collect();
+    let listed: Vec<&str> =
+        media.as_array().unwrap().iter().map(|file| file["media_id"].as_str().unwrap()).collect();
+    assert_eq!(listed, ids);
+    assert!(media.as_array().unwrap().iter().all(|file| file["bytes"] == 3), "{media}");
+}
+
+// What a real one cannot be made to do.
+
+#[tokio::test]
+async fn where_the_clocks_disagree_by_more_than_a_minute_nothing_is_done() {
+    for (offset, direction) in [(90, "behind"), (-90, "ahead of")] {
+        let (fake, program) = fake_with_old_files(3, "");
+        fake.world(|world| world.clock_offset_seconds = offset);
+        for mode in ["--apply", "--dry-run"] {
+            let report = program.json(&["run", "purge", mode, "--json"]).await;
+            assert_eq!(figures(&report), "refused: null/0/0/0/0");
+            let message = report["message"].as_str().unwrap();
+            let (start, end) = message.split_once(direction).unwrap();
+            assert!(start.starts_with("the clock here is 1 min"), "{message}");
+            assert_eq!(
+                end,
+                " that of main: moments would be counted wrongly; set the clocks right (NTP) first"
+            );
+        }
+        assert_eq!(media_requests(&fake), [""; 0]);
+    }
+    let (fake, program) = fake_with_old_files(3, "");
+    fake.world(|world| world.clock_offset_seconds = -45);
+    assert_eq!(figures(&program.apply("purge").await), "succeeded: 3/3/0/0/0");
+}
+
+#[tokio::test]
+async fn a_homeserver_that_cannot_purge_is_refused_with_the_reason() {
+    let (fake, program) = fake_with_old_files(3, "");
+    fake.world(|world| world.version = "1.77.0".to_owned());
+    let report = program.apply("purge").await;
+    assert_eq!(
+        (figures(&report), report["message"].as_str().unwrap()),
+        (
+            "refused: null/0/0/0/0".to_owned(),
+            "main runs Synapse 1.77, and purge-local-media needs 1.78 or later: upgrade Synapse"
+        )
+    );
+
+    fake.world(|world| world.version = "1.163.2".to_owned());
+    let worker = fake.media_worker();
+    let report = program.apply("purge").await;
+    assert_eq!(
+        (figures(&report), report["message"].as_str().unwrap()),
+        (
+            "refused: null/0/0/0/0".to_owned(),
+            "GET /_synapse/admin/v1/users/@alice:fake.test/media: 404 M_UNRECOGNIZED: Unrecognized request. \
+             The process that answered does not serve this media endpoint: set `media_url` to the worker that does, or upgrade Synapse"
+        )
+    );
+    set(&program, "url = ", &format!("media_url = \"{}\"\nurl = ", worker.url()));
+    assert_eq!(figures(&program.apply("purge").await), "succeeded: 3/3/0/0/0");
+}
+
+#[tokio::test]
+async fn files_in_object_storage_are_purged_only_where_the_job_says_so() {
+    let (fake, program) = fake_with_old_files(3, "");
+    set(&program, "url = ", "media_in_object_storage = true\nurl = ");
+    let report = program.apply("purge").await;
+    assert_eq!(
+        (figures(&report), report["message"].as_str().unwrap()),
+        (
+            "refused: null/0/0/0/0".to_owned(),
+            "this homeserver keeps its media in object storage, where Synapse deletes nothing: the objects would stay, and nothing would know them any more. \
+             Set `orphan_objects = true` if a lifecycle rule of the bucket removes them"
+        )
+    );
+    assert_eq!(media_requests(&fake), [""; 0]);
+    set(&program, "older_than", "orphan_objects = true\nolder_than");
+    assert_eq!(figures(&program.apply("purge").await), "succeeded: 3/3/0/0/0");
+}
+
+#[tokio::test]
+async fn batches_grow_until_a_call_takes_five_seconds() {
+    let (fake, program) = fake_with_old_files(1400, "max_changes = 1400\n");
+    fake.world(|world| world.time_per_file = Duration::from_millis(14));
+    let report = program.apply("purge").await;
+    assert_eq!(figures(&report), "succeeded: 1400/1400/0/0/0");
+    let counts: Vec<&Value> =
+        report["changes"].as_array().unwrap().iter().map(|change| &change["count"]).collect();
+    assert_eq!(counts, [200, 400, 400, 400]);
+}
+
+#[tokio::test]
+async fn more_accounts_than_a_page_are_all_read() {
+    let fake = Fake::start();
+    fake.world(|world| {
+        for n in 0..2100 {
+            let owner = format!("@user{n:04}:fake.test");
+            world.user(&owner);
+            world.media(&owner, &format!("file{n:04}"), 7, LONG_AGO_MS + n, None);
+        }
+        world.media("@gone:fake.test", "nobodys", 7, LONG_AGO_MS, None);
+    });
+    let program = Program::new(&fake.url(), TOKEN, &format!("{JOB}max_changes = 3000\n"));
+    let plan = program.dry_run("purge").await;
+    assert_eq!(
+        (figures(&plan), &plan["bytes_planned"]),
+        ("succeeded: 2100/0/0/0/0".to_owned(), &json!(14_700))
+    );
+    assert_eq!(
+        plan["message"],
+        "1 file of accounts that Synapse does not list cannot be counted beforehand"
+    );
+    assert_eq!(fake.count("GET", "/_synapse/admin/v1/statistics/users/media"), 3);
+    assert_eq!(fake.count("POST", ""), 0);
+    assert!(fake.max_concurrent() <= 4, "{}", fake.max_concurrent());
+}
+
+#[tokio::test]
+async fn a_file_that_synapse_kept_is_planned_again_once_it_was_used_and_counted_once_it_goes() {
+    let (fake, program) = fake_with_old_files(3, "");
+    fake.world(|world| {
+        world.file_mut("file0000").unwrap().avatar = true;
+        world.file_mut("file0001").unwrap().stuck = true;
+    });
+    assert_eq!(figures(&program.apply("purge").await), "succeeded: 3/1/0/2/0");
+    assert_eq!(figures(&program.apply("purge").await), "succeeded: 0/0/0/0/0");
+    fake.world(|world| {
+        let used = world.file_mut("file0000").unwrap();
+        used.last_access_ms = Some(LONG_AGO_MS + 500_000);
+    });
+    assert_eq!(figures(&program.apply("purge").await), "succeeded: 1/0/0/1/0");
+    fake.world(|world| {
+        world.file_mut("file0000").unwrap().avatar = false;
+        world.file_mut("file0001").unwrap().stuck = false;
+        world.media("@alice:fake.test", "another", 10, LONG_AGO_MS + 600_000, None);
+    });
+    let plan = program.dry_run("purge").await;
+    assert_eq!(figures(&plan), "succeeded: 1/0/0/0/0");
+    assert_eq!(
+        plan["message"],
+        "2 files that Synapse kept before, most likely avatars, are left out"
+    );
+    let report = program.apply("purge").await;
+    assert_eq!(
+        (figures(&report), &report["bytes_freed"]),
+        ("succeeded: 3/3/0/0/0".to_owned(), &json!(30))
+    );
+}
+
+// Answers that are lost.
+
+#[test]
+fn a_lost_media_call_counts_as_over_after_a_minute_of_standstill_or_ten_minutes_blind() {
+    let Settle { still, blind, look_every } = Settle::default();
+    assert_eq!([still, blind, look_every].map(|time| time.as_secs()), [60, 600, 5]);
+}
+
+#[tokio::test]
+async fn a_call_whose_answer_was_lost_is_not_followed_by_another_before_all_stands_still() {
+    let troubles = [
+        Trouble::CutBefore,
+        Trouble::CutAfter,
+        Trouble::CutBody,
+        Trouble::BrokenJson,
+        Trouble::ProxyAfter(504),
+        Trouble::WorkOn(Duration::from_secs(2)),
+    ];
+    join_all(troubles.map(|trouble| async move {
+        let (fake, program) = fake_with_old_files(30, "batch_files = 10\n");
+        fake.world(|world| world.file_mut("file0013").unwrap().avatar = true);
+        fake.fault(Fault::new("POST", DELETE, trouble.clone()).after(1));
+        let ran = in_process::apply(&program, "purge").await;
+        assert_eq!(figures(&ran.report), "succeeded: 30/29/0/1/0", "{trouble:?}: {}", ran.report);
+        assert_eq!(
+            (&ran.report["bytes_freed"], &ran.report["attempts"]),
+            (&json!(290), &json!(2)),
+            "{trouble:?}"
+        );
+        let calls = media_calls(&fake);
+        let pause = calls[2] - calls[1];
+        assert!(pause >= SOON.still, "{trouble:?}: {pause:?}");
+        assert_eq!(fake.complaints(), [""; 0], "{trouble:?}");
+        assert_eq!(
+            fake.world(|world| world.files().keys().cloned().collect::<Vec<_>>()),
+            ["file0013"]
+        );
+        let listed = program.run(&["runs", "show", "1", "--media"]).await.stdout;
+        let all_others = (0..30).filter(|n| *n != 13).map(|n| format!("file{n:04}\n"));
+        assert_eq!(listed, all_others.collect::<String>(), "{trouble:?}");
+        assert_eq!(ran.waited.len(), 1, "{trouble:?}: {:?}", ran.waited);
+    }))
+    .await;
+}
+
+#[tokio::test]
+async fn uploads_that_go_on_do_not_make_a_lost_call_last_forever() {
+    let (fake, program) = fake_with_old_files(20, "batch_files = 10\ntime_limit = \"10s\"\n");
+    fake.fault(Fault::new("POST", DELETE, Trouble::WorkOn(Duration::from_millis(500))));
+    let run = in_process::apply(&program, "purge");
+    let uploads = async {
+        for n in 0.. {
+            let now = fake.world(|world| world.now().timestamp_millis());
+            // An upload of today, and the preview of a link that is thrown away after two days.
+            fake.world(|world| {
+                world.media("@alice:fake.test", &format!("new{n:04}"), 5, now, None);
+                world.media(
+                    "@alice:fake.test",
+                    &format!("preview{n:04}"),
+                    5,
+                    now - 172_000_000,
+                    None,
+                );
+            });
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let ran = tokio::select! { ran = run => ran, () = uploads => unreachable!() };
+    assert_eq!(figures(&ran.report), "succeeded: 20/20/0/0/0");
+}
+
+#[tokio::test]
+async fn a_killed_program_finds_out_at_its_next_start_what_its_last_call_did() {
+    let (fake, program) = fake_with_old_files(60, "batch_files = 30\n");
+    fake.world(|world| {
+        world.time_per_file = Duration::from_millis(100);
+        world.file_mut("file0045").unwrap().avatar = true;
+    });
+    let mut child = program.command(&["run", "purge", "--apply", "--json"]).spawn().unwrap();
+    let second_call = || async { fake.count("POST", DELETE) == 2 };
+    until("the second call", 20, second_call).await;
+    child.kill().await.unwrap();
+
+    // The program itself waits for a minute: long enough to see that it does, and that it can be told to stop.
+    let waiting = program.command(&["run", "purge", "--apply"]).spawn().unwrap();
+    let started =
+        || async { program.json(&["runs", "--json"]).await.as_array().unwrap().len() == 2 };
+    until("the second run", 10, started).await;
+    until("the last of the lost call", 10, || async {
+        fake.world(|world| world.files().len()) == 1
+    })
+    .await;
+    let pid = waiting.id().unwrap().to_string();
+    tokio::process::Command::new("kill").args(["-INT", &pid]).status().await.unwrap();
+    assert_eq!(waiting.wait_with_output().await.unwrap().status.code(), Some(1));
+    assert_eq!(fake.count("POST", DELETE), 2);
+
+    fake.world(|world| {
+        world.media("@alice:fake.test", "one-more", 10, LONG_AGO_MS, None);
+    });
+    let ran = in_process::apply(&program, "purge").await;
+    assert_eq!(figures(&ran.report), "succeeded: 2/1/0/1/0");
+    assert_eq!(fake.complaints(), [""; 0]);
+    let runs = program.json(&["runs", "--json"]).await;
+    let all: Vec<String> = runs.as_array().unwrap().iter().map(figures).collect();
+    assert_eq!(
+        all,
+        ["succeeded: 2/1/0/1/0", "cancelled: null/0/0/0/0", "interrupted: 60/30/30/0/0"]
+    );
+    assert_eq!(runs[2]["bytes_freed"], 300);
+    let first = program.json(&["runs", "show", "1", "--json"]).await;
+    assert_eq!(
+        first["changes"][1]["detail"],
+        "the program ended while this was sent: it may have been made"
+    );
+}
+
+#[tokio::test]
+async fn a_killed_program_is_followed_by_one_that_plans_only_when_all_stands_still() {
+    let (fake, program) = fake_with_old_files(40, "");
+    fake.fault(Fault::new("POST", DELETE, Trouble::WorkOn(Duration::from_secs(3))));
+    let mut child = program.command(&["run", "purge", "--apply", "--json"]).spawn().unwrap();
+    let called = || async { fake.count("POST", DELETE) == 1 };
+    until("the first call", 20, called).await;
+    child.kill().await.unwrap();
+    let dry = program.dry_run("purge").await;
+    assert_eq!(dry["outcome"], "succeeded", "a dry run has nothing to wait for");
+    fake.world(|world| {
+        world.media("@alice:fake.test", "one-more", 10, LONG_AGO_MS + 900_000, None);
+    });
+    let ran = in_process::apply(&program, "purge").await;
+    assert_eq!(figures(&ran.report), "succeeded: 1/1/0/0/0");
+    assert_eq!(fake.complaints(), [""; 0]);
+}
+
+#[tokio::test]
+async fn a_call_that_hangs_ends_with_the_time_limit_and_the_next_run_looks_first() {
+    let (fake, program) = fake_with_old_files(5, "time_limit = \"2s\"\n");
+    fake.fault(Fault::new("POST", DELETE, Trouble::Hang));
+    let output = program.run(&["run", "purge", "--apply", "--json"]).await;
+    assert_eq!(output.code, 1);
+    let report: Value = serde_json::from_str(&output.stdout).unwrap();
+    assert_eq!(
+        (figures(&report), &report["message"]),
+        ("timed-out: 5/0/5/0/0".to_owned(), &json!("the time limit of 2s was reached"))
+    );
+    assert_eq!(
+        report["changes"][0]["detail"],
+        "no answer came before the run ended: it may have been made"
+    );
+    set(&program, "time_limit", "#");
+    let start = Instant::now();
+    let ran = in_process::apply(&program, "purge").await;
+    assert_eq!(figures(&ran.report), "succeeded: 5/5/0/0/0");
+    assert!(media_calls(&fake)[1] - start >= SOON.still);
+}
+
+#[tokio::test]
+async fn two_jobs_on_one_homeserver_never_have_two_calls_under_way() {
+    let job =
+        |name: &str| format!("{}batch_files = 10\n", JOB.replace("purge]", &format!("{name}]")));
+    let remote = "[jobs.cache]\nkind = \"purge-remote-media\"\nolder_than = \"30d\"\n";
+    let fake = Fake::start();
+    old_files(&fake, 40);
+    fake.world(|world| {
+        world.remote_media(50, LONG_AGO_MS);
+        world.time_per_file = Duration::from_millis(20);
+    });
+    let program =
+        Program::new(&fake.url(), TOKEN, &format!("{}{}{remote}", job("one"), job("two")));
+    set(&program, "url = ", "max_concurrent_runs = 3\nurl = ");
+    let ((one, two), cache) =
+        join(join(program.apply("one"), program.apply("two")), program.apply("cache")).await;
+    assert_eq!(fake.complaints(), [""; 0]);
+    let mut both = [figures(&one), figures(&two)];
+    both.sort();
+    assert_eq!(both, ["succeeded: 0/0/0/0/0", "succeeded: 40/40/0/0/0"]);
+    assert_eq!(figures(&cache), "succeeded: null/50/0/0/0");
+}
+
+// What ends a run.
+
+#[tokio::test]
+async fn an_internal_error_of_synapse_ends_the_run_before_the_next_batch() {
+    let (fake, program) = fake_with_old_files(30, "batch_files = 10\n");
+    fake.fault(
+        Fault::new("POST", DELETE, Trouble::Synapse(500, "M_UNKNOWN", "Internal server error"))
+            .after(1),
+    );
+    let report = program.apply("purge").await;
+    assert_eq!(figures(&report), "failed: 30/10/10/0/10");
+    assert_eq!(report["message"], format!("POST {DELETE}: 500 M_UNKNOWN: Internal server error"));
+    assert_eq!(fake.count("POST", DELETE), 2);
+    assert_eq!(figures(&program.apply("purge").await), "succeeded: 20/20/0/0/0");
+}
+
+#[tokio::test]
+async fn a_token_that_is_revoked_in_the_middle_ends_the_run_and_says_what_to_do() {
+    let (fake, program) = fake_with_old_files(30, "batch_files = 10\n");
+    fake.fault(
+        Fault::new(
+            "POST",
+            DELETE,
+            Trouble::Synapse(401, "M_UNKNOWN_TOKEN", "Invalid access token passed."),
+        )
+        .after(1)
+        .always(),
+    );
+    let output = program.run(&["run", "purge", "--apply", "--json"]).await;
+    assert_eq!(output.code, 1);
+    let report: Value = serde_json::from_str(&output.stdout).unwrap();
+    assert_eq!(figures(&report), "failed: 30/10/10/0/10");
+    let message = report["message"].as_str().unwrap();
+    let why = format!(
+        "POST {DELETE}: 401 M_UNKNOWN_TOKEN: Invalid access token passed.. The access token is not valid: "
+    );
+    let remedy = message.strip_prefix(&why).unwrap_or_else(|| panic!("{message}"));
+    assert!(remedy.contains(program.path("token").to_str().unwrap()), "{remedy}");
+    assert_eq!((fake.count("POST", DELETE), report["attempts"].as_u64()), (2, Some(1)));
+}
+
+#[tokio::test]
+async fn a_homeserver_that_asks_to_wait_is_given_the_time_and_each_file_counts_once() {
+    let (fake, program) = fake_with_old_files(20, "batch_files = 10\n");
+    let limited = Trouble::Limited { retry_after_ms: Some(700), retry_after_header: Some(9) };
+    fake.fault(Fault::new("POST", DELETE, limited).after(1));
+    let by_header = Trouble::Limited { retry_after_ms: None, retry_after_header: Some(1) };
+    fake.fault(Fault::new("POST", DELETE, by_header).after(1));
+    let report = program.apply("purge").await;
+    assert_eq!(
+        (figures(&report), &report["attempts"]),
+        ("succeeded: 20/20/0/0/0".to_owned(), &json!(1))
+    );
+    let calls = media_calls(&fake);
+    let pauses = [calls[2] - calls[1], calls[3] - calls[2]];
+    assert!(
+        pauses[0] >= Duration::from_millis(700) && pauses[0] < Duration::from_secs(9),
+        "{pauses:?}"
+    );
+    assert!(pauses[1] >= Duration::from_secs(1), "{pauses:?}");
+}
+
+#[tokio::test]
+async fn without_a_history_that_can_be_written_nothing_is_deleted() {
+    let (fake, program) = fake_with_old_files(3, "");
+    program.write("file", "");
+    set(&program, "state_dir = \"state\"", "state_dir = \"file/state\"");
+    let refused = program.run(&["run", "purge", "--apply", "--json"]).await;
+    assert_eq!(refused.code, 1);
+    let report: Value = serde_json::from_str(&refused.stdout).unwrap();
+    assert_eq!(
+        (figures(&report), &report["id"]),
+        ("refused: null/0/0/0/0".to_owned(), &Value::Null)
+    );
+    assert_eq!(
+        report["message"],
+        format!(
+            "the history cannot be written, and what cannot be recorded is not done: the state directory {} cannot be used \
+             (Not a directory (os error 20)): run as the daemon's user, or set daemon.state_dir",
+            program.path("file/state").display()
+        )
+    );
+    let dry = program.run(&["run", "purge", "--dry-run", "--json"]).await;
+    assert_eq!(dry.code, 0);
+    let report: Value = serde_json::from_str(&dry.stdout).unwrap();
+    assert_eq!(
+        (figures(&report), &report["id"]),
+        ("succeeded: 3/0/0/0/0".to_owned(), &Value::Null)
+    );
+    assert_eq!(changes(&report).len(), 1);
+    assert_eq!(fake.count("POST", ""), 0);
+}
+
+#[tokio::test]
+async fn a_history_that_fails_in_the_middle_ends_the_run_before_anything_more_is_sent() {
+    let (fake, program) = fake_with_old_files(30, "batch_files = 10\n");
+    program.dry_run("purge").await;
+    history(
+        &program,
+        "CREATE TRIGGER full BEFORE INSERT ON media_calls WHEN (SELECT COUNT(*) FROM files) > 0 \
+         BEGIN SELECT RAISE(ABORT, 'no space'); END",
+    )
+    .await;
+    let report = program.apply("purge").await;
+    assert_eq!(figures(&report), "failed: 30/10/0/0/20");
+    let message = report["message"].as_str().unwrap();
+    assert!(
+        message.starts_with(
+            "the history cannot be written, and what cannot be recorded is not done: "
+        ) && message.contains("no space"),
+        "{message}"
+    );
+    assert_eq!(fake.count("POST", DELETE), 1);
+}
+
+// Helpers.
+
+/// Files that must stay, and why.
+async fn spared_files(synapse: &Synapse) -> Vec<(&'static str, String)> {
+    let alice = synapse.register("alice").await;
+    let mut spared = Vec::new();
+    for why in ["quarantined", "protected", "lately used", "young"] {
+        let id = synapse.upload(&alice, b"bytes").await;
+        match why {
+            "quarantined" => synapse.quarantine(&id).await,
+            "protected" => synapse.protect(&id).await,
+            _ => {}
+        }
+        match why {
+            "young" => synapse.age_media(&id, 179, None).await,
+            "lately used" => synapse.age_media(&id, 400, Some(3)).await,
+            _ => synapse.age_media(&id, 400, None).await,
+        }
+        spared.push((why, id));
+    }
+    let (_, pending) =
+        synapse.client(&alice, Method::POST, "/_matrix/media/v1/create", json!({})).await;
+    let id = pending["content_uri"].as_str().unwrap().rsplit('/').next().unwrap().to_owned();
+    synapse.age_media(&id, 400, None).await;
+    spared.push(("pending", id));
+    insert_file(synapse, &alice.user_id, "emptyfile", 0, LONG_AGO_MS).await;
+    spared.push(("empty", "emptyfile".to_owned()));
+    spared
+}
+
+/// 21 files with 13,915 bytes, one of them used once, long ago.
+async fn old_files_of_all_sorts_of_accounts(synapse: &Synapse) -> BTreeSet<String> {
+    let mut old = BTreeSet::new();
+    let carol = synapse.register("carol").await;
+    for bytes in [300, 200, 100] {
+        old.insert(old_upload(synapse, &carol, bytes).await);
+    }
+    let used = old_upload(synapse, &carol, 20).await;
+    synapse.age_media(&used, 800, Some(400)).await;
+    old.insert(used);
+    let dora = synapse.register("dora").await;
+    old.insert(old_upload(synapse, &dora, 700).await);
+    synapse.deactivate(&dora.user_id, Messages::Erase).await;
+    for localpart in ["a/b", "c#d", "e f", "ünï", "G?%2F", "h+i"] {
+        let account = synapse.insert_user(localpart).await;
+        old.insert(old_upload(synapse, &account, 425).await);
+    }
+    for (n, owner) in (0..).zip(synapse.register_many("plain", 10).await) {
+        let id = format!("plainfile{n}");
+        insert_file(synapse, &owner, &id, 1000 + n, LONG_AGO_MS + n).await;
+        old.insert(id);
+    }
+    old
+}
+
+/// The former avatar and the avatar of a user who is in a room, and the room's: of 1, 2 and 3 bytes.
+async fn avatars(synapse: &Synapse) -> Vec<String> {
+    let alice = synapse.register("alice").await;
+    let room = synapse.create_room(&alice, json!({ "preset": "public_chat" })).await;
+    let mut avatars = Vec::new();
+    for bytes in 1..=3 {
+        avatars.push(synapse.upload(&alice, &vec![b'x'; bytes]).await);
+    }
+    for avatar in &avatars[..2] {
+        synapse.set_avatar(&alice, avatar).await;
+        let in_the_room =
+            format!("SELECT 1 FROM room_memberships WHERE avatar_url LIKE '%/{avatar}'");
+        until("the avatar in the room", 20, || async {
+            !synapse.sql(&in_the_room).await.is_empty()
+        })
+        .await;
+    }
+    let path = format!("/_matrix/client/v3/rooms/{}/state/m.room.avatar", encoded(&room));
+    let body = json!({ "url": format!("mxc://hs.test/{}", avatars[2]) });
+    let (status, answer) = synapse.client(&alice, Method::PUT, &path, body).await;
+    assert_eq!(status, 200, "{answer}");
+    let known = format!("SELECT 1 FROM room_stats_state WHERE avatar LIKE '%/{}'", avatars[2]);
+    until("the room's avatar", 20, || async { !synapse.sql(&known).await.is_empty() }).await;
+    for avatar in &avatars {
+        synapse.age_media(avatar, 400, None).await;
+    }
+    avatars
+}
+
+async fn old_upload(synapse: &Synapse, account: &Account, bytes: usize) -> String {
+    let id = synapse.upload(account, &vec![b'x'; bytes]).await;
+    synapse.age_media(&id, 400, None).await;
+    id
+}
+
+async fn insert_file(synapse: &Synapse, owner: &str, id: &str, bytes: i64, created_ms: i64) {
+    synapse
+        .sql(&format!(
+            "INSERT INTO local_media_repository (media_id, media_type, created_ts, media_length, user_id)
+            VALUES ('{id}', 'text/plain', {created_ms}, {bytes}, '{owner}')"
+        ))
+        .await;
+}
+
+async fn bytes_stored(synapse: &Synapse) -> u64 {
+    let statistics = synapse.get("/_synapse/admin/v1/statistics/users/media?limit=1000").await;
+    let users = statistics["users"].as_array().unwrap();
+    users.iter().map(|user| user["media_length"].as_u64().unwrap_or(0)).sum()
+}
+
+async fn ids_left(synapse: &Synapse, owner: &str) -> Vec<String> {
+    let path =
+        format!("/_synapse/admin/v1/users/{}/media?order_by=media_id&limit=5000", encoded(owner));
+    let list = synapse.get(&path).await;
+    list["media"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|file| file["media_id"].as_str().unwrap().to_owned())
+        .collect()
+}
+
+fn not_get(requests: &[String]) -> Vec<&str> {
+    requests.iter().map(String::as_str).filter(|request| !request.starts_with("GET ")).collect()
+}
+
+/// Each account of the sample with its files and bytes.
+fn shares(report: &Value) -> Vec<String> {
+    let share = |share: &Value| {
+        format!("{} {} {}", share["user_id"].as_str().unwrap(), share["files"], share["bytes"])
+    };
+    report["sample"].as_array().unwrap().iter().map(share).collect()
+}
+
+/// A homeserver with so many old files, and a program with a job that purges them.
+fn fake_with_old_files(count: usize, keys: &str) -> (Fake, Program) {
+    let fake = Fake::start();
+    old_files(&fake, count);
+    let retries =
+        if keys.contains("retries") { "" } else { "retries = { first_delay = \"1s\" }\n" };
+    let program = Program::new(&fake.url(), TOKEN, &format!("{JOB}{retries}{keys}"));
+    (fake, program)
+}
+
+/// `file0000` and so on, of ten bytes each and a second apart.
+fn old_files(fake: &Fake, count: usize) {
+    fake.world(|world| {
+        world.user("@alice:fake.test");
+        for (n, created_ms) in (LONG_AGO_MS..).step_by(1000).take(count).enumerate() {
+            world.media("@alice:fake.test", &format!("file{n:04}"), 10, created_ms, None);
+        }
+    });
+}
+
+/// Changes the config.
+fn set(program: &Program, from: &str, to: &str) {
+    let config = program.read("microglia.toml");
+    assert!(config.contains(from), "no {from:?} in {config}");
+    program.write("microglia.toml", &config.replacen(from, to, 1));
+}
+
+fn media_requests(fake: &Fake) -> Vec<String> {
+    let about_media = |path: &String| path.contains("media");
+    fake.requests().into_iter().map(|seen| seen.path).filter(about_media).collect()
+}
+
+/// When each deletion was asked for.
+fn media_calls(fake: &Fake) -> Vec<Instant> {
+    let requests = fake.requests();
+    requests.iter().filter(|seen| seen.path == DELETE).map(|seen| seen.at).collect()
+}
+
+/// Runs a statement in the program's history.
+async fn history(program: &Program, statement: &'static str) {
+    use sqlx::{ConnectOptions, Connection};
+    let options =
+        sqlx::sqlite::SqliteConnectOptions::new().filename(program.path("state/history.db"));
+    let mut connection = options.connect().await.unwrap();
+    sqlx::raw_sql(statement).execute(&mut connection).await.unwrap();
+    connection.close().await.unwrap();
+}

@@ -1,1 +1,215 @@
 //! `purge-remote-media`.
+
+use std::time::{Duration, Instant};
+
+use reqwest::Method;
+use serde_json::{Value, json};
+
+use super::in_process::{self, SOON};
+use crate::{
+    fake::{Fake, Fault, TOKEN, Trouble},
+    homeserver::Synapse,
+    program::{Program, figures},
+};
+
+const JOB: &str = "[jobs.cache]\nkind = \"purge-remote-media\"\nolder_than = \"30d\"\n";
+const PURGE: &str = "/_synapse/admin/v1/purge_media_cache";
+/// 2022-01-01, long before any test runs.
+const LONG_AGO_MS: i64 = 1_640_995_200_000;
+const NO_PREVIEW: &str = "Synapse lists its cache of remote media nowhere: there is no preview of how many files will go";
+
+#[tokio::test]
+async fn old_copies_go_fresh_and_quarantined_ones_stay_and_the_second_run_is_short() {
+    let synapse = Synapse::start().await;
+    let program = Program::new(&synapse.url, &synapse.admin.token, JOB);
+    for (id, days) in [("ancient", 3000), ("old", 31), ("fresh", 29), ("evil", 400)] {
+        synapse.insert_remote_media("far.example", id, days).await;
+    }
+    let path = "/_synapse/admin/v1/media/quarantine/far.example/evil";
+    let (status, answer) = synapse.admin(Method::POST, path, json!({})).await;
+    assert_eq!(status, 200, "{answer}");
+
+    synapse.forget_requests();
+    let dry = program.dry_run("cache").await;
+    assert_eq!(
+        (figures(&dry), &dry["message"]),
+        ("succeeded: null/0/0/0/0".to_owned(), &json!(NO_PREVIEW))
+    );
+    assert_eq!((&dry["bytes_planned"], &dry["bytes_freed"]), (&Value::Null, &Value::Null));
+    assert_eq!(posts(&synapse), [0; 0]);
+    let printed = program.run(&["run", "cache", "--dry-run"]).await;
+    assert_eq!(printed.code, 0);
+    assert!(printed.stdout.contains("this kind cannot count beforehand"), "{printed:?}");
+
+    let report = program.apply("cache").await;
+    assert_eq!(figures(&report), "succeeded: null/2/0/0/0");
+    for (id, there) in [("ancient", false), ("old", false), ("fresh", true), ("evil", true)] {
+        assert_eq!(synapse.remote_media_exists("far.example", id).await, there, "{id}");
+    }
+    let steps = posts(&synapse);
+    assert!(steps.is_sorted_by(|a, b| a < b), "{steps:?}");
+    let longest = steps.windows(2).map(|two| two[1] - two[0]).max();
+    assert_eq!(longest, Some(60 * 86_400_000), "no step is longer than sixty days");
+    assert!(steps[0] < 1_420_000_000_000, "the first step ends before 2015: {}", steps[0]);
+    assert_eq!(report["changes"].as_array().unwrap().len(), steps.len());
+
+    synapse.insert_remote_media("far.example", "one-more", 31).await;
+    synapse.forget_requests();
+    assert_eq!(figures(&program.apply("cache").await), "succeeded: null/1/0/0/0");
+    assert_eq!(posts(&synapse).len(), 1);
+    let shown = program.run(&["runs", "show", "4"]).await.stdout;
+    assert!(
+        shown.contains("done     purge-remote-media cached remote files last accessed before"),
+        "{shown}"
+    );
+}
+
+#[tokio::test]
+async fn keys_that_mean_a_count_are_mistakes() {
+    for (key, named) in [("max_changes = 5", "max_changes"), ("at_most = 5", "at_most")] {
+        let program = Program::new("http://127.0.0.1:9", TOKEN, &format!("{JOB}{key}\n"));
+        let output = program.run(&["run", "cache", "--apply"]).await;
+        assert_eq!((output.code, output.stdout.as_str()), (2, ""));
+        assert!(
+            output.stderr.contains(&format!("`{named}`")) && output.stderr.contains("cannot count"),
+            "{}",
+            output.stderr
+        );
+    }
+    let program = Program::new("http://127.0.0.1:9", TOKEN, JOB);
+    let output = program.run(&["run", "cache", "--max-changes", "5"]).await;
+    assert_eq!(output.code, 2);
+    assert_eq!(
+        output.stderr.trim_end(),
+        "error: --max-changes means nothing for purge-remote-media, which cannot count beforehand"
+    );
+}
+
+#[tokio::test]
+async fn a_cache_that_another_process_serves_is_refused_before_anything_is_asked_of_it() {
+    let fake = cache(5);
+    let worker = fake.media_worker();
+    let program = Program::new(&fake.url(), TOKEN, JOB);
+    for mode in ["--dry-run", "--apply"] {
+        let report = program.json(&["run", "cache", mode, "--json"]).await;
+        let message = report["message"].as_str().unwrap();
+        assert_eq!(figures(&report), "refused: null/0/0/0/0", "{mode}: {message}");
+        assert!(message.contains("set `media_url` to the worker that does"), "{message}");
+    }
+    assert_eq!(fake.count("POST", ""), 0);
+    let config = program.read("microglia.toml");
+    program.write(
+        "microglia.toml",
+        &config.replacen("url = ", &format!("media_url = \"{}\"\nurl = ", worker.url()), 1),
+    );
+    assert_eq!(figures(&program.apply("cache").await), "succeeded: null/5/0/0/0");
+}
+
+#[tokio::test]
+async fn a_wrong_clock_or_an_old_synapse_is_refused() {
+    let fake = cache(5);
+    let program = Program::new(&fake.url(), TOKEN, JOB);
+    fake.world(|world| world.clock_offset_seconds = -7200);
+    let report = program.apply("cache").await;
+    assert_eq!(report["outcome"], "refused");
+    let message = report["message"].as_str().unwrap();
+    assert!(
+        message.starts_with("the clock here is 2 h") && message.contains("ahead of that of main"),
+        "{message}"
+    );
+    fake.world(|world| {
+        world.clock_offset_seconds = 0;
+        world.version = "1.77.1".to_owned();
+    });
+    let report = program.apply("cache").await;
+    assert_eq!(
+        report["message"],
+        "main runs Synapse 1.77, and purge-remote-media needs 1.78 or later: upgrade Synapse"
+    );
+    assert_eq!(fake.count("POST", ""), 0);
+}
+
+#[tokio::test]
+async fn after_a_lost_answer_the_next_call_waits_blindly_and_the_walk_goes_on() {
+    let fake = cache(40);
+    let program =
+        Program::new(&fake.url(), TOKEN, &format!("{JOB}retries = {{ first_delay = \"1s\" }}\n"));
+    fake.fault(Fault::new("POST", PURGE, Trouble::WorkOn(Duration::from_millis(1500))).after(50));
+    let ran = in_process::apply(&program, "cache").await;
+    assert_eq!((&ran.report["outcome"], &ran.report["attempts"]), (&json!("succeeded"), &json!(2)));
+    let calls = calls(&fake);
+    let pause = calls[51].0 - calls[50].0;
+    assert!(pause >= SOON.blind, "{pause:?}");
+    assert_eq!(fake.complaints(), [""; 0]);
+    assert!(calls[51].1 >= calls[49].1, "the second attempt began anew");
+    assert_eq!(fake.world(|world| world.remote.len()), 0);
+    let lost: Vec<&Value> = ran.report["changes"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|change| &change["detail"])
+        .filter(|detail| !detail.is_null())
+        .collect();
+    assert_eq!(lost, ["the answer was lost: how many files went cannot be known"]);
+}
+
+#[tokio::test]
+async fn a_run_that_is_cut_short_goes_on_where_it_came_to() {
+    let fake = cache(10);
+    let program = Program::new(&fake.url(), TOKEN, &format!("{JOB}time_limit = \"3s\"\n"));
+    fake.fault(Fault::new("POST", PURGE, Trouble::Hang).after(20));
+    let report = program.apply("cache").await;
+    assert_eq!(figures(&report), "timed-out: null/0/0/0/0");
+    let before = calls(&fake);
+    fake.no_more_faults();
+    let config = program.read("microglia.toml");
+    program.write("microglia.toml", &config.replacen("time_limit = \"3s\"", "", 1));
+    let start = Instant::now();
+    let ran = in_process::apply(&program, "cache").await;
+    assert_eq!(figures(&ran.report), "succeeded: null/10/0/0/0");
+    let after = calls(&fake);
+    assert!(after[21].0 - start >= SOON.blind);
+    assert!(after[21].1 > before[19].1, "the second run began anew");
+}
+
+#[tokio::test]
+async fn a_cache_purge_that_is_asked_to_wait_waits_and_goes_on() {
+    let fake = cache(3);
+    let program = Program::new(&fake.url(), TOKEN, JOB);
+    let limited = Trouble::Limited { retry_after_ms: None, retry_after_header: Some(1) };
+    fake.fault(Fault::new("POST", PURGE, limited).after(2));
+    let report = program.apply("cache").await;
+    assert_eq!(
+        (figures(&report), &report["attempts"]),
+        ("succeeded: null/3/0/0/0".to_owned(), &json!(1))
+    );
+    let calls = calls(&fake);
+    assert!(calls[3].0 - calls[2].0 >= Duration::from_secs(1));
+    assert_eq!(calls[3].1, calls[2].1);
+}
+
+/// A homeserver with so many old files of others in its cache.
+fn cache(files: usize) -> Fake {
+    let fake = Fake::start();
+    fake.world(|world| world.remote_media(files, LONG_AGO_MS));
+    fake
+}
+
+/// When each purge was asked for, and up to which moment.
+fn calls(fake: &Fake) -> Vec<(Instant, i64)> {
+    let moment = |query: &str| query.strip_prefix("before_ts=").unwrap().parse().unwrap();
+    let requests = fake.requests();
+    requests
+        .iter()
+        .filter(|seen| seen.path == PURGE)
+        .map(|seen| (seen.at, moment(&seen.query)))
+        .collect()
+}
+
+/// The moments up to which the cache was purged, in the order of the requests.
+fn posts(synapse: &Synapse) -> Vec<i64> {
+    let start = format!("POST {PURGE}?before_ts=");
+    let requests = synapse.requests();
+    let posts = requests.iter().filter(|request| !request.starts_with("GET "));
+    posts.map(|request| request.strip_prefix(&start).unwrap().parse().unwrap()).collect()
+}

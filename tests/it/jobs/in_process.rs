@@ -1,0 +1,63 @@
+//! A job run by the library, for what would take minutes of waiting in the program.
+
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use microglia::{
+    clock::Clock,
+    config::{Config, Environment},
+    history::History,
+    report::{Event, Mode},
+    runner::{Order, Place, Runner, Settle, Stop},
+    state_dir::StateDir,
+    synapse::Transport,
+};
+use serde_json::Value;
+
+use crate::program::Program;
+
+/// A second of standing still where the program waits for a minute.
+pub const SOON: Settle = Settle {
+    still: Duration::from_secs(1),
+    blind: Duration::from_secs(2),
+    look_every: Duration::from_millis(50),
+};
+
+/// What a run did, and what it waited for.
+pub struct Ran {
+    pub report: Value,
+    pub waited: Vec<String>,
+}
+
+/// Makes the changes of the program's job, in its state directory.
+pub async fn apply(program: &Program, job: &str) -> Ran {
+    let clock = Clock::system();
+    let config =
+        Config::load(&program.path("microglia.toml"), &Environment::default(), clock.now())
+            .unwrap_or_else(|error| panic!("{error}"));
+    let spec = config.job(job).unwrap();
+    let homeserver = &config.homeservers[&spec.homeserver];
+    let transport = Transport::new(homeserver.settings(), Arc::new(|_| {})).unwrap();
+    let place = Place {
+        transport: Arc::new(transport),
+        max_concurrent_runs: homeserver.keys.max_concurrent_runs,
+        max_concurrent_requests: homeserver.keys.max_concurrent_requests,
+    };
+    let dir = StateDir::open(&config.daemon.state_dir).unwrap();
+    let history = History::open(&dir, clock.clone()).await.unwrap();
+    let runner = Runner { history: history.clone(), dir: Some(dir), clock, settle: SOON };
+    let order = Order { mode: Mode::Apply, ..Order::manual(spec) };
+    let waited = Arc::new(Mutex::new(Vec::new()));
+    let heard = Arc::clone(&waited);
+    let tell = Arc::new(move |event: Event| {
+        if let Event::Waiting(why) = event {
+            heard.lock().unwrap().push(why);
+        }
+    });
+    let report = runner.run(spec, &place, &order, &Stop::default(), tell).await.unwrap();
+    history.close().await;
+    let waited = waited.lock().unwrap().clone();
+    Ran { report: serde_json::to_value(report).unwrap(), waited }
+}
