@@ -72,6 +72,7 @@ impl Job for RemoveExternalIds {
     };
 
     fn read(table: &Table<'_, '_>, _now: Timestamp, mistakes: &mut Vec<Mistake>) -> Option<Self> {
+        table.reject_empty(&["providers", "external_ids", "users"], mistakes);
         let Keys {
             providers,
             accounts,
@@ -81,18 +82,6 @@ impl Job for RemoveExternalIds {
             include_admins,
             keep_last,
         } = Keys::read(table, mistakes)?;
-        for (list, name) in [
-            (providers.is_empty(), "providers"),
-            (external_ids.is_empty(), "external_ids"),
-            (users.is_empty(), "users"),
-        ] {
-            if list {
-                mistakes.push(Mistake::new(
-                    table.span_of(name),
-                    format!("`{name}` is empty: this job would never do anything"),
-                ));
-            }
-        }
         let choice = std::sync::Arc::new(Choice {
             providers,
             accounts,

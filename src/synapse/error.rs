@@ -25,7 +25,7 @@ pub enum Cause {
     /// Synapse's own error envelope.
     Synapse { status: u16, errcode: String, error: String, retry_after: Option<Duration> },
     /// An error without Matrix's envelope: something in front of Synapse answered.
-    NotSynapse { status: u16, excerpt: String },
+    NotSynapse { status: u16, excerpt: String, retry_after: Option<Duration> },
     /// The answer is not what this endpoint answers.
     Undecodable { problem: String, excerpt: String },
     /// The answer says that something happened which must not.
@@ -112,7 +112,7 @@ impl Error {
     /// How long the homeserver asked to be left alone.
     pub fn retry_after(&self) -> Option<Duration> {
         match &self.cause {
-            Cause::Synapse { retry_after, .. } => *retry_after,
+            Cause::Synapse { retry_after, .. } | Cause::NotSynapse { retry_after, .. } => *retry_after,
             _ => None,
         }
     }
@@ -130,10 +130,10 @@ impl Error {
             Cause::Unreachable(problem) => format!("not reachable: {problem}"),
             Cause::Lost(problem) => format!("the answer was lost: {problem}"),
             Cause::Synapse { status, errcode, error, .. } => format!("{status} {errcode}: {error}"),
-            Cause::NotSynapse { status, excerpt } if excerpt.is_empty() => {
+            Cause::NotSynapse { status, excerpt, .. } if excerpt.is_empty() => {
                 format!("{status} with an empty body, which is not Synapse's way to say no")
             }
-            Cause::NotSynapse { status, excerpt } => {
+            Cause::NotSynapse { status, excerpt, .. } => {
                 format!("{status} from something that is not Synapse: {excerpt}")
             }
             Cause::Undecodable { problem, excerpt } => {

@@ -448,7 +448,11 @@ fn refusal(status: StatusCode, body: &[u8], retry_after: Option<&str>) -> Cause 
                 .map(Duration::from_millis)
                 .or_else(|| seconds(retry_after)),
         },
-        Err(_) => Cause::NotSynapse { status: status.as_u16(), excerpt: error::excerpt(body) },
+        Err(_) => Cause::NotSynapse {
+            status: status.as_u16(),
+            excerpt: error::excerpt(body),
+            retry_after: seconds(retry_after),
+        },
     }
 }
 
