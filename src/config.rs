@@ -340,7 +340,8 @@ impl Parser<'_> {
         let table = Table { entries, span: root.get("daemon").map_or(0..0, Spanned::span) };
         table.reject_unknown(&[DaemonKeys::KEYS], &mut self.mistakes);
         let keys = DaemonKeys::read(&table, &mut self.mistakes);
-        let file = table.read::<Option<Spanned<PathBuf>>>("admin_token_file", None, &mut Vec::new());
+        let file =
+            table.read::<Option<Spanned<PathBuf>>>("admin_token_file", None, &mut Vec::new());
         let admin = file.flatten().map(|file| {
             self.secrets.read(&file, "admin_token_file", &mut self.mistakes, &mut self.warnings)
         });
@@ -417,14 +418,14 @@ impl Parser<'_> {
         table.reject_unknown(&[HomeserverKeys::KEYS], &mut self.mistakes);
         let keys = HomeserverKeys::read(&table, &mut self.mistakes);
         // What is wrong with the other keys must not hide what is wrong with the files.
-        let file = |key| table.read::<Option<Spanned<PathBuf>>>(key, None, &mut Vec::new()).flatten();
+        let file =
+            |key| table.read::<Option<Spanned<PathBuf>>>(key, None, &mut Vec::new()).flatten();
         let ca = match file("ca_file") {
             Some(file) => self.secrets.certificates(&file, &mut self.mistakes).map(Some),
             None => Some(None),
         };
-        let inline = table
-            .read::<Option<Spanned<String>>>("access_token", None, &mut Vec::new())
-            .flatten();
+        let inline =
+            table.read::<Option<Spanned<String>>>("access_token", None, &mut Vec::new()).flatten();
         let file = file("access_token_file");
         let token = match (inline, file) {
             (Some(text), None) if text.get_ref().trim().is_empty() => {
@@ -642,8 +643,9 @@ impl std::str::FromStr for BaseUrl {
     fn from_str(text: &str) -> Result<Self, String> {
         let example = "write Synapse's own listener, such as \"http://127.0.0.1:8008\"";
         if text.contains('@') {
-            return Err("a URL with a user or a password would show them in logs: take them out"
-                .to_owned());
+            return Err(
+                "a URL with a user or a password would show them in logs: take them out".to_owned()
+            );
         }
         let url: Url =
             text.parse().map_err(|error| format!("{text:?} is no URL ({error}): {example}"))?;
@@ -652,7 +654,7 @@ impl std::str::FromStr for BaseUrl {
                 Err(format!("{text:?} begins with neither http:// nor https://: {example}"))
             }
             () if url.query().is_some() || url.fragment().is_some() => {
-                Err(format!("{text:?} has a query or a fragment: {example}"))
+                Err(format!("a homeserver's URL has no query and no fragment: {example}"))
             }
             () if url.path().contains("/_matrix") || url.path().contains("/_synapse") => {
                 Err(format!("{text:?} names an endpoint: {example}"))

@@ -90,7 +90,9 @@ impl Table<'_, '_> {
     pub fn reject_empty(&self, lists: &[&str], mistakes: &mut Vec<Mistake>) {
         for name in lists {
             let value = self.entries.get(*name);
-            if value.is_some_and(|value| value.get_ref().as_array().is_some_and(|list| list.is_empty())) {
+            if value
+                .is_some_and(|value| value.get_ref().as_array().is_some_and(|list| list.is_empty()))
+            {
                 mistakes.push(Mistake::new(
                     self.span_of(name),
                     format!("`{name}` is empty: this job would never do anything"),

@@ -123,6 +123,8 @@ struct Run<'a> {
     /// Whether some target could be read and needs nothing.
     some_fine: AtomicBool,
     lost: Mutex<Vec<changes::Lost>>,
+    /// Whether it was told that answers take long.
+    slow: AtomicBool,
 }
 
 /// How an attempt ended.
@@ -212,6 +214,7 @@ impl Runner {
             notes: Mutex::default(),
             some_fine: AtomicBool::new(false),
             lost: Mutex::default(),
+            slow: AtomicBool::new(false),
         };
         let (outcome, message) = match begun {
             Ok(()) => run.to_the_end(place.max_concurrent_runs).await,
@@ -259,7 +262,12 @@ impl Run<'_> {
         self.report.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Tells what happened, after a word about the pace where that has changed.
     fn tell(&self, event: Event) {
+        let slow = self.reader.is_slow();
+        if self.slow.swap(slow, Ordering::Relaxed) != slow {
+            (self.tell)(Event::Slow(slow));
+        }
         (self.tell)(event);
     }
 

@@ -187,6 +187,10 @@ pub(super) fn syntax(error: &toml::de::Error) -> Mistake {
         message if message.contains("duplicate key") => {
             "this name is used twice: keep one of them".to_owned()
         }
+        // The parser takes a word without quotes that begins with t or f for a slip in true or false.
+        message if message.starts_with("invalid boolean") => {
+            "expected true or false, or a string in quotes".to_owned()
+        }
         message => message.lines().collect::<Vec<_>>().join(", "),
     };
     Mistake::new(error.span().unwrap_or(0..0), text)

@@ -112,7 +112,9 @@ impl Error {
     /// How long the homeserver asked to be left alone.
     pub fn retry_after(&self) -> Option<Duration> {
         match &self.cause {
-            Cause::Synapse { retry_after, .. } | Cause::NotSynapse { retry_after, .. } => *retry_after,
+            Cause::Synapse { retry_after, .. } | Cause::NotSynapse { retry_after, .. } => {
+                *retry_after
+            }
             _ => None,
         }
     }
@@ -148,10 +150,11 @@ pub(super) const NOT_ADMIN: &str = "You are not a server admin";
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {}: {}", self.method, self.path, self.words())?;
+        let words = self.words();
+        write!(f, "{} {}: ", self.method, self.path)?;
         match &self.advice {
-            Some(advice) => write!(f, ". {advice}"),
-            None => Ok(()),
+            Some(advice) => write!(f, "{}. {advice}", words.trim_end_matches('.')),
+            None => f.write_str(&words),
         }
     }
 }

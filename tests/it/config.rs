@@ -5,7 +5,8 @@ use std::path::Path;
 use crate::fake::{Fake, Fault, TOKEN, Trouble};
 use crate::program::{Output, Program};
 
-const MAIN: &str = "[homeservers.main]\nurl = \"http://127.0.0.1:8008\"\naccess_token = \"s3cret\"\n";
+const MAIN: &str =
+    "[homeservers.main]\nurl = \"http://127.0.0.1:8008\"\naccess_token = \"s3cret\"\n";
 const PURGE: &str = "kind = \"purge-local-media\"\nolder_than = \"180d\"\n";
 
 /// What `check` says about a config that has mistakes, without the directory it is in.
@@ -28,7 +29,9 @@ async fn accepted(program: &Program) -> (String, String) {
 }
 
 fn said(program: &Program, output: &Output) -> String {
-    output.stderr.replace(&format!("{}/", program.path("").display().to_string().trim_end_matches('/')), "")
+    output
+        .stderr
+        .replace(&format!("{}/", program.path("").display().to_string().trim_end_matches('/')), "")
 }
 
 #[tokio::test]
@@ -196,7 +199,8 @@ joins_per_second = 0
 
 #[tokio::test]
 async fn an_age_is_given_once_in_known_units_and_is_neither_young_nor_in_the_future() {
-    let job = |name: &str, rest: &str| format!("[jobs.{name}]\nkind = \"purge-remote-media\"\n{rest}\n");
+    let job =
+        |name: &str, rest: &str| format!("[jobs.{name}]\nkind = \"purge-remote-media\"\n{rest}\n");
     let config = [
         MAIN.to_owned(),
         job("both", "older_than = \"30d\"\nbefore = 2023-01-01T00:00:00Z"),
@@ -282,7 +286,7 @@ async fn a_schedule_a_zone_or_a_window_that_cannot_be_meant_is_explained() {
     microglia.toml:17:12: `@nightly` is no schedule, expected @hourly, @daily, @weekly, @monthly or @yearly
        17 | schedule = "@nightly"
           |            ^^^^^^^^^^
-    microglia.toml:21:12: "61 3 * * *" is no schedule: Component error: Number out of bounds.
+    microglia.toml:21:12: "61 3 * * *" is no schedule: Component error: Number out of bounds. Minutes go from 0 to 59, hours from 0 to 23, days from 1 to 31, months from 1 to 12 or JAN to DEC, days of the week from 0 to 7 or SUN to SAT
        21 | schedule = "61 3 * * *"
           |            ^^^^^^^^^^^^
     microglia.toml:25:12: "Europe/Berln" is no time zone, did you mean "Europe/Berlin"?
@@ -369,7 +373,9 @@ flat = \"purge-remote-media\"
 
 #[tokio::test]
 async fn a_url_is_that_of_synapse_itself() {
-    let homeserver = |name: &str, url: &str| format!("[homeservers.{name}]\nurl = \"{url}\"\naccess_token = \"a\"\n");
+    let homeserver = |name: &str, url: &str| {
+        format!("[homeservers.{name}]\nurl = \"{url}\"\naccess_token = \"a\"\n")
+    };
     let config = [
         homeserver("bare", "localhost:8008"),
         homeserver("words", "my homeserver"),
@@ -383,29 +389,67 @@ async fn a_url_is_that_of_synapse_itself() {
     ];
     let said = mistakes(&config.concat()).await;
     assert!(!said.contains("hunter2"), "{said}");
-    insta::assert_snapshot!(said, @"");
+    insta::assert_snapshot!(said, @r#"
+    error: microglia.toml:2:7: "localhost:8008" begins with neither http:// nor https://: write Synapse's own listener, such as "http://127.0.0.1:8008"
+        2 | url = "localhost:8008"
+          |       ^^^^^^^^^^^^^^^^
+    microglia.toml:5:7: "my homeserver" is no URL (relative URL without a base): write Synapse's own listener, such as "http://127.0.0.1:8008"
+        5 | url = "my homeserver"
+          |       ^^^^^^^^^^^^^^^
+    microglia.toml:8:7: "ftp://example.com" begins with neither http:// nor https://: write Synapse's own listener, such as "http://127.0.0.1:8008"
+        8 | url = "ftp://example.com"
+          |       ^^^^^^^^^^^^^^^^^^^
+    microglia.toml:11:7: a URL with a user or a password would show them in logs: take them out
+       11 | url = "…
+          |       ^^
+    microglia.toml:14:7: a URL with a user or a password would show them in logs: take them out
+       14 | url = "…
+          |       ^^
+    microglia.toml:17:7: a URL with a user or a password would show them in logs: take them out
+       17 | url = "…
+          |       ^^
+    microglia.toml:20:7: "http://127.0.0.1:8008/_synapse/admin" names an endpoint: write Synapse's own listener, such as "http://127.0.0.1:8008"
+       20 | url = "http://127.0.0.1:8008/_synapse/admin"
+          |       ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
+    microglia.toml:23:7: a homeserver's URL has no query and no fragment: write Synapse's own listener, such as "http://127.0.0.1:8008"
+       23 | url = "http://127.0.0.1:8008/?access_token=…
+          |       ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
+    microglia.toml:25:14: `url` is missing: add `url = …`, a URL such as "http://127.0.0.1:8008"
+       25 | [homeservers.nothing]
+          |              ^^^^^^^
+    microglia.toml: 9 mistakes
+    "#);
 }
 
 #[tokio::test]
 async fn a_secret_comes_from_one_place_and_its_file_holds_one_word() {
-    let homeserver = |name: &str, rest: &str| format!("[homeservers.{name}]\nurl = \"http://127.0.0.1:8008\"\n{rest}\n");
-    let program = Program::with_config(&[
-        "[daemon]\nadmin_token_file = \"no-such\"\nlisten = \"here\"\n".to_owned(),
-        homeserver("missing", "access_token_file = \"no-such\""),
-        homeserver("empty", "access_token_file = \"empty\""),
-        homeserver("words", "access_token_file = \"words\""),
-        homeserver("directory", "access_token_file = \"dir\""),
-        homeserver("both", "access_token = \"s3cret\"\naccess_token_file = \"good\""),
-        homeserver("none", ""),
-        homeserver("blank", "access_token = \" \""),
-        homeserver("ca", "access_token_file = \"good\"\nca_file = \"empty\""),
-        homeserver("ca2", "access_token_file = \"good\"\nca_file = \"garbage\"\nmax_concurrent_runs = 0"),
-        homeserver("ca3", "access_token_file = \"good\"\nca_file = \"no-such\""),
-    ].concat());
+    let homeserver = |name: &str, rest: &str| {
+        format!("[homeservers.{name}]\nurl = \"http://127.0.0.1:8008\"\n{rest}\n")
+    };
+    let program = Program::with_config(
+        &[
+            "[daemon]\nadmin_token_file = \"no-such\"\nlisten = \"here\"\n".to_owned(),
+            homeserver("missing", "access_token_file = \"no-such\""),
+            homeserver("empty", "access_token_file = \"empty\""),
+            homeserver("words", "access_token_file = \"words\""),
+            homeserver("directory", "access_token_file = \"dir\""),
+            homeserver("both", "access_token = \"s3cret\"\naccess_token_file = \"good\""),
+            homeserver("none", ""),
+            homeserver("blank", "access_token = \" \""),
+            homeserver("ca", "access_token_file = \"good\"\nca_file = \"empty\""),
+            homeserver(
+                "ca2",
+                "access_token_file = \"good\"\nca_file = \"garbage\"\nmax_concurrent_runs = 0",
+            ),
+            homeserver("ca3", "access_token_file = \"good\"\nca_file = \"no-such\""),
+        ]
+        .concat(),
+    );
     program.write("empty", "\n");
     program.write("words", "s3cret words\n");
     program.write("good", "s3cret\n");
-    program.write("garbage", "-----BEGIN CERTIFICATE-----\nnot base64!\n-----END CERTIFICATE-----\n");
+    program
+        .write("garbage", "-----BEGIN CERTIFICATE-----\nnot base64!\n-----END CERTIFICATE-----\n");
     std::fs::create_dir(program.path("dir")).unwrap();
     insta::assert_snapshot!(refusal(&program).await, @r#"
     error: microglia.toml:2:20: no-such does not exist: write the secret into it, or mend `admin_token_file`
@@ -455,9 +499,11 @@ async fn a_secret_comes_from_one_place_and_its_file_holds_one_word() {
 async fn a_secret_that_everybody_may_read_is_a_warning() {
     use std::os::unix::fs::PermissionsExt;
     let open = |program: &Program, name: &str| {
-        std::fs::set_permissions(program.path(name), std::fs::Permissions::from_mode(0o644)).unwrap();
+        std::fs::set_permissions(program.path(name), std::fs::Permissions::from_mode(0o644))
+            .unwrap();
     };
-    let program = Program::new("http://127.0.0.1:8008", "s3cret", &format!("[jobs.media]\n{PURGE}"));
+    let program =
+        Program::new("http://127.0.0.1:8008", "s3cret", &format!("[jobs.media]\n{PURGE}"));
     open(&program, "token");
     insta::assert_snapshot!(accepted(&program).await.1, @r#"
     warning: microglia.toml:6:21: everybody on this machine may read token: chmod 600 it, owned by the user that runs microglia
@@ -497,22 +543,29 @@ async fn a_file_that_is_no_config_says_what_it_is() {
 #[tokio::test]
 async fn syntax_errors_are_all_reported() {
     insta::assert_snapshot!(mistakes("\
-[daemon
-listen = \"127.0.0.1:8749\"
+[daemon]
+timezone = Europe/Berlin
 [homeservers.main]
-url \"http://127.0.0.1:8008\"
 access_token_file = token
+url \"http://127.0.0.1:8008\"
 [jobs.media]
 kind = \"purge-local-media
-older_than = \"180d\"
+older_than = 180d
+[jobs.other
 ").await, @r#"
-    error: microglia.toml:1:8: unclosed table, expected `]`
-        1 | [daemon
-          |        ^
-    microglia.toml:4:5: key with no value, expected `=`
-        4 | url "http://127.0.0.1:8008"
-          |     ^
-    microglia.toml: 2 mistakes
+    error: microglia.toml:2:12: string values must be quoted, expected literal string
+        2 | timezone = Europe/Berlin
+          |            ^^^^^^^^^^^^^
+    microglia.toml:4:21: expected true or false, or a string in quotes
+        4 | access_token_file = token
+          |                     ^^^^^
+    microglia.toml:5:5: key with no value, expected `=`
+        5 | …
+          |  ^
+    microglia.toml:9:12: unclosed table, expected `]`
+        9 | [jobs.other
+          |            ^
+    microglia.toml: 4 mistakes
     "#);
 }
 
@@ -664,16 +717,23 @@ body = {{ at = \"{{{{ now() }}}}\" }}
     microglia.toml:28:10: `expect` is empty: this job would never do anything
        28 | expect = []
           |          ^^
+    microglia.toml:32:8: the template "/x/{{ ago_ms('6mo') }}" cannot be filled in: "6mo": months are not a unit here: write the days, "180d"
+       32 | path = "/x/{{ ago_ms('6mo') }}"
+          |        ^^^^^^^^^^^^^^^^^^^^^^^^
     microglia.toml:33:9: expected a table such as { before_ts = "{{ ago_ms('30d') }}" }
        33 | query = 5
           |         ^
-    microglia.toml: 16 mistakes
+    microglia.toml:34:8: the template "{{ now() }}" cannot be filled in: now is unknown
+       34 | body = { at = "{{ now() }}" }
+          |        ^^^^^^^^^^^^^^^^^^^^^^
+    microglia.toml: 18 mistakes
     "#);
 }
 
 #[tokio::test]
 async fn twenty_mistakes_give_twenty_reports_in_the_order_of_the_file() {
-    let said = mistakes("\
+    let said = mistakes(
+        "\
 [jobs.a]
 kind = \"purge-local-media\"
 larger_than = \"5\"
@@ -685,7 +745,6 @@ state_dir = 1
 keep_history = \"1y\"
 watch_config = \"often\"
 admin_token_file = \"no-such\"
-nonsense = true
 [homeservers.main]
 url = \"nowhere\"
 access_token_file = \"no-such\"
@@ -701,14 +760,40 @@ homeserver = \"nain\"
 rooms = []
 rejoin = \"always\"
 [surplus]
-").await;
+",
+    )
+    .await;
     let places: Vec<&str> = said
         .lines()
-        .filter_map(|line| line.strip_prefix("error: ").unwrap_or(line).strip_prefix("microglia.toml:"))
+        .filter_map(|line| {
+            line.strip_prefix("error: ").unwrap_or(line).strip_prefix("microglia.toml:")
+        })
         .filter_map(|line| line.split(": ").next())
         .collect();
-    assert_eq!(places, ["1:7"], "{said}");
-    assert!(said.ends_with("microglia.toml: 20 mistakes\n"), "{said}");
+    let expected = [
+        "1:7",
+        "3:15",
+        "4:8",
+        "6:10",
+        "7:12",
+        "8:13",
+        "9:16",
+        "10:16",
+        "11:20",
+        "13:7",
+        "14:21",
+        "15:11",
+        "16:24",
+        "18:11",
+        "19:9",
+        "22:12",
+        "23:14",
+        "24:9",
+        "25:10",
+        "26:2",
+        " 20 mistakes",
+    ];
+    assert_eq!(places, expected, "{said}");
 }
 
 #[tokio::test]
@@ -732,7 +817,9 @@ async fn no_secret_is_shown_whatever_is_wrong_with_its_line() {
         "ACCESS_TOKEN=s3cret",
     ];
     for line in lines {
-        let program = Program::with_config(&format!("[homeservers.main]\nurl = \"http://127.0.0.1:1\"\n{line}\n[jobs.a]\n{PURGE}"));
+        let program = Program::with_config(&format!(
+            "[homeservers.main]\nurl = \"http://127.0.0.1:1\"\n{line}\n[jobs.a]\n{PURGE}"
+        ));
         for mut command in [vec!["check"], vec!["jobs"], vec!["runs"], vec!["run", "a"]] {
             let output = program.run(&command).await;
             command.push(line);
@@ -758,13 +845,25 @@ async fn no_secret_is_shown_whatever_is_wrong_with_its_line() {
 async fn a_token_shows_in_no_output_and_in_no_log_of_any_command() {
     let fake = Fake::start();
     fake.fault(Fault::new("GET", "/_matrix/client/v1/auth_metadata", Trouble::Proxy(502)));
-    for (config, file) in [("access_token = \"fake-token\"", false), ("access_token_file = \"token\"", true)] {
-        let mut program = Program::with_config(&format!("[daemon]\nstate_dir = \"state\"\n[homeservers.main]\nurl = \"{}\"\n{config}\n[jobs.a]\n{PURGE}", fake.url()));
+    for (config, file) in
+        [("access_token = \"fake-token\"", false), ("access_token_file = \"token\"", true)]
+    {
+        let mut program = Program::with_config(&format!(
+            "[daemon]\nstate_dir = \"state\"\n[homeservers.main]\nurl = \"{}\"\n{config}\n[jobs.a]\n{PURGE}",
+            fake.url()
+        ));
         program.environment.push(("RUST_LOG".to_owned(), "trace".to_owned()));
         if file {
             program.write("token", TOKEN);
         }
-        for command in [vec!["check", "--online"], vec!["run", "a"], vec!["run", "a", "--apply", "--json"], vec!["jobs"], vec!["runs"], vec!["runs", "show", "1"]] {
+        for command in [
+            vec!["check", "--online"],
+            vec!["run", "a"],
+            vec!["run", "a", "--apply", "--json"],
+            vec!["jobs"],
+            vec!["runs"],
+            vec!["runs", "show", "1"],
+        ] {
             let output = program.run(&command).await;
             assert_eq!(output.code, 0, "{command:?}: {output:?}");
             assert!(!format!("{output:?}").contains(TOKEN), "{command:?}: {output:?}");
@@ -779,22 +878,31 @@ async fn a_token_shows_in_no_output_and_in_no_log_of_any_command() {
 #[tokio::test]
 async fn inline_tables_of_the_defaults_are_merged_key_by_key() {
     let fake = Fake::start();
-    fake.fault(Fault::new("GET", "/_matrix/client/v3/account/whoami", Trouble::BrokenJson).always());
-    let program = Program::new(&fake.url(), TOKEN, &format!("\
+    fake.fault(
+        Fault::new("GET", "/_matrix/client/v3/account/whoami", Trouble::BrokenJson).always(),
+    );
+    let program = Program::new(
+        &fake.url(),
+        TOKEN,
+        &format!(
+            "\
 [defaults]
 retries = {{ attempts = 2, first_delay = \"0s\" }}
 [jobs.merged]
 {PURGE}retries = {{ max_delay = \"1s\" }}
 [jobs.own]
 {PURGE}retries = {{ attempts = 4 }}
-"));
+"
+        ),
+    );
     assert_eq!(program.dry_run("merged").await["attempts"], 2);
     assert_eq!(program.dry_run("own").await["attempts"], 4);
 }
 
 #[tokio::test]
 async fn a_list_of_homeservers_is_one_job_each() {
-    let program = Program::with_config(&format!("\
+    let program = Program::with_config(&format!(
+        "\
 {MAIN}[homeservers.second]
 url = \"http://127.0.0.1:8009\"
 access_token = \"a\"
@@ -806,9 +914,17 @@ state_dir = \"state\"
 {PURGE}homeserver = [\"main\"]
 [jobs.plain]
 {PURGE}homeserver = \"main\"
-"));
+"
+    ));
     let jobs = program.json(&["jobs", "--json"]).await;
-    let names: Vec<String> = jobs.as_array().unwrap().iter().map(|job| format!("{} {}", job["name"].as_str().unwrap(), job["homeserver"].as_str().unwrap())).collect();
+    let names: Vec<String> = jobs
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|job| {
+            format!("{} {}", job["name"].as_str().unwrap(), job["homeserver"].as_str().unwrap())
+        })
+        .collect();
     assert_eq!(names, ["both@main main", "both@second second", "listed@main main", "plain main"]);
     let unsaid = program.run(&["run", "both"]).await;
     assert_eq!(unsaid.code, 2);
@@ -818,18 +934,30 @@ state_dir = \"state\"
 #[tokio::test]
 async fn a_secret_file_is_looked_for_among_the_credentials_first_and_loses_one_newline() {
     let fake = Fake::start();
-    let mut program = Program::new(&fake.url(), &format!("{TOKEN}\n"), &format!("[jobs.a]\n{PURGE}"));
+    let mut program =
+        Program::new(&fake.url(), &format!("{TOKEN}\n"), &format!("[jobs.a]\n{PURGE}"));
     let whose = async |program: &Program| program.run(&["check", "--online"]).await;
     assert_eq!(whose(&program).await.code, 0, "the newline at the end is no part of the token");
     program.write("token", "stale");
     assert_eq!(whose(&program).await.code, 1);
     std::fs::create_dir(program.path("credentials")).unwrap();
     program.write("credentials/token", TOKEN);
-    program.environment.push(("CREDENTIALS_DIRECTORY".to_owned(), program.path("credentials").display().to_string()));
-    assert_eq!(whose(&program).await.code, 0, "the credential wins over the file beside the config");
+    program.environment.push((
+        "CREDENTIALS_DIRECTORY".to_owned(),
+        program.path("credentials").display().to_string(),
+    ));
+    assert_eq!(
+        whose(&program).await.code,
+        0,
+        "the credential wins over the file beside the config"
+    );
     std::fs::remove_file(program.path("credentials/token")).unwrap();
     program.write("token", TOKEN);
-    assert_eq!(whose(&program).await.code, 0, "what is no credential is looked for beside the config");
+    assert_eq!(
+        whose(&program).await.code,
+        0,
+        "what is no credential is looked for beside the config"
+    );
 }
 
 #[tokio::test]
@@ -877,22 +1005,42 @@ async fn the_configs_that_are_shipped_are_good_and_name_every_key() {
     };
     let wanted = |name: &str, table: &dyn Fn(&str) -> bool, known: &[microglia::keys::Key]| {
         let named = keys(table);
-        let missing: Vec<&str> =
-            known.iter().map(|key| key.name).filter(|key| !named.iter().any(|named| named == key)).collect();
+        let missing: Vec<&str> = known
+            .iter()
+            .map(|key| key.name)
+            .filter(|key| !named.iter().any(|named| named == key))
+            .collect();
         assert_eq!(missing, [""; 0], "keys of {name} that config/microglia.toml does not show");
     };
     for (name, known) in TABLES {
         let head = name.split([' ', ',']).next().unwrap();
         let head = head.trim_end_matches("NAME");
         // A key of every job may stand in [defaults].
-        wanted(name, &|table| table.starts_with(head) || (head == "jobs." && table.starts_with("defaults]")), known);
+        wanted(
+            name,
+            &|table| table.starts_with(head) || (head == "jobs." && table.starts_with("defaults]")),
+            known,
+        );
     }
     for kind in KINDS {
         let is_kind = |table: &str| table.contains(&format!("\nkind = \"{}\"", kind.name));
         // An age is given by one of two keys: the two purges show one each.
-        let known: Vec<_> = kind.keys.iter().copied().filter(|key| !matches!(key.name, "older_than" | "before")).collect();
+        let known: Vec<_> = kind
+            .keys
+            .iter()
+            .copied()
+            .filter(|key| !matches!(key.name, "older_than" | "before"))
+            .collect();
         wanted(kind.name, &is_kind, &known);
     }
-    assert_eq!(keys(&|_| true).iter().filter(|key| matches!(key.as_str(), "older_than" | "before")).count(), 2);
-    assert!(full.contains("retries = { attempts = 3, first_delay = \"10s\", max_delay = \"10m\" }"));
+    assert_eq!(
+        keys(&|_| true)
+            .iter()
+            .filter(|key| matches!(key.as_str(), "older_than" | "before"))
+            .count(),
+        2
+    );
+    assert!(
+        full.contains("retries = { attempts = 3, first_delay = \"10s\", max_delay = \"10m\" }")
+    );
 }

@@ -2,8 +2,10 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on should panic")]
 
+mod cli;
 mod config;
 mod fake;
 mod homeserver;
 mod jobs;
 mod program;
+mod transport;
