@@ -26,26 +26,29 @@ impl Age {
         }
     }
 
-    /// Puts the two keys together: exactly one, and not young unless `allow_recent` says so.
-    pub fn from_keys(
+    /// Puts `older_than` and `before` together: exactly one, and not young unless `allow_recent` says so.
+    ///
+    /// What is wrong with one of these keys alone is not said here, but where the kind's keys are read.
+    pub fn read(
         table: &Table<'_, '_>,
         now: Timestamp,
-        older_than: Option<Length>,
-        before: Option<Moment>,
-        allow_recent: bool,
         mistakes: &mut Vec<Mistake>,
     ) -> Option<Self> {
+        let said_elsewhere = &mut Vec::new();
+        let older_than = table.read::<Option<Length>>("older_than", None, said_elsewhere).flatten();
+        let before = table.read::<Option<Moment>>("before", None, said_elsewhere).flatten();
+        let allow_recent: bool = table.read("allow_recent", Some("false"), said_elsewhere)?;
+        if table.has("older_than") && table.has("before") {
+            mistakes.push(Mistake::new(
+                table.span_of("before"),
+                "`older_than` and `before` are both given: keep exactly one",
+            ));
+            return None;
+        }
         let (age, key) = match (older_than, before) {
             (Some(length), None) => (Self::OlderThan(length), "older_than"),
             (None, Some(Moment(moment))) => (Self::Before(moment), "before"),
-            (Some(_), Some(_)) => {
-                mistakes.push(Mistake::new(
-                    table.span_of("before"),
-                    "`older_than` and `before` are both given: keep exactly one",
-                ));
-                return None;
-            }
-            (None, None) => {
+            _ => {
                 if !table.has("older_than") && !table.has("before") {
                     mistakes.push(Mistake::new(table.span.clone(), "an age is missing: add `older_than = \"180d\"`, or `before = 2023-01-01T00:00:00Z`"));
                 }

@@ -213,9 +213,10 @@ fn print_json(value: &impl serde::Serialize) -> Result<(), Ended> {
 }
 
 /// Says something beside what was asked for.
-#[expect(clippy::print_stderr, reason = "only `cli` prints")]
 fn say(text: &str) {
-    eprintln!("{text}");
+    use std::io::Write;
+    // Where nobody reads it, it need not be said.
+    let _ = writeln!(std::io::stderr(), "{text}");
 }
 
 fn say_error(text: &str) {

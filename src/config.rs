@@ -222,7 +222,9 @@ impl Config {
         };
         let config = if broken { None } else { parser.config(root.get_ref()) };
         mistakes.append(&mut parser.mistakes);
-        mistakes.sort_by_key(|mistake| (mistake.span.start, mistake.span.end));
+        mistakes.sort_by(|a, b| {
+            (a.span.start, a.span.end, &a.text).cmp(&(b.span.start, b.span.end, &b.text))
+        });
         mistakes.dedup();
         match config {
             Some(mut config) if mistakes.is_empty() => {
@@ -337,11 +339,13 @@ impl Parser<'_> {
             self.table(root, "daemon").and_then(|table| self.daemon(table.unwrap_or(&empty), root));
         let homeservers =
             self.table(root, "homeservers").map(|table| self.homeservers(table.unwrap_or(&empty)));
-        let defaults = self.table(root, "defaults")?.unwrap_or(&empty);
+        let defaults = self.table(root, "defaults").flatten().unwrap_or(&empty);
         self.check_defaults(defaults);
-        let (daemon, homeservers) = (daemon?, homeservers?);
-        let jobs = self.table(root, "jobs")?.unwrap_or(&empty);
-        let names: Vec<&str> = homeservers.iter().map(|(name, _)| name.as_str()).collect();
+        let jobs = self.table(root, "jobs").flatten().unwrap_or(&empty);
+        // A mistake in one table must not hide those in the others.
+        let zone = daemon.as_ref().map_or(Zone(chrono_tz::UTC), |daemon| daemon.timezone);
+        let names: Vec<&str> =
+            homeservers.iter().flatten().map(|(name, _)| name.as_str()).collect();
         let mut specs = Vec::new();
         for (name, value) in jobs {
             if let Some(table) = self.named_table(
@@ -351,7 +355,7 @@ impl Parser<'_> {
                 |c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-',
                 "lower-case letters, digits and -",
             ) {
-                specs.extend(self.job(name, table, defaults, &names, daemon.timezone));
+                specs.extend(self.job(name, table, defaults, &names, zone));
             }
         }
         if jobs.is_empty() {
@@ -361,7 +365,7 @@ impl Parser<'_> {
             ));
         }
         specs.sort_by(|a, b| a.name.cmp(&b.name));
-        let homeservers: BTreeMap<String, Homeserver> = homeservers
+        let homeservers: BTreeMap<String, Homeserver> = homeservers?
             .into_iter()
             .map(|(name, homeserver)| Some((name, homeserver?)))
             .collect::<Option<_>>()?;
@@ -372,7 +376,7 @@ impl Parser<'_> {
                 Uuid::new_v5(&Uuid::NAMESPACE_URL, name.as_bytes()).as_u64_pair();
         }
         Some(Config {
-            daemon,
+            daemon: daemon?,
             homeservers,
             jobs: specs,
             warnings: Vec::new(),
@@ -399,7 +403,13 @@ impl Parser<'_> {
     fn daemon(&mut self, entries: &DeTable<'_>, root: &DeTable<'_>) -> Option<Daemon> {
         let table = Table { entries, span: root.get("daemon").map_or(0..0, Spanned::span) };
         table.reject_unknown(&[DaemonKeys::KEYS], &mut self.mistakes);
-        let keys = DaemonKeys::read(&table, &mut self.mistakes)?;
+        let keys = DaemonKeys::read(&table, &mut self.mistakes);
+        let file =
+            table.read::<Option<Spanned<PathBuf>>>("admin_token_file", None, &mut Vec::new());
+        let admin = file.flatten().map(|file| {
+            self.secrets.read(&file, "admin_token_file", &mut self.mistakes, &mut self.warnings)
+        });
+        let keys = keys?;
         let listen = match (&keys.listen, &self.environment.listen) {
             (Some(listen), _) => listen.0,
             (None, Some(text)) => match text.parse::<Listen>() {
@@ -414,16 +424,8 @@ impl Parser<'_> {
             },
             (None, None) => LISTEN,
         };
-        let (admin_token_file, admin_token) = match &keys.admin_token_file {
-            Some(file) => {
-                let (path, secret) = self.secrets.read(
-                    file,
-                    "admin_token_file",
-                    &mut self.mistakes,
-                    &mut self.warnings,
-                )?;
-                (Some(path), Some(secret))
-            }
+        let (admin_token_file, admin_token) = match admin {
+            Some(read) => read.map(|(path, secret)| (Some(path), Some(secret)))?,
             None => (None, None),
         };
         let state_dir = keys
@@ -474,13 +476,16 @@ impl Parser<'_> {
         let table = Table { entries, span: name.span() };
         table.reject_unknown(&[HomeserverKeys::KEYS], &mut self.mistakes);
         let keys = HomeserverKeys::read(&table, &mut self.mistakes);
-        let (inline, file): (Option<Spanned<String>>, Option<Spanned<PathBuf>>) = match &keys {
-            Some(keys) => (keys.access_token.clone(), keys.access_token_file.clone()),
-            None => (
-                table.read("access_token", None, &mut Vec::new())?,
-                table.read("access_token_file", None, &mut Vec::new())?,
-            ),
+        // What is wrong with the other keys must not hide what is wrong with the files.
+        let file =
+            |key| table.read::<Option<Spanned<PathBuf>>>(key, None, &mut Vec::new()).flatten();
+        let ca = match file("ca_file") {
+            Some(file) => self.secrets.certificates(&file, &mut self.mistakes).map(Some),
+            None => Some(None),
         };
+        let inline =
+            table.read::<Option<Spanned<String>>>("access_token", None, &mut Vec::new()).flatten();
+        let file = file("access_token_file");
         let token = match (inline, file) {
             (Some(text), None) if text.get_ref().trim().is_empty() => {
                 self.mistakes.push(Mistake::new(text.span(), "the token is empty"));
@@ -508,11 +513,7 @@ impl Parser<'_> {
                 None
             }
         };
-        let ca = match keys.as_ref().and_then(|keys| keys.ca_file.as_ref()) {
-            Some(file) => Some(self.secrets.certificates(file, &mut self.mistakes)?),
-            None => None,
-        };
-        let ((token_file, token), keys) = (token?, keys?);
+        let ((token_file, token), keys, ca) = (token?, keys?, ca?);
         Some(Homeserver { name: name.get_ref().to_string(), keys, token_file, token, ca })
     }
 
@@ -568,9 +569,16 @@ impl Parser<'_> {
         let table = Table { entries: &merged, span: name.span() };
         let head = HeadKeys::read(&table, &mut self.mistakes);
         let common = CommonKeys::read(&table, &mut self.mistakes);
+        let chosen = table
+            .read::<Option<Spanned<Names>>>("homeserver", None, &mut Vec::new())
+            .map(|names| self.homeservers_of(names, homeservers, &table));
         // Without its kind it is not known which other keys are right.
-        let Some(head) = head else { return Vec::new() };
-        let Some(kind) = kind(&head.kind.0) else { return Vec::new() };
+        let Some(kind) = table
+            .read::<KindName>("kind", None, &mut Vec::new())
+            .and_then(|KindName(name)| kind(&name))
+        else {
+            return Vec::new();
+        };
         table.reject_unknown(&[HeadKeys::KEYS, CommonKeys::KEYS, kind.keys], &mut self.mistakes);
         for key in ["max_changes", "at_most"] {
             if !kind.counts && own.contains_key(key) {
@@ -584,11 +592,13 @@ impl Parser<'_> {
             }
         }
         let job = (kind.read)(&table, self.now, &mut self.mistakes);
-        let (Some(common), Some(job)) = (common, job) else { return Vec::new() };
+        let (Some(head), Some(common), Some(job), Some(chosen)) = (head, common, job, chosen)
+        else {
+            return Vec::new();
+        };
         self.warnings.extend(
             job.warnings().into_iter().map(|(key, text)| Mistake::new(table.span_of(key), text)),
         );
-        let chosen = self.homeservers_of(&common, homeservers, &table);
         let several = chosen.len() > 1
             || common.homeserver.as_ref().is_some_and(|names| names.get_ref().list);
         let name = name.get_ref().as_ref();
@@ -608,17 +618,19 @@ impl Parser<'_> {
 
     fn homeservers_of(
         &mut self,
-        common: &CommonKeys,
+        names: Option<Spanned<Names>>,
         known: &[&str],
         table: &Table<'_, '_>,
     ) -> Vec<String> {
-        let Some(names) = &common.homeserver else {
+        // That there is no homeserver at all is said elsewhere.
+        if known.is_empty() {
+            return Vec::new();
+        }
+        let Some(names) = names else {
             if let [only] = known {
                 return vec![(*only).to_owned()];
             }
-            if !known.is_empty() {
-                self.mistakes.push(Mistake::new(table.span.clone(), format!("there are several homeservers: add `homeserver = \"…\"`, one of {}, or a list of them", known.join(", "))));
-            }
+            self.mistakes.push(Mistake::new(table.span.clone(), format!("there are several homeservers: add `homeserver = \"…\"`, one of {}, or a list of them", known.join(", "))));
             return Vec::new();
         };
         for name in &names.get_ref().names {
@@ -629,7 +641,7 @@ impl Parser<'_> {
                 ));
             }
         }
-        names.get_ref().names.clone()
+        names.into_inner().names
     }
 }
 
@@ -690,18 +702,19 @@ impl std::str::FromStr for BaseUrl {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let example = "write Synapse's own listener, such as \"http://127.0.0.1:8008\"";
+        if text.contains('@') {
+            return Err(
+                "a URL with a user or a password would show them in logs: take them out".to_owned()
+            );
+        }
         let url: Url =
             text.parse().map_err(|error| format!("{text:?} is no URL ({error}): {example}"))?;
         match () {
             () if !matches!(url.scheme(), "http" | "https") => {
                 Err(format!("{text:?} begins with neither http:// nor https://: {example}"))
             }
-            () if !url.username().is_empty() || url.password().is_some() => {
-                Err("a URL with a user or a password would show them in logs: take them out"
-                    .to_owned())
-            }
             () if url.query().is_some() || url.fragment().is_some() => {
-                Err(format!("{text:?} has a query or a fragment: {example}"))
+                Err(format!("a homeserver's URL has no query and no fragment: {example}"))
             }
             () if url.path().contains("/_matrix") || url.path().contains("/_synapse") => {
                 Err(format!("{text:?} names an endpoint: {example}"))

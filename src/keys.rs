@@ -86,6 +86,21 @@ impl Table<'_, '_> {
         absent
     }
 
+    /// Reports each of these lists that is there and holds nothing.
+    pub fn reject_empty(&self, lists: &[&str], mistakes: &mut Vec<Mistake>) {
+        for name in lists {
+            let value = self.entries.get(*name);
+            if value
+                .is_some_and(|value| value.get_ref().as_array().is_some_and(|list| list.is_empty()))
+            {
+                mistakes.push(Mistake::new(
+                    self.span_of(name),
+                    format!("`{name}` is empty: this job would never do anything"),
+                ));
+            }
+        }
+    }
+
     /// Reports the keys that are in none of the lists.
     pub fn reject_unknown(&self, known: &[&[Key]], mistakes: &mut Vec<Mistake>) {
         let names: Vec<&str> =

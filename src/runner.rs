@@ -144,6 +144,8 @@ struct Run<'a> {
     lost: Mutex<Vec<changes::Lost>>,
     /// Targets that a change skipped when it looked again, with their things.
     skipped: Mutex<Vec<(String, u64)>>,
+    /// Whether it was told that answers take long.
+    slow: AtomicBool,
 }
 
 /// How an attempt ended.
@@ -234,6 +236,7 @@ impl Runner {
             some_fine: AtomicBool::new(false),
             lost: Mutex::default(),
             skipped: Mutex::default(),
+            slow: AtomicBool::new(false),
         };
         let (outcome, message) = match begun {
             Ok(()) => run.to_the_end(&place.places).await,
@@ -281,7 +284,12 @@ impl Run<'_> {
         self.report.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Tells what happened, after a word about the pace where that has changed.
     fn tell(&self, event: Event) {
+        let slow = self.reader.is_slow();
+        if self.slow.swap(slow, Ordering::Relaxed) != slow {
+            (self.tell)(Event::Slow(slow));
+        }
         (self.tell)(event);
     }
 

@@ -82,7 +82,7 @@ impl FromStr for Schedule {
                 ));
             }
         }
-        let cron = pattern(text).map_err(|error| format!("{text:?} is no schedule: {error}"))?;
+        let cron = pattern(text).map_err(|error| format!("{text:?} is no schedule: {error} Minutes go from 0 to 59, hours from 0 to 23, days from 1 to 31, months from 1 to 12 or JAN to DEC, days of the week from 0 to 7 or SUN to SAT"))?;
         cron.find_next_occurrence(&DateTime::<Utc>::UNIX_EPOCH, false)
             .map_err(|_| format!("the schedule {text:?} never comes: there is no such day"))?;
         Ok(Self(text.into()))

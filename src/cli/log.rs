@@ -19,6 +19,8 @@ pub(super) fn start(levels: &str) {
     let log = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
+        // It would panic where nobody reads stderr any more.
+        .log_internal_errors(false)
         .with_ansi(terminal);
     match (json, journal) {
         (true, _) => {

@@ -20,6 +20,9 @@ impl Progress {
     }
 
     pub(super) fn hear(&self, event: &Event) {
+        if self.bar.is_hidden() {
+            return;
+        }
         match event {
             Event::Reading { what, done, total } => {
                 self.show(&format!("reading {what}"), *done, *total)

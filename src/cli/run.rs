@@ -55,7 +55,11 @@ pub(super) async fn run(path: &Path, options: &Options) -> Result<(), Ended> {
     }
     let terminal = std::io::stderr().is_terminal();
     // On a terminal the bar and the summary show what the lines would say.
-    log::start(if terminal { "warn" } else { "warn,microglia::audit=info" });
+    log::start(if terminal {
+        "warn,sqlx=error,microglia::telling=off"
+    } else {
+        "warn,sqlx=error,microglia::audit=info"
+    });
     for warning in &config.warnings {
         tracing::warn!("{warning}");
     }
@@ -90,7 +94,7 @@ pub(super) async fn run(path: &Path, options: &Options) -> Result<(), Ended> {
     }
 }
 
-fn job<'a>(config: &'a Config, name: &str) -> Result<&'a JobSpec, Ended> {
+pub(super) fn job<'a>(config: &'a Config, name: &str) -> Result<&'a JobSpec, Ended> {
     config.job(name).ok_or_else(|| {
         let names: Vec<&str> = config.jobs.iter().map(|job| job.name.as_str()).collect();
         let several: Vec<&str> =

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use chrono_tz::Tz;
 
+use super::run::job;
 use super::table::{figures, local, table, text};
 use super::{Ended, load, look, print, print_json, unreadable};
 use crate::clock::Clock;
@@ -56,6 +57,10 @@ pub(super) async fn run(path: &Path, options: &Options) -> Result<(), Ended> {
     match &options.show {
         None => {
             let runs = history.runs(options.job.as_deref(), options.limit).await.map_err(failed)?;
+            // A job that is gone from the config still has its runs.
+            if let Some(name) = options.job.as_ref().filter(|_| runs.is_empty()) {
+                job(&config, name)?;
+            }
             if options.json {
                 return print_json(&runs);
             }

@@ -7,7 +7,7 @@ use crate::clock::Clock;
 use crate::daemon;
 
 /// What the crates below us say is for debugging them.
-const LEVELS: &str = "info,tokio_cron_scheduler=warn,sqlx=warn";
+const LEVELS: &str = "info,tokio_cron_scheduler=warn,sqlx=error";
 
 pub(super) async fn run(path: &Path) -> Result<(), Ended> {
     let clock = Clock::system();

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::keys::Mistake;
+use crate::words::nearest;
 
 /// A mistake or a warning with the line that it is in.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -32,7 +33,8 @@ impl Found {
     pub(super) fn at(path: &Path, text: &str, mistake: &Mistake) -> Self {
         let start = floor(text, mistake.span.start);
         let line_start = text[..start].rfind('\n').map_or(0, |newline| newline + 1);
-        let source = text[line_start..].lines().next().unwrap_or("").to_owned();
+        let source = text[line_start..].lines().next().unwrap_or("");
+        let source = shown(&text[..line_start], source);
         let end = floor(text, mistake.span.end).max(start);
         let carets =
             text[start..end].lines().next().map_or(1, |marked| marked.chars().count().max(1));
@@ -47,6 +49,49 @@ impl Found {
     }
 }
 
+/// A line of the config without what may be a secret: it ends where the value of a key that looks secret begins.
+///
+/// The text may be broken in any way, so that this looks at words and not at TOML.
+fn shown(above: &str, source: &str) -> String {
+    if let Some(end) = secret_key(source) {
+        let value = source[end..]
+            .find(|c: char| !c.is_whitespace() && !"=:\"'[".contains(c))
+            .map_or(source.len(), |at| end + at);
+        return match value < source.len() {
+            true => format!("{}…", &source[..value]),
+            false => source.to_owned(),
+        };
+    }
+    // A value may go over several lines: the last line that names a key tells whose it is.
+    let is_table = source.trim_start().starts_with('[') && source.trim_end().ends_with(']');
+    let names_a_key = |line: &&str| line.contains('=') || line.trim_start().starts_with('[');
+    let continued = !source.contains('=')
+        && !source.trim().is_empty()
+        && !is_table
+        && above.lines().rev().find(names_a_key).is_some_and(|line| secret_key(line).is_some());
+    if continued { "…".to_owned() } else { source.to_owned() }
+}
+
+/// Where the first word ends that names a secret, also a misspelt one, or a URL with a password in it.
+fn secret_key(line: &str) -> Option<usize> {
+    let is_word = |c: char| c.is_alphanumeric() || c == '_' || c == '-';
+    let mut end = 0;
+    while let Some(start) = line[end..].find(is_word).map(|at| end + at) {
+        end = line[start..].find(|c| !is_word(c)).map_or(line.len(), |at| start + at);
+        let word = line[start..end].to_ascii_lowercase();
+        let secret = ["token", "secret", "password"].iter().any(|part| word.contains(part))
+            || nearest(&word, ["access_token"].into_iter()).is_some();
+        let url = matches!(word.as_str(), "url" | "media_url") && line[end..].contains('@');
+        let quoted = line[..start].matches(['"', '\'']).count() % 2 == 1;
+        let rest = line[end..].trim_start_matches(['"', '\'']).trim_start();
+        let is_key = !quoted || rest.starts_with(['=', ':']);
+        if is_key && (url || secret && !word.ends_with("_file")) {
+            return Some(end);
+        }
+    }
+    None
+}
+
 /// The last boundary between characters at or before `at`.
 fn floor(text: &str, at: usize) -> usize {
     (0..=at.min(text.len())).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0)
@@ -59,20 +104,12 @@ impl fmt::Display for Found {
         if source.trim().is_empty() {
             return Ok(());
         }
-        // A token of a secret key must not be shown: the line ends at its value.
-        let shown = if source.trim_start().starts_with("access_token ")
-            || source.trim_start().starts_with("access_token=")
-        {
-            "access_token = …"
-        } else {
-            source
-        };
         let gap: String =
-            shown.chars().take(column - 1).map(|c| if c == '\t' { '\t' } else { ' ' }).collect();
+            source.chars().take(column - 1).map(|c| if c == '\t' { '\t' } else { ' ' }).collect();
         write!(
             f,
-            "\n{line:>5} | {shown}\n      | {gap}{}",
-            "^".repeat(*carets.min(&shown.chars().count().saturating_sub(column - 1).max(1)))
+            "\n{line:>5} | {source}\n      | {gap}{}",
+            "^".repeat(*carets.min(&source.chars().count().saturating_sub(column - 1).max(1)))
         )
     }
 }
@@ -149,6 +186,10 @@ pub(super) fn syntax(error: &toml::de::Error) -> Mistake {
     let text = match error.message() {
         message if message.contains("duplicate key") => {
             "this name is used twice: keep one of them".to_owned()
+        }
+        // The parser takes a word without quotes that begins with t or f for a slip in true or false.
+        message if message.starts_with("invalid boolean") => {
+            "expected true or false, or a string in quotes".to_owned()
         }
         message => message.lines().collect::<Vec<_>>().join(", "),
     };

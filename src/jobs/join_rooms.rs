@@ -65,17 +65,8 @@ impl Job for JoinRooms {
     };
 
     fn read(table: &Table<'_, '_>, _now: Timestamp, mistakes: &mut Vec<Mistake>) -> Option<Self> {
-        let keys = Keys::read(table, mistakes)?;
-        for (empty, name) in [(keys.rooms.is_empty(), "rooms"), (keys.users.is_empty(), "users")] {
-            if empty {
-                mistakes.push(Mistake::new(
-                    table.span_of(name),
-                    format!("`{name}` is empty: this job would never do anything"),
-                ));
-                return None;
-            }
-        }
-        Some(Self { keys })
+        table.reject_empty(&["rooms", "users"], mistakes);
+        Some(Self { keys: Keys::read(table, mistakes)? })
     }
 
     fn warnings(&self) -> Vec<(&'static str, String)> {

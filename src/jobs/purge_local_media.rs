@@ -22,6 +22,7 @@ use crate::synapse::{self, File, Version, Writer};
 use crate::words::counted;
 
 keys! {
+    #[expect(dead_code, reason = "`Age::read` reads its keys itself, so that it judges them where another key is wrong")]
     pub struct Keys {
         /// Only files not accessed for this long, counted back from the start of the run; a file never accessed counts from its upload. Exactly one of `older_than` and `before`.
         pub older_than: Option<Length>,
@@ -65,10 +66,9 @@ impl Job for PurgeLocalMedia {
     };
 
     fn read(table: &Table<'_, '_>, now: Timestamp, mistakes: &mut Vec<Mistake>) -> Option<Self> {
-        let keys = Keys::read(table, mistakes)?;
-        let age =
-            Age::from_keys(table, now, keys.older_than, keys.before, keys.allow_recent, mistakes)?;
-        let Keys { larger_than, keep_avatars, batch_files, orphan_objects, .. } = keys;
+        let (keys, age) = (Keys::read(table, mistakes), Age::read(table, now, mistakes));
+        let (Keys { larger_than, keep_avatars, batch_files, orphan_objects, .. }, age) =
+            (keys?, age?);
         Some(Self { age, larger_than, keep_avatars, batch_files, orphan_objects })
     }
 

@@ -19,6 +19,7 @@ use crate::report::Action;
 use crate::synapse::{self, Version, Writer};
 
 keys! {
+    #[expect(dead_code, reason = "`Age::read` reads its keys itself, so that it judges them where another key is wrong")]
     pub struct Keys {
         /// Only cached files not accessed for this long, counted back from the start of the run. Exactly one of `older_than` and `before`.
         pub older_than: Option<Length>,
@@ -50,17 +51,9 @@ impl Job for PurgeRemoteMedia {
     };
 
     fn read(table: &Table<'_, '_>, now: Timestamp, mistakes: &mut Vec<Mistake>) -> Option<Self> {
-        let keys = Keys::read(table, mistakes)?;
-        Some(Self {
-            age: Age::from_keys(
-                table,
-                now,
-                keys.older_than,
-                keys.before,
-                keys.allow_recent,
-                mistakes,
-            )?,
-        })
+        let (keys, age) = (Keys::read(table, mistakes), Age::read(table, now, mistakes));
+        keys?;
+        Some(Self { age: age? })
     }
 
     async fn plan(&self, context: &Context<'_>, plan: &mut Plan) -> Result<(), Failure> {

@@ -73,15 +73,7 @@ impl Job for RemoveExternalIds {
     };
 
     fn read(table: &Table<'_, '_>, _now: Timestamp, mistakes: &mut Vec<Mistake>) -> Option<Self> {
-        for name in ["providers", "external_ids", "users"] {
-            let list = table.entries.get(name).and_then(|list| list.get_ref().as_array());
-            if list.is_some_and(|list| list.is_empty()) {
-                mistakes.push(Mistake::new(
-                    table.span_of(name),
-                    format!("`{name}` is empty: this job would never do anything"),
-                ));
-            }
-        }
+        table.reject_empty(&["providers", "external_ids", "users"], mistakes);
         let Keys {
             providers,
             accounts,

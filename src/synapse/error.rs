@@ -25,7 +25,7 @@ pub enum Cause {
     /// Synapse's own error envelope.
     Synapse { status: u16, errcode: String, error: String, retry_after: Option<Duration> },
     /// An error without Matrix's envelope: something in front of Synapse answered.
-    NotSynapse { status: u16, excerpt: String },
+    NotSynapse { status: u16, excerpt: String, retry_after: Option<Duration> },
     /// The answer is not what this endpoint answers.
     Undecodable { problem: String, excerpt: String },
     /// The answer says that something happened which must not.
@@ -121,7 +121,9 @@ impl Error {
     /// How long the homeserver asked to be left alone.
     pub fn retry_after(&self) -> Option<Duration> {
         match &self.cause {
-            Cause::Synapse { retry_after, .. } => *retry_after,
+            Cause::Synapse { retry_after, .. } | Cause::NotSynapse { retry_after, .. } => {
+                *retry_after
+            }
             _ => None,
         }
     }
@@ -139,10 +141,10 @@ impl Error {
             Cause::Unreachable(problem) => format!("not reachable: {problem}"),
             Cause::Lost(problem) => format!("the answer was lost: {problem}"),
             Cause::Synapse { status, errcode, error, .. } => format!("{status} {errcode}: {error}"),
-            Cause::NotSynapse { status, excerpt } if excerpt.is_empty() => {
+            Cause::NotSynapse { status, excerpt, .. } if excerpt.is_empty() => {
                 format!("{status} with an empty body, which is not Synapse's way to say no")
             }
-            Cause::NotSynapse { status, excerpt } => {
+            Cause::NotSynapse { status, excerpt, .. } => {
                 format!("{status} from something that is not Synapse: {excerpt}")
             }
             Cause::Undecodable { problem, excerpt } => {
@@ -157,10 +159,11 @@ pub(super) const NOT_ADMIN: &str = "You are not a server admin";
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (method, path, words) = (&self.method, &self.path, self.words());
+        let words = self.words();
+        write!(f, "{} {}: ", self.method, self.path)?;
         match &self.advice {
-            Some(advice) => write!(f, "{method} {path}: {}. {advice}", words.trim_end_matches('.')),
-            None => write!(f, "{method} {path}: {words}"),
+            Some(advice) => write!(f, "{}. {advice}", words.trim_end_matches('.')),
+            None => f.write_str(&words),
         }
     }
 }

@@ -288,10 +288,16 @@ impl Transport {
         #[expect(clippy::disallowed_methods, reason = "this is the one place")]
         let response = request.send().await.map_err(|error| {
             let problem = with_sources(&error);
-            fail(
-                if error.is_connect() { Cause::Unreachable(problem) } else { Cause::Lost(problem) },
-                None,
-            )
+            if !error.is_connect() {
+                return fail(Cause::Lost(problem), None);
+            }
+            let advice = if problem.starts_with("invalid peer certificate") {
+                "The homeserver's certificate is not trusted here: set `ca_file` to that of the CA that signed it, and `url` to a name in it".to_owned()
+            } else {
+                let address = error.url().map(|url| url.origin().ascii_serialization());
+                format!("Nothing answers at {}: is Synapse running, and is the homeserver's URL right?", address.unwrap_or_default())
+            };
+            fail(Cause::Unreachable(problem), Some(advice))
         })?;
         let status = response.status();
         let header = |name| {
@@ -451,7 +457,11 @@ fn refusal(status: StatusCode, body: &[u8], retry_after: Option<&str>) -> Cause 
                 .map(Duration::from_millis)
                 .or_else(|| seconds(retry_after)),
         },
-        Err(_) => Cause::NotSynapse { status: status.as_u16(), excerpt: error::excerpt(body) },
+        Err(_) => Cause::NotSynapse {
+            status: status.as_u16(),
+            excerpt: error::excerpt(body),
+            retry_after: seconds(retry_after),
+        },
     }
 }
 

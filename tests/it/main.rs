@@ -2,8 +2,11 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on should panic")]
 
+mod cli;
+mod config;
 mod dry_run;
 mod fake;
 mod homeserver;
 mod jobs;
 mod program;
+mod transport;

@@ -10,7 +10,7 @@ use microglia::{
     config::{Config, Environment},
     history::History,
     report::{Event, Mode},
-    runner::{Order, Place, Runner, Settle, Stop},
+    runner::{Order, Place, Places, Runner, Settle, Stop},
     state_dir::StateDir,
     synapse::Transport,
 };
@@ -42,7 +42,7 @@ pub async fn apply(program: &Program, job: &str) -> Ran {
     let transport = Transport::new(homeserver.settings(), Arc::new(|_| {})).unwrap();
     let place = Place {
         transport: Arc::new(transport),
-        max_concurrent_runs: homeserver.keys.max_concurrent_runs,
+        places: Places::Locks(homeserver.keys.max_concurrent_runs),
         max_concurrent_requests: homeserver.keys.max_concurrent_requests,
     };
     let dir = StateDir::open(&config.daemon.state_dir).unwrap();

@@ -8,7 +8,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use microglia::clock::Clock;
 use microglia::config::{Config, Environment};
 use microglia::history::History;
-use microglia::runner::{Order, Place, Runner, Settle, Stop};
+use microglia::runner::{Order, Place, Places, Runner, Settle, Stop};
 use microglia::state_dir::StateDir;
 use microglia::synapse::Transport;
 use reqwest::Method;
@@ -901,7 +901,7 @@ async fn the_end_of_the_window_ends_a_sweep_between_two_joins() {
     let transport = Transport::new(config.homeservers["main"].settings(), Arc::new(|_| {}));
     let place = Place {
         transport: Arc::new(transport.unwrap()),
-        max_concurrent_runs: 1,
+        places: Places::Locks(1),
         max_concurrent_requests: 4,
     };
     let spec = config.job("sweep").unwrap();

@@ -1,0 +1,1046 @@
+//! The config file: every mistake at once, with its place and the fix, and what the environment adds.
+
+use std::path::Path;
+
+use crate::fake::{Fake, Fault, TOKEN, Trouble};
+use crate::program::{Output, Program};
+
+const MAIN: &str =
+    "[homeservers.main]\nurl = \"http://127.0.0.1:8008\"\naccess_token = \"s3cret\"\n";
+const PURGE: &str = "kind = \"purge-local-media\"\nolder_than = \"180d\"\n";
+
+/// What `check` says about a config that has mistakes, without the directory it is in.
+async fn mistakes(config: &str) -> String {
+    refusal(&Program::with_config(config)).await
+}
+
+async fn refusal(program: &Program) -> String {
+    let output = program.run(&["check"]).await;
+    let said = said(program, &output);
+    assert_eq!((output.code, output.stdout.as_str()), (2, ""), "{said}");
+    said
+}
+
+/// What `check` says about a good config.
+async fn accepted(program: &Program) -> (String, String) {
+    let output = program.run(&["check"]).await;
+    assert_eq!(output.code, 0, "{}", output.stderr);
+    (output.stdout.clone(), said(program, &output))
+}
+
+fn said(program: &Program, output: &Output) -> String {
+    output
+        .stderr
+        .replace(&format!("{}/", program.path("").display().to_string().trim_end_matches('/')), "")
+}
+
+#[tokio::test]
+async fn an_unknown_key_is_named_in_each_table_with_the_key_that_was_meant() {
+    insta::assert_snapshot!(mistakes(&format!("\
+[daemon]
+time_zone = \"UTC\"
+[deafults]
+[defaults]
+max_change = 5
+older_than = \"180d\"
+{MAIN}max_request_per_second = 5
+[jobs.media]
+{PURGE}colour = \"red\"
+retries = {{ atempts = 3 }}
+[jobs.join]
+kind = \"join-rooms\"
+rooms = [\"#a:b\"]
+exept_users = []
+")).await, @r#"
+    error: microglia.toml:2:1: unknown key `time_zone`, did you mean `timezone`?
+        2 | time_zone = "UTC"
+          | ^^^^^^^^^
+    microglia.toml:3:2: unknown key `deafults`, did you mean `defaults`?
+        3 | [deafults]
+          |  ^^^^^^^^
+    microglia.toml:5:1: unknown key `max_change`, did you mean `max_changes`?
+        5 | max_change = 5
+          | ^^^^^^^^^^
+    microglia.toml:6:1: unknown key `older_than`, expected one of: homeserver, mode, timezone, enabled, max_changes, at_most, window, time_limit, retries, overlap, catch_up, splay, kind, schedule
+        6 | older_than = "180d"
+          | ^^^^^^^^^^
+    microglia.toml:10:1: unknown key `max_request_per_second`, did you mean `max_requests_per_second`?
+       10 | max_request_per_second = 5
+          | ^^^^^^^^^^^^^^^^^^^^^^
+    microglia.toml:14:1: unknown key `colour`, expected one of: kind, schedule, homeserver, mode, timezone, enabled, max_changes, at_most, window, time_limit, retries, overlap, catch_up, splay, older_than, before, allow_recent, larger_than, keep_avatars, batch_files, orphan_objects
+       14 | colour = "red"
+          | ^^^^^^
+    microglia.toml:15:13: unknown key `atempts`, did you mean `attempts`?
+       15 | retries = { atempts = 3 }
+          |             ^^^^^^^
+    microglia.toml:19:1: unknown key `exept_users`, did you mean `except_users`?
+       19 | exept_users = []
+          | ^^^^^^^^^^^
+    microglia.toml: 8 mistakes
+    "#);
+}
+
+#[tokio::test]
+async fn a_value_of_the_wrong_type_says_what_is_expected() {
+    insta::assert_snapshot!(mistakes("\
+[daemon]
+listen = 8749
+timezone = [\"UTC\"]
+keep_history = 90
+watch_config = \"sometimes\"
+[homeservers.main]
+url = 8008
+access_token = 5
+max_concurrent_runs = \"one\"
+max_requests_per_second = \"fast\"
+request_timeout = 60
+media_in_object_storage = \"no\"
+[jobs.media]
+kind = \"purge-local-media\"
+schedule = 3
+older_than = 180
+larger_than = 10
+keep_avatars = 1
+max_changes = 0
+at_most = -1
+enabled = \"true\"
+retries = 3
+time_limit = 3600.5
+catch_up = true
+overlap = \"never\"
+mode = \"aply\"
+[jobs.sweep]
+kind = \"join-rooms\"
+rooms = \"#lobby:example.com\"
+users = [1, \"bob\"]
+joins_per_second = 0
+").await, @r##"
+    error: microglia.toml:2:10: expected an address and a port such as "127.0.0.1:8749", found a number
+        2 | listen = 8749
+          |          ^^^^
+    microglia.toml:3:12: expected an IANA time zone such as "Europe/Berlin", found a list
+        3 | timezone = ["UTC"]
+          |            ^^^^^^^
+    microglia.toml:4:16: expected a length of time such as "90d", "12h", "10m" or "30s", found a number
+        4 | keep_history = 90
+          |                ^^
+    microglia.toml:5:16: "sometimes" is no length of time: write a number and a unit, such as "90d", "12h", "10m" or "30s", or "off"
+        5 | watch_config = "sometimes"
+          |                ^^^^^^^^^^^
+    microglia.toml:7:7: expected a URL such as "http://127.0.0.1:8008", found a number
+        7 | url = 8008
+          |       ^^^^
+    microglia.toml:8:16: expected a string, found a number
+        8 | access_token = …
+          |                ^
+    microglia.toml:9:23: expected a whole number of at least 1, found a string
+        9 | max_concurrent_runs = "one"
+          |                       ^^^^^
+    microglia.toml:10:27: expected a number above 0, or "unlimited"
+       10 | max_requests_per_second = "fast"
+          |                           ^^^^^^
+    microglia.toml:11:19: expected a length of time such as "90d", "12h", "10m" or "30s", found a number
+       11 | request_timeout = 60
+          |                   ^^
+    microglia.toml:12:27: expected true or false, found a string
+       12 | media_in_object_storage = "no"
+          |                           ^^^^
+    microglia.toml:15:12: expected a cron pattern such as "30 3 * * *", or @hourly, @daily, @weekly, @monthly, @yearly, found a number
+       15 | schedule = 3
+          |            ^
+    microglia.toml:16:14: expected a length of time such as "90d", "12h", "10m" or "30s", found a number
+       16 | older_than = 180
+          |              ^^^
+    microglia.toml:17:15: expected a size such as "500KiB" or "10MiB", found a number
+       17 | larger_than = 10
+          |               ^^
+    microglia.toml:18:16: expected true or false, found a number
+       18 | keep_avatars = 1
+          |                ^
+    microglia.toml:19:15: expected a whole number of at least 1
+       19 | max_changes = 0
+          |               ^
+    microglia.toml:20:11: expected a whole number of at least 1
+       20 | at_most = -1
+          |           ^^
+    microglia.toml:21:11: expected true or false, found a string
+       21 | enabled = "true"
+          |           ^^^^^^
+    microglia.toml:22:11: expected a table such as { attempts = 3, first_delay = "10s", max_delay = "10m" }, found a number
+       22 | retries = 3
+          |           ^
+    microglia.toml:23:14: expected a length of time such as "90d", "12h", "10m" or "30s", found a number with a point
+       23 | time_limit = 3600.5
+          |              ^^^^^^
+    microglia.toml:24:12: expected a length of time such as "1m", or "off", found a boolean
+       24 | catch_up = true
+          |            ^^^^
+    microglia.toml:25:11: `never` is not known here, expected one of: skip, queue
+       25 | overlap = "never"
+          |           ^^^^^^^
+    microglia.toml:26:8: `aply` is not known here, did you mean `apply`?
+       26 | mode = "aply"
+          |        ^^^^^^
+    microglia.toml:29:9: expected a list, each of it an alias such as "#room:example.com" or a room id, found a string
+       29 | rooms = "#lobby:example.com"
+          |         ^^^^^^^^^^^^^^^^^^^^
+    microglia.toml:30:10: expected a Matrix id or a glob over whole ids, beginning with @ or *, found a number
+       30 | users = [1, "bob"]
+          |          ^
+    microglia.toml:30:13: "bob" can match nobody: a user is an id or a glob over whole Matrix ids and begins with `@` or `*`, such as "@bob:example.com" or "@bot-*"
+       30 | users = [1, "bob"]
+          |             ^^^^^
+    microglia.toml:31:20: expected a number above 0, at most a million
+       31 | joins_per_second = 0
+          |                    ^
+    microglia.toml: 26 mistakes
+    "##);
+}
+
+#[tokio::test]
+async fn an_age_is_given_once_in_known_units_and_is_neither_young_nor_in_the_future() {
+    let job =
+        |name: &str, rest: &str| format!("[jobs.{name}]\nkind = \"purge-remote-media\"\n{rest}\n");
+    let config = [
+        MAIN.to_owned(),
+        job("both", "older_than = \"30d\"\nbefore = 2023-01-01T00:00:00Z"),
+        job("neither", ""),
+        job("months", "older_than = \"6mo\""),
+        job("weeks", "older_than = \"2w\""),
+        job("minutes", "older_than = \"6m\""),
+        job("recent", "before = 2026-01-01T00:00:00Z\nolder_than = \"6d\""),
+        job("young", "older_than = \"6d\""),
+        job("meant", "older_than = \"6d\"\nallow_recent = true"),
+        job("future", "before = 2999-01-01T00:00:00Z\nallow_recent = true"),
+        job("quoted", "before = \"2023-01-01T00:00:00Z\""),
+        job("date", "before = 2023-01-01"),
+        "[jobs.two-slips]\nkind = \"purge-local-media\"\nlarger_than = 5\n".to_owned(),
+    ];
+    insta::assert_snapshot!(mistakes(&config.concat()).await, @r#"
+    error: microglia.toml:7:10: `older_than` and `before` are both given: keep exactly one
+        7 | before = 2023-01-01T00:00:00Z
+          |          ^^^^^^^^^^^^^^^^^^^^
+    microglia.toml:8:7: an age is missing: add `older_than = "180d"`, or `before = 2023-01-01T00:00:00Z`
+        8 | [jobs.neither]
+          |       ^^^^^^^
+    microglia.toml:13:14: "6mo": months are not a unit here: write the days, "180d"
+       13 | older_than = "6mo"
+          |              ^^^^^
+    microglia.toml:16:14: "2w": weeks are not a unit here: write the days, "14d"
+       16 | older_than = "2w"
+          |              ^^^^
+    microglia.toml:19:14: this is younger than 7 days: write at least "7d", or set `allow_recent = true` if it is meant
+       19 | older_than = "6m"
+          |              ^^^^
+    microglia.toml:22:10: `older_than` and `before` are both given: keep exactly one
+       22 | before = 2026-01-01T00:00:00Z
+          |          ^^^^^^^^^^^^^^^^^^^^
+    microglia.toml:26:14: this is younger than 7 days: write at least "7d", or set `allow_recent = true` if it is meant
+       26 | older_than = "6d"
+          |              ^^^^
+    microglia.toml:33:10: 2999-01-01 00:00:00 UTC is in the future: nothing but a moment in the past makes sense here
+       33 | before = 2999-01-01T00:00:00Z
+          |          ^^^^^^^^^^^^^^^^^^^^
+    microglia.toml:37:10: expected a moment such as 2023-01-01T00:00:00Z, without quotes, found a string
+       37 | before = "2023-01-01T00:00:00Z"
+          |          ^^^^^^^^^^^^^^^^^^^^^^
+    microglia.toml:40:10: expected a moment such as 2023-01-01T00:00:00Z, without quotes: a date needs its time and its offset
+       40 | before = 2023-01-01
+          |          ^^^^^^^^^^
+    microglia.toml:41:7: an age is missing: add `older_than = "180d"`, or `before = 2023-01-01T00:00:00Z`
+       41 | [jobs.two-slips]
+          |       ^^^^^^^^^
+    microglia.toml:43:15: expected a size such as "500KiB" or "10MiB", found a number
+       43 | larger_than = 5
+          |               ^
+    microglia.toml: 12 mistakes
+    "#);
+}
+
+#[tokio::test]
+async fn a_schedule_a_zone_or_a_window_that_cannot_be_meant_is_explained() {
+    let job = |name: &str, rest: &str| format!("[jobs.{name}]\n{PURGE}{rest}\n");
+    let config = [
+        "[daemon]\ntimezone = \"Mars/Olympus\"\n".to_owned(),
+        MAIN.to_owned(),
+        job("four", "schedule = \"30 3 * *\""),
+        job("never", "schedule = \"0 0 30 2 *\""),
+        job("word", "schedule = \"@nightly\""),
+        job("minute", "schedule = \"61 3 * * *\""),
+        job("zone", "timezone = \"Europe/Berln\""),
+        job("w1", "window = \"01:00\""),
+        job("w2", "window = \"25:00-26:00\""),
+        job("w3", "window = \"03:00-03:00\""),
+        job("off", "watch_config = \"off\"\ncatch_up = \"0s\""),
+    ];
+    insta::assert_snapshot!(mistakes(&config.concat()).await, @r#"
+    error: microglia.toml:2:12: "Mars/Olympus" is no time zone, expected an IANA name such as "Europe/Berlin" or "UTC"
+        2 | timezone = "Mars/Olympus"
+          |            ^^^^^^^^^^^^^^
+    microglia.toml:9:12: a schedule has five fields (minute hour day-of-month month day-of-week), or six with leading seconds; this one has 4: for 03:30 every night write "30 3 * * *"
+        9 | schedule = "30 3 * *"
+          |            ^^^^^^^^^^
+    microglia.toml:13:12: the schedule "0 0 30 2 *" never comes: there is no such day
+       13 | schedule = "0 0 30 2 *"
+          |            ^^^^^^^^^^^^
+    microglia.toml:17:12: `@nightly` is no schedule, expected @hourly, @daily, @weekly, @monthly or @yearly
+       17 | schedule = "@nightly"
+          |            ^^^^^^^^^^
+    microglia.toml:21:12: "61 3 * * *" is no schedule: Component error: Number out of bounds. Minutes go from 0 to 59, hours from 0 to 23, days from 1 to 31, months from 1 to 12 or JAN to DEC, days of the week from 0 to 7 or SUN to SAT
+       21 | schedule = "61 3 * * *"
+          |            ^^^^^^^^^^^^
+    microglia.toml:25:12: "Europe/Berln" is no time zone, did you mean "Europe/Berlin"?
+       25 | timezone = "Europe/Berln"
+          |            ^^^^^^^^^^^^^^
+    microglia.toml:29:10: "01:00" is no window: write two times of the day, such as "01:00-06:00"
+       29 | window = "01:00"
+          |          ^^^^^^^
+    microglia.toml:33:10: "25:00-26:00" is no window: write two times of the day, such as "01:00-06:00"
+       33 | window = "25:00-26:00"
+          |          ^^^^^^^^^^^^^
+    microglia.toml:37:10: the window "03:00-03:00" is empty: leave the key out to allow the whole day
+       37 | window = "03:00-03:00"
+          |          ^^^^^^^^^^^^^
+    microglia.toml:41:1: unknown key `watch_config`, expected one of: kind, schedule, homeserver, mode, timezone, enabled, max_changes, at_most, window, time_limit, retries, overlap, catch_up, splay, older_than, before, allow_recent, larger_than, keep_avatars, batch_files, orphan_objects
+       41 | watch_config = "off"
+          | ^^^^^^^^^^^^
+    microglia.toml:42:12: "0s" is no time at all: write "off"
+       42 | catch_up = "0s"
+          |            ^^^^
+    microglia.toml: 11 mistakes
+    "#);
+}
+
+#[tokio::test]
+async fn a_job_names_a_kind_and_a_homeserver_that_exist() {
+    insta::assert_snapshot!(mistakes("\
+[homeservers.main]
+url = \"http://127.0.0.1:8008\"
+access_token = \"a\"
+[homeservers.second]
+url = \"http://127.0.0.1:8009\"
+access_token = \"a\"
+[jobs.unsaid]
+kind = \"purge-remote-media\"
+older_than = \"30d\"
+[jobs.slip]
+kind = \"purge-remote-medai\"
+homeserver = \"man\"
+[jobs.list]
+kind = \"purge-remote-media\"
+older_than = \"30d\"
+homeserver = [\"main\", \"third\"]
+[jobs.none]
+kind = \"purge-remote-media\"
+older_than = \"30d\"
+homeserver = []
+[jobs.no-kind]
+homeserver = \"main\"
+[jobs.Upper_Case]
+kind = \"purge-remote-media\"
+older_than = \"30d\"
+homeserver = \"main\"
+[jobs]
+flat = \"purge-remote-media\"
+").await, @r#"
+    error: microglia.toml:7:7: there are several homeservers: add `homeserver = "…"`, one of main, second, or a list of them
+        7 | [jobs.unsaid]
+          |       ^^^^^^
+    microglia.toml:11:8: kind `purge-remote-medai` is not known here, did you mean `purge-remote-media`?
+       11 | kind = "purge-remote-medai"
+          |        ^^^^^^^^^^^^^^^^^^^^
+    microglia.toml:12:14: homeserver `man` is not known here, did you mean `main`?
+       12 | homeserver = "man"
+          |              ^^^^^
+    microglia.toml:16:14: homeserver `third` is not known here, expected one of: main, second
+       16 | homeserver = ["main", "third"]
+          |              ^^^^^^^^^^^^^^^^^
+    microglia.toml:20:14: this list is empty: name at least one homeserver
+       20 | homeserver = []
+          |              ^^
+    microglia.toml:21:7: `kind` is missing: add `kind = …`, a kind such as "purge-local-media"
+       21 | [jobs.no-kind]
+          |       ^^^^^^^
+    microglia.toml:23:7: `Upper_Case` is no name for a job: use lower-case letters, digits and -
+       23 | [jobs.Upper_Case]
+          |       ^^^^^^^^^^
+    microglia.toml:28:1: a job is a table: write [jobs.flat]
+       28 | flat = "purge-remote-media"
+          | ^^^^
+    microglia.toml: 8 mistakes
+    "#);
+}
+
+#[tokio::test]
+async fn a_url_is_that_of_synapse_itself() {
+    let homeserver = |name: &str, url: &str| {
+        format!("[homeservers.{name}]\nurl = \"{url}\"\naccess_token = \"a\"\n")
+    };
+    let config = [
+        homeserver("bare", "localhost:8008"),
+        homeserver("words", "my homeserver"),
+        homeserver("ftp", "ftp://example.com"),
+        homeserver("login", "https://admin:hunter2@example.com"),
+        homeserver("login-ftp", "ftp://admin:hunter2@example.com"),
+        homeserver("login-bare", "admin:hunter2@example.com"),
+        homeserver("endpoint", "http://127.0.0.1:8008/_synapse/admin"),
+        homeserver("query", "http://127.0.0.1:8008/?access_token=hunter2"),
+        "[homeservers.nothing]\naccess_token = \"a\"\n".to_owned(),
+    ];
+    let said = mistakes(&config.concat()).await;
+    assert!(!said.contains("hunter2"), "{said}");
+    insta::assert_snapshot!(said, @r#"
+    error: microglia.toml:2:7: "localhost:8008" begins with neither http:// nor https://: write Synapse's own listener, such as "http://127.0.0.1:8008"
+        2 | url = "localhost:8008"
+          |       ^^^^^^^^^^^^^^^^
+    microglia.toml:5:7: "my homeserver" is no URL (relative URL without a base): write Synapse's own listener, such as "http://127.0.0.1:8008"
+        5 | url = "my homeserver"
+          |       ^^^^^^^^^^^^^^^
+    microglia.toml:8:7: "ftp://example.com" begins with neither http:// nor https://: write Synapse's own listener, such as "http://127.0.0.1:8008"
+        8 | url = "ftp://example.com"
+          |       ^^^^^^^^^^^^^^^^^^^
+    microglia.toml:11:7: a URL with a user or a password would show them in logs: take them out
+       11 | url = "…
+          |       ^^
+    microglia.toml:14:7: a URL with a user or a password would show them in logs: take them out
+       14 | url = "…
+          |       ^^
+    microglia.toml:17:7: a URL with a user or a password would show them in logs: take them out
+       17 | url = "…
+          |       ^^
+    microglia.toml:20:7: "http://127.0.0.1:8008/_synapse/admin" names an endpoint: write Synapse's own listener, such as "http://127.0.0.1:8008"
+       20 | url = "http://127.0.0.1:8008/_synapse/admin"
+          |       ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
+    microglia.toml:23:7: a homeserver's URL has no query and no fragment: write Synapse's own listener, such as "http://127.0.0.1:8008"
+       23 | url = "http://127.0.0.1:8008/?access_token=…
+          |       ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
+    microglia.toml:25:14: `url` is missing: add `url = …`, a URL such as "http://127.0.0.1:8008"
+       25 | [homeservers.nothing]
+          |              ^^^^^^^
+    microglia.toml: 9 mistakes
+    "#);
+}
+
+#[tokio::test]
+async fn a_secret_comes_from_one_place_and_its_file_holds_one_word() {
+    let homeserver = |name: &str, rest: &str| {
+        format!("[homeservers.{name}]\nurl = \"http://127.0.0.1:8008\"\n{rest}\n")
+    };
+    let program = Program::with_config(
+        &[
+            "[daemon]\nadmin_token_file = \"no-such\"\nlisten = \"here\"\n".to_owned(),
+            homeserver("missing", "access_token_file = \"no-such\""),
+            homeserver("empty", "access_token_file = \"empty\""),
+            homeserver("words", "access_token_file = \"words\""),
+            homeserver("directory", "access_token_file = \"dir\""),
+            homeserver("both", "access_token = \"s3cret\"\naccess_token_file = \"good\""),
+            homeserver("none", ""),
+            homeserver("blank", "access_token = \" \""),
+            homeserver("ca", "access_token_file = \"good\"\nca_file = \"empty\""),
+            homeserver(
+                "ca2",
+                "access_token_file = \"good\"\nca_file = \"garbage\"\nmax_concurrent_runs = 0",
+            ),
+            homeserver("ca3", "access_token_file = \"good\"\nca_file = \"no-such\""),
+        ]
+        .concat(),
+    );
+    program.write("empty", "\n");
+    program.write("words", "s3cret words\n");
+    program.write("good", "s3cret\n");
+    program
+        .write("garbage", "-----BEGIN CERTIFICATE-----\nnot base64!\n-----END CERTIFICATE-----\n");
+    std::fs::create_dir(program.path("dir")).unwrap();
+    insta::assert_snapshot!(refusal(&program).await, @r#"
+    error: microglia.toml:2:20: no-such does not exist: write the secret into it, or mend `admin_token_file`
+        2 | admin_token_file = "no-such"
+          |                    ^^^^^^^^^
+    microglia.toml:3:10: "here" is no address to listen on: write an IP address and a port, such as "127.0.0.1:8749" or "[::]:8749"
+        3 | listen = "here"
+          |          ^^^^^^
+    microglia.toml:6:21: no-such does not exist: write the secret into it, or mend `access_token_file`
+        6 | access_token_file = "no-such"
+          |                     ^^^^^^^^^
+    microglia.toml:9:21: empty is empty: write the secret into it
+        9 | access_token_file = "empty"
+          |                     ^^^^^^^
+    microglia.toml:12:21: words holds more than one word: it must hold the secret and nothing else
+       12 | access_token_file = "words"
+          |                     ^^^^^^^
+    microglia.toml:15:21: dir cannot be read: Is a directory (os error 21)
+       15 | access_token_file = "dir"
+          |                     ^^^^^
+    microglia.toml:18:16: `access_token` and `access_token_file` are both given: keep exactly one, better the file
+       18 | access_token = "…
+          |                ^^
+    microglia.toml:20:14: the token is missing: add `access_token_file = "token"`
+       20 | [homeservers.none]
+          |              ^^^^
+    microglia.toml:25:16: the token is empty
+       25 | access_token = " "
+          |                ^^^
+    microglia.toml:29:11: empty holds no certificate in PEM form
+       29 | ca_file = "empty"
+          |           ^^^^^^^
+    microglia.toml:33:11: garbage holds no certificate in PEM form
+       33 | ca_file = "garbage"
+          |           ^^^^^^^^^
+    microglia.toml:34:23: expected a whole number of at least 1
+       34 | max_concurrent_runs = 0
+          |                       ^
+    microglia.toml:38:11: no-such cannot be read: No such file or directory (os error 2)
+       38 | ca_file = "no-such"
+          |           ^^^^^^^^^
+    microglia.toml: 13 mistakes
+    "#);
+}
+
+#[tokio::test]
+async fn a_secret_that_everybody_may_read_is_a_warning() {
+    use std::os::unix::fs::PermissionsExt;
+    let open = |program: &Program, name: &str| {
+        std::fs::set_permissions(program.path(name), std::fs::Permissions::from_mode(0o644))
+            .unwrap();
+    };
+    let program =
+        Program::new("http://127.0.0.1:8008", "s3cret", &format!("[jobs.media]\n{PURGE}"));
+    open(&program, "token");
+    insta::assert_snapshot!(accepted(&program).await.1, @r#"
+    warning: microglia.toml:6:21: everybody on this machine may read token: chmod 600 it, owned by the user that runs microglia
+        6 | access_token_file = "token"
+          |                     ^^^^^^^
+    "#);
+    let program = Program::with_config(&format!("{MAIN}[jobs.media]\n{PURGE}"));
+    open(&program, "microglia.toml");
+    insta::assert_snapshot!(accepted(&program).await.1, @r#"
+    warning: microglia.toml:3:16: everybody on this machine may read this token: chmod 640 microglia.toml, or use `access_token_file`
+        3 | access_token = "…
+          |                ^^
+    "#);
+}
+
+#[tokio::test]
+async fn a_file_that_is_no_config_says_what_it_is() {
+    insta::assert_snapshot!(mistakes("").await, @r#"
+    error: microglia.toml:1:1: there is no homeserver: add [homeservers.main] with `url = "http://127.0.0.1:8008"` and `access_token_file = "token"`
+    microglia.toml: 1 mistake
+    "#);
+    insta::assert_snapshot!(mistakes("# nothing yet\n").await, @r#"
+    error: microglia.toml:1:1: there is no homeserver: add [homeservers.main] with `url = "http://127.0.0.1:8008"` and `access_token_file = "token"`
+        1 | # nothing yet
+          | ^
+    microglia.toml: 1 mistake
+    "#);
+    let program = Program::with_config("");
+    std::fs::write(program.path("microglia.toml"), b"[daemon]\n# \xc3\xbc caf\xe9\n").unwrap();
+    insta::assert_snapshot!(refusal(&program).await, @r#"error: microglia.toml: line 2, column 8: this byte is not UTF-8, as TOML has to be: save the file as UTF-8"#);
+    std::fs::remove_file(program.path("microglia.toml")).unwrap();
+    insta::assert_snapshot!(refusal(&program).await, @r#"error: microglia.toml: there is no such file: name the config with --config FILE or $MICROGLIA_CONFIG"#);
+    std::fs::create_dir(program.path("microglia.toml")).unwrap();
+    insta::assert_snapshot!(refusal(&program).await, @r#"error: microglia.toml: this is a directory: name the config file in it"#);
+}
+
+#[tokio::test]
+async fn syntax_errors_are_all_reported() {
+    insta::assert_snapshot!(mistakes("\
+[daemon]
+timezone = Europe/Berlin
+[homeservers.main]
+access_token_file = token
+url \"http://127.0.0.1:8008\"
+[jobs.media]
+kind = \"purge-local-media
+older_than = 180d
+[jobs.other
+").await, @r#"
+    error: microglia.toml:2:12: string values must be quoted, expected literal string
+        2 | timezone = Europe/Berlin
+          |            ^^^^^^^^^^^^^
+    microglia.toml:4:21: expected true or false, or a string in quotes
+        4 | access_token_file = token
+          |                     ^^^^^
+    microglia.toml:5:5: key with no value, expected `=`
+        5 | …
+          |  ^
+    microglia.toml:9:12: unclosed table, expected `]`
+        9 | [jobs.other
+          |            ^
+    microglia.toml: 4 mistakes
+    "#);
+}
+
+#[tokio::test]
+async fn a_name_used_twice_is_reported_beside_the_other_mistakes() {
+    insta::assert_snapshot!(mistakes(&format!("\
+{MAIN}url = \"http://127.0.0.1:8009\"
+[jobs.media]
+{PURGE}older_than = \"90d\"
+[jobs.media]
+kind = \"join-rooms\"
+[jobs.other]
+kind = \"purge-remote-media\"
+")).await, @r#"
+    error: microglia.toml:4:1: this name is used twice: keep one of them
+        4 | url = "http://127.0.0.1:8009"
+          | ^^^
+    microglia.toml:8:1: this name is used twice: keep one of them
+        8 | older_than = "90d"
+          | ^^^^^^^^^^
+    microglia.toml:9:7: this name is used twice: keep one of them
+        9 | [jobs.media]
+          |       ^^^^^
+    microglia.toml:10:1: this name is used twice: keep one of them
+       10 | kind = "join-rooms"
+          | ^^^^
+    microglia.toml:11:7: an age is missing: add `older_than = "180d"`, or `before = 2023-01-01T00:00:00Z`
+       11 | [jobs.other]
+          |       ^^^^^
+    microglia.toml: 5 mistakes
+    "#);
+}
+
+#[tokio::test]
+async fn what_is_wrong_in_the_defaults_is_said_once() {
+    insta::assert_snapshot!(mistakes(&format!("\
+[defaults]
+kind = \"join-rooms\"
+schedule = \"@daily\"
+time_limit = \"1w\"
+retries = {{ attempts = 0 }}
+homeserver = \"mian\"
+mode = \"aply\"
+{MAIN}
+[jobs.one]
+{PURGE}
+[jobs.two]
+{PURGE}
+")).await, @r#"
+    error: microglia.toml:2:1: `kind` has no default: each job names its own
+        2 | kind = "join-rooms"
+          | ^^^^
+    microglia.toml:3:1: `schedule` has no default: each job names its own
+        3 | schedule = "@daily"
+          | ^^^^^^^^
+    microglia.toml:4:14: "1w": weeks are not a unit here: write the days, "7d"
+        4 | time_limit = "1w"
+          |              ^^^^
+    microglia.toml:5:24: expected a whole number of at least 1
+        5 | retries = { attempts = 0 }
+          |                        ^
+    microglia.toml:6:14: homeserver `mian` is not known here, did you mean `main`?
+        6 | homeserver = "mian"
+          |              ^^^^^^
+    microglia.toml:7:8: `aply` is not known here, did you mean `apply`?
+        7 | mode = "aply"
+          |        ^^^^^^
+    microglia.toml: 6 mistakes
+    "#);
+}
+
+#[tokio::test]
+async fn what_a_kind_cannot_use_is_a_mistake() {
+    insta::assert_snapshot!(mistakes(&format!("\
+{MAIN}
+[jobs.remote]
+kind = \"purge-remote-media\"
+older_than = \"30d\"
+max_changes = 5
+at_most = 5
+[jobs.join]
+kind = \"join-rooms\"
+rooms = []
+users = []
+except_users = [\"bob\", \"@bob\"]
+[jobs.ids]
+kind = \"remove-external-ids\"
+providers = [\"oauth-delegated\", \"\"]
+accounts = []
+external_ids = []
+[jobs.ids-too]
+kind = \"remove-external-ids\"
+providers = []
+accounts = [\"gone\"]
+[jobs.ask]
+kind = \"request\"
+method = \"FETCH\"
+path = \"_synapse/#a\"
+expect = []
+[jobs.ask-too]
+kind = \"request\"
+method = \"GET\"
+path = \"/x/{{{{ ago_ms('6mo') }}}}\"
+query = 5
+body = {{ at = \"{{{{ now() }}}}\" }}
+")).await, @r#"
+    error: microglia.toml:8:15: `max_changes` means nothing for purge-remote-media, which cannot count beforehand: take it out
+        8 | max_changes = 5
+          |               ^
+    microglia.toml:9:11: `at_most` means nothing for purge-remote-media, which cannot count beforehand: take it out
+        9 | at_most = 5
+          |           ^
+    microglia.toml:12:9: `rooms` is empty: this job would never do anything
+       12 | rooms = []
+          |         ^^
+    microglia.toml:13:9: `users` is empty: this job would never do anything
+       13 | users = []
+          |         ^^
+    microglia.toml:14:17: "bob" can match nobody: a user is an id or a glob over whole Matrix ids and begins with `@` or `*`, such as "@bob:example.com" or "@bot-*"
+       14 | except_users = ["bob", "@bob"]
+          |                 ^^^^^
+    microglia.toml:14:24: "@bob" can match nobody: a user is a whole Matrix id such as "@bob:example.com"
+       14 | except_users = ["bob", "@bob"]
+          |                        ^^^^^^
+    microglia.toml:17:14: `oauth-delegated` is how Synapse stored the accounts' own link to MAS: removing it would cut everybody off
+       17 | providers = ["oauth-delegated", ""]
+          |              ^^^^^^^^^^^^^^^^^
+    microglia.toml:17:33: a provider has a name, such as "oidc-google" or "saml"
+       17 | providers = ["oauth-delegated", ""]
+          |                                 ^^
+    microglia.toml:18:12: expected "all", or one or more of "active", "deactivated", "locked"
+       18 | accounts = []
+          |            ^^
+    microglia.toml:19:16: `external_ids` is empty: this job would never do anything
+       19 | external_ids = []
+          |                ^^
+    microglia.toml:22:13: `providers` is empty: this job would never do anything
+       22 | providers = []
+          |             ^^
+    microglia.toml:23:13: `gone` is not known here, expected one of: active, deactivated, locked
+       23 | accounts = ["gone"]
+          |             ^^^^^^
+    microglia.toml:26:10: `FETCH` is not known here, did you mean `PATCH`?
+       26 | method = "FETCH"
+          |          ^^^^^^^
+    microglia.toml:27:8: a path begins with `/`: "/_synapse/#a"
+       27 | path = "_synapse/#a"
+          |        ^^^^^^^^^^^^^
+    microglia.toml:28:10: `expect` is empty: this job would never do anything
+       28 | expect = []
+          |          ^^
+    microglia.toml:32:8: the template "/x/{{ ago_ms('6mo') }}" cannot be filled in: "6mo": months are not a unit here: write the days, "180d"
+       32 | path = "/x/{{ ago_ms('6mo') }}"
+          |        ^^^^^^^^^^^^^^^^^^^^^^^^
+    microglia.toml:33:9: expected a table such as { before_ts = "{{ ago_ms('30d') }}" }
+       33 | query = 5
+          |         ^
+    microglia.toml:34:8: the template "{{ now() }}" cannot be filled in: now is unknown
+       34 | body = { at = "{{ now() }}" }
+          |        ^^^^^^^^^^^^^^^^^^^^^^
+    microglia.toml: 18 mistakes
+    "#);
+}
+
+#[tokio::test]
+async fn twenty_mistakes_give_twenty_reports_in_the_order_of_the_file() {
+    let said = mistakes(
+        "\
+[jobs.a]
+kind = \"purge-local-media\"
+larger_than = \"5\"
+mode = \"try\"
+[daemon]
+listen = \"everywhere\"
+timezone = \"Utopia\"
+state_dir = 1
+keep_history = \"1y\"
+watch_config = \"often\"
+admin_token_file = \"no-such\"
+[homeservers.main]
+url = \"nowhere\"
+access_token_file = \"no-such\"
+ca_file = \"no-such\"
+max_joins_per_second = -1
+[defaults]
+overlap = \"wait\"
+splay = 5
+[jobs.b]
+kind = \"join-rooms\"
+schedule = \"* * *\"
+homeserver = \"nain\"
+rooms = []
+rejoin = \"always\"
+[surplus]
+",
+    )
+    .await;
+    let places: Vec<&str> = said
+        .lines()
+        .filter_map(|line| {
+            line.strip_prefix("error: ").unwrap_or(line).strip_prefix("microglia.toml:")
+        })
+        .filter_map(|line| line.split(": ").next())
+        .collect();
+    let expected = [
+        "1:7",
+        "3:15",
+        "4:8",
+        "6:10",
+        "7:12",
+        "8:13",
+        "9:16",
+        "10:16",
+        "11:20",
+        "13:7",
+        "14:21",
+        "15:11",
+        "16:24",
+        "18:11",
+        "19:9",
+        "22:12",
+        "23:14",
+        "24:9",
+        "25:10",
+        "26:2",
+        " 20 mistakes",
+    ];
+    assert_eq!(places, expected, "{said}");
+}
+
+#[tokio::test]
+async fn no_secret_is_shown_whatever_is_wrong_with_its_line() {
+    let lines = [
+        "access_token = \"s3cret",
+        "access_token = \"s3cret\" \"",
+        "access_token \"s3cret\"",
+        "access_token = s3cret",
+        "access_token: s3cret",
+        "acces_token = \"s3cret\"",
+        "acess_tokn = \"s3cret\"",
+        "\"access_token\" = \"s3cret\"\n\"access_token\" = \"s3cret\"",
+        "access_token = [\"s3cret\"]",
+        "access_token = [\n  \"s3cret\"\n",
+        "access_token = [\n  \"s3cret\",,\n]",
+        "access_token = \"\"\"\ns3cret \\z\n\"\"\"",
+        "access_token = \"s3cret\"\naccess_token_file = \"token\"",
+        "access_token = \"s3cret\"\nmedia_url = \"http://u:s3cret@h\"",
+        "admin_token = \"s3cret\"",
+        "ACCESS_TOKEN=s3cret",
+    ];
+    for line in lines {
+        let program = Program::with_config(&format!(
+            "[homeservers.main]\nurl = \"http://127.0.0.1:1\"\n{line}\n[jobs.a]\n{PURGE}"
+        ));
+        for mut command in [vec!["check"], vec!["jobs"], vec!["runs"], vec!["run", "a"]] {
+            let output = program.run(&command).await;
+            command.push(line);
+            assert_eq!(output.code, 2, "{command:?}: {output:?}");
+            assert!(!format!("{output:?}").contains("s3cret"), "{command:?}: {output:?}");
+        }
+    }
+    let inline = "homeservers.main = { url = \"ftp://h\", access_token = \"s3cret\", bogus = 1 }";
+    let said = mistakes(inline).await;
+    assert!(!said.contains("s3cret"), "{said}");
+    insta::assert_snapshot!(said, @r#"
+    error: microglia.toml:1:28: "ftp://h" begins with neither http:// nor https://: write Synapse's own listener, such as "http://127.0.0.1:8008"
+        1 | homeservers.main = { url = "ftp://h", access_token = "…
+          |                            ^^^^^^^^^
+    microglia.toml:1:64: unknown key `bogus`, expected one of: url, media_url, access_token, access_token_file, ca_file, max_concurrent_runs, max_concurrent_requests, max_requests_per_second, max_joins_per_second, request_timeout, media_in_object_storage
+        1 | homeservers.main = { url = "ftp://h", access_token = "…
+          |                                                        ^
+    microglia.toml: 2 mistakes
+    "#);
+}
+
+#[tokio::test]
+async fn a_token_shows_in_no_output_and_in_no_log_of_any_command() {
+    let fake = Fake::start();
+    fake.fault(Fault::new("GET", "/_matrix/client/v1/auth_metadata", Trouble::Proxy(502)));
+    for (config, file) in
+        [("access_token = \"fake-token\"", false), ("access_token_file = \"token\"", true)]
+    {
+        let mut program = Program::with_config(&format!(
+            "[daemon]\nstate_dir = \"state\"\n[homeservers.main]\nurl = \"{}\"\n{config}\n[jobs.a]\n{PURGE}",
+            fake.url()
+        ));
+        program.environment.push(("RUST_LOG".to_owned(), "trace".to_owned()));
+        if file {
+            program.write("token", TOKEN);
+        }
+        for command in [
+            vec!["check", "--online"],
+            vec!["run", "a"],
+            vec!["run", "a", "--apply", "--json"],
+            vec!["jobs"],
+            vec!["runs"],
+            vec!["runs", "show", "1"],
+        ] {
+            let output = program.run(&command).await;
+            assert_eq!(output.code, 0, "{command:?}: {output:?}");
+            assert!(!format!("{output:?}").contains(TOKEN), "{command:?}: {output:?}");
+        }
+        for file in ["state/history.db"] {
+            let bytes = std::fs::read(program.path(file)).unwrap();
+            assert!(!String::from_utf8_lossy(&bytes).contains(TOKEN), "{file}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn inline_tables_of_the_defaults_are_merged_key_by_key() {
+    let fake = Fake::start();
+    fake.fault(
+        Fault::new("GET", "/_matrix/client/v3/account/whoami", Trouble::BrokenJson).always(),
+    );
+    let program = Program::new(
+        &fake.url(),
+        TOKEN,
+        &format!(
+            "\
+[defaults]
+retries = {{ attempts = 2, first_delay = \"0s\" }}
+[jobs.merged]
+{PURGE}retries = {{ max_delay = \"1s\" }}
+[jobs.own]
+{PURGE}retries = {{ attempts = 4 }}
+"
+        ),
+    );
+    assert_eq!(program.dry_run("merged").await["attempts"], 2);
+    assert_eq!(program.dry_run("own").await["attempts"], 4);
+}
+
+#[tokio::test]
+async fn a_list_of_homeservers_is_one_job_each() {
+    let program = Program::with_config(&format!(
+        "\
+{MAIN}[homeservers.second]
+url = \"http://127.0.0.1:8009\"
+access_token = \"a\"
+[daemon]
+state_dir = \"state\"
+[jobs.both]
+{PURGE}homeserver = [\"second\", \"main\", \"main\"]
+[jobs.listed]
+{PURGE}homeserver = [\"main\"]
+[jobs.plain]
+{PURGE}homeserver = \"main\"
+"
+    ));
+    let jobs = program.json(&["jobs", "--json"]).await;
+    let names: Vec<String> = jobs
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|job| {
+            format!("{} {}", job["name"].as_str().unwrap(), job["homeserver"].as_str().unwrap())
+        })
+        .collect();
+    assert_eq!(names, ["both@main main", "both@second second", "listed@main main", "plain main"]);
+    let unsaid = program.run(&["run", "both"]).await;
+    assert_eq!(unsaid.code, 2);
+    insta::assert_snapshot!(unsaid.stderr, @r#"error: job `both` runs on several homeservers: name one of both@main, both@second"#);
+}
+
+#[tokio::test]
+async fn a_secret_file_is_looked_for_among_the_credentials_first_and_loses_one_newline() {
+    let fake = Fake::start();
+    let mut program =
+        Program::new(&fake.url(), &format!("{TOKEN}\n"), &format!("[jobs.a]\n{PURGE}"));
+    let whose = async |program: &Program| program.run(&["check", "--online"]).await;
+    assert_eq!(whose(&program).await.code, 0, "the newline at the end is no part of the token");
+    program.write("token", "stale");
+    assert_eq!(whose(&program).await.code, 1);
+    std::fs::create_dir(program.path("credentials")).unwrap();
+    program.write("credentials/token", TOKEN);
+    program.environment.push((
+        "CREDENTIALS_DIRECTORY".to_owned(),
+        program.path("credentials").display().to_string(),
+    ));
+    assert_eq!(
+        whose(&program).await.code,
+        0,
+        "the credential wins over the file beside the config"
+    );
+    std::fs::remove_file(program.path("credentials/token")).unwrap();
+    program.write("token", TOKEN);
+    assert_eq!(
+        whose(&program).await.code,
+        0,
+        "what is no credential is looked for beside the config"
+    );
+}
+
+#[tokio::test]
+async fn the_environment_says_what_the_config_leaves_out() {
+    let mut program = Program::with_config(&format!("{MAIN}[jobs.a]\n{PURGE}"));
+    let state = program.path("elsewhere").display().to_string();
+    program.environment.push(("STATE_DIRECTORY".to_owned(), format!("{state}:/other")));
+    program.environment.push(("MICROGLIA_LISTEN".to_owned(), "somewhere".to_owned()));
+    insta::assert_snapshot!(refusal(&program).await, @r#"
+    error: microglia.toml:1:1: $MICROGLIA_LISTEN: "somewhere" is no address to listen on: write an IP address and a port, such as "127.0.0.1:8749" or "[::]:8749"
+        1 | [homeservers.main]
+          | ^
+    microglia.toml: 1 mistake
+    "#);
+    program.environment.pop();
+    let output = program.run(&["runs"]).await;
+    assert_eq!((output.code, output.stderr), (0, format!("no run is recorded in {state}\n")));
+}
+
+#[tokio::test]
+async fn the_configs_that_are_shipped_are_good_and_name_every_key() {
+    use microglia::{config::TABLES, jobs::KINDS};
+    let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join("config");
+    let read = |name: &str| std::fs::read_to_string(shipped.join(name)).unwrap();
+    for name in ["microglia.toml", "minimal.toml"] {
+        let program = Program::with_config(&read(name));
+        for secret in ["token", "admin-token"] {
+            program.write(secret, "s3cret");
+        }
+        program.write("internal-ca.pem", include_str!("tls/ca.pem"));
+        let (stdout, warnings) = accepted(&program).await;
+        assert_eq!(warnings, "", "{name}");
+        assert!(stdout.contains("microglia.toml: no mistake"), "{stdout}");
+    }
+    let full = read("microglia.toml");
+    // `[table]` or `kind = …` says whose keys the next lines hold.
+    let keys = |wanted: &dyn Fn(&str) -> bool| -> Vec<String> {
+        full.split("\n[")
+            .filter(|table| wanted(table))
+            .flat_map(|table| table.lines().skip(1))
+            .filter(|line| !line.starts_with('#'))
+            .filter_map(|line| line.split_once(" = "))
+            .map(|(key, _)| key.to_owned())
+            .collect()
+    };
+    let wanted = |name: &str, table: &dyn Fn(&str) -> bool, known: &[microglia::keys::Key]| {
+        let named = keys(table);
+        let missing: Vec<&str> = known
+            .iter()
+            .map(|key| key.name)
+            .filter(|key| !named.iter().any(|named| named == key))
+            .collect();
+        assert_eq!(missing, [""; 0], "keys of {name} that config/microglia.toml does not show");
+    };
+    for (name, known) in TABLES {
+        let head = name.split([' ', ',']).next().unwrap();
+        let head = head.trim_end_matches("NAME");
+        // A key of every job may stand in [defaults].
+        wanted(
+            name,
+            &|table| table.starts_with(head) || (head == "jobs." && table.starts_with("defaults]")),
+            known,
+        );
+    }
+    for kind in KINDS {
+        let is_kind = |table: &str| table.contains(&format!("\nkind = \"{}\"", kind.name));
+        // An age is given by one of two keys: the two purges show one each.
+        let known: Vec<_> = kind
+            .keys
+            .iter()
+            .copied()
+            .filter(|key| !matches!(key.name, "older_than" | "before"))
+            .collect();
+        wanted(kind.name, &is_kind, &known);
+    }
+    assert_eq!(
+        keys(&|_| true)
+            .iter()
+            .filter(|key| matches!(key.as_str(), "older_than" | "before"))
+            .count(),
+        2
+    );
+    assert!(
+        full.contains("retries = { attempts = 3, first_delay = \"10s\", max_delay = \"10m\" }")
+    );
+}
