@@ -115,10 +115,7 @@ impl Job for JoinRooms {
         for (index, RoomName(name)) in self.keys.rooms.iter().enumerate() {
             context.reading("rooms", index as u64, self.keys.rooms.len() as u64);
             match self.look_at(context, identity, name, &wanted, &mut known).await {
-                Ok(room) => {
-                    plan.some_fine |= room.is_some();
-                    rooms.extend(room);
-                }
+                Ok(room) => rooms.extend(room),
                 Err(Trouble::Room(problem)) => plan.problem(Action::JoinRoom, name, problem),
                 Err(Trouble::Run(failure)) => return Err(failure),
             }
@@ -128,19 +125,21 @@ impl Job for JoinRooms {
         for room in &mut rooms {
             room.missing.retain(|missing| !unfit.contains(&missing.user_id));
             // Asked last: a room in which only ghosts are missing needs no power to invite.
-            if let (false, Some(permissions)) = (room.missing.is_empty(), &room.permissions) {
-                match may_bring_in(context.reader, identity, &room.open, permissions).await {
-                    Ok(()) => {}
-                    Err(Trouble::Room(problem)) => {
-                        room.missing.clear();
-                        plan.problem(Action::JoinRoom, &room.name, problem);
-                    }
-                    Err(Trouble::Run(failure)) => return Err(failure),
+            let asked = match (room.missing.is_empty(), &room.permissions) {
+                (false, Some(permissions)) => {
+                    may_bring_in(context.reader, identity, &room.open, permissions).await
                 }
+                _ => Ok(()),
+            };
+            match asked {
+                Ok(()) => plan.some_fine = true,
+                Err(Trouble::Room(problem)) => {
+                    room.missing.clear();
+                    plan.problem(Action::JoinRoom, &room.name, problem);
+                }
+                Err(Trouble::Run(failure)) => return Err(failure),
             }
         }
-        // A room that nobody can be brought into is not fine.
-        plan.some_fine &= plan.problems.len() < self.keys.rooms.len();
         self.fill(plan, rooms, identity);
         Ok(())
     }
