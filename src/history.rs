@@ -1,7 +1,6 @@
 //! The history: runs, their changes, and what was learned, written as it happens.
 
 use std::collections::HashMap;
-use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -97,18 +96,19 @@ impl History {
     /// Opens the history in the state directory and brings its tables up to date.
     pub async fn open(dir: &StateDir, clock: Clock) -> Result<Self, Error> {
         let path = dir.path(FILE);
-        // SQLite gives the files that it makes beside this one to the owner of this one.
-        if File::create_new(&path).is_ok() {
-            dir.give_to_owner(&path)?;
-        }
+        let existed = path.exists();
         let options = SqliteConnectOptions::new()
             .filename(&path)
+            .create_if_missing(true)
             .journal_mode(SqliteJournalMode::Wal)
             // A change that was recorded must survive a power cut: it says what to put back.
             .synchronous(SqliteSynchronous::Full)
             .foreign_keys(true)
             .busy_timeout(BUSY);
         let write = SqlitePoolOptions::new().max_connections(1).connect_with(options).await?;
+        if !existed {
+            dir.give_to_owner(&path)?;
+        }
         sqlx::migrate!("src/history/migrations").run(&write).await?;
         let read = reading(&path).await?;
         Ok(Self {

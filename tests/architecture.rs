@@ -1,5 +1,7 @@
 //! The floors of the program: a module uses what stands on lower floors, or before it on its own.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on should panic")]
+
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 

@@ -67,10 +67,8 @@ pub(super) async fn run(path: &Path, options: &Options) -> Result<(), Ended> {
             if runs.is_empty() {
                 let what =
                     options.job.as_ref().map_or_else(String::new, |job| format!(" of {job}"));
-                super::say(&format!(
-                    "no run{what} is recorded in {}",
-                    config.daemon.state_dir.display()
-                ));
+                let dir = config.daemon.state_dir.display();
+                super::say(&format!("no run{what} is recorded in {dir}"));
                 return Ok(());
             }
             print(&listed(&runs, zone))

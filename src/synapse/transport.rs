@@ -403,6 +403,9 @@ impl Transport {
             Cause::NotSynapse { status: 401 | 403 | 404, .. } if admin_path => {
                 Some("A proxy answered, and most hide /_synapse/admin: set `url` to Synapse's own listener, such as http://127.0.0.1:8008".to_owned())
             }
+            Cause::NotSynapse { status: 401 | 403 | 404, .. } => {
+                Some("Something else than Synapse answered: set `url` to Synapse's own listener, such as http://127.0.0.1:8008".to_owned())
+            }
             _ => None,
         }
     }
@@ -487,5 +490,29 @@ impl Base {
             Self::Homeserver => "url",
             Self::Media => "media_url",
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whoever_asks_to_wait_is_heard_in_the_body_before_the_header() {
+        let asked = |body: &str, header| match refusal(
+            StatusCode::TOO_MANY_REQUESTS,
+            body.as_bytes(),
+            header,
+        ) {
+            Cause::Synapse { retry_after, .. } => ("Synapse", retry_after),
+            Cause::NotSynapse { retry_after, .. } => ("a proxy", retry_after),
+            other => panic!("{other:?}"),
+        };
+        let limited = r#"{"errcode": "M_LIMIT_EXCEEDED", "error": "", "retry_after_ms": 1500}"#;
+        let silent = r#"{"errcode": "M_LIMIT_EXCEEDED", "error": ""}"#;
+        assert_eq!(asked(limited, Some("2")), ("Synapse", Some(Duration::from_millis(1500))));
+        assert_eq!(asked(silent, Some("2")), ("Synapse", Some(Duration::from_secs(2))));
+        assert_eq!(asked("<html>", Some("7")), ("a proxy", Some(Duration::from_secs(7))));
+        assert_eq!(asked("<html>", None), ("a proxy", None));
     }
 }

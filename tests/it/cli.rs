@@ -1,5 +1,7 @@
 //! The command line: what each command prints, where, and how it exits.
 
+#![expect(clippy::too_many_lines, reason = "what a person reads is shown whole")]
+
 use std::os::unix::fs::MetadataExt;
 use std::process::Stdio;
 
@@ -34,6 +36,40 @@ async fn help_and_version_are_there_for_each_command() {
     let program = Program::with_config("");
     let help = program.run(&["--help"]).await;
     assert_eq!((help.code, help.stderr.as_str()), (0, ""));
+    let without_commands: Vec<&str> =
+        help.stdout.split("\n\n").filter(|part| !part.starts_with("Commands:")).collect();
+    let shown: Vec<&str> = without_commands
+        .iter()
+        .flat_map(|part| part.lines().chain([""]))
+        .map(str::trim_end)
+        .collect();
+    insta::assert_snapshot!(shown.join("\n"), @r#"
+    Recurring housekeeping for Synapse, the Matrix homeserver.
+
+    Reads a TOML file of jobs. Start with `microglia kinds`, write the file, let `microglia check
+    --online` look at it, look at what a job would do with `microglia run JOB --dry-run`, and do it with
+    `microglia run JOB --apply`.
+
+    Usage: microglia [OPTIONS] <COMMAND>
+
+    Options:
+          --config <FILE>
+              The config file
+
+              [env: MICROGLIA_CONFIG=]
+              [default: /etc/microglia/microglia.toml]
+
+      -h, --help
+              Print help (see a summary with '-h')
+
+      -V, --version
+              Print version
+
+    Exit codes: 0 succeeded (a dry run that worked is a success); 1 the run, the reload or `check
+    --online` did not succeed, or the job is already running; 2 wrong usage, or a mistake in the config
+    file.
+    Environment: RUST_LOG sets the levels of the log on stderr, MICROGLIA_LOG_FORMAT=json its form.
+    "#);
     let commands: Vec<&str> = help
         .stdout
         .lines()
@@ -60,7 +96,7 @@ async fn wrong_usage_exits_with_2() {
     let fake = Fake::start();
     let program =
         sweep(&fake, "[jobs.fresh]\nkind = \"purge-remote-media\"\nolder_than = \"30d\"\n");
-    let mut said = String::new();
+    let mut said = Vec::new();
     for arguments in [
         vec![],
         vec!["chekc"],
@@ -79,10 +115,10 @@ async fn wrong_usage_exits_with_2() {
     ] {
         let output = program.run(&arguments).await;
         assert_eq!((output.code, output.stdout.as_str()), (2, ""), "{arguments:?}");
-        let first = output.stderr.lines().next().unwrap_or_default();
-        said.push_str(&format!("{}: {first}\n", arguments.join(" ")));
+        let first = output.stderr.lines().next().unwrap_or_default().to_owned();
+        said.push(format!("{}: {first}", arguments.join(" ")));
     }
-    insta::assert_snapshot!(said, @r#"
+    insta::assert_snapshot!(said.join("\n"), @r#"
     : error: 'microglia' requires a subcommand but one was not provided
     chekc: error: unrecognized subcommand 'chekc'
     run: error: the following required arguments were not provided:
@@ -546,7 +582,7 @@ async fn a_state_directory_is_made_where_it_is_missing_and_refuses_changes_where
     assert_eq!(std::fs::metadata(program.path("state")).unwrap().mode() & 0o777, 0o750);
 
     fake.world(|world| {
-        world.user("@again:fake.test").external_ids.push(("saml".to_owned(), "x".to_owned()))
+        world.user("@again:fake.test").external_ids.push(("saml".to_owned(), "x".to_owned()));
     });
     program.write(
         "microglia.toml",

@@ -9,6 +9,7 @@ use tokio::io::copy_bidirectional;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::ServerConfig;
+use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
@@ -98,7 +99,7 @@ async fn each_kind_of_no_says_who_said_it_and_what_to_do() {
     insta::assert_snapshot!(all, @r#"
     failed: GET /_synapse/admin/v2/users/@microglia:fake.test: 404 from something that is not Synapse: <html> <head><title>404 Not Found</title></head> <body> <center><h1>404 Not Found</h1></center> <hr><center>nginx/1.26.2</center> </body> </html>. A proxy answered, and most hide /_synapse/admin: set `url` to Synapse's own listener, such as http://127.0.0.1:8008
     failed: GET /_synapse/admin/v2/users/@microglia:fake.test: 403 from something that is not Synapse: <html> <head><title>403 Forbidden</title></head> <body> <center><h1>403 Forbidden</h1></center> <hr><center>nginx/1.26.2</center> </body> </html>. A proxy answered, and most hide /_synapse/admin: set `url` to Synapse's own listener, such as http://127.0.0.1:8008
-    failed: GET /_matrix/client/v3/account/whoami: 404 from something that is not Synapse: <html> <head><title>404 Not Found</title></head> <body> <center><h1>404 Not Found</h1></center> <hr><center>nginx/1.26.2</center> </body> </html>
+    failed: GET /_matrix/client/v3/account/whoami: 404 from something that is not Synapse: <html> <head><title>404 Not Found</title></head> <body> <center><h1>404 Not Found</h1></center> <hr><center>nginx/1.26.2</center> </body> </html>. Something else than Synapse answered: set `url` to Synapse's own listener, such as http://127.0.0.1:8008
     refused: GET /_synapse/admin/v2/users/@microglia:fake.test: 404 M_UNRECOGNIZED: Unrecognized request. Synapse does not know this endpoint: it is too old, it delegates to MAS, or a worker answered; `url` should be the main process' own listener
     failed: GET /_synapse/admin/v2/users/@microglia:fake.test: 404 M_NOT_FOUND: User not found
     failed: GET /_synapse/admin/v2/users/@microglia:fake.test: 400 M_INVALID_PARAM: Query parameter limit must be an integer
@@ -470,7 +471,7 @@ async fn a_private_ca_is_trusted_when_it_is_named() {
 async fn tls_in_front_of(fake: &Fake) -> String {
     let certificate = CertificateDer::from_pem_slice(tls("server.pem").as_bytes()).unwrap();
     let key = PrivateKeyDer::from_pem_slice(tls("server-key.pem").as_bytes()).unwrap();
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let provider = Arc::new(ring::default_provider());
     let config = ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .unwrap()
