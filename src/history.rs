@@ -13,7 +13,7 @@ use sqlx::{QueryBuilder, Row, SqlitePool};
 use crate::change::{Fact, Store, Topic};
 use crate::clock::{Clock, Timestamp};
 use crate::report::{Action, CHANGES_SHOWN, ChangeRecord, Outcome, Report, State};
-use crate::state_dir::StateDir;
+use crate::state_dir::{Lock, StateDir};
 
 /// What is known of earlier runs. One without a database keeps nothing and knows nothing: only a dry run may use it.
 #[derive(Debug, Clone)]
@@ -63,6 +63,7 @@ const ROWS_AT_ONCE: usize = 2000;
 impl History {
     /// Opens the history in the state directory and brings its tables up to date.
     pub async fn open(dir: &StateDir, clock: Clock) -> Result<Self, Error> {
+        let _opening = opening(dir).await?;
         let path = dir.path(FILE);
         let existed = path.exists();
         let options = SqliteConnectOptions::new()
@@ -432,6 +433,18 @@ impl History {
             .execute(pool)
             .await?;
         Ok(gone.rows_affected())
+    }
+}
+
+/// One process at a time: nothing else keeps two first starts from making the same tables.
+async fn opening(dir: &StateDir) -> Result<Lock, Error> {
+    const LOOK_AGAIN: std::time::Duration = std::time::Duration::from_millis(20);
+    loop {
+        // The dot keeps it apart from the locks of jobs.
+        if let Some(lock) = dir.try_lock("history.open")? {
+            return Ok(lock);
+        }
+        tokio::time::sleep(LOOK_AGAIN).await;
     }
 }
 
