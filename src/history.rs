@@ -15,7 +15,7 @@ use sqlx::{QueryBuilder, Row, SqlitePool};
 use crate::change::{Fact, Store, Topic};
 use crate::clock::{Clock, Timestamp};
 use crate::report::{Action, CHANGES_SHOWN, ChangeRecord, Mode, Outcome, Report, State};
-use crate::state_dir::StateDir;
+use crate::state_dir::{Lock, StateDir};
 
 /// What is known of earlier runs. One without a database keeps nothing and knows nothing: only a dry run may use it.
 #[derive(Debug, Clone)]
@@ -95,6 +95,7 @@ const BUSY: Duration = Duration::from_secs(10);
 impl History {
     /// Opens the history in the state directory and brings its tables up to date.
     pub async fn open(dir: &StateDir, clock: Clock) -> Result<Self, Error> {
+        let _opening = opening(dir).await?;
         let path = dir.path(FILE);
         let existed = path.exists();
         let options = SqliteConnectOptions::new()
@@ -675,6 +676,18 @@ impl History {
 async fn reading(path: &Path) -> Result<SqlitePool, Error> {
     let options = SqliteConnectOptions::new().filename(path).read_only(true).busy_timeout(BUSY);
     Ok(SqlitePoolOptions::new().max_connections(2).min_connections(0).connect_with(options).await?)
+}
+
+/// One process at a time: nothing else keeps two first starts from making the same tables.
+async fn opening(dir: &StateDir) -> Result<Lock, Error> {
+    const LOOK_AGAIN: Duration = Duration::from_millis(20);
+    loop {
+        // The dot keeps it apart from the locks of jobs.
+        if let Some(lock) = dir.try_lock("history.open")? {
+            return Ok(lock);
+        }
+        tokio::time::sleep(LOOK_AGAIN).await;
+    }
 }
 
 async fn insert_facts(

@@ -32,7 +32,7 @@ keys! {
         pub allow_recent: bool = "false",
         /// Only files larger than this.
         pub larger_than: Size = "\"0B\"",
-        /// Keeps every file that is or ever was an avatar of a user or of a room.
+        /// Keeps the avatars of users and rooms, and every file that was a user's avatar in some room; not a room's former avatars.
         pub keep_avatars: bool = "true",
         /// The most files of one call to Synapse: batches start at 200 and double or halve so that a call takes 5 to 20 s.
         pub batch_files: u32 = "20000",
@@ -53,7 +53,7 @@ pub struct PurgeLocalMedia {
 impl Job for PurgeLocalMedia {
     const KIND: &'static str = "purge-local-media";
     const ABOUT: &'static str = "Deletes files that local users uploaded and that nobody accessed for long. They are gone for good: no other server is asked to keep them. \
-        Leaves alone what is quarantined or protected, empty and pending uploads, and (keep_avatars) every file that ever was an avatar. \
+        Leaves alone what is quarantined or protected, empty and pending uploads, and (keep_avatars) avatars: those in use, and the former ones of users in rooms. \
         Does not know stickers, custom emoji or files in use by rooms: protect those in Synapse first.";
     const KEYS: &'static [Key] = Keys::KEYS;
     const ACTION: Action = Action::PurgeLocalMedia;
@@ -97,7 +97,7 @@ impl Job for PurgeLocalMedia {
         let mut files = found.files;
         files.sort_unstable_by(|a, b| (a.used_ms, &a.id).cmp(&(b.used_ms, &b.id)));
         plan.bytes = Some(files.iter().map(|file| file.bytes).sum());
-        plan.work = Work::Walk(Box::new(Files {
+        plan.work = Work::Walk(Box::new(Candidates {
             until_ms: before.timestamp_millis(),
             files: files.into(),
             kept: found.kept.into(),
@@ -207,7 +207,7 @@ impl PurgeLocalMedia {
 
 /// The candidates in the order of their last use, deleted by a cut-off that walks upward.
 #[derive(Debug)]
-struct Files {
+struct Candidates {
     until_ms: i64,
     files: Arc<[Candidate]>,
     kept: Arc<[Candidate]>,
@@ -220,7 +220,7 @@ struct Files {
     keep_avatars: bool,
 }
 
-impl Files {
+impl Candidates {
     fn end(&self) -> usize {
         self.end.unwrap_or(self.files.len())
     }
@@ -238,7 +238,7 @@ impl Files {
     }
 }
 
-impl Walk for Files {
+impl Walk for Candidates {
     fn action(&self) -> Action {
         Action::PurgeLocalMedia
     }
@@ -391,14 +391,14 @@ fn spoken_ms(ms: i64) -> String {
 mod tests {
     use super::*;
 
-    fn walk(used: &[i64], batch: i64) -> Files {
+    fn walk(used: &[i64], batch: i64) -> Candidates {
         let files: Vec<Candidate> = used
             .iter()
             .enumerate()
             .map(|(index, ms)| Candidate { used_ms: *ms, bytes: 1, id: format!("f{index}").into() })
             .collect();
         let step = Step { size: batch, least: 1, most: batch };
-        Files {
+        Candidates {
             until_ms: 1000,
             files: files.into(),
             kept: Arc::default(),
@@ -410,7 +410,7 @@ mod tests {
         }
     }
 
-    fn calls(mut walk: Files) -> Vec<(i64, u64)> {
+    fn calls(mut walk: Candidates) -> Vec<(i64, u64)> {
         let mut calls = Vec::new();
         while let Some(change) = walk.next(Some(Duration::from_secs(10))) {
             let target = change.target();

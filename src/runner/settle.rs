@@ -23,8 +23,8 @@ pub struct Settle {
 impl Default for Settle {
     fn default() -> Self {
         Self {
-            still: Duration::from_secs(60),
-            blind: Duration::from_secs(600),
+            still: Duration::from_mins(1),
+            blind: Duration::from_mins(10),
             look_every: Duration::from_secs(5),
         }
     }
@@ -57,8 +57,9 @@ impl Run<'_> {
             .collect();
         let mut waiting = false;
         loop {
+            // The dot keeps it apart from the locks of jobs.
             if let Some(lock) =
-                dir.try_lock(&format!("media-{name}")).map_err(crate::history::Error::Io)?
+                dir.try_lock(&format!("media.{name}")).map_err(crate::history::Error::Io)?
             {
                 if waiting {
                     self.tell(Event::Resumed);
