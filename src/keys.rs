@@ -95,7 +95,7 @@ impl Table<'_, '_> {
             {
                 mistakes.push(Mistake::new(
                     self.span_of(name),
-                    format!("`{name}` is empty: this job would never do anything"),
+                    format!("`{name}` is empty: it needs at least one entry"),
                 ));
             }
         }

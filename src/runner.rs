@@ -570,9 +570,13 @@ impl Run<'_> {
         {
             let sum = kept + done;
             let refusal = format!(
-                "the plan has {}, more than max_changes = {most}: look at it with `microglia run {job} --dry-run`; if it is right, run it once with `--max-changes {sum}`, raise max_changes, or set at_most to work it off in parts",
+                "the plan has {}, more than max_changes = {most}: {}; if it is right, run it once with `--max-changes {sum}`, raise max_changes, or set at_most to work it off in parts",
                 counted(sum, "thing", "things"),
-                job = self.spec.name
+                match self.order.mode {
+                    Mode::DryRun => "in apply mode nothing of it would be made".to_owned(),
+                    Mode::Apply =>
+                        format!("look at it with `microglia run {} --dry-run`", self.spec.name),
+                }
             );
             self.record_plan(&plan).await.map_err(unrecorded)?;
             return Ok(Ending::Refused(refusal));

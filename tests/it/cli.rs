@@ -78,7 +78,24 @@ async fn help_and_version_are_there_for_each_command() {
         .take_while(|line| !line.is_empty())
         .filter_map(|line| line.split_whitespace().next())
         .collect();
-    assert!(commands.starts_with(&["check", "run", "jobs", "runs", "kinds"]), "{commands:?}");
+    assert_eq!(
+        commands,
+        [
+            "serve",
+            "check",
+            "run",
+            "jobs",
+            "runs",
+            "kinds",
+            "reload",
+            "cancel",
+            "pause",
+            "resume",
+            "healthcheck",
+            "completions",
+            "help"
+        ]
+    );
     for command in commands.into_iter().filter(|command| *command != "help") {
         let help = program.run(&[command, "--help"]).await;
         assert_eq!((help.code, help.stderr.as_str()), (0, ""), "{command}");
@@ -436,8 +453,9 @@ async fn each_kind_shows_every_key_with_its_type_its_default_and_its_meaning() {
 
       Deletes files that local users uploaded and that nobody accessed for long. They are gone for
       good: no other server is asked to keep them. Leaves alone what is quarantined or protected,
-      empty and pending uploads, and (keep_avatars) every file that ever was an avatar. Does not
-      know stickers, custom emoji or files in use by rooms: protect those in Synapse first.
+      empty and pending uploads, and (keep_avatars) avatars: those in use, and the former ones of
+      users in rooms. Does not know stickers, custom emoji or files in use by rooms: protect those
+      in Synapse first.
 
       Needs Synapse 1.78 or later.
 
@@ -502,7 +520,7 @@ async fn a_run_prints_its_report_on_stdout_and_what_it_logs_on_stderr() {
     insta::assert_snapshot!(stdout.replace(&took, "TOOK"), @r#"
     run 2: sweep (remove-external-ids on main), dry run, TIME
       succeeded after TOOK: 2 planned
-      2 of the planned ids are each the only one of an active account, which then needs a password or another identity to log in (`keep_last = true` leaves those alone)
+      2 of the planned ids are the only ones of active accounts, which then need a password or another identity to log in (`keep_last = true` leaves those alone)
       planned  remove-external-id @user000000:fake.test -> saml:s0
       planned  remove-external-id @user000001:fake.test -> saml:s1
     Nothing was changed. To make these changes now: microglia run sweep --apply; on schedule: set mode = "apply" in the job

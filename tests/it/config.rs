@@ -680,10 +680,10 @@ body = {{ at = \"{{{{ now() }}}}\" }}
     microglia.toml:9:11: `at_most` means nothing for purge-remote-media, which cannot count beforehand: take it out
         9 | at_most = 5
           |           ^
-    microglia.toml:12:9: `rooms` is empty: this job would never do anything
+    microglia.toml:12:9: `rooms` is empty: it needs at least one entry
        12 | rooms = []
           |         ^^
-    microglia.toml:13:9: `users` is empty: this job would never do anything
+    microglia.toml:13:9: `users` is empty: it needs at least one entry
        13 | users = []
           |         ^^
     microglia.toml:14:17: "bob" can match nobody: a user is an id or a glob over whole Matrix ids and begins with `@` or `*`, such as "@bob:example.com" or "@bot-*"
@@ -701,10 +701,10 @@ body = {{ at = \"{{{{ now() }}}}\" }}
     microglia.toml:18:12: expected "all", or one or more of "active", "deactivated", "locked"
        18 | accounts = []
           |            ^^
-    microglia.toml:19:16: `external_ids` is empty: this job would never do anything
+    microglia.toml:19:16: `external_ids` is empty: it needs at least one entry
        19 | external_ids = []
           |                ^^
-    microglia.toml:22:13: `providers` is empty: this job would never do anything
+    microglia.toml:22:13: `providers` is empty: it needs at least one entry
        22 | providers = []
           |             ^^
     microglia.toml:23:13: `gone` is not known here, expected one of: active, deactivated, locked
@@ -716,13 +716,13 @@ body = {{ at = \"{{{{ now() }}}}\" }}
     microglia.toml:27:8: a path begins with `/`: "/_synapse/#a"
        27 | path = "_synapse/#a"
           |        ^^^^^^^^^^^^^
-    microglia.toml:28:10: `expect` is empty: this job would never do anything
+    microglia.toml:28:10: `expect` is empty: it needs at least one entry
        28 | expect = []
           |          ^^
     microglia.toml:32:8: the template "/x/{{ ago_ms('6mo') }}" cannot be filled in: "6mo": months are not a unit here: write the days, "180d"
        32 | path = "/x/{{ ago_ms('6mo') }}"
           |        ^^^^^^^^^^^^^^^^^^^^^^^^
-    microglia.toml:33:9: expected a table such as { before_ts = "{{ ago_ms('30d') }}" }
+    microglia.toml:33:9: expected a table of strings, numbers and booleans such as { before_ts = "{{ ago_ms('30d') }}" }; a parameter that comes twice can stand in `path`
        33 | query = 5
           |         ^
     microglia.toml:34:8: the template "{{ now() }}" cannot be filled in: now is unknown

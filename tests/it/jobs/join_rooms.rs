@@ -284,7 +284,6 @@ async fn only_who_is_missing_and_may_be_swept_in_is_joined() {
     GET /_synapse/admin/v1/rooms/!lobby/state?type=m.room.power_levels
     GET /_synapse/admin/v1/rooms/!lobby/state?type=m.room.create
     GET /_synapse/admin/v1/rooms/!lobby/state?type=m.room.member
-    GET /_synapse/admin/v1/rooms/!lobby/block
     GET /_synapse/admin/v2/users/@suspended:hs.test
     ");
 

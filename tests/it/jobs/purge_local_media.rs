@@ -590,7 +590,7 @@ async fn a_token_that_is_revoked_in_the_middle_ends_the_run_and_says_what_to_do(
     assert_eq!(figures(&report), "failed: 30/10/10/0/10");
     let message = report["message"].as_str().unwrap();
     let why = format!(
-        "POST {DELETE}: 401 M_UNKNOWN_TOKEN: Invalid access token passed.. The access token is not valid: "
+        "POST {DELETE}: 401 M_UNKNOWN_TOKEN: Invalid access token passed. The access token is not valid: "
     );
     let remedy = message.strip_prefix(&why).unwrap_or_else(|| panic!("{message}"));
     assert!(remedy.contains(program.path("token").to_str().unwrap()), "{remedy}");

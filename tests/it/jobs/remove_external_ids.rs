@@ -724,14 +724,14 @@ async fn slips_in_the_config_are_named() {
     error: microglia.toml:13:12: `everybody` is not known here, expected one of: all, active, deactivated, locked
        13 | accounts = "everybody"
           |            ^^^^^^^^^^^
-    microglia.toml:14:13: `providers` is empty: this job would never do anything
+    microglia.toml:14:13: `providers` is empty: it needs at least one entry
        14 | providers = []
           |             ^^
     microglia.toml: 2 mistakes
     error: microglia.toml:13:12: expected "all", or one or more of "active", "deactivated", "locked"
        13 | accounts = []
           |            ^^
-    microglia.toml:15:16: `external_ids` is empty: this job would never do anything
+    microglia.toml:15:16: `external_ids` is empty: it needs at least one entry
        15 | external_ids = []
           |                ^^
     microglia.toml: 2 mistakes

@@ -344,7 +344,7 @@ async fn slips_in_the_config_are_named() {
     error: microglia.toml:15:9: expected a table of strings, numbers and booleans such as { before_ts = "{{ ago_ms('30d') }}" }; a parameter that comes twice can stand in `path`
        15 | query = "a=1"
           |         ^^^^^
-    microglia.toml:16:10: `expect` is empty: every answer would be a failure
+    microglia.toml:16:10: `expect` is empty: it needs at least one entry
        16 | expect = []
           |          ^^
     microglia.toml: 2 mistakes
