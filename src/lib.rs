@@ -1,4 +1,52 @@
-//! Housekeeping for Synapse.
+//! microglia: recurring housekeeping for Synapse, planned, previewed, guarded and on time.
+//!
+//! A job **reads** a homeserver and answers with a **plan**, a list of changes as data; a single runner checks the plan
+//! against its guards and, unless it is a dry run, **makes** the changes, telling one stream of events to log, metrics,
+//! history and progress.
+//!
+//! # Floors
+//!
+//! A module uses only what stands below it; `tests/architecture.rs` fails otherwise.
+//!
+//! | floor | modules | hold |
+//! |---|---|---|
+//! | 0 | `words` `keys` `clock` `glob` `length` `size` `schedule` `agenda` `age` | values that parse themselves, config tables as typed keys, and when a job is due |
+//! | 1 | `report` `state_dir` `synapse` `change` | what a run did, the locks, the homeserver's API, what would change |
+//! | 2 | `history` | runs, changes and what was learned, in SQLite |
+//! | 3, 4 | `job` `jobs` | what a kind is, and the table of kinds |
+//! | 5 | `config` | TOML text to settings and jobs, or every mistake with its place |
+//! | 6 | `runner` `telling` `listing` `metrics` `ticker` | one run; events as log lines and series; the seam to the scheduler |
+//! | 7 | `supervisor` | what is due, overlap, catch-up, adopting a config, draining |
+//! | 8, 9 | `reload` `control` `web` `daemon` | the ways to reach the daemon, and its composition |
+//! | 10 | `cli` | one command a file |
+//!
+//! A new kind is one file in `src/jobs/` and its line in `src/jobs.rs`: config, `kinds`, metrics and the tests over the
+//! table take it from there.
+//!
+//! # Invariants
+//!
+//! 1. Only `synapse::transport` sends HTTP to a homeserver. It holds the token, encodes path segments, limits rate and
+//!    concurrency, retries, decodes, and names endpoint templates for the metrics.
+//! 2. A job has a [`synapse::Reader`], which can only ask. Only the runner makes a [`synapse::Writer`], never in a dry run.
+//! 3. Within an attempt all reading ends before the first change, save the look that a change takes at its own target
+//!    just before it is made ([`change::Change::check`]).
+//! 4. Log, metrics, progress and the control socket hear [`report::Event`]s and nothing else.
+//! 5. Time and environment come in as values; only [`clock::Clock`] asks the time, only `cli` reads the environment.
+//! 6. The history is written as it happens: a row when a run begins, each change before it is sent (with what it will
+//!    replace) and after it was answered. What cannot be recorded is not done.
+//! 7. One run of a job at a time in a state directory, whoever starts it: each holds the job's lock. Where a daemon
+//!    lives, the command line asks it.
+//! 8. A request whose answer was lost may still be at work: nothing that is not safe to repeat is repeated because of a
+//!    time-out. A retry of the run plans anew, and what is not planned again was made.
+//! 9. Media calls go one at a time for a homeserver, and none while a lost one may be at work, across restarts.
+//!
+//! # Decisions
+//!
+//! - Config tables are read key by key (`keys!`), not through serde's derive: each key reports its own mistake with its
+//!   place, and the same definition is what `kinds` prints.
+//! - A media purge is a [`change::Walk`]: its changes are cut to size while it goes on, so that a call takes 5 to 20 s.
+//! - The daemon shares a homeserver's places for runs by a semaphore, the command line by locks in the state directory:
+//!   only one of them runs jobs at a time.
 
 pub mod age;
 pub mod agenda;
