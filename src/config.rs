@@ -279,6 +279,11 @@ impl JobSpec {
     }
 
     /// A fixed delay below the job's splay.
+    /// Whether the job has a window, and the moment is not in it.
+    pub fn is_outside_window(&self, moment: Timestamp) -> bool {
+        self.common.window.is_some_and(|window| !window.contains(moment, self.zone))
+    }
+
     pub fn splay(&self) -> Duration {
         let bound = u64::try_from(self.common.splay.0.as_millis()).unwrap_or(u64::MAX);
         Duration::from_millis(self.splay_seed.checked_rem(bound).unwrap_or(0))

@@ -4,11 +4,13 @@ use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use crate::reload::Reloader;
 use crate::report::{Event, Report};
@@ -41,6 +43,8 @@ pub enum Response {
 pub const SOCKET: &str = "control.sock";
 /// A request is one short line.
 const LONGEST: u64 = 64 * 1024;
+/// How long callers may take to hear how their runs ended when the daemon stops.
+const LONGEST_GOODBYE: Duration = Duration::from_secs(3);
 /// The kernel's limit to the path of a socket.
 const LONGEST_PATH: usize = 107;
 
@@ -74,31 +78,40 @@ pub async fn serve(
     reloader: Arc<Reloader>,
     stop: CancellationToken,
 ) {
+    let callers = TaskTracker::new();
     loop {
         let accepted = tokio::select! {
-            () = stop.cancelled() => return,
+            () = stop.cancelled() => break,
             accepted = listener.accept() => accepted,
         };
         let Ok((stream, _)) = accepted else {
-            tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+            tokio::time::sleep(Duration::from_millis(100)).await;
             continue;
         };
-        let (supervisor, reloader) = (Arc::clone(&supervisor), Arc::clone(&reloader));
-        tokio::spawn(async move {
+        let (supervisor, reloader, stop) =
+            (Arc::clone(&supervisor), Arc::clone(&reloader), stop.clone());
+        callers.spawn(async move {
             // A caller that goes away gets no answer; what it asked for goes on.
-            let _ = answer(stream, &supervisor, &reloader).await;
+            let _ = answer(stream, &supervisor, &reloader, &stop).await;
         });
     }
+    callers.close();
+    let _ = tokio::time::timeout(LONGEST_GOODBYE, callers.wait()).await;
 }
 
 async fn answer(
     stream: UnixStream,
     supervisor: &Arc<Supervisor>,
     reloader: &Reloader,
+    stop: &CancellationToken,
 ) -> io::Result<()> {
     let (read, mut write) = stream.into_split();
     let mut line = String::new();
-    BufReader::new(read.take(LONGEST)).read_line(&mut line).await?;
+    let mut read = BufReader::new(read.take(LONGEST));
+    tokio::select! {
+        () = stop.cancelled() => return Ok(()),
+        read = read.read_line(&mut line) => drop(read?),
+    }
     let request: Request = match serde_json::from_str(&line) {
         Ok(request) => request,
         Err(error) => {

@@ -56,9 +56,11 @@ pub async fn serve(
         )
     });
     let metrics = Arc::new(Metrics::new(clock.now())?);
+    // Before anybody is told that we are ready: a signal that nobody takes ends the process.
+    let mut signals = Signals::new()?;
     let runner = Runner {
         history: history.clone(),
-        dir: Some(dir),
+        dir: Some(dir.clone()),
         clock: clock.clone(),
         settle: Settle::default(),
     };
@@ -67,7 +69,10 @@ pub async fn serve(
         format!("cannot listen on {}: is another daemon there? set daemon.listen", daemon.listen)
     })?;
     let socket = control::listen(&daemon.state_dir).context("the control socket")?;
-    let interrupted = history.interrupt_all().await.unwrap_or_default();
+    let interrupted = history.interrupted(&dir).await.unwrap_or_else(|error| {
+        tracing::error!("interrupted runs cannot be found: {error}");
+        Vec::new()
+    });
     supervisor.recall_pause().await;
     let (adopted, known) = supervisor.adopt(&config).await?;
     for warning in &config.warnings {
@@ -81,15 +86,15 @@ pub async fn serve(
         metrics,
         clock.clone(),
     ));
+    supervisor
+        .catch_up(&interrupted, &known)
+        .await
+        .unwrap_or_else(|error| tracing::error!("missed occurrences cannot be found: {error}"));
     let (sender, due) = mpsc::unbounded_channel();
     let ticker = Ticker::start(Arc::clone(&supervisor.agenda), clock.clone(), sender)
         .await
         .map_err(|error| anyhow::anyhow!("the scheduler does not start: {error:?}"))?;
     let ticker = Arc::new(ticker);
-    supervisor
-        .catch_up(&interrupted, &known)
-        .await
-        .unwrap_or_else(|error| tracing::error!("missed occurrences cannot be found: {error}"));
 
     let stop = CancellationToken::new();
     tokio::spawn(Arc::clone(&supervisor).listen(due));
@@ -121,7 +126,6 @@ pub async fn serve(
     );
     notify(&[NotifyState::Ready, NotifyState::Status(&supervisor.next_in_words())]);
 
-    let mut signals = Signals::new()?;
     signals.until_stop(&reloader, &supervisor).await;
     notify(&[NotifyState::Stopping]);
     tracing::info!("stopping: nothing new starts");

@@ -91,6 +91,8 @@ const FILE: &str = "history.db";
 const ROWS_AT_ONCE: usize = 2000;
 /// How long to wait for another process that writes.
 const BUSY: Duration = Duration::from_secs(10);
+/// How long a write may wait for its turn: a thousand runs that begin in one second write thousands of times.
+const TURN: Duration = Duration::from_secs(600);
 
 impl History {
     /// Opens the history in the state directory and brings its tables up to date.
@@ -106,7 +108,11 @@ impl History {
             .synchronous(SqliteSynchronous::Full)
             .foreign_keys(true)
             .busy_timeout(BUSY);
-        let write = SqlitePoolOptions::new().max_connections(1).connect_with(options).await?;
+        let write = SqlitePoolOptions::new()
+            .max_connections(1)
+            .acquire_timeout(TURN)
+            .connect_with(options)
+            .await?;
         if !existed {
             dir.give_to_owner(&path)?;
         }
@@ -457,17 +463,27 @@ impl History {
         .await
     }
 
-    /// Ends every run that a daemon before this one left behind, and answers those runs.
-    pub async fn interrupt_all(&self) -> Result<Vec<Report>, Error> {
+    /// Ends the record of every run that nobody is at work on any more.
+    ///
+    /// Answers the scheduled runs that were interrupted, by whatever, and after which none of the same job and mode came.
+    pub async fn interrupted(&self, dir: &StateDir) -> Result<Vec<Report>, Error> {
         let Some(pool) = self.readable() else { return Ok(Vec::new()) };
-        let rows = sqlx::query("SELECT * FROM runs WHERE outcome IS NULL ORDER BY id")
+        let rows = sqlx::query("SELECT DISTINCT job FROM runs WHERE outcome IS NULL")
             .fetch_all(pool)
             .await?;
-        let left: Vec<Report> = rows.iter().map(report).collect::<Result<_, _>>()?;
-        for run in &left {
-            self.interrupt(&run.job).await?;
+        for row in rows {
+            let job: String = row.try_get("job")?;
+            // The command line may have begun a run while there was no daemon.
+            if let Some(_nobody_else) = dir.try_lock(&job)? {
+                self.interrupt(&job).await?;
+            }
         }
-        Ok(left)
+        let rows = sqlx::query(
+            "SELECT * FROM runs WHERE id IN (SELECT MAX(id) FROM runs GROUP BY job, mode) AND outcome = 'interrupted' AND cause <> 'manual'",
+        )
+        .fetch_all(pool)
+        .await?;
+        rows.iter().map(report).collect()
     }
 
     /// How many runs of an occurrence were interrupted.

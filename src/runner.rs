@@ -350,29 +350,42 @@ impl Run<'_> {
 
     /// Waits for one of the homeserver's places for runs; it is given back on drop.
     async fn place(&self, places: &Places) -> Result<Box<dyn Send>, Ending> {
-        let mut waiting = false;
-        loop {
-            let place: Option<Box<dyn Send>> = match places {
-                Places::Shared(places) => Arc::clone(places)
-                    .try_acquire_owned()
-                    .ok()
-                    .map(|place| Box::new(place) as Box<dyn Send>),
-                Places::Locks(places) => self.locked_place(*places)?,
-            };
-            if let Some(place) = place {
-                if waiting {
-                    self.tell(Event::Resumed);
+        if let Some(place) = self.free_place(places)? {
+            return Ok(place);
+        }
+        self.tell(Event::Waiting(format!("for another run on {} to end", self.spec.homeserver)));
+        let place: Box<dyn Send> = match places {
+            // In the order in which they came.
+            Places::Shared(places) => tokio::select! {
+                place = Arc::clone(places).acquire_owned() => Box::new(place),
+                stopped = self.until_stopped() => return Err(Ending::Stopped(stopped)),
+            },
+            Places::Locks(_) => loop {
+                self.pause(LOOK_FOR_PLACE).await.map_err(Ending::Stopped)?;
+                if let Some(place) = self.free_place(places)? {
+                    break place;
                 }
-                return Ok(place);
+            },
+        };
+        self.tell(Event::Resumed);
+        Ok(place)
+    }
+
+    fn free_place(&self, places: &Places) -> Result<Option<Box<dyn Send>>, Ending> {
+        match places {
+            Places::Shared(places) => {
+                let place = Arc::clone(places).try_acquire_owned().ok();
+                Ok(place.map(|place| Box::new(place) as Box<dyn Send>))
             }
-            if !waiting {
-                self.tell(Event::Waiting(format!(
-                    "for another run on {} to end",
-                    self.spec.homeserver
-                )));
-                waiting = true;
+            Places::Locks(places) => self.locked_place(*places),
+        }
+    }
+
+    async fn until_stopped(&self) -> Stopped {
+        loop {
+            if let Err(stopped) = self.pause(LOOK_FOR_PLACE).await {
+                return stopped;
             }
-            self.pause(LOOK_FOR_PLACE).await.map_err(Ending::Stopped)?;
         }
     }
 

@@ -41,6 +41,8 @@ pub struct Supervisor {
 struct State {
     jobs: BTreeMap<String, Entry>,
     homeservers: BTreeMap<String, Live>,
+    /// Runs of jobs that were removed, until they end.
+    leaving: BTreeMap<String, Running>,
     paused: bool,
     /// When scheduled runs were last resumed: nothing was due before.
     resumed_at: Option<Timestamp>,
@@ -124,6 +126,9 @@ impl Supervisor {
         }
         let (paused, now) = (state.paused, self.clock.now());
         let Some(entry) = state.jobs.get_mut(&*due.job) else { return };
+        if !entry.spec.common.enabled {
+            return;
+        }
         let skipped = match () {
             () if paused => Some(Skipped::Paused),
             () if entry.running.is_some()
@@ -135,14 +140,7 @@ impl Supervisor {
                 entry.queued = Some(due.occurrence);
                 return;
             }
-            () if entry
-                .spec
-                .common
-                .window
-                .is_some_and(|window| !window.contains(now, entry.spec.zone)) =>
-            {
-                Some(Skipped::Window)
-            }
+            () if entry.spec.is_outside_window(now) => Some(Skipped::Window),
             () => None,
         };
         match skipped {
@@ -161,12 +159,13 @@ impl Supervisor {
         }
     }
 
-    fn skip(self: &Arc<Self>, job: &str, occurrence: Timestamp, reason: Skipped) {
-        tracing::debug!(job, %reason, "{job}: the occurrence of {occurrence} is skipped: {reason}");
+    /// Counts what was due until then as skipped, and remembers that it is dealt with.
+    fn skip(self: &Arc<Self>, job: &str, until: Timestamp, reason: Skipped) {
+        tracing::debug!(job, %reason, "{job}: what was due until {until} is skipped: {reason}");
         self.metrics.jobs.update(job, |series| *series.skipped.entry(reason).or_default() += 1);
         let (supervisor, job) = (Arc::clone(self), job.to_owned());
         self.tasks.spawn(async move {
-            if let Err(error) = supervisor.runner.history.dealt_with(&job, occurrence).await {
+            if let Err(error) = supervisor.runner.history.dealt_with(&job, until).await {
                 tracing::error!("{job}: a skipped occurrence cannot be recorded: {error}");
             }
         });
@@ -200,53 +199,65 @@ impl Supervisor {
             self.wait_for_start(&spec, &order, &stop).await;
         }
         let (log, supervisor) = (telling::log(&spec.name, &spec.homeserver), Arc::clone(&self));
-        let name = job.clone();
+        let (name, heard) = (job.clone(), listener.clone());
         let tell = Arc::new(move |event: Event| {
             supervisor.hear(&name, &event);
-            if let Some(listener) = &listener {
-                let _ = listener.send(event.clone());
+            if let Some(heard) = &heard {
+                let _ = heard.send(event.clone());
             }
             log(event);
         });
         if stop.is_asked() && order.trigger != Trigger::Manual {
             // Nothing has begun, and the occurrence still counts as missed.
+        } else if let Some((occurrence, reason)) = self.overtaken(&spec, &order) {
+            self.skip(&job, occurrence, reason);
         } else if let Err(busy) = self.runner.run(&spec, &place, &order, &stop, tell).await {
             tracing::warn!(%job, "{busy}");
             if let Some(occurrence) = order.scheduled_for {
                 self.skip(&job, occurrence, Skipped::Overlap);
             }
         }
-        let mut state = self.state();
-        let draining = state.draining;
-        let Some(entry) = state.jobs.get_mut(&job) else { return };
-        entry.running = None;
-        if let Some(occurrence) = entry.queued.take().filter(|_| !draining) {
-            let order = Order {
-                trigger: Trigger::Schedule,
-                scheduled_for: Some(occurrence),
-                ..Order::manual(&entry.spec)
-            };
-            self.launch(entry, order, None);
+        let queued = {
+            let mut state = self.state();
+            state.leaving.remove(&job);
+            state.jobs.get_mut(&job).and_then(|entry| {
+                entry.running = None;
+                entry.queued.take()
+            })
+        };
+        // Whoever listens hears the end when the job may be run again, and not before.
+        drop(listener);
+        if let Some(occurrence) = queued {
+            self.due(&Due { job: job.into(), occurrence });
+        }
+    }
+
+    /// What keeps a scheduled run from starting that came about while it waited.
+    fn overtaken(&self, spec: &JobSpec, order: &Order) -> Option<(Timestamp, Skipped)> {
+        let occurrence = order.scheduled_for?;
+        match () {
+            () if self.is_paused() => Some((occurrence, Skipped::Paused)),
+            () if spec.is_outside_window(self.clock.now()) => Some((occurrence, Skipped::Window)),
+            () => None,
         }
     }
 
     /// Waits for the job's splay, and what is caught up for the window, too.
     async fn wait_for_start(&self, spec: &JobSpec, order: &Order, stop: &Stop) {
-        let mut wait =
-            if order.trigger == Trigger::Schedule { spec.splay() } else { Duration::ZERO };
-        let now = self.clock.now();
-        if let Some(window) = spec
-            .common
-            .window
-            .filter(|window| order.trigger == Trigger::CatchUp && !window.contains(now, spec.zone))
-        {
-            wait = (window.start_after(now, spec.zone) - now).to_std().unwrap_or_default();
+        self.metrics.jobs.update(&spec.name, |series| series.waiting = true);
+        match (order.trigger, spec.common.window) {
+            (Trigger::CatchUp, Some(window)) => {
+                // Timers and the clock may disagree about when that is.
+                while !stop.is_asked() && spec.is_outside_window(self.clock.now()) {
+                    let now = self.clock.now();
+                    let opens = window.start_after(now, spec.zone);
+                    stop.sleep((opens - now).to_std().unwrap_or_default()).await;
+                }
+            }
+            (Trigger::Schedule, _) if !spec.splay().is_zero() => stop.sleep(spec.splay()).await,
+            _ => {}
         }
-        if !wait.is_zero() {
-            self.metrics.jobs.update(&spec.name, |series| series.waiting = true);
-            stop.sleep(wait).await;
-            self.metrics.jobs.update(&spec.name, |series| series.waiting = false);
-        }
+        self.metrics.jobs.update(&spec.name, |series| series.waiting = false);
     }
 
     /// Starts a run by hand; what it tells comes out of the channel, and ends with the run.
@@ -347,6 +358,7 @@ impl Supervisor {
                 .jobs
                 .values()
                 .filter_map(|entry| entry.running.as_ref())
+                .chain(state.leaving.values())
                 .map(|running| running.stop.clone())
                 .collect()
         };
@@ -369,7 +381,7 @@ impl Supervisor {
         }
     }
 
-    /// Starts what came while the daemon was down, once, and what it was interrupted in.
+    /// Starts what came while the daemon was down, once, and what it was interrupted in. The ticker does not tick yet.
     pub async fn catch_up(
         self: &Arc<Self>,
         interrupted: &[Report],
@@ -380,29 +392,34 @@ impl Supervisor {
             self.state().jobs.values().map(|entry| Arc::clone(&entry.spec)).collect();
         for spec in specs.iter().filter(|spec| spec.common.enabled && spec.schedule.is_some()) {
             let job = &spec.name;
-            let left = interrupted.iter().rev().find(|run| {
-                run.job == *job && run.trigger != Trigger::Manual && run.mode == spec.common.mode
-            });
-            let missed = known
-                .get(job)
-                .and_then(|known| last_before(spec, known.dealt_with.unwrap_or(known.since), now));
+            let Some(known) = known.get(job) else { continue };
+            // What is due from here on is on the agenda.
+            let until = match self.agenda().next(job) {
+                Some(next) if next <= now => next - TimeDelta::milliseconds(1),
+                _ => now,
+            };
+            let missed = last_before(spec, known.dealt_with.unwrap_or(known.since), until);
+            let left = interrupted
+                .iter()
+                .find(|run| run.job == *job && run.mode == spec.common.mode)
+                .and_then(|run| Some((run.scheduled_for?, run.attempts)))
+                .filter(|(occurrence, _)| known.dealt_with == Some(*occurrence));
             // An occurrence that came after the interrupted one stands for it.
-            let (occurrence, attempts_made) =
-                match (missed, left.and_then(|run| Some((run.scheduled_for?, run.attempts)))) {
-                    (Some(missed), _) => (missed, 0),
-                    (None, Some((occurrence, attempts)))
-                        if self.runner.history.interruptions(job, occurrence).await? <= 1 =>
-                    {
-                        (occurrence, attempts.min(spec.common.retries.attempts - 1))
-                    }
-                    _ => continue,
-                };
+            let (occurrence, attempts_made) = match (missed, left) {
+                (Some(missed), _) => (missed, 0),
+                (None, Some((occurrence, attempts)))
+                    if self.runner.history.interruptions(job, occurrence).await? <= 1 =>
+                {
+                    (occurrence, attempts.min(spec.common.retries.attempts - 1))
+                }
+                _ => continue,
+            };
             let young =
                 spec.common.catch_up.0.is_some_and(|age| now - occurrence <= age.as_chrono());
             if !young || self.is_paused() {
                 self.skip(
                     job,
-                    occurrence,
+                    until,
                     if self.is_paused() { Skipped::Paused } else { Skipped::Missed },
                 );
                 continue;

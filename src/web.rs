@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use axum::Json;
 use axum::Router;
-use axum::body::Bytes;
-use axum::extract::{DefaultBodyLimit, Path, Query, State};
+use axum::body::{Body, to_bytes};
+use axum::extract::{Path, Query, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -39,7 +39,7 @@ pub struct App {
 }
 
 const LARGEST_BODY: usize = 64 * 1024;
-const MOST_CONNECTIONS: usize = 64;
+const MOST_CONNECTIONS: usize = 256;
 /// How long a client may take to send its headers.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long one connection may live: a slow reader must not hold a place for ever.
@@ -73,7 +73,6 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/api/v1/jobs/{job}/cancel", post(cancel))
         .route("/api/v1/pause", post(|state, headers| switch(state, headers, true)))
         .route("/api/v1/resume", post(|state, headers| switch(state, headers, false)))
-        .layer(DefaultBodyLimit::max(LARGEST_BODY))
         .with_state(app)
 }
 
@@ -296,9 +295,12 @@ async fn run(
     State(app): Shared,
     Path(job): Path<String>,
     headers: HeaderMap,
-    body: Bytes,
+    body: Body,
 ) -> Result<Response, Refused> {
     app.admit(&headers)?;
+    let body = to_bytes(body, LARGEST_BODY)
+        .await
+        .map_err(|error| Refused::because(StatusCode::PAYLOAD_TOO_LARGE, error))?;
     let asked: Asked = if body.is_empty() {
         Asked::default()
     } else {

@@ -5,6 +5,7 @@ use std::path::Path;
 use super::table::{figures, local, table, text};
 use super::{Ended, load, look, print, print_json};
 use crate::clock::Clock;
+use crate::history::PAUSED;
 use crate::listing::{listed, upcoming};
 use crate::report::Mode;
 
@@ -52,5 +53,13 @@ pub(super) async fn run(path: &Path, options: &Options) -> Result<(), Ended> {
             &last,
         ]);
     }
-    print(&text(&rows))
+    let mut shown = text(&rows);
+    let paused = history
+        .switch(PAUSED)
+        .await
+        .map_err(|error| super::unreadable(&config.daemon.state_dir, &error))?;
+    if paused {
+        shown.push_str("\npaused: nothing runs on schedule until `microglia resume`\n");
+    }
+    print(&shown)
 }

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::Semaphore;
 
 use super::{Entry, Supervisor};
-use crate::config::Config;
+use crate::config::{Config, Homeserver};
 use crate::history::{self, Known};
 use crate::report::Outcome;
 use crate::runner::{Place, Places};
@@ -16,6 +16,16 @@ use crate::synapse::{Reader, Transport};
 pub(super) struct Live {
     fingerprint: u64,
     place: Place,
+    /// What all places of the homeserver share, whatever else is changed.
+    places: Arc<Semaphore>,
+    max_concurrent_runs: u32,
+}
+
+/// A homeserver that is new or changed, set up and not used yet.
+struct Fresh<'a> {
+    homeserver: &'a Homeserver,
+    fingerprint: u64,
+    transport: Transport,
 }
 
 /// What adopting a config did, by the names of the jobs.
@@ -51,14 +61,7 @@ impl Supervisor {
                 let transport =
                     Transport::new(homeserver.settings(), self.metrics.observer(&homeserver.name))
                         .map_err(|error| anyhow::anyhow!("{}: {error}", homeserver.name))?;
-                let place = Place {
-                    transport: Arc::new(transport),
-                    places: Places::Shared(Arc::new(Semaphore::new(
-                        homeserver.keys.max_concurrent_runs as usize,
-                    ))),
-                    max_concurrent_requests: homeserver.keys.max_concurrent_requests,
-                };
-                new.push((homeserver.name.clone(), Live { fingerprint, place }));
+                new.push(Fresh { homeserver, fingerprint, transport });
             }
         }
         let adopted = self.swap(config, new);
@@ -74,19 +77,19 @@ impl Supervisor {
             })
             .collect();
         let known = self.written(self.runner.history.know(&scheduled).await);
-        self.written(self.describe(&known).await);
+        self.describe(&known).await;
         Ok((adopted, known))
     }
 
     /// A history that cannot be used keeps no schedule from running; it is counted, logged, and shown in `/readyz`.
-    fn written<T: Default>(&self, written: Result<T, history::Error>) -> T {
+    pub(super) fn written<T: Default>(&self, written: Result<T, history::Error>) -> T {
         written.unwrap_or_else(|error| {
             tracing::error!("the history cannot be used: {error}");
             T::default()
         })
     }
 
-    fn swap(&self, config: &Config, new: Vec<(String, Live)>) -> Adopted {
+    fn swap(&self, config: &Config, new: Vec<Fresh<'_>>) -> Adopted {
         let now = self.clock.now();
         let (mut state, mut agenda) = (self.state(), self.agenda());
         let gone: Vec<String> = state
@@ -99,13 +102,29 @@ impl Supervisor {
             state.homeservers.remove(&name);
             self.metrics.forget_homeserver(&name);
         }
-        state.homeservers.extend(new);
+        for Fresh { homeserver, fingerprint, transport } in new {
+            let max_concurrent_runs = homeserver.keys.max_concurrent_runs;
+            let places = state.homeservers.get(&homeserver.name).map_or_else(
+                || Arc::new(Semaphore::new(max_concurrent_runs as usize)),
+                |live| resized(&live.places, live.max_concurrent_runs, max_concurrent_runs),
+            );
+            let place = Place {
+                transport: Arc::new(transport),
+                places: Places::Shared(Arc::clone(&places)),
+                max_concurrent_requests: homeserver.keys.max_concurrent_requests,
+            };
+            state.homeservers.insert(
+                homeserver.name.clone(),
+                Live { fingerprint, place, places, max_concurrent_runs },
+            );
+        }
         let mut adopted = Adopted::default();
         let removed: Vec<String> =
             state.jobs.keys().filter(|name| config.job(name).is_none()).cloned().collect();
         for name in removed {
             if let Some(Entry { running: Some(running), .. }) = state.jobs.remove(&name) {
                 running.stop.at_boundary(Outcome::Cancelled);
+                state.leaving.insert(name.clone(), running);
             }
             agenda.remove(&name);
             adopted.removed.push(name);
@@ -129,12 +148,14 @@ impl Supervisor {
                     adopted.changed.push(spec.name.clone());
                 }
                 None => {
+                    // One that was taken out a moment ago may still run.
+                    let running = state.leaving.remove(&spec.name);
                     let entry = Entry {
                         spec: Arc::new(spec.clone()),
                         fingerprint,
                         place,
                         since: now,
-                        running: None,
+                        running,
                         queued: None,
                     };
                     state.jobs.insert(spec.name.clone(), entry);
@@ -175,4 +196,18 @@ impl Supervisor {
             );
         }
     }
+}
+
+/// Changes the number of places that runs share; one that is taken goes when it is given back.
+fn resized(places: &Arc<Semaphore>, from: u32, to: u32) -> Arc<Semaphore> {
+    places.add_permits(to.saturating_sub(from) as usize);
+    if to < from {
+        let places = Arc::clone(places);
+        tokio::spawn(async move {
+            if let Ok(taken) = places.acquire_many_owned(from - to).await {
+                taken.forget();
+            }
+        });
+    }
+    Arc::clone(places)
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::{Entry, State, Supervisor};
 use crate::clock::Timestamp;
-use crate::history::{self, Known};
+use crate::history::Known;
 use crate::metrics::JobSeries;
 use crate::report::{Event, Outcome, Report, State as ChangeState, Trigger};
 use std::collections::{BTreeMap, HashMap};
@@ -103,18 +103,16 @@ impl Supervisor {
     }
 
     /// Gives each job its series: a new one what the history knows of it, an old one its new description.
-    pub(super) async fn describe(
-        &self,
-        known: &HashMap<String, Known>,
-    ) -> Result<(), history::Error> {
+    pub(super) async fn describe(&self, known: &HashMap<String, Known>) {
         let unknown = {
             let table = self.metrics.jobs.table();
             self.state().jobs.keys().any(|job| !table.contains_key(job))
         };
         let (mut last_runs, standings) = match unknown {
-            true => {
-                (self.runner.history.last_runs().await?, self.runner.history.standings().await?)
-            }
+            true => (
+                self.written(self.runner.history.last_runs().await),
+                self.written(self.runner.history.standings().await),
+            ),
             false => (HashMap::new(), HashMap::new()),
         };
         let mut state = self.state();
@@ -145,7 +143,6 @@ impl Supervisor {
                 (described.schedule, described.timezone, described.mode);
             series.success_due = success_due(&state, entry, series.last_success);
         }
-        Ok(())
     }
 }
 
