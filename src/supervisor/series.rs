@@ -108,8 +108,8 @@ impl Supervisor {
         known: &HashMap<String, Known>,
     ) -> Result<(), history::Error> {
         let unknown = {
-            let table = self.metrics.jobs.table();
-            self.state().jobs.keys().any(|job| !table.contains_key(job))
+            let (state, table) = (self.state(), self.metrics.jobs.table());
+            state.jobs.keys().any(|job| !table.contains_key(job))
         };
         let (mut last_runs, standings) = match unknown {
             true => {
