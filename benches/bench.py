@@ -25,18 +25,24 @@ missed = []
 
 def build():
     """Builds what is measured and what it is measured with; answers the paths of both programs."""
-    command = ["cargo", "build", "--release", "--locked", "--message-format=json-render-diagnostics"]
-    command += ["--manifest-path", str(ROOT / "Cargo.toml"), "--bin", "microglia", "--bench", "fake"]
-    built = subprocess.run(command, stdout=subprocess.PIPE, check=True)
-    programs = {}
-    for line in built.stdout.splitlines():
-        artifact = json.loads(line)
-        if artifact.get("executable"):
-            programs[artifact["target"]["name"]] = artifact["executable"]
+    # The fake as the tests have it: in one release build with it, microglia would get the tests' features of its libraries.
+    microglia, fake = cargo("--release", "--bin", "microglia"), cargo("--bench", "fake")
     shutil.rmtree(WORK / "now", ignore_errors=True)
     (WORK / "now").mkdir(parents=True)
     print(f"{os.cpu_count()} cores, {time.strftime('%Y-%m-%d', time.gmtime())}", flush=True)
-    return programs["microglia"], programs["fake"]
+    return microglia, fake
+
+
+def cargo(*arguments):
+    """Builds one program; answers its path."""
+    command = ["cargo", "build", "--locked", "--message-format=json-render-diagnostics"]
+    command += ["--manifest-path", str(ROOT / "Cargo.toml"), *arguments]
+    built = subprocess.run(command, stdout=subprocess.PIPE, check=True)
+    artifacts = [json.loads(line) for line in built.stdout.splitlines()]
+    [program] = [
+        it["executable"] for it in artifacts if it.get("executable") and it["target"]["name"] == arguments[-1]
+    ]
+    return program
 
 
 def figure(name, value, target, unit="", worst=max, note=""):
