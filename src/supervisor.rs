@@ -28,6 +28,8 @@ pub use adopt::Adopted;
 use adopt::Live;
 
 /// Runs jobs when they are due or asked for. Used through an `Arc`, whose runs hold it.
+///
+/// Who needs several of its locks takes them in this order: state, agenda, the table of the metrics.
 pub struct Supervisor {
     runner: Runner,
     metrics: Arc<Metrics>,
@@ -337,12 +339,14 @@ impl Supervisor {
 
     /// What runs next, in words.
     pub fn next_in_words(&self) -> String {
-        let (count, running) = {
+        let first = self.agenda().first();
+        let (count, running, paused) = {
             let state = self.state();
-            (state.jobs.len(), state.jobs.values().filter(|entry| entry.running.is_some()).count())
+            let running = state.jobs.values().filter(|entry| entry.running.is_some()).count();
+            (state.jobs.len(), running, state.paused)
         };
-        let next = match self.agenda().first() {
-            _ if self.is_paused() => "paused".to_owned(),
+        let next = match first {
+            _ if paused => "paused".to_owned(),
             Some(due) => format!("next {} at {}", due.job, crate::clock::spoken(due.occurrence)),
             None => "nothing scheduled".to_owned(),
         };

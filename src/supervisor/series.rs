@@ -105,8 +105,8 @@ impl Supervisor {
     /// Gives each job its series: a new one what the history knows of it, an old one its new description.
     pub(super) async fn describe(&self, known: &HashMap<String, Known>) {
         let unknown = {
-            let table = self.metrics.jobs.table();
-            self.state().jobs.keys().any(|job| !table.contains_key(job))
+            let (state, table) = (self.state(), self.metrics.jobs.table());
+            state.jobs.keys().any(|job| !table.contains_key(job))
         };
         let (mut last_runs, standings) = match unknown {
             true => (

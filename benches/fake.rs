@@ -1,0 +1,114 @@
+//! What the measurements need besides microglia: the fake homeserver in a process of its own, and a bare load generator.
+//!
+//! `fake serve ACCOUNTS` prints its URL and serves until its standard input ends: every second account holds an id of
+//! `saml`, every tenth one of `oidc-google`, and all are in two rooms. `fake load URL TOKEN CONCURRENCY` reads account ids from its standard input,
+//! GETs each once over connections that are kept open, and prints the seconds that took.
+
+#![expect(clippy::print_stdout, reason = "this is a command line")]
+
+#[path = "../tests/it/fake.rs"]
+mod fake;
+
+use std::{
+    env,
+    io::{BufRead, BufReader, Read, Write, stdin},
+    net::TcpStream,
+    sync::Mutex,
+    thread,
+    time::Instant,
+};
+
+use tokio::net::TcpListener;
+
+use crate::fake::{SERVER_NAME, User, World};
+
+fn main() {
+    let arguments: Vec<String> = env::args().skip(1).collect();
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    match arguments[..] {
+        ["serve", accounts] => serve(accounts.parse().expect("a number of accounts")),
+        ["load", url, token, concurrency] => {
+            let address = url.strip_prefix("http://").expect("a plain http URL");
+            load(address, token, concurrency.parse().expect("a number of requests at a time"));
+        }
+        _ => panic!("usage: fake serve ACCOUNTS | fake load URL TOKEN CONCURRENCY"),
+    }
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn serve(accounts: usize) {
+    let mut world = World::new();
+    world.record_requests = false;
+    world.users(accounts, |number| {
+        let mut user = User::default();
+        if number % 2 == 0 {
+            user = user.external("saml", &format!("saml-{number}"));
+        }
+        if number % 10 == 0 {
+            user = user.external("oidc-google", &format!("google-{number}"));
+        }
+        user
+    });
+    let everybody: Vec<String> = world.users.keys().cloned().collect();
+    for name in ["lobby", "staff"] {
+        let room = world.room(&format!("!{name}:{SERVER_NAME}"));
+        room.alias(&format!("#{name}:{SERVER_NAME}"));
+        for user in &everybody {
+            room.joined(user);
+        }
+    }
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port to listen on");
+    println!("http://{}", listener.local_addr().expect("an address of its own"));
+    let gone = tokio::task::spawn_blocking(|| stdin().read_to_end(&mut Vec::new()));
+    tokio::select! {
+        never = fake::serve_forever(world, listener) => match never {},
+        _ = gone => {}
+    }
+}
+
+/// Shares the ids among so many threads with a connection each, over which they talk the least HTTP that will do.
+fn load(address: &str, token: &str, concurrency: usize) {
+    let ids: Vec<String> = stdin().lock().lines().collect::<Result<_, _>>().expect("account ids");
+    let left = Mutex::new(ids.iter());
+    let start = Instant::now();
+    thread::scope(|scope| {
+        for _ in 0..concurrency {
+            scope.spawn(|| {
+                let stream = TcpStream::connect(address).expect("a connection");
+                stream.set_nodelay(true).expect("no delay");
+                let (mut answers, mut stream) = (BufReader::new(&stream), &stream);
+                loop {
+                    let Some(id) = left.lock().expect("a queue").next() else { return };
+                    let id = id.replace('@', "%40").replace(':', "%3A");
+                    let request = format!(
+                        "GET /_synapse/admin/v2/users/{id} HTTP/1.1\r\nHost: {address}\r\nAuthorization: Bearer {token}\r\n\r\n"
+                    );
+                    stream.write_all(request.as_bytes()).expect("a request");
+                    skip_answer(&mut answers);
+                }
+            });
+        }
+    });
+    println!("{}", start.elapsed().as_secs_f64());
+}
+
+/// Reads a good answer to its end; Synapse sends all of them in chunks.
+fn skip_answer(answers: &mut impl BufRead) {
+    let mut line = String::new();
+    let mut next = || {
+        line.clear();
+        answers.read_line(&mut line).expect("an answer");
+        line.trim_end().to_owned()
+    };
+    assert_eq!(next(), "HTTP/1.1 200 OK");
+    while !next().is_empty() {}
+    loop {
+        // Chunks of JSON on one line: a size, a line of text, and so on until an empty chunk.
+        let chunk = next();
+        assert!(usize::from_str_radix(&chunk, 16).is_ok(), "{chunk:?} is no chunk's size");
+        next();
+        if chunk == "0" {
+            return;
+        }
+    }
+}
