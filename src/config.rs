@@ -33,11 +33,11 @@ use secrets::Secrets;
 
 keys! {
     pub struct DaemonKeys {
-        /// Where the status page, metrics and health are served; default: $MICROGLIA_LISTEN, else 127.0.0.1:8749.
+        /// Where the status page, metrics and health are served; default: `$MICROGLIA_LISTEN`, else 127.0.0.1:8749.
         pub listen: Option<Listen>,
         /// The time zone of every schedule that names none.
         pub timezone: Zone = "\"UTC\"",
-        /// Where history, locks and control socket live; default: $STATE_DIRECTORY, else /var/lib/microglia.
+        /// Where history, locks and control socket live; default: `$STATE_DIRECTORY`, else /var/lib/microglia.
         pub state_dir: Option<PathBuf>,
         /// How long running runs may go on after SIGTERM.
         pub shutdown_grace: Length = "\"30s\"",
@@ -104,7 +104,7 @@ keys! {
         pub window: Option<Window>,
         /// How long a run may take, all attempts together.
         pub time_limit: Length = "\"1h\"",
-        /// How a run that fails for a passing reason is tried again: attempts (tries in all), first_delay, max_delay.
+        /// How a run that fails for a passing reason is tried again: `attempts` (tries in all), `first_delay`, `max_delay`.
         pub retries: Retries = "{}",
         /// What happens to an occurrence that comes while the job runs: "skip", or "queue" one.
         pub overlap: Overlap = "\"skip\"",
@@ -340,13 +340,12 @@ impl Parser<'_> {
             }
         }
         let empty = DeTable::new();
-        let daemon =
-            self.table(root, "daemon").and_then(|table| self.daemon(table.unwrap_or(&empty), root));
+        let daemon = self.table(root, "daemon", &empty).and_then(|table| self.daemon(table, root));
         let homeservers =
-            self.table(root, "homeservers").map(|table| self.homeservers(table.unwrap_or(&empty)));
-        let defaults = self.table(root, "defaults").flatten().unwrap_or(&empty);
+            self.table(root, "homeservers", &empty).map(|table| self.homeservers(table));
+        let defaults = self.table(root, "defaults", &empty).unwrap_or(&empty);
         self.check_defaults(defaults);
-        let jobs = self.table(root, "jobs").flatten().unwrap_or(&empty);
+        let jobs = self.table(root, "jobs", &empty).unwrap_or(&empty);
         // A mistake in one table must not hide those in the others.
         let zone = daemon.as_ref().map_or(Zone(chrono_tz::UTC), |daemon| daemon.timezone);
         let names: Vec<&str> =
@@ -389,20 +388,19 @@ impl Parser<'_> {
         })
     }
 
-    /// A table of the root: `Some(None)` where it is absent, `None` with a mistake where it is something else.
+    /// A table of the root: an empty one where it is absent, `None` with a mistake where it is something else.
     fn table<'t, 'i>(
         &mut self,
         root: &'t DeTable<'i>,
         name: &str,
-    ) -> Option<Option<&'t DeTable<'i>>> {
-        match root.get(name).map(|value| (value, value.get_ref().as_table())) {
-            None => Some(None),
-            Some((_, Some(table))) => Some(Some(table)),
-            Some((value, None)) => {
-                self.mistakes.push(wrong_type(value, &format!("a table [{name}]")));
-                None
-            }
+        empty: &'t DeTable<'i>,
+    ) -> Option<&'t DeTable<'i>> {
+        let Some(value) = root.get(name) else { return Some(empty) };
+        let table = value.get_ref().as_table();
+        if table.is_none() {
+            self.mistakes.push(wrong_type(value, &format!("a table [{name}]")));
         }
+        table
     }
 
     fn daemon(&mut self, entries: &DeTable<'_>, root: &DeTable<'_>) -> Option<Daemon> {

@@ -24,13 +24,14 @@ use crate::ticker::Ticker;
 use crate::web::{self, App};
 
 /// How often homeservers are asked whether they are there.
-const PROBE_EVERY: Duration = Duration::from_secs(300);
+const PROBE_EVERY: Duration = Duration::from_mins(5);
 /// How often old runs are forgotten.
-const FORGET_EVERY: Duration = Duration::from_secs(3600);
+const FORGET_EVERY: Duration = Duration::from_hours(1);
 /// How often systemd is told what comes next.
 const STATUS_EVERY: Duration = Duration::from_secs(30);
 
 /// Runs until SIGTERM or SIGINT. A second signal ends it at once, which is an error.
+#[expect(clippy::too_many_lines, reason = "composition, in one straight line")]
 pub async fn serve(
     path: PathBuf,
     config: Config,

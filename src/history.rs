@@ -92,7 +92,7 @@ const ROWS_AT_ONCE: usize = 2000;
 /// How long to wait for another process that writes.
 const BUSY: Duration = Duration::from_secs(10);
 /// How long a write may wait for its turn: a thousand runs that begin in one second write thousands of times.
-const TURN: Duration = Duration::from_secs(600);
+const TURN: Duration = Duration::from_mins(10);
 
 impl History {
     /// Opens the history in the state directory and brings its tables up to date.

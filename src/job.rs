@@ -149,6 +149,9 @@ pub trait AnyJob: Debug + Send + Sync {
     ) -> BoxFuture<'a, Result<(), Failure>>;
 }
 
+/// Reads a kind's keys from a job's table, at a moment that ages are judged by.
+pub type Read = fn(&Table<'_, '_>, Timestamp, &mut Vec<Mistake>) -> Option<Arc<dyn AnyJob>>;
+
 /// One row of the table of kinds.
 #[derive(Debug)]
 pub struct Kind {
@@ -158,7 +161,7 @@ pub struct Kind {
     pub counts: bool,
     pub needs: Needs,
     pub action: Action,
-    pub read: fn(&Table<'_, '_>, Timestamp, &mut Vec<Mistake>) -> Option<Arc<dyn AnyJob>>,
+    pub read: Read,
 }
 
 impl Kind {

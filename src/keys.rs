@@ -194,7 +194,7 @@ impl Value for u32 {
         {
             Some(Ok(number)) if number >= 1 => return Some(number),
             Some(_) => {
-                mistakes.push(Mistake::new(value.span(), format!("expected {}", Self::TYPE)))
+                mistakes.push(Mistake::new(value.span(), format!("expected {}", Self::TYPE)));
             }
             None => mistakes.push(wrong_type(value, Self::TYPE)),
         }
@@ -213,7 +213,7 @@ impl Value for u16 {
         {
             Some(Ok(number)) => return Some(number),
             Some(Err(_)) => {
-                mistakes.push(Mistake::new(value.span(), format!("expected {}", Self::TYPE)))
+                mistakes.push(Mistake::new(value.span(), format!("expected {}", Self::TYPE)));
             }
             None => mistakes.push(wrong_type(value, Self::TYPE)),
         }
@@ -333,7 +333,7 @@ impl Value for serde_json::Value {
             DeValue::Integer(number) => i64::from_str_radix(number.as_str(), number.radix())
                 .map_err(|_| {
                     mistakes
-                        .push(Mistake::new(value.span(), "this number does not fit into 64 bits"))
+                        .push(Mistake::new(value.span(), "this number does not fit into 64 bits"));
                 })
                 .ok()
                 .map(Self::from),

@@ -1,6 +1,7 @@
 //! The jobs as they are listed, by command line and HTTP alike.
 
 use std::collections::HashMap;
+use std::hash::BuildHasher;
 
 use chrono::SecondsFormat;
 use serde::Serialize;
@@ -26,7 +27,7 @@ pub struct Listed {
 
 pub fn listed(
     jobs: &[JobSpec],
-    last_runs: &mut HashMap<String, Report>,
+    mut last_runs: HashMap<String, Report, impl BuildHasher>,
     now: Timestamp,
 ) -> Vec<Listed> {
     jobs.iter()

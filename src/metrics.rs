@@ -193,13 +193,13 @@ impl Metrics {
             |labels| drop(self.requests.remove_label_values(labels)),
         );
         forget(&self.request_duration, homeserver, &["homeserver", "endpoint"], |labels| {
-            drop(self.request_duration.remove_label_values(labels))
+            drop(self.request_duration.remove_label_values(labels));
         });
     }
 
     fn forget_info(&self, homeserver: &str) {
         forget(&self.homeserver_info, homeserver, &["homeserver", "version", "mas"], |labels| {
-            drop(self.homeserver_info.remove_label_values(labels))
+            drop(self.homeserver_info.remove_label_values(labels));
         });
     }
 

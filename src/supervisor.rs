@@ -145,19 +145,16 @@ impl Supervisor {
             () if entry.spec.is_outside_window(now) => Some(Skipped::Window),
             () => None,
         };
-        match skipped {
-            Some(reason) => {
-                drop(state);
-                self.skip(&due.job, due.occurrence, reason);
-            }
-            None => {
-                let order = Order {
-                    trigger: Trigger::Schedule,
-                    scheduled_for: Some(due.occurrence),
-                    ..Order::manual(&entry.spec)
-                };
-                self.launch(entry, order, None);
-            }
+        if let Some(reason) = skipped {
+            drop(state);
+            self.skip(&due.job, due.occurrence, reason);
+        } else {
+            let order = Order {
+                trigger: Trigger::Schedule,
+                scheduled_for: Some(due.occurrence),
+                ..Order::manual(&entry.spec)
+            };
+            self.launch(entry, order, None);
         }
     }
 
@@ -331,10 +328,10 @@ impl Supervisor {
 
     /// The jobs as `jobs --json` lists them.
     pub async fn listed(&self) -> Result<Vec<Listed>, history::Error> {
-        let mut last_runs = self.runner.history.last_runs().await?;
+        let last_runs = self.runner.history.last_runs().await?;
         let specs: Vec<JobSpec> =
             self.state().jobs.values().map(|entry| (*entry.spec).clone()).collect();
-        Ok(listed(&specs, &mut last_runs, self.clock.now()))
+        Ok(listed(&specs, last_runs, self.clock.now()))
     }
 
     /// What runs next, in words.

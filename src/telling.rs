@@ -27,16 +27,16 @@ pub fn log(job: &str, homeserver: &str) -> impl Fn(Event) + Send + Sync + use<> 
                 tracing::warn!(%job, %homeserver, run = run_id, action = %change.action, target = change.target, "{job}: run {run_id}: {} {} failed: {}", change.action, change.target, change.detail.unwrap_or_default());
             }
             Event::Waiting(why) => {
-                tracing::info!(%job, %homeserver, run = run_id, "{job}: run {run_id} waits {why}")
+                tracing::info!(%job, %homeserver, run = run_id, "{job}: run {run_id} waits {why}");
             }
             Event::Retrying { attempt, wait_seconds, because } => {
                 tracing::warn!(%job, %homeserver, run = run_id, attempt, wait_seconds, "{job}: run {run_id}: {because}; attempt {attempt} follows in {wait_seconds} s");
             }
             Event::Slow(true) => {
-                tracing::warn!(%job, %homeserver, run = run_id, "{job}: {homeserver} takes three times as long to answer as at the start of the run: sending at half the rate")
+                tracing::warn!(%job, %homeserver, run = run_id, "{job}: {homeserver} takes three times as long to answer as at the start of the run: sending at half the rate");
             }
             Event::Slow(false) => {
-                tracing::info!(%job, %homeserver, run = run_id, "{job}: {homeserver} answers as fast as before again")
+                tracing::info!(%job, %homeserver, run = run_id, "{job}: {homeserver} answers as fast as before again");
             }
             Event::Ended(report) => ended(&report),
             _ => {}

@@ -43,7 +43,7 @@ const MOST_CONNECTIONS: usize = 256;
 /// How long a client may take to send its headers.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long one connection may live: a slow reader must not hold a place for ever.
-const CONNECTION_TIMEOUT: Duration = Duration::from_secs(120);
+const CONNECTION_TIMEOUT: Duration = Duration::from_mins(2);
 const LONGEST_GOODBYE: Duration = Duration::from_secs(3);
 
 const INDEX: &str = "microglia, housekeeping for Synapse\n\n\

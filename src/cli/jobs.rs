@@ -20,12 +20,12 @@ pub(super) async fn run(path: &Path, options: &Options) -> Result<(), Ended> {
     let clock = Clock::system();
     let config = load(path, &clock)?;
     let history = look(&config, &clock).await?;
-    let mut last_runs = history
+    let last_runs = history
         .last_runs()
         .await
         .map_err(|error| super::unreadable(&config.daemon.state_dir, &error))?;
     if options.json {
-        return print_json(&listed(&config.jobs, &mut last_runs, clock.now()));
+        return print_json(&listed(&config.jobs, last_runs, clock.now()));
     }
     let mut rows = table(&["JOB", "KIND", "HOMESERVER", "SCHEDULE", "MODE", "NEXT", "LAST RUN"]);
     for job in &config.jobs {

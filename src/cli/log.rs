@@ -24,7 +24,7 @@ pub(super) fn start(levels: &str) {
         .with_ansi(terminal);
     match (json, journal) {
         (true, _) => {
-            log.json().flatten_event(true).with_current_span(false).with_span_list(false).init()
+            log.json().flatten_event(true).with_current_span(false).with_span_list(false).init();
         }
         (false, true) => log.fmt_fields(message_only()).without_time().init(),
         (false, false) => log.fmt_fields(message_only()).init(),

@@ -25,7 +25,7 @@ impl Progress {
         }
         match event {
             Event::Reading { what, done, total } => {
-                self.show(&format!("reading {what}"), *done, *total)
+                self.show(&format!("reading {what}"), *done, *total);
             }
             Event::Changing { done, total } => self.show("changing", *done, total.unwrap_or(0)),
             Event::Waiting(why) => self.show(&format!("waiting {why}"), 0, 0),
@@ -33,11 +33,11 @@ impl Progress {
                 self.bar.suspend(|| {
                     super::say(&format!(
                         "failed: {because}\nattempt {attempt} follows in {wait_seconds} s"
-                    ))
+                    ));
                 });
             }
             Event::Slow(true) => {
-                self.bar.suspend(|| super::say("Synapse answers slowly: sending at half the rate"))
+                self.bar.suspend(|| super::say("Synapse answers slowly: sending at half the rate"));
             }
             Event::Ended(_) => self.bar.finish_and_clear(),
             _ => {}

@@ -106,10 +106,10 @@ pub(super) async fn healthcheck(path: &Path, ready: bool) -> Result<(), Ended> {
     // A daemon that listens on all addresses is asked on this machine's own.
     match address.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => {
-            address = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), address.port())
+            address = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), address.port());
         }
         IpAddr::V6(ip) if ip.is_unspecified() => {
-            address = SocketAddr::new(Ipv6Addr::LOCALHOST.into(), address.port())
+            address = SocketAddr::new(Ipv6Addr::LOCALHOST.into(), address.port());
         }
         _ => {}
     }

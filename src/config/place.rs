@@ -176,7 +176,7 @@ pub(super) fn read(path: &Path) -> Result<String, NotLoaded> {
     })?;
     String::from_utf8(bytes).map_err(|error| {
         let good = &error.as_bytes()[..error.utf8_error().valid_up_to()];
-        let line = good.iter().filter(|byte| **byte == b'\n').count() + 1;
+        let line = good.split(|byte| *byte == b'\n').count();
         let column = String::from_utf8_lossy(good.rsplit(|byte| *byte == b'\n').next().unwrap_or_default()).chars().count() + 1;
         NotLoaded::problem(path, format!("line {line}, column {column}: this byte is not UTF-8, as TOML has to be: save the file as UTF-8"))
     })

@@ -21,7 +21,7 @@ use crate::words::{grouped, not_one_of};
 
 keys! {
     pub struct Keys {
-        /// Identities of these providers, named as Synapse stores them: an OIDC provider is "oidc-" and its idp_id.
+        /// Identities of these providers, named as Synapse stores them: an OIDC provider is "oidc-" and its `idp_id`.
         pub providers: Vec<Provider>,
         /// Which accounts: "all", or one or more of "active", "deactivated", "locked" (locked or suspended).
         pub accounts: Accounts,
@@ -388,14 +388,15 @@ impl ConfigValue for Accounts {
     fn read(value: &Spanned<DeValue<'_>>, mistakes: &mut Vec<Mistake>) -> Option<Self> {
         match value.get_ref() {
             DeValue::String(text) if text == "all" => Some(Self(Class::ALL.to_vec())),
-            DeValue::String(text) => match text.parse() {
-                Ok(class) => Some(Self(vec![class])),
-                Err(_) => {
+            DeValue::String(text) => {
+                if let Ok(class) = text.parse() {
+                    Some(Self(vec![class]))
+                } else {
                     let words = ["all", "active", "deactivated", "locked"];
                     mistakes.push(Mistake::new(value.span(), not_one_of(text, &words)));
                     None
                 }
-            },
+            }
             DeValue::Array(items) if !items.is_empty() => {
                 Vec::<Class>::read(value, mistakes).map(Self)
             }

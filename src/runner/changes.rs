@@ -50,7 +50,9 @@ struct Making<'a> {
 /// So many internal errors in a row are no longer about their targets.
 const BROKEN: u32 = 5;
 
-type Queue = Mutex<VecDeque<(i64, Box<dyn Change>)>>;
+/// Changes with their numbers in the history.
+type Numbered = VecDeque<(i64, Box<dyn Change>)>;
+type Queue = Mutex<Numbered>;
 
 impl Run<'_> {
     pub(super) async fn make_all(
@@ -163,7 +165,7 @@ impl Making<'_> {
 
     async fn lanes(&self, changes: Vec<Box<dyn Change>>, first_seq: i64) {
         let mut free: VecDeque<_> = VecDeque::new();
-        let mut rooms: Vec<(String, f64, VecDeque<(i64, Box<dyn Change>)>)> = Vec::new();
+        let mut rooms: Vec<(String, f64, Numbered)> = Vec::new();
         for (seq, change) in (first_seq..).zip(changes) {
             match change.lane() {
                 Lane::Room { room_id, per_second } => {

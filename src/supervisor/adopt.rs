@@ -76,13 +76,13 @@ impl Supervisor {
                 ))
             })
             .collect();
-        let known = self.written(self.runner.history.know(&scheduled).await);
+        let known = Self::written(self.runner.history.know(&scheduled).await);
         self.describe(&known).await;
         Ok((adopted, known))
     }
 
     /// A history that cannot be used keeps no schedule from running; it is counted, logged, and shown in `/readyz`.
-    pub(super) fn written<T: Default>(&self, written: Result<T, history::Error>) -> T {
+    pub(super) fn written<T: Default>(written: Result<T, history::Error>) -> T {
         written.unwrap_or_else(|error| {
             tracing::error!("the history cannot be used: {error}");
             T::default()
@@ -134,13 +134,13 @@ impl Supervisor {
             let (place, fingerprint) = (live.place.clone(), spec.fingerprint(live.fingerprint));
             match &spec.schedule {
                 Some(schedule) if spec.common.enabled => {
-                    agenda.set(&spec.name, schedule, spec.zone, now)
+                    agenda.set(&spec.name, schedule, spec.zone, now);
                 }
                 _ => agenda.remove(&spec.name),
             }
             match state.jobs.get_mut(&spec.name) {
                 Some(entry) if entry.fingerprint == fingerprint => {
-                    adopted.unchanged.push(spec.name.clone())
+                    adopted.unchanged.push(spec.name.clone());
                 }
                 Some(entry) => {
                     (entry.spec, entry.fingerprint, entry.place) =
@@ -177,7 +177,7 @@ impl Supervisor {
         let asked = places.into_iter().map(|(name, place)| async move {
             match Reader::new(place.transport, self.clock.clone()).identity().await {
                 Ok(identity) => {
-                    self.metrics.homeserver(&name, &identity.version.to_string(), identity.mas)
+                    self.metrics.homeserver(&name, &identity.version.to_string(), identity.mas);
                 }
                 Err(error) => tracing::warn!(homeserver = %name, "{name}: {error}"),
             }
@@ -187,7 +187,7 @@ impl Supervisor {
 
     /// Recalls whether scheduled runs were paused.
     pub async fn recall_pause(&self) {
-        let paused = self.written(self.runner.history.switch(history::PAUSED).await);
+        let paused = Self::written(self.runner.history.switch(history::PAUSED).await);
         self.state().paused = paused;
         self.metrics.paused.set(f64::from(u8::from(paused)));
         if paused {

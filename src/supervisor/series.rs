@@ -50,8 +50,7 @@ impl Supervisor {
     fn ended(&self, job: &str, report: &Report) {
         let took = report
             .finished_at
-            .map(|end| (end - report.started_at).to_std().unwrap_or_default())
-            .unwrap_or(Duration::ZERO);
+            .map_or(Duration::ZERO, |end| (end - report.started_at).to_std().unwrap_or_default());
         self.metrics.run_duration.with_label_values(&[&report.kind]).observe(took.as_secs_f64());
         let state = self.state();
         let mode = state.jobs.get(job).map_or(report.mode, |entry| entry.spec.common.mode);
@@ -110,8 +109,8 @@ impl Supervisor {
         };
         let (mut last_runs, standings) = match unknown {
             true => (
-                self.written(self.runner.history.last_runs().await),
-                self.written(self.runner.history.standings().await),
+                Self::written(self.runner.history.last_runs().await),
+                Self::written(self.runner.history.standings().await),
             ),
             false => (HashMap::new(), HashMap::new()),
         };

@@ -46,6 +46,7 @@ impl Error {
     }
 
     /// The same for a request that must not be sent a second time, although nobody knows what became of it.
+    #[must_use]
     pub fn never_again(self) -> Self {
         let problem = format!(
             "{}; whether Synapse did it is not known, and it is not sent again because `repeatable` is false",

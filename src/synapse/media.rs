@@ -101,7 +101,7 @@ impl Reader {
             let all_old = files.len() - before == read;
             match page.next_token {
                 Some(next) if read > 0 && all_old && Some(&next) != from.as_ref() => {
-                    from = Some(next)
+                    from = Some(next);
                 }
                 _ => return Ok(files),
             }

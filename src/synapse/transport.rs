@@ -115,7 +115,7 @@ const REPEATS: u32 = 3;
 /// Told to wait this often by one request, Synapse is left alone until the run's next attempt.
 const LIMITED: u32 = 8;
 /// A longer wait than this is left to the run's retries.
-const LONGEST_WAIT: Duration = Duration::from_secs(60);
+const LONGEST_WAIT: Duration = Duration::from_mins(1);
 /// Below the 60 s after which proxies close an idle connection: a POST on a connection that just closed is ambiguous.
 const IDLE: Duration = Duration::from_secs(30);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);

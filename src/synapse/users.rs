@@ -14,6 +14,7 @@ use super::{PageToken, flag};
 
 /// An account as the list shows it: neither external ids nor suspension nor the bridge that owns it.
 #[derive(Debug, Clone, Deserialize)]
+#[expect(clippy::struct_excessive_bools, reason = "Synapse's own fields")]
 pub struct UserRow {
     pub name: String,
     pub user_type: Option<String>,
@@ -29,6 +30,7 @@ pub struct UserRow {
 
 /// An account as `GET /v2/users/<id>` shows it.
 #[derive(Debug, Clone, Deserialize)]
+#[expect(clippy::struct_excessive_bools, reason = "Synapse's own fields")]
 pub struct User {
     pub name: String,
     pub user_type: Option<String>,

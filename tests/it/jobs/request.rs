@@ -76,13 +76,13 @@ async fn each_method_goes_out_as_it_is_written() {
     }
 }
 
-const TEMPLATES: &str = r##"
+const TEMPLATES: &str = r#"
 method = "POST"
 path = "/ask/{{ '#a/b c:ü%' | urlencode }}/{{ ago_ms('30d') }}"
 query = { before = "{{ ago_seconds('12h') }}", 'plain' = "{ago_ms}" }
 body = { since = "{{ now_ms() }}", nested = [{ text = "up to {{ ago_ms(\"90d\") }}" }], number = 1 }
 expect = [404]
-"##;
+"#;
 
 #[tokio::test]
 async fn templates_are_filled_from_the_start_of_the_run() {
