@@ -1,7 +1,5 @@
 //! The command line: what each command prints, where, and how it exits.
 
-#![expect(clippy::too_many_lines, reason = "what a person reads is shown whole")]
-
 use std::os::unix::fs::MetadataExt;
 use std::process::Stdio;
 
