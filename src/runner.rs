@@ -507,7 +507,7 @@ impl Run<'_> {
             return Err(Failure::Refused(format!(
                 "{} runs Synapse {}, and {} needs {} or later: upgrade Synapse",
                 self.spec.homeserver,
-                identity.version,
+                identity.version_text,
                 self.spec.job.kind().name,
                 needs.synapse
             )));

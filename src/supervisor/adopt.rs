@@ -177,7 +177,7 @@ impl Supervisor {
         let asked = places.into_iter().map(|(name, place)| async move {
             match Reader::new(place.transport, self.clock.clone()).identity().await {
                 Ok(identity) => {
-                    self.metrics.homeserver(&name, &identity.version.to_string(), identity.mas);
+                    self.metrics.homeserver(&name, &identity.version_text, identity.mas);
                 }
                 Err(error) => tracing::warn!(homeserver = %name, "{name}: {error}"),
             }

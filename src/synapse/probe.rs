@@ -18,6 +18,8 @@ pub struct Identity {
     /// The part of Matrix ids after the first colon; not the host of the URL.
     pub server_name: String,
     pub version: Version,
+    /// The version as Synapse says it.
+    pub version_text: String,
     /// Whether accounts live in the Matrix Authentication Service.
     pub mas: bool,
     /// How far the local clock is ahead of the homeserver's `Date`, to a second; `None` where a proxy drops the header.
@@ -69,12 +71,13 @@ impl Reader {
                     () => TimeDelta::zero(),
                 }
             });
-        let version = self.version().await?;
+        let version_text = self.version().await?;
+        let version = Version::parse(&version_text).unwrap_or(Version(0, 0));
         let mas = self.delegates_to_mas().await?;
         let account = self.user(&user_id).await?;
         let server_name =
             user_id.split_once(':').map(|(_, name)| name.to_owned()).unwrap_or_default();
-        Ok(Identity { account, server_name, version, mas, clock_ahead })
+        Ok(Identity { account, server_name, version, version_text, mas, clock_ahead })
     }
 
     /// The account of the token, and the `Date` of the answer.
@@ -89,19 +92,20 @@ impl Reader {
         Ok((answer.decode::<Whoami>()?.user_id, answer.date))
     }
 
-    /// The version; answered without any token, so that it proves nothing about one.
-    pub async fn version(&self) -> Result<Version, Error> {
+    /// The version as Synapse says it, which begins with two numbers; answered without any token, so that it proves nothing about one.
+    pub async fn version(&self) -> Result<String, Error> {
         #[derive(Deserialize)]
         struct Answer {
             server_version: String,
         }
         let answer = self.get_from(Base::Homeserver, VERSION_ENDPOINT, &[], vec![]).await?;
         let text = answer.decode::<Answer>()?.server_version;
-        Version::parse(&text).ok_or_else(|| {
-            answer.unexpected(format!(
+        match Version::parse(&text) {
+            Some(_) => Ok(text),
+            None => Err(answer.unexpected(format!(
                 "Synapse says that its version is {text:?}, which is no version"
-            ))
-        })
+            ))),
+        }
     }
 
     /// Only a Synapse that delegates to MAS serves this endpoint (stable since 1.123); older ones refuse guests in the list of users.
