@@ -5,6 +5,7 @@
 
 mod cli;
 mod config;
+mod daemon;
 mod dry_run;
 mod fake;
 mod homeserver;

@@ -2,9 +2,12 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::{Arc, Mutex};
 
 use serde_json::Value;
-use tokio::process::Command;
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::TcpStream;
+use tokio::process::{Child, Command};
 
 /// A directory with `microglia.toml`, a token file and a state directory.
 pub struct Program {
@@ -96,6 +99,182 @@ impl Program {
     pub async fn apply(&self, job: &str) -> Value {
         self.json(&["run", job, "--apply", "--json"]).await
     }
+}
+
+/// A running `microglia serve`, killed when dropped.
+pub struct Daemon {
+    child: Child,
+    log: Arc<Mutex<String>>,
+    /// Where it serves HTTP.
+    pub address: String,
+}
+
+impl Program {
+    /// Starts the daemon on a port of its own, and waits until it serves.
+    pub async fn serve(&self) -> Daemon {
+        self.serve_as(self.command(&["serve"])).await
+    }
+
+    /// Starts the daemon by a command of the test's own.
+    pub async fn serve_as(&self, mut command: Command) -> Daemon {
+        if !self.environment.iter().any(|(name, _)| name == "MICROGLIA_LISTEN") {
+            command.env("MICROGLIA_LISTEN", "127.0.0.1:0");
+        }
+        let mut child = command.spawn().unwrap();
+        let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+        let log = Arc::new(Mutex::new(String::new()));
+        let written = Arc::clone(&log);
+        tokio::spawn(async move {
+            while let Ok(Some(line)) = lines.next_line().await {
+                written.lock().unwrap().push_str(&format!("{line}\n"));
+            }
+        });
+        let mut daemon = Daemon { child, log, address: String::new() };
+        for _ in 0..600 {
+            let log = daemon.log();
+            if let Some((_, rest)) = log.split_once("serves http://") {
+                rest.split(' ').next().unwrap().clone_into(&mut daemon.address);
+                return daemon;
+            }
+            let ended = daemon.child.try_wait().unwrap();
+            assert!(ended.is_none(), "the daemon ended ({ended:?}): {}", daemon.log());
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        }
+        panic!("the daemon does not serve: {}", daemon.log());
+    }
+
+    /// Writes into the history behind the program's back.
+    pub async fn sql(&self, statement: &str) {
+        use sqlx::{ConnectOptions, Connection, Executor};
+        let mut database = sqlx::sqlite::SqliteConnectOptions::new()
+            .filename(self.path("state/history.db"))
+            .connect()
+            .await
+            .unwrap();
+        database.execute(sqlx::AssertSqlSafe(statement.to_owned())).await.unwrap();
+        database.close().await.unwrap();
+    }
+
+    /// The recorded runs of a job, oldest first.
+    pub async fn runs(&self, job: &str) -> Vec<Value> {
+        let runs = self.json(&["runs", job, "--limit", "5000", "--json"]).await;
+        runs.as_array().unwrap().iter().rev().cloned().collect()
+    }
+
+    /// The recorded runs of a job that ended, oldest first: trigger and outcome.
+    pub async fn ended(&self, job: &str) -> Vec<String> {
+        let runs = self.runs(job).await;
+        let ended = runs.iter().filter(|run| !run["outcome"].is_null());
+        ended
+            .map(|run| {
+                format!("{} {}", run["trigger"].as_str().unwrap(), run["outcome"].as_str().unwrap())
+            })
+            .collect()
+    }
+}
+
+impl Daemon {
+    pub fn pid(&self) -> u32 {
+        self.child.id().unwrap()
+    }
+
+    /// What it wrote into its log so far.
+    pub fn log(&self) -> String {
+        self.log.lock().unwrap().clone()
+    }
+
+    /// Sends a signal by its name.
+    pub fn signal(&self, name: &str) {
+        signal(self.pid(), name);
+    }
+
+    /// The exit code, when the daemon has ended.
+    pub async fn exit(&mut self) -> i32 {
+        let limit = std::time::Duration::from_secs(60);
+        let status = tokio::time::timeout(limit, self.child.wait()).await;
+        let status = status.unwrap_or_else(|_| panic!("it does not end: {}", self.log())).unwrap();
+        status.code().unwrap_or(-1)
+    }
+
+    /// Stops it in order.
+    pub async fn stop(mut self) -> String {
+        self.signal("TERM");
+        let code = self.exit().await;
+        assert_eq!(code, 0, "{}", self.log());
+        self.log()
+    }
+
+    /// Stops it as the kernel or a power cut does.
+    pub async fn kill(mut self) -> String {
+        self.child.kill().await.unwrap();
+        self.log()
+    }
+
+    pub async fn get(&self, path: &str) -> (u16, String) {
+        self.http("GET", path, &[], "").await
+    }
+
+    pub async fn get_json(&self, path: &str) -> Value {
+        let (status, body) = self.get(path).await;
+        assert_eq!(status, 200, "{path}: {body}");
+        serde_json::from_str(&body).unwrap()
+    }
+
+    pub async fn post(&self, path: &str, token: &str, body: &str) -> (u16, String) {
+        self.http("POST", path, &[("Authorization", &format!("Bearer {token}"))], body).await
+    }
+
+    /// One plain request; the status and the body of the answer.
+    pub async fn http(
+        &self,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: &str,
+    ) -> (u16, String) {
+        let mut text = format!(
+            "{method} {path} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\nContent-Length: {}\r\n",
+            self.address,
+            body.len()
+        );
+        for (name, value) in headers {
+            text.push_str(&format!("{name}: {value}\r\n"));
+        }
+        let mut stream = TcpStream::connect(&self.address).await.unwrap();
+        // A server that refuses what it is sent may close before it has read all of it.
+        let _ = stream.write_all(format!("{text}\r\n{body}").as_bytes()).await;
+        let mut answer = Vec::new();
+        let _ = stream.read_to_end(&mut answer).await;
+        let answer = String::from_utf8_lossy(&answer);
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
+        let status = head.split(' ').nth(1).unwrap_or_else(|| panic!("no answer: {head:?}"));
+        (status.parse().unwrap(), body.to_owned())
+    }
+
+    /// The value of the one series of that name that carries all the labels, written `name="value"`.
+    pub async fn metric(&self, name: &str, labels: &[&str]) -> Option<f64> {
+        let (_, text) = self.get("/metrics").await;
+        let fitting: Vec<&str> = text
+            .lines()
+            .filter(|line| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' '])))
+            .filter(|line| labels.iter().all(|label| line.contains(label)))
+            .collect();
+        assert!(fitting.len() < 2, "{name} {labels:?} is several: {fitting:#?}");
+        fitting.first().map(|line| line.rsplit(' ').next().unwrap().parse().unwrap())
+    }
+
+    /// The value of a job's series; 0 where it is absent.
+    pub async fn of_job(&self, job: &str, name: &str, labels: &[&str]) -> f64 {
+        let job = format!("job_name=\"{job}\"");
+        let labels: Vec<&str> = labels.iter().copied().chain([job.as_str()]).collect();
+        self.metric(name, &labels).await.unwrap_or(0.0)
+    }
+}
+
+/// Sends a signal by its name.
+pub fn signal(pid: u32, name: &str) {
+    let kill = format!("kill -{name} {pid}");
+    assert!(std::process::Command::new("sh").args(["-c", &kill]).status().unwrap().success());
 }
 
 pub fn binary() -> &'static Path {

@@ -1,0 +1,241 @@
+//! What the daemon survives: dead and strange homeservers, dead tokens, full disks, and its own death.
+
+use std::time::Duration;
+
+use super::*;
+use crate::fake::{Fault, TOKEN, Trouble};
+use crate::program::until;
+
+#[tokio::test]
+async fn a_homeserver_that_is_down_limits_or_hides_behind_a_proxy_recovers_by_itself() {
+    let fake = Fake::start();
+    fake.go_down();
+    let more = "mode = \"apply\"\nschedule = \"* * * * * *\"\nretries = { attempts = 1 }";
+    let program = Program::new(&fake.url(), TOKEN, &ping("often", more));
+    let daemon = program.serve().await;
+    let last =
+        async || program.runs("often").await.into_iter().rfind(|run| !run["outcome"].is_null());
+    let ended = async |outcome: &str, words: &str| {
+        last().await.is_some_and(|run| {
+            run["outcome"] == outcome && run["message"].as_str().unwrap_or("").contains(words)
+        })
+    };
+    until("a failure", 30, async || ended("failed", "").await).await;
+    assert_eq!(daemon.get("/healthz").await, (200, "ok\n".to_owned()));
+    assert_eq!(daemon.get("/readyz").await, (200, "ready\n".to_owned()));
+    let up = async || daemon.metric("microglia_homeserver_up", &["main"]).await;
+    assert_eq!(up().await, Some(0.0));
+    assert!(daemon.of_job("often", "microglia_job_consecutive_failures", &[]).await >= 1.0);
+    fake.come_up();
+    until("it recovers", 30, async || ended("succeeded", "").await && up().await == Some(1.0))
+        .await;
+    assert_eq!(daemon.of_job("often", "microglia_job_consecutive_failures", &[]).await, 0.0);
+    fake.fault(Fault::new("*", "/", Trouble::Proxy(502)).always());
+    until("a failure", 30, async || ended("failed", "502").await && up().await == Some(0.0)).await;
+    assert_eq!(daemon.get("/healthz").await.0, 200);
+    fake.no_more_faults();
+    until("it recovers", 30, async || ended("succeeded", "").await).await;
+    let limited = Trouble::Limited { retry_after_ms: Some(20), retry_after_header: None };
+    fake.fault(Fault::new("*", "/", limited).times(15));
+    fake.fault(Fault::new("GET", PING, Trouble::CutBody).times(1));
+    let before = program.runs("often").await.len();
+    until("it gets through", 60, async || {
+        program.runs("often").await.len() > before + 2 && ended("succeeded", "").await
+    })
+    .await;
+    assert_eq!(daemon.get("/healthz").await.0, 200);
+    daemon.stop().await;
+}
+
+#[tokio::test]
+async fn a_token_revoked_in_mid_run_ends_it_and_a_rotated_one_serves_at_once() {
+    let fake = with_lobby(60);
+    let program = Program::new(&fake.url(), TOKEN, &sweep("lobby", 20, ""));
+    let daemon = program.serve().await;
+    let caller = program.command(&["run", "lobby", "--json"]).spawn().unwrap();
+    until("a join", 20, async || joined(&fake) >= 2).await;
+    fake.world(|world| world.tokens.remove(TOKEN));
+    let ended = caller.wait_with_output().await.unwrap();
+    let report: Value = serde_json::from_slice(&ended.stdout).unwrap();
+    assert_eq!(ended.status.code(), Some(1));
+    assert_eq!(report["outcome"], "failed", "{report}");
+    let message = report["message"].as_str().unwrap();
+    assert!(message.contains("put a valid token of a server admin into"), "{message}");
+    assert_eq!(report["done"], joined(&fake));
+    let valid = async || daemon.metric("microglia_homeserver_token_valid", &["main"]).await;
+    assert_eq!(valid().await, Some(0.0));
+    assert_eq!(daemon.metric("microglia_homeserver_up", &["main"]).await, Some(1.0));
+    fake.world(|world| world.token("rotated", "@microglia:fake.test").admin_scope = true);
+    program.write("token", "rotated\n");
+    assert_eq!(program.run(&["run", "lobby"]).await.code, 0);
+    assert_eq!((joined(&fake), valid().await), (60, Some(1.0)));
+    daemon.stop().await;
+}
+
+#[tokio::test]
+async fn a_full_disk_ends_and_refuses_what_makes_changes_and_leaves_the_rest_going() {
+    let fake = with_lobby(400);
+    let jobs = [sweep("lobby", 1000, ""), ping("looks", "schedule = \"* * * * * *\"")].concat();
+    let program = Program::new(&fake.url(), TOKEN, &jobs);
+    // The tables are made before the disk is nearly full.
+    program.serve().await.stop().await;
+    let serve = program.command(&["serve"]);
+    let mut command = tokio::process::Command::new("sh");
+    // No file may grow beyond so many blocks of 512 bytes: to a program that is a full disk.
+    command
+        .args(["-c", "trap '' XFSZ; ulimit -f 1000; exec \"$0\" \"$@\""])
+        .arg(serve.as_std().get_program())
+        .args(serve.as_std().get_args())
+        .stderr(std::process::Stdio::piped())
+        .kill_on_drop(true);
+    let daemon = program.serve_as(command).await;
+    assert_eq!(daemon.get("/readyz").await.0, 200);
+    let run = program.run(&["run", "lobby", "--json"]).await;
+    assert_eq!(run.code, 1, "{run:?}");
+    let report: Value = serde_json::from_str(&run.stdout).unwrap();
+    let message = report["message"].as_str().unwrap();
+    assert!(message.contains("what cannot be recorded is not done"), "{message}");
+    let done = usize::try_from(report["done"].as_u64().unwrap()).unwrap();
+    // Beside those recorded, the one in flight of the one room.
+    assert!(joined(&fake) >= done && joined(&fake) <= done + 1, "{} and {report}", joined(&fake));
+    let (status, why) = daemon.get("/readyz").await;
+    assert_eq!(status, 503);
+    assert!(
+        why.starts_with("the history cannot be written, so that runs in apply mode are refused"),
+        "{why}"
+    );
+    assert_eq!(daemon.get("/healthz").await.0, 200);
+    assert!(daemon.metric("microglia_history_write_errors_total", &[]).await > Some(0.0));
+    let before = joined(&fake);
+    let again = program.json(&["run", "lobby", "--json"]).await;
+    assert_eq!(again["outcome"], "refused", "{again}");
+    assert_eq!(joined(&fake), before);
+    let dry = program.dry_run("lobby").await;
+    assert_eq!((&dry["outcome"], &dry["id"]), (&"succeeded".into(), &Value::Null), "{dry}");
+    assert_eq!(dry["changes"].as_array().unwrap().len(), 400 - before);
+    let ran = async || {
+        let labels = ["mode=\"dry-run\"", "outcome=\"succeeded\""];
+        daemon.of_job("looks", "microglia_job_runs_total", &labels).await
+    };
+    let so_far = ran().await;
+    until("the schedule goes on", 20, async || ran().await > so_far).await;
+    assert!(daemon.log().contains("the history"), "{}", daemon.log());
+    daemon.stop().await;
+    // On a disk with room it goes on where it was.
+    let daemon = program.serve().await;
+    assert_eq!(daemon.get("/readyz").await.0, 200);
+    assert_eq!(program.run(&["run", "lobby"]).await.code, 0);
+    assert_eq!((joined(&fake), fake.count("POST", JOIN)), (400, 400));
+    daemon.stop().await;
+}
+
+/// What of a run's changes the history knows as made.
+async fn made(program: &Program, id: &str) -> Vec<String> {
+    let run = program.json(&["runs", "show", id, "--json"]).await;
+    let done = run["changes"].as_array().unwrap().iter().filter(|change| change["state"] == "done");
+    done.map(|change| change["target"].as_str().unwrap().to_owned()).collect()
+}
+
+#[tokio::test]
+async fn kill_9_in_a_join_sweep_loses_no_change_and_joins_nobody_twice() {
+    let fake = with_lobby(60);
+    let program = Program::new(&fake.url(), TOKEN, &sweep("lobby", 30, &hourly()));
+    was_down(&program).await;
+    let daemon = program.serve().await;
+    until("some joins", 20, async || joined(&fake) >= 10).await;
+    daemon.kill().await;
+    let daemon = program.serve().await;
+    let (so_far, known) = (fake.count("POST", JOIN), made(&program, "1").await.len());
+    until("the rest", 20, async || program.ended("lobby").await.len() == 2).await;
+    daemon.stop().await;
+    assert_eq!(program.ended("lobby").await, ["catch-up interrupted", "catch-up succeeded"]);
+    assert_eq!((joined(&fake), fake.count("POST", JOIN)), (60, 60));
+    assert!(known >= 9 && known <= so_far, "{known} known");
+    let mut all = [made(&program, "1").await, made(&program, "2").await].concat();
+    all.sort();
+    all.dedup();
+    // The one in flight may be known as neither.
+    assert!(all.len() >= 59, "{}", all.len());
+}
+
+#[tokio::test]
+async fn kill_9_in_a_sweep_of_external_ids_leaves_what_it_would_have_left_without() {
+    let mut world = crate::fake::World::new();
+    world.users(60, |number| {
+        crate::fake::User::default()
+            .external("saml", &format!("s{number}"))
+            .external("oidc-keep", &format!("k{number}"))
+    });
+    world.latency = Duration::from_millis(15);
+    let fake = Fake::of(world);
+    let job = format!(
+        "[jobs.ids]\nkind = \"remove-external-ids\"\nmode = \"apply\"\nproviders = [\"saml\"]\naccounts = \"all\"\n{}\n",
+        hourly()
+    );
+    let program = Program::new(&fake.url(), TOKEN, &job);
+    was_down(&program).await;
+    let daemon = program.serve().await;
+    let count = || fake.count("PUT", "/_synapse/admin/v2/users/");
+    until("some removals", 20, async || count() >= 10).await;
+    daemon.kill().await;
+    let so_far = count();
+    let daemon = program.serve().await;
+    let known = made(&program, "1").await.len();
+    until("the rest", 30, async || program.ended("ids").await.len() == 2).await;
+    daemon.stop().await;
+    // Four at a time were in flight.
+    assert!(known + 4 >= so_far && known <= so_far, "{known} of {so_far} known");
+    assert_eq!(program.ended("ids").await, ["catch-up interrupted", "catch-up succeeded"]);
+    fake.world(|world| {
+        for (user_id, user) in
+            world.users.iter().filter(|(user_id, _)| user_id.starts_with("@user"))
+        {
+            let left: Vec<&str> =
+                user.external_ids.iter().map(|(provider, _)| provider.as_str()).collect();
+            assert_eq!(left, ["oidc-keep"], "{user_id}");
+        }
+    });
+}
+
+#[tokio::test]
+async fn kill_9_in_a_purge_sends_no_other_call_while_that_one_may_be_at_work() {
+    let fake = Fake::start();
+    fake.world(|world| {
+        world.user("@a:fake.test");
+        for number in 0..300 {
+            drop(world.media(
+                "@a:fake.test",
+                &format!("file{number}"),
+                100,
+                1_600_000_000_000,
+                None,
+            ));
+        }
+        world.time_per_file = Duration::from_millis(10);
+    });
+    let purge = format!(
+        "[jobs.purge]\nkind = \"purge-local-media\"\nmode = \"apply\"\nolder_than = \"90d\"\n{}\n",
+        hourly()
+    );
+    let program = Program::new(&fake.url(), TOKEN, &purge);
+    was_down(&program).await;
+    let daemon = program.serve().await;
+    until("the purge at work", 20, async || fake.world(|world| world.files().len()) < 280).await;
+    daemon.kill().await;
+    let calls = fake.count("POST", "/_synapse/admin/v1/media/delete");
+    let daemon = program.serve().await;
+    until_log(&daemon, "was lost, and Synapse works on regardless").await;
+    assert_eq!(daemon.of_job("purge", "microglia_job_waiting", &[]).await, 1.0);
+    assert_eq!(fake.count("POST", "/_synapse/admin/v1/media/delete"), calls);
+    daemon.stop().await;
+    assert_eq!(program.ended("purge").await, ["catch-up interrupted", "catch-up interrupted"]);
+    // As if it had stood still for its minute.
+    until("the lost call is over", 20, async || fake.world(|world| world.files().len()) <= 100)
+        .await;
+    program.sql("DELETE FROM media_calls").await;
+    let daemon = program.serve().await;
+    assert_eq!(program.run(&["run", "purge"]).await.code, 0);
+    assert_eq!(fake.world(|world| world.files().len()), 0);
+    daemon.stop().await;
+    assert_eq!(fake.complaints(), Vec::<String>::new());
+}

@@ -1,0 +1,183 @@
+//! Starting, stopping, and what systemd is told.
+
+use std::os::unix::net::UnixDatagram;
+use std::time::{Duration, Instant};
+
+use super::*;
+use crate::fake::{Fault, TOKEN, Trouble};
+use crate::program::until;
+
+#[tokio::test]
+async fn systemd_is_told_of_start_reload_life_and_stop() {
+    let fake = Fake::start();
+    let program = Program::new(&fake.url(), TOKEN, &ping("a", "schedule = \"30 3 * * *\""));
+    let socket = UnixDatagram::bind(program.path("notify")).unwrap();
+    socket.set_nonblocking(true).unwrap();
+    // systemd names the process that is to ping.
+    let serve = program.command(&["serve"]);
+    let mut command = tokio::process::Command::new("sh");
+    command
+        .args(["-c", "WATCHDOG_PID=$$ exec \"$0\" \"$@\""])
+        .arg(serve.as_std().get_program())
+        .args(serve.as_std().get_args())
+        .env("NOTIFY_SOCKET", program.path("notify"))
+        .env("WATCHDOG_USEC", "600000")
+        .stderr(std::process::Stdio::piped())
+        .kill_on_drop(true);
+    let mut daemon = program.serve_as(command).await;
+    let mut told: Vec<String> = Vec::new();
+    let mut hear = |told: &mut Vec<String>| {
+        let mut buffer = [0; 4096];
+        while let Ok(length) = socket.recv(&mut buffer) {
+            told.push(String::from_utf8_lossy(&buffer[..length]).into_owned());
+        }
+    };
+    for _ in 0..100 {
+        hear(&mut told);
+        if told.iter().filter(|message| message.starts_with("WATCHDOG=1")).count() >= 3 {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    let pings = told.iter().filter(|message| message.starts_with("WATCHDOG=1")).count();
+    assert!(pings >= 3, "{told:?}");
+    assert!(told[0].starts_with("READY=1\nSTATUS=1 jobs, 0 running, next a at "), "{told:?}");
+    assert!(told[0].contains("03:30:00 UTC"), "{told:?}");
+    told.clear();
+    daemon.signal("HUP");
+    for _ in 0..100 {
+        hear(&mut told);
+        if told.iter().any(|message| message.starts_with("READY=1")) {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    told.retain(|message| !message.starts_with("WATCHDOG=1"));
+    assert!(told[0].starts_with("RELOADING=1\nMONOTONIC_USEC="), "in one datagram: {told:?}");
+    assert!(told[1].starts_with("READY=1\nSTATUS="), "{told:?}");
+    daemon.signal("TERM");
+    assert_eq!(daemon.exit().await, 0);
+    hear(&mut told);
+    assert!(told.iter().any(|message| message.starts_with("STOPPING=1")), "{told:?}");
+}
+
+#[tokio::test]
+async fn a_stop_ends_a_sweep_at_the_next_boundary_and_the_next_start_finishes_it() {
+    let fake = with_lobby(40);
+    let program = Program::new(&fake.url(), TOKEN, &sweep("lobby", 10, &hourly()));
+    was_down(&program).await;
+    let daemon = program.serve().await;
+    until("some joins", 20, async || joined(&fake) >= 3).await;
+    let asked = Instant::now();
+    let log = daemon.stop().await;
+    assert!(asked.elapsed() < Duration::from_secs(5), "{:?}", asked.elapsed());
+    assert!(log.contains("stopping: nothing new starts"), "{log}");
+    let runs = program.runs("lobby").await;
+    assert_eq!(program.ended("lobby").await, ["catch-up interrupted"]);
+    assert_eq!((&runs[0]["done"], &runs[0]["failed"]), (&joined(&fake).into(), &0.into()));
+    assert_eq!(runs[0]["remaining"], 40 - joined(&fake));
+    let daemon = program.serve().await;
+    until("the rest", 20, async || program.ended("lobby").await.len() == 2).await;
+    daemon.stop().await;
+    assert_eq!(program.ended("lobby").await, ["catch-up interrupted", "catch-up succeeded"]);
+    assert_eq!((joined(&fake), fake.count("POST", JOIN)), (40, 40), "nobody was joined twice");
+    program.serve().await.stop().await;
+    assert_eq!(program.runs("lobby").await.len(), 2);
+}
+
+#[tokio::test]
+async fn what_does_not_end_within_the_grace_is_cut_off_and_recorded_and_its_caller_hears_it() {
+    let fake = Fake::start();
+    fake.world(|world| {
+        world.user("@a:fake.test");
+        drop(world.media("@a:fake.test", "file", 100, 1_600_000_000_000, None));
+    });
+    fake.fault(Fault::new("POST", "/_synapse/admin/v1/media/delete", Trouble::Hang).always());
+    let purge =
+        "[jobs.purge]\nkind = \"purge-local-media\"\nmode = \"apply\"\nolder_than = \"90d\"\n";
+    let program = Program::new(&fake.url(), TOKEN, purge);
+    edit(&program, "[daemon]\n", "[daemon]\nshutdown_grace = \"1s\"\n");
+    let mut daemon = program.serve().await;
+    let caller = program.command(&["run", "purge", "--json"]).spawn().unwrap();
+    until("the call", 20, async || fake.count("POST", "/_synapse/admin/v1/media/delete") == 1)
+        .await;
+    let asked = Instant::now();
+    daemon.signal("TERM");
+    // While it drains it still answers.
+    assert_eq!(daemon.get("/healthz").await.0, 200);
+    assert_eq!(daemon.exit().await, 0, "{}", daemon.log());
+    let took = asked.elapsed();
+    assert!(took > Duration::from_millis(900) && took < Duration::from_secs(5), "{took:?}");
+    let heard = caller.wait_with_output().await.unwrap();
+    assert_eq!(heard.status.code(), Some(1), "{heard:?}");
+    let report: Value = serde_json::from_slice(&heard.stdout).unwrap();
+    assert_eq!(report["outcome"], "interrupted");
+    assert_eq!(report["changes"][0]["state"], "failed", "{report}");
+    assert_eq!(
+        report["changes"][0]["detail"],
+        "no answer came before the run ended: it may have been made"
+    );
+    assert_eq!(program.ended("purge").await, ["manual interrupted"]);
+}
+
+#[tokio::test]
+async fn a_second_signal_ends_it_at_once() {
+    let fake = Fake::start();
+    fake.fault(Fault::new("GET", PING, Trouble::Hang).always());
+    let program = with_admin(&fake, &ping("hangs", "mode = \"apply\""));
+    let mut daemon = program.serve().await;
+    assert_eq!(daemon.post("/api/v1/jobs/hangs/run", "secret", "").await.0, 202);
+    until("the request", 20, async || fake.count("GET", PING) == 1).await;
+    daemon.signal("TERM");
+    until_log(&daemon, "1 run under way: up to 30 s").await;
+    assert_eq!(daemon.post("/api/v1/jobs/hangs/run", "secret", "").await.0, 503);
+    daemon.signal("TERM");
+    let asked = Instant::now();
+    assert_eq!(daemon.exit().await, 1);
+    assert!(asked.elapsed() < Duration::from_secs(3), "{:?}", asked.elapsed());
+    until_log(&daemon, "stopped at once by a second signal").await;
+    program.serve().await.stop().await;
+    assert_eq!(program.ended("hangs").await, ["manual interrupted"]);
+}
+
+#[tokio::test]
+async fn a_quiet_day_of_twenty_jobs_is_forty_lines() {
+    let fake = Fake::start();
+    let jobs: String =
+        (0..20).map(|number| ping(&format!("job-{number:02}"), "mode = \"apply\"")).collect();
+    let program = with_admin(&fake, &jobs);
+    let daemon = program.serve().await;
+    let lines = || {
+        let log = daemon.log();
+        let quiet = log.lines().filter(|line| !line.contains("microglia::audit"));
+        quiet.map(str::to_owned).collect::<Vec<_>>()
+    };
+    let before = lines().len();
+    for number in 0..20 {
+        let path = format!("/api/v1/jobs/job-{number:02}/run");
+        assert_eq!(daemon.post(&path, "secret", "").await.0, 202);
+    }
+    until("all ended", 30, async || {
+        daemon.metric("microglia_run_duration_seconds_count", &[]).await == Some(20.0)
+    })
+    .await;
+    let day = lines().split_off(before);
+    let waits = day.iter().filter(|line| line.contains(" waits for another run")).count();
+    assert_eq!(day.len() - waits, 40, "{day:#?}");
+    // The form for machines carries the same as fields.
+    daemon.stop().await;
+    let mut command = program.command(&["serve"]);
+    command.env("MICROGLIA_LOG_FORMAT", "json");
+    let daemon = program.serve_as(command).await;
+    assert_eq!(program.run(&["run", "job-00"]).await.code, 0);
+    let log = daemon.stop().await;
+    let ended: Value = log
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .find(|line: &Value| line["outcome"] == "succeeded")
+        .unwrap();
+    assert_eq!(
+        (&ended["job"], &ended["run"], &ended["done"]),
+        (&"job-00".into(), &21.into(), &1.into())
+    );
+}

@@ -1,0 +1,264 @@
+//! Reloads: by signal, socket, HTTP and by looking; all or nothing.
+
+use std::time::Duration;
+
+use super::*;
+use crate::fake::{Fault, TOKEN, Trouble};
+use crate::program::until;
+
+fn names(jobs: &Value) -> Vec<&str> {
+    jobs.as_array().unwrap().iter().map(|job| job["name"].as_str().unwrap()).collect()
+}
+
+const SUCCESSFUL: &str = "microglia_config_last_reload_successful";
+
+#[tokio::test]
+async fn a_config_with_mistakes_changes_nothing_and_every_mistake_is_told() {
+    let fake = Fake::start();
+    let program = with_admin(&fake, &[ping("stays", ""), ping("goes", "")].concat());
+    let daemon = program.serve().await;
+    let good = program.read("microglia.toml");
+    let bad = good.replace(
+        "[jobs.goes]",
+        "[jobs.comes]\nschedul = \"@daily\"\n[jobs.other]\nolder_than = \"1d\"",
+    );
+    program.write("microglia.toml", &bad);
+    let mistakes = ["unknown key `schedul`", "older_than"];
+    let refused = program.run(&["reload"]).await;
+    assert_eq!(refused.code, 1, "{refused:?}");
+    assert!(mistakes.iter().all(|mistake| refused.stderr.contains(mistake)), "{}", refused.stderr);
+    assert_eq!(daemon.metric(SUCCESSFUL, &[]).await, Some(0.0));
+    let (status, body) = daemon.post("/-/reload", "secret", "").await;
+    let body: Value = serde_json::from_str(&body).unwrap();
+    assert_eq!(status, 400, "{body}");
+    let told = body["mistakes"].as_array().unwrap();
+    assert!(
+        mistakes
+            .iter()
+            .all(|mistake| told.iter().any(|line| line.as_str().unwrap().contains(mistake))),
+        "{body}"
+    );
+    let before = daemon.log().matches("the config was not reloaded").count();
+    daemon.signal("HUP");
+    until("the log", 20, async || {
+        daemon.log().matches("the config was not reloaded").count() > before
+    })
+    .await;
+    assert!(
+        mistakes.iter().all(|mistake| daemon.log().matches(mistake).count() >= 3),
+        "{}",
+        daemon.log()
+    );
+    assert_eq!(names(&daemon.get_json("/api/v1/jobs").await), ["goes", "stays"]);
+
+    program.write("microglia.toml", &good.replace("[jobs.goes]", "[jobs.comes]"));
+    let (status, body) = daemon.post("/-/reload", "secret", "").await;
+    assert_eq!(status, 200, "{body}");
+    assert_eq!(
+        body,
+        r#"{"added":["comes"],"changed":[],"removed":["goes"],"unchanged":["stays"]}"#
+    );
+    assert_eq!(daemon.metric(SUCCESSFUL, &[]).await, Some(1.0));
+    assert_eq!(daemon.of_job("comes", "microglia_job_info", &[]).await, 1.0);
+    assert_eq!(daemon.of_job("goes", "microglia_job_info", &[]).await, 0.0);
+    edit(&program, "[jobs.stays]", "[jobs.stays]\ntime_limit = \"5m\"");
+    let reloaded = program.run(&["reload"]).await;
+    assert_eq!(reloaded.code, 0);
+    assert_eq!(
+        reloaded.stdout,
+        "changed: stays\nreloaded: 0 added, 1 changed, 0 removed, 1 unchanged\n"
+    );
+    edit(&program, "[daemon]", "[daemon]\nlisten = \"127.0.0.1:1\"");
+    edit(&program, "\"state\"", "\"elsewhere\"");
+    // The socket is where the daemon is, not where the edit says it will be.
+    let (status, body) = daemon.post("/-/reload", "secret", "").await;
+    assert_eq!(status, 200, "{body}");
+    let body: Value = serde_json::from_str(&body).unwrap();
+    let needed = body["restart_needed"].to_string();
+    assert!(needed.contains("daemon.listen") && needed.contains("daemon.state_dir"), "{needed}");
+    until_log(&daemon, "daemon.listen: ").await;
+    daemon.stop().await;
+}
+
+#[tokio::test]
+async fn a_look_at_the_file_finds_swapped_links_and_renamed_files() {
+    let fake = Fake::start();
+    let program = Program::new(&fake.url(), TOKEN, &ping("first", ""));
+    edit(&program, "[daemon]\n", "[daemon]\nwatch_config = \"1s\"\n");
+    // As Kubernetes does it: the file is a link through a link that is swapped.
+    let config = program.read("microglia.toml");
+    for (version, job) in [("v1", "first"), ("v2", "second")] {
+        std::fs::create_dir(program.path(version)).unwrap();
+        let text = config.replace("[jobs.first]", &format!("[jobs.{job}]"));
+        program.write(&format!("{version}/microglia.toml"), &text);
+    }
+    std::fs::remove_file(program.path("microglia.toml")).unwrap();
+    std::os::unix::fs::symlink("v1", program.path("..data")).unwrap();
+    std::os::unix::fs::symlink("..data/microglia.toml", program.path("microglia.toml")).unwrap();
+    let daemon = program.serve().await;
+    let known = async |wanted: &str| {
+        let jobs = daemon.get_json("/api/v1/jobs").await;
+        names(&jobs) == [wanted]
+    };
+    assert!(known("first").await);
+    std::os::unix::fs::symlink("v2", program.path("..new")).unwrap();
+    std::fs::rename(program.path("..new"), program.path("..data")).unwrap();
+    until("the second job", 20, async || known("second").await).await;
+    // As an editor does it: another file takes the name.
+    program.write("microglia.toml.new", &config.replace("[jobs.first]", "[jobs.third]"));
+    std::fs::rename(program.path("microglia.toml.new"), program.path("microglia.toml")).unwrap();
+    until("the third job", 20, async || known("third").await).await;
+    program.write("microglia.toml", "nonsense");
+    until("a refusal", 20, async || daemon.metric(SUCCESSFUL, &[]).await == Some(0.0)).await;
+    assert!(known("third").await);
+    std::fs::remove_file(program.path("microglia.toml")).unwrap();
+    program.write("microglia.toml", &config);
+    until("the first job", 20, async || known("first").await).await;
+    let log = daemon.stop().await;
+    assert_eq!(log.matches("config reloaded (the file changed)").count(), 3, "{log}");
+    assert_eq!(log.matches("the config was not reloaded").count(), 1, "{log}");
+}
+
+#[tokio::test]
+async fn unchanged_jobs_go_on_and_changed_ones_end_with_the_old_definition() {
+    let fake = Fake::start();
+    fake.fault(Fault::new("GET", PING, Trouble::Delay(Duration::from_secs(4))).times(3));
+    let apply = "mode = \"apply\"";
+    let jobs = [
+        ping("changed", apply),
+        ping("removed", apply),
+        ping("unchanged", apply),
+        ping("yearly", "schedule = \"0 0 1 1 *\"\nsplay = \"1h\""),
+    ];
+    let program = with_admin(&fake, &jobs.concat());
+    edit(&program, "[homeservers.main]\n", "[homeservers.main]\nmax_concurrent_runs = 3\n");
+    let daemon = program.serve().await;
+    let next =
+        async || daemon.of_job("yearly", "microglia_job_next_run_timestamp_seconds", &[]).await;
+    let before = next().await;
+    for job in ["changed", "removed", "unchanged"] {
+        assert_eq!(daemon.post(&format!("/api/v1/jobs/{job}/run"), "secret", "").await.0, 202);
+    }
+    until("their requests", 20, async || fake.count("GET", PING) == 3).await;
+    let config = program.read("microglia.toml");
+    let with = config
+        .replace(&ping("changed", apply), &ping("changed", "mode = \"apply\"\nquery = { new = 1 }"))
+        .replace(&ping("removed", apply), "");
+    program.write("microglia.toml", &with);
+    let reloaded = program.run(&["reload"]).await;
+    assert_eq!(
+        reloaded.stdout,
+        "changed: changed\nremoved: removed\nreloaded: 0 added, 1 changed, 1 removed, 2 unchanged\n"
+    );
+    assert_eq!(next().await, before);
+    assert_eq!(daemon.of_job("removed", "microglia_job_info", &[]).await, 0.0);
+    assert_eq!(daemon.of_job("unchanged", "microglia_job_running", &[]).await, 1.0);
+    assert_eq!(daemon.of_job("changed", "microglia_job_running", &[]).await, 1.0);
+    // Taken out and put back while it still runs: it is the same run.
+    program.write(
+        "microglia.toml",
+        &with.replace("[jobs.yearly]", &format!("{}[jobs.yearly]", ping("removed", apply))),
+    );
+    assert_eq!(program.run(&["reload"]).await.code, 0);
+    for job in ["changed", "removed"] {
+        assert_eq!(
+            daemon.post(&format!("/api/v1/jobs/{job}/run"), "secret", "").await.0,
+            409,
+            "{job}"
+        );
+    }
+    until("the ends", 20, async || {
+        let ended = async |job| program.ended(job).await.len();
+        ended("changed").await + ended("removed").await + ended("unchanged").await == 3
+    })
+    .await;
+    let target = async |id: &str| {
+        program.json(&["runs", "show", id, "--json"]).await["changes"][0]["target"].clone()
+    };
+    assert_eq!(program.ended("changed").await, ["manual succeeded"]);
+    assert_eq!(target("1").await, format!("GET {PING}"));
+    assert_eq!(program.run(&["run", "changed"]).await.code, 0);
+    assert_eq!(target("4").await, format!("GET {PING}?new=1"));
+    daemon.stop().await;
+}
+
+#[tokio::test]
+async fn places_of_a_homeserver_outlive_a_reload() {
+    let fake = Fake::start();
+    fake.fault(Fault::new("GET", PING, Trouble::Delay(Duration::from_secs(3))).times(2));
+    let apply = "mode = \"apply\"";
+    let program =
+        with_admin(&fake, &[ping("a", apply), ping("b", apply), ping("c", apply)].concat());
+    let daemon = program.serve().await;
+    let start = async |job: &str| {
+        assert_eq!(daemon.post(&format!("/api/v1/jobs/{job}/run"), "secret", "").await.0, 202)
+    };
+    start("a").await;
+    until("its request", 20, async || fake.count("GET", PING) == 1).await;
+    // Another client for the same homeserver, and still one run at a time.
+    edit(&program, "[homeservers.main]\n", "[homeservers.main]\nrequest_timeout = \"30s\"\n");
+    assert_eq!(program.run(&["reload"]).await.code, 0);
+    start("b").await;
+    until("b waits", 10, async || daemon.of_job("b", "microglia_job_waiting", &[]).await == 1.0)
+        .await;
+    assert_eq!(fake.count("GET", PING), 1);
+    // Room for two now.
+    edit(&program, "request_timeout", "max_concurrent_runs = 2\nrequest_timeout");
+    assert_eq!(program.run(&["reload"]).await.code, 0);
+    until("b goes on", 3, async || fake.count("GET", PING) == 2).await;
+    assert_eq!(program.runs("a").await[0]["outcome"], Value::Null);
+    edit(&program, "max_concurrent_runs = 2\n", "");
+    assert_eq!(program.run(&["reload"]).await.code, 0);
+    start("c").await;
+    until("c waits", 10, async || daemon.of_job("c", "microglia_job_waiting", &[]).await == 1.0)
+        .await;
+    until("all ended", 20, async || !program.ended("c").await.is_empty()).await;
+    let (b, c) = (program.runs("b").await, program.runs("c").await);
+    assert!(moment(&c[0], "finished_at") > moment(&b[0], "finished_at"), "{b:?} {c:?}");
+    daemon.stop().await;
+}
+
+#[tokio::test]
+async fn a_hundred_reloads_of_five_hundred_jobs_leave_nothing_behind() {
+    let fake = Fake::start();
+    let jobs: String =
+        (0..500).map(|number| ping(&format!("job-{number}"), "schedule = \"0 0 1 1 *\"")).collect();
+    let program = with_admin(&fake, &jobs);
+    let daemon = program.serve().await;
+    let reload = async |limit: u32| {
+        // Every job is changed and the client of the homeserver made anew each time.
+        let config = program.read("microglia.toml");
+        let (head, rest) = config.split_once("[homeservers.main]\n").unwrap();
+        let rest = rest.split_once("url").unwrap().1;
+        program.write(
+            "microglia.toml",
+            &format!("{head}[homeservers.main]\nrequest_timeout = \"{limit}s\"\nurl{rest}"),
+        );
+        let (status, body) = daemon.post("/-/reload", "secret", "").await;
+        assert_eq!(status, 200, "{body}");
+        assert_eq!(body.matches("job-").count(), 500);
+        assert!(body.contains("\"unchanged\":[]"), "{body}");
+    };
+    let status = |field: &str| -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", daemon.pid())).unwrap();
+        let line = status.lines().find(|line| line.starts_with(field)).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse().unwrap()
+    };
+    let files = || std::fs::read_dir(format!("/proc/{}/fd", daemon.pid())).unwrap().count();
+    for limit in 10..30 {
+        reload(limit).await;
+    }
+    let (memory, threads, open) = (status("VmRSS:"), status("Threads:"), files());
+    let start = std::time::Instant::now();
+    for limit in 30..130 {
+        reload(limit).await;
+    }
+    println!("100 reloads of 500 jobs took {} ms", start.elapsed().as_millis());
+    // Probes of the last reload may still hold a connection.
+    until("as many open files as before", 20, async || files() <= open + 4).await;
+    assert!(status("Threads:") <= threads + 2, "{} threads, {threads} before", status("Threads:"));
+    let grown = status("VmRSS:").saturating_sub(memory);
+    println!("{memory} KiB before, {grown} KiB more after");
+    assert!(grown < 6 * 1024, "{grown} KiB more");
+    daemon.stop().await;
+}
