@@ -39,11 +39,8 @@ static RUNNING: Semaphore = Semaphore::const_new(3);
 /// A running Synapse with an own database, port and directory.
 pub struct Synapse {
     pub url: String,
-    pub server_name: &'static str,
     pub admin: Account,
     pub dir: PathBuf,
-    port: u16,
-    python: PathBuf,
     process: Option<Process>,
     client: Client,
     directory: TempDir,
@@ -94,20 +91,6 @@ impl Synapse {
         if let Some(process) = self.process.take() {
             process.stop().await;
         }
-    }
-
-    /// Ends Synapse at once, as the OOM killer does.
-    pub fn kill(&mut self) {
-        self.process = None;
-    }
-
-    /// Starts Synapse again on the same port and data, after stopping it if it runs.
-    pub async fn restart(&mut self) {
-        self.stop().await;
-        write_config(&self.dir, self.port);
-        let (process, port) = Process::start(&self.python, &self.dir).await;
-        assert_eq!(port, self.port, "Synapse came back on another port");
-        self.process = Some(process);
     }
 
     /// Sends a request as the server admin; a null `body` is no body.
@@ -172,11 +155,8 @@ impl Synapse {
         let (process, port) = Process::start(python, &dir).await;
         Self {
             url: format!("http://127.0.0.1:{port}"),
-            server_name: SERVER_NAME,
             admin: Account { user_id: user_id("admin"), token },
             dir,
-            port,
-            python: python.to_owned(),
             process: Some(process),
             client: http_client(),
             directory,
@@ -206,10 +186,6 @@ impl Synapse {
 
     pub async fn register_admin(&self, localpart: &str) -> Account {
         self.register_with(localpart, json!({ "admin": true })).await
-    }
-
-    pub async fn register_bot_admin(&self, localpart: &str) -> Account {
-        self.register_with(localpart, json!({ "admin": true, "user_type": "bot" })).await
     }
 
     /// Writes a user into the database that Synapse would not register today.
