@@ -69,8 +69,6 @@ impl Metrics {
             ])
             .set(1.0);
         gauge("microglia_start_time_seconds", "When the daemon started.")?.set(seconds(started));
-        let jobs = Jobs::default();
-        registry.register(Box::new(jobs.clone()))?;
         registry.register(Box::new(ProcessCollector::for_self()))?;
         let start_delay = Histogram::with_opts(
             HistogramOpts::new(
@@ -94,7 +92,7 @@ impl Metrics {
         )?;
         registry.register(Box::new(history_write_errors.clone()))?;
         Ok(Self {
-            jobs,
+            jobs: Jobs::default(),
             config_successful: gauge(
                 "microglia_config_last_reload_successful",
                 "Whether the last (re)load of the config succeeded.",
@@ -208,7 +206,9 @@ impl Metrics {
         self.last_tick.set(seconds(ticked));
         self.history_write_errors
             .inc_by(write_errors.saturating_sub(self.history_write_errors.get()));
-        TextEncoder::new().encode_to_string(&self.registry.gather())
+        let mut text = TextEncoder::new().encode_to_string(&self.registry.gather())?;
+        self.jobs.write(&mut text);
+        Ok(text)
     }
 }
 
