@@ -77,7 +77,7 @@ pub async fn serve(
     supervisor.recall_pause().await;
     let (adopted, known) = supervisor.adopt(&config).await?;
     for warning in &config.warnings {
-        tracing::warn!("{warning}");
+        tracing::warn!("{}", warning.line());
     }
     let reloader = Arc::new(Reloader::new(
         path,

@@ -25,7 +25,8 @@ impl Mistake {
 #[derive(Debug, Clone, Copy)]
 pub struct Key {
     pub name: &'static str,
-    pub value: &'static str,
+    /// What a user has to write.
+    pub value: fn() -> String,
     /// The default as TOML; `None` for a required key and for one that may be absent.
     pub default: Option<&'static str>,
     pub required: bool,
@@ -37,6 +38,11 @@ pub trait Value: Sized {
     /// What a user has to write, as shown by `kinds` and in mistakes: "a length of time such as \"90d\"".
     const TYPE: &'static str;
     const OPTIONAL: bool = false;
+
+    /// The same with what a list holds.
+    fn describe() -> String {
+        Self::TYPE.to_owned()
+    }
 
     /// Reads the value, or adds at least one mistake.
     fn read(value: &Spanned<DeValue<'_>>, mistakes: &mut Vec<Mistake>) -> Option<Self>;
@@ -80,7 +86,7 @@ impl Table<'_, '_> {
         if absent.is_none() {
             mistakes.push(Mistake::new(
                 self.span.clone(),
-                format!("`{key}` is missing: add `{key} = …`, {}", T::TYPE),
+                format!("`{key}` is missing: add `{key} = …`, {}", T::describe()),
             ));
         }
         absent
@@ -289,6 +295,10 @@ impl<T: Value> Value for Option<T> {
     const TYPE: &'static str = T::TYPE;
     const OPTIONAL: bool = true;
 
+    fn describe() -> String {
+        T::describe()
+    }
+
     fn read(value: &Spanned<DeValue<'_>>, mistakes: &mut Vec<Mistake>) -> Option<Self> {
         T::read(value, mistakes).map(Some)
     }
@@ -302,6 +312,10 @@ impl<T: Value> Value for Option<T> {
 impl<T: Value> Value for Spanned<T> {
     const TYPE: &'static str = T::TYPE;
 
+    fn describe() -> String {
+        T::describe()
+    }
+
     fn read(value: &Spanned<DeValue<'_>>, mistakes: &mut Vec<Mistake>) -> Option<Self> {
         T::read(value, mistakes).map(|inner| Self::new(value.span(), inner))
     }
@@ -311,9 +325,13 @@ impl<T: Value> Value for Spanned<T> {
 impl<T: Value> Value for Vec<T> {
     const TYPE: &'static str = "a list";
 
+    fn describe() -> String {
+        format!("a list, each of it {}", T::describe())
+    }
+
     fn read(value: &Spanned<DeValue<'_>>, mistakes: &mut Vec<Mistake>) -> Option<Self> {
         let Some(items) = value.get_ref().as_array() else {
-            mistakes.push(wrong_type(value, &format!("a list, each of it {}", T::TYPE)));
+            mistakes.push(wrong_type(value, &Self::describe()));
             return None;
         };
         let read: Vec<Option<T>> = items.iter().map(|item| T::read(item, mistakes)).collect();
@@ -375,7 +393,7 @@ macro_rules! keys {
         impl $name {
             pub const KEYS: &'static [$crate::keys::Key] = &[$($crate::keys::Key {
                 name: stringify!($field),
-                value: <$type as $crate::keys::Value>::TYPE,
+                value: <$type as $crate::keys::Value>::describe,
                 default: $crate::keys!(@default $($default)?),
                 required: !<$type as $crate::keys::Value>::OPTIONAL && $crate::keys!(@default $($default)?).is_none(),
                 about: concat!($($about),+),

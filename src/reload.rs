@@ -65,7 +65,7 @@ impl Reloader {
             Err(error) => return Err(self.refused(vec![error.to_string()])),
         };
         for warning in &config.warnings {
-            tracing::warn!("{warning}");
+            tracing::warn!("{}", warning.line());
         }
         adopted.restart_needed = self.settings(&config);
         self.succeeded();

@@ -51,7 +51,8 @@ fn ended(report: &Report) {
         .finished_at
         .map(|end| (end - report.started_at).to_std().unwrap_or_default())
         .unwrap_or_default();
-    let planned = report.planned.map_or_else(|| "an unknown number".to_owned(), grouped);
+    let planned =
+        report.planned.map(|planned| format!("{} planned, ", grouped(planned))).unwrap_or_default();
     let bytes = report
         .bytes_freed
         .filter(|_| *mode == Mode::Apply)
@@ -64,7 +65,7 @@ fn ended(report: &Report) {
         ""
     };
     let text = format!(
-        "{job}: run {run} {outcome} after {} ({planned} planned, {done} done, {failed} failed, {skipped} skipped, {remaining} remaining{bytes}){message}{dry}",
+        "{job}: run {run} {outcome} after {} ({planned}{done} done, {failed} failed, {skipped} skipped, {remaining} remaining{bytes}){message}{dry}",
         spoken(took)
     );
     if matches!(outcome, Outcome::Succeeded) {

@@ -56,7 +56,7 @@ fn key_described(key: &Key) -> String {
         (false, Some(default)) => format!("default {default}"),
         (false, None) => "optional".to_owned(),
     };
-    format!("  {} ({default}): {}\n{}\n", key.name, key.value, wrapped(key.about, "      "))
+    format!("  {} ({default}): {}\n{}\n", key.name, (key.value)(), wrapped(key.about, "      "))
 }
 
 fn wrapped(text: &str, indent: &str) -> String {

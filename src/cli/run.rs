@@ -61,7 +61,7 @@ pub(super) async fn run(path: &Path, options: &Options) -> Result<(), Ended> {
         "warn,sqlx=error,microglia::audit=info"
     });
     for warning in &config.warnings {
-        tracing::warn!("{warning}");
+        tracing::warn!("{}", warning.line());
     }
     let order = Order {
         mode: match (options.dry_run, options.apply) {

@@ -155,7 +155,8 @@ pub(super) fn summary(run: &Report, zone: Tz) -> String {
         (Mode::Apply, _, Some(bytes)) => format!(", {} freed", Size(bytes)),
         _ => String::new(),
     };
-    let planned = if run.planned.is_none() && run.mode == Mode::DryRun {
+    let succeeded = run.outcome == Some(Outcome::Succeeded);
+    let planned = if run.planned.is_none() && run.mode == Mode::DryRun && succeeded {
         "this kind cannot count beforehand".to_owned()
     } else {
         figures(run)

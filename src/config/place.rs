@@ -114,6 +114,13 @@ impl fmt::Display for Found {
     }
 }
 
+impl Found {
+    /// One line without its source, for logs and answers.
+    pub fn line(&self) -> String {
+        format!("{}:{}:{}: {}", self.file, self.line, self.column, self.text)
+    }
+}
+
 impl NotLoaded {
     pub(super) fn mistakes(path: &Path, text: &str, mistakes: &[Mistake]) -> Self {
         Self {
@@ -131,13 +138,7 @@ impl NotLoaded {
     pub fn lines(&self) -> Vec<String> {
         match &self.problem {
             Some(problem) => vec![format!("{}: {problem}", self.file.display())],
-            None => self
-                .mistakes
-                .iter()
-                .map(|found| {
-                    format!("{}:{}:{}: {}", found.file, found.line, found.column, found.text)
-                })
-                .collect(),
+            None => self.mistakes.iter().map(Found::line).collect(),
         }
     }
 }

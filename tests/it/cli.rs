@@ -439,7 +439,7 @@ async fn each_kind_shows_every_key_with_its_type_its_default_and_its_meaning() {
                 Some(default) => format!("default {default}"),
                 None => "optional".to_owned(),
             };
-            let head = format!("\n  {} ({default}): {}\n      ", key.name, key.value);
+            let head = format!("\n  {} ({default}): {}\n      ", key.name, (key.value)());
             let about =
                 one.split_once(&head).unwrap_or_else(|| panic!("{head:?} is not in {one}")).1;
             let first_words: Vec<&str> = key.about.split_whitespace().take(5).collect();
