@@ -574,11 +574,15 @@ impl History {
     }
 
     pub async fn set_switch(&self, name: &str, on: bool) -> Result<(), Error> {
+        self.set(name, i64::from(on)).await
+    }
+
+    async fn set(&self, name: &str, value: i64) -> Result<(), Error> {
         self.counted(async {
             let pool = self.kept()?;
             sqlx::query("INSERT OR REPLACE INTO switches (name, value) VALUES ($1, $2)")
                 .bind(name)
-                .bind(i64::from(on))
+                .bind(value)
                 .execute(pool)
                 .await?;
             Ok(())
@@ -586,9 +590,9 @@ impl History {
         .await
     }
 
-    /// Whether the history can be written now: writes.
+    /// Whether the history can be written now: writes. SQLite would not write what is there already.
     pub async fn probe(&self) -> Result<(), Error> {
-        self.set_switch("probe", true).await
+        self.set("probe", self.clock.now().timestamp_micros()).await
     }
 
     /// How each job stands in each mode: when it last succeeded, and how many of its runs since did not.

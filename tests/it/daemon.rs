@@ -4,6 +4,7 @@ mod asked;
 mod faults;
 mod http;
 mod lifecycle;
+mod panics;
 mod reload;
 mod schedule;
 
@@ -39,7 +40,9 @@ fn with_lobby(users: usize) -> Fake {
 }
 
 fn joined(fake: &Fake) -> usize {
-    let is_in = |(user, _): &(&String, &crate::fake::Member)| user.starts_with("@user");
+    let is_in = |(user, member): &(&String, &crate::fake::Member)| {
+        user.starts_with("@user") && member.membership == "join"
+    };
     fake.world(|world| world.rooms["!lobby:fake.test"].members.iter().filter(is_in).count())
 }
 

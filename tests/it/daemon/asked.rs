@@ -11,7 +11,7 @@ use crate::program::{signal, until};
 async fn a_run_by_hand_goes_through_the_daemon_with_its_progress_and_its_report() {
     let fake = Fake::start();
     fake.fault(Fault::new("GET", PING, Trouble::Proxy(502)));
-    let more = "mode = \"apply\"\nrepeatable = true\nretries = { first_delay = \"1ms\" }";
+    let more = "mode = \"apply\"\nrepeatable = true\nretries = { first_delay = \"1s\" }";
     let jobs = [ping("by-hand", more), ping("fails", "mode = \"apply\"\nexpect = [204]")].concat();
     let program = Program::new(&fake.url(), TOKEN, &jobs);
     let daemon = program.serve().await;
@@ -52,7 +52,7 @@ async fn a_job_runs_once_at_a_time_and_is_cancelled_by_command_or_ctrl_c() {
         let id = program.runs("lobby").await.last().unwrap()["id"].clone();
         let second = program.run(&["run", "lobby"]).await;
         let already = format!("error: lobby is running already (run {id})\n");
-        assert_eq!((second.code, second.stderr), (1, already));
+        assert!(second.code == 1 && second.stderr.ends_with(&already), "{second:?}");
         assert_eq!(daemon.post("/api/v1/jobs/lobby/run", "secret", "").await.0, 409);
         assert_eq!(daemon.of_job("lobby", "microglia_job_running", &[]).await, 1.0);
         if by_command {

@@ -90,7 +90,7 @@ async fn what_does_not_end_within_the_grace_is_cut_off_and_recorded_and_its_call
     let fake = Fake::start();
     fake.world(|world| {
         world.user("@a:fake.test");
-        drop(world.media("@a:fake.test", "file", 100, 1_600_000_000_000, None));
+        world.media("@a:fake.test", "file", 100, 1_600_000_000_000, None).bytes = Some(100);
     });
     fake.fault(Fault::new("POST", "/_synapse/admin/v1/media/delete", Trouble::Hang).always());
     let purge =

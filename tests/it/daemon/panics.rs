@@ -1,0 +1,79 @@
+//! A bug in a kind: its run ends as panicked, and the job is run again when it is due.
+
+use std::sync::{Arc, PoisonError};
+
+use microglia::clock::{Clock, Timestamp};
+use microglia::config::{Config, Environment};
+use microglia::history::History;
+use microglia::job::{Context, Failure, Job, Needs};
+use microglia::keys::{Key, Mistake, Table};
+use microglia::metrics::Metrics;
+use microglia::report::Action;
+use microglia::runner::{Runner, Settle};
+use microglia::state_dir::StateDir;
+use microglia::supervisor::Supervisor;
+use microglia::synapse::Version;
+use microglia::ticker::Ticker;
+
+use super::ping;
+use crate::fake::TOKEN;
+use crate::program::{Program, until};
+
+#[derive(Debug)]
+struct Panics;
+
+impl Job for Panics {
+    const KIND: &'static str = "panics";
+    const ABOUT: &'static str = "Panics.";
+    const KEYS: &'static [Key] = &[];
+    const ACTION: Action = Action::Request;
+    const NEEDS: Needs = Needs {
+        synapse: Version(0, 0),
+        clock: false,
+        not_under_mas: None,
+        plans_offline: true,
+        media: false,
+    };
+
+    fn read(_: &Table<'_, '_>, _: Timestamp, _: &mut Vec<Mistake>) -> Option<Self> {
+        None
+    }
+
+    async fn plan(&self, _: &Context<'_>, _: &mut microglia::change::Plan) -> Result<(), Failure> {
+        std::panic::panic_any("it is a test")
+    }
+}
+
+/// No kind panics that we know of, so that this one is put where the program's own would be.
+#[tokio::test]
+async fn a_panic_ends_the_run_and_the_job_stays_scheduled() {
+    let program =
+        Program::new("http://127.0.0.1:9", TOKEN, &ping("a", "schedule = \"* * * * * *\""));
+    let (clock, path) = (Clock::system(), program.path("microglia.toml"));
+    let mut config = Config::load(&path, &Environment::default(), clock.now()).unwrap();
+    config.jobs[0].job = Arc::new(Panics);
+    let dir = StateDir::open(&config.daemon.state_dir).unwrap();
+    let history = History::open(&dir, clock.clone()).await.unwrap();
+    let metrics = Arc::new(Metrics::new(clock.now()).unwrap());
+    let runner = Runner {
+        history: history.clone(),
+        dir: Some(dir),
+        clock: clock.clone(),
+        settle: Settle::default(),
+    };
+    let supervisor = Supervisor::new(runner, Arc::clone(&metrics), clock.clone());
+    supervisor.adopt(&config).await.unwrap();
+    let (sender, due) = tokio::sync::mpsc::unbounded_channel();
+    let mut ticker = Ticker::start(Arc::clone(&supervisor.agenda), clock, sender).await.unwrap();
+    let listening = tokio::spawn(Arc::clone(&supervisor).listen(due));
+    until("two runs", 20, async || program.ended("a").await.len() >= 2).await;
+    ticker.stop().await;
+    listening.abort();
+    assert!(supervisor.agenda.lock().unwrap_or_else(PoisonError::into_inner).next("a").is_some());
+    for run in program.runs("a").await.iter().take(2) {
+        assert_eq!(run["outcome"], "panicked");
+        assert_eq!(run["message"], "a bug in microglia, please report it: it is a test");
+    }
+    let text = supervisor.metrics_text(Clock::system().now()).unwrap();
+    assert!(text.contains("outcome=\"panicked\""), "{text}");
+}
