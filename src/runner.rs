@@ -591,10 +591,11 @@ impl Run<'_> {
         records.extend(plan.problems.iter().map(crate::change::Problem::record));
         let id = self.report().id;
         let recorded = self.runner.history.plan(id, &records).await;
-        if id.is_none() {
+        // What nobody can read in the history, the report carries itself.
+        self.report().changes = (id.is_none() || recorded.is_err()).then(|| {
             records.truncate(CHANGES_SHOWN as usize);
-            self.report().changes = Some(records);
-        }
+            records
+        });
         match recorded {
             Err(error) if self.order.mode == Mode::DryRun => {
                 tracing::warn!("the plan is not recorded: {error}");
@@ -675,7 +676,7 @@ impl Run<'_> {
         if let Err(error) = history.save(&report).await {
             tracing::error!(job = %report.job, "the end of run {} cannot be recorded: {error}", id.unwrap_or_default());
         }
-        if let Some(id) = id
+        if let (Some(id), None) = (id, &report.changes)
             && let Ok(Some(stored)) = history.run(id, history::Page::default()).await
         {
             report.changes = stored.changes;
