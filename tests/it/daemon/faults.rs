@@ -247,3 +247,33 @@ async fn kill_9_in_a_purge_sends_no_other_call_while_that_one_may_be_at_work() {
     daemon.stop().await;
     assert_eq!(fake.complaints(), Vec::<String>::new());
 }
+
+#[tokio::test]
+async fn kill_9_in_a_sweep_of_a_real_homeserver_joins_each_user_once() {
+    let synapse = crate::homeserver::Synapse::start().await;
+    let room =
+        synapse.create_room(&synapse.admin, serde_json::json!({ "preset": "public_chat" })).await;
+    let users = synapse.register_many("swept", 40).await;
+    let job = format!(
+        "[jobs.lobby]\nkind = \"join-rooms\"\nmode = \"apply\"\nrooms = [\"{room}\"]\njoins_per_second = 20\n{}\n",
+        hourly()
+    );
+    let program = Program::new(&synapse.url, &synapse.admin.token, &job);
+    was_down(&program).await;
+    let daemon = program.serve().await;
+    let joins = || synapse.requests().iter().filter(|line| line.contains(JOIN)).count();
+    until("some joins", 20, async || joins() >= 10).await;
+    daemon.kill().await;
+    let daemon = program.serve().await;
+    until("the rest", 30, async || program.ended("lobby").await.len() == 2).await;
+    daemon.stop().await;
+    assert_eq!(program.ended("lobby").await, ["catch-up interrupted", "catch-up succeeded"]);
+    for user in &users {
+        assert_eq!(synapse.join_event_count(&room, user).await, 1, "{user}");
+    }
+    let mut all = [made(&program, "1").await, made(&program, "2").await].concat();
+    all.sort();
+    all.dedup();
+    // The one in flight may be known as neither.
+    assert!(all.len() >= 39, "{all:#?}");
+}
