@@ -18,6 +18,19 @@ pub enum Age {
 const YOUNGEST: u64 = 7;
 
 impl Age {
+    /// The moment as below, refused where it would lie in the future: Synapse would delete everything.
+    pub fn past_cut_off(self, at: Timestamp) -> Result<Timestamp, String> {
+        let cut_off = self.cut_off(at);
+        if cut_off <= at {
+            Ok(cut_off)
+        } else {
+            Err(format!(
+                "{} is in the future, and everything would be older",
+                clock::spoken(cut_off)
+            ))
+        }
+    }
+
     /// The moment before which things are old, for a run that started at `at`.
     pub fn cut_off(self, at: Timestamp) -> Timestamp {
         match self {

@@ -268,7 +268,7 @@ impl Homeserver {
     /// Tells apart what settings and secrets make a connection; a token in a file is read for each request and does not.
     pub fn fingerprint(&self) -> u64 {
         let inline = self.token_file.is_none().then(|| self.token.expose_secret());
-        fingerprint(&(format!("{:?}", self.keys), inline, &self.token_file, &self.ca))
+        fingerprint(&(format!("{:?}", self.keys), inline))
     }
 }
 

@@ -40,7 +40,7 @@ pub async fn serve(
 ) -> anyhow::Result<()> {
     let daemon = config.daemon.clone();
     let dir = StateDir::open(&daemon.state_dir).with_context(|| format!("the state directory {} cannot be used: make it writable for this user, or set daemon.state_dir", daemon.state_dir.display()))?;
-    let Some(_lock) = dir.try_lock("daemon").context("the daemon's lock")? else {
+    let Some(_lock) = dir.try_lock("serve.daemon").context("the daemon's lock")? else {
         anyhow::bail!(
             "another daemon runs on the state directory {}: stop it, or give this one a state_dir of its own",
             daemon.state_dir.display()

@@ -237,7 +237,7 @@ impl History {
         self.counted(async {
             let (Some(pool), Some(run)) = (self.writable(), run) else { return Ok(0) };
             let mut transaction = pool.begin().await?;
-            sqlx::query("DELETE FROM changes WHERE run = $1 AND state IN ('planned', 'failed')")
+            sqlx::query("DELETE FROM changes WHERE run = $1 AND state = 'planned'")
                 .bind(run)
                 .execute(&mut *transaction)
                 .await?;
@@ -266,6 +266,15 @@ impl History {
                 .execute(&mut *transaction)
                 .await?;
             }
+            // What failed and is planned again is replaced, save where the record says what to put back.
+            sqlx::query(
+                "DELETE FROM changes WHERE run = $1 AND seq < $2 AND state = 'failed' AND before IS NULL \
+                 AND target IN (SELECT target FROM changes WHERE run = $1 AND seq >= $2)",
+            )
+            .bind(run)
+            .bind(first)
+            .execute(&mut *transaction)
+            .await?;
             transaction.commit().await?;
             Ok(first)
         })

@@ -26,6 +26,11 @@ pub trait Job: Debug + Send + Sync + Sized + 'static {
     /// Reads the kind's keys; a mistake that takes several keys together is found here.
     fn read(table: &Table<'_, '_>, now: Timestamp, mistakes: &mut Vec<Mistake>) -> Option<Self>;
 
+    /// Whether a run that was cut off may be run again although something of it may have been sent.
+    fn is_repeatable(&self) -> bool {
+        true
+    }
+
     /// What `check` should warn of, with the key it is about.
     fn warnings(&self) -> Vec<(&'static str, String)> {
         Vec::new()
@@ -136,6 +141,7 @@ impl<'a> Memory<'a> {
 /// A job whose kind is not known any more, as the runner uses it.
 pub trait AnyJob: Debug + Send + Sync {
     fn kind(&self) -> &'static Kind;
+    fn is_repeatable(&self) -> bool;
     fn warnings(&self) -> Vec<(&'static str, String)>;
     fn check<'a>(
         &'a self,
@@ -181,6 +187,10 @@ impl Kind {
 impl<J: Job> AnyJob for J {
     fn kind(&self) -> &'static Kind {
         const { &Kind::of::<J>() }
+    }
+
+    fn is_repeatable(&self) -> bool {
+        Job::is_repeatable(self)
     }
 
     fn warnings(&self) -> Vec<(&'static str, String)> {

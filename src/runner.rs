@@ -4,7 +4,7 @@ mod changes;
 mod settle;
 
 use std::panic::AssertUnwindSafe;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -105,7 +105,7 @@ impl Stop {
         let _ = tokio::time::timeout(wait, self.at_boundary.cancelled()).await;
     }
 
-    fn outcome(&self) -> Option<Outcome> {
+    pub fn outcome(&self) -> Option<Outcome> {
         self.at_boundary
             .is_cancelled()
             .then(|| self.outcome.get().copied().unwrap_or(Outcome::Cancelled))
@@ -141,6 +141,10 @@ struct Run<'a> {
     notes: Mutex<Vec<String>>,
     /// Whether some target could be read and needs nothing.
     some_fine: AtomicBool,
+    /// Targets of the last plan that could not be worked on.
+    problems: AtomicU64,
+    /// Whether a plan passed the guards.
+    judged: AtomicBool,
     lost: Mutex<Vec<changes::Lost>>,
     /// Targets that a change skipped when it looked again, with their things.
     skipped: Mutex<Vec<(String, u64)>>,
@@ -186,14 +190,11 @@ impl Runner {
         stop: &Stop,
         tell: Listener,
     ) -> Result<Report, Busy> {
-        let _job = match self.dir.as_ref().map(|dir| dir.try_lock(&spec.name)) {
+        let locked = match self.dir.as_ref().map(|dir| dir.try_lock(&spec.name)) {
             Some(Ok(None)) => return Err(self.busy(&spec.name).await),
-            Some(Ok(lock)) => lock,
-            Some(Err(error)) => {
-                tracing::warn!("the lock of {} cannot be used: {error}", spec.name);
-                None
-            }
-            None => None,
+            Some(Ok(lock)) => Ok(lock),
+            Some(Err(error)) => Err(history::Error::Io(error)),
+            None => Ok(None),
         };
         let started_at = self.clock.now();
         let mut report = Report {
@@ -219,7 +220,19 @@ impl Runner {
             sample: Vec::new(),
             changes: None,
         };
-        let begun = self.begin(&mut report).await;
+        let begun = match &locked {
+            Ok(_) => self.begin(&mut report).await,
+            // Without the job's lock nobody knows whether another run of it is at work.
+            Err(error) if order.mode == Mode::Apply => Err(history::Error::NotKept(
+                format!("the job's lock cannot be used ({error})").into(),
+            )),
+            Err(error) => {
+                tracing::warn!(
+                    "this dry run is not recorded: the job's lock cannot be used ({error})"
+                );
+                Ok(())
+            }
+        };
         tell(Event::Started(Box::new(report.clone())));
         let run = Run {
             runner: self,
@@ -234,6 +247,8 @@ impl Runner {
             report: Mutex::new(report),
             notes: Mutex::default(),
             some_fine: AtomicBool::new(false),
+            problems: AtomicU64::new(0),
+            judged: AtomicBool::new(false),
             lost: Mutex::default(),
             skipped: Mutex::default(),
             slow: AtomicBool::new(false),
@@ -336,13 +351,20 @@ impl Run<'_> {
                     "{because} (no time is left for another try)"
                 )));
             }
+            let failed = because.clone();
             self.tell(Event::Retrying {
                 attempt: attempt + 1,
                 wait_seconds: wait.as_secs(),
                 because,
             });
-            if let Err(stopped) = self.pause(wait).await {
-                return self.verdict(Ending::Stopped(stopped));
+            match self.pause(wait).await {
+                Ok(()) => {}
+                Err(Stopped::Window) => {
+                    return self.verdict(Ending::Failed(format!(
+                        "{failed} (the job's window ended before another try)"
+                    )));
+                }
+                Err(stopped) => return self.verdict(Ending::Stopped(stopped)),
             }
             self.tell(Event::Resumed);
         }
@@ -415,13 +437,16 @@ impl Run<'_> {
     }
 
     /// Waits for something that changes nothing, unless the run is to stop first.
-    async fn wait_for(&self, ready: impl Future<Output = ()>) -> Result<(), Stopped> {
-        tokio::select! {
-            () = ready => {}
-            () = tokio::time::sleep_until(self.deadline) => {}
-            () = self.stop.at_boundary.cancelled() => {}
+    async fn wait_for<T>(&self, ready: impl Future<Output = T>) -> Result<T, Stopped> {
+        let ready = tokio::select! {
+            ready = ready => Some(ready),
+            () = tokio::time::sleep_until(self.deadline) => None,
+            () = self.stop.at_boundary.cancelled() => None,
+        };
+        match (self.stopped(), ready) {
+            (None, Some(ready)) => Ok(ready),
+            (stopped, _) => Err(stopped.unwrap_or(Stopped::TimeLimit)),
         }
-        self.stopped().map_or(Ok(()), Err)
     }
 
     /// Whether the run has to end before its next change.
@@ -545,15 +570,17 @@ impl Run<'_> {
         let unrecorded = |error: history::Error| {
             Ending::Failed(format!("the history cannot be written: {error}"))
         };
-        self.resolve_lost(&plan, server).await.map_err(unrecorded)?;
+        let unknown = self.resolve_lost(&plan, server).await.map_err(unrecorded)?;
+        let problems = plan.problems.len() as u64 + unknown;
+        self.problems.store(problems, Ordering::Relaxed);
         self.some_fine.store(plan.some_fine, Ordering::Relaxed);
         let count = plan.count();
         let (done, cut) = {
             let mut report = self.report();
-            (report.failed, report.remaining) = (plan.problems.len() as u64, 0);
+            (report.failed, report.remaining) = (problems, 0);
             report.sample.clone_from(&plan.sample);
             let before = report.done + report.skipped;
-            report.planned = count.map(|count| before + count + plan.problems.len() as u64);
+            report.planned = count.map(|count| before + count + problems);
             report.bytes_planned = plan.bytes.map(|bytes| bytes + report.bytes_freed.unwrap_or(0));
             if plan.bytes.is_some() {
                 report.bytes_freed.get_or_insert(0);
@@ -568,7 +595,7 @@ impl Run<'_> {
                 let left = count.unwrap_or(0) - kept.min(count.unwrap_or(0));
                 self.report().remaining = left;
                 if kept == 0 && left > 0 && most > 0 {
-                    notes.push(format!("at_most = {most} is too small: the first of the plan go together and are more, so nothing can be done"));
+                    notes.push(format!("at_most = {} is too small: the first of the plan go together and are more, so nothing can be done", most + done));
                 }
                 Some(kept)
             }
@@ -600,6 +627,7 @@ impl Run<'_> {
         }
         let report = self.report().clone();
         self.runner.history.save(&report).await.map_err(unrecorded)?;
+        self.judged.store(true, Ordering::Relaxed);
         let writer = Writer::new(self.reader.clone());
         Ok(self.make_all(plan, first, &writer, server).await)
     }
@@ -634,10 +662,11 @@ impl Run<'_> {
             Ok(first)
         }
         .await;
-        if id.is_none() {
+        // What nobody can read in the history, the report carries itself.
+        self.report().changes = (id.is_none() || recorded.is_err()).then(|| {
             records.truncate(CHANGES_SHOWN as usize);
-            self.report().changes = Some(records);
-        }
+            records
+        });
         match recorded {
             Err(error) if self.order.mode == Mode::DryRun => {
                 tracing::warn!("the plan is not recorded: {error}");
@@ -651,16 +680,20 @@ impl Run<'_> {
         let mut report = self.report();
         self.count_remaining(&mut report);
         let changed = report.done + report.skipped > 0;
+        let problems = self.problems.load(Ordering::Relaxed);
+        // Targets that need nothing are half of the truth only where no change was tried and failed.
+        let rest_is_fine = report.failed == problems
+            && (self.some_fine.load(Ordering::Relaxed)
+                || (report.mode == Mode::DryRun && report.planned > Some(problems)));
         match ending {
             Ending::Finished if report.failed == 0 => (Outcome::Succeeded, None),
-            Ending::Finished
-                if changed
-                    || report.planned.is_some_and(|planned| planned > report.failed)
-                    || self.some_fine.load(Ordering::Relaxed) =>
-            {
+            Ending::Finished if changed || rest_is_fine => {
                 (Outcome::Partial, Some(failures(report.failed)))
             }
             Ending::Finished => (Outcome::Failed, Some(failures(report.failed))),
+            Ending::Stopped(Stopped::Window) if !self.judged.load(Ordering::Relaxed) => {
+                (Outcome::Failed, Some("the job's window ended before it could begin".to_owned()))
+            }
             Ending::Stopped(Stopped::Window) if report.failed == 0 => (
                 Outcome::Succeeded,
                 Some(format!(
@@ -682,8 +715,9 @@ impl Run<'_> {
             Ending::Stopped(Stopped::Asked(outcome)) => {
                 (outcome, Some("stopped between two changes".to_owned()))
             }
-            Ending::Refused(why) => (Outcome::Refused, Some(why)),
-            Ending::Failed(why) | Ending::Again { because: why, .. } => {
+            // Refused means that nothing was changed.
+            Ending::Refused(why) if report.done == 0 => (Outcome::Refused, Some(why)),
+            Ending::Refused(why) | Ending::Failed(why) | Ending::Again { because: why, .. } => {
                 (Outcome::Failed, Some(why))
             }
         }
@@ -709,8 +743,15 @@ impl Run<'_> {
             Ok(0)
         };
         let mut report = self.report().clone();
-        if let Ok(unknown) = unknown {
-            report.failed += unknown;
+        let unknown = unknown.unwrap_or(0);
+        report.failed += unknown;
+        let outcome = match outcome {
+            Outcome::Succeeded if unknown > 0 => Outcome::Partial,
+            outcome => outcome,
+        };
+        if unknown > 0 {
+            let job = &report.job;
+            tracing::warn!(target: "microglia::audit", %job, run = id.unwrap_or_default(), "{job}: run {}: {} may have been made: no answer came", id.unwrap_or_default(), counted(unknown, "thing", "things"));
         }
         self.count_remaining(&mut report);
         report.finished_at = Some(truncated(self.runner.clock.now()));
@@ -721,7 +762,7 @@ impl Run<'_> {
         if let Err(error) = history.save(&report).await {
             tracing::error!(job = %report.job, "the end of run {} cannot be recorded: {error}", id.unwrap_or_default());
         }
-        if let Some(id) = id
+        if let (Some(id), None) = (id, &report.changes)
             && let Ok(Some(stored)) = history.run(id, history::Page::default()).await
         {
             report.changes = stored.changes;

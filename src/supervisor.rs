@@ -72,6 +72,9 @@ struct Running {
 pub struct Asked {
     pub mode: Option<Mode>,
     pub max_changes: Option<u32>,
+    /// What the asker read in the config: the daemon must not run an older definition unseen.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fingerprint: Option<u64>,
 }
 
 /// Why a run or a cancellation that was asked for is not possible.
@@ -83,6 +86,10 @@ pub enum Refusal {
     Running { job: String, run: Option<i64> },
     #[error("{0} is not running")]
     NotRunning(String),
+    #[error(
+        "{0} was edited since the daemon loaded the config, and it would run the old definition: `microglia reload` first"
+    )]
+    Edited(String),
     #[error("the daemon is stopping")]
     Draining,
     #[error("{0}")]
@@ -207,7 +214,12 @@ impl Supervisor {
             log(event);
         });
         if stop.is_asked() && order.trigger != Trigger::Manual {
-            // Nothing has begun, and the occurrence still counts as missed.
+            // Nothing has begun. What a restart cut off still counts as missed, what somebody cancelled does not.
+            if let (Some(occurrence), Some(Outcome::Cancelled)) =
+                (order.scheduled_for, stop.outcome())
+            {
+                Self::written(self.runner.history.dealt_with(&job, occurrence).await);
+            }
         } else if let Some((occurrence, reason)) = self.overtaken(&spec, &order) {
             self.skip(&job, occurrence, reason);
         } else if let Err(busy) = self.runner.run(&spec, &place, &order, &stop, tell).await {
@@ -272,6 +284,9 @@ impl Supervisor {
         let entry = entry(&mut state, job)?;
         if let Some(running) = &entry.running {
             return Err(Refusal::Running { job: job.to_owned(), run: running.run });
+        }
+        if asked.fingerprint.is_some_and(|fingerprint| fingerprint != entry.fingerprint) {
+            return Err(Refusal::Edited(job.to_owned()));
         }
         if asked.max_changes.is_some() && !entry.spec.job.kind().counts {
             return Err(Refusal::Usage(format!(
@@ -404,7 +419,9 @@ impl Supervisor {
                 .iter()
                 .find(|run| run.job == *job && run.mode == spec.common.mode)
                 .and_then(|run| Some((run.scheduled_for?, run.attempts)))
-                .filter(|(occurrence, _)| known.dealt_with == Some(*occurrence));
+                .filter(|(occurrence, _)| known.dealt_with == Some(*occurrence))
+                // What must not be sent twice may have been sent when the run was cut off.
+                .filter(|_| spec.job.is_repeatable());
             // An occurrence that came after the interrupted one stands for it.
             let (occurrence, attempts_made) = match (missed, left) {
                 (Some(missed), _) => (missed, 0),

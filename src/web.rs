@@ -130,7 +130,9 @@ impl From<Refusal> for Refused {
     fn from(refusal: Refusal) -> Self {
         let status = match refusal {
             Refusal::Unknown(_) => StatusCode::NOT_FOUND,
-            Refusal::Running { .. } | Refusal::NotRunning(_) => StatusCode::CONFLICT,
+            Refusal::Running { .. } | Refusal::NotRunning(_) | Refusal::Edited(_) => {
+                StatusCode::CONFLICT
+            }
             Refusal::Draining => StatusCode::SERVICE_UNAVAILABLE,
             Refusal::Usage(_) => StatusCode::BAD_REQUEST,
         };
@@ -280,13 +282,7 @@ impl App {
             report.changes = None;
             report.sample.clear();
             // An error may quote a user id in a path, and a note a pattern of the config.
-            report.message = report.message.take().map(|message| {
-                if message.contains(['@', '%']) {
-                    "(with the admin token)".to_owned()
-                } else {
-                    message
-                }
-            });
+            report.message = None;
         }
     }
 }

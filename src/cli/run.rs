@@ -121,7 +121,11 @@ async fn in_daemon(
         (_, true) => Some(Mode::Apply),
         (false, false) => None,
     };
-    let asked = Asked { mode, max_changes: options.max_changes };
+    let fingerprint = config
+        .homeservers
+        .get(&spec.homeserver)
+        .map(|homeserver| spec.fingerprint(homeserver.fingerprint()));
+    let asked = Asked { mode, max_changes: options.max_changes, fingerprint };
     connection.ask(&Request::Run { job: spec.name.clone(), asked }).await?;
     let progress = Progress::new();
     let mut interrupt = signal(SignalKind::interrupt())?;

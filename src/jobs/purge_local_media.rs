@@ -80,7 +80,7 @@ impl Job for PurgeLocalMedia {
                     .to_owned(),
             ));
         }
-        let before = self.age.cut_off(context.at);
+        let before = self.age.past_cut_off(context.at).map_err(Failure::Refused)?;
         let kept = if self.keep_avatars {
             context.memory.facts(Topic::Kept).await?
         } else {
@@ -367,18 +367,21 @@ impl Batch {
             })
             .collect();
         let (done, skipped) = (files.len() as u64, facts.len() as u64);
+        let kept = if self.keep_avatars {
+            "most likely avatars; its log names files that it could not delete"
+        } else {
+            "used meanwhile, or not to be deleted: its log says why"
+        };
         Made {
             done,
             skipped,
             bytes: files.iter().filter_map(|(_, bytes)| *bytes).sum(),
             detail: (skipped > 0).then(|| {
-                format!(
-                    "Synapse kept {} of this batch, most likely avatars",
-                    counted(skipped, "file", "files")
-                )
+                format!("Synapse kept {} of this batch, {kept}", counted(skipped, "file", "files"))
             }),
             files,
-            facts,
+            // Only avatars stay what they are; anything else is planned again the next night.
+            facts: if self.keep_avatars { facts } else { Vec::new() },
         }
     }
 }

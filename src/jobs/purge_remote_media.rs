@@ -63,7 +63,8 @@ impl Job for PurgeRemoteMedia {
                     .to_owned(),
             ));
         }
-        let until_ms = self.age.cut_off(context.at).timestamp_millis();
+        let until_ms =
+            self.age.past_cut_off(context.at).map_err(Failure::Refused)?.timestamp_millis();
         let reached = context
             .memory
             .facts(Topic::RemoteCutOff)

@@ -102,6 +102,10 @@ impl Job for Request {
         (mistakes.len() == before).then_some(job)
     }
 
+    fn is_repeatable(&self) -> bool {
+        self.keys.repeatable
+    }
+
     async fn plan(&self, context: &Context<'_>, plan: &mut Plan) -> Result<(), Failure> {
         let raw = self.filled(context.at).map_err(Failure::Refused)?;
         plan.work = Work::Changes(vec![Box::new(Send { raw })]);

@@ -89,21 +89,26 @@ impl Run<'_> {
     }
 
     /// Looks in a new plan for what became of changes whose answer was lost: what is not planned again was made.
+    ///
+    /// Answers how many things cannot be judged, because their target could not be read this time.
     pub(super) async fn resolve_lost(
         &self,
         plan: &Plan,
         server: &str,
-    ) -> Result<(), history::Error> {
+    ) -> Result<u64, history::Error> {
         let lost = std::mem::take(&mut *self.lost.lock().unwrap_or_else(PoisonError::into_inner));
         let planned = self.planned_again(plan, !lost.is_empty());
-        let id = self.report().id;
+        let (id, mut unknown) = (self.report().id, 0);
         for Lost { seq, mut record, things } in lost {
             let gone: Vec<(String, Option<u64>)> =
                 things.iter().filter(|(thing, _)| !planned.contains(thing)).cloned().collect();
+            let unread = plan
+                .problems
+                .iter()
+                .any(|problem| record.target.split(" -> ").any(|part| part == problem.target));
             // A change of one target counts its things at once; files count one by one.
             let made = match gone.len() {
-                // Its target may be among those that could not be read this time.
-                _ if !plan.problems.is_empty() => 0,
+                _ if unread => 0,
                 1 if things.len() == 1 => record.count,
                 files => files as u64,
             };
@@ -114,6 +119,13 @@ impl Run<'_> {
                 (record.state, record.count) = (State::Done, made);
                 record.detail =
                     Some("the answer was lost; found made when looked at again".to_owned());
+            } else if unread {
+                unknown += record.count;
+                record.state = State::Failed;
+                record.detail = Some(
+                    "the answer was lost, and the target cannot be read now: it may have been made"
+                        .to_owned(),
+                );
             } else if things.is_empty() {
                 record.state = State::Done;
                 record.detail =
@@ -125,11 +137,11 @@ impl Run<'_> {
                 report.done += made;
                 report.bytes_freed = report.bytes_freed.map(|freed| freed + bytes);
             }
-            if record.state == State::Done {
+            if record.state != State::Planned {
                 self.tell(Event::Changed(record));
             }
         }
-        Ok(())
+        Ok(unknown)
     }
 }
 
@@ -251,7 +263,8 @@ impl Making<'_> {
         if let Lane::Room { .. } = change.lane() {
             self.run.wait_for(self.writer.join_turn()).await.map_err(Abort::Stopped)?;
         }
-        let before = match change.check(&self.run.reader).await {
+        let checked = self.run.wait_for(change.check(&self.run.reader)).await;
+        let before = match checked.map_err(Abort::Stopped)? {
             Ok(Check::Go(before)) => before,
             Ok(Check::Skip(why)) => {
                 self.run
@@ -299,9 +312,25 @@ impl Making<'_> {
         } else {
             change.make(self.writer, record.before.as_ref()).await
         };
-        if media.is_some() && !made.as_ref().is_err_and(synapse::Error::may_be_at_work) {
+        let answered = !made.as_ref().is_err_and(synapse::Error::may_be_at_work);
+        let recorded = self.made(seq, change, record, made).await;
+        // Last, so that a call is never over before what it did is on record.
+        if media.is_some() && answered {
             run.runner.history.media_call_over(self.server).await?;
         }
+        recorded.map(Some)
+    }
+
+    /// Records a change by its answer.
+    async fn made(
+        &self,
+        seq: i64,
+        change: &dyn Change,
+        mut record: ChangeRecord,
+        made: Result<Made, synapse::Error>,
+    ) -> Result<(), Abort> {
+        let run = self.run;
+        let media = matches!(change.lane(), Lane::Media(_));
         match made {
             Ok(made) => {
                 self.broken.store(0, Ordering::Relaxed);
@@ -314,7 +343,7 @@ impl Making<'_> {
                 (record.state, record.detail) = (State::Failed, Some(error.words()));
                 self.settle(seq, record, &Made::default()).await?;
                 // The next media call would take this one's files along.
-                let goes_on = media.is_none()
+                let goes_on = !media
                     && !(broken && self.broken.fetch_add(1, Ordering::Relaxed) + 1 >= BROKEN);
                 if !goes_on {
                     return Err(Abort::Synapse(error));
@@ -339,17 +368,14 @@ impl Making<'_> {
                 return Err(Abort::Synapse(error));
             }
         }
-        Ok(Some(()))
+        Ok(())
     }
 
-    /// Records what became of a change: in the history first, then in the report, then for everybody who listens.
+    /// Records what became of a change, in the history, in the report, and for everybody who listens, even where the history fails.
     async fn settle(&self, seq: i64, record: ChangeRecord, made: &Made) -> Result<(), Abort> {
         let id = self.run.report().id;
-        self.run
-            .runner
-            .history
-            .made(id, seq, &record, self.server, &made.files, &made.facts)
-            .await?;
+        let history = &self.run.runner.history;
+        let recorded = history.made(id, seq, &record, self.server, &made.files, &made.facts).await;
         {
             let mut report = self.run.report();
             report.done += made.done;
@@ -363,6 +389,6 @@ impl Making<'_> {
         if record.state != State::Planned {
             self.run.tell(Event::Changed(record));
         }
-        Ok(())
+        Ok(recorded?)
     }
 }

@@ -78,7 +78,7 @@ impl Run<'_> {
     async fn until_still(&self, store: Store) -> Result<(), Abort> {
         let settle = self.runner.settle;
         let start = Instant::now();
-        let (mut last, mut since) = (None, start);
+        let (mut last, mut since, mut blind_since) = (None, start, start);
         loop {
             self.wait(settle.look_every.min(settle.still)).await?;
             let counted = match store {
@@ -87,6 +87,7 @@ impl Run<'_> {
             };
             match counted {
                 Some(owners) => {
+                    blind_since = Instant::now();
                     let sum = owners.iter().fold((0, 0), |(files, bytes), owner| {
                         (files + owner.media_count, bytes + owner.media_length.unwrap_or(0))
                     });
@@ -97,7 +98,7 @@ impl Run<'_> {
                         return Ok(());
                     }
                 }
-                None if start.elapsed() >= settle.blind => return Ok(()),
+                None if blind_since.elapsed() >= settle.blind => return Ok(()),
                 None => since = Instant::now(),
             }
         }

@@ -105,7 +105,10 @@ impl Supervisor {
     pub(super) async fn describe(&self, known: &HashMap<String, Known>) {
         let unknown = {
             let (state, table) = (self.state(), self.metrics.jobs.table());
-            state.jobs.keys().any(|job| !table.contains_key(job))
+            let same = |job: &String, entry: &Entry| {
+                table.get(job).is_some_and(|series| series.mode == entry.spec.common.mode)
+            };
+            state.jobs.iter().any(|(job, entry)| !same(job, entry))
         };
         let (mut last_runs, standings) = match unknown {
             true => (
@@ -123,19 +126,18 @@ impl Supervisor {
         let mut table = self.metrics.jobs.table();
         table.retain(|job, _| state.jobs.contains_key(job));
         for (job, entry) in &state.jobs {
-            let series = table.entry(job.clone()).or_insert_with(|| {
-                let standing = standings
-                    .get(&(job.clone(), entry.spec.common.mode))
-                    .copied()
-                    .unwrap_or_default();
-                JobSeries {
-                    last_run: last_runs.remove(job),
-                    last_success: standing.last_success,
-                    consecutive_failures: standing.failures,
-                    ..blank(entry)
-                }
-            });
             let described = blank(entry);
+            let series = table.entry(job.clone()).or_insert_with(|| JobSeries {
+                last_run: last_runs.remove(job),
+                ..described.clone()
+            });
+            // A success in another mode says nothing of this one.
+            if unknown && (series.mode != described.mode || series.last_success.is_none()) {
+                let standing =
+                    standings.get(&(job.clone(), described.mode)).copied().unwrap_or_default();
+                series.last_success = standing.last_success;
+                series.consecutive_failures = standing.failures;
+            }
             (series.homeserver, series.kind, series.action) =
                 (described.homeserver, described.kind, described.action);
             (series.schedule, series.timezone, series.mode) =

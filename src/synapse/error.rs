@@ -115,6 +115,8 @@ impl Error {
         match &self.cause {
             Cause::Lost(_) | Cause::Undecodable { .. } => true,
             Cause::NotSynapse { status, .. } => *status >= 500,
+            // A process of Synapse that waits for another one answers with these.
+            Cause::Synapse { status, .. } => matches!(status, 502..=504),
             _ => false,
         }
     }

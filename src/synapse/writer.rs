@@ -79,14 +79,15 @@ impl Writer {
 
     /// Joins a local user, as its own act or through an invitation by the token's account.
     pub async fn join(&self, room_id: &str, user_id: &str) -> Result<(), Error> {
-        self.call(
-            Method::POST,
-            "/_synapse/admin/v1/join/{}",
-            &[room_id],
-            json!({ "user_id": user_id }),
-        )
-        .await
-        .map(drop)
+        #[derive(Deserialize)]
+        struct Joined {
+            #[expect(dead_code, reason = "that it is there tells Synapse's answer from a proxy's")]
+            room_id: String,
+        }
+        let body = json!({ "user_id": user_id });
+        let answer =
+            self.call(Method::POST, "/_synapse/admin/v1/join/{}", &[room_id], body).await?;
+        answer.decode::<Joined>().map(drop)
     }
 
     /// Replaces the whole list of an account's external ids and answers the account as it is then.

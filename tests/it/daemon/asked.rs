@@ -10,7 +10,8 @@ use crate::program::{signal, until};
 #[tokio::test]
 async fn a_run_by_hand_goes_through_the_daemon_with_its_progress_and_its_report() {
     let fake = Fake::start();
-    fake.fault(Fault::new("GET", PING, Trouble::Proxy(502)));
+    // The transport sends it four times by itself, and then the run tries again.
+    fake.fault(Fault::new("GET", PING, Trouble::Proxy(502)).times(4));
     let more = "mode = \"apply\"\nrepeatable = true\nretries = { first_delay = \"1s\" }";
     let jobs = [ping("by-hand", more), ping("fails", "mode = \"apply\"\nexpect = [204]")].concat();
     let program = Program::new(&fake.url(), TOKEN, &jobs);

@@ -247,7 +247,7 @@ async fn a_hundred_reloads_of_five_hundred_jobs_leave_nothing_behind() {
         line.split_whitespace().nth(1).unwrap().parse().unwrap()
     };
     let files = || std::fs::read_dir(format!("/proc/{}/fd", daemon.pid())).unwrap().count();
-    for limit in 10..30 {
+    for limit in 20..30 {
         reload(limit).await;
     }
     let (memory, threads, open) = (status("VmRSS:"), status("Threads:"), files());
