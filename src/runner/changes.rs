@@ -343,9 +343,8 @@ impl Making<'_> {
                 (record.state, record.detail) = (State::Failed, Some(error.words()));
                 self.settle(seq, record, &Made::default()).await?;
                 // The next media call would take this one's files along.
-                let goes_on = !media
-                    && !(broken && self.broken.fetch_add(1, Ordering::Relaxed) + 1 >= BROKEN);
-                if !goes_on {
+                let broken = broken && self.broken.fetch_add(1, Ordering::Relaxed) + 1 >= BROKEN;
+                if media || broken {
                     return Err(Abort::Synapse(error));
                 }
             }

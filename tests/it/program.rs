@@ -190,7 +190,7 @@ impl Daemon {
 
     /// The exit code, when the daemon has ended.
     pub async fn exit(&mut self) -> i32 {
-        let limit = std::time::Duration::from_secs(60);
+        let limit = std::time::Duration::from_mins(1);
         let status = tokio::time::timeout(limit, self.child.wait()).await;
         let status = status.unwrap_or_else(|_| panic!("it does not end: {}", self.log())).unwrap();
         status.code().unwrap_or(-1)

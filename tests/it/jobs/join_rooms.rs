@@ -138,7 +138,6 @@ fn plain(text: &str, ids: &[(&str, &str)]) -> String {
 }
 
 #[tokio::test]
-#[expect(clippy::too_many_lines, reason = "one Synapse for all kinds of accounts")]
 async fn only_who_is_missing_and_may_be_swept_in_is_joined() {
     let synapse = Synapse::start().await;
     let owner = synapse.register("owner").await;
@@ -319,7 +318,6 @@ async fn only_who_is_missing_and_may_be_swept_in_is_joined() {
 }
 
 #[tokio::test]
-#[expect(clippy::too_many_lines, reason = "one Synapse for all kinds of accounts")]
 async fn whoever_left_a_room_is_not_swept_into_what_it_was_upgraded_to() {
     let synapse = Synapse::start().await;
     let owner = synapse.register("owner").await;
