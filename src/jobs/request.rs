@@ -103,7 +103,7 @@ impl Job for Request {
     }
 
     fn is_repeatable(&self) -> bool {
-        self.keys.repeatable
+        self.keys.repeatable || self.keys.method == Verb::Get
     }
 
     async fn plan(&self, context: &Context<'_>, plan: &mut Plan) -> Result<(), Failure> {

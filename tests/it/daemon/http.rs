@@ -113,7 +113,7 @@ async fn metrics_are_those_of_the_interface_from_the_start_and_come_back_after_a
     let program = Program::new(&fake.url(), TOKEN, &jobs.concat());
     let daemon = program.serve().await;
     until("the probe", 20, async || {
-        daemon.metric("microglia_homeserver_info", &["version=\"1.163\""]).await.is_some()
+        daemon.metric("microglia_homeserver_info", &["version=\"1.163.2\""]).await.is_some()
     })
     .await;
     let (_, text) = daemon.get("/metrics").await;

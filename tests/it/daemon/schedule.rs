@@ -195,6 +195,25 @@ async fn an_interrupted_run_is_caught_up_once_and_not_again() {
 }
 
 #[tokio::test]
+async fn a_request_that_must_not_be_sent_twice_is_not_caught_up_after_a_kill() {
+    let fake = Fake::start();
+    fake.fault(Fault::new("POST", PING, Trouble::Hang).always());
+    let job = ping("once", &format!("mode = \"apply\"\n{}", hourly())).replace("GET", "POST");
+    let program = Program::new(&fake.url(), TOKEN, &job);
+    was_down(&program).await;
+    let daemon = program.serve().await;
+    until("the request", 20, async || fake.count("POST", PING) == 1).await;
+    daemon.kill().await;
+    let daemon = program.serve().await;
+    until("the end of the record", 20, async || {
+        program.ended("once").await == ["catch-up interrupted"]
+    })
+    .await;
+    daemon.stop().await;
+    assert_eq!((fake.count("POST", PING), program.runs("once").await.len()), (1, 1));
+}
+
+#[tokio::test]
 async fn attempts_count_across_a_restart() {
     let fake = Fake::start();
     fake.fault(Fault::new("GET", PING, Trouble::Proxy(502)).always());

@@ -90,7 +90,7 @@ async fn avatars_are_skipped_once_left_out_from_then_on_and_deleted_only_on_requ
     assert_eq!(first["bytes_freed"], 50 + 7);
     assert_eq!(
         first["changes"][0]["detail"],
-        "Synapse kept 3 files of this batch, most likely avatars"
+        "Synapse kept 3 files of this batch, most likely avatars; its log names files that it could not delete"
     );
     assert!(!synapse.media_exists(&plain).await);
 
@@ -252,7 +252,7 @@ async fn a_homeserver_that_cannot_purge_is_refused_with_the_reason() {
         (figures(&report), report["message"].as_str().unwrap()),
         (
             "refused: null/0/0/0/0".to_owned(),
-            "main runs Synapse 1.77, and purge-local-media needs 1.78 or later: upgrade Synapse"
+            "main runs Synapse 1.77.0, and purge-local-media needs 1.78 or later: upgrade Synapse"
         )
     );
 

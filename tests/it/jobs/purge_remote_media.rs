@@ -124,7 +124,7 @@ async fn a_wrong_clock_or_an_old_synapse_is_refused() {
     let report = program.apply("cache").await;
     assert_eq!(
         report["message"],
-        "main runs Synapse 1.77, and purge-remote-media needs 1.78 or later: upgrade Synapse"
+        "main runs Synapse 1.77.1, and purge-remote-media needs 1.78 or later: upgrade Synapse"
     );
     assert_eq!(fake.count("POST", ""), 0);
 }

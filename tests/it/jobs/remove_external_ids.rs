@@ -745,7 +745,7 @@ async fn slips_in_the_config_are_named() {
        14 | users = ["bob", "@bob"]
           |                 ^^^^^^
     microglia.toml: 3 mistakes
-    error: microglia.toml:10:7: `providers` is missing: add `providers = …`, a list
+    error: microglia.toml:10:7: `providers` is missing: add `providers = …`, a list, each of it the name of a provider such as "oidc-google"
        10 | [jobs.ids]
           |       ^^^
     microglia.toml:13:23: `suspended` is not known here, expected one of: active, deactivated, locked
