@@ -164,9 +164,9 @@ async fn kill_9_in_a_join_sweep_loses_no_change_and_joins_nobody_twice() {
 
 #[tokio::test]
 async fn kill_9_in_a_sweep_of_external_ids_leaves_what_it_would_have_left_without() {
-    let mut world = crate::fake::World::new();
+    let mut world = World::new();
     world.users(60, |number| {
-        crate::fake::User::default()
+        User::default()
             .external("saml", &format!("s{number}"))
             .external("oidc-keep", &format!("k{number}"))
     });

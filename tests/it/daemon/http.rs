@@ -86,13 +86,15 @@ fn families(text: &str) -> String {
     assert_eq!(types.keys().collect::<Vec<_>>(), helps.iter().collect::<Vec<_>>());
     assert!(types.contains_key("process_resident_memory_bytes"), "{text}");
     let ours = types.iter().filter(|(name, _)| !name.starts_with("process_"));
-    ours.map(|(name, kind)| {
-        let labels: Vec<&str> =
-            labels.get(name).into_iter().flatten().map(String::as_str).collect();
-        let labels = if labels.is_empty() { "-".to_owned() } else { labels.join(",") };
-        format!("{name} {kind} {labels}\n")
-    })
-    .collect()
+    let lines: Vec<String> = ours
+        .map(|(name, kind)| {
+            let labels: Vec<&str> =
+                labels.get(name).into_iter().flatten().map(String::as_str).collect();
+            let labels = if labels.is_empty() { "-".to_owned() } else { labels.join(",") };
+            format!("{name} {kind} {labels}\n")
+        })
+        .collect();
+    lines.concat()
 }
 
 /// The series of a job without their values.
@@ -165,6 +167,7 @@ async fn success_is_due_at_the_end_of_the_second_occurrence() {
 }
 
 #[tokio::test]
+#[expect(clippy::too_many_lines, reason = "one daemon, asked for everything")]
 async fn only_the_admin_token_acts_and_names_people() {
     let fake = with_lobby(2);
     fake.world(|world| {

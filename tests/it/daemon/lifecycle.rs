@@ -26,7 +26,7 @@ async fn systemd_is_told_of_start_reload_life_and_stop() {
         .kill_on_drop(true);
     let mut daemon = program.serve_as(command).await;
     let mut told: Vec<String> = Vec::new();
-    let mut hear = |told: &mut Vec<String>| {
+    let hear = |told: &mut Vec<String>| {
         let mut buffer = [0; 4096];
         while let Ok(length) = socket.recv(&mut buffer) {
             told.push(String::from_utf8_lossy(&buffer[..length]).into_owned());
