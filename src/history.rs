@@ -1,6 +1,8 @@
 //! The history: runs, their changes, and what was learned, written as it happens.
 
 use std::collections::HashMap;
+use std::fs::OpenOptions;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -101,10 +103,13 @@ impl History {
     pub async fn open(dir: &StateDir, clock: Clock) -> Result<Self, Error> {
         let _opening = opening(dir).await?;
         let path = dir.path(FILE);
-        let existed = path.exists();
+        if !path.exists() {
+            // It names people. SQLite gives the files that it makes beside it the same mode and owner.
+            OpenOptions::new().write(true).create_new(true).mode(0o640).open(&path)?;
+            dir.give_to_owner(&path)?;
+        }
         let options = SqliteConnectOptions::new()
             .filename(&path)
-            .create_if_missing(true)
             .journal_mode(SqliteJournalMode::Wal)
             // A change that was recorded must survive a power cut: it says what to put back.
             .synchronous(SqliteSynchronous::Full)
@@ -116,9 +121,6 @@ impl History {
             .acquire_timeout(TURN)
             .connect_with(options)
             .await?;
-        if !existed {
-            dir.give_to_owner(&path)?;
-        }
         sqlx::migrate!("src/history/migrations").run(&write).await?;
         let read = reading(&path).await?;
         Ok(Self {

@@ -126,7 +126,7 @@ impl Program {
         let written = Arc::clone(&log);
         tokio::spawn(async move {
             while let Ok(Some(line)) = lines.next_line().await {
-                written.lock().unwrap().push_str(&format!("{line}\n"));
+                written.lock().unwrap().extend([line.as_str(), "\n"]);
             }
         });
         let mut daemon = Daemon { child, log, address: String::new() };
@@ -238,7 +238,7 @@ impl Daemon {
             body.len()
         );
         for (name, value) in headers {
-            text.push_str(&format!("{name}: {value}\r\n"));
+            text.extend([name, ": ", value, "\r\n"]);
         }
         let mut stream = TcpStream::connect(&self.address).await.unwrap();
         // A server that refuses what it is sent may close before it has read all of it.

@@ -86,13 +86,15 @@ fn families(text: &str) -> String {
     assert_eq!(types.keys().collect::<Vec<_>>(), helps.iter().collect::<Vec<_>>());
     assert!(types.contains_key("process_resident_memory_bytes"), "{text}");
     let ours = types.iter().filter(|(name, _)| !name.starts_with("process_"));
-    ours.map(|(name, kind)| {
-        let labels: Vec<&str> =
-            labels.get(name).into_iter().flatten().map(String::as_str).collect();
-        let labels = if labels.is_empty() { "-".to_owned() } else { labels.join(",") };
-        format!("{name} {kind} {labels}\n")
-    })
-    .collect()
+    let lines: Vec<String> = ours
+        .map(|(name, kind)| {
+            let labels: Vec<&str> =
+                labels.get(name).into_iter().flatten().map(String::as_str).collect();
+            let labels = if labels.is_empty() { "-".to_owned() } else { labels.join(",") };
+            format!("{name} {kind} {labels}\n")
+        })
+        .collect();
+    lines.concat()
 }
 
 /// The series of a job without their values.

@@ -223,13 +223,13 @@ async fn places_of_a_homeserver_outlive_a_reload() {
 #[tokio::test]
 async fn a_hundred_reloads_of_five_hundred_jobs_leave_nothing_behind() {
     let fake = Fake::start();
-    let jobs: String = (0..500)
+    let jobs: Vec<String> = (0..500)
         .map(|number| {
             let more = "schedule = \"@hourly\"\nolder_than = \"90d\"";
             format!("[jobs.job-{number}]\nkind = \"purge-remote-media\"\n{more}\n")
         })
         .collect();
-    let program = with_admin(&fake, &jobs);
+    let program = with_admin(&fake, &jobs.concat());
     let daemon = program.serve().await;
     let reload = async |limit: u32| {
         // Every job is changed and the client of the homeserver made anew each time.
