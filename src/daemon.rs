@@ -18,7 +18,7 @@ use crate::history::{self, History};
 use crate::metrics::Metrics;
 use crate::reload::Reloader;
 use crate::runner::{Runner, Settle};
-use crate::state_dir::StateDir;
+use crate::state_dir::{StateDir, this_user};
 use crate::supervisor::Supervisor;
 use crate::ticker::Ticker;
 use crate::web::{self, App};
@@ -39,7 +39,7 @@ pub async fn serve(
     clock: Clock,
 ) -> anyhow::Result<()> {
     let daemon = config.daemon.clone();
-    let dir = StateDir::open(&daemon.state_dir).with_context(|| format!("the state directory {} cannot be used: make it writable for this user, or set daemon.state_dir", daemon.state_dir.display()))?;
+    let dir = StateDir::open(&daemon.state_dir).with_context(|| format!("the state directory {} cannot be used: make it writable for {}, or set daemon.state_dir", daemon.state_dir.display(), this_user()))?;
     let Some(_lock) = dir.try_lock("serve.daemon").context("the daemon's lock")? else {
         anyhow::bail!(
             "another daemon runs on the state directory {}: stop it, or give this one a state_dir of its own",

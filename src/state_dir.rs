@@ -15,6 +15,14 @@ pub struct Lock {
     _file: File,
 }
 
+/// The user that this process runs as, for messages: in a container nobody can guess it.
+pub fn this_user() -> String {
+    match fs::metadata("/proc/self") {
+        Ok(process) => format!("uid {}", process.uid()),
+        Err(_) => "this user".to_owned(),
+    }
+}
+
 impl StateDir {
     /// Makes the directory where it is missing.
     pub fn open(path: &Path) -> io::Result<Self> {

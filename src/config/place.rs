@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::keys::Mistake;
+use crate::state_dir::this_user;
 use crate::words::nearest;
 
 /// A mistake or a warning with the line that it is in.
@@ -162,14 +163,14 @@ pub(super) fn read(path: &Path) -> Result<String, NotLoaded> {
             path,
             match error.kind() {
                 std::io::ErrorKind::NotFound => {
-                    "there is no such file: name the config with --config FILE or $MICROGLIA_CONFIG"
+                    "there is no such file: write it (in a container: mount its directory), or name another with --config FILE or $MICROGLIA_CONFIG"
                         .to_owned()
                 }
                 std::io::ErrorKind::IsADirectory => {
                     "this is a directory: name the config file in it".to_owned()
                 }
                 std::io::ErrorKind::PermissionDenied => {
-                    "not readable for this user: use sudo, or the daemon's own user".to_owned()
+                    format!("not readable for {}: use sudo, or the daemon's own user", this_user())
                 }
                 _ => format!("cannot be read: {error}"),
             },

@@ -8,6 +8,7 @@ use toml::Spanned;
 
 use super::Environment;
 use crate::keys::Mistake;
+use crate::state_dir::this_user;
 use crate::synapse::trimmed;
 
 pub(super) struct Secrets {
@@ -57,6 +58,13 @@ impl Secrets {
                 return mistake(format!(
                     "{} does not exist: write the secret into it, or mend `{key}`",
                     file.display()
+                ));
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
+                return mistake(format!(
+                    "{} is not readable for {}: let that user, and nobody else, read it",
+                    file.display(),
+                    this_user()
                 ));
             }
             Err(error) => return mistake(format!("{} cannot be read: {error}", file.display())),

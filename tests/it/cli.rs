@@ -214,7 +214,7 @@ async fn the_config_is_the_option_else_the_environment() {
         (
             2,
             format!(
-                "error: {NO_CONFIG}: there is no such file: name the config with --config FILE or $MICROGLIA_CONFIG\n"
+                "error: {NO_CONFIG}: there is no such file: write it (in a container: mount its directory), or name another with --config FILE or $MICROGLIA_CONFIG\n"
             )
         )
     );

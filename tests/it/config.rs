@@ -537,7 +537,7 @@ async fn a_file_that_is_no_config_says_what_it_is() {
     std::fs::write(program.path("microglia.toml"), b"[daemon]\n# \xc3\xbc caf\xe9\n").unwrap();
     insta::assert_snapshot!(refusal(&program).await, @r#"error: microglia.toml: line 2, column 8: this byte is not UTF-8, as TOML has to be: save the file as UTF-8"#);
     std::fs::remove_file(program.path("microglia.toml")).unwrap();
-    insta::assert_snapshot!(refusal(&program).await, @r#"error: microglia.toml: there is no such file: name the config with --config FILE or $MICROGLIA_CONFIG"#);
+    insta::assert_snapshot!(refusal(&program).await, @r#"error: microglia.toml: there is no such file: write it (in a container: mount its directory), or name another with --config FILE or $MICROGLIA_CONFIG"#);
     std::fs::create_dir(program.path("microglia.toml")).unwrap();
     insta::assert_snapshot!(refusal(&program).await, @r#"error: microglia.toml: this is a directory: name the config file in it"#);
 }
