@@ -9,6 +9,7 @@ mod lifecycle;
 mod panics;
 mod reload;
 mod schedule;
+mod waits;
 
 use chrono::{DateTime, TimeDelta, Timelike, Utc};
 use serde_json::Value;
