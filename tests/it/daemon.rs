@@ -3,6 +3,7 @@
 #![expect(clippy::float_cmp, reason = "metrics are whole numbers, or the same ones twice")]
 
 mod asked;
+mod catch_up;
 mod faults;
 mod http;
 mod lifecycle;
