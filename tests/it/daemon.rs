@@ -6,6 +6,7 @@ mod asked;
 mod catch_up;
 mod faults;
 mod http;
+mod killed;
 mod lifecycle;
 mod panics;
 mod reload;
