@@ -13,8 +13,10 @@ use microglia::state_dir::StateDir;
 use microglia::supervisor::Supervisor;
 
 use super::*;
-use crate::fake::TOKEN;
+use crate::fake::{Fault, TOKEN, Trouble};
 use crate::program::until;
+
+const WHOAMI: &str = "/_matrix/client/v3/account/whoami";
 
 /// The daemon without its ticker and its ports, begun at some moment; time goes on from there.
 struct Begun {
@@ -196,8 +198,7 @@ async fn what_has_not_begun_goes_by_the_config_of_the_moment_in_which_it_begins(
 #[tokio::test]
 async fn a_homeserver_that_hangs_delays_no_probe_of_another_and_is_asked_once_at_a_time() {
     let (quick, hangs) = (Fake::start(), Fake::start());
-    const WHOAMI: &str = "/_matrix/client/v3/account/whoami";
-    hangs.fault(crate::fake::Fault::new("GET", WHOAMI, crate::fake::Trouble::Hang).always());
+    hangs.fault(Fault::new("GET", WHOAMI, Trouble::Hang).always());
     let homeservers: String = [("quick", quick.url()), ("hangs", hangs.url())]
         .map(|(name, url)| {
             format!("[homeservers.{name}]\nurl = \"{url}\"\naccess_token_file = \"token\"\n")

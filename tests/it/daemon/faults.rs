@@ -130,3 +130,83 @@ async fn a_full_disk_ends_and_refuses_what_makes_changes_and_leaves_the_rest_goi
     assert_eq!((joined(&fake), fake.count("POST", JOIN)), (100, 100));
     daemon.stop().await;
 }
+
+/// Starts the daemon where a minute passes in each second, by Debian's faketime(1).
+async fn serve_sixty_times_as_fast(program: &Program) -> Daemon {
+    let serve = program.command(&["serve"]);
+    let mut command = tokio::process::Command::new("faketime");
+    command
+        .args(["-f", "+0 x60", "setpriv", "--pdeathsig", "KILL"])
+        .arg(serve.as_std().get_program())
+        .args(serve.as_std().get_args())
+        .stderr(std::process::Stdio::piped())
+        .kill_on_drop(true);
+    program.serve_as(command).await
+}
+
+#[tokio::test]
+#[ignore = "an hour in a minute: it needs faketime(1), which `apt-get install faketime` brings"]
+async fn an_outage_of_an_hour_is_survived_and_made_up_for_without_a_person() {
+    const JOBS: usize = 20;
+    let give_ids = |fake: &Fake, when: &str| {
+        fake.world(|world| {
+            for number in 0..JOBS {
+                let user = std::mem::take(world.user(&format!("@{when}{number}:fake.test")));
+                *world.user(&format!("@{when}{number}:fake.test")) =
+                    user.external(&format!("p{number:02}"), &format!("{when}{number}"));
+            }
+        });
+    };
+    let ids_left = |fake: &Fake| {
+        fake.world(|world| world.users.values().flat_map(|user| &user.external_ids).count())
+    };
+    let fake = Fake::start();
+    give_ids(&fake, "before");
+    let jobs: String = (0..JOBS)
+        .map(|number| {
+            format!(
+                "[jobs.job-{number:02}]\nkind = \"remove-external-ids\"\nmode = \"apply\"\nproviders = [\"p{number:02}\"]\naccounts = \"all\"\nschedule = \"{}-59/10 * * * *\"\n",
+                number % 10
+            )
+        })
+        .collect();
+    let program = Program::new(&fake.url(), TOKEN, &jobs);
+    let mut daemon = serve_sixty_times_as_fast(&program).await;
+    let failing = async |daemon: &Daemon| {
+        let mut failing = 0;
+        for number in 0..JOBS {
+            let name = "microglia_job_consecutive_failures";
+            let failures = daemon.of_job(&format!("job-{number:02}"), name, &[]).await;
+            failing += usize::from(failures > 0.0);
+        }
+        failing
+    };
+    until("a good round", 40, async || ids_left(&fake) == 0).await;
+    assert_eq!(failing(&daemon).await, 0);
+    fake.go_down();
+    give_ids(&fake, "during");
+    let hour = std::time::Instant::now();
+    until("all fail", 40, async || failing(&daemon).await == JOBS).await;
+    while hour.elapsed() < std::time::Duration::from_mins(1) {
+        assert_eq!(daemon.get("/healthz").await.0, 200);
+        assert_eq!(daemon.get("/readyz").await.0, 200);
+        tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+    }
+    assert_eq!(daemon.metric("microglia_homeserver_up", &["main"]).await, Some(0.0));
+    fake.come_up();
+    until("all are well", 40, async || ids_left(&fake) == 0 && failing(&daemon).await == 0).await;
+    assert_eq!(daemon.metric("microglia_homeserver_up", &["main"]).await, Some(1.0));
+    // faketime waits for the program that it started, and ends with it.
+    let own = format!("pgrep -P {}", daemon.pid());
+    let own = std::process::Command::new("sh").args(["-c", &own]).output().unwrap();
+    let own = String::from_utf8_lossy(&own.stdout).trim().parse();
+    crate::program::signal(own.unwrap_or(daemon.pid()), "TERM");
+    assert_eq!(daemon.exit().await, 0, "{}", daemon.log());
+    for number in 0..JOBS {
+        let runs = program.runs(&format!("job-{number:02}")).await;
+        let failed = runs.iter().filter(|run| run["outcome"] == "failed").count();
+        assert!((4..=8).contains(&failed), "one every ten minutes: {failed}");
+        assert_eq!(runs.last().unwrap()["outcome"], "succeeded");
+        assert!(runs.iter().all(|run| run["done"].as_u64().unwrap() <= 1));
+    }
+}
