@@ -191,7 +191,7 @@ impl Signals {
 
 async fn probe(supervisor: Arc<Supervisor>) {
     loop {
-        supervisor.probe().await;
+        supervisor.probe();
         tokio::time::sleep(PROBE_EVERY).await;
     }
 }

@@ -38,7 +38,9 @@
 //!    lives, the command line asks it.
 //! 8. A request whose answer was lost may still be at work: nothing that is not safe to repeat is repeated because of a
 //!    time-out. A retry of the run plans anew, and what is not planned again was made.
-//! 9. Media calls go one at a time for a homeserver, and none while a lost one may be at work, across restarts.
+//! 9. A change that only waits to be sent has done nothing: it is given up when its run has to end, and stays planned. One
+//!    that was sent is waited for.
+//! 10. Media calls go one at a time for a homeserver, and none while a lost one may be at work, across restarts.
 //!
 //! # Decisions
 //!

@@ -80,8 +80,7 @@ impl Reloader {
         for need in restart_needed {
             tracing::warn!("{need}");
         }
-        let supervisor = Arc::clone(&self.supervisor);
-        tokio::spawn(async move { supervisor.probe().await });
+        self.supervisor.probe();
         Ok(adopted)
     }
 

@@ -24,7 +24,7 @@ use crate::keys::Limit;
 use crate::length::spoken;
 use crate::report::{CHANGES_SHOWN, ChangeRecord, Event, Mode, Outcome, Report, State, Trigger};
 use crate::state_dir::StateDir;
-use crate::synapse::{self, Reader, Transport, Writer};
+use crate::synapse::{self, Reader, Transport};
 use crate::words::{counted, grouped};
 
 /// Runs jobs, one run of a job at a time in the whole state directory.
@@ -179,6 +179,8 @@ enum Stopped {
 const CLOCK_TOLERANCE: chrono::TimeDelta = chrono::TimeDelta::seconds(60);
 /// How often to look whether another run made room.
 const LOOK_FOR_PLACE: Duration = Duration::from_millis(250);
+/// How often to look whether the window is over while something is waited for.
+const LOOK_AT_CLOCK: Duration = Duration::from_secs(1);
 
 impl Runner {
     /// Runs a job to its end and reports; the report is complete whatever happened, even a panic.
@@ -403,10 +405,20 @@ impl Run<'_> {
         }
     }
 
+    /// Waits until the run has to end before its next change.
     async fn until_stopped(&self) -> Stopped {
         loop {
-            if let Err(stopped) = self.pause(LOOK_FOR_PLACE).await {
+            if let Some(stopped) = self.stopped() {
                 return stopped;
+            }
+            // The clock may be set, so that the end of the window is no moment that a timer knows.
+            let look = match self.window_end {
+                Some(_) => self.deadline.min(Instant::now() + LOOK_AT_CLOCK),
+                None => self.deadline,
+            };
+            tokio::select! {
+                () = self.stop.at_boundary.cancelled() => {}
+                () = tokio::time::sleep_until(look) => {}
             }
         }
     }
@@ -439,13 +451,12 @@ impl Run<'_> {
     /// Waits for something that changes nothing, unless the run is to stop first.
     async fn wait_for<T>(&self, ready: impl Future<Output = T>) -> Result<T, Stopped> {
         let ready = tokio::select! {
-            ready = ready => Some(ready),
-            () = tokio::time::sleep_until(self.deadline) => None,
-            () = self.stop.at_boundary.cancelled() => None,
+            stopped = self.until_stopped() => return Err(stopped),
+            ready = ready => ready,
         };
-        match (self.stopped(), ready) {
-            (None, Some(ready)) => Ok(ready),
-            (stopped, _) => Err(stopped.unwrap_or(Stopped::TimeLimit)),
+        match self.stopped() {
+            Some(stopped) => Err(stopped),
+            None => Ok(ready),
         }
     }
 
@@ -492,16 +503,12 @@ impl Run<'_> {
             planned.map_err(|failure| self.not_planned(failure))?;
             Ok((plan, server, media))
         };
-        let read = tokio::select! {
-            read = read => read,
-            () = tokio::time::sleep_until(self.deadline) => return Ending::Stopped(Stopped::TimeLimit),
-            () = self.stop.at_boundary.cancelled() => return Ending::Stopped(Stopped::Asked(self.stop.outcome().unwrap_or(Outcome::Cancelled))),
-        };
-        match read {
-            Ok((plan, server, _media)) => {
+        match self.wait_for(read).await {
+            Ok(Ok((plan, server, _media))) => {
                 self.work_off(plan, &server).await.unwrap_or_else(|ending| ending)
             }
-            Err(ending) => ending,
+            Ok(Err(ending)) => ending,
+            Err(stopped) => Ending::Stopped(stopped),
         }
     }
 
@@ -628,8 +635,7 @@ impl Run<'_> {
         let report = self.report().clone();
         self.runner.history.save(&report).await.map_err(unrecorded)?;
         self.judged.store(true, Ordering::Relaxed);
-        let writer = Writer::new(self.reader.clone());
-        Ok(self.make_all(plan, first, &writer, server).await)
+        Ok(self.make_all(plan, first, server).await)
     }
 
     /// Writes the plan into the history; a dry run that cannot goes on.

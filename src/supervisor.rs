@@ -63,7 +63,15 @@ struct Entry {
 
 struct Running {
     stop: Stop,
+    trigger: Trigger,
     run: Option<i64>,
+}
+
+impl Running {
+    /// Whether it catches up and has not begun: what comes meanwhile, it stands for.
+    fn stands_in(&self) -> bool {
+        self.trigger == Trigger::CatchUp && self.run.is_none()
+    }
 }
 
 /// What a run that was asked for may differ in.
@@ -98,6 +106,8 @@ pub enum Refusal {
 
 /// How long after a cut-off runs may take to record that they were cut off.
 const LAST_WORDS: Duration = Duration::from_secs(5);
+/// How often what waits for its window looks at the clock and the config: either may be changed, and timers sleep when the machine does.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 impl Supervisor {
     pub fn new(runner: Runner, metrics: Arc<Metrics>, clock: Clock) -> Arc<Self> {
@@ -140,6 +150,7 @@ impl Supervisor {
         }
         let skipped = match () {
             () if paused => Some(Skipped::Paused),
+            () if entry.spec.is_outside_window(now) => Some(Skipped::Window),
             () if entry.running.is_some()
                 && (entry.spec.common.overlap == Overlap::Skip || entry.queued.is_some()) =>
             {
@@ -149,12 +160,16 @@ impl Supervisor {
                 entry.queued = Some(due.occurrence);
                 return;
             }
-            () if entry.spec.is_outside_window(now) => Some(Skipped::Window),
             () => None,
         };
         if let Some(reason) = skipped {
+            // Recorded as dealt with, it would make a restart forget what still waits to be caught up.
+            let until = match entry.running.as_ref().is_some_and(Running::stands_in) {
+                true => None,
+                false => Some(due.occurrence),
+            };
             drop(state);
-            self.skip(&due.job, due.occurrence, reason);
+            self.skip(&due.job, until, reason);
         } else {
             let order = Order {
                 trigger: Trigger::Schedule,
@@ -165,10 +180,11 @@ impl Supervisor {
         }
     }
 
-    /// Counts what was due until then as skipped, and remembers that it is dealt with.
-    fn skip(self: &Arc<Self>, job: &str, until: Timestamp, reason: Skipped) {
-        tracing::debug!(job, %reason, "{job}: what was due until {until} is skipped: {reason}");
+    /// Counts what was due as skipped, and remembers that all until then is dealt with.
+    fn skip(self: &Arc<Self>, job: &str, until: Option<Timestamp>, reason: Skipped) {
+        tracing::debug!(job, %reason, "{job}: what was due is skipped: {reason}");
         self.metrics.jobs.update(job, |series| *series.skipped.entry(reason).or_default() += 1);
+        let Some(until) = until else { return };
         let (supervisor, job) = (Arc::clone(self), job.to_owned());
         self.tasks.spawn(async move {
             if let Err(error) = supervisor.runner.history.dealt_with(&job, until).await {
@@ -185,7 +201,7 @@ impl Supervisor {
         listener: Option<mpsc::UnboundedSender<Event>>,
     ) {
         let stop = Stop::default();
-        entry.running = Some(Running { stop: stop.clone(), run: None });
+        entry.running = Some(Running { stop: stop.clone(), trigger: order.trigger, run: None });
         let (supervisor, spec, place) =
             (Arc::clone(self), Arc::clone(&entry.spec), entry.place.clone());
         self.tasks
@@ -194,15 +210,31 @@ impl Supervisor {
 
     async fn carry_out(
         self: Arc<Self>,
-        spec: Arc<JobSpec>,
-        place: Place,
-        order: Order,
+        mut spec: Arc<JobSpec>,
+        mut place: Place,
+        mut order: Order,
         stop: Stop,
         listener: Option<mpsc::UnboundedSender<Event>>,
     ) {
         let job = spec.name.clone();
+        let mut given_up = false;
         if order.trigger != Trigger::Manual {
             self.wait_for_start(&spec, &order, &stop).await;
+            // It goes by the config of now: a job that was disabled or set to dry-run while it waited must not make changes.
+            if let Some(entry) = self.state().jobs.get(&job) {
+                let missed_by = std::mem::replace(&mut spec, Arc::clone(&entry.spec));
+                place = entry.place.clone();
+                // What was missed by another schedule is forgotten, as after a restart.
+                given_up = !spec.common.enabled
+                    || (order.trigger == Trigger::CatchUp
+                        && (&missed_by.schedule, missed_by.zone) != (&spec.schedule, spec.zone));
+                let Order { mode, max_changes, .. } = Order::manual(&spec);
+                (order.mode, order.max_changes) = (mode, max_changes);
+            }
+        }
+        if let (Trigger::CatchUp, Some(occurrence)) = (order.trigger, order.scheduled_for) {
+            let latest = last_before(&spec, occurrence, self.clock.now());
+            order.scheduled_for = latest.or(order.scheduled_for);
         }
         let (log, supervisor) = (telling::log(&spec.name, &spec.homeserver), Arc::clone(&self));
         let (name, heard) = (job.clone(), listener.clone());
@@ -220,12 +252,14 @@ impl Supervisor {
             {
                 Self::written(self.runner.history.dealt_with(&job, occurrence).await);
             }
+        } else if given_up {
+            tracing::info!(%job, "{job}: it was disabled or rescheduled before its run began: the run is given up");
         } else if let Some((occurrence, reason)) = self.overtaken(&spec, &order) {
-            self.skip(&job, occurrence, reason);
+            self.skip(&job, Some(occurrence), reason);
         } else if let Err(busy) = self.runner.run(&spec, &place, &order, &stop, tell).await {
             tracing::warn!(%job, "{busy}");
             if let Some(occurrence) = order.scheduled_for {
-                self.skip(&job, occurrence, Skipped::Overlap);
+                self.skip(&job, Some(occurrence), Skipped::Overlap);
             }
         }
         let queued = {
@@ -256,17 +290,19 @@ impl Supervisor {
     /// Waits for the job's splay, and what is caught up for the window, too.
     async fn wait_for_start(&self, spec: &JobSpec, order: &Order, stop: &Stop) {
         self.metrics.jobs.update(&spec.name, |series| series.waiting = true);
-        match (order.trigger, spec.common.window) {
-            (Trigger::CatchUp, Some(window)) => {
-                // Timers and the clock may disagree about when that is.
-                while !stop.is_asked() && spec.is_outside_window(self.clock.now()) {
-                    let now = self.clock.now();
-                    let opens = window.start_after(now, spec.zone);
-                    stop.sleep((opens - now).to_std().unwrap_or_default()).await;
-                }
+        if order.trigger == Trigger::CatchUp {
+            let outside = || {
+                let state = self.state();
+                let spec = state.jobs.get(&spec.name).map(|entry| &entry.spec);
+                spec.is_some_and(|spec| {
+                    spec.common.enabled && spec.is_outside_window(self.clock.now())
+                })
+            };
+            while !stop.is_asked() && outside() {
+                stop.sleep(LOOK_AGAIN).await;
             }
-            (Trigger::Schedule, _) if !spec.splay().is_zero() => stop.sleep(spec.splay()).await,
-            _ => {}
+        } else if !spec.splay().is_zero() {
+            stop.sleep(spec.splay()).await;
         }
         self.metrics.jobs.update(&spec.name, |series| series.waiting = false);
     }
@@ -437,7 +473,7 @@ impl Supervisor {
             if !young || self.is_paused() {
                 self.skip(
                     job,
-                    until,
+                    Some(until),
                     if self.is_paused() { Skipped::Paused } else { Skipped::Missed },
                 );
                 continue;

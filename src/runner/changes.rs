@@ -1,6 +1,7 @@
 //! Making the changes of a plan: lane by lane, each recorded before and after.
 
 use std::collections::{HashSet, VecDeque};
+use std::convert::Infallible;
 use std::sync::atomic::{AtomicI64, AtomicU32, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -9,6 +10,7 @@ use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use super::{Ending, Run, Stopped, record};
 use crate::change::{Change, Check, Lane, Made, Plan, Walk, Work};
@@ -39,7 +41,9 @@ impl From<history::Error> for Abort {
 /// The changes of one attempt as they are made.
 struct Making<'a> {
     run: &'a Run<'a>,
-    writer: &'a Writer,
+    writer: Writer,
+    /// Cancelled when the run has to end: what waits to be sent is not sent any more.
+    given_up: CancellationToken,
     server: &'a str,
     abort: Mutex<Option<Abort>>,
     /// Changes in a row that Synapse answered with an internal error.
@@ -55,24 +59,26 @@ type Numbered = VecDeque<(i64, Box<dyn Change>)>;
 type Queue = Mutex<Numbered>;
 
 impl Run<'_> {
-    pub(super) async fn make_all(
-        &self,
-        plan: Plan,
-        first_seq: i64,
-        writer: &Writer,
-        server: &str,
-    ) -> Ending {
+    pub(super) async fn make_all(&self, plan: Plan, first_seq: i64, server: &str) -> Ending {
+        let given_up = CancellationToken::new();
         let making = Making {
             run: self,
-            writer,
+            writer: Writer::new(self.reader.clone(), given_up.clone()),
+            given_up,
             server,
             abort: Mutex::default(),
             broken: AtomicU32::new(0),
             next_seq: AtomicI64::new(first_seq),
         };
-        match plan.work {
-            Work::Changes(changes) => making.lanes(changes, first_seq).await,
-            Work::Walk(walk) => making.walk(walk, plan.problems.len()).await,
+        let made = async {
+            match plan.work {
+                Work::Changes(changes) => making.lanes(changes, first_seq).await,
+                Work::Walk(walk) => making.walk(walk, plan.problems.len()).await,
+            }
+        };
+        tokio::select! {
+            () = made => {}
+            never = making.give_up_when_stopped() => match never {},
         }
         let abort = making.abort.into_inner().unwrap_or_else(PoisonError::into_inner);
         abort.map_or(Ending::Finished, |abort| self.aborted(abort))
@@ -173,6 +179,13 @@ impl Making<'_> {
             self.abort(Abort::Stopped(stopped));
         }
         self.abort.lock().unwrap_or_else(PoisonError::into_inner).is_none()
+    }
+
+    /// Gives up what only waits as soon as the run has to end; what was sent is waited for.
+    async fn give_up_when_stopped(&self) -> Infallible {
+        self.run.until_stopped().await;
+        self.given_up.cancel();
+        std::future::pending().await
     }
 
     async fn lanes(&self, changes: Vec<Box<dyn Change>>, first_seq: i64) {
@@ -305,12 +318,18 @@ impl Making<'_> {
         run.runner.history.making(id, seq, &record).await?;
         let made = if media.is_some() {
             // Only the time limit ends the waiting for a media call: Synapse works on regardless.
+            let time_limit = async {
+                self.given_up.cancelled().await;
+                tokio::time::sleep_until(run.deadline).await;
+            };
             tokio::select! {
-                made = change.make(self.writer, record.before.as_ref()) => made,
-                () = tokio::time::sleep_until(run.deadline) => return Err(Abort::Stopped(Stopped::TimeLimit)),
+                // First, because a call that was given up was not sent, and must not count as lost.
+                biased;
+                made = change.make(&self.writer, record.before.as_ref()) => made,
+                () = time_limit => return Err(Abort::Stopped(Stopped::TimeLimit)),
             }
         } else {
-            change.make(self.writer, record.before.as_ref()).await
+            change.make(&self.writer, record.before.as_ref()).await
         };
         let answered = !made.as_ref().is_err_and(synapse::Error::may_be_at_work);
         let recorded = self.made(seq, change, record, made).await;
@@ -364,7 +383,11 @@ impl Making<'_> {
                     (State::Failed, Some(error.words()))
                 };
                 self.settle(seq, record, &Made::default()).await?;
-                return Err(Abort::Synapse(error));
+                let given_up = matches!(error.cause, synapse::Cause::GivenUp);
+                return Err(match run.stopped().filter(|_| given_up) {
+                    Some(stopped) => Abort::Stopped(stopped),
+                    None => Abort::Synapse(error),
+                });
             }
         }
         Ok(())

@@ -19,6 +19,8 @@ pub(super) struct Live {
     /// What all places of the homeserver share, whatever else is changed.
     places: Arc<Semaphore>,
     max_concurrent_runs: u32,
+    /// Held while it is asked who it is.
+    asked: Arc<tokio::sync::Mutex<()>>,
 }
 
 /// A homeserver that is new or changed, set up and not used yet.
@@ -115,7 +117,7 @@ impl Supervisor {
             };
             state.homeservers.insert(
                 homeserver.name.clone(),
-                Live { fingerprint, place, places, max_concurrent_runs },
+                Live { fingerprint, place, places, max_concurrent_runs, asked: Arc::default() },
             );
         }
         let mut adopted = Adopted::default();
@@ -166,35 +168,43 @@ impl Supervisor {
         adopted
     }
 
-    /// Asks every homeserver who it is, side by side; the metrics keep the answers.
-    pub async fn probe(&self) {
-        let places: Vec<(String, Place)> = self
-            .state()
-            .homeservers
-            .iter()
-            .map(|(name, live)| (name.clone(), live.place.clone()))
-            .collect();
-        let asked = places.into_iter().map(|(name, place)| async move {
-            match Reader::new(place.transport, self.clock.clone()).identity().await {
-                Ok(identity) => {
-                    self.metrics.homeserver(&name, &identity.version_text, identity.mas);
+    /// Has every homeserver asked who it is, each for itself; the metrics keep the answers.
+    ///
+    /// One that has not answered the last time yet is left alone, and delays no other.
+    pub fn probe(&self) {
+        for (name, live) in &self.state().homeservers {
+            let Ok(asked) = Arc::clone(&live.asked).try_lock_owned() else { continue };
+            let reader = Reader::new(Arc::clone(&live.place.transport), self.clock.clone());
+            let (name, metrics) = (name.clone(), Arc::clone(&self.metrics));
+            tokio::spawn(async move {
+                match reader.identity().await {
+                    Ok(identity) => metrics.homeserver(&name, &identity.version_text, identity.mas),
+                    Err(error) => tracing::warn!(homeserver = %name, "{name}: {error}"),
                 }
-                Err(error) => tracing::warn!(homeserver = %name, "{name}: {error}"),
-            }
-        });
-        futures_util::future::join_all(asked).await;
+                drop(asked);
+            });
+        }
     }
 
-    /// Recalls whether scheduled runs were paused.
+    /// Recalls whether scheduled runs were paused; where that cannot be read, they are: somebody may have stopped what destroys.
     pub async fn recall_pause(&self) {
-        let paused = Self::written(self.runner.history.switch(history::PAUSED).await);
+        let paused = match self.runner.history.switch(history::PAUSED).await {
+            Ok(false) => false,
+            Ok(true) => {
+                tracing::warn!(
+                    "scheduled runs are paused since before the start: nothing runs on schedule until `microglia resume`"
+                );
+                true
+            }
+            Err(error) => {
+                tracing::error!(
+                    "whether scheduled runs are paused cannot be read ({error}), so that they are: nothing runs on schedule until `microglia resume`"
+                );
+                true
+            }
+        };
         self.state().paused = paused;
         self.metrics.paused.set(f64::from(u8::from(paused)));
-        if paused {
-            tracing::warn!(
-                "scheduled runs are paused since before the start: nothing runs on schedule until `microglia resume`"
-            );
-        }
     }
 }
 

@@ -20,6 +20,8 @@ pub struct Error {
 pub enum Cause {
     /// The request was never sent.
     Unreachable(String),
+    /// The run ended while the request waited for its turn or was asked to wait: it did nothing.
+    GivenUp,
     /// The request was sent, and no whole answer came back: Synapse may have done it, or be doing it still.
     Lost(String),
     /// Synapse's own error envelope.
@@ -58,7 +60,9 @@ impl Error {
     /// Whether trying the whole run again later may help.
     pub fn is_transient(&self) -> bool {
         match &self.cause {
-            Cause::Unreachable(_) | Cause::Lost(_) | Cause::Undecodable { .. } => true,
+            Cause::Unreachable(_) | Cause::GivenUp | Cause::Lost(_) | Cause::Undecodable { .. } => {
+                true
+            }
             Cause::Synapse { status, .. } => {
                 matches!(status, 429 | 502..=504)
                     || (*status == 500 && self.method == Method::GET && !self.is_about_token())
@@ -142,6 +146,7 @@ impl Error {
     pub fn words(&self) -> String {
         match &self.cause {
             Cause::Unreachable(problem) => format!("not reachable: {problem}"),
+            Cause::GivenUp => "the run ended while this waited to be sent".to_owned(),
             Cause::Lost(problem) => format!("the answer was lost: {problem}"),
             Cause::Synapse { status, errcode, error, .. } => format!("{status} {errcode}: {error}"),
             Cause::NotSynapse { status, excerpt, .. } if excerpt.is_empty() => {

@@ -5,7 +5,9 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
+use super::error::Cause;
 use crate::keys::{Limit, Rate};
 
 /// Hands out moments to send at, evenly spaced.
@@ -76,6 +78,18 @@ impl Watch {
                 now > NOISE && now > median(latencies.at_start.iter().copied()) * SLOWER
             }
         })
+    }
+}
+
+/// Waits for something that sends nothing, unless it is given up first.
+pub(super) async fn unless<T>(
+    given_up: &CancellationToken,
+    ready: impl Future<Output = T>,
+) -> Result<T, Cause> {
+    tokio::select! {
+        biased;
+        () = given_up.cancelled() => Err(Cause::GivenUp),
+        ready = ready => Ok(ready),
     }
 }
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use reqwest::Method;
 use serde::de::DeserializeOwned;
 use tokio::sync::OnceCell;
+use tokio_util::sync::CancellationToken;
 
 use super::error::Error;
 use super::pace::Watch;
@@ -67,6 +68,7 @@ impl Reader {
             repeat: Repeat::Safe,
             timeout: Some(self.transport.request_timeout()),
         };
-        self.transport.send(&call, &self.watch).await
+        // Who gives up a question lets go of it.
+        self.transport.send(&call, &self.watch, &CancellationToken::new()).await
     }
 }

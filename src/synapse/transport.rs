@@ -9,9 +9,10 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use super::error::{self, Cause, Error};
-use super::pace::{Pacer, Watch};
+use super::pace::{Pacer, Watch, unless};
 use super::token::Token;
 use crate::keys::{Limit, Rate};
 
@@ -100,6 +101,17 @@ pub struct RawRequest {
     pub repeatable: bool,
 }
 
+/// What both kinds of requests share while they are sent, and sent again.
+#[derive(Clone, Copy)]
+struct Repeated<'a> {
+    method: &'a Method,
+    endpoint: &'static str,
+    path: &'a str,
+    repeat: Repeat,
+    watch: &'a Watch,
+    given_up: &'a CancellationToken,
+}
+
 /// A good answer.
 #[derive(Debug)]
 pub(super) struct Answer {
@@ -168,7 +180,14 @@ impl Transport {
     }
 
     /// Sends a call until it is answered or may not be sent again; an error status is an error.
-    pub(super) async fn send(&self, call: &Call<'_>, watch: &Watch) -> Result<Answer, Error> {
+    ///
+    /// What only waits ends when it is given up; what was sent is waited for.
+    pub(super) async fn send(
+        &self,
+        call: &Call<'_>,
+        watch: &Watch,
+        given_up: &CancellationToken,
+    ) -> Result<Answer, Error> {
         let url = self.url_of(call.base, call.endpoint, call.ids);
         let request = || {
             let mut request =
@@ -181,14 +200,24 @@ impl Transport {
                 None => request,
             }
         };
-        let accept = |status: u16| (200..300).contains(&status);
-        self.repeated(&call.method, call.endpoint, url.path(), call.repeat, watch, request, accept)
-            .await
+        let repeated = Repeated {
+            method: &call.method,
+            endpoint: call.endpoint,
+            path: url.path(),
+            repeat: call.repeat,
+            watch,
+            given_up,
+        };
+        self.repeated(&repeated, request, |status| (200..300).contains(&status)).await
     }
 
     /// Sends a request that a user wrote.
-    pub(super) async fn send_raw(&self, raw: &RawRequest, watch: &Watch) -> Result<Answer, Error> {
-        const ENDPOINT: &str = "(request)";
+    pub(super) async fn send_raw(
+        &self,
+        raw: &RawRequest,
+        watch: &Watch,
+        given_up: &CancellationToken,
+    ) -> Result<Answer, Error> {
         let base = self.base(raw.base).as_str().trim_end_matches('/');
         let url = Url::parse(&format!("{base}{}", raw.path)).map_err(|error| Error {
             method: raw.method.clone(),
@@ -207,72 +236,90 @@ impl Transport {
                 None => request,
             }
         };
-        let repeat = if raw.repeatable { Repeat::Safe } else { Repeat::Never };
-        let accept = |status: u16| raw.expect.contains(&status);
-        self.repeated(&raw.method, ENDPOINT, url.path(), repeat, watch, request, accept).await
+        let repeated = Repeated {
+            method: &raw.method,
+            endpoint: "(request)",
+            path: url.path(),
+            repeat: if raw.repeatable { Repeat::Safe } else { Repeat::Never },
+            watch,
+            given_up,
+        };
+        self.repeated(&repeated, request, |status| raw.expect.contains(&status)).await
     }
 
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "private, and the two callers differ in all of them"
-    )]
     async fn repeated(
         &self,
-        method: &Method,
-        endpoint: &'static str,
-        path: &str,
-        repeat: Repeat,
-        watch: &Watch,
+        repeated: &Repeated<'_>,
         request: impl Fn() -> reqwest::RequestBuilder,
         accept: impl Fn(u16) -> bool,
     ) -> Result<Answer, Error> {
+        let Repeated { method, endpoint, path, repeat, watch, given_up } = *repeated;
         let (mut repeats, mut limited, mut rotated) = (0, 0, false);
+        // An earlier sending that may have done it must not be forgotten because a later one waits.
+        let mut unsure: Option<Error> = None;
+        let or_unsure = |cause, unsure: Option<Error>| {
+            let (method, path) = (method.clone(), path.to_owned());
+            unsure.unwrap_or(Error { method, path, cause, advice: None })
+        };
         loop {
             let token = self.token.current();
-            let outcome = {
-                let _place = self.places.acquire().await;
+            let turn = async {
+                let place = self.places.acquire().await;
                 self.requests.wait(if watch.is_slow() { 2 } else { 1 }).await;
-                let start = Instant::now();
-                let outcome = self
-                    .once(method, path, request().bearer_auth(token.expose_secret()), &accept)
-                    .await;
-                let took = start.elapsed();
-                self.observe(method, endpoint, &outcome, took);
-                if outcome.is_ok() && *method == Method::GET {
-                    watch.record(endpoint, took);
+                place
+            };
+            let outcome = match unless(given_up, turn).await {
+                Err(cause) => return Err(or_unsure(cause, unsure)),
+                Ok(_place) => {
+                    let start = Instant::now();
+                    let outcome = self
+                        .once(method, path, request().bearer_auth(token.expose_secret()), &accept)
+                        .await;
+                    let took = start.elapsed();
+                    self.observe(method, endpoint, &outcome, took);
+                    if outcome.is_ok() && *method == Method::GET {
+                        watch.record(endpoint, took);
+                    }
+                    outcome
                 }
-                outcome
             };
             let error = match outcome {
                 Ok(answer) => return Ok(answer),
                 Err(error) => error,
             };
             // What Synapse refused it did not do, so that it can be sent again whatever it is.
-            if error.is_limited() {
+            let wait = if error.is_limited() {
                 let wait = error.retry_after().unwrap_or(Duration::from_secs(1 << limited.min(5)));
                 if limited == LIMITED || wait > LONGEST_WAIT {
                     return Err(error);
                 }
                 limited += 1;
                 tracing::debug!(homeserver = %self.name, wait_ms = wait.as_millis(), "{} asks to wait", self.name);
-                tokio::time::sleep(wait.mul_f64(1.0 + fastrand::f64() * 0.1)).await;
-                continue;
-            }
-            if error.is_about_token()
+                wait.mul_f64(1.0 + fastrand::f64() * 0.1)
+            } else if error.is_about_token()
                 && !rotated
                 && self.token.current().expose_secret() != token.expose_secret()
             {
                 rotated = true;
                 continue;
+            } else {
+                let not_sent = matches!(error.cause, Cause::Unreachable(_));
+                if repeats == REPEATS
+                    || !error.is_transient()
+                    || !(repeat == Repeat::Safe || not_sent)
+                {
+                    return Err(error);
+                }
+                repeats += 1;
+                let longest = Duration::from_millis(500 << repeats);
+                if error.may_be_at_work() {
+                    unsure = Some(error);
+                }
+                longest.mul_f64(0.5 + fastrand::f64() * 0.5)
+            };
+            if let Err(cause) = unless(given_up, tokio::time::sleep(wait)).await {
+                return Err(or_unsure(cause, unsure));
             }
-            let not_sent = matches!(error.cause, Cause::Unreachable(_));
-            if repeats == REPEATS || !error.is_transient() || !(repeat == Repeat::Safe || not_sent)
-            {
-                return Err(error);
-            }
-            repeats += 1;
-            let longest = Duration::from_millis(500 << repeats);
-            tokio::time::sleep(longest.mul_f64(0.5 + fastrand::f64() * 0.5)).await;
         }
     }
 

@@ -3,6 +3,7 @@
 use reqwest::Method;
 use serde::Deserialize;
 use serde_json::json;
+use tokio_util::sync::CancellationToken;
 
 use super::error::Error;
 use super::reader::Reader;
@@ -13,11 +14,13 @@ use crate::clock::Timestamp;
 #[derive(Debug)]
 pub struct Writer {
     reader: Reader,
+    given_up: CancellationToken,
 }
 
 impl Writer {
-    pub fn new(reader: Reader) -> Self {
-        Self { reader }
+    /// What waits to be sent when `given_up` is cancelled is an error that says so, and did nothing.
+    pub fn new(reader: Reader, given_up: CancellationToken) -> Self {
+        Self { reader, given_up }
     }
 
     /// Deletes local files last used before `before` and larger than `larger_than` bytes; answers the ids that went.
@@ -109,7 +112,7 @@ impl Writer {
 
     /// Sends what the user wrote.
     pub async fn request(&self, raw: &RawRequest) -> Result<(), Error> {
-        self.reader.transport.send_raw(raw, &self.reader.watch).await.map(drop)
+        self.reader.transport.send_raw(raw, &self.reader.watch, &self.given_up).await.map(drop)
     }
 
     async fn call(
@@ -134,6 +137,6 @@ impl Writer {
     }
 
     async fn send(&self, call: Call<'_>) -> Result<Answer, Error> {
-        self.reader.transport.send(&call, &self.reader.watch).await
+        self.reader.transport.send(&call, &self.reader.watch, &self.given_up).await
     }
 }

@@ -3,12 +3,15 @@
 #![expect(clippy::float_cmp, reason = "metrics are whole numbers, or the same ones twice")]
 
 mod asked;
+mod catch_up;
 mod faults;
 mod http;
+mod killed;
 mod lifecycle;
 mod panics;
 mod reload;
 mod schedule;
+mod waits;
 
 use chrono::{DateTime, TimeDelta, Timelike, Utc};
 use serde_json::Value;

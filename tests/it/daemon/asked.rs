@@ -106,6 +106,25 @@ async fn a_pause_stops_schedules_survives_a_restart_and_is_shown() {
 }
 
 #[tokio::test]
+async fn a_pause_that_cannot_be_read_counts_as_one() {
+    let fake = Fake::start();
+    let program = Program::new(&fake.url(), TOKEN, &ping("often", "schedule = \"* * * * * *\""));
+    program.serve().await.stop().await;
+    let before = program.runs("often").await.len();
+    program.sql("INSERT OR REPLACE INTO switches VALUES ('paused', 'unreadable')").await;
+    let daemon = program.serve().await;
+    assert!(daemon.log().contains("cannot be read"), "{}", daemon.log());
+    assert_eq!(daemon.metric("microglia_paused", &[]).await, Some(1.0));
+    let skipped = async || daemon.of_job("often", "microglia_job_skipped_total", &["paused"]).await;
+    until("skipped ones", 20, async || skipped().await >= 2.0).await;
+    assert_eq!(program.runs("often").await.len(), before);
+    assert_eq!(program.run(&["resume"]).await.code, 0);
+    until("runs again", 20, async || program.runs("often").await.len() > before).await;
+    daemon.stop().await;
+    assert!(!program.serve().await.stop().await.contains("cannot be read"));
+}
+
+#[tokio::test]
 async fn the_socket_is_its_owners_alone_and_may_lie_deep() {
     let fake = Fake::start();
     let program = Program::new(&fake.url(), TOKEN, &ping("a", ""));

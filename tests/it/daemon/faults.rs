@@ -1,6 +1,4 @@
-//! What the daemon survives: dead and strange homeservers, dead tokens, full disks, and its own death.
-
-use std::time::Duration;
+//! What the daemon survives: dead and strange homeservers, dead tokens, full disks.
 
 use super::*;
 use crate::fake::{Fault, TOKEN, Trouble};
@@ -133,147 +131,82 @@ async fn a_full_disk_ends_and_refuses_what_makes_changes_and_leaves_the_rest_goi
     daemon.stop().await;
 }
 
-/// What of a run's changes the history knows as made.
-async fn made(program: &Program, id: &str) -> Vec<String> {
-    let run = program.json(&["runs", "show", id, "--json"]).await;
-    let done = run["changes"].as_array().unwrap().iter().filter(|change| change["state"] == "done");
-    done.map(|change| change["target"].as_str().unwrap().to_owned()).collect()
+/// Starts the daemon where a minute passes in each second, by Debian's faketime(1).
+async fn serve_sixty_times_as_fast(program: &Program) -> Daemon {
+    let serve = program.command(&["serve"]);
+    let mut command = tokio::process::Command::new("faketime");
+    command
+        .args(["-f", "+0 x60", "setpriv", "--pdeathsig", "KILL"])
+        .arg(serve.as_std().get_program())
+        .args(serve.as_std().get_args())
+        .stderr(std::process::Stdio::piped())
+        .kill_on_drop(true);
+    program.serve_as(command).await
 }
 
 #[tokio::test]
-async fn kill_9_in_a_join_sweep_loses_no_change_and_joins_nobody_twice() {
-    let fake = with_lobby(60);
-    let program = Program::new(&fake.url(), TOKEN, &sweep("lobby", 30, &hourly()));
-    was_down(&program).await;
-    let daemon = program.serve().await;
-    until("some joins", 20, async || joined(&fake) >= 10).await;
-    daemon.kill().await;
-    let daemon = program.serve().await;
-    let (so_far, known) = (fake.count("POST", JOIN), made(&program, "1").await.len());
-    until("the rest", 20, async || program.ended("lobby").await.len() == 2).await;
-    daemon.stop().await;
-    assert_eq!(program.ended("lobby").await, ["catch-up interrupted", "catch-up succeeded"]);
-    assert_eq!((joined(&fake), fake.count("POST", JOIN)), (60, 60));
-    assert!(known >= 9 && known <= so_far, "{known} known");
-    let mut all = [made(&program, "1").await, made(&program, "2").await].concat();
-    all.sort();
-    all.dedup();
-    // The one in flight may be known as neither.
-    assert!(all.len() >= 59, "{}", all.len());
-}
-
-#[tokio::test]
-async fn kill_9_in_a_sweep_of_external_ids_leaves_what_it_would_have_left_without() {
-    let mut world = World::new();
-    world.users(60, |number| {
-        User::default()
-            .external("saml", &format!("s{number}"))
-            .external("oidc-keep", &format!("k{number}"))
-    });
-    world.latency = Duration::from_millis(15);
-    let fake = Fake::of(world);
-    let job = format!(
-        "[jobs.ids]\nkind = \"remove-external-ids\"\nmode = \"apply\"\nproviders = [\"saml\"]\naccounts = \"all\"\n{}\n",
-        hourly()
-    );
-    let program = Program::new(&fake.url(), TOKEN, &job);
-    was_down(&program).await;
-    let daemon = program.serve().await;
-    let lost = || {
-        fake.world(|world| world.users.values().filter(|user| user.external_ids.len() == 1).count())
+#[ignore = "an hour in a minute: it needs faketime(1), which `apt-get install faketime` brings"]
+async fn an_outage_of_an_hour_is_survived_and_made_up_for_without_a_person() {
+    const JOBS: usize = 20;
+    let give_ids = |fake: &Fake, when: &str| {
+        fake.world(|world| {
+            for number in 0..JOBS {
+                let user = std::mem::take(world.user(&format!("@{when}{number}:fake.test")));
+                *world.user(&format!("@{when}{number}:fake.test")) =
+                    user.external(&format!("p{number:02}"), &format!("{when}{number}"));
+            }
+        });
     };
-    until("some removals", 20, async || lost() >= 5).await;
-    daemon.kill().await;
-    let so_far = lost();
-    let daemon = program.serve().await;
-    let known = made(&program, "1").await.len();
-    until("the rest", 30, async || program.ended("ids").await.len() == 2).await;
-    daemon.stop().await;
-    // Four at a time were in flight.
-    assert!(known + 4 >= so_far && known <= so_far, "{known} of {so_far} known");
-    assert_eq!(program.ended("ids").await, ["catch-up interrupted", "catch-up succeeded"]);
-    fake.world(|world| {
-        for (user_id, user) in
-            world.users.iter().filter(|(user_id, _)| user_id.starts_with("@user"))
-        {
-            let left: Vec<&str> =
-                user.external_ids.iter().map(|(provider, _)| provider.as_str()).collect();
-            assert_eq!(left, ["oidc-keep"], "{user_id}");
-        }
-    });
-}
-
-#[tokio::test]
-async fn kill_9_in_a_purge_sends_no_other_call_while_that_one_may_be_at_work() {
+    let ids_left = |fake: &Fake| {
+        fake.world(|world| world.users.values().flat_map(|user| &user.external_ids).count())
+    };
     let fake = Fake::start();
-    fake.world(|world| {
-        world.user("@a:fake.test");
-        for number in 0_i64..300 {
-            world
-                .media(
-                    "@a:fake.test",
-                    &format!("file{number}"),
-                    100,
-                    1_600_000_000_000 + number,
-                    None,
-                )
-                .bytes = Some(100);
+    give_ids(&fake, "before");
+    let jobs: String = (0..JOBS)
+        .map(|number| {
+            format!(
+                "[jobs.job-{number:02}]\nkind = \"remove-external-ids\"\nmode = \"apply\"\nproviders = [\"p{number:02}\"]\naccounts = \"all\"\nschedule = \"{}-59/10 * * * *\"\n",
+                number % 10
+            )
+        })
+        .collect();
+    let program = Program::new(&fake.url(), TOKEN, &jobs);
+    let mut daemon = serve_sixty_times_as_fast(&program).await;
+    let failing = async |daemon: &Daemon| {
+        let mut failing = 0;
+        for number in 0..JOBS {
+            let name = "microglia_job_consecutive_failures";
+            let failures = daemon.of_job(&format!("job-{number:02}"), name, &[]).await;
+            failing += usize::from(failures > 0.0);
         }
-        world.time_per_file = Duration::from_millis(10);
-    });
-    let purge = format!(
-        "[jobs.purge]\nkind = \"purge-local-media\"\nmode = \"apply\"\nolder_than = \"90d\"\n{}\n",
-        hourly()
-    );
-    let program = Program::new(&fake.url(), TOKEN, &purge);
-    was_down(&program).await;
-    let daemon = program.serve().await;
-    until("the purge at work", 20, async || fake.world(|world| world.files().len()) < 280).await;
-    daemon.kill().await;
-    let calls = fake.count("POST", "/_synapse/admin/v1/media/delete");
-    let daemon = program.serve().await;
-    until_log(&daemon, "was lost, and Synapse works on regardless").await;
-    assert_eq!(daemon.of_job("purge", "microglia_job_waiting", &[]).await, 1.0);
-    assert_eq!(fake.count("POST", "/_synapse/admin/v1/media/delete"), calls);
-    daemon.stop().await;
-    assert_eq!(program.ended("purge").await, ["catch-up interrupted", "catch-up interrupted"]);
-    // As if it had stood still for its minute.
-    until("the lost call is over", 20, async || fake.world(|world| world.files().len()) <= 100)
-        .await;
-    program.sql("DELETE FROM media_calls").await;
-    let daemon = program.serve().await;
-    assert_eq!(program.run(&["run", "purge"]).await.code, 0);
-    assert_eq!(fake.world(|world| world.files().len()), 0);
-    daemon.stop().await;
-    assert_eq!(fake.complaints(), Vec::<String>::new());
-}
-
-#[tokio::test]
-async fn kill_9_in_a_sweep_of_a_real_homeserver_joins_each_user_once() {
-    let synapse = crate::homeserver::Synapse::start().await;
-    let room =
-        synapse.create_room(&synapse.admin, serde_json::json!({ "preset": "public_chat" })).await;
-    let users = synapse.register_many("swept", 40).await;
-    let job = format!(
-        "[jobs.lobby]\nkind = \"join-rooms\"\nmode = \"apply\"\nrooms = [\"{room}\"]\njoins_per_second = 20\n{}\n",
-        hourly()
-    );
-    let program = Program::new(&synapse.url, &synapse.admin.token, &job);
-    was_down(&program).await;
-    let daemon = program.serve().await;
-    let joins = || synapse.requests().iter().filter(|line| line.contains(JOIN)).count();
-    until("some joins", 20, async || joins() >= 10).await;
-    daemon.kill().await;
-    let daemon = program.serve().await;
-    until("the rest", 30, async || program.ended("lobby").await.len() == 2).await;
-    daemon.stop().await;
-    assert_eq!(program.ended("lobby").await, ["catch-up interrupted", "catch-up succeeded"]);
-    for user in &users {
-        assert_eq!(synapse.join_event_count(&room, user).await, 1, "{user}");
+        failing
+    };
+    until("a good round", 40, async || ids_left(&fake) == 0).await;
+    assert_eq!(failing(&daemon).await, 0);
+    fake.go_down();
+    give_ids(&fake, "during");
+    let hour = std::time::Instant::now();
+    until("all fail", 40, async || failing(&daemon).await == JOBS).await;
+    while hour.elapsed() < std::time::Duration::from_mins(1) {
+        assert_eq!(daemon.get("/healthz").await.0, 200);
+        assert_eq!(daemon.get("/readyz").await.0, 200);
+        tokio::time::sleep(std::time::Duration::from_secs(1)).await;
     }
-    let mut all = [made(&program, "1").await, made(&program, "2").await].concat();
-    all.sort();
-    all.dedup();
-    // The one in flight may be known as neither.
-    assert!(all.len() >= 39, "{all:#?}");
+    assert_eq!(daemon.metric("microglia_homeserver_up", &["main"]).await, Some(0.0));
+    fake.come_up();
+    until("all are well", 40, async || ids_left(&fake) == 0 && failing(&daemon).await == 0).await;
+    assert_eq!(daemon.metric("microglia_homeserver_up", &["main"]).await, Some(1.0));
+    // faketime waits for the program that it started, and ends with it.
+    let own = format!("pgrep -P {}", daemon.pid());
+    let own = std::process::Command::new("sh").args(["-c", &own]).output().unwrap();
+    let own = String::from_utf8_lossy(&own.stdout).trim().parse();
+    crate::program::signal(own.unwrap_or(daemon.pid()), "TERM");
+    assert_eq!(daemon.exit().await, 0, "{}", daemon.log());
+    for number in 0..JOBS {
+        let runs = program.runs(&format!("job-{number:02}")).await;
+        let failed = runs.iter().filter(|run| run["outcome"] == "failed").count();
+        assert!((4..=8).contains(&failed), "one every ten minutes: {failed}");
+        assert_eq!(runs.last().unwrap()["outcome"], "succeeded");
+        assert!(runs.iter().all(|run| run["done"].as_u64().unwrap() <= 1));
+    }
 }

@@ -1,0 +1,222 @@
+//! What was missed waits for its window: the daemon's own parts, at a clock of the test's own.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use microglia::agenda::Due;
+use microglia::clock::Clock;
+use microglia::config::{Config, Environment};
+use microglia::history::History;
+use microglia::metrics::Metrics;
+use microglia::runner::{Runner, Settle};
+use microglia::state_dir::StateDir;
+use microglia::supervisor::Supervisor;
+
+use super::*;
+use crate::fake::{Fault, TOKEN, Trouble};
+use crate::program::until;
+
+const WHOAMI: &str = "/_matrix/client/v3/account/whoami";
+
+/// The daemon without its ticker and its ports, begun at some moment; time goes on from there.
+struct Begun {
+    supervisor: Arc<Supervisor>,
+    history: History,
+    clock: Clock,
+}
+
+impl Begun {
+    async fn at(fake: &Fake, program: &Program, moment: &str) -> Self {
+        let (moment, start): (DateTime<Utc>, _) = (moment.parse().unwrap(), Instant::now());
+        fake.world(|world| world.clock_offset_seconds = (moment - now()).num_seconds());
+        let clock = Clock::of(move || moment + start.elapsed());
+        let dir = StateDir::open(&program.path("state")).unwrap();
+        let history = History::open(&dir, clock.clone()).await.unwrap();
+        let metrics = Arc::new(Metrics::new(clock.now()).unwrap());
+        let runner = Runner {
+            history: history.clone(),
+            dir: Some(dir.clone()),
+            clock: clock.clone(),
+            settle: Settle::default(),
+        };
+        let supervisor = Supervisor::new(runner, metrics, clock.clone());
+        let interrupted = history.interrupted(&dir).await.unwrap();
+        let (_, known) = supervisor.adopt(&config(program, &clock)).await.unwrap();
+        supervisor.catch_up(&interrupted, &known).await.unwrap();
+        Self { supervisor, history, clock }
+    }
+
+    async fn reload(&self, program: &Program) {
+        self.supervisor.adopt(&config(program, &self.clock)).await.unwrap();
+    }
+
+    /// As the ticker says it.
+    async fn due(&self, job: &str, occurrence: &str) {
+        let (sender, due) = tokio::sync::mpsc::unbounded_channel();
+        let occurrence = occurrence.parse().unwrap();
+        sender.send(vec![Due { job: job.into(), occurrence }]).unwrap();
+        drop(sender);
+        Arc::clone(&self.supervisor).listen(due).await;
+    }
+
+    fn metric(&self, name: &str, label: &str) -> f64 {
+        let text = self.supervisor.metrics_text(self.clock.now()).unwrap();
+        let line = text
+            .lines()
+            .find(|line| line.starts_with(&format!("{name}{{")) && line.contains(label))
+            .map(|line| line.rsplit(' ').next().unwrap().parse().unwrap());
+        line.unwrap_or(0.0)
+    }
+
+    fn waits(&self) -> bool {
+        self.metric("microglia_job_waiting", "") == 1.0
+    }
+
+    async fn stop(self) {
+        let asked = Instant::now();
+        self.supervisor.drain(Duration::from_secs(5)).await;
+        assert!(asked.elapsed() < Duration::from_secs(4), "{:?}", asked.elapsed());
+        self.history.close().await;
+    }
+}
+
+fn config(program: &Program, clock: &Clock) -> Config {
+    Config::load(&program.path("microglia.toml"), &Environment::default(), clock.now()).unwrap()
+}
+
+/// A job of the night, and its homeserver.
+fn nightly(more: &str) -> (Fake, Program) {
+    let fake = Fake::start();
+    let keys =
+        format!("mode = \"apply\"\nschedule = \"30 3 * * *\"\nwindow = \"03:00-05:00\"\n{more}");
+    let program = Program::new(&fake.url(), TOKEN, &ping("night", &keys));
+    (fake, program)
+}
+
+#[tokio::test]
+async fn what_was_missed_waits_for_its_window_through_restarts_and_starts_when_it_opens() {
+    let (fake, program) = nightly("");
+    Begun::at(&fake, &program, "2026-11-22T12:00:00Z").await.stop().await;
+    for moment in ["2026-11-23T12:00:00Z", "2026-11-23T20:00:00Z"] {
+        let begun = Begun::at(&fake, &program, moment).await;
+        until("it waits", 5, async || begun.waits()).await;
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        assert!(begun.waits());
+        begun.stop().await;
+        assert_eq!((fake.count("GET", PING), program.runs("night").await.len()), (0, 0));
+    }
+    let begun = Begun::at(&fake, &program, "2026-11-24T02:59:57Z").await;
+    until("it waits", 2, async || begun.waits()).await;
+    until("the run", 10, async || !program.ended("night").await.is_empty()).await;
+    assert!(!begun.waits());
+    begun.stop().await;
+    let run = &program.runs("night").await[0];
+    assert_eq!(
+        (&run["trigger"], &run["outcome"], &run["scheduled_for"]),
+        (&"catch-up".into(), &"succeeded".into(), &"2026-11-23T03:30:00Z".into())
+    );
+    let late = moment(run, "started_at") - "2026-11-24T03:00:00Z".parse::<DateTime<Utc>>().unwrap();
+    assert!(late >= TimeDelta::zero() && late < TimeDelta::seconds(3), "{run}");
+    // It is dealt with.
+    let begun = Begun::at(&fake, &program, "2026-11-24T03:10:00Z").await;
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    begun.stop().await;
+    assert_eq!((fake.count("GET", PING), program.runs("night").await.len()), (1, 1));
+}
+
+#[tokio::test]
+async fn what_was_missed_is_as_old_as_it_is_when_the_daemon_starts() {
+    let (fake, program) = nightly("catch_up = \"6h\"");
+    Begun::at(&fake, &program, "2026-11-22T12:00:00Z").await.stop().await;
+    // Young enough now, and it may grow old while it waits.
+    let begun = Begun::at(&fake, &program, "2026-11-23T08:00:00Z").await;
+    until("it waits", 5, async || begun.waits()).await;
+    begun.stop().await;
+    let begun = Begun::at(&fake, &program, "2026-11-23T12:00:00Z").await;
+    until("it is skipped", 5, async || {
+        begun.metric("microglia_job_skipped_total", "reason=\"missed\"") == 1.0
+    })
+    .await;
+    assert!(!begun.waits());
+    begun.stop().await;
+    assert_eq!((fake.count("GET", PING), program.runs("night").await.len()), (0, 0));
+}
+
+#[tokio::test]
+async fn what_comes_outside_the_window_while_a_missed_one_waits_loses_it_at_no_restart() {
+    let fake = Fake::start();
+    let keys = "mode = \"apply\"\nschedule = \"0 */6 * * *\"\nwindow = \"00:00-07:00\"";
+    let program = Program::new(&fake.url(), TOKEN, &ping("six", keys));
+    Begun::at(&fake, &program, "2026-11-22T20:00:00Z").await.stop().await;
+    let begun = Begun::at(&fake, &program, "2026-11-23T11:59:59Z").await;
+    until("it waits", 5, async || begun.waits()).await;
+    tokio::time::sleep(Duration::from_millis(1100)).await;
+    begun.due("six", "2026-11-23T12:00:00Z").await;
+    let skipped =
+        |reason: &str| begun.metric("microglia_job_skipped_total", &format!("reason=\"{reason}\""));
+    assert_eq!((skipped("window"), skipped("overlap")), (1.0, 0.0));
+    assert!(begun.waits());
+    begun.stop().await;
+    let begun = Begun::at(&fake, &program, "2026-11-23T23:59:58Z").await;
+    until("it waits", 2, async || begun.waits()).await;
+    until("the run", 10, async || !program.ended("six").await.is_empty()).await;
+    begun.stop().await;
+    assert_eq!(program.ended("six").await, ["catch-up succeeded"]);
+    // What came outside the window is not missed afterwards.
+    let begun = Begun::at(&fake, &program, "2026-11-24T01:00:00Z").await;
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    begun.stop().await;
+    assert_eq!((fake.count("GET", PING), program.runs("six").await.len()), (1, 1));
+}
+
+#[tokio::test]
+async fn what_has_not_begun_goes_by_the_config_of_the_moment_in_which_it_begins() {
+    for (from, to, runs) in [
+        ("mode = \"apply\"", "mode = \"dry-run\"", 1),
+        ("mode = \"apply\"", "mode = \"apply\"\nenabled = false", 0),
+        ("03:00-05:00", "04:00-05:00", 0),
+    ] {
+        let (fake, program) = nightly("");
+        Begun::at(&fake, &program, "2026-11-22T12:00:00Z").await.stop().await;
+        let begun = Begun::at(&fake, &program, "2026-11-23T02:59:56Z").await;
+        begun.stop().await;
+        let begun = Begun::at(&fake, &program, "2026-11-24T02:59:56Z").await;
+        until("it waits", 2, async || begun.waits()).await;
+        edit(&program, from, to);
+        begun.reload(&program).await;
+        until("the window", 10, async || {
+            begun.clock.now() > "2026-11-24T03:00:02Z".parse::<DateTime<Utc>>().unwrap()
+        })
+        .await;
+        begun.stop().await;
+        let ran = program.runs("night").await;
+        assert_eq!((ran.len(), fake.count("GET", PING)), (runs, 0), "{to}: {ran:?}");
+        assert!(ran.iter().all(|run| run["mode"] == "dry-run"), "{ran:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_homeserver_that_hangs_delays_no_probe_of_another_and_is_asked_once_at_a_time() {
+    let (quick, hangs) = (Fake::start(), Fake::start());
+    hangs.fault(Fault::new("GET", WHOAMI, Trouble::Hang).always());
+    let homeservers: String = [("quick", quick.url()), ("hangs", hangs.url())]
+        .map(|(name, url)| {
+            format!("[homeservers.{name}]\nurl = \"{url}\"\naccess_token_file = \"token\"\n")
+        })
+        .concat();
+    let program = Program::with_config(&format!(
+        "[daemon]\nstate_dir = \"state\"\n{homeservers}{}",
+        ping("a", "homeserver = \"quick\"")
+    ));
+    program.write("token", TOKEN);
+    let begun = Begun::at(&quick, &program, "2026-11-22T12:00:00Z").await;
+    for times in 1..=3 {
+        begun.supervisor.probe();
+        until("the quick one", 5, async || quick.count("GET", WHOAMI) == times).await;
+        until("its end", 5, async || quick.count("GET", "/_synapse/admin/v2/users/") == times)
+            .await;
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    assert_eq!(hangs.count("GET", WHOAMI), 1);
+    begun.stop().await;
+}

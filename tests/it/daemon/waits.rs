@@ -1,0 +1,204 @@
+//! What only waits is given up at once: nothing of it was sent. What was sent is waited for.
+
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use microglia::clock::Clock;
+use microglia::config::{Config, Environment};
+use microglia::history::History;
+use microglia::report::{Event, Outcome};
+use microglia::runner::{Order, Place, Places, Runner, Settle, Stop};
+use microglia::state_dir::StateDir;
+use microglia::synapse::{Reader, Transport};
+
+use super::*;
+use crate::fake::{Fault, TOKEN, Trouble};
+use crate::program::{changes, figures, until};
+
+const ACCOUNT: &str = "/_synapse/admin/v2/users/";
+
+/// Longer than any of these tests may take.
+const LONG: Trouble = Trouble::Limited { retry_after_ms: Some(50_000), retry_after_header: None };
+
+/// A homeserver whose accounts all hold an id that is to go.
+fn with_ids(users: usize) -> Fake {
+    let mut world = World::new();
+    world.users(users, |number| User::default().external("saml", &format!("s{number}")));
+    Fake::of(world)
+}
+
+fn removal(more: &str) -> String {
+    format!(
+        "[jobs.ids]\nkind = \"remove-external-ids\"\nmode = \"apply\"\nproviders = [\"saml\"]\naccounts = \"all\"\n{more}\n"
+    )
+}
+
+#[tokio::test]
+async fn a_cancelled_run_gives_up_what_waits_and_waits_for_what_was_sent() {
+    let fake = with_ids(2);
+    // The first account's answer takes two seconds; the second one's turn never comes.
+    fake.fault(Fault::new("PUT", &format!("{ACCOUNT}@user000001"), LONG).always());
+    let slow = Trouble::Delay(Duration::from_secs(2));
+    fake.fault(Fault::new("PUT", &format!("{ACCOUNT}@user000000"), slow).after(1));
+    let program = Program::new(&fake.url(), TOKEN, &removal(""));
+    let daemon = program.serve().await;
+    let caller = program.command(&["run", "ids", "--json"]).spawn().unwrap();
+    until("both under way", 20, async || fake.count("PUT", ACCOUNT) == 3).await;
+    let asked = Instant::now();
+    assert_eq!(program.run(&["cancel", "ids"]).await.code, 0);
+    let ended = caller.wait_with_output().await.unwrap();
+    let took = asked.elapsed();
+    let report: Value = serde_json::from_slice(&ended.stdout).unwrap();
+    assert!(took < Duration::from_secs(10), "{took:?}");
+    assert_eq!(figures(&report), "cancelled: 2/1/0/0/1");
+    assert_eq!(
+        changes(&report),
+        [
+            "done @user000000:fake.test -> saml:s0 (1)",
+            "planned @user000001:fake.test -> saml:s1 (1)"
+        ]
+    );
+    assert_eq!(fake.count("PUT", ACCOUNT), 3, "nothing more was sent");
+    daemon.stop().await;
+}
+
+#[tokio::test]
+async fn the_time_limit_ends_what_waits() {
+    let fake = with_lobby(3);
+    fake.fault(Fault::new("POST", JOIN, LONG).after(1).always());
+    let more = "time_limit = \"3s\"";
+    let program = Program::new(&fake.url(), TOKEN, &sweep("lobby", 20, more));
+    let asked = Instant::now();
+    let report = program.apply("lobby").await;
+    assert!(asked.elapsed() < Duration::from_secs(10), "{:?}", asked.elapsed());
+    assert_eq!(figures(&report), "timed-out: 3/1/0/0/2");
+    assert_eq!(report["message"], "the time limit of 3s was reached");
+    assert_eq!((joined(&fake), fake.count("POST", JOIN)), (1, 2));
+}
+
+#[tokio::test]
+async fn a_media_purge_that_only_waits_is_not_lost_when_the_time_is_up() {
+    let fake = Fake::start();
+    fake.world(|world| {
+        world.user("@a:fake.test");
+        world.media("@a:fake.test", "file", 100, 1_600_000_000_000, None).bytes = Some(100);
+    });
+    fake.fault(Fault::new("POST", "/_synapse/admin/v1/media/delete", LONG));
+    let purge = "[jobs.purge]\nkind = \"purge-local-media\"\nmode = \"apply\"\nolder_than = \"90d\"\ntime_limit = \"3s\"\n";
+    let program = Program::new(&fake.url(), TOKEN, purge);
+    let report = program.apply("purge").await;
+    assert_eq!(figures(&report), "timed-out: 1/0/0/0/1");
+    // The next one need not wait until all stands still.
+    assert_eq!(figures(&program.apply("purge").await), "succeeded: 1/1/0/0/0");
+}
+
+#[tokio::test]
+async fn a_stop_ends_what_waits_and_the_next_start_finishes_it() {
+    let fake = with_lobby(3);
+    fake.fault(Fault::new("POST", JOIN, LONG).after(1).always());
+    let program = Program::new(&fake.url(), TOKEN, &sweep("lobby", 20, &hourly()));
+    was_down(&program).await;
+    let daemon = program.serve().await;
+    until("a join that waits", 20, async || fake.count("POST", JOIN) == 2).await;
+    let asked = Instant::now();
+    daemon.stop().await;
+    assert!(asked.elapsed() < Duration::from_secs(10), "{:?}", asked.elapsed());
+    assert_eq!(figures(&program.runs("lobby").await[0]), "interrupted: 3/1/0/0/2");
+    fake.no_more_faults();
+    let daemon = program.serve().await;
+    until("the rest", 20, async || program.ended("lobby").await.len() == 2).await;
+    daemon.stop().await;
+    assert_eq!(program.ended("lobby").await[1], "catch-up succeeded");
+    assert_eq!((joined(&fake), fake.count("POST", JOIN)), (3, 4), "nobody was joined twice");
+}
+
+/// The program's job run by the library, at a clock and a rate of the test's own.
+async fn run_at(
+    program: &Program,
+    clock: Clock,
+    stop: &Stop,
+    more: impl Fn(&Event, &Arc<Transport>) + Send + Sync + 'static,
+) -> Value {
+    let config =
+        Config::load(&program.path("microglia.toml"), &Environment::default(), clock.now())
+            .unwrap();
+    let homeserver = &config.homeservers["main"];
+    let transport = Arc::new(Transport::new(homeserver.settings(), Arc::new(|_| {})).unwrap());
+    let place = Place {
+        transport: Arc::clone(&transport),
+        places: Places::Locks(1),
+        max_concurrent_requests: homeserver.keys.max_concurrent_requests,
+    };
+    let dir = StateDir::open(&program.path("state")).unwrap();
+    let history = History::open(&dir, clock.clone()).await.unwrap();
+    let runner = Runner { history, dir: Some(dir), clock, settle: Settle::default() };
+    let spec = &config.jobs[0];
+    let tell = Arc::new(move |event: Event| more(&event, &transport));
+    let report = runner.run(spec, &place, &Order::manual(spec), stop, tell).await.unwrap();
+    serde_json::to_value(report).unwrap()
+}
+
+/// A clock that goes on from that moment.
+fn from(moment: &str) -> Clock {
+    let (moment, start): (DateTime<Utc>, _) = (moment.parse().unwrap(), Instant::now());
+    Clock::of(move || moment + start.elapsed())
+}
+
+#[tokio::test]
+async fn the_end_of_the_window_ends_what_waits_for_a_change_for_a_retry_or_for_the_plan() {
+    let window = "window = \"01:00-06:00\"";
+    let cases = [
+        ("PUT", ACCOUNT, LONG, "succeeded: 2/0/0/0/2"),
+        ("GET", "/_synapse/admin/v2/users", LONG, "failed: null/0/0/0/0"),
+        (
+            "PUT",
+            ACCOUNT,
+            Trouble::Limited { retry_after_ms: Some(100_000), retry_after_header: None },
+            "failed: 2/0/0/0/2",
+        ),
+    ];
+    for (method, path, trouble, expected) in cases {
+        let fake = with_ids(2);
+        fake.fault(Fault::new(method, path, trouble).always());
+        let program = Program::new(&fake.url(), TOKEN, &removal(window));
+        let asked = Instant::now();
+        let report =
+            run_at(&program, from("2026-11-23T05:59:56Z"), &Stop::default(), |_, _| {}).await;
+        assert!(asked.elapsed() < Duration::from_secs(15), "{:?}: {report}", asked.elapsed());
+        assert_eq!(figures(&report), expected, "{report}");
+        assert!(report["message"].as_str().unwrap().contains("window"), "{report}");
+    }
+}
+
+#[tokio::test]
+async fn a_cancelled_run_waits_neither_for_the_rate_nor_for_a_place_among_the_requests() {
+    for places in ["max_concurrent_requests = 1", "max_concurrent_requests = 60"] {
+        let fake = Fake::start();
+        let program = Program::new(&fake.url(), TOKEN, &ping("a", "mode = \"apply\""));
+        let rate = format!("max_requests_per_second = 5\n{places}");
+        edit(&program, "max_requests_per_second = \"unlimited\"", &rate);
+        let (stop, hogs) = (Stop::default(), Mutex::new(Vec::new()));
+        let (to_stop, asked) = (stop.clone(), Arc::new(Mutex::new(None)));
+        let at = Arc::clone(&asked);
+        // Others take every turn of the next ten seconds before the run's only change.
+        let report = run_at(&program, Clock::system(), &stop, move |event, transport| {
+            if let Event::Planned { .. } = event {
+                for _ in 0..50 {
+                    let reader = Reader::new(Arc::clone(transport), Clock::system());
+                    hogs.lock().unwrap().push(tokio::spawn(async move { reader.version().await }));
+                }
+                let (stop, at) = (to_stop.clone(), Arc::clone(&at));
+                tokio::spawn(async move {
+                    tokio::time::sleep(Duration::from_secs(2)).await;
+                    *at.lock().unwrap() = Some(Instant::now());
+                    stop.at_boundary(Outcome::Cancelled);
+                });
+            }
+        })
+        .await;
+        let took = asked.lock().unwrap().unwrap().elapsed();
+        assert!(took < Duration::from_secs(2), "{places}: {took:?}");
+        assert_eq!(figures(&report), "cancelled: 1/0/0/0/1", "{places}");
+        assert_eq!(fake.count("GET", PING), 0);
+    }
+}
