@@ -19,7 +19,7 @@ use crate::metrics::Metrics;
 use crate::reload::Reloader;
 use crate::runner::{Runner, Settle};
 use crate::state_dir::{StateDir, this_user};
-use crate::supervisor::Supervisor;
+use crate::supervisor::{LAST_WORDS, Supervisor};
 use crate::ticker::Ticker;
 use crate::web::{self, App};
 
@@ -27,8 +27,10 @@ use crate::web::{self, App};
 const PROBE_EVERY: Duration = Duration::from_mins(5);
 /// How often old runs are forgotten.
 const FORGET_EVERY: Duration = Duration::from_hours(1);
-/// How often systemd is told what comes next.
-const STATUS_EVERY: Duration = Duration::from_secs(30);
+/// How often to look whether there is something else to tell systemd of what comes next.
+const STATUS_EVERY: Duration = Duration::from_secs(5);
+/// For what follows the runs at a stop: the goodbyes of HTTP and socket, and the last writing.
+const GOODBYE: Duration = Duration::from_secs(10);
 
 /// Runs until SIGTERM or SIGINT. A second signal ends it at once, which is an error.
 #[expect(clippy::too_many_lines, reason = "composition, in one straight line")]
@@ -38,6 +40,10 @@ pub async fn serve(
     environment: Environment,
     clock: Clock,
 ) -> anyhow::Result<()> {
+    // A thousand runs at once hold a lock and a connection each; what most systems allow a program at first is 1,024.
+    if let Err(error) = rlimit::increase_nofile_limit(u64::MAX) {
+        tracing::debug!("the limit of open files stays as it is: {error}");
+    }
     let daemon = config.daemon.clone();
     let dir = StateDir::open(&daemon.state_dir).with_context(|| format!("the state directory {} cannot be used: make it writable for {}, or set daemon.state_dir", daemon.state_dir.display(), this_user()))?;
     let Some(_lock) = dir.try_lock("serve.daemon").context("the daemon's lock")? else {
@@ -128,9 +134,14 @@ pub async fn serve(
     notify(&[NotifyState::Ready, NotifyState::Status(&supervisor.next_in_words())]);
 
     signals.until_stop(&reloader, &supervisor).await;
-    notify(&[NotifyState::Stopping]);
-    tracing::info!("stopping: nothing new starts");
     let grace = reloader.daemon().shutdown_grace.0;
+    // Else a grace above the unit's TimeoutStopSec would be cut off.
+    let longest = (grace + LAST_WORDS + GOODBYE).as_micros();
+    notify(&[
+        NotifyState::Stopping,
+        NotifyState::Custom(&format!("EXTEND_TIMEOUT_USEC={longest}")),
+    ]);
+    tracing::info!("stopping: nothing new starts");
     let cut_short = tokio::select! {
         () = supervisor.drain(grace) => false,
         () = signals.stop_asked() => true,
@@ -210,18 +221,20 @@ async fn forget(history: History, reloader: Arc<Reloader>, clock: Clock) {
 
 /// Tells systemd what comes next, and that we live, while the ticker really ticks.
 async fn watchdog(supervisor: Arc<Supervisor>, ticker: Arc<Ticker>) {
-    let every = sd_notify::watchdog_enabled().map(|limit| limit / 3);
-    let mut told = tokio::time::Instant::now();
+    let limit = sd_notify::watchdog_enabled();
+    let every = limit.map_or(STATUS_EVERY, |limit| STATUS_EVERY.min(limit / 3));
+    let mut told = String::new();
     loop {
-        tokio::time::sleep(every.unwrap_or(STATUS_EVERY)).await;
+        tokio::time::sleep(every).await;
         match ticker.alive() {
-            Ok(_) if every.is_some() => notify(&[NotifyState::Watchdog]),
+            Ok(_) if limit.is_some() => notify(&[NotifyState::Watchdog]),
             Ok(_) => {}
             Err(ago) => tracing::error!("the ticker has not ticked for {} s", ago.as_secs()),
         }
-        if told.elapsed() >= STATUS_EVERY {
-            notify(&[NotifyState::Status(&supervisor.next_in_words())]);
-            told = tokio::time::Instant::now();
+        let status = supervisor.next_in_words();
+        if status != told {
+            notify(&[NotifyState::Status(&status)]);
+            told = status;
         }
     }
 }

@@ -115,6 +115,8 @@ impl History {
             .synchronous(SqliteSynchronous::Full)
             .foreign_keys(true)
             .pragma("cache_size", CACHE)
+            // A read-only root filesystem has no /tmp to write to.
+            .pragma("temp_store", "memory")
             .busy_timeout(BUSY);
         let write = SqlitePoolOptions::new()
             .max_connections(1)
@@ -712,6 +714,7 @@ async fn reading(path: &Path) -> Result<SqlitePool, Error> {
         .filename(path)
         .read_only(true)
         .pragma("cache_size", CACHE)
+        .pragma("temp_store", "memory")
         .busy_timeout(BUSY);
     Ok(SqlitePoolOptions::new().max_connections(2).min_connections(0).connect_with(options).await?)
 }

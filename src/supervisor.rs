@@ -105,7 +105,7 @@ pub enum Refusal {
 }
 
 /// How long after a cut-off runs may take to record that they were cut off.
-const LAST_WORDS: Duration = Duration::from_secs(5);
+pub const LAST_WORDS: Duration = Duration::from_secs(5);
 /// How often what waits for its window looks at the clock and the config: either may be changed, and timers sleep when the machine does.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
@@ -398,7 +398,8 @@ impl Supervisor {
             Some(due) => format!("next {} at {}", due.job, crate::clock::spoken(due.occurrence)),
             None => "nothing scheduled".to_owned(),
         };
-        format!("{count} jobs, {running} running, {next}")
+        let jobs = crate::words::counted(count as u64, "job", "jobs");
+        format!("{jobs}, {running} running, {next}")
     }
 
     /// Starts nothing more, ends runs at their next change boundary and, after `grace`, wherever they are.

@@ -68,9 +68,16 @@ fn ended(report: &Report) {
         "{job}: run {run} {outcome} after {} ({planned}{done} done, {failed} failed, {skipped} skipped, {remaining} remaining{bytes}){message}{dry}",
         spoken(took)
     );
-    if matches!(outcome, Outcome::Succeeded) {
-        tracing::info!(%job, %homeserver, run, %mode, %outcome, done, failed, skipped, remaining, "{text}");
-    } else {
-        tracing::error!(%job, %homeserver, run, %mode, %outcome, done, failed, skipped, remaining, "{text}");
+    match outcome {
+        Outcome::Succeeded => {
+            tracing::info!(%job, %homeserver, run, %mode, %outcome, done, failed, skipped, remaining, "{text}");
+        }
+        // Somebody wanted it so: a person, or who restarts the daemon.
+        Outcome::Cancelled | Outcome::Interrupted => {
+            tracing::warn!(%job, %homeserver, run, %mode, %outcome, done, failed, skipped, remaining, "{text}");
+        }
+        _ => {
+            tracing::error!(%job, %homeserver, run, %mode, %outcome, done, failed, skipped, remaining, "{text}");
+        }
     }
 }

@@ -13,9 +13,7 @@ use crate::config;
 use crate::control::{Connection, Request, Response};
 
 pub(super) async fn reload(path: &Path) -> Result<(), Ended> {
-    // A config with mistakes still says where the daemon is, if it is where it was.
-    let dir = config::state_dir(path, &environment())?;
-    match ask(&dir, &Request::Reload).await? {
+    match ask(path, &Request::Reload).await? {
         Response::Adopted(adopted) => {
             let line = |what: &str, jobs: &[String]| {
                 if jobs.is_empty() {
@@ -51,18 +49,14 @@ pub(super) async fn reload(path: &Path) -> Result<(), Ended> {
 }
 
 pub(super) async fn cancel(path: &Path, job: &str) -> Result<(), Ended> {
-    let config = load(path, &Clock::system())?;
-    match ask(&config.daemon.state_dir, &Request::Cancel { job: job.to_owned() }).await? {
+    match ask(path, &Request::Cancel { job: job.to_owned() }).await? {
         Response::Done => print(&format!("{job}: its run ends at the next change boundary")),
         other => Err(unexpected(other)),
     }
 }
 
 pub(super) async fn pause(path: &Path, paused: bool) -> Result<(), Ended> {
-    let config = load(path, &Clock::system())?;
-    match ask(&config.daemon.state_dir, if paused { &Request::Pause } else { &Request::Resume })
-        .await?
-    {
+    match ask(path, if paused { &Request::Pause } else { &Request::Resume }).await? {
         Response::Done => print(if paused {
             "paused: nothing runs on schedule until `microglia resume`"
         } else {
@@ -87,11 +81,20 @@ pub(super) fn unexpected(response: Response) -> Ended {
     }
 }
 
-async fn ask(dir: &Path, request: &Request) -> Result<Response, Ended> {
-    let mut connection = Connection::open(dir)
+/// Asks the daemon on the config's state directory, also when the config has mistakes: who is in the middle of an edit
+/// must be able to stop a run.
+async fn ask(path: &Path, request: &Request) -> Result<Response, Ended> {
+    let dir = config::state_dir(path, &environment())?;
+    let connection = Connection::open(&dir)
         .await
-        .map_err(|error| anyhow::anyhow!("the daemon's socket in {} cannot be used ({error}): use sudo, or the daemon's own user", dir.display()))?
-        .ok_or_else(|| anyhow::anyhow!("no daemon runs on the state directory {}", dir.display()))?;
+        .map_err(|error| anyhow::anyhow!("the daemon's socket in {} cannot be used ({error}): use sudo, or the daemon's own user", dir.display()))?;
+    let Some(mut connection) = connection else {
+        // A mistake may be why there is none, or why it is looked for in the wrong place.
+        load(path, &Clock::system())?;
+        return Err(
+            anyhow::anyhow!("no daemon runs on the state directory {}", dir.display()).into()
+        );
+    };
     connection.ask(request).await?;
     connection
         .next()
