@@ -519,7 +519,7 @@ async fn the_man_page_names_every_command_with_its_options_and_every_kind() {
         assert!(page.contains(&format!("\\fB{}\\fR", kind.name)), "{} in {page}", kind.name);
     }
     for part in [
-        "--config <FILE>",
+        "--config",
         "EXIT STATUS",
         "ENVIRONMENT",
         "CREDENTIALS_DIRECTORY",
