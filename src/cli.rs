@@ -4,6 +4,7 @@ mod check;
 mod jobs;
 mod kinds;
 mod log;
+mod man;
 mod progress;
 mod remote;
 mod run;
@@ -25,7 +26,7 @@ use crate::history::{self, History};
 /// Reads a TOML file of jobs. Start with `microglia kinds`, write the file, let `microglia check --online` look at it,
 /// look at what a job would do with `microglia run JOB --dry-run`, and do it with `microglia run JOB --apply`.
 #[derive(Debug, Parser)]
-#[command(name = "microglia", version, max_term_width = 100, after_help = EXIT_CODES)]
+#[command(name = "microglia", version, max_term_width = 100, after_help = after_help())]
 pub struct Cli {
     /// The config file.
     #[arg(
@@ -40,9 +41,20 @@ pub struct Cli {
     command: Command,
 }
 
-const EXIT_CODES: &str = "Exit codes: 0 succeeded (a dry run that worked is a success); 1 the run, the reload or `check --online` did not succeed, \
-or the job is already running; 2 wrong usage, or a mistake in the config file.\n\
-Environment: RUST_LOG sets the levels of the log on stderr, MICROGLIA_LOG_FORMAT=json its form.";
+/// Printed by `--help` and in the man page.
+const EXIT_CODES: [(&str, &str); 3] = [
+    ("0", "succeeded (a dry run that worked is a success)"),
+    ("1", "the run, the reload or `check --online` did not succeed, or the job is already running"),
+    ("2", "wrong usage, or a mistake in the config file"),
+];
+
+fn after_help() -> String {
+    let codes = EXIT_CODES.map(|(code, meaning)| format!("{code} {meaning}")).join("; ");
+    format!(
+        "Exit codes: {codes}.\n\
+         Environment: RUST_LOG sets the levels of the log on stderr, MICROGLIA_LOG_FORMAT=json its form."
+    )
+}
 
 #[derive(Debug, Subcommand)]
 enum Command {
@@ -61,7 +73,10 @@ enum Command {
     /// Asks the running daemon to reload the config, and waits
     Reload,
     /// Ends a job's run in the daemon at its next change boundary
-    Cancel { job: String },
+    Cancel {
+        /// The job's name.
+        job: String,
+    },
     /// Stops all scheduled runs, beyond a restart of the daemon
     Pause,
     /// Restarts scheduled runs
@@ -73,7 +88,12 @@ enum Command {
         ready: bool,
     },
     /// Prints a completion script for a shell
-    Completions { shell: clap_complete::Shell },
+    Completions {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
+    /// Prints the man page
+    Man,
 }
 
 /// What ends a command without success.
@@ -151,6 +171,7 @@ async fn command(cli: Cli) -> Result<(), Ended> {
         Command::Jobs(options) => jobs::run(&path, &options).await,
         Command::Runs(options) => runs::run(&path, &options).await,
         Command::Kinds(options) => kinds::run(&options),
+        Command::Man => man::run(Cli::command()),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "microglia", &mut script);

@@ -91,6 +91,7 @@ async fn help_and_version_are_there_for_each_command() {
             "resume",
             "healthcheck",
             "completions",
+            "man",
             "help"
         ]
     );
@@ -480,12 +481,62 @@ async fn completions_name_the_commands() {
 }
 
 #[tokio::test]
+async fn the_man_page_names_every_command_with_its_options_and_every_kind() {
+    let program = Program::with_config("");
+    let output = program.run(&["man"]).await;
+    assert_eq!((output.code, output.stderr.as_str()), (0, ""));
+    // roff escapes the hyphens of options.
+    let page = output.stdout.replace("\\-", "-");
+    assert!(
+        page.contains(&format!(".TH microglia 1  \"microglia {}\"", env!("CARGO_PKG_VERSION")))
+    );
+    let help = program.run(&["--help"]).await.stdout;
+    let commands: Vec<&str> = help
+        .lines()
+        .skip_while(|line| *line != "Commands:")
+        .skip(1)
+        .take_while(|line| !line.is_empty())
+        .filter_map(|line| line.split_whitespace().next())
+        .filter(|command| *command != "help")
+        .collect();
+    assert!(commands.contains(&"man"), "{help}");
+    for command in commands.into_iter().chain(["runs show"]) {
+        let (_, section) = page
+            .split_once(&format!(".SS \"microglia {command}"))
+            .unwrap_or_else(|| panic!("nothing about {command} in {page}"));
+        let section = section.split("\n.S").next().unwrap();
+        let arguments: Vec<&str> = command.split(' ').chain(["--help"]).collect();
+        let help = program.run(&arguments).await.stdout;
+        let options = help
+            .split_whitespace()
+            .map(|word| word.trim_end_matches([',', ':', ']']))
+            .filter(|word| word.starts_with("--") && !["--config", "--help"].contains(word));
+        for option in options {
+            assert!(section.contains(option), "{option} of {command} is not in {section}");
+        }
+    }
+    for kind in microglia::jobs::KINDS {
+        assert!(page.contains(&format!("\\fB{}\\fR", kind.name)), "{} in {page}", kind.name);
+    }
+    for part in [
+        "--config",
+        "EXIT STATUS",
+        "ENVIRONMENT",
+        "CREDENTIALS_DIRECTORY",
+        "/etc/microglia/microglia.toml",
+    ] {
+        assert!(page.contains(part), "{part} in {page}");
+    }
+}
+
+#[tokio::test]
 async fn a_reader_that_goes_away_is_no_failure() {
     let fake = with_ids(1);
     let program = sweep(&fake, "");
     for arguments in [
         vec!["kinds"],
         vec!["completions", "bash"],
+        vec!["man"],
         vec!["jobs", "--json"],
         vec!["check"],
         vec!["run", "sweep"],
