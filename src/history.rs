@@ -1,5 +1,8 @@
 //! The history: runs, their changes, and what was learned, written as it happens.
 
+mod jobs;
+mod read;
+
 use std::collections::HashMap;
 use std::fs::OpenOptions;
 use std::os::unix::fs::OpenOptionsExt;
@@ -9,14 +12,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use serde_json::Value;
-use sqlx::sqlite::{
-    SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteRow, SqliteSynchronous,
-};
+use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
 use sqlx::{QueryBuilder, Row, SqlitePool};
 
 use crate::change::{Fact, Store, Topic};
 use crate::clock::{Clock, Timestamp};
-use crate::report::{Action, CHANGES_SHOWN, ChangeRecord, Mode, Outcome, Report, State};
+use crate::report::{CHANGES_SHOWN, ChangeRecord, Outcome, Report, State};
 use crate::state_dir::{Lock, StateDir};
 
 /// What is known of earlier runs. One without a database keeps nothing and knows nothing: only a dry run may use it.
@@ -479,221 +480,6 @@ impl History {
         .await
     }
 
-    /// Ends the record of every run that nobody is at work on any more.
-    ///
-    /// Answers the scheduled runs that were interrupted, by whatever, and after which none of the same job and mode came.
-    pub async fn interrupted(&self, dir: &StateDir) -> Result<Vec<Report>, Error> {
-        let Some(pool) = self.readable() else { return Ok(Vec::new()) };
-        let rows = sqlx::query("SELECT DISTINCT job FROM runs WHERE outcome IS NULL")
-            .fetch_all(pool)
-            .await?;
-        for row in rows {
-            let job: String = row.try_get("job")?;
-            // The command line may have begun a run while there was no daemon.
-            if let Some(_nobody_else) = dir.try_lock(&job)? {
-                self.interrupt(&job).await?;
-            }
-        }
-        let rows = sqlx::query(
-            "SELECT * FROM runs WHERE id IN (SELECT MAX(id) FROM runs GROUP BY job, mode) AND outcome = 'interrupted' AND cause <> 'manual'",
-        )
-        .fetch_all(pool)
-        .await?;
-        rows.iter().map(report).collect()
-    }
-
-    /// How many runs of an occurrence were interrupted.
-    pub async fn interruptions(&self, job: &str, occurrence: Timestamp) -> Result<u64, Error> {
-        let Some(pool) = self.readable() else { return Ok(0) };
-        let row = sqlx::query("SELECT COUNT(*) AS times FROM runs WHERE job = $1 AND scheduled_for = $2 AND outcome = 'interrupted'")
-            .bind(job)
-            .bind(occurrence.timestamp_millis())
-            .fetch_one(pool)
-            .await?;
-        Ok(unsigned(row.try_get("times")?))
-    }
-
-    /// Makes the scheduled jobs known, and forgets the others; a job whose schedule is another one is known since now.
-    pub async fn know(&self, jobs: &[(String, String)]) -> Result<HashMap<String, Known>, Error> {
-        self.counted(async {
-            let Some(pool) = self.writable() else { return Ok(HashMap::new()) };
-            let now = self.clock.now().timestamp_millis();
-            let mut transaction = pool.begin().await?;
-            let rows = sqlx::query("SELECT * FROM jobs").fetch_all(&mut *transaction).await?;
-            let mut known: HashMap<String, (String, Known)> = HashMap::new();
-            for row in &rows {
-                let dealt_with: Option<i64> = row.try_get("dealt_with")?;
-                let value = Known {
-                    since: moment(row.try_get("since")?),
-                    dealt_with: dealt_with.map(moment),
-                };
-                known.insert(row.try_get("name")?, (row.try_get("schedule")?, value));
-            }
-            let new: Vec<&(String, String)> = jobs
-                .iter()
-                .filter(|(name, schedule)| {
-                    known.get(name).is_none_or(|(known, _)| known != schedule)
-                })
-                .collect();
-            let listed: std::collections::HashSet<&str> =
-                jobs.iter().map(|(name, _)| name.as_str()).collect();
-            for name in known.keys().filter(|name| !listed.contains(name.as_str())) {
-                sqlx::query("DELETE FROM jobs WHERE name = $1")
-                    .bind(name)
-                    .execute(&mut *transaction)
-                    .await?;
-            }
-            for some in new.chunks(ROWS_AT_ONCE) {
-                QueryBuilder::new("INSERT OR REPLACE INTO jobs (name, schedule, since) ")
-                    .push_values(some, |mut row, (name, schedule)| {
-                        row.push_bind(name).push_bind(schedule).push_bind(now);
-                    })
-                    .build()
-                    .execute(&mut *transaction)
-                    .await?;
-            }
-            transaction.commit().await?;
-            let fresh: HashMap<String, Known> = new
-                .into_iter()
-                .map(|(name, _)| (name.clone(), Known { since: moment(now), dealt_with: None }))
-                .collect();
-            let kept = known
-                .into_iter()
-                .filter(|(name, _)| listed.contains(name.as_str()))
-                .map(|(name, (_, value))| (name, value));
-            Ok(kept.chain(fresh).collect())
-        })
-        .await
-    }
-
-    /// Records that an occurrence was run or skipped, so that it does not count as missed.
-    pub async fn dealt_with(&self, job: &str, occurrence: Timestamp) -> Result<(), Error> {
-        self.counted(async {
-            let Some(pool) = self.writable() else { return Ok(()) };
-            sqlx::query("UPDATE jobs SET dealt_with = $2 WHERE name = $1")
-                .bind(job)
-                .bind(occurrence.timestamp_millis())
-                .execute(pool)
-                .await?;
-            Ok(())
-        })
-        .await
-    }
-
-    pub async fn switch(&self, name: &str) -> Result<bool, Error> {
-        let Some(pool) = self.readable() else { return Ok(false) };
-        let row = sqlx::query("SELECT value FROM switches WHERE name = $1")
-            .bind(name)
-            .fetch_optional(pool)
-            .await?;
-        Ok(row.map(|row| row.try_get::<i64, _>("value")).transpose()?.unwrap_or(0) != 0)
-    }
-
-    pub async fn set_switch(&self, name: &str, on: bool) -> Result<(), Error> {
-        self.set(name, i64::from(on)).await
-    }
-
-    async fn set(&self, name: &str, value: i64) -> Result<(), Error> {
-        self.counted(async {
-            let pool = self.kept()?;
-            sqlx::query("INSERT OR REPLACE INTO switches (name, value) VALUES ($1, $2)")
-                .bind(name)
-                .bind(value)
-                .execute(pool)
-                .await?;
-            Ok(())
-        })
-        .await
-    }
-
-    /// Whether the history can be written now: writes. SQLite would not write what is there already.
-    pub async fn probe(&self) -> Result<(), Error> {
-        self.set("probe", self.clock.now().timestamp_micros()).await
-    }
-
-    /// How each job stands in each mode: when it last succeeded, and how many of its runs since did not.
-    pub async fn standings(&self) -> Result<HashMap<(String, Mode), Standing>, Error> {
-        let Some(pool) = self.readable() else { return Ok(HashMap::new()) };
-        let mut standings: HashMap<(String, Mode), Standing> = HashMap::new();
-        let rows = sqlx::query("SELECT * FROM runs WHERE id IN (SELECT MAX(id) FROM runs WHERE outcome = 'succeeded' GROUP BY job, mode)").fetch_all(pool).await?;
-        for row in &rows {
-            let run = report(row)?;
-            standings.entry((run.job, run.mode)).or_default().last_success = run.finished_at;
-        }
-        let rows = sqlx::query(
-            "SELECT job, mode, COUNT(*) AS failures FROM runs AS run WHERE outcome IS NOT NULL AND id > COALESCE( \
-             (SELECT MAX(id) FROM runs AS good WHERE good.job = run.job AND good.mode = run.mode AND good.outcome = 'succeeded'), 0) GROUP BY job, mode",
-        )
-        .fetch_all(pool)
-        .await?;
-        for row in &rows {
-            standings.entry((row.try_get("job")?, word(row, "mode")?)).or_default().failures =
-                unsigned(row.try_get("failures")?);
-        }
-        Ok(standings)
-    }
-
-    /// Runs without their changes, newest first.
-    pub async fn runs(&self, job: Option<&str>, limit: u32) -> Result<Vec<Report>, Error> {
-        let Some(pool) = self.readable() else { return Ok(Vec::new()) };
-        let rows = sqlx::query(
-            "SELECT * FROM runs WHERE $1 IS NULL OR job = $1 ORDER BY id DESC LIMIT $2",
-        )
-        .bind(job)
-        .bind(limit)
-        .fetch_all(pool)
-        .await?;
-        rows.iter().map(report).collect()
-    }
-
-    /// The newest run of each job.
-    pub async fn last_runs(&self) -> Result<HashMap<String, Report>, Error> {
-        let Some(pool) = self.readable() else { return Ok(HashMap::new()) };
-        let rows =
-            sqlx::query("SELECT * FROM runs WHERE id IN (SELECT MAX(id) FROM runs GROUP BY job)")
-                .fetch_all(pool)
-                .await?;
-        rows.iter().map(|row| report(row).map(|report| (report.job.clone(), report))).collect()
-    }
-
-    /// One run with a page of its changes.
-    pub async fn run(&self, id: i64, page: Page) -> Result<Option<Report>, Error> {
-        let Some(pool) = self.readable() else { return Ok(None) };
-        let Some(row) =
-            sqlx::query("SELECT * FROM runs WHERE id = $1").bind(id).fetch_optional(pool).await?
-        else {
-            return Ok(None);
-        };
-        let mut report = report(&row)?;
-        let rows =
-            sqlx::query("SELECT * FROM changes WHERE run = $1 ORDER BY seq LIMIT $2 OFFSET $3")
-                .bind(id)
-                .bind(page.limit)
-                .bind(page.offset)
-                .fetch_all(pool)
-                .await?;
-        report.changes = Some(rows.iter().map(change).collect::<Result<_, Error>>()?);
-        Ok(Some(report))
-    }
-
-    /// The files that a run deleted.
-    pub async fn files(&self, run: i64) -> Result<Vec<(String, Option<u64>)>, Error> {
-        let Some(pool) = self.readable() else { return Ok(Vec::new()) };
-        let rows =
-            sqlx::query("SELECT media_id, bytes FROM files WHERE run = $1 ORDER BY media_id")
-                .bind(run)
-                .fetch_all(pool)
-                .await?;
-        rows.iter()
-            .map(|row| {
-                Ok((
-                    row.try_get("media_id")?,
-                    row.try_get::<Option<i64>, _>("bytes")?.map(unsigned),
-                ))
-            })
-            .collect()
-    }
-
     /// Deletes runs that began before `moment`, with all that belongs to them; the facts stay.
     pub async fn forget_before(&self, moment: Timestamp) -> Result<u64, Error> {
         self.counted(async {
@@ -749,63 +535,6 @@ async fn insert_facts(
             .await?;
     }
     Ok(())
-}
-
-fn report(row: &SqliteRow) -> Result<Report, Error> {
-    let count = |column: &str| row.try_get::<i64, _>(column).map(unsigned);
-    let known =
-        |column: &str| row.try_get::<Option<i64>, _>(column).map(|value| value.map(unsigned));
-    let at = |column: &str| row.try_get::<Option<i64>, _>(column).map(|value| value.map(moment));
-    Ok(Report {
-        id: Some(row.try_get("id")?),
-        job: row.try_get("job")?,
-        kind: row.try_get("kind")?,
-        homeserver: row.try_get("homeserver")?,
-        mode: word(row, "mode")?,
-        trigger: word(row, "cause")?,
-        scheduled_for: at("scheduled_for")?,
-        started_at: moment(row.try_get("started_at")?),
-        finished_at: at("finished_at")?,
-        attempts: row.try_get("attempts")?,
-        outcome: row
-            .try_get::<Option<String>, _>("outcome")?
-            .map(|_| word(row, "outcome"))
-            .transpose()?,
-        message: row.try_get("message")?,
-        planned: known("planned")?,
-        done: count("done")?,
-        failed: count("failed")?,
-        skipped: count("skipped")?,
-        remaining: count("remaining")?,
-        bytes_planned: known("bytes_planned")?,
-        bytes_freed: known("bytes_freed")?,
-        sample: row
-            .try_get::<Option<String>, _>("sample")?
-            .and_then(|text| serde_json::from_str(&text).ok())
-            .unwrap_or_default(),
-        changes: None,
-    })
-}
-
-fn change(row: &SqliteRow) -> Result<ChangeRecord, Error> {
-    // A change that is being made is still only planned to everybody else.
-    let making = row.try_get::<&str, _>("state")? == "making";
-    Ok(ChangeRecord {
-        action: word::<Action>(row, "action")?,
-        target: row.try_get("target")?,
-        count: unsigned(row.try_get("count")?),
-        state: if making { State::Planned } else { word(row, "state")? },
-        detail: if making { Some("being made".to_owned()) } else { row.try_get("detail")? },
-        before: row
-            .try_get::<Option<String>, _>("before")?
-            .and_then(|text| serde_json::from_str(&text).ok()),
-    })
-}
-
-fn word<T: std::str::FromStr<Err = String>>(row: &SqliteRow, column: &str) -> Result<T, Error> {
-    row.try_get::<&str, _>(column)?
-        .parse()
-        .map_err(|error: String| sqlx::Error::Decode(error.into()).into())
 }
 
 fn moment(ms: i64) -> Timestamp {

@@ -1,7 +1,10 @@
 //! One run: attempts, guards, limits, changes, and the report.
 
 mod changes;
+mod ended;
+mod judging;
 mod settle;
+mod waiting;
 
 use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -15,17 +18,16 @@ use tokio_util::sync::CancellationToken;
 
 pub use settle::Settle;
 
-use crate::change::{Plan, Work};
+use crate::change::Plan;
 use crate::clock::{Clock, Timestamp};
 use crate::config::JobSpec;
 use crate::history::{self, History};
 use crate::job::{Context, Failure, Memory};
 use crate::keys::Limit;
 use crate::length::spoken;
-use crate::report::{CHANGES_SHOWN, ChangeRecord, Event, Mode, Outcome, Report, State, Trigger};
+use crate::report::{ChangeRecord, Event, Mode, Outcome, Report, State, Trigger};
 use crate::state_dir::StateDir;
 use crate::synapse::{self, Reader, Transport};
-use crate::words::{counted, grouped};
 
 /// Runs jobs, one run of a job at a time in the whole state directory.
 #[derive(Debug, Clone)]
@@ -179,8 +181,6 @@ enum Stopped {
 const CLOCK_TOLERANCE: chrono::TimeDelta = chrono::TimeDelta::seconds(60);
 /// How often to look whether another run made room.
 const LOOK_FOR_PLACE: Duration = Duration::from_millis(250);
-/// How often to look whether the window is over while something is waited for.
-const LOOK_AT_CLOCK: Duration = Duration::from_secs(1);
 
 impl Runner {
     /// Runs a job to its end and reports; the report is complete whatever happened, even a panic.
@@ -372,107 +372,6 @@ impl Run<'_> {
         }
     }
 
-    /// Waits for one of the homeserver's places for runs; it is given back on drop.
-    async fn place(&self, places: &Places) -> Result<Box<dyn Send>, Ending> {
-        if let Some(place) = self.free_place(places)? {
-            return Ok(place);
-        }
-        self.tell(Event::Waiting(format!("for another run on {} to end", self.spec.homeserver)));
-        let place: Box<dyn Send> = match places {
-            // In the order in which they came.
-            Places::Shared(places) => tokio::select! {
-                place = Arc::clone(places).acquire_owned() => Box::new(place),
-                stopped = self.until_stopped() => return Err(Ending::Stopped(stopped)),
-            },
-            Places::Locks(_) => loop {
-                self.pause(LOOK_FOR_PLACE).await.map_err(Ending::Stopped)?;
-                if let Some(place) = self.free_place(places)? {
-                    break place;
-                }
-            },
-        };
-        self.tell(Event::Resumed);
-        Ok(place)
-    }
-
-    fn free_place(&self, places: &Places) -> Result<Option<Box<dyn Send>>, Ending> {
-        match places {
-            Places::Shared(places) => {
-                let place = Arc::clone(places).try_acquire_owned().ok();
-                Ok(place.map(|place| Box::new(place) as Box<dyn Send>))
-            }
-            Places::Locks(places) => self.locked_place(*places),
-        }
-    }
-
-    /// Waits until the run has to end before its next change.
-    async fn until_stopped(&self) -> Stopped {
-        loop {
-            if let Some(stopped) = self.stopped() {
-                return stopped;
-            }
-            // The clock may be set, so that the end of the window is no moment that a timer knows.
-            let look = match self.window_end {
-                Some(_) => self.deadline.min(Instant::now() + LOOK_AT_CLOCK),
-                None => self.deadline,
-            };
-            tokio::select! {
-                () = self.stop.at_boundary.cancelled() => {}
-                () = tokio::time::sleep_until(look) => {}
-            }
-        }
-    }
-
-    fn locked_place(&self, places: u32) -> Result<Option<Box<dyn Send>>, Ending> {
-        let Some(dir) = &self.runner.dir else { return Ok(Some(Box::new(()))) };
-        for place in 0..places {
-            match dir.try_lock(&format!("homeserver-{}.{place}", self.spec.homeserver)) {
-                Ok(Some(lock)) => return Ok(Some(Box::new(lock))),
-                Ok(None) => {}
-                Err(error) if self.order.mode == Mode::DryRun => {
-                    tracing::warn!("the locks in the state directory cannot be used: {error}");
-                    return Ok(Some(Box::new(())));
-                }
-                Err(error) => {
-                    return Err(Ending::Refused(format!(
-                        "the locks in the state directory cannot be used: {error}"
-                    )));
-                }
-            }
-        }
-        Ok(None)
-    }
-
-    /// Sleeps, unless the run is to stop first.
-    async fn pause(&self, wait: Duration) -> Result<(), Stopped> {
-        self.wait_for(tokio::time::sleep(wait)).await
-    }
-
-    /// Waits for something that changes nothing, unless the run is to stop first.
-    async fn wait_for<T>(&self, ready: impl Future<Output = T>) -> Result<T, Stopped> {
-        let ready = tokio::select! {
-            stopped = self.until_stopped() => return Err(stopped),
-            ready = ready => ready,
-        };
-        match self.stopped() {
-            Some(stopped) => Err(stopped),
-            None => Ok(ready),
-        }
-    }
-
-    /// Whether the run has to end before its next change.
-    fn stopped(&self) -> Option<Stopped> {
-        if let Some(outcome) = self.stop.outcome() {
-            return Some(Stopped::Asked(outcome));
-        }
-        if Instant::now() >= self.deadline {
-            return Some(Stopped::TimeLimit);
-        }
-        let over = self.order.mode == Mode::Apply
-            && self.window_end.is_some_and(|end| self.runner.clock.now() >= end);
-        over.then_some(Stopped::Window)
-    }
-
     async fn attempt(&self) -> Ending {
         let at = self.report().started_at;
         if let Some(refusal) = self.outside_window(at) {
@@ -571,211 +470,6 @@ impl Run<'_> {
             () => Ending::Failed(error.to_string()),
         }
     }
-
-    /// Judges the plan, and makes its changes unless this is a dry run.
-    async fn work_off(&self, mut plan: Plan, server: &str) -> Result<Ending, Ending> {
-        let unrecorded = |error: history::Error| {
-            Ending::Failed(format!("the history cannot be written: {error}"))
-        };
-        let unknown = self.resolve_lost(&plan, server).await.map_err(unrecorded)?;
-        let problems = plan.problems.len() as u64 + unknown;
-        self.problems.store(problems, Ordering::Relaxed);
-        self.some_fine.store(plan.some_fine, Ordering::Relaxed);
-        let count = plan.count();
-        let (done, cut) = {
-            let mut report = self.report();
-            (report.failed, report.remaining) = (problems, 0);
-            report.sample.clone_from(&plan.sample);
-            let before = report.done + report.skipped;
-            report.planned = count.map(|count| before + count + problems);
-            report.bytes_planned = plan.bytes.map(|bytes| bytes + report.bytes_freed.unwrap_or(0));
-            if plan.bytes.is_some() {
-                report.bytes_freed.get_or_insert(0);
-            }
-            (before, self.spec.common.at_most.filter(|_| count.is_some()))
-        };
-        let mut notes = std::mem::take(&mut plan.notes);
-        let kept = match cut {
-            Some(most) => {
-                let most = u64::from(most).saturating_sub(done);
-                let kept = plan.keep(most);
-                let left = count.unwrap_or(0) - kept.min(count.unwrap_or(0));
-                self.report().remaining = left;
-                if kept == 0 && left > 0 && most > 0 {
-                    notes.push(format!("at_most = {} is too small: the first of the plan go together and are more, so nothing can be done", most + done));
-                }
-                Some(kept)
-            }
-            None => count,
-        };
-        *self.notes.lock().unwrap_or_else(PoisonError::into_inner) = notes;
-        let planned = self.report().planned;
-        self.tell(Event::Planned { planned, bytes: plan.bytes });
-        if let (Some(kept), Limit::Of(most)) = (kept, self.order.max_changes)
-            && self.spec.job.kind().counts
-            && kept + done > u64::from(most)
-        {
-            let sum = kept + done;
-            let refusal = format!(
-                "the plan has {}, more than max_changes = {most}: {}; if it is right, run it once with `--max-changes {sum}`, raise max_changes, or set at_most to work it off in parts",
-                counted(sum, "thing", "things"),
-                match self.order.mode {
-                    Mode::DryRun => "in apply mode nothing of it would be made".to_owned(),
-                    Mode::Apply =>
-                        format!("look at it with `microglia run {} --dry-run`", self.spec.name),
-                }
-            );
-            self.record_plan(&plan).await.map_err(unrecorded)?;
-            return Ok(Ending::Refused(refusal));
-        }
-        let first = self.record_plan(&plan).await.map_err(unrecorded)?;
-        if self.order.mode == Mode::DryRun {
-            return Ok(Ending::Finished);
-        }
-        let report = self.report().clone();
-        self.runner.history.save(&report).await.map_err(unrecorded)?;
-        self.judged.store(true, Ordering::Relaxed);
-        Ok(self.make_all(plan, first, server).await)
-    }
-
-    /// Writes the plan into the history; a dry run that cannot goes on.
-    async fn record_plan(&self, plan: &Plan) -> Result<i64, history::Error> {
-        let mut records: Vec<ChangeRecord> = match &plan.work {
-            Work::Changes(changes) => {
-                changes.iter().map(|change| record(change.as_ref(), State::Planned, None)).collect()
-            }
-            // A walk is recorded call by call while it is made.
-            Work::Walk(_) if self.order.mode == Mode::Apply => Vec::new(),
-            Work::Walk(walk) if walk.left() == Some(0) => Vec::new(),
-            Work::Walk(walk) => vec![ChangeRecord {
-                action: walk.action(),
-                target: walk.target(),
-                count: walk.left().unwrap_or(0),
-                state: State::Planned,
-                detail: None,
-                before: None,
-            }],
-        };
-        records.extend(plan.problems.iter().map(crate::change::Problem::record));
-        let (id, report) = {
-            let report = self.report();
-            (report.id, report.clone())
-        };
-        let recorded = async {
-            let first = self.runner.history.plan(id, &records).await?;
-            // So that a run which is cut off is known to have planned so much.
-            self.runner.history.save(&report).await?;
-            Ok(first)
-        }
-        .await;
-        // What nobody can read in the history, the report carries itself.
-        self.report().changes = (id.is_none() || recorded.is_err()).then(|| {
-            records.truncate(CHANGES_SHOWN as usize);
-            records
-        });
-        match recorded {
-            Err(error) if self.order.mode == Mode::DryRun => {
-                tracing::warn!("the plan is not recorded: {error}");
-                Ok(0)
-            }
-            recorded => recorded,
-        }
-    }
-
-    fn verdict(&self, ending: Ending) -> (Outcome, Option<String>) {
-        let mut report = self.report();
-        self.count_remaining(&mut report);
-        let changed = report.done + report.skipped > 0;
-        let problems = self.problems.load(Ordering::Relaxed);
-        // Targets that need nothing are half of the truth only where no change was tried and failed.
-        let rest_is_fine = report.failed == problems
-            && (self.some_fine.load(Ordering::Relaxed)
-                || (report.mode == Mode::DryRun && report.planned > Some(problems)));
-        match ending {
-            Ending::Finished if report.failed == 0 => (Outcome::Succeeded, None),
-            Ending::Finished if changed || rest_is_fine => {
-                (Outcome::Partial, Some(failures(report.failed)))
-            }
-            Ending::Finished => (Outcome::Failed, Some(failures(report.failed))),
-            Ending::Stopped(Stopped::Window) if !self.judged.load(Ordering::Relaxed) => {
-                (Outcome::Failed, Some("the job's window ended before it could begin".to_owned()))
-            }
-            Ending::Stopped(Stopped::Window) if report.failed == 0 => (
-                Outcome::Succeeded,
-                Some(format!(
-                    "stopped at the end of the job's window; {} left",
-                    grouped(report.remaining)
-                )),
-            ),
-            Ending::Stopped(Stopped::Window) => (
-                Outcome::Partial,
-                Some(format!(
-                    "stopped at the end of the job's window; {} left",
-                    grouped(report.remaining)
-                )),
-            ),
-            Ending::Stopped(Stopped::TimeLimit) => (
-                Outcome::TimedOut,
-                Some(format!("the time limit of {} was reached", self.spec.common.time_limit)),
-            ),
-            Ending::Stopped(Stopped::Asked(outcome)) => {
-                (outcome, Some("stopped between two changes".to_owned()))
-            }
-            // Refused means that nothing was changed.
-            Ending::Refused(why) if report.done == 0 => (Outcome::Refused, Some(why)),
-            Ending::Refused(why) | Ending::Failed(why) | Ending::Again { because: why, .. } => {
-                (Outcome::Failed, Some(why))
-            }
-        }
-    }
-
-    fn count_remaining(&self, report: &mut Report) {
-        if self.order.mode == Mode::Apply
-            && let Some(planned) = report.planned
-        {
-            report.remaining = planned.saturating_sub(report.done + report.failed + report.skipped);
-        }
-    }
-
-    async fn close(&self, outcome: Outcome, message: Option<String>) -> Report {
-        let history = &self.runner.history;
-        let (id, mode) = {
-            let report = self.report();
-            (report.id, report.mode)
-        };
-        let unknown = if mode == Mode::Apply {
-            history.abandon(id, "no answer came before the run ended: it may have been made").await
-        } else {
-            Ok(0)
-        };
-        let mut report = self.report().clone();
-        let unknown = unknown.unwrap_or(0);
-        report.failed += unknown;
-        let outcome = match outcome {
-            Outcome::Succeeded if unknown > 0 => Outcome::Partial,
-            outcome => outcome,
-        };
-        if unknown > 0 {
-            let job = &report.job;
-            tracing::warn!(target: "microglia::audit", %job, run = id.unwrap_or_default(), "{job}: run {}: {} may have been made: no answer came", id.unwrap_or_default(), counted(unknown, "thing", "things"));
-        }
-        self.count_remaining(&mut report);
-        report.finished_at = Some(truncated(self.runner.clock.now()));
-        report.outcome = Some(outcome);
-        let notes = std::mem::take(&mut *self.notes.lock().unwrap_or_else(PoisonError::into_inner));
-        let sentences: Vec<String> = message.into_iter().chain(notes).collect();
-        report.message = (!sentences.is_empty()).then(|| sentences.join("; "));
-        if let Err(error) = history.save(&report).await {
-            tracing::error!(job = %report.job, "the end of run {} cannot be recorded: {error}", id.unwrap_or_default());
-        }
-        if let (Some(id), None) = (id, &report.changes)
-            && let Ok(Some(stored)) = history.run(id, history::Page::default()).await
-        {
-            report.changes = stored.changes;
-        }
-        report.changes.get_or_insert_default();
-        report
-    }
 }
 
 fn record(
@@ -791,10 +485,6 @@ fn record(
         detail,
         before: None,
     }
-}
-
-fn failures(failed: u64) -> String {
-    format!("{} failed: the changes say why", counted(failed, "target", "targets"))
 }
 
 fn truncated(moment: Timestamp) -> Timestamp {

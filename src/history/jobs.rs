@@ -1,0 +1,144 @@
+//! What outlives a run: scheduled jobs, what of them was dealt with or interrupted, and switches.
+
+use std::collections::HashMap;
+
+use sqlx::{QueryBuilder, Row};
+
+use super::{Error, History, Known, ROWS_AT_ONCE, moment, read, unsigned};
+use crate::clock::Timestamp;
+use crate::report::Report;
+use crate::state_dir::StateDir;
+
+impl History {
+    /// Ends the record of every run that nobody is at work on any more.
+    ///
+    /// Answers the scheduled runs that were interrupted, by whatever, and after which none of the same job and mode came.
+    pub async fn interrupted(&self, dir: &StateDir) -> Result<Vec<Report>, Error> {
+        let Some(pool) = self.readable() else { return Ok(Vec::new()) };
+        let rows = sqlx::query("SELECT DISTINCT job FROM runs WHERE outcome IS NULL")
+            .fetch_all(pool)
+            .await?;
+        for row in rows {
+            let job: String = row.try_get("job")?;
+            // The command line may have begun a run while there was no daemon.
+            if let Some(_nobody_else) = dir.try_lock(&job)? {
+                self.interrupt(&job).await?;
+            }
+        }
+        let rows = sqlx::query(
+            "SELECT * FROM runs WHERE id IN (SELECT MAX(id) FROM runs GROUP BY job, mode) AND outcome = 'interrupted' AND cause <> 'manual'",
+        )
+        .fetch_all(pool)
+        .await?;
+        rows.iter().map(read::report).collect()
+    }
+
+    /// How many runs of an occurrence were interrupted.
+    pub async fn interruptions(&self, job: &str, occurrence: Timestamp) -> Result<u64, Error> {
+        let Some(pool) = self.readable() else { return Ok(0) };
+        let row = sqlx::query("SELECT COUNT(*) AS times FROM runs WHERE job = $1 AND scheduled_for = $2 AND outcome = 'interrupted'")
+            .bind(job)
+            .bind(occurrence.timestamp_millis())
+            .fetch_one(pool)
+            .await?;
+        Ok(unsigned(row.try_get("times")?))
+    }
+
+    /// Makes the scheduled jobs known, and forgets the others; a job whose schedule is another one is known since now.
+    pub async fn know(&self, jobs: &[(String, String)]) -> Result<HashMap<String, Known>, Error> {
+        self.counted(async {
+            let Some(pool) = self.writable() else { return Ok(HashMap::new()) };
+            let now = self.clock.now().timestamp_millis();
+            let mut transaction = pool.begin().await?;
+            let rows = sqlx::query("SELECT * FROM jobs").fetch_all(&mut *transaction).await?;
+            let mut known: HashMap<String, (String, Known)> = HashMap::new();
+            for row in &rows {
+                let dealt_with: Option<i64> = row.try_get("dealt_with")?;
+                let value = Known {
+                    since: moment(row.try_get("since")?),
+                    dealt_with: dealt_with.map(moment),
+                };
+                known.insert(row.try_get("name")?, (row.try_get("schedule")?, value));
+            }
+            let new: Vec<&(String, String)> = jobs
+                .iter()
+                .filter(|(name, schedule)| {
+                    known.get(name).is_none_or(|(known, _)| known != schedule)
+                })
+                .collect();
+            let listed: std::collections::HashSet<&str> =
+                jobs.iter().map(|(name, _)| name.as_str()).collect();
+            for name in known.keys().filter(|name| !listed.contains(name.as_str())) {
+                sqlx::query("DELETE FROM jobs WHERE name = $1")
+                    .bind(name)
+                    .execute(&mut *transaction)
+                    .await?;
+            }
+            for some in new.chunks(ROWS_AT_ONCE) {
+                QueryBuilder::new("INSERT OR REPLACE INTO jobs (name, schedule, since) ")
+                    .push_values(some, |mut row, (name, schedule)| {
+                        row.push_bind(name).push_bind(schedule).push_bind(now);
+                    })
+                    .build()
+                    .execute(&mut *transaction)
+                    .await?;
+            }
+            transaction.commit().await?;
+            let fresh: HashMap<String, Known> = new
+                .into_iter()
+                .map(|(name, _)| (name.clone(), Known { since: moment(now), dealt_with: None }))
+                .collect();
+            let kept = known
+                .into_iter()
+                .filter(|(name, _)| listed.contains(name.as_str()))
+                .map(|(name, (_, value))| (name, value));
+            Ok(kept.chain(fresh).collect())
+        })
+        .await
+    }
+
+    /// Records that an occurrence was run or skipped, so that it does not count as missed.
+    pub async fn dealt_with(&self, job: &str, occurrence: Timestamp) -> Result<(), Error> {
+        self.counted(async {
+            let Some(pool) = self.writable() else { return Ok(()) };
+            sqlx::query("UPDATE jobs SET dealt_with = $2 WHERE name = $1")
+                .bind(job)
+                .bind(occurrence.timestamp_millis())
+                .execute(pool)
+                .await?;
+            Ok(())
+        })
+        .await
+    }
+
+    pub async fn switch(&self, name: &str) -> Result<bool, Error> {
+        let Some(pool) = self.readable() else { return Ok(false) };
+        let row = sqlx::query("SELECT value FROM switches WHERE name = $1")
+            .bind(name)
+            .fetch_optional(pool)
+            .await?;
+        Ok(row.map(|row| row.try_get::<i64, _>("value")).transpose()?.unwrap_or(0) != 0)
+    }
+
+    pub async fn set_switch(&self, name: &str, on: bool) -> Result<(), Error> {
+        self.set(name, i64::from(on)).await
+    }
+
+    async fn set(&self, name: &str, value: i64) -> Result<(), Error> {
+        self.counted(async {
+            let pool = self.kept()?;
+            sqlx::query("INSERT OR REPLACE INTO switches (name, value) VALUES ($1, $2)")
+                .bind(name)
+                .bind(value)
+                .execute(pool)
+                .await?;
+            Ok(())
+        })
+        .await
+    }
+
+    /// Whether the history can be written now: writes. SQLite would not write what is there already.
+    pub async fn probe(&self) -> Result<(), Error> {
+        self.set("probe", self.clock.now().timestamp_micros()).await
+    }
+}

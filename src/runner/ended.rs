@@ -1,0 +1,110 @@
+//! How a run ended: its outcome, its words, its last record.
+
+use std::sync::PoisonError;
+use std::sync::atomic::Ordering;
+
+use super::{Ending, Run, Stopped, truncated};
+use crate::history;
+use crate::report::{Mode, Outcome, Report};
+use crate::words::{counted, grouped};
+
+impl Run<'_> {
+    pub(super) fn verdict(&self, ending: Ending) -> (Outcome, Option<String>) {
+        let mut report = self.report();
+        self.count_remaining(&mut report);
+        let changed = report.done + report.skipped > 0;
+        let problems = self.problems.load(Ordering::Relaxed);
+        // Targets that need nothing are half of the truth only where no change was tried and failed.
+        let rest_is_fine = report.failed == problems
+            && (self.some_fine.load(Ordering::Relaxed)
+                || (report.mode == Mode::DryRun && report.planned > Some(problems)));
+        match ending {
+            Ending::Finished if report.failed == 0 => (Outcome::Succeeded, None),
+            Ending::Finished if changed || rest_is_fine => {
+                (Outcome::Partial, Some(failures(report.failed)))
+            }
+            Ending::Finished => (Outcome::Failed, Some(failures(report.failed))),
+            Ending::Stopped(Stopped::Window) if !self.judged.load(Ordering::Relaxed) => {
+                (Outcome::Failed, Some("the job's window ended before it could begin".to_owned()))
+            }
+            Ending::Stopped(Stopped::Window) if report.failed == 0 => (
+                Outcome::Succeeded,
+                Some(format!(
+                    "stopped at the end of the job's window; {} left",
+                    grouped(report.remaining)
+                )),
+            ),
+            Ending::Stopped(Stopped::Window) => (
+                Outcome::Partial,
+                Some(format!(
+                    "stopped at the end of the job's window; {} left",
+                    grouped(report.remaining)
+                )),
+            ),
+            Ending::Stopped(Stopped::TimeLimit) => (
+                Outcome::TimedOut,
+                Some(format!("the time limit of {} was reached", self.spec.common.time_limit)),
+            ),
+            Ending::Stopped(Stopped::Asked(outcome)) => {
+                (outcome, Some("stopped between two changes".to_owned()))
+            }
+            // Refused means that nothing was changed.
+            Ending::Refused(why) if report.done == 0 => (Outcome::Refused, Some(why)),
+            Ending::Refused(why) | Ending::Failed(why) | Ending::Again { because: why, .. } => {
+                (Outcome::Failed, Some(why))
+            }
+        }
+    }
+
+    fn count_remaining(&self, report: &mut Report) {
+        if self.order.mode == Mode::Apply
+            && let Some(planned) = report.planned
+        {
+            report.remaining = planned.saturating_sub(report.done + report.failed + report.skipped);
+        }
+    }
+
+    pub(super) async fn close(&self, outcome: Outcome, message: Option<String>) -> Report {
+        let history = &self.runner.history;
+        let (id, mode) = {
+            let report = self.report();
+            (report.id, report.mode)
+        };
+        let unknown = if mode == Mode::Apply {
+            history.abandon(id, "no answer came before the run ended: it may have been made").await
+        } else {
+            Ok(0)
+        };
+        let mut report = self.report().clone();
+        let unknown = unknown.unwrap_or(0);
+        report.failed += unknown;
+        let outcome = match outcome {
+            Outcome::Succeeded if unknown > 0 => Outcome::Partial,
+            outcome => outcome,
+        };
+        if unknown > 0 {
+            let job = &report.job;
+            tracing::warn!(target: "microglia::audit", %job, run = id.unwrap_or_default(), "{job}: run {}: {} may have been made: no answer came", id.unwrap_or_default(), counted(unknown, "thing", "things"));
+        }
+        self.count_remaining(&mut report);
+        report.finished_at = Some(truncated(self.runner.clock.now()));
+        report.outcome = Some(outcome);
+        let notes = std::mem::take(&mut *self.notes.lock().unwrap_or_else(PoisonError::into_inner));
+        let sentences: Vec<String> = message.into_iter().chain(notes).collect();
+        report.message = (!sentences.is_empty()).then(|| sentences.join("; "));
+        if let Err(error) = history.save(&report).await {
+            tracing::error!(job = %report.job, "the end of run {} cannot be recorded: {error}", id.unwrap_or_default());
+        }
+        if let (Some(id), None) = (id, &report.changes)
+            && let Ok(Some(stored)) = history.run(id, history::Page::default()).await
+        {
+            report.changes = stored.changes;
+        }
+        report.changes.get_or_insert_default();
+        report
+    }
+}
+
+fn failures(failed: u64) -> String {
+    format!("{} failed: the changes say why", counted(failed, "target", "targets"))
+}
