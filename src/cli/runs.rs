@@ -32,6 +32,7 @@ pub(super) struct Options {
 enum Show {
     /// Prints one run with its changes, and what they replaced
     Show {
+        /// The number that `runs` lists and the log names.
         id: i64,
         /// The first change to print.
         #[arg(long, default_value_t = 0)]

@@ -66,6 +66,19 @@ async fn told(path: &str, trouble: Trouble) -> (String, usize) {
 }
 
 #[tokio::test]
+async fn certificates_of_the_system_are_needed_for_https_only() {
+    let fake = with_users(1);
+    let mut program = sweep(&fake, ONCE);
+    for name in ["SSL_CERT_FILE", "SSL_CERT_DIR"] {
+        program.environment.push((name.to_owned(), "/dev/null".to_owned()));
+    }
+    assert_eq!(program.dry_run("sweep").await["outcome"], "succeeded");
+    program.write("microglia.toml", &program.read("microglia.toml").replace("http:", "https:"));
+    let said = program.run(&["run", "sweep"]).await;
+    assert!(said.code == 1 && said.stderr.contains("No CA certificates"), "{said:?}");
+}
+
+#[tokio::test]
 async fn each_kind_of_no_says_who_said_it_and_what_to_do() {
     let nos = [
         (OWN, Trouble::Proxy(404)),

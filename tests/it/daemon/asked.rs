@@ -40,6 +40,30 @@ async fn a_run_by_hand_goes_through_the_daemon_with_its_progress_and_its_report(
 }
 
 #[tokio::test]
+async fn a_run_can_be_stopped_in_the_middle_of_an_edit() {
+    let fake = with_lobby(200);
+    let program = Program::new(&fake.url(), TOKEN, &sweep("lobby", 10, ""));
+    let daemon = program.serve().await;
+    let good = program.read("microglia.toml");
+    let caller = program.command(&["run", "lobby", "--json"]).spawn().unwrap();
+    until("a join", 20, async || joined(&fake) > 0).await;
+    program.write("microglia.toml", &good.replace("rooms", "roms"));
+    for command in [&["pause"][..], &["resume"], &["cancel", "lobby"]] {
+        let said = program.run(command).await;
+        assert_eq!((said.code, said.stderr.as_str()), (0, ""), "{command:?}");
+    }
+    let report: Value =
+        serde_json::from_slice(&caller.wait_with_output().await.unwrap().stdout).unwrap();
+    assert_eq!(report["outcome"], "cancelled");
+    daemon.stop().await;
+    let said = program.run(&["cancel", "lobby"]).await;
+    assert_eq!(said.code, 2, "without a daemon its mistakes are what there is to say: {said:?}");
+    program.write("microglia.toml", &good);
+    let said = program.run(&["cancel", "lobby"]).await;
+    assert!(said.code == 1 && said.stderr.contains("no daemon runs on"), "{said:?}");
+}
+
+#[tokio::test]
 async fn a_job_runs_once_at_a_time_and_is_cancelled_by_command_or_ctrl_c() {
     let fake = with_lobby(200);
     let program = with_admin(&fake, &sweep("lobby", 10, ""));

@@ -41,7 +41,7 @@ async fn systemd_is_told_of_start_reload_life_and_stop() {
     }
     let pings = told.iter().filter(|message| message.starts_with("WATCHDOG=1")).count();
     assert!(pings >= 3, "{told:?}");
-    assert!(told[0].starts_with("READY=1\nSTATUS=1 jobs, 0 running, next a at "), "{told:?}");
+    assert!(told[0].starts_with("READY=1\nSTATUS=1 job, 0 running, next a at "), "{told:?}");
     assert!(told[0].contains("03:30:00 UTC"), "{told:?}");
     told.clear();
     daemon.signal("HUP");
@@ -58,7 +58,34 @@ async fn systemd_is_told_of_start_reload_life_and_stop() {
     daemon.signal("TERM");
     assert_eq!(daemon.exit().await, 0);
     hear(&mut told);
-    assert!(told.iter().any(|message| message.starts_with("STOPPING=1")), "{told:?}");
+    let stopping = "STOPPING=1\nEXTEND_TIMEOUT_USEC=45000000";
+    assert!(
+        told.iter().any(|message| message.trim_end() == stopping),
+        "the grace of 30 s and 15 s for what follows it: {told:?}"
+    );
+}
+
+#[tokio::test]
+async fn a_low_soft_limit_of_open_files_is_raised_to_the_hard_one() {
+    let fake = Fake::start();
+    let program = Program::new(&fake.url(), TOKEN, &ping("a", ""));
+    let serve = program.command(&["serve"]);
+    let mut command = tokio::process::Command::new("sh");
+    command
+        .args(["-c", "ulimit -S -n 256 && ulimit -H -n 4096 && exec \"$0\" \"$@\""])
+        .arg(serve.as_std().get_program())
+        .args(serve.as_std().get_args())
+        .stderr(std::process::Stdio::piped())
+        .kill_on_drop(true);
+    let daemon = program.serve_as(command).await;
+    let limits = std::fs::read_to_string(format!("/proc/{}/limits", daemon.pid())).unwrap();
+    let files: Vec<&str> = limits
+        .lines()
+        .find_map(|line| line.strip_prefix("Max open files"))
+        .unwrap()
+        .split_whitespace()
+        .collect();
+    assert_eq!(files, ["4096", "4096", "files"]);
 }
 
 #[tokio::test]
