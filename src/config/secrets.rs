@@ -62,7 +62,7 @@ impl Secrets {
             }
             Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
                 return mistake(format!(
-                    "{} is not readable for {}: let that user, and nobody else, read it",
+                    "{} is not readable for {}: let the group of that user read it (chgrp, chmod 640), or hand it over as a systemd credential",
                     file.display(),
                     this_user()
                 ));
