@@ -502,7 +502,8 @@ async fn reading(path: &Path) -> Result<SqlitePool, Error> {
         .pragma("cache_size", CACHE)
         .pragma("temp_store", "memory")
         .busy_timeout(BUSY);
-    Ok(SqlitePoolOptions::new().max_connections(2).min_connections(0).connect_with(options).await?)
+    // Each connection has a thread, and each thread keeps freed memory for itself.
+    Ok(SqlitePoolOptions::new().max_connections(1).min_connections(0).connect_with(options).await?)
 }
 
 /// One process at a time: nothing else keeps two first starts from making the same tables.
