@@ -122,6 +122,13 @@ impl History {
         let write = SqlitePoolOptions::new()
             .max_connections(1)
             .acquire_timeout(TURN)
+            // A commit that fails on a full disk can leave its transaction open. What follows would be written into it, be
+            // called recorded, and be gone with the process: such a connection is closed, and another one opened.
+            .after_release(|connection, _| {
+                Box::pin(
+                    async move { Ok(sqlx::query("ROLLBACK").execute(connection).await.is_err()) },
+                )
+            })
             .connect_with(options)
             .await?;
         sqlx::migrate!("src/history/migrations").run(&write).await?;
