@@ -259,12 +259,16 @@ impl Transport {
     ) -> Result<Answer, Error> {
         let Repeated { method, endpoint, path, repeat, watch, given_up } = *repeated;
         let (mut repeats, mut limited, mut rotated) = (0, 0, false);
-        // An earlier sending that may have done it must not be forgotten because a later one waits.
+        // An earlier sending that may have done it must not be forgotten because a later one waits, or was not let in.
         let mut unsure: Option<Error> = None;
-        let or_unsure = |cause, unsure: Option<Error>| {
-            let (method, path) = (method.clone(), path.to_owned());
-            unsure.unwrap_or(Error { method, path, cause, advice: None })
+        let or_unsure = |error: Error, unsure: Option<Error>| {
+            if error.is_transient() && !error.may_be_at_work() {
+                return unsure.unwrap_or(error);
+            }
+            error
         };
+        let waiting =
+            |cause| Error { method: method.clone(), path: path.to_owned(), cause, advice: None };
         loop {
             let token = self.token.current();
             let turn = async {
@@ -273,7 +277,7 @@ impl Transport {
                 place
             };
             let outcome = match unless(given_up, turn).await {
-                Err(cause) => return Err(or_unsure(cause, unsure)),
+                Err(cause) => return Err(or_unsure(waiting(cause), unsure)),
                 Ok(_place) => {
                     let start = Instant::now();
                     let outcome = self
@@ -295,7 +299,7 @@ impl Transport {
             let wait = if error.is_limited() {
                 let wait = error.retry_after().unwrap_or(Duration::from_secs(1 << limited.min(5)));
                 if limited == LIMITED || wait > LONGEST_WAIT {
-                    return Err(error);
+                    return Err(or_unsure(error, unsure));
                 }
                 limited += 1;
                 tracing::debug!(homeserver = %self.name, wait_ms = wait.as_millis(), "{} asks to wait", self.name);
@@ -312,7 +316,7 @@ impl Transport {
                     || !error.is_transient()
                     || !(repeat == Repeat::Safe || not_sent)
                 {
-                    return Err(error);
+                    return Err(or_unsure(error, unsure));
                 }
                 repeats += 1;
                 let longest = Duration::from_millis(500 << repeats);
@@ -322,7 +326,7 @@ impl Transport {
                 longest.mul_f64(0.5 + fastrand::f64() * 0.5)
             };
             if let Err(cause) = unless(given_up, tokio::time::sleep(wait)).await {
-                return Err(or_unsure(cause, unsure));
+                return Err(or_unsure(waiting(cause), unsure));
             }
         }
     }

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::fake::{Fake, Fault, Process, Seen, TOKEN, Trouble};
 use crate::homeserver::{Synapse, encoded};
-use crate::program::{Program, changes, figures};
+use crate::program::{Program, changes, figures, until};
 
 fn job(name: &str, keys: &str) -> String {
     format!(
@@ -215,6 +215,41 @@ async fn what_must_not_be_repeated_is_sent_once_and_what_may_is_sent_again() {
     Limited { retry_after_ms: Some(10), retry_after_header: None }, repeatable = false: sent 2 times, 1 attempts, succeeded: 1/1/0/0/0
     Limited { retry_after_ms: Some(10), retry_after_header: None }, repeatable = true: sent 2 times, 1 attempts, succeeded: 1/1/0/0/0
     ");
+}
+
+#[tokio::test]
+async fn what_may_have_been_done_is_not_called_planned_because_its_repeat_was_not_let_in() {
+    let keys = "method = \"POST\"\npath = \"/ask\"\nexpect = [404]\nrepeatable = true\nretries = { attempts = 1 }";
+    let program_at = |fake: &Fake| {
+        Program::new(&fake.url(), TOKEN, &format!("[jobs.ask]\nkind = \"request\"\n{keys}\n"))
+    };
+    let expected =
+        "failed POST /ask (1): no answer came before the run ended: it may have been made";
+
+    let down = Fake::start();
+    down.fault(Fault::new("POST", "/ask", Trouble::CutAfter));
+    let program = program_at(&down);
+    let run = program.command(&["run", "ask", "--apply", "--json"]).spawn().unwrap();
+    until("the first sending", 20, async || asked(&down).len() == 1).await;
+    down.go_down();
+    let report: Value =
+        serde_json::from_slice(&run.wait_with_output().await.unwrap().stdout).unwrap();
+    assert_eq!(
+        (figures(&report).as_str(), changes(&report)[0].as_str()),
+        ("failed: 1/0/1/0/0", expected)
+    );
+    assert_eq!(asked(&down).len(), 1);
+
+    let limited = Fake::start();
+    limited.fault(Fault::new("POST", "/ask", Trouble::CutAfter));
+    let wait = Trouble::Limited { retry_after_ms: Some(100_000), retry_after_header: None };
+    limited.fault(Fault::new("POST", "/ask", wait));
+    let report = program_at(&limited).apply("ask").await;
+    assert_eq!(
+        (figures(&report).as_str(), changes(&report)[0].as_str()),
+        ("failed: 1/0/1/0/0", expected)
+    );
+    assert_eq!(asked(&limited).len(), 2);
 }
 
 #[tokio::test]
