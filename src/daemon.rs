@@ -25,6 +25,8 @@ use crate::web::{self, App};
 
 /// How often homeservers are asked whether they are there.
 const PROBE_EVERY: Duration = Duration::from_mins(5);
+/// How often to try to open a history that could not be opened at the start: a disk may be freed, or mounted late.
+const OPEN_EVERY: Duration = Duration::from_secs(10);
 /// How often old runs are forgotten.
 const FORGET_EVERY: Duration = Duration::from_hours(1);
 /// How often to look whether there is something else to tell systemd of what comes next.
@@ -55,12 +57,9 @@ pub async fn serve(
     // Without a history the daemon still plans, shows and serves: it refuses what cannot be recorded.
     let history = History::open(&dir, clock.clone()).await.unwrap_or_else(|error| {
         tracing::error!(
-            "the history cannot be opened, so that runs in apply mode are refused: {error}"
+            "the history cannot be opened, so that runs in apply mode are refused until it can: {error}"
         );
-        History::none(
-            clock.clone(),
-            &format!("the history could not be opened at the start: {error}"),
-        )
+        History::none(clock.clone(), &format!("the history cannot be opened: {error}"))
     });
     let metrics = Arc::new(Metrics::new(clock.now())?);
     // Before anybody is told that we are ready: a signal that nobody takes ends the process.
@@ -76,12 +75,7 @@ pub async fn serve(
         format!("cannot listen on {}: is another daemon there? set daemon.listen", daemon.listen)
     })?;
     let socket = control::listen(&daemon.state_dir).context("the control socket")?;
-    let interrupted = history.interrupted(&dir).await.unwrap_or_else(|error| {
-        tracing::error!("interrupted runs cannot be found: {error}");
-        Vec::new()
-    });
-    supervisor.recall_pause().await;
-    let (adopted, known) = supervisor.adopt(&config).await?;
+    let adopted = supervisor.adopt(&config).await?;
     for warning in &config.warnings {
         tracing::warn!("{}", warning.line());
     }
@@ -93,10 +87,7 @@ pub async fn serve(
         metrics,
         clock.clone(),
     ));
-    supervisor
-        .catch_up(&interrupted, &known)
-        .await
-        .unwrap_or_else(|error| tracing::error!("missed occurrences cannot be found: {error}"));
+    supervisor.take_up().await;
     let (sender, due) = mpsc::unbounded_channel();
     let ticker = Ticker::start(Arc::clone(&supervisor.agenda), clock.clone(), sender)
         .await
@@ -123,6 +114,7 @@ pub async fn serve(
     let chores = [
         tokio::spawn(Arc::clone(&reloader).watch()),
         tokio::spawn(probe(Arc::clone(&supervisor))),
+        tokio::spawn(open_history(history.clone(), Arc::clone(&supervisor))),
         tokio::spawn(forget(history.clone(), Arc::clone(&reloader), clock)),
         tokio::spawn(watchdog(Arc::clone(&supervisor), Arc::clone(&ticker))),
     ];
@@ -204,6 +196,15 @@ async fn probe(supervisor: Arc<Supervisor>) {
     loop {
         supervisor.probe();
         tokio::time::sleep(PROBE_EVERY).await;
+    }
+}
+
+async fn open_history(history: History, supervisor: Arc<Supervisor>) {
+    while !history.is_open() {
+        tokio::time::sleep(OPEN_EVERY).await;
+        if let Err(error) = supervisor.open_history().await {
+            tracing::debug!("the history cannot be opened yet: {error}");
+        }
     }
 }
 

@@ -7,8 +7,8 @@ use std::collections::HashMap;
 use std::fs::OpenOptions;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use serde_json::Value;
@@ -23,9 +23,8 @@ use crate::state_dir::{Lock, StateDir};
 /// What is known of earlier runs. One without a database keeps nothing and knows nothing: only a dry run may use it.
 #[derive(Debug, Clone)]
 pub struct History {
-    pools: Option<Pools>,
-    /// Why there is no database.
-    problem: Arc<str>,
+    /// Or why there is no database.
+    pools: Arc<RwLock<Result<Pools, Arc<str>>>>,
     write_errors: Arc<AtomicU64>,
     clock: Clock,
 }
@@ -35,6 +34,43 @@ pub struct History {
 struct Pools {
     write: SqlitePool,
     read: SqlitePool,
+}
+
+impl Pools {
+    async fn open(dir: &StateDir) -> Result<Self, Error> {
+        let _opening = opening(dir).await?;
+        let path = dir.path(FILE);
+        if !path.exists() {
+            // It names people. SQLite gives the files that it makes beside it the same mode and owner.
+            OpenOptions::new().write(true).create_new(true).mode(0o640).open(&path)?;
+            dir.give_to_owner(&path)?;
+        }
+        let options = SqliteConnectOptions::new()
+            .filename(&path)
+            .journal_mode(SqliteJournalMode::Wal)
+            // A change that was recorded must survive a power cut: it says what to put back.
+            .synchronous(SqliteSynchronous::Full)
+            .foreign_keys(true)
+            .pragma("cache_size", CACHE)
+            // A read-only root filesystem has no /tmp to write to.
+            .pragma("temp_store", "memory")
+            .busy_timeout(BUSY);
+        let write = SqlitePoolOptions::new()
+            .max_connections(1)
+            .acquire_timeout(TURN)
+            // A commit that fails on a full disk can leave its transaction open. What follows would be written into it, be
+            // called recorded, and be gone with the process: such a connection is closed, and another one opened.
+            .after_release(|connection, _| {
+                Box::pin(
+                    async move { Ok(sqlx::query("ROLLBACK").execute(connection).await.is_err()) },
+                )
+            })
+            .connect_with(options)
+            .await?;
+        sqlx::migrate!("src/history/migrations").run(&write).await?;
+        let read = reading(&path).await?;
+        Ok(Self { write, read })
+    }
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -102,43 +138,7 @@ const TURN: Duration = Duration::from_mins(10);
 impl History {
     /// Opens the history in the state directory and brings its tables up to date.
     pub async fn open(dir: &StateDir, clock: Clock) -> Result<Self, Error> {
-        let _opening = opening(dir).await?;
-        let path = dir.path(FILE);
-        if !path.exists() {
-            // It names people. SQLite gives the files that it makes beside it the same mode and owner.
-            OpenOptions::new().write(true).create_new(true).mode(0o640).open(&path)?;
-            dir.give_to_owner(&path)?;
-        }
-        let options = SqliteConnectOptions::new()
-            .filename(&path)
-            .journal_mode(SqliteJournalMode::Wal)
-            // A change that was recorded must survive a power cut: it says what to put back.
-            .synchronous(SqliteSynchronous::Full)
-            .foreign_keys(true)
-            .pragma("cache_size", CACHE)
-            // A read-only root filesystem has no /tmp to write to.
-            .pragma("temp_store", "memory")
-            .busy_timeout(BUSY);
-        let write = SqlitePoolOptions::new()
-            .max_connections(1)
-            .acquire_timeout(TURN)
-            // A commit that fails on a full disk can leave its transaction open. What follows would be written into it, be
-            // called recorded, and be gone with the process: such a connection is closed, and another one opened.
-            .after_release(|connection, _| {
-                Box::pin(
-                    async move { Ok(sqlx::query("ROLLBACK").execute(connection).await.is_err()) },
-                )
-            })
-            .connect_with(options)
-            .await?;
-        sqlx::migrate!("src/history/migrations").run(&write).await?;
-        let read = reading(&path).await?;
-        Ok(Self {
-            pools: Some(Pools { write, read }),
-            problem: "".into(),
-            write_errors: Arc::default(),
-            clock,
-        })
+        Ok(Self::of(Ok(Pools::open(dir).await?), clock))
     }
 
     /// Opens the history of a directory to look at; `None` where there is none yet.
@@ -148,16 +148,37 @@ impl History {
             return Ok(None);
         }
         let read = reading(&path).await?;
-        Ok(Some(Self {
-            pools: Some(Pools { write: read.clone(), read }),
-            problem: "".into(),
-            write_errors: Arc::default(),
-            clock,
-        }))
+        Ok(Some(Self::of(Ok(Pools { write: read.clone(), read }), clock)))
     }
 
     pub fn none(clock: Clock, problem: &str) -> Self {
-        Self { pools: None, problem: problem.into(), write_errors: Arc::default(), clock }
+        Self::of(Err(problem.into()), clock)
+    }
+
+    fn of(pools: Result<Pools, Arc<str>>, clock: Clock) -> Self {
+        Self { pools: Arc::new(RwLock::new(pools)), write_errors: Arc::default(), clock }
+    }
+
+    /// Opens, for all who hold it, a history that could not be opened before.
+    pub async fn open_now(&self, dir: &StateDir) -> Result<(), Error> {
+        let opened = Pools::open(dir).await;
+        let mut pools = self.pools.write().unwrap_or_else(PoisonError::into_inner);
+        match opened {
+            Ok(opened) => *pools = Ok(opened),
+            Err(error) => {
+                *pools = Err(format!("the history cannot be opened: {error}").into());
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
+    pub fn is_open(&self) -> bool {
+        self.pools().is_ok()
+    }
+
+    fn pools(&self) -> Result<Pools, Arc<str>> {
+        self.pools.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// How often something could not be written since the start.
@@ -166,22 +187,22 @@ impl History {
     }
 
     pub async fn close(&self) {
-        if let Some(pools) = &self.pools {
+        if let Ok(pools) = self.pools() {
             pools.read.close().await;
             pools.write.close().await;
         }
     }
 
-    fn kept(&self) -> Result<&SqlitePool, Error> {
-        self.writable().ok_or_else(|| Error::NotKept(Arc::clone(&self.problem)))
+    fn kept(&self) -> Result<SqlitePool, Error> {
+        self.pools().map(|pools| pools.write).map_err(Error::NotKept)
     }
 
-    fn writable(&self) -> Option<&SqlitePool> {
-        self.pools.as_ref().map(|pools| &pools.write)
+    fn writable(&self) -> Option<SqlitePool> {
+        self.pools().ok().map(|pools| pools.write)
     }
 
-    fn readable(&self) -> Option<&SqlitePool> {
-        self.pools.as_ref().map(|pools| &pools.read)
+    fn readable(&self) -> Option<SqlitePool> {
+        self.pools().ok().map(|pools| pools.read)
     }
 
     /// Counts what could not be written.
@@ -240,7 +261,7 @@ impl History {
         .bind(report.bytes_planned.map(signed))
         .bind(report.bytes_freed.map(signed))
         .bind(serde_json::to_string(&report.sample).ok())
-        .execute(pool)
+        .execute(&pool)
         .await?;
         Ok(())
         })
@@ -315,7 +336,7 @@ impl History {
         .bind(&change.target)
         .bind(signed(change.count))
         .bind(change.before.as_ref().map(Value::to_string))
-        .execute(pool)
+        .execute(&pool)
         .await?;
         Ok(())
         })
@@ -386,7 +407,7 @@ impl History {
         let rows = sqlx::query("SELECT key, value FROM facts WHERE server = $1 AND topic = $2")
             .bind(server)
             .bind(topic.as_str())
-            .fetch_all(pool)
+            .fetch_all(&pool)
             .await?;
         rows.iter().map(|row| Ok((row.try_get("key")?, row.try_get("value")?))).collect()
     }
@@ -403,7 +424,7 @@ impl History {
             .bind(server)
             .bind(self.clock.now().timestamp_millis())
             .bind(uploaded_until)
-            .execute(pool)
+            .execute(&pool)
             .await?;
         Ok(())
         })
@@ -416,7 +437,7 @@ impl History {
             let pool = self.kept()?;
             sqlx::query("DELETE FROM media_calls WHERE server = $1")
                 .bind(server)
-                .execute(pool)
+                .execute(&pool)
                 .await?;
             Ok(())
         })
@@ -427,7 +448,7 @@ impl History {
         let Some(pool) = self.readable() else { return Ok(None) };
         let row = sqlx::query("SELECT sent_at, uploaded_until FROM media_calls WHERE server = $1")
             .bind(server)
-            .fetch_optional(pool)
+            .fetch_optional(&pool)
             .await?;
         row.map(|row| {
             let until: Option<i64> = row.try_get("uploaded_until")?;
@@ -443,7 +464,7 @@ impl History {
     pub async fn abandon(&self, run: Option<i64>, why: &str) -> Result<u64, Error> {
         self.counted(async {
         let (Some(pool), Some(run)) = (self.writable(), run) else { return Ok(0) };
-        let rows = sqlx::query("UPDATE changes SET state = 'failed', detail = $2 WHERE run = $1 AND state = 'making' RETURNING count").bind(run).bind(why).fetch_all(pool).await?;
+        let rows = sqlx::query("UPDATE changes SET state = 'failed', detail = $2 WHERE run = $1 AND state = 'making' RETURNING count").bind(run).bind(why).fetch_all(&pool).await?;
         rows.iter().map(|row| Ok(unsigned(row.try_get("count")?))).sum()
         })
         .await
@@ -455,7 +476,7 @@ impl History {
         let (Some(read), Some(pool)) = (self.readable(), self.writable()) else { return Ok(()) };
         let rows = sqlx::query("SELECT id FROM runs WHERE job = $1 AND outcome IS NULL")
             .bind(job)
-            .fetch_all(read)
+            .fetch_all(&read)
             .await?;
         for row in rows {
             let id: i64 = row.try_get("id")?;
@@ -479,7 +500,7 @@ impl History {
             sqlx::query(sqlx::AssertSqlSafe(sql))
                 .bind(id)
                 .bind(self.clock.now().timestamp_millis())
-                .execute(pool)
+                .execute(&pool)
                 .await?;
         }
         Ok(())
@@ -494,7 +515,7 @@ impl History {
             let gone =
                 sqlx::query("DELETE FROM runs WHERE started_at < $1 AND outcome IS NOT NULL")
                     .bind(moment.timestamp_millis())
-                    .execute(pool)
+                    .execute(&pool)
                     .await?;
             Ok(gone.rows_affected())
         })

@@ -61,7 +61,7 @@ impl Reloader {
             Err(mistakes) => return Err(self.refused(mistakes.lines())),
         };
         let mut adopted = match self.supervisor.adopt(&config).await {
-            Ok((adopted, _)) => adopted,
+            Ok(adopted) => adopted,
             Err(error) => return Err(self.refused(vec![error.to_string()])),
         };
         for warning in &config.warnings {

@@ -1,15 +1,16 @@
 //! The daemon's runs: what is due, overlap, catch-up, pause, adopting a new config, draining.
 
 mod adopt;
+mod missed;
 mod series;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use chrono::TimeDelta;
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::agenda::{Agenda, Due};
@@ -19,13 +20,14 @@ use crate::history::{self, PAUSED};
 use crate::keys::Limit;
 use crate::listing::{Listed, listed};
 use crate::metrics::{Metrics, Skipped};
-use crate::report::{Event, Mode, Outcome, Report, Trigger};
+use crate::report::{Event, Mode, Outcome, Trigger};
 use crate::runner::{Order, Place, Runner, Stop};
 use crate::telling;
 use crate::words::not_one_of;
 
 pub use adopt::Adopted;
 use adopt::Live;
+use missed::Missed;
 
 /// Runs jobs when they are due or asked for. Used through an `Arc`, whose runs hold it.
 ///
@@ -37,6 +39,8 @@ pub struct Supervisor {
     clock: Clock,
     state: Mutex<State>,
     tasks: TaskTracker,
+    /// Cancelled when nothing more may start.
+    draining: CancellationToken,
 }
 
 #[derive(Default)]
@@ -48,7 +52,6 @@ struct State {
     paused: bool,
     /// When scheduled runs were last resumed: nothing was due before.
     resumed_at: Option<Timestamp>,
-    draining: bool,
 }
 
 struct Entry {
@@ -59,19 +62,15 @@ struct Entry {
     since: Timestamp,
     running: Option<Running>,
     queued: Option<Timestamp>,
+    /// What is to be caught up, until its run has begun.
+    missed: Option<Missed>,
 }
 
 struct Running {
     stop: Stop,
-    trigger: Trigger,
+    /// The occurrence that it runs for, and what came before it.
+    scheduled_for: Option<Timestamp>,
     run: Option<i64>,
-}
-
-impl Running {
-    /// Whether it catches up and has not begun: what comes meanwhile, it stands for.
-    fn stands_in(&self) -> bool {
-        self.trigger == Trigger::CatchUp && self.run.is_none()
-    }
 }
 
 /// What a run that was asked for may differ in.
@@ -106,8 +105,6 @@ pub enum Refusal {
 
 /// How long after a cut-off runs may take to record that they were cut off.
 pub const LAST_WORDS: Duration = Duration::from_secs(5);
-/// How often what waits for its window looks at the clock and the config: either may be changed, and timers sleep when the machine does.
-const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 impl Supervisor {
     pub fn new(runner: Runner, metrics: Arc<Metrics>, clock: Clock) -> Arc<Self> {
@@ -118,6 +115,7 @@ impl Supervisor {
             clock,
             state: Mutex::default(),
             tasks: TaskTracker::new(),
+            draining: CancellationToken::new(),
         })
     }
 
@@ -140,7 +138,7 @@ impl Supervisor {
 
     fn due(self: &Arc<Self>, due: &Due) {
         let mut state = self.state();
-        if state.draining {
+        if self.draining.is_cancelled() {
             return;
         }
         let (paused, now) = (state.paused, self.clock.now());
@@ -148,43 +146,53 @@ impl Supervisor {
         if !entry.spec.common.enabled {
             return;
         }
+        let running = entry.running.as_ref();
+        if running.is_some_and(|running| running.scheduled_for >= Some(due.occurrence)) {
+            // What is caught up stands for all that came before it began.
+            return;
+        }
         let skipped = match () {
             () if paused => Some(Skipped::Paused),
             () if entry.spec.is_outside_window(now) => Some(Skipped::Window),
-            () if entry.running.is_some()
+            () if running.is_some()
                 && (entry.spec.common.overlap == Overlap::Skip || entry.queued.is_some()) =>
             {
                 Some(Skipped::Overlap)
-            }
-            () if entry.running.is_some() => {
-                entry.queued = Some(due.occurrence);
-                return;
             }
             () => None,
         };
         if let Some(reason) = skipped {
             // Recorded as dealt with, it would make a restart forget what still waits to be caught up.
-            let until = match entry.running.as_ref().is_some_and(Running::stands_in) {
-                true => None,
-                false => Some(due.occurrence),
-            };
+            let until = entry.missed.is_none().then_some(due.occurrence);
             drop(state);
             self.skip(&due.job, until, reason);
-        } else {
-            let order = Order {
-                trigger: Trigger::Schedule,
-                scheduled_for: Some(due.occurrence),
-                ..Order::manual(&entry.spec)
-            };
-            self.launch(entry, order, None);
+            return;
         }
+        if running.is_some() {
+            entry.queued = Some(due.occurrence);
+            return;
+        }
+        // It stands for what was missed before it.
+        entry.missed = None;
+        let order = Order {
+            trigger: Trigger::Schedule,
+            scheduled_for: Some(due.occurrence),
+            ..Order::manual(&entry.spec)
+        };
+        self.launch(entry, order, None);
     }
 
     /// Counts what was due as skipped, and remembers that all until then is dealt with.
     fn skip(self: &Arc<Self>, job: &str, until: Option<Timestamp>, reason: Skipped) {
         tracing::debug!(job, %reason, "{job}: what was due is skipped: {reason}");
         self.metrics.jobs.update(job, |series| *series.skipped.entry(reason).or_default() += 1);
-        let Some(until) = until else { return };
+        if let Some(until) = until {
+            self.dealt_with(job, until);
+        }
+    }
+
+    /// Remembers that an occurrence and all before it will not be run any more.
+    fn dealt_with(self: &Arc<Self>, job: &str, until: Timestamp) {
         let (supervisor, job) = (Arc::clone(self), job.to_owned());
         self.tasks.spawn(async move {
             if let Err(error) = supervisor.runner.history.dealt_with(&job, until).await {
@@ -201,7 +209,8 @@ impl Supervisor {
         listener: Option<mpsc::UnboundedSender<Event>>,
     ) {
         let stop = Stop::default();
-        entry.running = Some(Running { stop: stop.clone(), trigger: order.trigger, run: None });
+        entry.running =
+            Some(Running { stop: stop.clone(), scheduled_for: order.scheduled_for, run: None });
         let (supervisor, spec, place) =
             (Arc::clone(self), Arc::clone(&entry.spec), entry.place.clone());
         self.tasks
@@ -217,24 +226,16 @@ impl Supervisor {
         listener: Option<mpsc::UnboundedSender<Event>>,
     ) {
         let job = spec.name.clone();
-        let mut given_up = false;
-        if order.trigger != Trigger::Manual {
-            self.wait_for_start(&spec, &order, &stop).await;
-            // It goes by the config of now: a job that was disabled or set to dry-run while it waited must not make changes.
+        if order.trigger == Trigger::Schedule && !spec.splay().is_zero() {
+            self.metrics.jobs.update(&job, |series| series.waiting = true);
+            stop.sleep(spec.splay()).await;
+            self.metrics.jobs.update(&job, |series| series.waiting = false);
+            // It goes by the config of now: a job that was set to dry-run while it waited must not make changes.
             if let Some(entry) = self.state().jobs.get(&job) {
-                let missed_by = std::mem::replace(&mut spec, Arc::clone(&entry.spec));
-                place = entry.place.clone();
-                // What was missed by another schedule is forgotten, as after a restart.
-                given_up = !spec.common.enabled
-                    || (order.trigger == Trigger::CatchUp
-                        && (&missed_by.schedule, missed_by.zone) != (&spec.schedule, spec.zone));
+                (spec, place) = (Arc::clone(&entry.spec), entry.place.clone());
                 let Order { mode, max_changes, .. } = Order::manual(&spec);
                 (order.mode, order.max_changes) = (mode, max_changes);
             }
-        }
-        if let (Trigger::CatchUp, Some(occurrence)) = (order.trigger, order.scheduled_for) {
-            let latest = last_before(&spec, occurrence, self.clock.now());
-            order.scheduled_for = latest.or(order.scheduled_for);
         }
         let (log, supervisor) = (telling::log(&spec.name, &spec.homeserver), Arc::clone(&self));
         let (name, heard) = (job.clone(), listener.clone());
@@ -252,8 +253,8 @@ impl Supervisor {
             {
                 Self::written(self.runner.history.dealt_with(&job, occurrence).await);
             }
-        } else if given_up {
-            tracing::info!(%job, "{job}: it was disabled or rescheduled before its run began: the run is given up");
+        } else if order.trigger != Trigger::Manual && !spec.common.enabled {
+            tracing::info!(%job, "{job}: it was disabled before its run began: the run is given up");
         } else if let Some((occurrence, reason)) = self.overtaken(&spec, &order) {
             self.skip(&job, Some(occurrence), reason);
         } else if let Err(busy) = self.runner.run(&spec, &place, &order, &stop, tell).await {
@@ -267,6 +268,9 @@ impl Supervisor {
             state.leaving.remove(&job);
             state.jobs.get_mut(&job).and_then(|entry| {
                 entry.running = None;
+                if order.trigger == Trigger::CatchUp {
+                    entry.missed = None;
+                }
                 entry.queued.take()
             })
         };
@@ -287,26 +291,6 @@ impl Supervisor {
         }
     }
 
-    /// Waits for the job's splay, and what is caught up for the window, too.
-    async fn wait_for_start(&self, spec: &JobSpec, order: &Order, stop: &Stop) {
-        self.metrics.jobs.update(&spec.name, |series| series.waiting = true);
-        if order.trigger == Trigger::CatchUp {
-            let outside = || {
-                let state = self.state();
-                let spec = state.jobs.get(&spec.name).map(|entry| &entry.spec);
-                spec.is_some_and(|spec| {
-                    spec.common.enabled && spec.is_outside_window(self.clock.now())
-                })
-            };
-            while !stop.is_asked() && outside() {
-                stop.sleep(LOOK_AGAIN).await;
-            }
-        } else if !spec.splay().is_zero() {
-            stop.sleep(spec.splay()).await;
-        }
-        self.metrics.jobs.update(&spec.name, |series| series.waiting = false);
-    }
-
     /// Starts a run by hand; what it tells comes out of the channel, and ends with the run.
     pub fn run(
         self: &Arc<Self>,
@@ -314,7 +298,7 @@ impl Supervisor {
         asked: &Asked,
     ) -> Result<mpsc::UnboundedReceiver<Event>, Refusal> {
         let mut state = self.state();
-        if state.draining {
+        if self.draining.is_cancelled() {
             return Err(Refusal::Draining);
         }
         let entry = entry(&mut state, job)?;
@@ -338,15 +322,19 @@ impl Supervisor {
         Ok(receiver)
     }
 
-    /// Ends a job's run at its next change boundary.
-    pub fn cancel(&self, job: &str) -> Result<(), Refusal> {
+    /// Ends a job's run at its next change boundary, or gives up what waits to be caught up.
+    pub fn cancel(self: &Arc<Self>, job: &str) -> Result<(), Refusal> {
         let mut state = self.state();
-        let running = entry(&mut state, job)?
-            .running
-            .as_ref()
-            .ok_or_else(|| Refusal::NotRunning(job.to_owned()))?;
-        tracing::info!(job, "{job}: its run is cancelled");
-        running.stop.at_boundary(Outcome::Cancelled);
+        let entry = entry(&mut state, job)?;
+        if let Some(running) = &entry.running {
+            tracing::info!(job, "{job}: its run is cancelled");
+            running.stop.at_boundary(Outcome::Cancelled);
+        } else if let Some(missed) = entry.missed.take() {
+            tracing::info!(job, "{job}: what it missed is not caught up: cancelled");
+            self.dealt_with(job, missed.latest(&entry.spec, self.clock.now()));
+        } else {
+            return Err(Refusal::NotRunning(job.to_owned()));
+        }
         Ok(())
     }
 
@@ -405,8 +393,8 @@ impl Supervisor {
     /// Starts nothing more, ends runs at their next change boundary and, after `grace`, wherever they are.
     pub async fn drain(&self, grace: Duration) {
         let stops: Vec<Stop> = {
-            let mut state = self.state();
-            state.draining = true;
+            let state = self.state();
+            self.draining.cancel();
             state
                 .jobs
                 .values()
@@ -433,82 +421,6 @@ impl Supervisor {
             let _ = tokio::time::timeout(LAST_WORDS, self.tasks.wait()).await;
         }
     }
-
-    /// Starts what came while the daemon was down, once, and what it was interrupted in. The ticker does not tick yet.
-    pub async fn catch_up(
-        self: &Arc<Self>,
-        interrupted: &[Report],
-        known: &std::collections::HashMap<String, history::Known>,
-    ) -> Result<(), history::Error> {
-        let now = self.clock.now();
-        let specs: Vec<Arc<JobSpec>> =
-            self.state().jobs.values().map(|entry| Arc::clone(&entry.spec)).collect();
-        for spec in specs.iter().filter(|spec| spec.common.enabled && spec.schedule.is_some()) {
-            let job = &spec.name;
-            let Some(known) = known.get(job) else { continue };
-            // What is due from here on is on the agenda.
-            let until = match self.agenda().next(job) {
-                Some(next) if next <= now => next - TimeDelta::milliseconds(1),
-                _ => now,
-            };
-            let missed = last_before(spec, known.dealt_with.unwrap_or(known.since), until);
-            let left = interrupted
-                .iter()
-                .find(|run| run.job == *job && run.mode == spec.common.mode)
-                .and_then(|run| Some((run.scheduled_for?, run.attempts)))
-                .filter(|(occurrence, _)| known.dealt_with == Some(*occurrence))
-                // What must not be sent twice may have been sent when the run was cut off.
-                .filter(|_| spec.job.is_repeatable());
-            // An occurrence that came after the interrupted one stands for it.
-            let (occurrence, attempts_made) = match (missed, left) {
-                (Some(missed), _) => (missed, 0),
-                (None, Some((occurrence, attempts)))
-                    if self.runner.history.interruptions(job, occurrence).await? <= 1 =>
-                {
-                    (occurrence, attempts.min(spec.common.retries.attempts - 1))
-                }
-                _ => continue,
-            };
-            let young =
-                spec.common.catch_up.0.is_some_and(|age| now - occurrence <= age.as_chrono());
-            if !young || self.is_paused() {
-                self.skip(
-                    job,
-                    Some(until),
-                    if self.is_paused() { Skipped::Paused } else { Skipped::Missed },
-                );
-                continue;
-            }
-            tracing::info!(%job, "{job}: the occurrence of {} was missed or interrupted, and is caught up", crate::clock::spoken(occurrence));
-            let mut state = self.state();
-            if let Some(entry) = state.jobs.get_mut(job).filter(|entry| entry.running.is_none()) {
-                let order = Order {
-                    trigger: Trigger::CatchUp,
-                    scheduled_for: Some(occurrence),
-                    attempts_made,
-                    ..Order::manual(spec)
-                };
-                self.launch(entry, order, None);
-            }
-        }
-        Ok(())
-    }
-}
-
-/// The last occurrence after `from` and not after `now`.
-fn last_before(spec: &JobSpec, from: Timestamp, now: Timestamp) -> Option<Timestamp> {
-    let schedule = spec.schedule.as_ref()?;
-    let next = |after| {
-        schedule.next(after, spec.zone).map(|next| next.to_utc()).filter(|next| *next <= now)
-    };
-    // Looks back by ever larger steps: a minutely job that was down for a year must not be counted through.
-    for days in [0, 1, 32, 366, i64::from(u16::MAX)] {
-        let start = (now - TimeDelta::days(days) - TimeDelta::hours(1)).max(from);
-        if let Some(first) = next(start) {
-            return std::iter::successors(Some(first), |last| next(*last)).last();
-        }
-    }
-    None
 }
 
 fn entry<'a>(state: &'a mut State, job: &str) -> Result<&'a mut Entry, Refusal> {

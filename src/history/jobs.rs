@@ -16,7 +16,7 @@ impl History {
     pub async fn interrupted(&self, dir: &StateDir) -> Result<Vec<Report>, Error> {
         let Some(pool) = self.readable() else { return Ok(Vec::new()) };
         let rows = sqlx::query("SELECT DISTINCT job FROM runs WHERE outcome IS NULL")
-            .fetch_all(pool)
+            .fetch_all(&pool)
             .await?;
         for row in rows {
             let job: String = row.try_get("job")?;
@@ -28,7 +28,7 @@ impl History {
         let rows = sqlx::query(
             "SELECT * FROM runs WHERE id IN (SELECT MAX(id) FROM runs GROUP BY job, mode) AND outcome = 'interrupted' AND cause <> 'manual'",
         )
-        .fetch_all(pool)
+        .fetch_all(&pool)
         .await?;
         rows.iter().map(read::report).collect()
     }
@@ -39,7 +39,7 @@ impl History {
         let row = sqlx::query("SELECT COUNT(*) AS times FROM runs WHERE job = $1 AND scheduled_for = $2 AND outcome = 'interrupted'")
             .bind(job)
             .bind(occurrence.timestamp_millis())
-            .fetch_one(pool)
+            .fetch_one(&pool)
             .await?;
         Ok(unsigned(row.try_get("times")?))
     }
@@ -104,7 +104,7 @@ impl History {
             sqlx::query("UPDATE jobs SET dealt_with = $2 WHERE name = $1")
                 .bind(job)
                 .bind(occurrence.timestamp_millis())
-                .execute(pool)
+                .execute(&pool)
                 .await?;
             Ok(())
         })
@@ -115,7 +115,7 @@ impl History {
         let Some(pool) = self.readable() else { return Ok(false) };
         let row = sqlx::query("SELECT value FROM switches WHERE name = $1")
             .bind(name)
-            .fetch_optional(pool)
+            .fetch_optional(&pool)
             .await?;
         Ok(row.map(|row| row.try_get::<i64, _>("value")).transpose()?.unwrap_or(0) != 0)
     }
@@ -130,7 +130,7 @@ impl History {
             sqlx::query("INSERT OR REPLACE INTO switches (name, value) VALUES ($1, $2)")
                 .bind(name)
                 .bind(value)
-                .execute(pool)
+                .execute(&pool)
                 .await?;
             Ok(())
         })

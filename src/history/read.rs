@@ -13,7 +13,7 @@ impl History {
     pub async fn standings(&self) -> Result<HashMap<(String, Mode), Standing>, Error> {
         let Some(pool) = self.readable() else { return Ok(HashMap::new()) };
         let mut standings: HashMap<(String, Mode), Standing> = HashMap::new();
-        let rows = sqlx::query("SELECT * FROM runs WHERE id IN (SELECT MAX(id) FROM runs WHERE outcome = 'succeeded' GROUP BY job, mode)").fetch_all(pool).await?;
+        let rows = sqlx::query("SELECT * FROM runs WHERE id IN (SELECT MAX(id) FROM runs WHERE outcome = 'succeeded' GROUP BY job, mode)").fetch_all(&pool).await?;
         for row in &rows {
             let run = report(row)?;
             standings.entry((run.job, run.mode)).or_default().last_success = run.finished_at;
@@ -22,7 +22,7 @@ impl History {
             "SELECT job, mode, COUNT(*) AS failures FROM runs AS run WHERE outcome IS NOT NULL AND id > COALESCE( \
              (SELECT MAX(id) FROM runs AS good WHERE good.job = run.job AND good.mode = run.mode AND good.outcome = 'succeeded'), 0) GROUP BY job, mode",
         )
-        .fetch_all(pool)
+        .fetch_all(&pool)
         .await?;
         for row in &rows {
             standings.entry((row.try_get("job")?, word(row, "mode")?)).or_default().failures =
@@ -39,7 +39,7 @@ impl History {
         )
         .bind(job)
         .bind(limit)
-        .fetch_all(pool)
+        .fetch_all(&pool)
         .await?;
         rows.iter().map(report).collect()
     }
@@ -49,7 +49,7 @@ impl History {
         let Some(pool) = self.readable() else { return Ok(HashMap::new()) };
         let rows =
             sqlx::query("SELECT * FROM runs WHERE id IN (SELECT MAX(id) FROM runs GROUP BY job)")
-                .fetch_all(pool)
+                .fetch_all(&pool)
                 .await?;
         rows.iter().map(|row| report(row).map(|report| (report.job.clone(), report))).collect()
     }
@@ -58,7 +58,7 @@ impl History {
     pub async fn run(&self, id: i64, page: Page) -> Result<Option<Report>, Error> {
         let Some(pool) = self.readable() else { return Ok(None) };
         let Some(row) =
-            sqlx::query("SELECT * FROM runs WHERE id = $1").bind(id).fetch_optional(pool).await?
+            sqlx::query("SELECT * FROM runs WHERE id = $1").bind(id).fetch_optional(&pool).await?
         else {
             return Ok(None);
         };
@@ -68,7 +68,7 @@ impl History {
                 .bind(id)
                 .bind(page.limit)
                 .bind(page.offset)
-                .fetch_all(pool)
+                .fetch_all(&pool)
                 .await?;
         report.changes = Some(rows.iter().map(change).collect::<Result<_, Error>>()?);
         Ok(Some(report))
@@ -80,7 +80,7 @@ impl History {
         let rows =
             sqlx::query("SELECT media_id, bytes FROM files WHERE run = $1 ORDER BY media_id")
                 .bind(run)
-                .fetch_all(pool)
+                .fetch_all(&pool)
                 .await?;
         rows.iter()
             .map(|row| {

@@ -36,7 +36,12 @@ pub struct JobSeries {
     pub skipped: BTreeMap<Skipped, u64>,
     pub retries: u64,
     pub running: bool,
+    /// For its splay, or as the run tells.
     pub waiting: bool,
+    /// Something waits to be caught up.
+    pub missed: bool,
+    /// The mode for which the last run, the last success and the failures since were taken from the history.
+    pub recalled: Option<Mode>,
     pub next_run: Option<Timestamp>,
     pub last_run: Option<Report>,
     pub last_success: Option<Timestamp>,
@@ -184,7 +189,7 @@ const FAMILIES: &[Family] = &[
         name: "microglia_job_waiting",
         help: "Whether a run waits for a place, a window or a retry.",
         kind: "gauge",
-        values: |job| one(f64::from(u8::from(job.waiting))),
+        values: |job| one(f64::from(u8::from(job.waiting || job.missed))),
     },
     Family {
         name: "microglia_job_next_run_timestamp_seconds",

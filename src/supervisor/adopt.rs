@@ -1,5 +1,6 @@
 //! Adopting a config: what is unchanged goes on, the rest is swapped, started or retired.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -47,10 +48,7 @@ impl Supervisor {
     ///
     /// A changed job's running run ends with the old definition; a removed job's run ends at its next change boundary.
     /// All or nothing: a homeserver that cannot be set up leaves everything as it was.
-    pub async fn adopt(
-        &self,
-        config: &Config,
-    ) -> Result<(Adopted, std::collections::HashMap<String, Known>), anyhow::Error> {
+    pub async fn adopt(&self, config: &Config) -> Result<Adopted, anyhow::Error> {
         let mut new = Vec::new();
         for homeserver in config.homeservers.values() {
             let fingerprint = homeserver.fingerprint();
@@ -67,20 +65,24 @@ impl Supervisor {
             }
         }
         let adopted = self.swap(config, new);
-        let scheduled: Vec<(String, String)> = config
-            .jobs
-            .iter()
-            .filter(|job| job.common.enabled)
-            .filter_map(|job| {
-                Some((
-                    job.name.clone(),
-                    format!("{} {}", job.schedule.as_ref()?.as_str(), job.zone),
-                ))
-            })
-            .collect();
-        let known = Self::written(self.runner.history.know(&scheduled).await);
-        self.describe(&known).await;
-        Ok((adopted, known))
+        self.describe(&self.know().await).await;
+        Ok(adopted)
+    }
+
+    /// Makes the scheduled jobs known to the history, and answers what it knows of them.
+    pub(super) async fn know(&self) -> HashMap<String, Known> {
+        let scheduled: Vec<(String, String)> = {
+            let state = self.state();
+            let specs = state.jobs.values().map(|entry| &entry.spec);
+            specs
+                .filter(|spec| spec.common.enabled)
+                .filter_map(|spec| {
+                    let schedule = spec.schedule.as_ref()?.as_str();
+                    Some((spec.name.clone(), format!("{schedule} {}", spec.zone)))
+                })
+                .collect()
+        };
+        Self::written(self.runner.history.know(&scheduled).await)
     }
 
     /// A history that cannot be used keeps no schedule from running; it is counted, logged, and shown in `/readyz`.
@@ -145,6 +147,7 @@ impl Supervisor {
                     adopted.unchanged.push(spec.name.clone());
                 }
                 Some(entry) => {
+                    entry.forget_missed_by_another_schedule(spec);
                     (entry.spec, entry.fingerprint, entry.place) =
                         (Arc::new(spec.clone()), fingerprint, place);
                     adopted.changed.push(spec.name.clone());
@@ -159,6 +162,7 @@ impl Supervisor {
                         since: now,
                         running,
                         queued: None,
+                        missed: None,
                     };
                     state.jobs.insert(spec.name.clone(), entry);
                     adopted.added.push(spec.name.clone());
@@ -184,27 +188,6 @@ impl Supervisor {
                 drop(asked);
             });
         }
-    }
-
-    /// Recalls whether scheduled runs were paused; where that cannot be read, they are: somebody may have stopped what destroys.
-    pub async fn recall_pause(&self) {
-        let paused = match self.runner.history.switch(history::PAUSED).await {
-            Ok(false) => false,
-            Ok(true) => {
-                tracing::warn!(
-                    "scheduled runs are paused since before the start: nothing runs on schedule until `microglia resume`"
-                );
-                true
-            }
-            Err(error) => {
-                tracing::error!(
-                    "whether scheduled runs are paused cannot be read ({error}), so that they are: nothing runs on schedule until `microglia resume`"
-                );
-                true
-            }
-        };
-        self.state().paused = paused;
-        self.metrics.paused.set(f64::from(u8::from(paused)));
     }
 }
 

@@ -14,10 +14,13 @@ impl Supervisor {
     pub(super) fn hear(&self, job: &str, event: &Event) {
         match event {
             Event::Started(report) => {
-                if let Some(running) =
-                    self.state().jobs.get_mut(job).and_then(|entry| entry.running.as_mut())
-                {
-                    running.run = report.id;
+                if let Some(entry) = self.state().jobs.get_mut(job) {
+                    if report.trigger == Trigger::CatchUp {
+                        entry.missed = None;
+                    }
+                    if let Some(running) = &mut entry.running {
+                        running.run = report.id;
+                    }
                 }
                 if let (Trigger::Schedule, Some(occurrence)) =
                     (report.trigger, report.scheduled_for)
@@ -92,9 +95,10 @@ impl Supervisor {
         {
             let (state, agenda) = (self.state(), self.agenda());
             let mut table = self.metrics.jobs.table();
-            for job in state.jobs.keys() {
+            for (job, entry) in &state.jobs {
                 if let Some(series) = table.get_mut(job) {
                     series.next_run = agenda.next(job);
+                    series.missed = entry.missed.is_some();
                 }
             }
         }
@@ -103,18 +107,18 @@ impl Supervisor {
 
     /// Gives each job its series: a new one what the history knows of it, an old one its new description.
     pub(super) async fn describe(&self, known: &HashMap<String, Known>) {
-        let unknown = {
+        let history = &self.runner.history;
+        let to_recall = history.is_open() && {
             let (state, table) = (self.state(), self.metrics.jobs.table());
-            let same = |job: &String, entry: &Entry| {
-                table.get(job).is_some_and(|series| series.mode == entry.spec.common.mode)
+            let recalled = |job: &String, entry: &Entry| {
+                table.get(job).is_some_and(|series| series.recalled == Some(entry.spec.common.mode))
             };
-            state.jobs.iter().any(|(job, entry)| !same(job, entry))
+            state.jobs.iter().any(|(job, entry)| !recalled(job, entry))
         };
-        let (mut last_runs, standings) = match unknown {
-            true => (
-                Self::written(self.runner.history.last_runs().await),
-                Self::written(self.runner.history.standings().await),
-            ),
+        let (mut last_runs, standings) = match to_recall {
+            true => {
+                (Self::written(history.last_runs().await), Self::written(history.standings().await))
+            }
             false => (HashMap::new(), HashMap::new()),
         };
         let mut state = self.state();
@@ -127,16 +131,21 @@ impl Supervisor {
         table.retain(|job, _| state.jobs.contains_key(job));
         for (job, entry) in &state.jobs {
             let described = blank(entry);
-            let series = table.entry(job.clone()).or_insert_with(|| JobSeries {
-                last_run: last_runs.remove(job),
-                ..described.clone()
-            });
-            // A success in another mode says nothing of this one.
-            if unknown && (series.mode != described.mode || series.last_success.is_none()) {
-                let standing =
-                    standings.get(&(job.clone(), described.mode)).copied().unwrap_or_default();
-                series.last_success = standing.last_success;
-                series.consecutive_failures = standing.failures;
+            let series = table.entry(job.clone()).or_insert_with(|| described.clone());
+            if series.mode != described.mode {
+                // A success in another mode says nothing of this one.
+                (series.last_success, series.consecutive_failures) = (None, 0);
+            }
+            if to_recall && series.recalled != Some(described.mode) {
+                series.recalled = Some(described.mode);
+                series.last_run = series.last_run.take().or_else(|| last_runs.remove(job));
+                // What could not be recorded came after what was.
+                if series.last_success.is_none() {
+                    let standing =
+                        standings.get(&(job.clone(), described.mode)).copied().unwrap_or_default();
+                    series.last_success = standing.last_success;
+                    series.consecutive_failures += standing.failures;
+                }
             }
             (series.homeserver, series.kind, series.action) =
                 (described.homeserver, described.kind, described.action);
@@ -165,6 +174,8 @@ fn blank(entry: &Entry) -> JobSeries {
         retries: 0,
         running: false,
         waiting: false,
+        missed: false,
+        recalled: None,
         next_run: None,
         last_run: None,
         last_success: None,

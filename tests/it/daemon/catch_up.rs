@@ -8,9 +8,10 @@ use microglia::clock::Clock;
 use microglia::config::{Config, Environment};
 use microglia::history::History;
 use microglia::metrics::Metrics;
+use microglia::report::{Event, Mode, Outcome};
 use microglia::runner::{Runner, Settle};
 use microglia::state_dir::StateDir;
-use microglia::supervisor::Supervisor;
+use microglia::supervisor::{Asked, Supervisor};
 
 use super::*;
 use crate::fake::{Fault, TOKEN, Trouble};
@@ -40,9 +41,8 @@ impl Begun {
             settle: Settle::default(),
         };
         let supervisor = Supervisor::new(runner, metrics, clock.clone());
-        let interrupted = history.interrupted(&dir).await.unwrap();
-        let (_, known) = supervisor.adopt(&config(program, &clock)).await.unwrap();
-        supervisor.catch_up(&interrupted, &known).await.unwrap();
+        supervisor.adopt(&config(program, &clock)).await.unwrap();
+        supervisor.take_up().await;
         Self { supervisor, history, clock }
     }
 
@@ -159,9 +159,12 @@ async fn what_comes_outside_the_window_while_a_missed_one_waits_loses_it_at_no_r
     begun.stop().await;
     let begun = Begun::at(&fake, &program, "2026-11-23T23:59:58Z").await;
     until("it waits", 2, async || begun.waits()).await;
+    let opens: DateTime<Utc> = "2026-11-24T00:00:00Z".parse().unwrap();
+    until("the window", 10, async || begun.clock.now() >= opens).await;
+    begun.due("six", "2026-11-24T00:00:00Z").await;
     until("the run", 10, async || !program.ended("six").await.is_empty()).await;
     begun.stop().await;
-    assert_eq!(program.ended("six").await, ["catch-up succeeded"]);
+    assert_eq!(program.ended("six").await, ["schedule succeeded"]);
     // What came outside the window is not missed afterwards.
     let begun = Begun::at(&fake, &program, "2026-11-24T01:00:00Z").await;
     tokio::time::sleep(Duration::from_millis(500)).await;
@@ -192,6 +195,68 @@ async fn what_has_not_begun_goes_by_the_config_of_the_moment_in_which_it_begins(
         let ran = program.runs("night").await;
         assert_eq!((ran.len(), fake.count("GET", PING)), (runs, 0), "{to}: {ran:?}");
         assert!(ran.iter().all(|run| run["mode"] == "dry-run"), "{ran:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_job_that_waits_to_be_caught_up_can_be_run_by_hand_and_what_it_missed_cancelled() {
+    let (fake, program) = nightly("");
+    Begun::at(&fake, &program, "2026-11-22T12:00:00Z").await.stop().await;
+    let begun = Begun::at(&fake, &program, "2026-11-23T12:00:00Z").await;
+    until("it waits", 5, async || begun.waits()).await;
+    let asked = Asked { mode: Some(Mode::DryRun), ..Asked::default() };
+    let mut events = begun.supervisor.run("night", &asked).unwrap();
+    let mut heard = Vec::new();
+    while let Some(event) = events.recv().await {
+        heard.push(event);
+    }
+    assert!(
+        matches!(heard.last(), Some(Event::Ended(report)) if report.outcome == Some(Outcome::Succeeded)),
+        "{heard:?}"
+    );
+    assert!(begun.waits(), "a run by hand does not stand for it");
+    begun.supervisor.cancel("night").unwrap();
+    assert!(!begun.waits());
+    let refused = begun.supervisor.cancel("night").unwrap_err();
+    assert_eq!(refused.to_string(), "night is not running");
+    begun.stop().await;
+    // What was cancelled is not missed afterwards.
+    let begun = Begun::at(&fake, &program, "2026-11-24T03:00:00Z").await;
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    begun.stop().await;
+    assert_eq!(program.ended("night").await, ["manual succeeded"]);
+    assert_eq!(fake.count("GET", PING), 0);
+}
+
+#[tokio::test]
+async fn what_is_due_when_the_window_opens_and_what_was_missed_before_are_one_run() {
+    for (popped_before, overlap) in
+        [(false, "skip"), (false, "queue"), (true, "skip"), (true, "queue")]
+    {
+        let fake = Fake::start();
+        fake.fault(Fault::new("GET", PING, Trouble::Delay(Duration::from_secs(1))).always());
+        let keys = format!(
+            "mode = \"apply\"\nschedule = \"0 3 * * *\"\nwindow = \"03:00-05:00\"\noverlap = \"{overlap}\""
+        );
+        let program = Program::new(&fake.url(), TOKEN, &ping("night", &keys));
+        Begun::at(&fake, &program, "2026-11-22T12:00:00Z").await.stop().await;
+        let begun = Begun::at(&fake, &program, "2026-11-24T02:59:58Z").await;
+        until("it waits", 2, async || begun.waits()).await;
+        let opens: DateTime<Utc> = "2026-11-24T03:00:00Z".parse().unwrap();
+        until("the window", 10, async || begun.clock.now() >= opens).await;
+        if popped_before {
+            // The ticker has taken it, and what it sends comes late.
+            begun.supervisor.agenda.lock().unwrap().pop_due(begun.clock.now());
+            until("the run", 5, async || fake.count("GET", PING) == 1).await;
+        }
+        begun.due("night", "2026-11-24T03:00:00Z").await;
+        until("the end", 10, async || !program.ended("night").await.is_empty()).await;
+        tokio::time::sleep(Duration::from_millis(1500)).await;
+        begun.stop().await;
+        let trigger = if popped_before { "catch-up" } else { "schedule" };
+        assert_eq!(program.ended("night").await, [format!("{trigger} succeeded")], "{overlap}");
+        assert_eq!(program.runs("night").await[0]["scheduled_for"], "2026-11-24T03:00:00Z");
+        assert_eq!(fake.count("GET", PING), 1, "{overlap}");
     }
 }
 

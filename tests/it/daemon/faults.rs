@@ -131,6 +131,54 @@ async fn a_full_disk_ends_and_refuses_what_makes_changes_and_leaves_the_rest_goi
     daemon.stop().await;
 }
 
+#[tokio::test]
+async fn a_history_that_cannot_be_opened_at_the_start_is_opened_as_soon_as_it_can() {
+    let fake = with_lobby(3);
+    let jobs = [
+        sweep("lobby", 50, "schedule = \"* * * * * *\""),
+        ping("paused", "schedule = \"* * * * * *\""),
+    ];
+    let program = Program::new(&fake.url(), TOKEN, &jobs[1]);
+    let daemon = program.serve().await;
+    assert_eq!(program.run(&["pause"]).await.code, 0);
+    daemon.stop().await;
+    program.write("microglia.toml", &(program.read("microglia.toml") + &jobs[0]));
+    let (kept, aside) = (program.path("state/history.db"), program.path("aside.db"));
+    std::fs::rename(&kept, &aside).unwrap();
+    std::fs::create_dir(&kept).unwrap();
+    let daemon = program.serve().await;
+    let ran = async |job: &str, outcome: &str| {
+        let outcome = format!("outcome=\"{outcome}\"");
+        let (_, text) = daemon.get("/metrics").await;
+        let of = |line: &&str| {
+            line.starts_with("microglia_job_runs_total{")
+                && line.contains(&format!("job_name=\"{job}\""))
+                && line.contains(&outcome)
+        };
+        let counts = text.lines().filter(of).map(|line| line.rsplit(' ').next().unwrap());
+        counts.map(|count| count.parse::<f64>().unwrap()).sum::<f64>()
+    };
+    until("refusals", 20, async || ran("lobby", "refused").await >= 1.0).await;
+    until("dry runs", 20, async || ran("paused", "succeeded").await >= 1.0).await;
+    assert_eq!(joined(&fake), 0);
+    let (status, why) = daemon.get("/readyz").await;
+    assert!(status == 503 && why.contains("the history cannot be opened: "), "{status} {why}");
+    assert_eq!(daemon.metric("microglia_paused", &[]).await, Some(0.0), "nobody knows");
+    std::fs::remove_dir(&kept).unwrap();
+    std::fs::rename(&aside, &kept).unwrap();
+    until_log(&daemon, "the history is open").await;
+    until_log(&daemon, "scheduled runs are paused since before the start").await;
+    assert_eq!(daemon.get("/readyz").await, (200, "ready\n".to_owned()));
+    assert_eq!(daemon.metric("microglia_paused", &[]).await, Some(1.0));
+    assert_eq!(joined(&fake), 0);
+    assert_eq!(program.run(&["resume"]).await.code, 0);
+    until("the sweep", 20, async || joined(&fake) == 3).await;
+    daemon.stop().await;
+    // What was refused before the history was there is nowhere recorded.
+    let runs = program.runs("lobby").await;
+    assert!(runs.iter().all(|run| run["outcome"] == "succeeded"), "{runs:?}");
+}
+
 /// Starts the daemon where a minute passes in each second, by Debian's faketime(1).
 async fn serve_sixty_times_as_fast(program: &Program) -> Daemon {
     let serve = program.command(&["serve"]);

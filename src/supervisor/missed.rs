@@ -1,0 +1,207 @@
+//! What the history knows at a start: a pause, and what was missed or cut off, which is caught up once, in the job's window.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use chrono::TimeDelta;
+
+use super::{Entry, Supervisor};
+use crate::clock::{Timestamp, spoken};
+use crate::config::JobSpec;
+use crate::history::{self, Known};
+use crate::metrics::Skipped;
+use crate::report::{Report, Trigger};
+use crate::runner::Order;
+
+/// An occurrence that is to be caught up. It holds up nothing: the job may be run by hand meanwhile.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Missed {
+    occurrence: Timestamp,
+    /// Attempts of the interrupted run that its run goes on with.
+    attempts_made: u32,
+}
+
+/// How often what waits for its window looks at the clock and the config: either may be changed, and timers sleep when the machine does.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+
+impl Supervisor {
+    /// Takes up what the history knows of the adopted jobs: a pause, what was interrupted, and what was missed.
+    pub async fn take_up(self: &Arc<Self>) {
+        self.recall_pause().await;
+        let interrupted = match &self.runner.dir {
+            Some(dir) => Self::written(self.runner.history.interrupted(dir).await),
+            None => Vec::new(),
+        };
+        let known = self.know().await;
+        self.describe(&known).await;
+        Self::written(self.catch_up(&interrupted, &known).await);
+    }
+
+    /// Opens a history that could not be opened before; what was refused meanwhile for want of it counts as missed.
+    pub async fn open_history(self: &Arc<Self>) -> Result<(), history::Error> {
+        let Some(dir) = &self.runner.dir else { return Ok(()) };
+        self.runner.history.open_now(dir).await?;
+        tracing::info!("the history is open: runs in apply mode are no longer refused");
+        self.take_up().await;
+        Ok(())
+    }
+
+    /// Recalls whether scheduled runs were paused; where that cannot be read, they are: somebody may have stopped what destroys.
+    async fn recall_pause(&self) {
+        let paused = match self.runner.history.switch(history::PAUSED).await {
+            Ok(false) => false,
+            Ok(true) => {
+                tracing::warn!(
+                    "scheduled runs are paused since before the start: nothing runs on schedule until `microglia resume`"
+                );
+                true
+            }
+            Err(error) => {
+                tracing::error!(
+                    "whether scheduled runs are paused cannot be read ({error}), so that they are: nothing runs on schedule until `microglia resume`"
+                );
+                true
+            }
+        };
+        self.state().paused = paused;
+        self.metrics.paused.set(f64::from(u8::from(paused)));
+    }
+
+    /// Has what came while the daemon was down, or had no history, and what was interrupted, run once.
+    async fn catch_up(
+        self: &Arc<Self>,
+        interrupted: &[Report],
+        known: &HashMap<String, Known>,
+    ) -> Result<(), history::Error> {
+        let now = self.clock.now();
+        let specs: Vec<Arc<JobSpec>> =
+            self.state().jobs.values().map(|entry| Arc::clone(&entry.spec)).collect();
+        for spec in specs.iter().filter(|spec| spec.common.enabled && spec.schedule.is_some()) {
+            let job = &spec.name;
+            let Some(known) = known.get(job) else { continue };
+            // What is due from here on is on the agenda.
+            let until = match self.agenda().next(job) {
+                Some(next) if next <= now => next - TimeDelta::milliseconds(1),
+                _ => now,
+            };
+            let missed = last_before(spec, known.dealt_with.unwrap_or(known.since), until);
+            let left = interrupted
+                .iter()
+                .find(|run| run.job == *job && run.mode == spec.common.mode)
+                .and_then(|run| Some((run.scheduled_for?, run.attempts)))
+                .filter(|(occurrence, _)| known.dealt_with == Some(*occurrence))
+                // What must not be sent twice may have been sent when the run was cut off.
+                .filter(|_| spec.job.is_repeatable());
+            // An occurrence that came after the interrupted one stands for it.
+            let (occurrence, attempts_made) = match (missed, left) {
+                (Some(missed), _) => (missed, 0),
+                (None, Some((occurrence, attempts)))
+                    if self.runner.history.interruptions(job, occurrence).await? <= 1 =>
+                {
+                    (occurrence, attempts.min(spec.common.retries.attempts - 1))
+                }
+                _ => continue,
+            };
+            let young =
+                spec.common.catch_up.0.is_some_and(|age| now - occurrence <= age.as_chrono());
+            match () {
+                () if self.is_paused() => self.skip(job, Some(until), Skipped::Paused),
+                () if !young => self.skip(job, Some(until), Skipped::Missed),
+                () => self.miss(spec, Missed { occurrence, attempts_made }),
+            }
+        }
+        Ok(())
+    }
+
+    fn miss(self: &Arc<Self>, spec: &JobSpec, missed: Missed) {
+        let job = spec.name.clone();
+        let when = spec
+            .common
+            .window
+            .filter(|_| spec.is_outside_window(self.clock.now()))
+            .map(|window| format!(" when its window {window} opens"))
+            .unwrap_or_default();
+        tracing::info!(%job, "{job}: the occurrence of {} was missed or interrupted, and is caught up{when}", spoken(missed.occurrence));
+        if let Some(entry) = self.state().jobs.get_mut(&job) {
+            entry.missed = Some(missed);
+        }
+        if self.still_waits(&job) {
+            let supervisor = Arc::clone(self);
+            self.tasks.spawn(async move {
+                while let Err(_goes_on) =
+                    tokio::time::timeout(LOOK_AGAIN, supervisor.draining.cancelled()).await
+                {
+                    if !supervisor.still_waits(&job) {
+                        return;
+                    }
+                }
+            });
+        }
+    }
+
+    /// Starts what was missed as soon as nothing keeps it; answers whether something still does.
+    fn still_waits(self: &Arc<Self>, job: &str) -> bool {
+        let mut state = self.state();
+        let (paused, now) = (state.paused, self.clock.now());
+        let Some(entry) = state.jobs.get_mut(job) else { return false };
+        let Some(missed) = entry.missed else { return false };
+        if self.draining.is_cancelled() {
+            return false;
+        }
+        // What is due by now comes in a moment, and stands for what was missed.
+        let due = self.agenda().next(job).is_some_and(|next| next <= now);
+        if entry.running.is_some() || entry.spec.is_outside_window(now) || due {
+            return true;
+        }
+        let latest = missed.latest(&entry.spec, now);
+        if paused {
+            entry.missed = None;
+            drop(state);
+            self.skip(job, Some(latest), Skipped::Paused);
+            return false;
+        }
+        let order = Order {
+            trigger: Trigger::CatchUp,
+            scheduled_for: Some(latest),
+            attempts_made: missed.attempts_made,
+            ..Order::manual(&entry.spec)
+        };
+        self.launch(entry, order, None);
+        false
+    }
+}
+
+impl Missed {
+    /// The last occurrence by now: one run stands for all.
+    pub(super) fn latest(self, spec: &JobSpec, now: Timestamp) -> Timestamp {
+        last_before(spec, self.occurrence, now).unwrap_or(self.occurrence)
+    }
+}
+
+impl Entry {
+    /// Forgets what was missed where the job is disabled or rescheduled, as a restart would.
+    pub(super) fn forget_missed_by_another_schedule(&mut self, new: &JobSpec) {
+        let same = (&self.spec.schedule, self.spec.zone) == (&new.schedule, new.zone);
+        if (!same || !new.common.enabled) && self.missed.take().is_some() {
+            let job = &new.name;
+            tracing::info!(%job, "{job}: what it missed is not caught up: it was disabled or rescheduled");
+        }
+    }
+}
+
+/// The last occurrence after `from` and not after `now`.
+fn last_before(spec: &JobSpec, from: Timestamp, now: Timestamp) -> Option<Timestamp> {
+    let schedule = spec.schedule.as_ref()?;
+    let next = |after| {
+        schedule.next(after, spec.zone).map(|next| next.to_utc()).filter(|next| *next <= now)
+    };
+    // Looks back by ever larger steps: a minutely job that was down for a year must not be counted through.
+    for days in [0, 1, 32, 366, i64::from(u16::MAX)] {
+        let start = (now - TimeDelta::days(days) - TimeDelta::hours(1)).max(from);
+        if let Some(first) = next(start) {
+            return std::iter::successors(Some(first), |last| next(*last)).last();
+        }
+    }
+    None
+}
