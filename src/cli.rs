@@ -201,6 +201,10 @@ fn load(path: &std::path::Path, clock: &Clock) -> Result<Config, Ended> {
     Ok(Config::load(path, &environment(), clock.now())?)
 }
 
+fn load_without_secrets(path: &std::path::Path, clock: &Clock) -> Result<Config, Ended> {
+    Ok(Config::load_without_secrets(path, &environment(), clock.now())?)
+}
+
 /// The history as far as there is one, to look at.
 async fn look(config: &Config, clock: &Clock) -> Result<History, Ended> {
     let dir = &config.daemon.state_dir;

@@ -90,28 +90,32 @@ const STATE_DIR: &str = "/var/lib/microglia";
 impl Config {
     /// Reads the file and everything that it names.
     pub fn load(path: &Path, environment: &Environment, now: Timestamp) -> Result<Self, NotLoaded> {
-        let text = place::read(path)?;
-        Self::parse(path, &text, environment, now)
+        Self::parse(path, environment, now, Secrets::new(path, environment))
     }
 
-    /// Reads a config's text; files that it names are looked for beside `path`.
-    pub fn parse(
+    /// Reads the file alone: for who asks no homeserver, and may not be allowed to read the secrets.
+    ///
+    /// Tokens from files are empty then, and certificates missing.
+    pub fn load_without_secrets(
         path: &Path,
-        text: &str,
         environment: &Environment,
         now: Timestamp,
     ) -> Result<Self, NotLoaded> {
+        Self::parse(path, environment, now, Secrets::unread(path))
+    }
+
+    fn parse(
+        path: &Path,
+        environment: &Environment,
+        now: Timestamp,
+        secrets: Secrets,
+    ) -> Result<Self, NotLoaded> {
+        let text = &place::read(path)?;
         let (root, errors) = DeTable::parse_recoverable(text);
         let mut mistakes: Vec<Mistake> = errors.iter().map(place::syntax).collect();
         let broken = errors.iter().any(|error| !error.message().contains("duplicate key"));
-        let mut parser = Parser {
-            path,
-            environment,
-            now,
-            mistakes: Vec::new(),
-            warnings: Vec::new(),
-            secrets: Secrets::new(path, environment),
-        };
+        let mut parser =
+            Parser { path, environment, now, mistakes: Vec::new(), warnings: Vec::new(), secrets };
         let config = if broken { None } else { parser.config(root.get_ref()) };
         mistakes.append(&mut parser.mistakes);
         mistakes.sort_by(|a, b| {

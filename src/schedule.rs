@@ -36,6 +36,8 @@ impl Schedule {
     /// The first occurrence after `moment`, strictly.
     ///
     /// A fixed time that a change of the clocks leaves out comes right after the gap; one that comes twice comes the first time.
+    /// Lists and intervals, such as `15,45 2 * * *` or `*/10 2 * * *`, go by the clock on the wall: they leave out what it leaves
+    /// out, and come twice where it comes twice.
     pub fn next(&self, moment: Timestamp, zone: Zone) -> Option<DateTime<Tz>> {
         let cron = pattern(&self.0).ok()?;
         let mut after = moment.with_timezone(&zone.0);
@@ -48,6 +50,21 @@ impl Schedule {
             after += Duration::minutes(30);
         }
         None
+    }
+
+    /// Whether any occurrence of the years to come lies in the window.
+    pub fn ever_in(&self, window: Window, zone: Zone, now: Timestamp) -> bool {
+        let mut after = now;
+        // A yearly schedule included, each of its days of the week.
+        for _ in 0..400 {
+            let opens = window.start_after(after, zone);
+            let Some(next) = self.next(opens - Duration::seconds(1), zone) else { return false };
+            if window.contains(next.to_utc(), zone) {
+                return true;
+            }
+            after = next.to_utc();
+        }
+        false
     }
 
     /// Whether it names times of the day, and not an interval such as every ten minutes.

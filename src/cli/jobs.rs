@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::table::{figures, local, table, text};
-use super::{Ended, load, look, print, print_json};
+use super::{Ended, load_without_secrets, look, print, print_json};
 use crate::clock::Clock;
 use crate::history::PAUSED;
 use crate::listing::{listed, upcoming};
@@ -18,7 +18,7 @@ pub(super) struct Options {
 
 pub(super) async fn run(path: &Path, options: &Options) -> Result<(), Ended> {
     let clock = Clock::system();
-    let config = load(path, &clock)?;
+    let config = load_without_secrets(path, &clock)?;
     let history = look(&config, &clock).await?;
     let last_runs = history
         .last_runs()

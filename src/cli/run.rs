@@ -9,7 +9,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::progress::Progress;
 use super::remote::unexpected;
 use super::runs::{changes, summary};
-use super::{Ended, load, log, print, print_json, say};
+use super::{Ended, load, load_without_secrets, log, print, print_json, say};
 use crate::clock::Clock;
 use crate::config::{Config, JobSpec};
 use crate::control::{Connection, Request, Response};
@@ -45,7 +45,10 @@ const SHOWN: usize = 20;
 
 pub(super) async fn run(path: &Path, options: &Options) -> Result<(), Ended> {
     let clock = Clock::system();
-    let config = load(path, &clock)?;
+    let config = load_without_secrets(path, &clock)?;
+    let connection = connection(&config).await?;
+    // Only who asks the homeserver needs the token.
+    let config = if connection.is_some() { config } else { load(path, &clock)? };
     let spec = job(&config, &options.job)?;
     if options.max_changes.is_some() && !spec.job.kind().counts {
         return Err(Ended::Usage(format!(
@@ -72,16 +75,9 @@ pub(super) async fn run(path: &Path, options: &Options) -> Result<(), Ended> {
         max_changes: options.max_changes.map_or(spec.common.max_changes, Limit::Of),
         ..Order::manual(spec)
     };
-    let connection = Connection::open(&config.daemon.state_dir).await;
     let report = match connection {
-        Ok(Some(connection)) => in_daemon(connection, &config, spec, options).await?,
-        Ok(None) => here(&config, spec, &order, &clock).await?,
-        Err(error) => {
-            let dir = config.daemon.state_dir.display();
-            return Err(Ended::Error(anyhow::anyhow!(
-                "a daemon may run on {dir}, and its socket cannot be used ({error}): use sudo, or the daemon's own user"
-            )));
-        }
+        Some(connection) => in_daemon(connection, &config, spec, options).await?,
+        None => here(&config, spec, &order, &clock).await?,
     };
     if options.json {
         print_json(&report)?;
@@ -106,6 +102,17 @@ pub(super) fn job<'a>(config: &'a Config, name: &str) -> Result<&'a JobSpec, End
                 several.join(", ")
             ),
         })
+    })
+}
+
+/// To the daemon that holds the state directory; `None` where there is none.
+async fn connection(config: &Config) -> Result<Option<Connection>, Ended> {
+    let dir = &config.daemon.state_dir;
+    Connection::open(dir).await.map_err(|error| {
+        Ended::Error(anyhow::anyhow!(
+            "a daemon may run on {}, and its socket cannot be used ({error}): use sudo, or the daemon's own user",
+            dir.display()
+        ))
     })
 }
 

@@ -6,7 +6,7 @@ use chrono_tz::Tz;
 
 use super::run::job;
 use super::table::{figures, local, table, text};
-use super::{Ended, load, look, print, print_json, unreadable};
+use super::{Ended, load_without_secrets, look, print, print_json, unreadable};
 use crate::clock::Clock;
 use crate::history::Page;
 use crate::length::spoken;
@@ -51,7 +51,7 @@ enum Show {
 
 pub(super) async fn run(path: &Path, options: &Options) -> Result<(), Ended> {
     let clock = Clock::system();
-    let config = load(path, &clock)?;
+    let config = load_without_secrets(path, &clock)?;
     let history = look(&config, &clock).await?;
     let failed = |error| unreadable(&config.daemon.state_dir, &error);
     let zone = config.daemon.timezone.0;

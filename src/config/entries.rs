@@ -66,7 +66,7 @@ keys! {
     pub struct HeadKeys {
         /// What the job does: `microglia kinds` lists them.
         pub kind: KindName,
-        /// When it runs: cron with five fields, six with leading seconds, or @hourly, @daily, @weekly, @monthly, @yearly. Without it the job only runs by hand.
+        /// When it runs: cron with five fields, six with leading seconds, or @hourly, @daily, @weekly, @monthly, @yearly. When clocks change, a single time of the day that is left out runs right after, and one that comes twice runs once; lists and intervals go by the clock on the wall. Without a schedule the job only runs by hand.
         pub schedule: Option<Schedule>,
     }
 }

@@ -298,6 +298,15 @@ impl Parser<'_> {
         self.warnings.extend(
             job.warnings().into_iter().map(|(key, text)| Mistake::new(table.span_of(key), text)),
         );
+        let zone = common.timezone.unwrap_or(daemon_zone);
+        if let (Some(schedule), Some(window)) = (&head.schedule, common.window)
+            && !schedule.ever_in(window, zone, self.now)
+        {
+            self.mistakes.push(Mistake::new(
+                table.span_of("window"),
+                format!("the schedule {:?} never comes in the window {window}, so that the job would never run: change one of them", schedule.as_str()),
+            ));
+        }
         let several = chosen.len() > 1
             || common.homeserver.as_ref().is_some_and(|names| names.get_ref().list);
         let name = name.get_ref().as_ref();
@@ -307,7 +316,7 @@ impl Parser<'_> {
                 name: if several { format!("{name}@{homeserver}") } else { name.to_owned() },
                 homeserver,
                 schedule: head.schedule.clone(),
-                zone: common.timezone.unwrap_or(daemon_zone),
+                zone,
                 common: common.clone(),
                 job: Arc::clone(&job),
                 splay_seed: 0,

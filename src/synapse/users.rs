@@ -4,7 +4,6 @@ use std::collections::{HashMap, HashSet};
 
 use futures_util::stream::{self, Stream};
 use serde::{Deserialize, Serialize};
-use tokio::task::JoinHandle;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::error::Error;
@@ -156,7 +155,6 @@ impl Reader {
 }
 
 async fn joined<T>(task: AbortOnDropHandle<Result<T, Error>>) -> Result<T, Error> {
-    let task: JoinHandle<Result<T, Error>> = task.detach();
     match task.await {
         Ok(outcome) => outcome,
         Err(error) => std::panic::resume_unwind(error.into_panic()),

@@ -273,6 +273,7 @@ async fn a_schedule_a_zone_or_a_window_that_cannot_be_meant_is_explained() {
         job("w1", "window = \"01:00\""),
         job("w2", "window = \"25:00-26:00\""),
         job("w3", "window = \"03:00-03:00\""),
+        job("w4", "schedule = \"30 3 * * *\"\nwindow = \"04:00-05:00\""),
         job("off", "watch_config = \"off\"\ncatch_up = \"0s\""),
     ];
     insta::assert_snapshot!(mistakes(&config.concat()).await, @r#"
@@ -303,13 +304,16 @@ async fn a_schedule_a_zone_or_a_window_that_cannot_be_meant_is_explained() {
     microglia.toml:37:10: the window "03:00-03:00" is empty: leave the key out to allow the whole day
        37 | window = "03:00-03:00"
           |          ^^^^^^^^^^^^^
-    microglia.toml:41:1: unknown key `watch_config`, expected one of: kind, schedule, homeserver, mode, timezone, enabled, max_changes, at_most, window, time_limit, retries, overlap, catch_up, splay, older_than, before, allow_recent, larger_than, keep_avatars, batch_files, orphan_objects
-       41 | watch_config = "off"
+    microglia.toml:42:10: the schedule "30 3 * * *" never comes in the window 04:00-05:00, so that the job would never run: change one of them
+       42 | window = "04:00-05:00"
+          |          ^^^^^^^^^^^^^
+    microglia.toml:46:1: unknown key `watch_config`, expected one of: kind, schedule, homeserver, mode, timezone, enabled, max_changes, at_most, window, time_limit, retries, overlap, catch_up, splay, older_than, before, allow_recent, larger_than, keep_avatars, batch_files, orphan_objects
+       46 | watch_config = "off"
           | ^^^^^^^^^^^^
-    microglia.toml:42:12: "0s" is no time at all: write "off"
-       42 | catch_up = "0s"
+    microglia.toml:47:12: "0s" is no time at all: write "off"
+       47 | catch_up = "0s"
           |            ^^^^
-    microglia.toml: 11 mistakes
+    microglia.toml: 12 mistakes
     "#);
 }
 

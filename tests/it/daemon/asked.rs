@@ -40,6 +40,26 @@ async fn a_run_by_hand_goes_through_the_daemon_with_its_progress_and_its_report(
 }
 
 #[tokio::test]
+async fn where_a_daemon_lives_nobody_else_needs_its_secrets() {
+    let fake = Fake::start();
+    let program = with_admin(&fake, &ping("a", "mode = \"apply\""));
+    let daemon = program.serve().await;
+    for secret in ["token", "admin-token"] {
+        std::fs::remove_file(program.path(secret)).unwrap();
+    }
+    for command in [&["run", "a"][..], &["jobs"], &["runs"], &["runs", "show", "1"]] {
+        let said = program.run(command).await;
+        assert_eq!((said.code, said.stderr.as_str()), (0, ""), "{command:?}");
+    }
+    assert_eq!(fake.count("GET", PING), 1);
+    daemon.stop().await;
+    assert_eq!(program.run(&["runs"]).await.code, 0);
+    let alone = program.run(&["run", "a"]).await;
+    assert_eq!(alone.code, 2, "{alone:?}");
+    assert!(alone.stderr.contains("token does not exist: write the secret into it"), "{alone:?}");
+}
+
+#[tokio::test]
 async fn a_run_can_be_stopped_in_the_middle_of_an_edit() {
     let fake = with_lobby(200);
     let program = Program::new(&fake.url(), TOKEN, &sweep("lobby", 10, ""));

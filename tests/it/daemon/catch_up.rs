@@ -177,7 +177,7 @@ async fn what_has_not_begun_goes_by_the_config_of_the_moment_in_which_it_begins(
     for (from, to, runs) in [
         ("mode = \"apply\"", "mode = \"dry-run\"", 1),
         ("mode = \"apply\"", "mode = \"apply\"\nenabled = false", 0),
-        ("03:00-05:00", "04:00-05:00", 0),
+        ("30 3 * * *", "40 3 * * *", 0),
     ] {
         let (fake, program) = nightly("");
         Begun::at(&fake, &program, "2026-11-22T12:00:00Z").await.stop().await;
