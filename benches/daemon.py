@@ -14,12 +14,13 @@ KINDS = {
     "join-rooms": 'rooms = ["#lobby:fake.test", "#staff:fake.test"]\nexcept_users = ["@bot-*"]\n',
     "request": 'method = "GET"\npath = "/_synapse/admin/v1/server_version"\n',
 }
-LIFTED = 'max_concurrent_runs = 2000\nmax_concurrent_requests = 64\nmax_requests_per_second = "unlimited"\n'
+MANY_RUNS = 'max_concurrent_runs = 2000\nmax_requests_per_second = "unlimited"\n'
+LIFTED = MANY_RUNS + "max_concurrent_requests = 64\n"
 
 
 class Daemon:
-    def __init__(self, microglia, homeserver, name, jobs):
-        self.microglia, self.homeserver, self.name = microglia, homeserver, name
+    def __init__(self, microglia, homeserver, name, jobs, limits=LIFTED):
+        self.microglia, self.homeserver, self.name, self.limits = microglia, homeserver, name, limits
         self.listen = f"127.0.0.1:{free_port()}"
         self.url = f"http://{self.listen}"
         self.config = self.write(jobs)
@@ -34,7 +35,7 @@ class Daemon:
 
     def write(self, jobs):
         daemon = f'listen = "{self.listen}"\nadmin_token_file = "admin-token"\n'
-        return write_config(self.name, self.homeserver.url, self.homeserver.token, jobs, LIFTED, daemon)
+        return write_config(self.name, self.homeserver.url, self.homeserver.token, jobs, self.limits, daemon)
 
     def is_ready(self):
         if self.program.process.poll() is not None:
@@ -72,7 +73,6 @@ def jobs(count, kind, schedule, mode="apply"):
 def main(microglia, fake, small):
     count = 50 if small else 1000
     homeserver = Fake(fake, 10)
-    # A page of the programs in memory already, as on any machine where the daemon was started before.
     try:
         for kind in ("purge-local-media", "join-rooms"):
             idle(microglia, homeserver, kind, count, small)
@@ -161,10 +161,11 @@ def moment(text):
 
 
 def memory(microglia, homeserver, small):
+    """With the default of requests at a time: each connection keeps its buffers, and more are open the longer it goes on."""
     few, many = (20, 100) if small else (100, 10_000)
     for kind, mode in (("request", "apply"), ("join-rooms", "dry-run")):
         count = 10 if small else 100
-        daemon = Daemon(microglia, homeserver, f"memory-{kind}", jobs(count, kind, "* * * * * *", mode))
+        daemon = Daemon(microglia, homeserver, f"memory-{kind}", jobs(count, kind, "* * * * * *", mode), MANY_RUNS)
         until("the first runs", 60, lambda: sum(daemon.finished().values()) >= few, every=0.05)
         early = daemon.program.status("VmRSS") / MIB
         start = time.monotonic()

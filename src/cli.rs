@@ -16,6 +16,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
+use tokio::signal::unix::{SignalKind, signal};
 
 use crate::clock::Clock;
 use crate::config::{Config, Environment, NotLoaded};
@@ -133,7 +134,13 @@ pub fn main() -> ExitCode {
         .build()
         .map_err(Ended::from)
         .and_then(|runtime| {
-            let ended = runtime.block_on(command(cli));
+            let ended = runtime.block_on(async {
+                let ends_in_order = matches!(cli.command, Command::Serve | Command::Run(_));
+                tokio::select! {
+                    ended = command(cli) => ended,
+                    () = signalled(), if !ends_in_order => Err(Ended::Unsuccessful),
+                }
+            });
             // What a blocking thread still does, such as looking up a name, must not hold up the exit.
             runtime.shutdown_background();
             ended
@@ -157,6 +164,16 @@ pub fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Waits for SIGTERM or SIGINT, which the first process of a container would else ignore.
+async fn signalled() {
+    let (Ok(mut terminate), Ok(mut interrupt)) =
+        (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+    else {
+        return std::future::pending().await;
+    };
+    tokio::select! { _ = terminate.recv() => {} _ = interrupt.recv() => {} }
 }
 
 async fn command(cli: Cli) -> Result<(), Ended> {

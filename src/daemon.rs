@@ -47,8 +47,15 @@ pub async fn serve(
         tracing::debug!("the limit of open files stays as it is: {error}");
     }
     let daemon = config.daemon.clone();
-    let dir = StateDir::open(&daemon.state_dir).with_context(|| format!("the state directory {} cannot be used: make it writable for {}, or set daemon.state_dir", daemon.state_dir.display(), this_user()))?;
-    let Some(_lock) = dir.try_lock("serve.daemon").context("the daemon's lock")? else {
+    let unusable = || {
+        format!(
+            "the state directory {} cannot be used: make it writable for {}, or set daemon.state_dir",
+            daemon.state_dir.display(),
+            this_user()
+        )
+    };
+    let dir = StateDir::open(&daemon.state_dir).with_context(unusable)?;
+    let Some(_lock) = dir.try_lock("serve.daemon").with_context(unusable)? else {
         anyhow::bail!(
             "another daemon runs on the state directory {}: stop it, or give this one a state_dir of its own",
             daemon.state_dir.display()
@@ -74,7 +81,7 @@ pub async fn serve(
     let listener = TcpListener::bind(daemon.listen).await.with_context(|| {
         format!("cannot listen on {}: is another daemon there? set daemon.listen", daemon.listen)
     })?;
-    let socket = control::listen(&daemon.state_dir).context("the control socket")?;
+    let socket = control::listen(&daemon.state_dir).with_context(unusable)?;
     let adopted = supervisor.adopt(&config).await?;
     for warning in &config.warnings {
         tracing::warn!("{}", warning.line());

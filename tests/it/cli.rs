@@ -2,11 +2,12 @@
 
 use std::os::unix::fs::MetadataExt;
 use std::process::Stdio;
+use std::time::Duration;
 
 use serde_json::Value;
 
 use crate::fake::{Fake, Fault, TOKEN, Trouble, User};
-use crate::program::{Program, binary, until};
+use crate::program::{Program, binary, signal, until};
 
 /// A sweep that removes an id from each of `users` accounts of the fake.
 const SWEEP: &str =
@@ -183,6 +184,21 @@ async fn a_mistake_in_the_config_exits_with_2_from_every_command_that_reads_it()
     }
     for arguments in [vec!["kinds"], vec!["kinds", "request"], vec!["completions", "bash"]] {
         assert_eq!(program.run(&arguments).await.code, 0, "{arguments:?} needs no config");
+    }
+}
+
+/// As the first process of a container nothing else would end it.
+#[tokio::test]
+async fn what_waits_for_an_answer_ends_at_a_signal_by_itself() {
+    for name in ["TERM", "INT"] {
+        let fake = Fake::start();
+        fake.fault(Fault::new("*", "/", Trouble::Hang).always());
+        let program = Program::new(&fake.url(), TOKEN, "");
+        let mut check = program.command(&["check", "--online"]).spawn().unwrap();
+        until("a question", 20, async || !fake.requests().is_empty()).await;
+        signal(check.id().unwrap(), name);
+        let ended = tokio::time::timeout(Duration::from_secs(10), check.wait()).await;
+        assert_eq!(ended.unwrap().unwrap().code(), Some(1), "{name}");
     }
 }
 
@@ -687,7 +703,7 @@ async fn what_a_command_makes_in_the_state_directory_belongs_to_the_directorys_o
     let _ = std::os::unix::fs::chown(&state, Some(1234), Some(1234));
     let owner = std::fs::metadata(&state).unwrap().uid();
     // Also while the run is at work: a daemon that starts now must be able to use what is there.
-    fake.world(|world| world.latency = std::time::Duration::from_millis(200));
+    fake.world(|world| world.latency = Duration::from_millis(200));
     let child = program.command(&["run", "sweep", "--apply"]).spawn().unwrap();
     until("the first change is sent", 20, async || fake.count("PUT", "/") > 0).await;
     let made = owners(&state);
@@ -696,7 +712,7 @@ async fn what_a_command_makes_in_the_state_directory_belongs_to_the_directorys_o
         made.iter().filter(|(_, uid)| *uid != owner).collect::<Vec<_>>(),
         [] as [&(String, u32); 0]
     );
-    fake.world(|world| world.latency = std::time::Duration::ZERO);
+    fake.world(|world| world.latency = Duration::ZERO);
     assert_eq!(child.wait_with_output().await.unwrap().status.code(), Some(0));
     let made = owners(&state);
     assert_eq!(
