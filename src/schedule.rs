@@ -52,9 +52,9 @@ impl Schedule {
         None
     }
 
-    /// Whether any occurrence of the years to come lies in the window.
-    pub fn ever_in(&self, window: Window, zone: Zone, now: Timestamp) -> bool {
-        let mut after = now;
+    /// Whether any occurrence of the years to come lies in the window, on days when no clock changes.
+    pub fn ever_in(&self, window: Window, now: Timestamp) -> bool {
+        let (zone, mut after) = (Zone(chrono_tz::UTC), now);
         // A yearly schedule included, each of its days of the week.
         for _ in 0..400 {
             let opens = window.start_after(after, zone);
@@ -227,6 +227,31 @@ mod tests {
         assert_eq!(first.to_rfc3339(), "2026-11-13T00:00:00+00:00");
         let second = schedule.next(first.with_timezone(&Utc), zone("UTC")).unwrap();
         assert_eq!(second.to_rfc3339(), "2026-11-20T00:00:00+00:00");
+    }
+
+    #[test]
+    fn a_schedule_that_never_comes_in_its_window_is_found_whatever_it_is() {
+        let ever = |schedule: &str, window: &str| {
+            let (schedule, window): (Schedule, Window) =
+                (schedule.parse().unwrap(), window.parse().unwrap());
+            schedule.ever_in(window, moment("2026-11-23T12:00:00Z"))
+        };
+        for (schedule, window) in [
+            ("* * * * * *", "11:00-11:01"),
+            ("0 */6 * * *", "05:00-07:00"),
+            ("0 3 29 2 1", "22:00-03:01"),
+            ("59 59 23 31 12 *", "23:59-00:00"),
+            ("@yearly", "23:00-00:30"),
+        ] {
+            assert!(ever(schedule, window), "{schedule} {window}");
+        }
+        for (schedule, window) in [
+            ("30 2 * * *", "03:00-04:00"),
+            ("0 3 1 1 *", "22:00-03:00"),
+            ("0 */6 * * *", "01:00-05:59"),
+        ] {
+            assert!(!ever(schedule, window), "{schedule} {window}");
+        }
     }
 
     #[test]

@@ -68,8 +68,8 @@ struct Entry {
 
 struct Running {
     stop: Stop,
-    /// The occurrence that it runs for, and what came before it.
-    scheduled_for: Option<Timestamp>,
+    /// The occurrence that it catches up: it stands for all that came before, too.
+    catches_up: Option<Timestamp>,
     run: Option<i64>,
 }
 
@@ -147,8 +147,7 @@ impl Supervisor {
             return;
         }
         let running = entry.running.as_ref();
-        if running.is_some_and(|running| running.scheduled_for >= Some(due.occurrence)) {
-            // What is caught up stands for all that came before it began.
+        if running.is_some_and(|running| running.catches_up >= Some(due.occurrence)) {
             return;
         }
         let skipped = match () {
@@ -209,8 +208,8 @@ impl Supervisor {
         listener: Option<mpsc::UnboundedSender<Event>>,
     ) {
         let stop = Stop::default();
-        entry.running =
-            Some(Running { stop: stop.clone(), scheduled_for: order.scheduled_for, run: None });
+        let catches_up = order.scheduled_for.filter(|_| order.trigger == Trigger::CatchUp);
+        entry.running = Some(Running { stop: stop.clone(), catches_up, run: None });
         let (supervisor, spec, place) =
             (Arc::clone(self), Arc::clone(&entry.spec), entry.place.clone());
         self.tasks

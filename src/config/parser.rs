@@ -300,7 +300,7 @@ impl Parser<'_> {
         );
         let zone = common.timezone.unwrap_or(daemon_zone);
         if let (Some(schedule), Some(window)) = (&head.schedule, common.window)
-            && !schedule.ever_in(window, zone, self.now)
+            && !schedule.ever_in(window, self.now)
         {
             self.mistakes.push(Mistake::new(
                 table.span_of("window"),
