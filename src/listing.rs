@@ -55,10 +55,5 @@ pub fn upcoming(job: &JobSpec, now: Timestamp, count: usize) -> Vec<Timestamp> {
     let Some(schedule) = job.schedule.as_ref().filter(|_| job.common.enabled) else {
         return Vec::new();
     };
-    std::iter::successors(schedule.next(now, job.zone), |last| {
-        schedule.next(last.to_utc(), job.zone)
-    })
-    .map(|next| next.to_utc())
-    .take(count)
-    .collect()
+    schedule.after(now, job.zone).map(|next| next.to_utc()).take(count).collect()
 }

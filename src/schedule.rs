@@ -39,17 +39,30 @@ impl Schedule {
     /// Lists and intervals, such as `15,45 2 * * *` or `*/10 2 * * *`, go by the clock on the wall: they leave out what it leaves
     /// out, and come twice where it comes twice.
     pub fn next(&self, moment: Timestamp, zone: Zone) -> Option<DateTime<Tz>> {
-        let cron = pattern(&self.0).ok()?;
-        let mut after = moment.with_timezone(&zone.0);
-        // A search that starts inside a repeated hour must not answer with a moment that has passed.
-        for _ in 0..4 {
-            let found = cron.find_next_occurrence(&after, false).ok()?;
-            if found > moment {
-                return Some(found);
+        self.after(moment, zone).next()
+    }
+
+    /// The occurrences after `moment`, strictly: the pattern is parsed once for all of them.
+    pub fn after(
+        &self,
+        moment: Timestamp,
+        zone: Zone,
+    ) -> impl Iterator<Item = DateTime<Tz>> + use<> {
+        let (cron, mut last) = (pattern(&self.0).ok(), moment);
+        std::iter::from_fn(move || {
+            let cron = cron.as_ref()?;
+            let mut after = last.with_timezone(&zone.0);
+            // A search that starts inside a repeated hour must not answer with a moment that has passed.
+            for _ in 0..4 {
+                let found = cron.find_next_occurrence(&after, false).ok()?;
+                if found > last {
+                    last = found.to_utc();
+                    return Some(found);
+                }
+                after += Duration::minutes(30);
             }
-            after += Duration::minutes(30);
-        }
-        None
+            None
+        })
     }
 
     /// Whether any occurrence of the years to come lies in the window, on days when no clock changes.

@@ -193,14 +193,12 @@ impl Entry {
 /// The last occurrence after `from` and not after `now`.
 fn last_before(spec: &JobSpec, from: Timestamp, now: Timestamp) -> Option<Timestamp> {
     let schedule = spec.schedule.as_ref()?;
-    let next = |after| {
-        schedule.next(after, spec.zone).map(|next| next.to_utc()).filter(|next| *next <= now)
-    };
     // Looks back by ever larger steps: a minutely job that was down for a year must not be counted through.
     for days in [0, 1, 32, 366, i64::from(u16::MAX)] {
         let start = (now - TimeDelta::days(days) - TimeDelta::hours(1)).max(from);
-        if let Some(first) = next(start) {
-            return std::iter::successors(Some(first), |last| next(*last)).last();
+        let occurrences = schedule.after(start, spec.zone).map(|next| next.to_utc());
+        if let Some(last) = occurrences.take_while(|next| *next <= now).last() {
+            return Some(last);
         }
     }
     None

@@ -192,7 +192,6 @@ fn success_due(state: &State, entry: &Entry, last_success: Option<Timestamp>) ->
     let spec = &entry.spec;
     let schedule = spec.schedule.as_ref().filter(|_| spec.common.enabled && !state.paused)?;
     let from = last_success.into_iter().chain([entry.since]).chain(state.resumed_at).max()?;
-    let first = schedule.next(from, spec.zone)?.to_utc();
-    let second = schedule.next(first, spec.zone)?.to_utc();
+    let second = schedule.after(from, spec.zone).nth(1)?.to_utc();
     Some(second + spec.common.time_limit.as_chrono() + spec.common.splay.as_chrono())
 }
