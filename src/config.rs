@@ -166,6 +166,11 @@ impl Homeserver {
         let inline = self.token_file.is_none().then(|| self.token.expose_secret());
         fingerprint(&(format!("{:?}", self.keys), inline))
     }
+
+    /// Tells apart what makes a connection: the certificates, too, which who asks no homeserver does not know.
+    pub fn connection_fingerprint(&self) -> u64 {
+        fingerprint(&(self.fingerprint(), &self.ca))
+    }
 }
 
 impl JobSpec {

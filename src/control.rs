@@ -9,6 +9,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -45,6 +46,8 @@ pub const SOCKET: &str = "control.sock";
 const LONGEST: u64 = 64 * 1024;
 /// How long callers may take to hear how their runs ended when the daemon stops.
 const LONGEST_GOODBYE: Duration = Duration::from_secs(3);
+/// How long a caller may leave what it asked for unread: the events of its run wait in memory meanwhile.
+const PATIENCE: Duration = Duration::from_secs(30);
 /// The kernel's limit to the path of a socket.
 const LONGEST_PATH: usize = 107;
 
@@ -96,7 +99,7 @@ pub async fn serve(
         });
     }
     callers.close();
-    let _ = tokio::time::timeout(LONGEST_GOODBYE, callers.wait()).await;
+    let _ = timeout(LONGEST_GOODBYE, callers.wait()).await;
 }
 
 async fn answer(
@@ -131,13 +134,21 @@ async fn answer(
         Request::Run { job, asked } => match supervisor.run(&job, &asked) {
             Err(refusal) => Response::Refused(refusal),
             Ok(mut events) => {
-                let mut report = None;
+                let (mut report, mut listens) = (None, true);
                 while let Some(event) = events.recv().await {
                     match event {
                         Event::Ended(ended) => report = Some(ended),
                         // What the caller does not hear any more it can read in the history.
-                        event => drop(say(&mut write, &Response::Event(event)).await),
+                        event if listens => {
+                            let event = Response::Event(event);
+                            let said = timeout(PATIENCE, say(&mut write, &event)).await;
+                            listens = matches!(said, Ok(Ok(())));
+                        }
+                        _ => {}
                     }
+                }
+                if !listens {
+                    return Ok(());
                 }
                 report.map_or_else(
                     || Response::Failed("the run did not start".to_owned()),

@@ -25,7 +25,7 @@ use crate::web::{self, App};
 
 /// How often homeservers are asked whether they are there.
 const PROBE_EVERY: Duration = Duration::from_mins(5);
-/// How often to try to open a history that could not be opened at the start: a disk may be freed, or mounted late.
+/// How often to try to open a history that is not open: a disk may be freed, or mounted late.
 const OPEN_EVERY: Duration = Duration::from_secs(10);
 /// How often old runs are forgotten.
 const FORGET_EVERY: Duration = Duration::from_hours(1);
@@ -102,7 +102,7 @@ pub async fn serve(
     let ticker = Arc::new(ticker);
 
     let stop = CancellationToken::new();
-    tokio::spawn(Arc::clone(&supervisor).listen(due));
+    let listening = tokio::spawn(Arc::clone(&supervisor).listen(due));
     let app = Arc::new(App {
         supervisor: Arc::clone(&supervisor),
         reloader: Arc::clone(&reloader),
@@ -132,7 +132,11 @@ pub async fn serve(
     );
     notify(&[NotifyState::Ready, NotifyState::Status(&supervisor.next_in_words())]);
 
-    signals.until_stop(&reloader, &supervisor).await;
+    let broken = tokio::select! {
+        () = signals.until_stop(&reloader, &supervisor) => false,
+        // It waits for the ticker without end: without it nothing would be run, and nobody would notice.
+        _ = listening => true,
+    };
     let grace = reloader.daemon().shutdown_grace.0;
     // Else a grace above the unit's TimeoutStopSec would be cut off.
     let longest = (grace + LAST_WORDS + GOODBYE).as_micros();
@@ -157,6 +161,10 @@ pub async fn serve(
     let _ = tokio::join!(web, control);
     let _ = std::fs::remove_file(daemon.state_dir.join(control::SOCKET));
     history.close().await;
+    anyhow::ensure!(
+        !broken,
+        "a bug in microglia, please report it: what is due was no longer taken"
+    );
     tracing::info!("stopped");
     Ok(())
 }
@@ -206,12 +214,21 @@ async fn probe(supervisor: Arc<Supervisor>) {
     }
 }
 
+/// Opens a history that could not be opened at the start, or was deleted or replaced since.
 async fn open_history(history: History, supervisor: Arc<Supervisor>) {
-    while !history.is_open() {
+    let mut told = history.problem();
+    loop {
         tokio::time::sleep(OPEN_EVERY).await;
-        if let Err(error) = supervisor.open_history().await {
-            tracing::debug!("the history cannot be opened yet: {error}");
+        let problem = history.problem();
+        if let Some(problem) = &problem {
+            if told.as_ref() != Some(problem) {
+                tracing::error!("runs in apply mode are refused: {problem}");
+            }
+            if let Err(error) = supervisor.open_history().await {
+                tracing::debug!("the history cannot be opened yet: {error}");
+            }
         }
+        told = problem;
     }
 }
 

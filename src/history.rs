@@ -5,7 +5,7 @@ mod read;
 
 use std::collections::HashMap;
 use std::fs::OpenOptions;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
@@ -34,6 +34,9 @@ pub struct History {
 struct Pools {
     write: SqlitePool,
     read: SqlitePool,
+    path: Arc<Path>,
+    /// The file that was opened, by device and inode.
+    file: Option<(u64, u64)>,
 }
 
 impl Pools {
@@ -69,7 +72,12 @@ impl Pools {
             .await?;
         sqlx::migrate!("src/history/migrations").run(&write).await?;
         let read = reading(&path).await?;
-        Ok(Self { write, read })
+        Ok(Self { write, read, file: identity(&path), path: path.into() })
+    }
+
+    async fn close(&self) {
+        self.read.close().await;
+        self.write.close().await;
     }
 }
 
@@ -122,8 +130,14 @@ pub struct Standing {
     pub failures: u64,
 }
 
-/// A switch that outlives the daemon: whether scheduled runs are paused.
-pub const PAUSED: &str = "paused";
+/// What is remembered of pauses beyond the daemon.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Pause {
+    /// Whether scheduled runs are paused.
+    pub paused: bool,
+    /// When scheduled runs were last resumed: nothing was due before.
+    pub resumed_at: Option<Timestamp>,
+}
 
 const FILE: &str = "history.db";
 /// SQLite takes 32,766 values in a statement.
@@ -148,7 +162,8 @@ impl History {
             return Ok(None);
         }
         let read = reading(&path).await?;
-        Ok(Some(Self::of(Ok(Pools { write: read.clone(), read }), clock)))
+        let pools = Pools { write: read.clone(), read, file: identity(&path), path: path.into() };
+        Ok(Some(Self::of(Ok(pools), clock)))
     }
 
     pub fn none(clock: Clock, problem: &str) -> Self {
@@ -159,22 +174,35 @@ impl History {
         Self { pools: Arc::new(RwLock::new(pools)), write_errors: Arc::default(), clock }
     }
 
-    /// Opens, for all who hold it, a history that could not be opened before.
-    pub async fn open_now(&self, dir: &StateDir) -> Result<(), Error> {
+    /// Opens, for all who hold it, a history that is not open; `recall` hears of pauses before anybody can use it.
+    pub async fn open_now(
+        &self,
+        dir: &StateDir,
+        recall: impl FnOnce(Result<Pause, Error>),
+    ) -> Result<(), Error> {
         let opened = Pools::open(dir).await;
-        let mut pools = self.pools.write().unwrap_or_else(PoisonError::into_inner);
-        match opened {
-            Ok(opened) => *pools = Ok(opened),
-            Err(error) => {
-                *pools = Err(format!("the history cannot be opened: {error}").into());
-                return Err(error);
-            }
+        if let Ok(pools) = &opened {
+            recall(jobs::pause(&pools.read).await);
         }
-        Ok(())
+        let (pools, result) = match opened {
+            Ok(opened) => (Ok(opened), Ok(())),
+            Err(error) => {
+                (Err(format!("the history cannot be opened: {error}").into()), Err(error))
+            }
+        };
+        let before = std::mem::replace(
+            &mut *self.pools.write().unwrap_or_else(PoisonError::into_inner),
+            pools,
+        );
+        if let Ok(before) = before {
+            before.close().await;
+        }
+        result
     }
 
-    pub fn is_open(&self) -> bool {
-        self.pools().is_ok()
+    /// Why nothing can be recorded until it is opened again.
+    pub fn problem(&self) -> Option<Arc<str>> {
+        self.kept().err().map(|error| error.to_string().into())
     }
 
     fn pools(&self) -> Result<Pools, Arc<str>> {
@@ -188,13 +216,19 @@ impl History {
 
     pub async fn close(&self) {
         if let Ok(pools) = self.pools() {
-            pools.read.close().await;
-            pools.write.close().await;
+            pools.close().await;
         }
     }
 
+    /// Where to write what must be kept: nothing that is deleted already.
     fn kept(&self) -> Result<SqlitePool, Error> {
-        self.pools().map(|pools| pools.write).map_err(Error::NotKept)
+        let pools = self.pools().map_err(Error::NotKept)?;
+        if identity(&pools.path) == pools.file {
+            return Ok(pools.write);
+        }
+        Err(Error::NotKept(
+            format!("{} was deleted or replaced while it was open", pools.path.display()).into(),
+        ))
     }
 
     fn writable(&self) -> Option<SqlitePool> {
@@ -509,18 +543,46 @@ impl History {
     }
 
     /// Deletes runs that began before `moment`, with all that belongs to them; the facts stay.
+    ///
+    /// Of the last run of a scheduled job and of its last success the figures stay: the metrics are made of them.
     pub async fn forget_before(&self, moment: Timestamp) -> Result<u64, Error> {
         self.counted(async {
             let Some(pool) = self.writable() else { return Ok(0) };
-            let gone =
-                sqlx::query("DELETE FROM runs WHERE started_at < $1 AND outcome IS NOT NULL")
+            let old = "started_at < $1 AND outcome IS NOT NULL";
+            let mut transaction = pool.begin().await?;
+            for table in ["changes", "files"] {
+                let sql =
+                    format!("DELETE FROM {table} WHERE run IN (SELECT id FROM runs WHERE {old})");
+                sqlx::query(sqlx::AssertSqlSafe(sql))
                     .bind(moment.timestamp_millis())
-                    .execute(&pool)
+                    .execute(&mut *transaction)
                     .await?;
+            }
+            let sql = format!(
+                "DELETE FROM runs WHERE {old} AND NOT (job IN (SELECT name FROM jobs) AND id IN \
+                 (SELECT MAX(id) FROM runs GROUP BY job, mode \
+                 UNION SELECT MAX(id) FROM runs WHERE outcome = 'succeeded' GROUP BY job, mode))"
+            );
+            let gone = sqlx::query(sqlx::AssertSqlSafe(sql))
+                .bind(moment.timestamp_millis())
+                .execute(&mut *transaction)
+                .await?;
+            sqlx::query(sqlx::AssertSqlSafe(format!(
+                "UPDATE runs SET sample = NULL WHERE {old} AND sample IS NOT NULL"
+            )))
+            .bind(moment.timestamp_millis())
+            .execute(&mut *transaction)
+            .await?;
+            transaction.commit().await?;
             Ok(gone.rows_affected())
         })
         .await
     }
+}
+
+/// Tells a file from another one of the same name; `None` where there is none.
+fn identity(path: &Path) -> Option<(u64, u64)> {
+    std::fs::metadata(path).ok().map(|file| (file.dev(), file.ino()))
 }
 
 async fn reading(path: &Path) -> Result<SqlitePool, Error> {

@@ -2,7 +2,8 @@
 
 mod jobs;
 
-use std::sync::Arc;
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use prometheus::process_collector::ProcessCollector;
 use prometheus::{
@@ -20,6 +21,8 @@ use jobs::Jobs;
 pub struct Metrics {
     registry: Registry,
     pub jobs: Jobs,
+    /// Those that the config names: what a removed one still answers makes no series.
+    homeservers: Mutex<HashSet<String>>,
     pub config_successful: Gauge,
     pub config_success_timestamp: Gauge,
     pub paused: Gauge,
@@ -93,6 +96,7 @@ impl Metrics {
         registry.register(Box::new(history_write_errors.clone()))?;
         Ok(Self {
             jobs: Jobs::default(),
+            homeservers: Mutex::default(),
             config_successful: gauge(
                 "microglia_config_last_reload_successful",
                 "Whether the last (re)load of the config succeeded.",
@@ -143,7 +147,13 @@ impl Metrics {
     /// Counts a homeserver's answers, and knows from them whether it is up and takes the token.
     pub fn observer(self: &Arc<Self>, homeserver: &str) -> Observer {
         let (metrics, homeserver) = (Arc::clone(self), homeserver.to_owned());
+        metrics.homeservers().insert(homeserver.clone());
         Arc::new(move |answered: &Answered| {
+            // Held meanwhile, so that nothing is written behind a removal.
+            let known = metrics.homeservers();
+            if !known.contains(&homeserver) {
+                return;
+            }
             let status =
                 answered.status.map_or_else(|| "none".to_owned(), |status| status.to_string());
             metrics
@@ -172,7 +182,15 @@ impl Metrics {
         })
     }
 
+    fn homeservers(&self) -> MutexGuard<'_, HashSet<String>> {
+        self.homeservers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     pub fn homeserver(&self, homeserver: &str, version: &str, mas: bool) {
+        let known = self.homeservers();
+        if !known.contains(homeserver) {
+            return;
+        }
         self.forget_info(homeserver);
         self.homeserver_info
             .with_label_values(&[homeserver, version, if mas { "true" } else { "false" }])
@@ -181,6 +199,8 @@ impl Metrics {
 
     /// Lets the series of a homeserver vanish.
     pub fn forget_homeserver(&self, homeserver: &str) {
+        let mut known = self.homeservers();
+        known.remove(homeserver);
         self.forget_info(homeserver);
         let _ = self.homeserver_up.remove_label_values(&[homeserver]);
         let _ = self.homeserver_token_valid.remove_label_values(&[homeserver]);

@@ -65,19 +65,31 @@ impl Schedule {
         })
     }
 
-    /// Whether any occurrence of the years to come lies in the window, on days when no clock changes.
-    pub fn ever_in(&self, window: Window, now: Timestamp) -> bool {
-        let (zone, mut after) = (Zone(chrono_tz::UTC), now);
-        // A yearly schedule included, each of its days of the week.
-        for _ in 0..400 {
-            let opens = window.start_after(after, zone);
-            let Some(next) = self.next(opens - Duration::seconds(1), zone) else { return false };
-            if window.contains(next.to_utc(), zone) {
-                return true;
+    /// The last occurrence after `from` and not after `until`.
+    pub fn last(&self, from: Timestamp, until: Timestamp, zone: Zone) -> Option<Timestamp> {
+        // Looks back by ever larger steps: the minutes of a year must not be counted through.
+        const MINUTES: [i64; 5] = [1, 60, 25 * 60, 33 * 24 * 60, 367 * 24 * 60];
+        let starts = MINUTES.map(|minutes| (until - Duration::minutes(minutes)).max(from));
+        for start in starts.into_iter().chain([from]) {
+            let occurrences = self.after(start, zone).map(|next| next.to_utc());
+            if let Some(last) = occurrences.take_while(|next| *next <= until).last() {
+                return Some(last);
             }
-            after = next.to_utc();
         }
-        false
+        None
+    }
+
+    /// The first occurrence after `moment` that lies in the window; `None` where none of the next 400 openings has one.
+    pub fn next_in(&self, window: Window, moment: Timestamp, zone: Zone) -> Option<Timestamp> {
+        let mut next = self.next(moment, zone)?.to_utc();
+        for _ in 0..400 {
+            if window.contains(next, zone) {
+                return Some(next);
+            }
+            let opens = window.start_after(next, zone);
+            next = self.next(opens - Duration::milliseconds(1), zone)?.to_utc();
+        }
+        None
     }
 
     /// Whether it names times of the day, and not an interval such as every ten minutes.
@@ -243,11 +255,25 @@ mod tests {
     }
 
     #[test]
+    fn the_last_occurrence_is_found_however_long_ago_the_search_begins() {
+        let last = |schedule: &str, from: &str| {
+            let schedule: Schedule = schedule.parse().unwrap();
+            let found = schedule.last(moment(from), moment("2026-11-23T12:00:30Z"), zone("UTC"));
+            found.map(|found| found.to_rfc3339())
+        };
+        let of = |text: &str| Some(text.to_owned());
+        assert_eq!(last("* * * * *", "2020-01-01T00:00:00Z"), of("2026-11-23T12:00:00+00:00"));
+        assert_eq!(last("30 3 * * *", "2020-01-01T00:00:00Z"), of("2026-11-23T03:30:00+00:00"));
+        assert_eq!(last("0 0 29 2 *", "2020-01-01T00:00:00Z"), of("2024-02-29T00:00:00+00:00"));
+        assert_eq!(last("* * * * *", "2026-11-23T12:00:00Z"), None);
+    }
+
+    #[test]
     fn a_schedule_that_never_comes_in_its_window_is_found_whatever_it_is() {
         let ever = |schedule: &str, window: &str| {
             let (schedule, window): (Schedule, Window) =
                 (schedule.parse().unwrap(), window.parse().unwrap());
-            schedule.ever_in(window, moment("2026-11-23T12:00:00Z"))
+            schedule.next_in(window, moment("2026-11-23T12:00:00Z"), zone("UTC")).is_some()
         };
         for (schedule, window) in [
             ("* * * * * *", "11:00-11:01"),

@@ -31,13 +31,19 @@ impl StateDir {
             fs::set_permissions(path, fs::Permissions::from_mode(0o750))?;
         }
         let dir = Self(path.to_owned());
-        let locks = dir.path("locks");
+        dir.locks()?;
+        Ok(dir)
+    }
+
+    /// The directory of the locks, made where it is missing: somebody may have tidied up.
+    fn locks(&self) -> io::Result<PathBuf> {
+        let locks = self.path("locks");
         if !locks.is_dir() {
             fs::create_dir(&locks)
                 .or_else(|error| if locks.is_dir() { Ok(()) } else { Err(error) })?;
-            dir.give_to_owner(&locks)?;
+            self.give_to_owner(&locks)?;
         }
-        Ok(dir)
+        Ok(locks)
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
@@ -55,7 +61,7 @@ impl StateDir {
 
     /// `None` where another run of any process holds it.
     pub fn try_lock(&self, name: &str) -> io::Result<Option<Lock>> {
-        let path = self.path("locks").join(format!("{name}.lock"));
+        let path = self.locks()?.join(format!("{name}.lock"));
         let existed = path.exists();
         let file = File::options().create(true).truncate(false).write(true).open(&path)?;
         if !existed {

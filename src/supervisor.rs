@@ -16,7 +16,7 @@ use tokio_util::task::TaskTracker;
 use crate::agenda::{Agenda, Due};
 use crate::clock::{Clock, Timestamp};
 use crate::config::{JobSpec, Overlap};
-use crate::history::{self, PAUSED};
+use crate::history::{self, Pause};
 use crate::keys::Limit;
 use crate::listing::{Listed, listed};
 use crate::metrics::{Metrics, Skipped};
@@ -49,9 +49,9 @@ struct State {
     homeservers: BTreeMap<String, Live>,
     /// Runs of jobs that were removed, until they end.
     leaving: BTreeMap<String, Running>,
-    paused: bool,
-    /// When scheduled runs were last resumed: nothing was due before.
-    resumed_at: Option<Timestamp>,
+    pause: Pause,
+    /// Whether something looks again and again whether what was missed can start.
+    looks_at_missed: bool,
 }
 
 struct Entry {
@@ -62,6 +62,10 @@ struct Entry {
     since: Timestamp,
     running: Option<Running>,
     queued: Option<Timestamp>,
+    /// The last occurrence that was skipped during runs: remembered when they have ended, since it is missed when they are cut off.
+    passed: Option<Timestamp>,
+    /// The last occurrence whose run was recorded.
+    begun: Option<Timestamp>,
     /// What is to be caught up, until its run has begun.
     missed: Option<Missed>,
 }
@@ -70,6 +74,8 @@ struct Running {
     stop: Stop,
     /// The occurrence that it catches up: it stands for all that came before, too.
     catches_up: Option<Timestamp>,
+    /// Whether it is past its splay.
+    begun: bool,
     run: Option<i64>,
 }
 
@@ -141,7 +147,7 @@ impl Supervisor {
         if self.draining.is_cancelled() {
             return;
         }
-        let (paused, now) = (state.paused, self.clock.now());
+        let (paused, now) = (state.pause.paused, self.clock.now());
         let Some(entry) = state.jobs.get_mut(&*due.job) else { return };
         if !entry.spec.common.enabled {
             return;
@@ -161,8 +167,14 @@ impl Supervisor {
             () => None,
         };
         if let Some(reason) = skipped {
-            // Recorded as dealt with, it would make a restart forget what still waits to be caught up.
-            let until = entry.missed.is_none().then_some(due.occurrence);
+            // Recorded as dealt with, it would make a restart forget what is to be caught up, or is when the run is cut off.
+            let until = if entry.running.is_some() {
+                entry.passed = Some(due.occurrence);
+                None
+            } else {
+                let last = entry.passed.take().max(Some(due.occurrence));
+                last.filter(|_| entry.missed.is_none())
+            };
             drop(state);
             self.skip(&due.job, until, reason);
             return;
@@ -209,7 +221,7 @@ impl Supervisor {
     ) {
         let stop = Stop::default();
         let catches_up = order.scheduled_for.filter(|_| order.trigger == Trigger::CatchUp);
-        entry.running = Some(Running { stop: stop.clone(), catches_up, run: None });
+        entry.running = Some(Running { stop: stop.clone(), catches_up, begun: false, run: None });
         let (supervisor, spec, place) =
             (Arc::clone(self), Arc::clone(&entry.spec), entry.place.clone());
         self.tasks
@@ -245,34 +257,46 @@ impl Supervisor {
             }
             log(event);
         });
+        let mut cut_off = false;
         if stop.is_asked() && order.trigger != Trigger::Manual {
             // Nothing has begun. What a restart cut off still counts as missed, what somebody cancelled does not.
-            if let (Some(occurrence), Some(Outcome::Cancelled)) =
-                (order.scheduled_for, stop.outcome())
-            {
-                Self::written(self.runner.history.dealt_with(&job, occurrence).await);
+            match (order.scheduled_for, stop.outcome()) {
+                (Some(occurrence), Some(Outcome::Cancelled)) => self.dealt_with(&job, occurrence),
+                _ => cut_off = true,
             }
         } else if order.trigger != Trigger::Manual && !spec.common.enabled {
             tracing::info!(%job, "{job}: it was disabled before its run began: the run is given up");
         } else if let Some((occurrence, reason)) = self.overtaken(&spec, &order) {
             self.skip(&job, Some(occurrence), reason);
-        } else if let Err(busy) = self.runner.run(&spec, &place, &order, &stop, tell).await {
-            tracing::warn!(%job, "{busy}");
-            if let Some(occurrence) = order.scheduled_for {
-                self.skip(&job, Some(occurrence), Skipped::Overlap);
+        } else {
+            match self.runner.run(&spec, &place, &order, &stop, tell).await {
+                Ok(report) => cut_off = report.outcome == Some(Outcome::Interrupted),
+                Err(busy) => {
+                    tracing::warn!(%job, "{busy}");
+                    if let Some(occurrence) = order.scheduled_for {
+                        self.skip(&job, Some(occurrence), Skipped::Overlap);
+                    }
+                }
             }
         }
-        let queued = {
+        let mut queued = None;
+        {
             let mut state = self.state();
             state.leaving.remove(&job);
-            state.jobs.get_mut(&job).and_then(|entry| {
+            if let Some(entry) = state.jobs.get_mut(&job) {
                 entry.running = None;
                 if order.trigger == Trigger::CatchUp {
                     entry.missed = None;
                 }
-                entry.queued.take()
-            })
-        };
+                queued = entry.queued.take();
+                if queued.is_none()
+                    && !cut_off
+                    && let Some(passed) = entry.passed.take()
+                {
+                    self.dealt_with(&job, passed);
+                }
+            }
+        }
         // Whoever listens hears the end when the job may be run again, and not before.
         drop(listener);
         if let Some(occurrence) = queued {
@@ -328,9 +352,9 @@ impl Supervisor {
         if let Some(running) = &entry.running {
             tracing::info!(job, "{job}: its run is cancelled");
             running.stop.at_boundary(Outcome::Cancelled);
-        } else if let Some(missed) = entry.missed.take() {
+        } else if entry.missed.take().is_some() {
             tracing::info!(job, "{job}: what it missed is not caught up: cancelled");
-            self.dealt_with(job, missed.latest(&entry.spec, self.clock.now()));
+            self.dealt_with(job, self.clock.now());
         } else {
             return Err(Refusal::NotRunning(job.to_owned()));
         }
@@ -339,14 +363,14 @@ impl Supervisor {
 
     /// Stops or restarts all scheduled runs, beyond a restart of the daemon.
     pub async fn pause(&self, paused: bool) -> Result<(), history::Error> {
-        self.runner.history.set_switch(PAUSED, paused).await?;
-        {
-            let mut state = self.state();
-            if state.paused != paused {
-                state.resumed_at = Some(self.clock.now());
-            }
-            state.paused = paused;
-        }
+        let before = self.state().pause;
+        let resumed_at = match before.paused && !paused {
+            true => Some(self.clock.now()),
+            false => before.resumed_at,
+        };
+        let pause = Pause { paused, resumed_at };
+        self.runner.history.set_pause(pause).await?;
+        self.state().pause = pause;
         self.metrics.paused.set(f64::from(u8::from(paused)));
         tracing::warn!(
             "scheduled runs are {}",
@@ -361,7 +385,7 @@ impl Supervisor {
     }
 
     pub fn is_paused(&self) -> bool {
-        self.state().paused
+        self.state().pause.paused
     }
 
     /// The jobs as `jobs --json` lists them.
@@ -378,7 +402,7 @@ impl Supervisor {
         let (count, running, paused) = {
             let state = self.state();
             let running = state.jobs.values().filter(|entry| entry.running.is_some()).count();
-            (state.jobs.len(), running, state.paused)
+            (state.jobs.len(), running, state.pause.paused)
         };
         let next = match first {
             _ if paused => "paused".to_owned(),

@@ -5,7 +5,6 @@ use std::path::Path;
 use super::table::{figures, local, table, text};
 use super::{Ended, load_without_secrets, look, print, print_json};
 use crate::clock::Clock;
-use crate::history::PAUSED;
 use crate::listing::{listed, upcoming};
 use crate::report::Mode;
 
@@ -54,11 +53,11 @@ pub(super) async fn run(path: &Path, options: &Options) -> Result<(), Ended> {
         ]);
     }
     let mut shown = text(&rows);
-    let paused = history
-        .switch(PAUSED)
+    let pause = history
+        .pause()
         .await
         .map_err(|error| super::unreadable(&config.daemon.state_dir, &error))?;
-    if paused {
+    if pause.paused {
         shown.push_str("\npaused: nothing runs on schedule until `microglia resume`\n");
     }
     print(&shown)

@@ -31,7 +31,7 @@ keys! {
         /// How often to look whether this file changed, or "off".
         pub watch_config: Switch = "\"off\"",
         /// The token that every HTTP endpoint which acts asks for; without it they answer 403.
-        pub admin_token_file: Option<Spanned<PathBuf>>,
+        pub admin_token_file: Option<PathBuf>,
     }
 }
 
@@ -42,11 +42,11 @@ keys! {
         /// The worker that serves the media endpoints, where that is not the main process.
         pub media_url: Option<BaseUrl>,
         /// The token of a server admin; better in a file.
-        pub access_token: Option<Spanned<String>>,
+        pub access_token: Option<String>,
         /// A file with the token of a server admin; read again whenever it changes.
-        pub access_token_file: Option<Spanned<PathBuf>>,
+        pub access_token_file: Option<PathBuf>,
         /// PEM certificates to trust besides the system's.
-        pub ca_file: Option<Spanned<PathBuf>>,
+        pub ca_file: Option<PathBuf>,
         /// Runs at a time; a run that waits to retry holds no place.
         pub max_concurrent_runs: u32 = "1",
         /// Requests at a time.
@@ -74,7 +74,7 @@ keys! {
 keys! {
     pub struct CommonKeys {
         /// Where it runs: a name, or a list for one job per homeserver; may be left out where there is only one.
-        pub homeserver: Option<Spanned<Names>>,
+        pub homeserver: Option<Names>,
         /// "dry-run" plans and reports, "apply" makes the changes.
         pub mode: Mode = "\"dry-run\"",
         /// The time zone of schedule and window; default: the daemon's.

@@ -299,16 +299,17 @@ impl Parser<'_> {
             job.warnings().into_iter().map(|(key, text)| Mistake::new(table.span_of(key), text)),
         );
         let zone = common.timezone.unwrap_or(daemon_zone);
+        // Days on which clocks change do not count, as in UTC.
         if let (Some(schedule), Some(window)) = (&head.schedule, common.window)
-            && !schedule.ever_in(window, self.now)
+            && schedule.next_in(window, self.now, Zone(chrono_tz::UTC)).is_none()
         {
             self.mistakes.push(Mistake::new(
                 table.span_of("window"),
                 format!("the schedule {:?} never comes in the window {window}, so that the job would never run: change one of them", schedule.as_str()),
             ));
         }
-        let several = chosen.len() > 1
-            || common.homeserver.as_ref().is_some_and(|names| names.get_ref().list);
+        let several =
+            chosen.len() > 1 || common.homeserver.as_ref().is_some_and(|names| names.list);
         let name = name.get_ref().as_ref();
         chosen
             .into_iter()

@@ -2,12 +2,15 @@
 
 use std::collections::HashMap;
 
-use sqlx::{QueryBuilder, Row};
+use sqlx::{QueryBuilder, Row, SqlitePool};
 
-use super::{Error, History, Known, ROWS_AT_ONCE, moment, read, unsigned};
+use super::{Error, History, Known, Pause, ROWS_AT_ONCE, moment, read, unsigned};
 use crate::clock::Timestamp;
 use crate::report::Report;
 use crate::state_dir::StateDir;
+
+const PAUSED: &str = "paused";
+const RESUMED_AT: &str = "resumed_at";
 
 impl History {
     /// Ends the record of every run that nobody is at work on any more.
@@ -97,31 +100,37 @@ impl History {
         .await
     }
 
-    /// Records that an occurrence was run or skipped, so that it does not count as missed.
+    /// Records that an occurrence and all before it will not be run any more, so that none counts as missed.
     pub async fn dealt_with(&self, job: &str, occurrence: Timestamp) -> Result<(), Error> {
         self.counted(async {
             let Some(pool) = self.writable() else { return Ok(()) };
-            sqlx::query("UPDATE jobs SET dealt_with = $2 WHERE name = $1")
-                .bind(job)
-                .bind(occurrence.timestamp_millis())
-                .execute(&pool)
-                .await?;
+            sqlx::query(
+                "UPDATE jobs SET dealt_with = $2 WHERE name = $1 AND COALESCE(dealt_with, 0) < $2",
+            )
+            .bind(job)
+            .bind(occurrence.timestamp_millis())
+            .execute(&pool)
+            .await?;
             Ok(())
         })
         .await
     }
 
-    pub async fn switch(&self, name: &str) -> Result<bool, Error> {
-        let Some(pool) = self.readable() else { return Ok(false) };
-        let row = sqlx::query("SELECT value FROM switches WHERE name = $1")
-            .bind(name)
-            .fetch_optional(&pool)
-            .await?;
-        Ok(row.map(|row| row.try_get::<i64, _>("value")).transpose()?.unwrap_or(0) != 0)
+    /// Whether scheduled runs are paused, and when they were last resumed.
+    pub async fn pause(&self) -> Result<Pause, Error> {
+        match self.readable() {
+            Some(pool) => pause(&pool).await,
+            None => Ok(Pause::default()),
+        }
     }
 
-    pub async fn set_switch(&self, name: &str, on: bool) -> Result<(), Error> {
-        self.set(name, i64::from(on)).await
+    /// Remembers a pause, or when it ended.
+    pub async fn set_pause(&self, pause: Pause) -> Result<(), Error> {
+        self.set(PAUSED, i64::from(pause.paused)).await?;
+        match pause.resumed_at {
+            Some(moment) => self.set(RESUMED_AT, moment.timestamp_millis()).await,
+            None => Ok(()),
+        }
     }
 
     async fn set(&self, name: &str, value: i64) -> Result<(), Error> {
@@ -141,4 +150,18 @@ impl History {
     pub async fn probe(&self) -> Result<(), Error> {
         self.set("probe", self.clock.now().timestamp_micros()).await
     }
+}
+
+pub(super) async fn pause(pool: &SqlitePool) -> Result<Pause, Error> {
+    let rows = sqlx::query("SELECT name, value FROM switches").fetch_all(pool).await?;
+    let mut pause = Pause::default();
+    for row in rows {
+        let value: i64 = row.try_get("value")?;
+        match row.try_get("name")? {
+            PAUSED => pause.paused = value != 0,
+            RESUMED_AT => pause.resumed_at = Some(moment(value)),
+            _ => {}
+        }
+    }
+    Ok(pause)
 }

@@ -2,11 +2,17 @@
 
 use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use super::{Ending, Run, Stopped, truncated};
-use crate::history;
+use crate::history::{self, History};
 use crate::report::{Mode, Outcome, Report};
 use crate::words::{counted, grouped};
+
+/// Said of a change that was sent and not answered before the run ended.
+const UNANSWERED: &str = "no answer came before the run ended: it may have been made";
+/// How often to try to record the end of a run that could not be recorded, as on a full disk.
+const SAVE_AGAIN: Duration = Duration::from_secs(5);
 
 impl Run<'_> {
     pub(super) fn verdict(&self, ending: Ending) -> (Outcome, Option<String>) {
@@ -70,11 +76,8 @@ impl Run<'_> {
             let report = self.report();
             (report.id, report.mode)
         };
-        let unknown = if mode == Mode::Apply {
-            history.abandon(id, "no answer came before the run ended: it may have been made").await
-        } else {
-            Ok(0)
-        };
+        let unknown =
+            if mode == Mode::Apply { history.abandon(id, UNANSWERED).await } else { Ok(0) };
         let mut report = self.report().clone();
         let unknown = unknown.unwrap_or(0);
         report.failed += unknown;
@@ -93,7 +96,8 @@ impl Run<'_> {
         let sentences: Vec<String> = message.into_iter().chain(notes).collect();
         report.message = (!sentences.is_empty()).then(|| sentences.join("; "));
         if let Err(error) = history.save(&report).await {
-            tracing::error!(job = %report.job, "the end of run {} cannot be recorded: {error}", id.unwrap_or_default());
+            tracing::error!(job = %report.job, "the end of run {} cannot be recorded yet: {error}", id.unwrap_or_default());
+            tokio::spawn(save_later(history.clone(), report.clone()));
         }
         if let (Some(id), None) = (id, &report.changes)
             && let Ok(Some(stored)) = history.run(id, history::Page::default()).await
@@ -102,6 +106,17 @@ impl Run<'_> {
         }
         report.changes.get_or_insert_default();
         report
+    }
+}
+
+/// Records the end of a run as soon as that is possible; until then it is listed as running.
+async fn save_later(history: History, report: Report) {
+    loop {
+        tokio::time::sleep(SAVE_AGAIN).await;
+        let unanswered = history.abandon(report.id, UNANSWERED).await;
+        if unanswered.is_ok() && history.save(&report).await.is_ok() {
+            return;
+        }
     }
 }
 

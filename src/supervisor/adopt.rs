@@ -15,7 +15,7 @@ use crate::synapse::{Reader, Transport};
 
 /// A homeserver as runs use it, with what it was made from.
 pub(super) struct Live {
-    fingerprint: u64,
+    connection_fingerprint: u64,
     place: Place,
     /// What all places of the homeserver share, whatever else is changed.
     places: Arc<Semaphore>,
@@ -27,7 +27,6 @@ pub(super) struct Live {
 /// A homeserver that is new or changed, set up and not used yet.
 struct Fresh<'a> {
     homeserver: &'a Homeserver,
-    fingerprint: u64,
     transport: Transport,
 }
 
@@ -51,17 +50,17 @@ impl Supervisor {
     pub async fn adopt(&self, config: &Config) -> Result<Adopted, anyhow::Error> {
         let mut new = Vec::new();
         for homeserver in config.homeservers.values() {
-            let fingerprint = homeserver.fingerprint();
+            let fingerprint = homeserver.connection_fingerprint();
             if self
                 .state()
                 .homeservers
                 .get(&homeserver.name)
-                .is_none_or(|live| live.fingerprint != fingerprint)
+                .is_none_or(|live| live.connection_fingerprint != fingerprint)
             {
                 let transport =
                     Transport::new(homeserver.settings(), self.metrics.observer(&homeserver.name))
                         .map_err(|error| anyhow::anyhow!("{}: {error}", homeserver.name))?;
-                new.push(Fresh { homeserver, fingerprint, transport });
+                new.push(Fresh { homeserver, transport });
             }
         }
         let adopted = self.swap(config, new);
@@ -106,7 +105,7 @@ impl Supervisor {
             state.homeservers.remove(&name);
             self.metrics.forget_homeserver(&name);
         }
-        for Fresh { homeserver, fingerprint, transport } in new {
+        for Fresh { homeserver, transport } in new {
             let max_concurrent_runs = homeserver.keys.max_concurrent_runs;
             let places = state.homeservers.get(&homeserver.name).map_or_else(
                 || Arc::new(Semaphore::new(max_concurrent_runs as usize)),
@@ -119,7 +118,13 @@ impl Supervisor {
             };
             state.homeservers.insert(
                 homeserver.name.clone(),
-                Live { fingerprint, place, places, max_concurrent_runs, asked: Arc::default() },
+                Live {
+                    connection_fingerprint: homeserver.connection_fingerprint(),
+                    place,
+                    places,
+                    max_concurrent_runs,
+                    asked: Arc::default(),
+                },
             );
         }
         let mut adopted = Adopted::default();
@@ -134,8 +139,13 @@ impl Supervisor {
             adopted.removed.push(name);
         }
         for spec in &config.jobs {
-            let Some(live) = state.homeservers.get(&spec.homeserver) else { continue };
-            let (place, fingerprint) = (live.place.clone(), spec.fingerprint(live.fingerprint));
+            let (Some(live), Some(homeserver)) =
+                (state.homeservers.get(&spec.homeserver), config.homeservers.get(&spec.homeserver))
+            else {
+                continue;
+            };
+            let (place, fingerprint) =
+                (live.place.clone(), spec.fingerprint(homeserver.fingerprint()));
             match &spec.schedule {
                 Some(schedule) if spec.common.enabled => {
                     agenda.set(&spec.name, schedule, spec.zone, now);
@@ -144,6 +154,7 @@ impl Supervisor {
             }
             match state.jobs.get_mut(&spec.name) {
                 Some(entry) if entry.fingerprint == fingerprint => {
+                    entry.place = place;
                     adopted.unchanged.push(spec.name.clone());
                 }
                 Some(entry) => {
@@ -162,6 +173,8 @@ impl Supervisor {
                         since: now,
                         running,
                         queued: None,
+                        passed: None,
+                        begun: None,
                         missed: None,
                     };
                     state.jobs.insert(spec.name.clone(), entry);

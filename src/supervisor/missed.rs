@@ -9,7 +9,7 @@ use chrono::TimeDelta;
 use super::{Entry, Supervisor};
 use crate::clock::{Timestamp, spoken};
 use crate::config::JobSpec;
-use crate::history::{self, Known};
+use crate::history::{self, Known, Pause};
 use crate::metrics::Skipped;
 use crate::report::{Report, Trigger};
 use crate::runner::Order;
@@ -17,7 +17,7 @@ use crate::runner::Order;
 /// An occurrence that is to be caught up. It holds up nothing: the job may be run by hand meanwhile.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Missed {
-    occurrence: Timestamp,
+    pub(super) occurrence: Timestamp,
     /// Attempts of the interrupted run that its run goes on with.
     attempts_made: u32,
 }
@@ -28,7 +28,49 @@ const LOOK_AGAIN: Duration = Duration::from_secs(1);
 impl Supervisor {
     /// Takes up what the history knows of the adopted jobs: a pause, what was interrupted, and what was missed.
     pub async fn take_up(self: &Arc<Self>) {
-        self.recall_pause().await;
+        self.recall(self.runner.history.pause().await);
+        self.catch_up_all().await;
+    }
+
+    /// Opens a history that is not open; what was refused meanwhile for want of it counts as missed.
+    pub async fn open_history(self: &Arc<Self>) -> Result<(), history::Error> {
+        let (Some(dir), history) = (&self.runner.dir, &self.runner.history) else { return Ok(()) };
+        history.open_now(dir, |pause| self.recall(pause)).await?;
+        tracing::info!("the history is open: runs in apply mode are no longer refused");
+        let pause = self.state().pause;
+        if pause.paused {
+            // It may be another history than the one in which that was written.
+            Self::written(history.set_pause(pause).await);
+        }
+        self.catch_up_all().await;
+        Ok(())
+    }
+
+    /// Recalls whether scheduled runs were paused; where that cannot be read, they are: somebody may have stopped what destroys.
+    fn recall(&self, pause: Result<Pause, history::Error>) {
+        let mut state = self.state();
+        match pause {
+            Ok(pause) => {
+                if pause.paused {
+                    tracing::warn!(
+                        "scheduled runs are paused since before the start: nothing runs on schedule until `microglia resume`"
+                    );
+                }
+                // One that was asked for since the start stays.
+                state.pause.paused |= pause.paused;
+                state.pause.resumed_at = state.pause.resumed_at.max(pause.resumed_at);
+            }
+            Err(error) => {
+                tracing::error!(
+                    "whether scheduled runs are paused cannot be read ({error}), so that they are: nothing runs on schedule until `microglia resume`"
+                );
+                state.pause.paused = true;
+            }
+        }
+        self.metrics.paused.set(f64::from(u8::from(state.pause.paused)));
+    }
+
+    async fn catch_up_all(self: &Arc<Self>) {
         let interrupted = match &self.runner.dir {
             Some(dir) => Self::written(self.runner.history.interrupted(dir).await),
             None => Vec::new(),
@@ -36,36 +78,6 @@ impl Supervisor {
         let known = self.know().await;
         self.describe(&known).await;
         Self::written(self.catch_up(&interrupted, &known).await);
-    }
-
-    /// Opens a history that could not be opened before; what was refused meanwhile for want of it counts as missed.
-    pub async fn open_history(self: &Arc<Self>) -> Result<(), history::Error> {
-        let Some(dir) = &self.runner.dir else { return Ok(()) };
-        self.runner.history.open_now(dir).await?;
-        tracing::info!("the history is open: runs in apply mode are no longer refused");
-        self.take_up().await;
-        Ok(())
-    }
-
-    /// Recalls whether scheduled runs were paused; where that cannot be read, they are: somebody may have stopped what destroys.
-    async fn recall_pause(&self) {
-        let paused = match self.runner.history.switch(history::PAUSED).await {
-            Ok(false) => false,
-            Ok(true) => {
-                tracing::warn!(
-                    "scheduled runs are paused since before the start: nothing runs on schedule until `microglia resume`"
-                );
-                true
-            }
-            Err(error) => {
-                tracing::error!(
-                    "whether scheduled runs are paused cannot be read ({error}), so that they are: nothing runs on schedule until `microglia resume`"
-                );
-                true
-            }
-        };
-        self.state().paused = paused;
-        self.metrics.paused.set(f64::from(u8::from(paused)));
     }
 
     /// Has what came while the daemon was down, or had no history, and what was interrupted, run once.
@@ -77,22 +89,26 @@ impl Supervisor {
         let now = self.clock.now();
         let specs: Vec<Arc<JobSpec>> =
             self.state().jobs.values().map(|entry| Arc::clone(&entry.spec)).collect();
-        for spec in specs.iter().filter(|spec| spec.common.enabled && spec.schedule.is_some()) {
+        for spec in specs.iter().filter(|spec| spec.common.enabled) {
             let job = &spec.name;
-            let Some(known) = known.get(job) else { continue };
+            let (Some(schedule), Some(known)) = (&spec.schedule, known.get(job)) else { continue };
             // What is due from here on is on the agenda.
             let until = match self.agenda().next(job) {
                 Some(next) if next <= now => next - TimeDelta::milliseconds(1),
                 _ => now,
             };
-            let missed = last_before(spec, known.dealt_with.unwrap_or(known.since), until);
+            // What was dealt with may have been of another schedule.
+            let from = known.dealt_with.map_or(known.since, |moment| moment.max(known.since));
+            let missed = schedule.last(from, until, spec.zone);
             let left = interrupted
                 .iter()
                 .find(|run| run.job == *job && run.mode == spec.common.mode)
-                .and_then(|run| Some((run.scheduled_for?, run.attempts)))
-                .filter(|(occurrence, _)| known.dealt_with == Some(*occurrence))
                 // What must not be sent twice may have been sent when the run was cut off.
-                .filter(|_| spec.job.is_repeatable());
+                .filter(|run| spec.job.is_repeatable() || run.done + run.failed == 0)
+                .and_then(|run| Some((run.scheduled_for?, run.attempts)))
+                .filter(|(occurrence, _)| {
+                    known.dealt_with == Some(*occurrence) && *occurrence > known.since
+                });
             // An occurrence that came after the interrupted one stands for it.
             let (occurrence, attempts_made) = match (missed, left) {
                 (Some(missed), _) => (missed, 0),
@@ -116,6 +132,15 @@ impl Supervisor {
 
     fn miss(self: &Arc<Self>, spec: &JobSpec, missed: Missed) {
         let job = spec.name.clone();
+        {
+            let mut state = self.state();
+            let Some(entry) = state.jobs.get_mut(&job) else { return };
+            // Its run may have begun since the history was asked.
+            if entry.begun >= Some(missed.occurrence) {
+                return;
+            }
+            entry.missed = Some(missed);
+        }
         let when = spec
             .common
             .window
@@ -123,27 +148,35 @@ impl Supervisor {
             .map(|window| format!(" when its window {window} opens"))
             .unwrap_or_default();
         tracing::info!(%job, "{job}: the occurrence of {} was missed or interrupted, and is caught up{when}", spoken(missed.occurrence));
-        if let Some(entry) = self.state().jobs.get_mut(&job) {
-            entry.missed = Some(missed);
+        if self.still_waits(&job) && !std::mem::replace(&mut self.state().looks_at_missed, true) {
+            self.tasks.spawn(Arc::clone(self).look_at_missed());
         }
-        if self.still_waits(&job) {
-            let supervisor = Arc::clone(self);
-            self.tasks.spawn(async move {
-                while let Err(_goes_on) =
-                    tokio::time::timeout(LOOK_AGAIN, supervisor.draining.cancelled()).await
-                {
-                    if !supervisor.still_waits(&job) {
-                        return;
-                    }
-                }
-            });
+    }
+
+    /// Looks whether anything that was missed can start, until nothing is left.
+    async fn look_at_missed(self: Arc<Self>) {
+        while let Err(_goes_on) = tokio::time::timeout(LOOK_AGAIN, self.draining.cancelled()).await
+        {
+            let waiting: Vec<String> = {
+                let mut state = self.state();
+                let missed = state.jobs.iter().filter(|(_, entry)| entry.missed.is_some());
+                let waiting: Vec<String> = missed.map(|(job, _)| job.clone()).collect();
+                state.looks_at_missed = !waiting.is_empty();
+                waiting
+            };
+            if waiting.is_empty() {
+                return;
+            }
+            for job in waiting {
+                self.still_waits(&job);
+            }
         }
     }
 
     /// Starts what was missed as soon as nothing keeps it; answers whether something still does.
     fn still_waits(self: &Arc<Self>, job: &str) -> bool {
         let mut state = self.state();
-        let (paused, now) = (state.paused, self.clock.now());
+        let (paused, now) = (state.pause.paused, self.clock.now());
         let Some(entry) = state.jobs.get_mut(job) else { return false };
         let Some(missed) = entry.missed else { return false };
         if self.draining.is_cancelled() {
@@ -164,7 +197,8 @@ impl Supervisor {
         let order = Order {
             trigger: Trigger::CatchUp,
             scheduled_for: Some(latest),
-            attempts_made: missed.attempts_made,
+            // A later occurrence has all its attempts.
+            attempts_made: if latest == missed.occurrence { missed.attempts_made } else { 0 },
             ..Order::manual(&entry.spec)
         };
         self.launch(entry, order, None);
@@ -175,7 +209,9 @@ impl Supervisor {
 impl Missed {
     /// The last occurrence by now: one run stands for all.
     pub(super) fn latest(self, spec: &JobSpec, now: Timestamp) -> Timestamp {
-        last_before(spec, self.occurrence, now).unwrap_or(self.occurrence)
+        let schedule = spec.schedule.as_ref();
+        let latest = schedule.and_then(|schedule| schedule.last(self.occurrence, now, spec.zone));
+        latest.unwrap_or(self.occurrence)
     }
 }
 
@@ -188,18 +224,4 @@ impl Entry {
             tracing::info!(%job, "{job}: what it missed is not caught up: it was disabled or rescheduled");
         }
     }
-}
-
-/// The last occurrence after `from` and not after `now`.
-fn last_before(spec: &JobSpec, from: Timestamp, now: Timestamp) -> Option<Timestamp> {
-    let schedule = spec.schedule.as_ref()?;
-    // Looks back by ever larger steps: a minutely job that was down for a year must not be counted through.
-    for days in [0, 1, 32, 366, i64::from(u16::MAX)] {
-        let start = (now - TimeDelta::days(days) - TimeDelta::hours(1)).max(from);
-        let occurrences = schedule.after(start, spec.zone).map(|next| next.to_utc());
-        if let Some(last) = occurrences.take_while(|next| *next <= now).last() {
-            return Some(last);
-        }
-    }
-    None
 }

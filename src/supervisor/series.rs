@@ -15,11 +15,12 @@ impl Supervisor {
         match event {
             Event::Started(report) => {
                 if let Some(entry) = self.state().jobs.get_mut(job) {
-                    if report.trigger == Trigger::CatchUp {
-                        entry.missed = None;
+                    if let (Some(_), Some(occurrence)) = (report.id, report.scheduled_for) {
+                        entry.begun = Some(occurrence);
+                        entry.missed.take_if(|missed| missed.occurrence <= occurrence);
                     }
                     if let Some(running) = &mut entry.running {
-                        running.run = report.id;
+                        (running.begun, running.run) = (true, report.id);
                     }
                 }
                 if let (Trigger::Schedule, Some(occurrence)) =
@@ -29,7 +30,6 @@ impl Supervisor {
                         (report.started_at - occurrence).to_std().unwrap_or_default().as_secs_f64(),
                     );
                 }
-                self.metrics.jobs.update(job, |series| series.running = true);
             }
             Event::Waiting(_) => self.metrics.jobs.update(job, |series| series.waiting = true),
             Event::Retrying { .. } => self.metrics.jobs.update(job, |series| {
@@ -58,7 +58,6 @@ impl Supervisor {
         let state = self.state();
         let mode = state.jobs.get(job).map_or(report.mode, |entry| entry.spec.common.mode);
         self.metrics.jobs.update(job, |series| {
-            series.running = false;
             series.waiting = false;
             let outcome = report.outcome.unwrap_or(Outcome::Failed);
             *series.runs.entry((report.mode, outcome)).or_default() += 1;
@@ -99,6 +98,7 @@ impl Supervisor {
                 if let Some(series) = table.get_mut(job) {
                     series.next_run = agenda.next(job);
                     series.missed = entry.missed.is_some();
+                    series.running = entry.running.as_ref().is_some_and(|running| running.begun);
                 }
             }
         }
@@ -108,7 +108,7 @@ impl Supervisor {
     /// Gives each job its series: a new one what the history knows of it, an old one its new description.
     pub(super) async fn describe(&self, known: &HashMap<String, Known>) {
         let history = &self.runner.history;
-        let to_recall = history.is_open() && {
+        let to_recall = history.problem().is_none() && {
             let (state, table) = (self.state(), self.metrics.jobs.table());
             let recalled = |job: &String, entry: &Entry| {
                 table.get(job).is_some_and(|series| series.recalled == Some(entry.spec.common.mode))
@@ -187,11 +187,17 @@ fn blank(entry: &Entry) -> JobSeries {
     }
 }
 
-/// The end of the second occurrence since the last success, or since nothing kept the job from running.
+/// The end of the second occurrence in the job's window since the last success, or since nothing kept the job from running.
 fn success_due(state: &State, entry: &Entry, last_success: Option<Timestamp>) -> Option<Timestamp> {
     let spec = &entry.spec;
-    let schedule = spec.schedule.as_ref().filter(|_| spec.common.enabled && !state.paused)?;
-    let from = last_success.into_iter().chain([entry.since]).chain(state.resumed_at).max()?;
-    let second = schedule.after(from, spec.zone).nth(1)?.to_utc();
+    let schedule = spec.schedule.as_ref().filter(|_| spec.common.enabled && !state.pause.paused)?;
+    let from = last_success.into_iter().chain([entry.since]).chain(state.pause.resumed_at).max()?;
+    let second = match spec.common.window {
+        Some(window) => {
+            let first = schedule.next_in(window, from, spec.zone)?;
+            schedule.next_in(window, first, spec.zone)?
+        }
+        None => schedule.after(from, spec.zone).nth(1)?.to_utc(),
+    };
     Some(second + spec.common.time_limit.as_chrono() + spec.common.splay.as_chrono())
 }

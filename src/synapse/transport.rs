@@ -320,7 +320,8 @@ impl Transport {
                 }
                 repeats += 1;
                 let longest = Duration::from_millis(500 << repeats);
-                if error.may_be_at_work() {
+                // A question that was lost is nothing to be unsure of.
+                if error.may_be_at_work() && *method != Method::GET {
                     unsure = Some(error);
                 }
                 longest.mul_f64(0.5 + fastrand::f64() * 0.5)

@@ -481,7 +481,7 @@ async fn a_private_ca_is_trusted_when_it_is_named() {
 }
 
 /// Ends TLS with the certificate of `tests/it/tls` in front of the fake; the answer is its address.
-async fn tls_in_front_of(fake: &Fake) -> String {
+pub async fn tls_in_front_of(fake: &Fake) -> String {
     let certificate = CertificateDer::from_pem_slice(tls("server.pem").as_bytes()).unwrap();
     let key = PrivateKeyDer::from_pem_slice(tls("server-key.pem").as_bytes()).unwrap();
     let provider = Arc::new(ring::default_provider());
@@ -509,7 +509,7 @@ async fn tls_in_front_of(fake: &Fake) -> String {
     format!("https://{address}")
 }
 
-fn tls(name: &str) -> String {
+pub fn tls(name: &str) -> String {
     let path: PathBuf = [env!("CARGO_MANIFEST_DIR"), "tests/it/tls", name].iter().collect();
     std::fs::read_to_string(path).unwrap()
 }

@@ -32,7 +32,9 @@ impl Begun {
         fake.world(|world| world.clock_offset_seconds = (moment - now()).num_seconds());
         let clock = Clock::of(move || moment + start.elapsed());
         let dir = StateDir::open(&program.path("state")).unwrap();
-        let history = History::open(&dir, clock.clone()).await.unwrap();
+        let history = History::open(&dir, clock.clone())
+            .await
+            .unwrap_or_else(|error| History::none(clock.clone(), &error.to_string()));
         let metrics = Arc::new(Metrics::new(clock.now()).unwrap());
         let runner = Runner {
             history: history.clone(),
@@ -70,6 +72,16 @@ impl Begun {
 
     fn waits(&self) -> bool {
         self.metric("microglia_job_waiting", "") == 1.0
+    }
+
+    /// Stops it as `kill` does: what is under way is cut off.
+    async fn cut_off(self) {
+        self.supervisor.drain(Duration::ZERO).await;
+        self.history.close().await;
+    }
+
+    fn skipped(&self, reason: &str) -> f64 {
+        self.metric("microglia_job_skipped_total", &format!("reason=\"{reason}\""))
     }
 
     async fn stop(self) {
@@ -133,10 +145,7 @@ async fn what_was_missed_is_as_old_as_it_is_when_the_daemon_starts() {
     until("it waits", 5, async || begun.waits()).await;
     begun.stop().await;
     let begun = Begun::at(&fake, &program, "2026-11-23T12:00:00Z").await;
-    until("it is skipped", 5, async || {
-        begun.metric("microglia_job_skipped_total", "reason=\"missed\"") == 1.0
-    })
-    .await;
+    until("it is skipped", 5, async || begun.skipped("missed") == 1.0).await;
     assert!(!begun.waits());
     begun.stop().await;
     assert_eq!((fake.count("GET", PING), program.runs("night").await.len()), (0, 0));
@@ -152,9 +161,7 @@ async fn what_comes_outside_the_window_while_a_missed_one_waits_loses_it_at_no_r
     until("it waits", 5, async || begun.waits()).await;
     tokio::time::sleep(Duration::from_millis(1100)).await;
     begun.due("six", "2026-11-23T12:00:00Z").await;
-    let skipped =
-        |reason: &str| begun.metric("microglia_job_skipped_total", &format!("reason=\"{reason}\""));
-    assert_eq!((skipped("window"), skipped("overlap")), (1.0, 0.0));
+    assert_eq!((begun.skipped("window"), begun.skipped("overlap")), (1.0, 0.0));
     assert!(begun.waits());
     begun.stop().await;
     let begun = Begun::at(&fake, &program, "2026-11-23T23:59:58Z").await;
@@ -258,6 +265,135 @@ async fn what_is_due_when_the_window_opens_and_what_was_missed_before_are_one_ru
         assert_eq!(program.runs("night").await[0]["scheduled_for"], "2026-11-24T03:00:00Z");
         assert_eq!(fake.count("GET", PING), 1, "{overlap}");
     }
+}
+
+/// A job that comes every six hours at any time of the day, and its homeserver.
+fn six_hourly(more: &str) -> (Fake, Program) {
+    let fake = Fake::start();
+    let keys = format!("mode = \"apply\"\nschedule = \"0 */6 * * *\"\n{more}");
+    let program = Program::new(&fake.url(), TOKEN, &ping("six", &keys));
+    (fake, program)
+}
+
+#[tokio::test]
+async fn a_run_that_was_cut_off_is_caught_up_although_an_occurrence_was_skipped_during_it() {
+    let (fake, program) = six_hourly("");
+    fake.fault(Fault::new("GET", PING, Trouble::Hang));
+    let begun = Begun::at(&fake, &program, "2026-11-23T06:00:00Z").await;
+    begun.due("six", "2026-11-23T06:00:00Z").await;
+    until("its request", 5, async || fake.count("GET", PING) == 1).await;
+    begun.due("six", "2026-11-23T12:00:00Z").await;
+    assert_eq!(begun.skipped("overlap"), 1.0);
+    begun.cut_off().await;
+    let begun = Begun::at(&fake, &program, "2026-11-23T12:30:00Z").await;
+    until("it is caught up", 5, async || program.ended("six").await.len() == 2).await;
+    begun.stop().await;
+    assert_eq!(program.ended("six").await, ["schedule interrupted", "catch-up succeeded"]);
+    assert_eq!(program.runs("six").await[1]["scheduled_for"], "2026-11-23T12:00:00Z");
+}
+
+#[tokio::test]
+async fn what_was_skipped_because_one_was_queued_is_not_missed_afterwards() {
+    let (fake, program) = six_hourly("overlap = \"queue\"");
+    fake.fault(Fault::new("GET", PING, Trouble::Delay(Duration::from_secs(1))).times(2));
+    let begun = Begun::at(&fake, &program, "2026-11-23T06:00:00Z").await;
+    for occurrence in ["2026-11-23T06:00:00Z", "2026-11-23T12:00:00Z", "2026-11-23T18:00:00Z"] {
+        begun.due("six", occurrence).await;
+    }
+    assert_eq!(begun.skipped("overlap"), 1.0);
+    until("both", 10, async || program.ended("six").await.len() == 2).await;
+    begun.stop().await;
+    let begun = Begun::at(&fake, &program, "2026-11-23T18:30:00Z").await;
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    begun.stop().await;
+    assert_eq!(program.ended("six").await, ["schedule succeeded", "schedule succeeded"]);
+}
+
+#[tokio::test]
+async fn what_must_not_be_sent_twice_is_caught_up_where_nothing_was_sent() {
+    let fake = Fake::start();
+    let post = |name: &str| {
+        let keys = "mode = \"apply\"\nschedule = \"0 */6 * * *\"";
+        ping(name, keys).replace("GET", "POST")
+    };
+    fake.fault(Fault::new("POST", PING, Trouble::Hang));
+    let program = Program::new(&fake.url(), TOKEN, &[post("sent"), post("waits")].concat());
+    let begun = Begun::at(&fake, &program, "2026-11-23T05:59:59Z").await;
+    begun.due("sent", "2026-11-23T06:00:00Z").await;
+    until("its request", 5, async || fake.count("POST", PING) == 1).await;
+    begun.due("waits", "2026-11-23T06:00:00Z").await;
+    until("the other one", 5, async || program.runs("waits").await.len() == 1).await;
+    begun.cut_off().await;
+    let begun = Begun::at(&fake, &program, "2026-11-23T06:30:00Z").await;
+    until("it is caught up", 5, async || program.ended("waits").await.len() == 2).await;
+    begun.stop().await;
+    assert_eq!(program.runs("waits").await[1]["trigger"], "catch-up");
+    assert_eq!(program.ended("sent").await, ["schedule interrupted"]);
+    assert_eq!(fake.count("POST", PING), 2, "one of each");
+}
+
+#[tokio::test]
+async fn what_is_under_way_when_a_history_is_opened_is_not_run_again() {
+    let (fake, program) = six_hourly("splay = \"3s\"");
+    Begun::at(&fake, &program, "2026-11-23T05:59:00Z").await.stop().await;
+    let (kept, aside) = (program.path("state/history.db"), program.path("aside.db"));
+    std::fs::rename(&kept, &aside).unwrap();
+    std::fs::create_dir(&kept).unwrap();
+    let begun = Begun::at(&fake, &program, "2026-11-23T06:00:00Z").await;
+    begun.supervisor.agenda.lock().unwrap().pop_due(begun.clock.now());
+    begun.due("six", "2026-11-23T06:00:00Z").await;
+    std::fs::remove_dir(&kept).unwrap();
+    std::fs::rename(&aside, &kept).unwrap();
+    begun.supervisor.open_history().await.unwrap();
+    until("the run", 10, async || !program.ended("six").await.is_empty()).await;
+    tokio::time::sleep(Duration::from_millis(2500)).await;
+    begun.stop().await;
+    assert_eq!(program.ended("six").await.len(), 1);
+    assert_eq!(fake.count("GET", PING), 1);
+}
+
+#[tokio::test]
+async fn success_is_due_in_the_window_and_after_a_pause_even_when_the_daemon_was_restarted() {
+    let (fake, program) = six_hourly("window = \"05:00-07:00\"\ntime_limit = \"2h\"");
+    let due = |begun: &Begun| {
+        let due = begun.metric("microglia_job_success_due_timestamp_seconds", "");
+        #[expect(clippy::cast_possible_truncation, reason = "whole seconds")]
+        DateTime::from_timestamp(due as i64, 0).unwrap().to_rfc3339()
+    };
+    let begun = Begun::at(&fake, &program, "2026-11-23T12:00:00Z").await;
+    assert_eq!(due(&begun), "2026-11-25T08:00:00+00:00");
+    begun.supervisor.pause(true).await.unwrap();
+    begun.stop().await;
+    let begun = Begun::at(&fake, &program, "2026-11-29T12:00:00Z").await;
+    assert_eq!(due(&begun), "1970-01-01T00:00:00+00:00", "absent");
+    begun.supervisor.pause(false).await.unwrap();
+    begun.stop().await;
+    let begun = Begun::at(&fake, &program, "2026-11-29T12:10:00Z").await;
+    assert_eq!(due(&begun), "2026-12-01T08:00:00+00:00");
+    begun.stop().await;
+}
+
+#[tokio::test]
+async fn the_last_run_and_the_last_success_of_a_job_are_not_forgotten() {
+    let (fake, program) = six_hourly("");
+    let begun = Begun::at(&fake, &program, "2026-11-23T06:00:00Z").await;
+    for (run, occurrence) in ["06:00", "12:00", "18:00"].iter().enumerate() {
+        if run == 2 {
+            fake.world(|world| world.tokens.remove(TOKEN));
+        }
+        begun.due("six", &format!("2026-11-23T{occurrence}:00Z")).await;
+        until("the run", 5, async || program.ended("six").await.len() == run + 1).await;
+    }
+    assert_eq!(begun.history.forget_before(now() + TimeDelta::days(365)).await.unwrap(), 1);
+    begun.stop().await;
+    let left = ["schedule succeeded", "schedule failed"];
+    assert_eq!(program.ended("six").await, left);
+    let shown = program.json(&["runs", "show", "2", "--json"]).await;
+    assert_eq!((&shown["done"], &shown["changes"]), (&1.into(), &Value::Array(vec![])));
+    let begun = Begun::at(&fake, &program, "2026-11-23T18:30:00Z").await;
+    assert!(begun.metric("microglia_job_last_success_timestamp_seconds", "") > 0.0);
+    assert_eq!(begun.metric("microglia_job_consecutive_failures", ""), 1.0);
+    begun.stop().await;
 }
 
 #[tokio::test]

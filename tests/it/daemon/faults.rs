@@ -126,6 +126,11 @@ async fn a_full_disk_ends_and_refuses_what_makes_changes_and_leaves_the_rest_goi
     until_log(&daemon, "this dry run is not recorded").await;
     disk_is_full(&daemon, false);
     assert_eq!(daemon.get("/readyz").await.0, 200);
+    // What could not be recorded then is recorded by itself.
+    until("the end of the first run", 20, async || {
+        program.runs("lobby").await[0]["outcome"] == report["outcome"]
+    })
+    .await;
     assert_eq!(program.run(&["run", "lobby"]).await.code, 0);
     assert_eq!((joined(&fake), fake.count("POST", JOIN)), (100, 100));
     daemon.stop().await;
@@ -177,6 +182,33 @@ async fn a_history_that_cannot_be_opened_at_the_start_is_opened_as_soon_as_it_ca
     // What was refused before the history was there is nowhere recorded.
     let runs = program.runs("lobby").await;
     assert!(runs.iter().all(|run| run["outcome"] == "succeeded"), "{runs:?}");
+}
+
+#[tokio::test]
+async fn a_history_that_is_deleted_is_not_written_to_and_another_one_takes_its_place() {
+    let fake = with_lobby(2);
+    let program = Program::new(&fake.url(), TOKEN, &sweep("lobby", 50, ""));
+    let daemon = program.serve().await;
+    assert_eq!(program.run(&["pause"]).await.code, 0);
+    for file in ["history.db", "history.db-wal", "history.db-shm"] {
+        std::fs::remove_file(program.path("state").join(file)).unwrap();
+    }
+    std::fs::remove_dir_all(program.path("state/locks")).unwrap();
+    let (status, why) = daemon.get("/readyz").await;
+    let problem = "history.db was deleted or replaced while it was open";
+    assert!(status == 503 && why.contains(problem), "{status} {why}");
+    let refused = program.json(&["run", "lobby", "--json"]).await;
+    assert_eq!(refused["outcome"], "refused", "{refused}");
+    assert_eq!(joined(&fake), 0);
+    until_log(&daemon, "the history is open").await;
+    assert!(daemon.log().contains(problem), "{}", daemon.log());
+    assert_eq!(daemon.get("/readyz").await.0, 200);
+    assert_eq!(program.run(&["run", "lobby"]).await.code, 0);
+    assert_eq!((joined(&fake), program.runs("lobby").await.len()), (2, 1));
+    daemon.stop().await;
+    let daemon = program.serve().await;
+    assert_eq!(daemon.metric("microglia_paused", &[]).await, Some(1.0), "a pause is not lost");
+    daemon.stop().await;
 }
 
 /// Starts the daemon where a minute passes in each second, by Debian's faketime(1).

@@ -162,6 +162,7 @@ async fn unchanged_jobs_go_on_and_changed_ones_end_with_the_old_definition() {
         &with.replace("[jobs.yearly]", &format!("{}[jobs.yearly]", ping("removed", apply))),
     );
     assert_eq!(program.run(&["reload"]).await.code, 0);
+    assert_eq!(daemon.of_job("removed", "microglia_job_running", &[]).await, 1.0);
     for job in ["changed", "removed"] {
         assert_eq!(
             daemon.post(&format!("/api/v1/jobs/{job}/run"), "secret", "").await.0,
@@ -181,6 +182,81 @@ async fn unchanged_jobs_go_on_and_changed_ones_end_with_the_old_definition() {
     assert_eq!(target("1").await, format!("GET {PING}"));
     assert_eq!(program.run(&["run", "changed"]).await.code, 0);
     assert_eq!(target("4").await, format!("GET {PING}?new=1"));
+    daemon.stop().await;
+}
+
+#[tokio::test]
+async fn what_is_only_moved_in_the_file_is_unchanged() {
+    let fake = Fake::start();
+    let tables = [ping("a", "homeserver = \"main\""), sweep("b", 5, "homeserver = [\"main\"]")];
+    let program = with_admin(&fake, &tables.concat());
+    program.write("ca.pem", &crate::transport::tls("ca.pem"));
+    edit(&program, "[homeservers.main]\n", "[homeservers.main]\nca_file = \"ca.pem\"\n");
+    let daemon = program.serve().await;
+    program.write("microglia.toml", &format!("# A word.\n\n{}", program.read("microglia.toml")));
+    assert_eq!(program.run(&["run", "a"]).await.code, 0, "the same job, before the reload");
+    let reloaded = program.run(&["reload"]).await;
+    assert_eq!(
+        (reloaded.stdout.as_str(), reloaded.code),
+        ("reloaded: 0 added, 0 changed, 0 removed, 2 unchanged\n", 0)
+    );
+    // Neither does a renewed certificate make a job another one.
+    let renewed = program.read("ca.pem") + "\n";
+    program.write("ca.pem", &renewed);
+    let reloaded = program.run(&["reload"]).await;
+    assert_eq!(reloaded.stdout, "reloaded: 0 added, 0 changed, 0 removed, 2 unchanged\n");
+    assert_eq!(program.run(&["run", "a"]).await.code, 0);
+    daemon.stop().await;
+}
+
+#[tokio::test]
+async fn a_removed_homeserver_leaves_no_series_even_when_it_answers_later() {
+    let (stays, goes) = (Fake::start(), Fake::start());
+    let slow = Trouble::Delay(Duration::from_secs(2));
+    goes.fault(Fault::new("GET", "/_matrix/client/v3/account/whoami", slow).always());
+    let table = |name: &str, url: &str| {
+        format!("[homeservers.{name}]\nurl = \"{url}\"\naccess_token_file = \"token\"\n")
+    };
+    let with = |tables: &[String]| {
+        format!(
+            "[daemon]\nstate_dir = \"state\"\n{}{}",
+            tables.concat(),
+            ping("a", "homeserver = \"stays\"")
+        )
+    };
+    let tables = [table("stays", &stays.url()), table("goes", &goes.url())];
+    let program = Program::with_config(&with(&tables));
+    program.write("token", TOKEN);
+    let daemon = program.serve().await;
+    until("the probe", 20, async || !goes.requests().is_empty()).await;
+    program.write("microglia.toml", &with(&tables[..1]));
+    assert_eq!(program.run(&["reload"]).await.code, 0);
+    until("its answers", 20, async || goes.count("GET", "/_synapse/admin/v2/users/") == 1).await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let (_, text) = daemon.get("/metrics").await;
+    assert!(text.contains("homeserver=\"stays\"") && !text.contains("\"goes\""), "{text}");
+    daemon.stop().await;
+}
+
+#[tokio::test]
+async fn a_renewed_certificate_file_is_taken_at_a_reload() {
+    let fake = Fake::start();
+    let program = Program::new(
+        "https://localhost:1",
+        TOKEN,
+        &ping("a", "mode = \"apply\"\nretries = { attempts = 1 }"),
+    );
+    let address = crate::transport::tls_in_front_of(&fake).await;
+    edit(&program, "https://localhost:1", &address);
+    program.write("ca.pem", &crate::transport::tls("server.pem"));
+    edit(&program, "[homeservers.main]\n", "[homeservers.main]\nca_file = \"ca.pem\"\n");
+    let daemon = program.serve().await;
+    let refused = program.run(&["run", "a"]).await;
+    assert_eq!(refused.code, 1);
+    assert!(refused.stdout.contains("certificate is not trusted here"), "{refused:?}");
+    program.write("ca.pem", &crate::transport::tls("ca.pem"));
+    assert_eq!(program.run(&["reload"]).await.code, 0);
+    assert_eq!(program.run(&["run", "a"]).await.code, 0);
     daemon.stop().await;
 }
 
