@@ -6,7 +6,7 @@ use toml::de::DeValue;
 
 use crate::clock::{self, Timestamp};
 use crate::keys::{Mistake, Table, Value, wrong_type};
-use crate::length::Length;
+use crate::length::{Length, spoken};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Age {
@@ -80,7 +80,8 @@ impl Age {
             return None;
         }
         if !allow_recent && cut_off > now - TimeDelta::days(i64::try_from(YOUNGEST).unwrap_or(7)) {
-            mistakes.push(Mistake::new(table.span_of(key), format!("this is younger than {YOUNGEST} days: write at least \"{YOUNGEST}d\", or set `allow_recent = true` if it is meant")));
+            let age = spoken((now - cut_off).to_std().unwrap_or_default());
+            mistakes.push(Mistake::new(table.span_of(key), format!("this is {age}, younger than {YOUNGEST} days: write at least \"{YOUNGEST}d\", or set `allow_recent = true` if it is meant")));
             return None;
         }
         Some(age)

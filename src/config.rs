@@ -184,6 +184,15 @@ impl JobSpec {
         self.common.window.is_some_and(|window| !window.contains(moment, self.zone))
     }
 
+    /// The first occurrence after `moment` at which the job can run: in its window, where it has one.
+    pub fn next(&self, moment: Timestamp) -> Option<Timestamp> {
+        let schedule = self.schedule.as_ref()?;
+        match self.common.window {
+            Some(window) => schedule.next_in(window, moment, self.zone),
+            None => schedule.next(moment, self.zone).map(|next| next.to_utc()),
+        }
+    }
+
     /// A fixed delay below the job's splay.
     pub fn splay(&self) -> Duration {
         let bound = u64::try_from(self.common.splay.0.as_millis()).unwrap_or(u64::MAX);

@@ -82,7 +82,7 @@ pub async fn serve(
         format!("cannot listen on {}: is another daemon there? set daemon.listen", daemon.listen)
     })?;
     let socket = control::listen(&daemon.state_dir).with_context(unusable)?;
-    let adopted = supervisor.adopt(&config).await?;
+    let adopted = supervisor.start(&config).await?;
     for warning in &config.warnings {
         tracing::warn!("{}", warning.line());
     }
@@ -94,7 +94,6 @@ pub async fn serve(
         metrics,
         clock.clone(),
     ));
-    supervisor.take_up().await;
     let (sender, due) = mpsc::unbounded_channel();
     let ticker = Ticker::start(Arc::clone(&supervisor.agenda), clock.clone(), sender)
         .await

@@ -50,10 +50,15 @@ pub fn listed(
         .collect()
 }
 
-/// The next moments at which the job is due; none where it is disabled or only run by hand.
+/// The next moments at which the job is due and can run; none where it is disabled or only run by hand.
 pub fn upcoming(job: &JobSpec, now: Timestamp, count: usize) -> Vec<Timestamp> {
     let Some(schedule) = job.schedule.as_ref().filter(|_| job.common.enabled) else {
         return Vec::new();
     };
-    schedule.after(now, job.zone).map(|next| next.to_utc()).take(count).collect()
+    match job.common.window {
+        Some(_) => {
+            std::iter::successors(job.next(now), |last| job.next(*last)).take(count).collect()
+        }
+        None => schedule.after(now, job.zone).map(|next| next.to_utc()).take(count).collect(),
+    }
 }

@@ -71,10 +71,13 @@ impl Reloader {
         self.succeeded();
         let Adopted { added, changed, removed, unchanged, restart_needed } = &adopted;
         tracing::info!(
-            "config reloaded ({asked_by}): {} added, {} changed, {} removed, {} unchanged",
+            "config reloaded ({asked_by}): {} added{}, {} changed{}, {} removed{}, {} unchanged",
             added.len(),
+            named(added),
             changed.len(),
+            named(changed),
             removed.len(),
+            named(removed),
             unchanged.len()
         );
         for need in restart_needed {
@@ -148,11 +151,22 @@ impl Reloader {
                 .await
                 .unwrap_or_default();
             let changed = now != *self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-            if changed && now.is_some() && now == last {
+            // One that vanished is told as a reload that failed: the next start would not come up.
+            if changed && now == last {
                 let _ = self.reload("the file changed").await;
             }
             last = now;
         }
+    }
+}
+
+/// The first of some jobs, in brackets.
+fn named(jobs: &[String]) -> String {
+    const FEW: usize = 10;
+    let more = if jobs.len() > FEW { ", …" } else { "" };
+    match jobs {
+        [] => String::new(),
+        _ => format!(" ({}{more})", jobs[..jobs.len().min(FEW)].join(", ")),
     }
 }
 

@@ -18,13 +18,15 @@ pub fn log(job: &str, homeserver: &str) -> impl Fn(Event) + Send + Sync + use<> 
                 *run.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = id;
                 tracing::info!(%job, %homeserver, run = id, mode = %report.mode, trigger = %report.trigger, "{job}: run {id} starts ({}, {})", report.mode, report.trigger);
             }
+            // A call that found nothing to do changed nobody.
+            Event::Changed(change) if change.state == State::Done && change.count == 0 => {}
             Event::Changed(change) if change.state == State::Done => {
                 let detail =
                     change.detail.as_ref().map(|detail| format!(" ({detail})")).unwrap_or_default();
-                tracing::info!(target: "microglia::audit", %job, %homeserver, run = run_id, action = %change.action, target = change.target, count = change.count, "{job}: run {run_id}: {} {}{detail}", change.action, change.target);
+                tracing::info!(target: "microglia::audit", %job, %homeserver, run = run_id, action = %change.action, change_target = change.target, count = change.count, "{job}: run {run_id}: {} {}{detail}", change.action, change.target);
             }
             Event::Changed(change) if change.state == State::Failed => {
-                tracing::warn!(%job, %homeserver, run = run_id, action = %change.action, target = change.target, "{job}: run {run_id}: {} {} failed: {}", change.action, change.target, change.detail.unwrap_or_default());
+                tracing::warn!(%job, %homeserver, run = run_id, action = %change.action, change_target = change.target, "{job}: run {run_id}: {} {} failed: {}", change.action, change.target, change.detail.unwrap_or_default());
             }
             Event::Waiting(why) => {
                 tracing::info!(%job, %homeserver, run = run_id, "{job}: run {run_id} waits {why}");

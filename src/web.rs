@@ -145,8 +145,9 @@ impl App {
         let sent = headers
             .get(header::AUTHORIZATION)
             .and_then(|value| value.to_str().ok())
-            .and_then(|value| value.strip_prefix("Bearer "))
-            .unwrap_or("");
+            .and_then(|value| value.split_once(' '))
+            .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("Bearer"))
+            .map_or("", |(_, token)| token);
         self.reloader
             .admin_token()
             .is_some_and(|token| sent.as_bytes().ct_eq(token.expose_secret().as_bytes()).into())
@@ -162,7 +163,7 @@ impl App {
             () if self.is_admin(headers) => Ok(()),
             () => Err(Refused::because(
                 StatusCode::UNAUTHORIZED,
-                "send the admin token as `Authorization: Bearer …`",
+                "the admin token is missing or wrong: send what daemon.admin_token_file holds as `Authorization: Bearer …`",
             )),
         }
     }

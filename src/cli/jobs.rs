@@ -5,6 +5,7 @@ use std::path::Path;
 use super::table::{figures, local, table, text};
 use super::{Ended, load_without_secrets, look, print, print_json};
 use crate::clock::Clock;
+use crate::control::Connection;
 use crate::listing::{listed, upcoming};
 use crate::report::Mode;
 
@@ -59,6 +60,12 @@ pub(super) async fn run(path: &Path, options: &Options) -> Result<(), Ended> {
         .map_err(|error| super::unreadable(&config.daemon.state_dir, &error))?;
     if pause.paused {
         shown.push_str("\npaused: nothing runs on schedule until `microglia resume`\n");
+    }
+    if let Ok(None) = Connection::open(&config.daemon.state_dir).await {
+        let dir = config.daemon.state_dir.display();
+        shown.push_str(&format!(
+            "\nno daemon runs on {dir}: nothing runs on schedule until `microglia serve`\n"
+        ));
     }
     print(&shown)
 }

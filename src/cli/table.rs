@@ -41,5 +41,5 @@ pub(super) fn figures(report: &Report) -> String {
             parts.push(format!("{} {name}", grouped(count)));
         }
     }
-    if parts.is_empty() { "nothing".to_owned() } else { parts.join(", ") }
+    if parts.is_empty() { "no plan".to_owned() } else { parts.join(", ") }
 }

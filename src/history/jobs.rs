@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use sqlx::{QueryBuilder, Row, SqlitePool};
 
-use super::{Error, History, Known, Pause, ROWS_AT_ONCE, moment, read, unsigned};
+use super::{Error, History, Known, Page, Pause, ROWS_AT_ONCE, moment, read, unsigned};
 use crate::clock::Timestamp;
 use crate::report::Report;
 use crate::state_dir::StateDir;
@@ -13,21 +13,27 @@ const PAUSED: &str = "paused";
 const RESUMED_AT: &str = "resumed_at";
 
 impl History {
-    /// Ends the record of every run that nobody is at work on any more.
-    ///
-    /// Answers the scheduled runs that were interrupted, by whatever, and after which none of the same job and mode came.
-    pub async fn interrupted(&self, dir: &StateDir) -> Result<Vec<Report>, Error> {
+    /// Ends the record of every run that nobody is at work on any more, and answers those.
+    pub async fn end_interrupted(&self, dir: &StateDir) -> Result<Vec<Report>, Error> {
         let Some(pool) = self.readable() else { return Ok(Vec::new()) };
-        let rows = sqlx::query("SELECT DISTINCT job FROM runs WHERE outcome IS NULL")
+        let unended = sqlx::query("SELECT id, job FROM runs WHERE outcome IS NULL ORDER BY id")
             .fetch_all(&pool)
             .await?;
-        for row in rows {
+        let mut ended = Vec::new();
+        for row in unended {
             let job: String = row.try_get("job")?;
             // The command line may have begun a run while there was no daemon.
             if let Some(_nobody_else) = dir.try_lock(&job)? {
                 self.interrupt(&job).await?;
+                ended.extend(self.run(row.try_get("id")?, Page { offset: 0, limit: 0 }).await?);
             }
         }
+        Ok(ended)
+    }
+
+    /// The scheduled runs that were interrupted, by whatever, and after which none of the same job and mode came.
+    pub async fn interrupted(&self) -> Result<Vec<Report>, Error> {
+        let Some(pool) = self.readable() else { return Ok(Vec::new()) };
         let rows = sqlx::query(
             "SELECT * FROM runs WHERE id IN (SELECT MAX(id) FROM runs GROUP BY job, mode) AND outcome = 'interrupted' AND cause <> 'manual'",
         )

@@ -33,7 +33,8 @@ impl Run<'_> {
             }
             (before, self.spec.common.at_most.filter(|_| count.is_some()))
         };
-        let mut notes = std::mem::take(&mut plan.notes);
+        let notes = std::mem::take(&mut plan.notes);
+        let mut nothing_fits = None;
         let kept = match cut {
             Some(most) => {
                 let most = u64::from(most).saturating_sub(done);
@@ -41,7 +42,10 @@ impl Run<'_> {
                 let left = count.unwrap_or(0) - kept.min(count.unwrap_or(0));
                 self.report().remaining = left;
                 if kept == 0 && left > 0 && most > 0 {
-                    notes.push(format!("at_most = {} is too small: the first of the plan go together and are more, so nothing can be done", most + done));
+                    nothing_fits = Some(format!(
+                        "at_most = {} is too small: the first of the plan go together and are more, so that nothing would ever be done; raise it",
+                        most + done
+                    ));
                 }
                 Some(kept)
             }
@@ -50,6 +54,10 @@ impl Run<'_> {
         *self.notes.lock().unwrap_or_else(PoisonError::into_inner) = notes;
         let planned = self.report().planned;
         self.tell(Event::Planned { planned, bytes: plan.bytes });
+        if let Some(refusal) = nothing_fits {
+            self.record_plan(&plan).await.map_err(unrecorded)?;
+            return Ok(Ending::Refused(refusal));
+        }
         if let (Some(kept), Limit::Of(most)) = (kept, self.order.max_changes)
             && self.spec.job.kind().counts
             && kept + done > u64::from(most)

@@ -6,12 +6,12 @@ use std::time::Duration;
 
 use chrono::TimeDelta;
 
-use super::{Entry, Supervisor};
+use super::{Adopted, Entry, Supervisor};
 use crate::clock::{Timestamp, spoken};
-use crate::config::JobSpec;
+use crate::config::{Config, JobSpec};
 use crate::history::{self, Known, Pause};
 use crate::metrics::Skipped;
-use crate::report::{Report, Trigger};
+use crate::report::{Outcome, Report, Trigger};
 use crate::runner::Order;
 
 /// An occurrence that is to be caught up. It holds up nothing: the job may be run by hand meanwhile.
@@ -26,10 +26,15 @@ pub(super) struct Missed {
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 impl Supervisor {
-    /// Takes up what the history knows of the adopted jobs: a pause, what was interrupted, and what was missed.
-    pub async fn take_up(self: &Arc<Self>) {
+    /// Adopts the first config, and takes up what the history knows: a pause, what was interrupted, and what was missed.
+    pub async fn start(self: &Arc<Self>, config: &Config) -> Result<Adopted, anyhow::Error> {
         self.recall(self.runner.history.pause().await);
-        self.catch_up_all().await;
+        let ended = self.end_interrupted().await;
+        let adopted = self.adopt(config).await?;
+        self.count_interrupted(&ended);
+        let known = self.know().await;
+        Self::written(self.catch_up(&known).await);
+        Ok(adopted)
     }
 
     /// Opens a history that is not open; what was refused meanwhile for want of it counts as missed.
@@ -42,8 +47,35 @@ impl Supervisor {
             // It may be another history than the one in which that was written.
             Self::written(history.set_pause(pause).await);
         }
-        self.catch_up_all().await;
+        let ended = self.end_interrupted().await;
+        let known = self.know().await;
+        self.describe(&known).await;
+        self.count_interrupted(&ended);
+        Self::written(self.catch_up(&known).await);
         Ok(())
+    }
+
+    /// Ends the record of every run that was cut off without a word.
+    async fn end_interrupted(&self) -> Vec<Report> {
+        let ended = match &self.runner.dir {
+            Some(dir) => Self::written(self.runner.history.end_interrupted(dir).await),
+            None => Vec::new(),
+        };
+        for run in &ended {
+            let (job, id) = (&run.job, run.id.unwrap_or_default());
+            let message = run.message.as_deref().unwrap_or_default();
+            tracing::warn!(%job, homeserver = %run.homeserver, run = id, outcome = "interrupted", "{job}: run {id} interrupted: {message}");
+        }
+        ended
+    }
+
+    /// They ended in no process that counted them.
+    fn count_interrupted(&self, ended: &[Report]) {
+        for run in ended {
+            self.metrics.jobs.update(&run.job, |series| {
+                *series.runs.entry((run.mode, Outcome::Interrupted)).or_default() += 1;
+            });
+        }
     }
 
     /// Recalls whether scheduled runs were paused; where that cannot be read, they are: somebody may have stopped what destroys.
@@ -70,22 +102,12 @@ impl Supervisor {
         self.metrics.paused.set(f64::from(u8::from(state.pause.paused)));
     }
 
-    async fn catch_up_all(self: &Arc<Self>) {
-        let interrupted = match &self.runner.dir {
-            Some(dir) => Self::written(self.runner.history.interrupted(dir).await),
-            None => Vec::new(),
-        };
-        let known = self.know().await;
-        self.describe(&known).await;
-        Self::written(self.catch_up(&interrupted, &known).await);
-    }
-
     /// Has what came while the daemon was down, or had no history, and what was interrupted, run once.
     async fn catch_up(
         self: &Arc<Self>,
-        interrupted: &[Report],
         known: &HashMap<String, Known>,
     ) -> Result<(), history::Error> {
+        let interrupted = self.runner.history.interrupted().await?;
         let now = self.clock.now();
         let specs: Vec<Arc<JobSpec>> =
             self.state().jobs.values().map(|entry| Arc::clone(&entry.spec)).collect();

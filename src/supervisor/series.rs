@@ -96,7 +96,11 @@ impl Supervisor {
             let mut table = self.metrics.jobs.table();
             for (job, entry) in &state.jobs {
                 if let Some(series) = table.get_mut(job) {
-                    series.next_run = agenda.next(job);
+                    let due = agenda.next(job);
+                    series.next_run = match due.filter(|due| entry.spec.is_outside_window(*due)) {
+                        Some(outside) => entry.spec.next(outside),
+                        None => due,
+                    };
                     series.missed = entry.missed.is_some();
                     series.running = entry.running.as_ref().is_some_and(|running| running.begun);
                 }
@@ -193,10 +197,7 @@ fn success_due(state: &State, entry: &Entry, last_success: Option<Timestamp>) ->
     let schedule = spec.schedule.as_ref().filter(|_| spec.common.enabled && !state.pause.paused)?;
     let from = last_success.into_iter().chain([entry.since]).chain(state.pause.resumed_at).max()?;
     let second = match spec.common.window {
-        Some(window) => {
-            let first = schedule.next_in(window, from, spec.zone)?;
-            schedule.next_in(window, first, spec.zone)?
-        }
+        Some(_) => spec.next(spec.next(from)?)?,
         None => schedule.after(from, spec.zone).nth(1)?.to_utc(),
     };
     Some(second + spec.common.time_limit.as_chrono() + spec.common.splay.as_chrono())

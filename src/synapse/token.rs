@@ -9,29 +9,45 @@ use secrecy::{ExposeSecret, SecretString};
 /// Where the token comes from; never shown, not even by `Debug`.
 pub struct Token {
     file: Option<PathBuf>,
-    last: Mutex<SecretString>,
+    last: Mutex<Last>,
+}
+
+/// The last good content of the file.
+struct Last {
+    text: SecretString,
+    /// Whether it was said that the file gives nothing now.
+    missed: bool,
 }
 
 impl Token {
     pub fn inline(text: SecretString) -> Self {
-        Self { file: None, last: Mutex::new(text) }
+        Self { file: None, last: Mutex::new(Last { text, missed: false }) }
     }
 
     /// A token that was read from `file` a moment ago.
     pub fn from_file(file: PathBuf, text: SecretString) -> Self {
-        Self { file: Some(file), last: Mutex::new(text) }
+        Self { file: Some(file), last: Mutex::new(Last { text, missed: false }) }
     }
 
     /// The token as it is now; while its file cannot be read, or is empty in the middle of a rotation, the last good one.
     pub fn current(&self) -> SecretString {
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(text) = self.file.as_ref().and_then(|file| std::fs::read_to_string(file).ok()) {
-            let text = trimmed(&text);
-            if !text.is_empty() && text != last.expose_secret() {
-                *last = SecretString::from(text.to_owned());
+        if let Some(file) = &self.file {
+            let read = std::fs::read_to_string(file).unwrap_or_default();
+            let text = trimmed(&read);
+            let missed = text.is_empty();
+            if missed && !last.missed {
+                tracing::warn!(
+                    "{} is empty or cannot be read: what was in it before serves until a restart",
+                    file.display()
+                );
             }
+            if !missed && text != last.text.expose_secret() {
+                last.text = SecretString::from(text.to_owned());
+            }
+            last.missed = missed;
         }
-        last.clone()
+        last.text.clone()
     }
 
     /// What to do when Synapse does not take the token any more.

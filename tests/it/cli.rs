@@ -343,6 +343,10 @@ async fn jobs_are_listed_with_their_last_run_and_the_offset_of_their_zone() {
     assert_eq!(lines[1], "by-hand request main by hand only dry-run disabled never");
     assert!(lines[2].starts_with("sweep remove-external-ids main 30 12 1 7 * dry-run "), "{table}");
     assert!(lines[2].ends_with("JST succeeded: 3 planned, 3 done"), "{table}");
+    assert!(
+        table.contains("\nno daemon runs on ") && table.ends_with("`microglia serve`\n"),
+        "{table}"
+    );
 }
 
 #[tokio::test]
@@ -649,6 +653,13 @@ async fn the_log_is_json_on_demand_and_says_what_happened() {
         (Some("remove-external-id"), Some("sweep"), Some(1)),
         "{first}"
     );
+    let mut targets = [&lines[2], &lines[3]].map(|line| line["change_target"].as_str().unwrap());
+    targets.sort_unstable();
+    assert_eq!(targets, ["@user000000:fake.test -> saml:s0", "@user000001:fake.test -> saml:s1"]);
+    for line in output.stderr.lines() {
+        // A key that comes twice is lost to whoever parses it.
+        assert_eq!(line.matches("\"target\":").count(), 1, "{line}");
+    }
     assert_eq!(
         (lines[4]["done"].as_i64(), lines[4]["outcome"].as_str()),
         (Some(2), Some("succeeded")),

@@ -231,13 +231,13 @@ async fn an_age_is_given_once_in_known_units_and_is_neither_young_nor_in_the_fut
     microglia.toml:16:14: "2w": weeks are not a unit here: write the days, "14d"
        16 | older_than = "2w"
           |              ^^^^
-    microglia.toml:19:14: this is younger than 7 days: write at least "7d", or set `allow_recent = true` if it is meant
+    microglia.toml:19:14: this is 6 min, younger than 7 days: write at least "7d", or set `allow_recent = true` if it is meant
        19 | older_than = "6m"
           |              ^^^^
     microglia.toml:22:10: `older_than` and `before` are both given: keep exactly one
        22 | before = 2026-01-01T00:00:00Z
           |          ^^^^^^^^^^^^^^^^^^^^
-    microglia.toml:26:14: this is younger than 7 days: write at least "7d", or set `allow_recent = true` if it is meant
+    microglia.toml:26:14: this is 6 d, younger than 7 days: write at least "7d", or set `allow_recent = true` if it is meant
        26 | older_than = "6d"
           |              ^^^^
     microglia.toml:33:10: 2999-01-01 00:00:00 UTC is in the future: nothing but a moment in the past makes sense here

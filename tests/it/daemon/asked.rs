@@ -145,7 +145,8 @@ async fn a_pause_stops_schedules_survives_a_restart_and_is_shown() {
     assert_eq!(program.run(&["resume"]).await.code, 0);
     until("runs again", 20, async || program.runs("often").await.len() > before + 1).await;
     assert_eq!(daemon.metric("microglia_paused", &[]).await, Some(0.0));
-    assert!(!program.run(&["jobs"]).await.stdout.contains("paused"));
+    let table = program.run(&["jobs"]).await.stdout;
+    assert!(!table.contains("paused") && !table.contains("no daemon"), "{table}");
     daemon.stop().await;
 }
 

@@ -43,8 +43,7 @@ impl Begun {
             settle: Settle::default(),
         };
         let supervisor = Supervisor::new(runner, metrics, clock.clone());
-        supervisor.adopt(&config(program, &clock)).await.unwrap();
-        supervisor.take_up().await;
+        supervisor.start(&config(program, &clock)).await.unwrap();
         Self { supervisor, history, clock }
     }
 

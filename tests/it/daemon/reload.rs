@@ -108,6 +108,13 @@ async fn a_look_at_the_file_finds_swapped_links_and_renamed_files() {
     program.write("microglia.toml.new", &config.replace("[jobs.first]", "[jobs.third]"));
     std::fs::rename(program.path("microglia.toml.new"), program.path("microglia.toml")).unwrap();
     until("the third job", 20, async || known("third").await).await;
+    // A file that vanished is a reload that failed: the next start would not come up.
+    let kept = program.read("microglia.toml");
+    std::fs::remove_file(program.path("microglia.toml")).unwrap();
+    until("the metric", 20, async || daemon.metric(SUCCESSFUL, &[]).await == Some(0.0)).await;
+    assert!(known("third").await);
+    program.write("microglia.toml", &kept);
+    until("the metric", 20, async || daemon.metric(SUCCESSFUL, &[]).await == Some(1.0)).await;
     program.write("microglia.toml", "nonsense");
     until("a refusal", 20, async || daemon.metric(SUCCESSFUL, &[]).await == Some(0.0)).await;
     assert!(known("third").await);
@@ -115,10 +122,10 @@ async fn a_look_at_the_file_finds_swapped_links_and_renamed_files() {
     program.write("microglia.toml", &config);
     until("the first job", 20, async || known("first").await).await;
     let reloads = |log: &str| log.matches("config reloaded (the file changed)").count();
-    until("the log", 20, async || reloads(&daemon.log()) >= 3).await;
+    until("the log", 20, async || reloads(&daemon.log()) >= 4).await;
     let log = daemon.stop().await;
-    assert_eq!(reloads(&log), 3, "{log}");
-    assert_eq!(log.matches("the config was not reloaded").count(), 1, "{log}");
+    assert_eq!(reloads(&log), 4, "{log}");
+    assert_eq!(log.matches("the config was not reloaded").count(), 2, "{log}");
 }
 
 #[tokio::test]

@@ -190,6 +190,10 @@ async fn an_interrupted_run_is_caught_up_once_and_not_again() {
     let daemon = program.serve().await;
     assert_eq!(program.ended("hangs").await, ["catch-up interrupted", "catch-up interrupted"]);
     assert_eq!(daemon.of_job("hangs", "microglia_job_running", &[]).await, 0.0);
+    let interrupted = ["mode=\"apply\"", "outcome=\"interrupted\""];
+    assert_eq!(daemon.of_job("hangs", "microglia_job_runs_total", &interrupted).await, 1.0);
+    assert_eq!(daemon.of_job("hangs", "microglia_job_consecutive_failures", &[]).await, 2.0);
+    until_log(&daemon, "hangs: run 2 interrupted: the program ended").await;
     daemon.stop().await;
     assert_eq!(program.runs("hangs").await.len(), 2);
 }
