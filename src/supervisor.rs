@@ -50,6 +50,8 @@ struct State {
     /// Runs of jobs that were removed, until they end.
     leaving: BTreeMap<String, Running>,
     pause: Pause,
+    /// Whether that could not be read, and scheduled runs are only taken for paused.
+    pause_assumed: bool,
     /// Whether something looks again and again whether what was missed can start.
     looks_at_missed: bool,
 }
@@ -370,7 +372,10 @@ impl Supervisor {
         };
         let pause = Pause { paused, resumed_at };
         self.runner.history.set_pause(pause).await?;
-        self.state().pause = pause;
+        {
+            let mut state = self.state();
+            (state.pause, state.pause_assumed) = (pause, false);
+        }
         self.metrics.paused.set(f64::from(u8::from(paused)));
         tracing::warn!(
             "scheduled runs are {}",

@@ -55,7 +55,7 @@ pub(super) async fn run(path: &Path, options: &Options) -> Result<(), Ended> {
     }
     let mut shown = text(&rows);
     let pause = history
-        .pause()
+        .pause(None)
         .await
         .map_err(|error| super::unreadable(&config.daemon.state_dir, &error))?;
     if pause.paused {

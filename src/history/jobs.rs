@@ -2,9 +2,10 @@
 
 use std::collections::HashMap;
 
+use sqlx::sqlite::{SqliteConnectOptions, SqlitePoolOptions};
 use sqlx::{QueryBuilder, Row, SqlitePool};
 
-use super::{Error, History, Known, Page, Pause, ROWS_AT_ONCE, moment, read, unsigned};
+use super::{Error, FILE, History, Known, Page, Pause, ROWS_AT_ONCE, moment, read, unsigned};
 use crate::clock::Timestamp;
 use crate::report::Report;
 use crate::state_dir::StateDir;
@@ -123,11 +124,20 @@ impl History {
     }
 
     /// Whether scheduled runs are paused, and when they were last resumed.
-    pub async fn pause(&self) -> Result<Pause, Error> {
-        match self.readable() {
-            Some(pool) => pause(&pool).await,
-            None => Ok(Pause::default()),
+    ///
+    /// Where the history is not open the file is looked at as it lies: on a full disk that is all that can be done.
+    pub async fn pause(&self, dir: Option<&StateDir>) -> Result<Pause, Error> {
+        if let Some(pool) = self.readable() {
+            return pause(&pool).await;
         }
+        let Some(path) = dir.map(|dir| dir.path(FILE)).filter(|path| path.exists()) else {
+            return Ok(Pause::default());
+        };
+        let options = SqliteConnectOptions::new().filename(path).immutable(true).read_only(true);
+        let pool = SqlitePoolOptions::new().max_connections(1).connect_with(options).await?;
+        let pause = pause(&pool).await;
+        pool.close().await;
+        pause
     }
 
     /// Remembers a pause, or when it ended.

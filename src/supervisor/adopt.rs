@@ -158,7 +158,7 @@ impl Supervisor {
                     adopted.unchanged.push(spec.name.clone());
                 }
                 Some(entry) => {
-                    entry.forget_missed_by_another_schedule(spec);
+                    entry.forget_other_schedule(spec);
                     (entry.spec, entry.fingerprint, entry.place) =
                         (Arc::new(spec.clone()), fingerprint, place);
                     adopted.changed.push(spec.name.clone());

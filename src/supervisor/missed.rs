@@ -28,7 +28,7 @@ const LOOK_AGAIN: Duration = Duration::from_secs(1);
 impl Supervisor {
     /// Adopts the first config, and takes up what the history knows: a pause, what was interrupted, and what was missed.
     pub async fn start(self: &Arc<Self>, config: &Config) -> Result<Adopted, anyhow::Error> {
-        self.recall(self.runner.history.pause().await);
+        self.recall(self.runner.history.pause(self.runner.dir.as_ref()).await);
         let ended = self.end_interrupted().await;
         let adopted = self.adopt(config).await?;
         self.count_interrupted(&ended);
@@ -88,14 +88,19 @@ impl Supervisor {
                         "scheduled runs are paused since before the start: nothing runs on schedule until `microglia resume`"
                     );
                 }
-                // One that was asked for since the start stays.
-                state.pause.paused |= pause.paused;
-                state.pause.resumed_at = state.pause.resumed_at.max(pause.resumed_at);
+                if std::mem::take(&mut state.pause_assumed) {
+                    state.pause = pause;
+                } else {
+                    // One that was asked for since the start stays.
+                    state.pause.paused |= pause.paused;
+                    state.pause.resumed_at = state.pause.resumed_at.max(pause.resumed_at);
+                }
             }
             Err(error) => {
                 tracing::error!(
-                    "whether scheduled runs are paused cannot be read ({error}), so that they are: nothing runs on schedule until `microglia resume`"
+                    "whether scheduled runs are paused cannot be read ({error}), so that they are: nothing runs on schedule until it can be, or `microglia resume`"
                 );
+                state.pause_assumed |= !state.pause.paused;
                 state.pause.paused = true;
             }
         }
@@ -238,10 +243,14 @@ impl Missed {
 }
 
 impl Entry {
-    /// Forgets what was missed where the job is disabled or rescheduled, as a restart would.
-    pub(super) fn forget_missed_by_another_schedule(&mut self, new: &JobSpec) {
-        let same = (&self.spec.schedule, self.spec.zone) == (&new.schedule, new.zone);
-        if (!same || !new.common.enabled) && self.missed.take().is_some() {
+    /// Forgets what was missed or queued where the job is disabled or rescheduled, as a restart would.
+    pub(super) fn forget_other_schedule(&mut self, new: &JobSpec) {
+        if (&self.spec.schedule, self.spec.zone) == (&new.schedule, new.zone) && new.common.enabled
+        {
+            return;
+        }
+        (self.queued, self.passed) = (None, None);
+        if self.missed.take().is_some() {
             let job = &new.name;
             tracing::info!(%job, "{job}: what it missed is not caught up: it was disabled or rescheduled");
         }

@@ -74,6 +74,25 @@ async fn a_token_revoked_in_mid_run_ends_it_and_a_rotated_one_serves_at_once() {
     daemon.stop().await;
 }
 
+/// The daemon after a word of the shell's.
+fn with_limits(program: &Program, first: &str) -> tokio::process::Command {
+    let serve = program.command(&["serve"]);
+    let mut command = tokio::process::Command::new("sh");
+    // The signal would end it where a full disk only says no.
+    command
+        .args(["-c", &format!("trap '' XFSZ; {first} exec \"$0\" \"$@\"")])
+        .arg(serve.as_std().get_program())
+        .args(serve.as_std().get_args())
+        .stderr(std::process::Stdio::piped())
+        .kill_on_drop(true);
+    command
+}
+
+/// The daemon started where its files may not grow.
+fn on_full_disk(program: &Program) -> tokio::process::Command {
+    with_limits(program, "prlimit --pid $$ --fsize=1:unlimited;")
+}
+
 /// A daemon whose files may grow no further, or may again: to a program that is a full disk.
 fn disk_is_full(daemon: &Daemon, full: bool) {
     let limit = if full { "--fsize=1:unlimited" } else { "--fsize=unlimited" };
@@ -87,16 +106,7 @@ async fn a_full_disk_ends_and_refuses_what_makes_changes_and_leaves_the_rest_goi
     let fake = with_lobby(100);
     let jobs = [sweep("lobby", 50, ""), ping("looks", "schedule = \"* * * * * *\"")].concat();
     let program = Program::new(&fake.url(), TOKEN, &jobs);
-    let serve = program.command(&["serve"]);
-    let mut command = tokio::process::Command::new("sh");
-    // The signal would end it where a full disk only says no.
-    command
-        .args(["-c", "trap '' XFSZ; exec \"$0\" \"$@\""])
-        .arg(serve.as_std().get_program())
-        .args(serve.as_std().get_args())
-        .stderr(std::process::Stdio::piped())
-        .kill_on_drop(true);
-    let daemon = program.serve_as(command).await;
+    let daemon = program.serve_as(with_limits(&program, "")).await;
     assert_eq!(daemon.get("/readyz").await.0, 200);
     let run = program.command(&["run", "lobby", "--json"]).spawn().unwrap();
     until("some joins", 20, async || joined(&fake) >= 10).await;
@@ -156,27 +166,24 @@ async fn a_history_that_cannot_be_opened_at_the_start_is_opened_as_soon_as_it_ca
     std::fs::rename(&kept, &aside).unwrap();
     std::fs::create_dir(&kept).unwrap();
     let daemon = program.serve().await;
-    let ran = async |job: &str, outcome: &str| {
-        let outcome = format!("outcome=\"{outcome}\"");
-        let (_, text) = daemon.get("/metrics").await;
-        let of = |line: &&str| {
-            line.starts_with("microglia_job_runs_total{")
-                && line.contains(&format!("job_name=\"{job}\""))
-                && line.contains(&outcome)
-        };
-        let counts = text.lines().filter(of).map(|line| line.rsplit(' ').next().unwrap());
-        counts.map(|count| count.parse::<f64>().unwrap()).sum::<f64>()
+    let ran = async |job: &str| {
+        daemon.of_job(job, "microglia_job_runs_total", &["apply", "succeeded"]).await
     };
-    until("refusals", 20, async || ran("lobby", "refused").await >= 1.0).await;
-    until("dry runs", 20, async || ran("paused", "succeeded").await >= 1.0).await;
-    assert_eq!(joined(&fake), 0);
+    let refused = program.json(&["run", "lobby", "--json"]).await;
+    assert_eq!(refused["outcome"], "refused", "{refused}");
+    let dry = program.dry_run("lobby").await;
+    assert_eq!((&dry["outcome"], &dry["id"]), (&"succeeded".into(), &Value::Null), "{dry}");
     let (status, why) = daemon.get("/readyz").await;
     assert!(status == 503 && why.contains("the history cannot be opened: "), "{status} {why}");
-    assert_eq!(daemon.metric("microglia_paused", &[]).await, Some(0.0), "nobody knows");
+    // Nobody knows, so that they are.
+    assert_eq!(daemon.metric("microglia_paused", &[]).await, Some(1.0));
+    assert!(daemon.log().contains("whether scheduled runs are paused cannot be read"));
+    assert_eq!((joined(&fake), ran("lobby").await), (0, 0.0));
     std::fs::remove_dir(&kept).unwrap();
     std::fs::rename(&aside, &kept).unwrap();
     until_log(&daemon, "the history is open").await;
     until_log(&daemon, "scheduled runs are paused since before the start").await;
+    assert_eq!(ran("lobby").await, 0.0);
     assert_eq!(daemon.get("/readyz").await, (200, "ready\n".to_owned()));
     assert_eq!(daemon.metric("microglia_paused", &[]).await, Some(1.0));
     assert_eq!(joined(&fake), 0);
@@ -213,6 +220,30 @@ async fn a_history_that_is_deleted_is_not_written_to_and_another_one_takes_its_p
     let daemon = program.serve().await;
     assert_eq!(daemon.metric("microglia_paused", &[]).await, Some(1.0), "a pause is not lost");
     daemon.stop().await;
+}
+
+#[tokio::test]
+async fn a_disk_that_is_full_at_the_start_keeps_no_pause_from_being_known() {
+    let fake = Fake::start();
+    let program = Program::new(&fake.url(), TOKEN, &ping("looks", "schedule = \"* * * * * *\""));
+    let runs = async |daemon: &Daemon| {
+        daemon.of_job("looks", "microglia_job_runs_total", &["dry-run", "succeeded"]).await
+    };
+    let daemon = program.serve().await;
+    daemon.stop().await;
+    for paused in [0.0, 1.0] {
+        let daemon = program.serve_as(on_full_disk(&program)).await;
+        assert_eq!(daemon.get("/readyz").await.0, 503);
+        assert_eq!(daemon.metric("microglia_paused", &[]).await, Some(paused));
+        if paused == 0.0 {
+            until("dry runs", 20, async || runs(&daemon).await >= 1.0).await;
+        }
+        disk_is_full(&daemon, false);
+        until_log(&daemon, "the history is open").await;
+        assert_eq!(daemon.metric("microglia_paused", &[]).await, Some(paused));
+        assert_eq!(program.run(&["pause"]).await.code, 0);
+        daemon.stop().await;
+    }
 }
 
 /// Starts the daemon where a minute passes in each second, by Debian's faketime(1).
