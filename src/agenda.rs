@@ -102,15 +102,32 @@ impl Agenda {
     fn plan_again(&mut self, now: Timestamp) {
         self.queue.clear();
         for (job, entry) in &mut self.entries {
-            let ran_meanwhile = entry.last.filter(|last| {
-                entry.schedule.is_fixed() && *last > now && *last - now < CORRECTION
-            });
-            entry.next = entry
-                .schedule
-                .next(ran_meanwhile.unwrap_or(now), entry.zone)
-                .map(|next| next.to_utc());
+            entry.next = entry.next_after(now);
             self.queue.extend(entry.next.map(|next| (next, Arc::clone(job))));
         }
+    }
+
+    /// Learns the last occurrence of a job that was handed out before the program started.
+    pub fn remember(&mut self, job: &str, last: Timestamp, now: Timestamp) {
+        let Some((job, mut entry)) = self.entries.remove_entry(job) else { return };
+        if let Some(next) = entry.next {
+            self.queue.remove(&(next, Arc::clone(&job)));
+        }
+        entry.last = Some(last);
+        entry.next = entry.next_after(now);
+        self.queue.extend(entry.next.map(|next| (next, Arc::clone(&job))));
+        self.entries.insert(job, entry);
+    }
+}
+
+impl Entry {
+    /// The next occurrence; a fixed time that was run before the clock was set back is not run again.
+    fn next_after(&self, now: Timestamp) -> Option<Timestamp> {
+        let ran_meanwhile = self
+            .last
+            .filter(|last| self.schedule.is_fixed() && *last > now && *last - now < CORRECTION);
+        let next = self.schedule.next(ran_meanwhile.unwrap_or(now), self.zone)?;
+        Some(next.to_utc())
     }
 }
 

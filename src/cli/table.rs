@@ -41,5 +41,9 @@ pub(super) fn figures(report: &Report) -> String {
             parts.push(format!("{} {name}", grouped(count)));
         }
     }
-    if parts.is_empty() { "no plan".to_owned() } else { parts.join(", ") }
+    match (parts.is_empty(), report.outcome) {
+        (false, _) => parts.join(", "),
+        (true, None) => "no plan yet".to_owned(),
+        (true, Some(_)) => "no plan".to_owned(),
+    }
 }

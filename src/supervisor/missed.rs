@@ -119,6 +119,10 @@ impl Supervisor {
         for spec in specs.iter().filter(|spec| spec.common.enabled) {
             let job = &spec.name;
             let (Some(schedule), Some(known)) = (&spec.schedule, known.get(job)) else { continue };
+            if let Some(last) = known.dealt_with.filter(|last| *last > now) {
+                // The clock was set back since.
+                self.agenda().remember(job, last, now);
+            }
             // What is due from here on is on the agenda.
             let until = match self.agenda().next(job) {
                 Some(next) if next <= now => next - TimeDelta::milliseconds(1),

@@ -292,6 +292,27 @@ async fn a_run_that_was_cut_off_is_caught_up_although_an_occurrence_was_skipped_
 }
 
 #[tokio::test]
+async fn a_fixed_time_is_not_run_again_when_the_clock_was_set_back_and_the_daemon_restarted() {
+    let fake = Fake::start();
+    let jobs = [
+        ping("fixed", "mode = \"apply\"\nschedule = \"30 3 * * *\""),
+        ping("often", "mode = \"apply\"\nschedule = \"*/10 * * * *\""),
+    ];
+    let program = Program::new(&fake.url(), TOKEN, &jobs.concat());
+    let begun = Begun::at(&fake, &program, "2026-11-23T03:29:59Z").await;
+    for job in ["fixed", "often"] {
+        begun.due(job, "2026-11-23T03:30:00Z").await;
+        until("the run", 5, async || program.ended(job).await.len() == 1).await;
+    }
+    begun.stop().await;
+    let begun = Begun::at(&fake, &program, "2026-11-23T02:35:00Z").await;
+    let next = |job: &str| begun.supervisor.agenda.lock().unwrap().next(job).unwrap().to_rfc3339();
+    assert_eq!(next("fixed"), "2026-11-24T03:30:00+00:00");
+    assert_eq!(next("often"), "2026-11-23T02:40:00+00:00");
+    begun.stop().await;
+}
+
+#[tokio::test]
 async fn what_was_skipped_because_one_was_queued_is_not_missed_afterwards() {
     let (fake, program) = six_hourly("overlap = \"queue\"");
     fake.fault(Fault::new("GET", PING, Trouble::Delay(Duration::from_secs(1))).times(2));
