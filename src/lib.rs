@@ -73,6 +73,7 @@ pub mod reload;
 pub mod report;
 pub mod runner;
 pub mod schedule;
+pub mod scheduler;
 pub mod size;
 pub mod state_dir;
 pub mod supervisor;

@@ -1,0 +1,3 @@
+//! When what runs.
+
+pub mod job_state;
