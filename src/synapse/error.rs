@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use reqwest::Method;
 
+use crate::size::Size;
+
 /// A request that did not get the answer it was sent for.
 #[derive(Debug, Clone, thiserror::Error)]
 pub struct Error {
@@ -24,6 +26,8 @@ pub enum Cause {
     GivenUp,
     /// The request was sent, and no whole answer came back: Synapse may have done it, or be doing it still.
     Lost(String),
+    /// The answer is larger than its endpoint's limit, and was not read to its end.
+    TooLarge(Size),
     /// Synapse's own error envelope.
     Synapse { status: u16, errcode: String, error: String, retry_after: Option<Duration> },
     /// An error without Matrix's envelope: something in front of Synapse answered.
@@ -68,7 +72,7 @@ impl Error {
                     || (*status == 500 && self.method == Method::GET && !self.is_about_token())
             }
             Cause::NotSynapse { status, .. } => matches!(status, 408 | 429 | 500..=599),
-            Cause::Unexpected(_) | Cause::Contradicted(_) => false,
+            Cause::TooLarge(_) | Cause::Unexpected(_) | Cause::Contradicted(_) => false,
         }
     }
 
@@ -117,7 +121,7 @@ impl Error {
     /// Whether the request may have been carried out, or may be at work still, although no good answer came.
     pub fn may_be_at_work(&self) -> bool {
         match &self.cause {
-            Cause::Lost(_) | Cause::Undecodable { .. } => true,
+            Cause::Lost(_) | Cause::TooLarge(_) | Cause::Undecodable { .. } => true,
             Cause::NotSynapse { status, .. } => *status >= 500,
             // A process of Synapse that waits for another one answers with these.
             Cause::Synapse { status, .. } => matches!(status, 502..=504),
@@ -148,6 +152,11 @@ impl Error {
             Cause::Unreachable(problem) => format!("not reachable: {problem}"),
             Cause::GivenUp => "the run ended while this waited to be sent".to_owned(),
             Cause::Lost(problem) => format!("the answer was lost: {problem}"),
+            Cause::TooLarge(most) => {
+                format!(
+                    "the answer is larger than {most}, the most that is read from this endpoint"
+                )
+            }
             Cause::Synapse { status, errcode, error, .. } => format!("{status} {errcode}: {error}"),
             Cause::NotSynapse { status, excerpt, .. } if excerpt.is_empty() => {
                 format!("{status} with an empty body, which is not Synapse's way to say no")

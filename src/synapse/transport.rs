@@ -15,6 +15,8 @@ use super::error::{self, Cause, Error};
 use super::pace::{Pacer, Watch, unless};
 use super::token::Token;
 use crate::keys::{Limit, Rate};
+use crate::length::Length;
+use crate::size::Size;
 
 /// What a homeserver needs to be talked to.
 #[derive(Debug)]
@@ -131,6 +133,10 @@ const LONGEST_WAIT: Duration = Duration::from_mins(1);
 /// Below the 60 s after which proxies close an idle connection: a POST on a connection that just closed is ambiguous.
 const IDLE: Duration = Duration::from_secs(30);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// The most that is read of a list, such as the state of a room with 100,000 members.
+const LARGEST_LIST: Size = Size(64 << 20);
+/// The most that is read of an answer about one object, and of an error.
+const LARGEST_OBJECT: Size = Size(1 << 20);
 
 impl Transport {
     pub fn new(settings: Settings, observer: Observer) -> Result<Self, String> {
@@ -281,7 +287,7 @@ impl Transport {
                 Ok(_place) => {
                     let start = Instant::now();
                     let outcome = self
-                        .once(method, path, request().bearer_auth(token.expose_secret()), &accept)
+                        .once(repeated, request().bearer_auth(token.expose_secret()), &accept)
                         .await;
                     let took = start.elapsed();
                     self.observe(method, endpoint, &outcome, took);
@@ -334,11 +340,11 @@ impl Transport {
 
     async fn once(
         &self,
-        method: &Method,
-        path: &str,
+        repeated: &Repeated<'_>,
         request: reqwest::RequestBuilder,
         accept: impl Fn(u16) -> bool,
     ) -> Result<Answer, Error> {
+        let Repeated { method, path, endpoint, .. } = *repeated;
         let fail =
             |cause, advice| Error { method: method.clone(), path: path.to_owned(), cause, advice };
         #[expect(clippy::disallowed_methods, reason = "this is the one place")]
@@ -365,14 +371,18 @@ impl Transport {
         };
         let (date, retry_after, location) =
             (header(header::DATE), header(header::RETRY_AFTER), header(header::LOCATION));
-        let body = response
-            .bytes()
-            .await
-            .map_err(|error| fail(Cause::Lost(with_sources(&error)), None))?;
-        if accept(status.as_u16()) {
+        let accepted = accept(status.as_u16());
+        let most = if accepted { largest(endpoint) } else { LARGEST_OBJECT };
+        let body = self.body(response, most).await.map_err(|cause| {
+            let advice = matches!(cause, Cause::TooLarge(_)).then(|| {
+                "Check that the homeserver's URL leads to Synapse's own listener; if it does, the answer is too large for microglia: please report it".to_owned()
+            });
+            fail(cause, advice)
+        })?;
+        if accepted {
             return Ok(Answer {
                 status,
-                body: body.into(),
+                body,
                 date,
                 method: method.clone(),
                 path: path.to_owned(),
@@ -386,6 +396,34 @@ impl Transport {
         };
         let advice = self.advice(&cause, path, location.as_deref());
         Err(fail(cause, advice))
+    }
+
+    /// Reads a body up to `most` bytes, and for no longer than `request_timeout` after its head came.
+    ///
+    /// The second bound matters for media calls, which have no time limit of their own: once the answer has begun, Synapse
+    /// has finished the work.
+    async fn body(&self, mut response: reqwest::Response, most: Size) -> Result<Vec<u8>, Cause> {
+        if response.content_length().is_some_and(|length| length > most.0) {
+            return Err(Cause::TooLarge(most));
+        }
+        let read = async {
+            let mut body = Vec::new();
+            while let Some(chunk) =
+                response.chunk().await.map_err(|error| Cause::Lost(with_sources(&error)))?
+            {
+                if (body.len() + chunk.len()) as u64 > most.0 {
+                    return Err(Cause::TooLarge(most));
+                }
+                body.extend_from_slice(&chunk);
+            }
+            Ok(body)
+        };
+        tokio::time::timeout(self.request_timeout, read).await.unwrap_or_else(|_| {
+            Err(Cause::Lost(format!(
+                "the answer began, and its end did not come within {}",
+                Length(self.request_timeout)
+            )))
+        })
     }
 
     fn observe(
@@ -495,6 +533,22 @@ impl Answer {
             cause: Cause::Unexpected(problem.into()),
             advice: None,
         }
+    }
+}
+
+/// The most that is read of an endpoint's answer.
+fn largest(endpoint: &str) -> Size {
+    match endpoint {
+        "/_matrix/client/v3/account/whoami"
+        | "/_matrix/client/v1/auth_metadata"
+        | "/_matrix/client/v3/directory/room/{}"
+        | "/_synapse/admin/v1/server_version"
+        | "/_synapse/admin/v1/rooms/{}/block"
+        | "/_synapse/admin/v1/join/{}"
+        | "/_synapse/admin/v1/media/{}/{}"
+        | "/_synapse/admin/v1/purge_media_cache"
+        | "/_synapse/admin/v2/users/{}" => LARGEST_OBJECT,
+        _ => LARGEST_LIST,
     }
 }
 

@@ -1,5 +1,7 @@
 //! Talking HTTP to a homeserver: what is sent, what is sent again, and what a person is told.
 
+mod bodies;
+
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
