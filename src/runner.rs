@@ -348,7 +348,7 @@ impl Run<'_> {
                 .saturating_mul(1 << (attempt - 1).min(20))
                 .min(retries.max_delay.0);
             let wait = bound.mul_f64(fastrand::f64()).max(retry_after.unwrap_or_default());
-            if Instant::now() + wait >= self.deadline {
+            if wait >= self.deadline.saturating_duration_since(Instant::now()) {
                 return self.verdict(Ending::Failed(format!(
                     "{because} (no time is left for another try)"
                 )));

@@ -40,6 +40,30 @@ fn flag<'de, D: Deserializer<'de>>(deserializer: D) -> Result<bool, D::Error> {
     })
 }
 
+/// A number of items or bytes. Synapse's own are far below the most that this lets through: a larger one counts as that,
+/// and a negative one as 0.
+fn count<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
+    Ok(optional_count(deserializer)?.unwrap_or(0))
+}
+
+/// A [`count`] that may be null.
+fn optional_count<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
+    /// Fits into the integers of JSON and SQLite, and four thousand of them into a `u64`.
+    const MOST: u64 = 1 << 52;
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Count {
+        Number(u64),
+        Negative(#[expect(dead_code, reason = "all of them count as 0")] i64),
+        Null(()),
+    }
+    Ok(match Count::deserialize(deserializer)? {
+        Count::Number(number) => Some(number.min(MOST)),
+        Count::Negative(_) => Some(0),
+        Count::Null(()) => None,
+    })
+}
+
 /// A pagination token: a string in some lists, a number in others, absent on the last page.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(untagged)]

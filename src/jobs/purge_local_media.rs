@@ -96,7 +96,7 @@ impl Job for PurgeLocalMedia {
         }
         let mut files = found.files;
         files.sort_unstable_by(|a, b| (a.used_ms, &a.id).cmp(&(b.used_ms, &b.id)));
-        plan.bytes = Some(files.iter().map(|file| file.bytes).sum());
+        plan.bytes = Some(files.iter().fold(0, |sum: u64, file| sum.saturating_add(file.bytes)));
         plan.work = Work::Walk(Box::new(Candidates {
             until_ms: before.timestamp_millis(),
             files: files.into(),
@@ -143,7 +143,7 @@ impl PurgeLocalMedia {
     ) -> Result<Found, Failure> {
         // A file is older than its last access: only who uploaded before the moment can have candidates.
         let owners = context.reader.media_owners(Some(before)).await?;
-        let total: u64 = owners.iter().map(|owner| owner.media_count).sum();
+        let total = owners.iter().fold(0, |sum: u64, owner| sum.saturating_add(owner.media_count));
         let (mut found, mut read, mut shares, mut unlisted) =
             (Found { files: Vec::new(), kept: Vec::new() }, 0, Vec::new(), 0);
         let mut lists = stream::iter(owners)
@@ -160,10 +160,10 @@ impl PurgeLocalMedia {
             .buffer_unordered(context.concurrency);
         context.reading("files", 0, total);
         while let Some((user_id, count, files)) = lists.try_next().await? {
-            read += count;
+            read = count.saturating_add(read);
             context.reading("files", read.min(total), total);
             let Some(files) = files else {
-                unlisted += count;
+                unlisted = count.saturating_add(unlisted);
                 continue;
             };
             let mut share = Share { user_id, files: 0, bytes: 0 };
@@ -177,7 +177,7 @@ impl PurgeLocalMedia {
                     continue;
                 }
                 share.files += 1;
-                share.bytes += bytes;
+                share.bytes = share.bytes.saturating_add(bytes);
                 found.files.push(candidate);
             }
             if share.files > 0 {
@@ -375,7 +375,7 @@ impl Batch {
         Made {
             done,
             skipped,
-            bytes: files.iter().filter_map(|(_, bytes)| *bytes).sum(),
+            bytes: files.iter().filter_map(|(_, bytes)| *bytes).fold(0, u64::saturating_add),
             detail: (skipped > 0).then(|| {
                 format!("Synapse kept {} of this batch, {kept}", counted(skipped, "file", "files"))
             }),

@@ -119,7 +119,7 @@ impl Run<'_> {
                 files => files as u64,
             };
             let files: Vec<_> = gone.into_iter().filter(|(_, bytes)| bytes.is_some()).collect();
-            let bytes: u64 = files.iter().filter_map(|(_, bytes)| *bytes).sum();
+            let bytes = files.iter().filter_map(|(_, bytes)| *bytes).fold(0, u64::saturating_add);
             // What was not made is in the new plan, which replaces it.
             if made > 0 {
                 (record.state, record.count) = (State::Done, made);
@@ -141,7 +141,7 @@ impl Run<'_> {
             {
                 let mut report = self.report();
                 report.done += made;
-                report.bytes_freed = report.bytes_freed.map(|freed| freed + bytes);
+                report.bytes_freed = report.bytes_freed.map(|freed| freed.saturating_add(bytes));
             }
             if record.state != State::Planned {
                 self.tell(Event::Changed(record));
@@ -265,7 +265,7 @@ impl Making<'_> {
         }
         let (done, total) = {
             let report = self.run.report();
-            (report.done + report.failed + report.skipped, report.planned)
+            (report.done.saturating_add(report.failed + report.skipped), report.planned)
         };
         self.run.tell(Event::Changing { done, total });
         sent
@@ -400,12 +400,12 @@ impl Making<'_> {
         let recorded = history.made(id, seq, &record, self.server, &made.files, &made.facts).await;
         {
             let mut report = self.run.report();
-            report.done += made.done;
+            report.done = report.done.saturating_add(made.done);
             report.skipped += made.skipped;
             report.failed += if record.state == State::Failed { record.count } else { 0 };
-            report.bytes_freed = report.bytes_freed.map(|freed| freed + made.bytes);
+            report.bytes_freed = report.bytes_freed.map(|freed| freed.saturating_add(made.bytes));
             // Synapse may delete files that no list showed.
-            let known = report.done + report.skipped + report.failed;
+            let known = report.done.saturating_add(report.skipped + report.failed);
             report.planned = report.planned.map(|planned| planned.max(known));
         }
         if record.state != State::Planned {

@@ -27,7 +27,8 @@ impl Run<'_> {
             report.sample.clone_from(&plan.sample);
             let before = report.done + report.skipped;
             report.planned = count.map(|count| before + count + problems);
-            report.bytes_planned = plan.bytes.map(|bytes| bytes + report.bytes_freed.unwrap_or(0));
+            report.bytes_planned =
+                plan.bytes.map(|bytes| bytes.saturating_add(report.bytes_freed.unwrap_or(0)));
             if plan.bytes.is_some() {
                 report.bytes_freed.get_or_insert(0);
             }

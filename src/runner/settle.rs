@@ -89,7 +89,8 @@ impl Run<'_> {
                 Some(owners) => {
                     blind_since = Instant::now();
                     let sum = owners.iter().fold((0, 0), |(files, bytes), owner| {
-                        (files + owner.media_count, bytes + owner.media_length.unwrap_or(0))
+                        let length = owner.media_length.unwrap_or(0);
+                        (owner.media_count.saturating_add(files), length.saturating_add(bytes))
                     });
                     if last.replace(sum) != Some(sum) {
                         since = Instant::now();

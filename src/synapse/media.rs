@@ -7,15 +7,16 @@ use serde::Deserialize;
 use super::error::Error;
 use super::reader::Reader;
 use super::transport::Base;
-use super::{PageToken, flag};
+use super::{PageToken, count, flag, optional_count};
 use crate::clock::Timestamp;
 
 /// An account's uploads, as the statistics count them.
 #[derive(Debug, Clone, Deserialize)]
 pub struct MediaOwner {
     pub user_id: Option<String>,
+    #[serde(deserialize_with = "count")]
     pub media_count: u64,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "optional_count")]
     pub media_length: Option<u64>,
 }
 
@@ -24,6 +25,7 @@ pub struct MediaOwner {
 pub struct File {
     pub media_id: String,
     /// `None` while the upload is pending.
+    #[serde(default, deserialize_with = "optional_count")]
     pub media_length: Option<u64>,
     /// Milliseconds since 1970.
     pub created_ts: i64,

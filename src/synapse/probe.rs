@@ -65,8 +65,10 @@ impl Reader {
             date.and_then(|date| DateTime::parse_from_rfc2822(&date).ok()).map(|date| {
                 let date = date.with_timezone(&Utc);
                 // `Date` has whole seconds and was written somewhere between the two looks at our clock.
+                // A proxy can send a date at the end of what a timestamp can hold.
+                let latest = date.checked_add_signed(TimeDelta::seconds(1));
                 match () {
-                    () if asked > date + TimeDelta::seconds(1) => asked - date,
+                    () if latest.is_some_and(|latest| asked > latest) => asked - date,
                     () if answered < date => answered - date,
                     () => TimeDelta::zero(),
                 }

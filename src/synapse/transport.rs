@@ -130,6 +130,8 @@ const REPEATS: u32 = 3;
 const LIMITED: u32 = 8;
 /// A longer wait than this is left to the run's retries.
 const LONGEST_WAIT: Duration = Duration::from_mins(1);
+/// A longer wish to be left alone counts as this: no proxy knows that far ahead.
+const LONGEST_WISH: Duration = Duration::from_hours(24);
 /// Below the 60 s after which proxies close an idle connection: a POST on a connection that just closed is ambiguous.
 const IDLE: Duration = Duration::from_secs(30);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -558,17 +560,15 @@ fn refusal(status: StatusCode, body: &[u8], retry_after: Option<&str>) -> Cause 
         errcode: String,
         #[serde(default)]
         error: String,
-        retry_after_ms: Option<u64>,
+        #[serde(default)]
+        retry_after_ms: serde_json::Value,
     }
     match serde_json::from_slice::<Envelope>(body) {
         Ok(envelope) => Cause::Synapse {
             status: status.as_u16(),
             errcode: envelope.errcode,
             error: envelope.error,
-            retry_after: envelope
-                .retry_after_ms
-                .map(Duration::from_millis)
-                .or_else(|| seconds(retry_after)),
+            retry_after: milliseconds(&envelope.retry_after_ms).or_else(|| seconds(retry_after)),
         },
         Err(_) => Cause::NotSynapse {
             status: status.as_u16(),
@@ -578,8 +578,21 @@ fn refusal(status: StatusCode, body: &[u8], retry_after: Option<&str>) -> Cause 
     }
 }
 
+/// A wish as Synapse writes it; anything but a number that is not negative is none.
+fn milliseconds(wish: &serde_json::Value) -> Option<Duration> {
+    let milliseconds = wish.as_f64().filter(|milliseconds| *milliseconds >= 0.0)?;
+    Some(Duration::from_secs_f64((milliseconds / 1000.0).min(LONGEST_WISH.as_secs_f64())))
+}
+
+/// The `Retry-After` header, where it counts seconds.
 fn seconds(retry_after: Option<&str>) -> Option<Duration> {
-    retry_after?.trim().parse().ok().map(Duration::from_secs)
+    let digits = retry_after?.trim();
+    if digits.is_empty() || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
+        return None;
+    }
+    // Digits that are no u64 are too many.
+    let seconds = digits.parse().unwrap_or(u64::MAX);
+    Some(Duration::from_secs(seconds).min(LONGEST_WISH))
 }
 
 /// An error with what caused it, in one line: reqwest's own text names only the outermost.

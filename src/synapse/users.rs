@@ -9,7 +9,7 @@ use tokio_util::task::AbortOnDropHandle;
 use super::error::Error;
 use super::reader::Reader;
 use super::transport::Base;
-use super::{PageToken, flag};
+use super::{PageToken, count, flag};
 
 /// An account as the list shows it: neither external ids nor suspension nor the bridge that owns it.
 #[derive(Debug, Clone, Deserialize)]
@@ -68,7 +68,7 @@ const PAGE: usize = 1000;
 struct Page {
     users: Vec<UserRow>,
     next_token: Option<PageToken>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "count")]
     total: u64,
 }
 

@@ -5,6 +5,7 @@ use serde::Deserialize;
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
+use super::count;
 use super::error::Error;
 use super::reader::Reader;
 use super::transport::{Answer, Base, Call, RawRequest, Repeat};
@@ -50,6 +51,7 @@ impl Writer {
     pub async fn purge_media_cache(&self, before: Timestamp) -> Result<u64, Error> {
         #[derive(Deserialize)]
         struct Deleted {
+            #[serde(deserialize_with = "count")]
             deleted: u64,
         }
         let query = vec![("before_ts", before.timestamp_millis().to_string())];

@@ -1,6 +1,8 @@
 //! Talking HTTP to a homeserver: what is sent, what is sent again, and what a person is told.
 
 mod bodies;
+mod headers;
+mod numbers;
 
 use std::path::PathBuf;
 use std::sync::Arc;
