@@ -188,10 +188,49 @@ impl fmt::Display for Error {
 /// The beginning of a body, on one line, for an error message.
 pub(super) fn excerpt(body: &[u8]) -> String {
     const LONGEST: usize = 160;
-    let text = String::from_utf8_lossy(&body[..body.len().min(4 * LONGEST)]);
-    let line: String = text.split_whitespace().collect::<Vec<_>>().join(" ");
-    match line.char_indices().nth(LONGEST) {
+    line(&String::from_utf8_lossy(&body[..body.len().min(4 * LONGEST)]), LONGEST)
+}
+
+/// A text that somebody else wrote, on one line without control characters, cut off after so many characters.
+pub(super) fn line(text: &str, longest: usize) -> String {
+    // Each character takes four bytes at most, and whitespace in a row becomes one space.
+    let text: String = text.chars().take(8 * longest).collect();
+    let words = text.split(|c: char| c.is_whitespace() || c.is_control());
+    let line = words.filter(|word| !word.is_empty()).collect::<Vec<_>>().join(" ");
+    match line.char_indices().nth(longest) {
         Some((end, _)) => format!("{}…", &line[..end]),
         None => line,
     }
+}
+
+/// What a page of a proxy says: its title, else its first words.
+pub(super) fn title(body: &[u8]) -> String {
+    const LONGEST: usize = 100;
+    const LOOKED_AT: usize = 16 * 1024;
+    let text = String::from_utf8_lossy(&body[..body.len().min(LOOKED_AT)]);
+    if !text.trim_start().starts_with('<') {
+        return line(&text, LONGEST);
+    }
+    let lower = text.to_ascii_lowercase();
+    let title = lower.find("<title").and_then(|start| {
+        let start = start + lower[start..].find('>')? + 1;
+        let end = start + lower[start..].find("</title")?;
+        Some(&text[start..end])
+    });
+    line(&without_tags(title.unwrap_or(&text)), LONGEST)
+}
+
+/// The text between the tags of a page, without scripts and styles.
+fn without_tags(page: &str) -> String {
+    let (mut text, mut rest) = (String::new(), page);
+    while let Some((before, tag)) = rest.split_once('<') {
+        text.extend([before, " "]);
+        let end = match tag.get(..5).map(str::to_ascii_lowercase).as_deref() {
+            Some("style") => "</style>",
+            Some("scrip") => "</script>",
+            _ => ">",
+        };
+        rest = tag.split_once(end).map_or("", |(_, after)| after);
+    }
+    text + rest
 }

@@ -478,6 +478,7 @@ impl Transport {
 
     fn advice(&self, cause: &Cause, path: &str, location: Option<&str>) -> Option<String> {
         let admin_path = path.contains("/_synapse/");
+        let key = if path.contains("media") { "media_url" } else { "url" };
         match cause {
             Cause::Synapse { status: 401, errcode, .. } if errcode == "M_USER_LOCKED" => Some("The account of the token is locked: unlock it, or use another server admin's token".to_owned()),
             Cause::Synapse { status: 401, .. } => Some(format!("The access token is not valid: {}", self.token.remedy())),
@@ -494,7 +495,16 @@ impl Transport {
                 Some("Synapse does not know this endpoint: it is too old, it delegates to MAS, or a worker answered; `url` should be the main process' own listener".to_owned())
             }
             Cause::NotSynapse { status: 300..=399, .. } => {
-                Some(format!("Redirects are not followed{}: set `url` to Synapse's own listener", location.map(|to| format!(" (to {to})")).unwrap_or_default()))
+                Some(format!("Redirects are not followed{}: set `url` to Synapse's own listener", location.map(|to| format!(" (to {})", error::line(to, 200))).unwrap_or_default()))
+            }
+            Cause::NotSynapse { status: 502, .. } => {
+                Some(format!("The proxy cannot reach Synapse: check that Synapse is running and that the proxy's upstream address is right, or set `{key}` to Synapse's own listener"))
+            }
+            Cause::NotSynapse { status: 503, .. } => {
+                Some(format!("The proxy has no Synapse to pass the request on to: check that Synapse is running and that the proxy has not taken it out of service, or set `{key}` to Synapse's own listener"))
+            }
+            Cause::NotSynapse { status: 504, .. } => {
+                Some(format!("The proxy gave up waiting, and Synapse may still be working on the request: raise the proxy's read timeout, or set `{key}` to Synapse's own listener"))
             }
             Cause::NotSynapse { status: 401 | 403 | 404, .. } if admin_path => {
                 Some("A proxy answered, and most hide /_synapse/admin: set `url` to Synapse's own listener, such as http://127.0.0.1:8008".to_owned())
@@ -520,7 +530,8 @@ impl Answer {
             method: self.method.clone(),
             path: self.path.clone(),
             cause: Cause::Undecodable {
-                problem: problem.to_string(),
+                // It may quote a value of any length.
+                problem: error::line(&problem.to_string(), 200),
                 excerpt: error::excerpt(&self.body),
             },
             advice: None,
@@ -566,13 +577,13 @@ fn refusal(status: StatusCode, body: &[u8], retry_after: Option<&str>) -> Cause 
     match serde_json::from_slice::<Envelope>(body) {
         Ok(envelope) => Cause::Synapse {
             status: status.as_u16(),
-            errcode: envelope.errcode,
-            error: envelope.error,
+            errcode: error::line(&envelope.errcode, 100),
+            error: error::line(&envelope.error, 500),
             retry_after: milliseconds(&envelope.retry_after_ms).or_else(|| seconds(retry_after)),
         },
         Err(_) => Cause::NotSynapse {
             status: status.as_u16(),
-            excerpt: error::excerpt(body),
+            excerpt: error::title(body),
             retry_after: seconds(retry_after),
         },
     }
