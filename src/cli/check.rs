@@ -10,7 +10,7 @@ use crate::config::{Config, Homeserver};
 use crate::job::Answer;
 use crate::listing::upcoming;
 use crate::report::Mode;
-use crate::synapse::{Reader, Transport};
+use crate::synapse::{Error, Reader, Transport};
 use crate::words::counted;
 
 #[derive(Debug, clap::Args)]
@@ -82,6 +82,22 @@ impl Answers<'_> {
         print(&format!("{}: {question}: NO: {answer}", self.homeserver))
     }
 
+    /// Neither yes nor no: what had to be asked did not answer, which says nothing about the question.
+    fn unknown(&mut self, question: &str, why: &str) -> Result<(), Ended> {
+        self.well = false;
+        print(&format!("{}: {question}: unknown: {why}", self.homeserver))
+    }
+
+    /// No, where Synapse said so of the token; unknown otherwise.
+    fn refused(&mut self, question: &str, error: &Error) -> Result<(), Ended> {
+        let text = error.to_string();
+        if error.is_about_token() {
+            self.no(question, &text)
+        } else {
+            self.unknown(question, &text)
+        }
+    }
+
     async fn ask(
         &mut self,
         config: &Config,
@@ -97,12 +113,12 @@ impl Answers<'_> {
         }
         let account = match reader.whoami().await {
             Ok((account, _)) => account,
-            Err(error) => return self.no("token valid", &error.to_string()),
+            Err(error) => return self.refused("token valid", &error),
         };
         self.yes("token valid", &format!("yes, of {account}"))?;
         let identity = match reader.identity().await {
             Ok(identity) => identity,
-            Err(error) => return self.no("server admin", &error.to_string()),
+            Err(error) => return self.refused("server admin", &error),
         };
         self.yes("server admin", "yes")?;
         match identity.clock_ahead {
@@ -120,7 +136,7 @@ impl Answers<'_> {
                 "media endpoints",
                 "not at this address: set media_url to the worker that serves them",
             )?,
-            Err(error) => self.no("media endpoints", &error.to_string())?,
+            Err(error) => self.unknown("media endpoints", &error.to_string())?,
         }
         if identity.account.user_type.as_deref() != Some("bot") {
             self.yes(

@@ -102,8 +102,8 @@ impl Error {
         match &self.cause {
             Cause::Synapse { status: 401, .. } => true,
             Cause::Synapse { status: 403, error, .. } => error == NOT_ADMIN,
-            Cause::Synapse { status: 500, error, .. } => {
-                error.starts_with("Invalid username claim")
+            Cause::Synapse { status: 500, errcode, error, .. } => {
+                error.starts_with("Invalid username claim") || is_no_account(errcode, error)
             }
             _ => false,
         }
@@ -170,6 +170,11 @@ impl Error {
             Cause::Unexpected(problem) | Cause::Contradicted(problem) => problem.clone(),
         }
     }
+}
+
+/// Whether Synapse, with status 500, says that it does not have the account that MAS named for the token.
+pub(super) fn is_no_account(errcode: &str, error: &str) -> bool {
+    errcode == "M_FORBIDDEN" && error == "User not found"
 }
 
 pub(super) const NOT_ADMIN: &str = "You are not a server admin";

@@ -5,7 +5,7 @@ use std::fmt;
 use chrono::{DateTime, TimeDelta, Utc};
 use serde::Deserialize;
 
-use super::error::Error;
+use super::error::{self, Cause, Error};
 use super::reader::Reader;
 use super::transport::Base;
 use super::users::User;
@@ -102,6 +102,7 @@ impl Reader {
         }
         let answer = self.get_from(Base::Homeserver, VERSION_ENDPOINT, &[], vec![]).await?;
         let text = answer.decode::<Answer>()?.server_version;
+        let text = error::line(&text, 100);
         match Version::parse(&text) {
             Some(_) => Ok(text),
             None => Err(answer.unexpected(format!(
@@ -116,6 +117,8 @@ impl Reader {
         {
             Ok(_) => Ok(true),
             Err(error) if error.is_unrecognized() || error.is_not_found() => Ok(false),
+            // Only a Synapse that delegates asks anybody for the answer, and MAS did not give it.
+            Err(Error { cause: Cause::Synapse { status: 500, .. }, .. }) => Ok(true),
             Err(error) => Err(error),
         }
     }

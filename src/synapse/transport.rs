@@ -481,6 +481,15 @@ impl Transport {
         let key = if path.contains("media") { "media_url" } else { "url" };
         match cause {
             Cause::Synapse { status: 401, errcode, .. } if errcode == "M_USER_LOCKED" => Some("The account of the token is locked: unlock it, or use another server admin's token".to_owned()),
+            Cause::Synapse { status: 401, error, .. } if error.starts_with("Token doesn't grant access") => {
+                Some("This token does not give access to the Matrix client-server API, as those that MAS gives out for client credentials: use a personal or compatibility token with the scopes urn:matrix:client:api:* and urn:synapse:admin:*".to_owned())
+            }
+            Cause::Synapse { status: 503, error, .. } if error.starts_with("Unable to introspect") => {
+                Some("MAS did not answer Synapse, which asks it about every token: check that MAS is running and that Synapse can reach it".to_owned())
+            }
+            Cause::Synapse { status: 500, errcode, error, .. } if error::is_no_account(errcode, error) => {
+                Some("MAS knows the token's account, and Synapse does not have it yet: log in once with this account, with any Matrix client".to_owned())
+            }
             Cause::Synapse { status: 401, .. } => Some(format!("The access token is not valid: {}", self.token.remedy())),
             Cause::Synapse { status: 403, error, .. } if error == error::NOT_ADMIN => {
                 Some("The token's account is no server admin: make it one (under MAS the token needs the scope urn:synapse:admin:*), or use the token of one".to_owned())

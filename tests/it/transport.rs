@@ -2,6 +2,7 @@
 
 mod bodies;
 mod headers;
+mod mas;
 mod numbers;
 mod proxies;
 
