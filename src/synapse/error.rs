@@ -22,6 +22,8 @@ pub struct Error {
 pub enum Cause {
     /// The request was never sent.
     Unreachable(String),
+    /// The request could not be built, as with a token that no header can carry: it was never sent.
+    NotSent(String),
     /// The run ended while the request waited for its turn or was asked to wait: it did nothing.
     GivenUp,
     /// The request was sent, and no whole answer came back: Synapse may have done it, or be doing it still.
@@ -72,7 +74,10 @@ impl Error {
                     || (*status == 500 && self.method == Method::GET && !self.is_about_token())
             }
             Cause::NotSynapse { status, .. } => matches!(status, 408 | 429 | 500..=599),
-            Cause::TooLarge(_) | Cause::Unexpected(_) | Cause::Contradicted(_) => false,
+            Cause::NotSent(_)
+            | Cause::TooLarge(_)
+            | Cause::Unexpected(_)
+            | Cause::Contradicted(_) => false,
         }
     }
 
@@ -150,6 +155,9 @@ impl Error {
     pub fn words(&self) -> String {
         match &self.cause {
             Cause::Unreachable(problem) => format!("not reachable: {problem}"),
+            Cause::NotSent(problem) => {
+                format!("the request cannot be built, and was not sent: {problem}")
+            }
             Cause::GivenUp => "the run ended while this waited to be sent".to_owned(),
             Cause::Lost(problem) => format!("the answer was lost: {problem}"),
             Cause::TooLarge(most) => {

@@ -352,6 +352,9 @@ impl Transport {
         #[expect(clippy::disallowed_methods, reason = "this is the one place")]
         let response = request.send().await.map_err(|error| {
             let problem = with_sources(&error);
+            if error.is_builder() {
+                return fail(Cause::NotSent(problem), None);
+            }
             if !error.is_connect() {
                 return fail(Cause::Lost(problem), None);
             }

@@ -5,6 +5,7 @@ mod headers;
 mod mas;
 mod numbers;
 mod proxies;
+mod tokens;
 
 use std::path::PathBuf;
 use std::sync::Arc;
