@@ -3,6 +3,7 @@
 mod error;
 mod media;
 mod pace;
+mod pages;
 mod probe;
 mod reader;
 mod rooms;

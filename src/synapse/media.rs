@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 
 use super::error::Error;
+use super::pages::Pages;
 use super::reader::Reader;
 use super::transport::Base;
 use super::{PageToken, count, flag, optional_count};
@@ -52,7 +53,11 @@ impl Reader {
         struct Page {
             users: Vec<MediaOwner>,
             next_token: Option<PageToken>,
+            #[serde(default, deserialize_with = "optional_count")]
+            total: Option<u64>,
         }
+        const LIST: &str = "/_synapse/admin/v1/statistics/users/media";
+        let mut pages = Pages::of(LIST, PAGE);
         let mut owners: BTreeMap<Option<String>, MediaOwner> = BTreeMap::new();
         let mut from: Option<PageToken> = None;
         loop {
@@ -60,13 +65,11 @@ impl Reader {
             query.extend(until.map(|until| ("until_ts", until.timestamp_millis().to_string())));
             query.extend(from.as_ref().map(|from| ("from", from.to_string())));
             // Served by the main process, even where a worker serves the files themselves.
-            let page: Page =
-                self.get("/_synapse/admin/v1/statistics/users/media", &[], query).await?;
-            let empty = page.users.is_empty();
+            let page: Page = self.get(LIST, &[], query).await?;
+            from = pages.next(page.users.len(), page.total, page.next_token)?;
             owners.extend(page.users.into_iter().map(|owner| (owner.user_id.clone(), owner)));
-            match page.next_token {
-                Some(next) if !empty && Some(&next) != from.as_ref() => from = Some(next),
-                _ => break,
+            if from.is_none() {
+                break;
             }
         }
         let mut owners: Vec<MediaOwner> = owners.into_values().collect();
@@ -80,7 +83,10 @@ impl Reader {
         struct Page {
             media: Vec<File>,
             next_token: Option<PageToken>,
+            #[serde(default, deserialize_with = "optional_count")]
+            total: Option<u64>,
         }
+        let mut pages = Pages::of(format!("/_synapse/admin/v1/users/{user_id}/media"), PAGE);
         let (mut files, mut from): (Vec<File>, Option<PageToken>) = (Vec::new(), None);
         loop {
             let mut query = vec![
@@ -101,11 +107,9 @@ impl Reader {
                     .take_while(|file| file.created_ts < until.timestamp_millis()),
             );
             let all_old = files.len() - before == read;
-            match page.next_token {
-                Some(next) if read > 0 && all_old && Some(&next) != from.as_ref() => {
-                    from = Some(next);
-                }
-                _ => return Ok(files),
+            from = pages.next(read, page.total, page.next_token.filter(|_| all_old))?;
+            if from.is_none() {
+                return Ok(files);
             }
         }
     }

@@ -7,9 +7,10 @@ use serde::{Deserialize, Serialize};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::error::Error;
+use super::pages::Pages;
 use super::reader::Reader;
 use super::transport::Base;
-use super::{PageToken, count, flag};
+use super::{PageToken, flag, optional_count};
 
 /// An account as the list shows it: neither external ids nor suspension nor the bridge that owns it.
 #[derive(Debug, Clone, Deserialize)]
@@ -68,11 +69,12 @@ const PAGE: usize = 1000;
 struct Page {
     users: Vec<UserRow>,
     next_token: Option<PageToken>,
-    #[serde(default, deserialize_with = "count")]
-    total: u64,
+    #[serde(default, deserialize_with = "optional_count")]
+    total: Option<u64>,
 }
 
 impl Reader {
+    const USERS: &'static str = "/_synapse/admin/v2/users";
     pub(super) const USER: &'static str = "/_synapse/admin/v2/users/{}";
 
     /// One account; `M_NOT_FOUND` where there is none.
@@ -97,25 +99,26 @@ impl Reader {
                     ("limit", PAGE.to_string()),
                 ];
                 query.extend(from.map(|from| ("from", from.to_string())));
-                reader.get::<Page>("/_synapse/admin/v2/users", &[], query).await
+                reader.get::<Page>(Self::USERS, &[], query).await
             }))
         };
         let first = ask(self.clone(), None);
         stream::unfold(
-            (self.clone(), Some(first), None::<PageToken>, HashSet::<String>::new()),
-            move |(reader, pending, last, before)| async move {
-                let mut page = match joined(pending?).await {
-                    Ok(page) => page,
-                    Err(error) => return Some((Err(error), (reader, None, None, before))),
+            (self.clone(), Some(first), Pages::of(Self::USERS, PAGE), HashSet::<String>::new()),
+            move |(reader, pending, mut pages, before)| async move {
+                let followed = joined(pending?).await.and_then(|mut page| {
+                    let next = pages.next(page.users.len(), page.total, page.next_token.take())?;
+                    Ok((page, next))
+                });
+                let (mut page, next) = match followed {
+                    Ok(followed) => followed,
+                    Err(error) => return Some((Err(error), (reader, None, pages, before))),
                 };
-                // A token that does not move on, or comes with an empty page, would be asked for without end.
-                let next = page
-                    .next_token
-                    .filter(|next| !page.users.is_empty() && Some(next) != last.as_ref());
-                let pending = next.clone().map(|next| ask(reader.clone(), Some(next)));
+                let pending = next.map(|next| ask(reader.clone(), Some(next)));
                 let names = page.users.iter().map(|row| row.name.clone()).collect();
                 page.users.retain(|row| !before.contains(&row.name));
-                Some((Ok((page.users, page.total)), (reader, pending, next, names)))
+                let total = page.total.unwrap_or(0);
+                Some((Ok((page.users, total)), (reader, pending, pages, names)))
             },
         )
     }

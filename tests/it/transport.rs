@@ -4,6 +4,7 @@ mod bodies;
 mod headers;
 mod mas;
 mod numbers;
+mod pages;
 mod proxies;
 mod tokens;
 
