@@ -59,7 +59,8 @@ impl Job for RemoveExternalIds {
     const KIND: &'static str = "remove-external-ids";
     const ABOUT: &'static str = "Removes the external ids (SSO identities) of given providers from accounts, so that they no longer log in there, and may belong to another account. \
         Keeps every other id, never creates an account and never reactivates one; the daemon's own account, and without include_admins every server admin, is left alone. \
-        The list as it was is recorded with each change. Whoever loses the only id and has no password cannot log in any more.";
+        The list as it was is recorded with each change. It is read again right before each request that replaces it, and an id that a login linked meanwhile is kept; \
+        Synapse cannot replace a list only if it is unchanged, so that an id linked in the few milliseconds in between is lost. Whoever loses the only id and has no password cannot log in any more.";
     const KEYS: &'static [Key] = Keys::KEYS;
     const ACTION: Action = Action::RemoveExternalId;
     const NEEDS: Needs = Needs {
@@ -138,7 +139,7 @@ impl Job for RemoveExternalIds {
                 let (gone, left) = self.choice.split(&user);
                 seen.look(&user, &self.choice, &gone, &left);
                 if !gone.is_empty() {
-                    changes.push(Removal { user_id: user.name, gone, choice: self.choice.clone() });
+                    changes.push(Removal { user_id, gone, choice: self.choice.clone() });
                 }
             }
         }
@@ -296,18 +297,20 @@ impl Change for Removal {
             let current: Vec<ExternalId> = before
                 .and_then(|list| serde_json::from_value(list.clone()).ok())
                 .unwrap_or_default();
-            let (gone, mut left): (Vec<_>, Vec<_>) =
+            let (gone, left): (Vec<_>, Vec<_>) =
                 current.iter().cloned().partition(|id| self.gone.contains(id));
             // Synapse (1.163) forgets its cached answer to "whose id is this" only for ids that a PUT names: without
             // naming them once more, a removed id would go on logging in for up to half an hour.
-            writer.set_external_ids(&self.user_id, &current).await?;
-            let mut answered = writer.set_external_ids(&self.user_id, &left).await?.external_ids;
-            answered.sort_unstable();
-            left.sort_unstable();
-            if answered != left {
+            writer.swap_external_ids(&self.user_id, &current, &current).await?;
+            let answered =
+                writer.swap_external_ids(&self.user_id, &current, &left).await?.external_ids;
+            // What a login linked after the list was sent is in the answer, too, and stays.
+            if gone.iter().any(|id| answered.contains(id))
+                || left.iter().any(|id| !answered.contains(id))
+            {
                 return Err(synapse::Error::contradicted(
                     &self.user_id,
-                    "Synapse answered another list of external ids than it was sent: somebody else changed the account at this moment",
+                    "Synapse answered another list of external ids than it was sent: somebody else changed the account at the same time",
                 ));
             }
             let (planned, done) = (self.gone.len(), gone.len());

@@ -53,6 +53,8 @@ struct Making<'a> {
 
 /// So many internal errors in a row are no longer about their targets.
 const BROKEN: u32 = 5;
+/// A target that differs from its record so often is left as it is.
+const LOOKS: u32 = 5;
 
 /// Changes with their numbers in the history.
 type Numbered = VecDeque<(i64, Box<dyn Change>)>;
@@ -257,7 +259,7 @@ impl Making<'_> {
 
     /// Makes one change and records it; answers whether anything was sent.
     async fn one(&self, seq: i64, change: &dyn Change) -> bool {
-        let outcome = self.checked(seq, change).await;
+        let outcome = self.checked(seq, change, 1).await;
         let sent = !matches!(outcome, Ok(None));
         match outcome {
             Ok(_) => {}
@@ -272,7 +274,9 @@ impl Making<'_> {
     }
 
     /// `Ok(None)` where the target did not need the change any more.
-    async fn checked(&self, seq: i64, change: &dyn Change) -> Result<Option<()>, Abort> {
+    ///
+    /// `look` counts how often the change has looked at its target.
+    async fn checked(&self, seq: i64, change: &dyn Change, look: u32) -> Result<Option<()>, Abort> {
         if let Lane::Room { .. } = change.lane() {
             self.run.wait_for(self.writer.join_turn()).await.map_err(Abort::Stopped)?;
         }
@@ -331,6 +335,12 @@ impl Making<'_> {
         } else {
             change.make(&self.writer, record.before.as_ref()).await
         };
+        // The target is not what was recorded, so that the record would lie: look, and record, again.
+        let changed =
+            made.as_ref().is_err_and(|error| matches!(error.cause, synapse::Cause::Changed));
+        if changed && look < LOOKS {
+            return Box::pin(self.checked(seq, change, look + 1)).await;
+        }
         let answered = !made.as_ref().is_err_and(synapse::Error::may_be_at_work);
         let recorded = self.made(seq, change, record, made).await;
         // Last, so that a call is never over before what it did is on record.

@@ -40,6 +40,8 @@ pub enum Cause {
     Unexpected(String),
     /// The answer differs from what was sent, for this one target.
     Contradicted(String),
+    /// The target is not what it was when its state was recorded: the change was not made.
+    Changed,
 }
 
 impl Error {
@@ -77,7 +79,8 @@ impl Error {
             Cause::NotSent(_)
             | Cause::TooLarge(_)
             | Cause::Unexpected(_)
-            | Cause::Contradicted(_) => false,
+            | Cause::Contradicted(_)
+            | Cause::Changed => false,
         }
     }
 
@@ -97,7 +100,7 @@ impl Error {
                             | "M_NOT_JSON"
                     )
             }
-            Cause::Contradicted(_) => true,
+            Cause::Contradicted(_) | Cause::Changed => true,
             _ => false,
         }
     }
@@ -176,6 +179,10 @@ impl Error {
                 format!("cannot read the answer ({problem}): {excerpt}")
             }
             Cause::Unexpected(problem) | Cause::Contradicted(problem) => problem.clone(),
+            Cause::Changed => {
+                "somebody else changes this account again and again: it was left as it is"
+                    .to_owned()
+            }
         }
     }
 }

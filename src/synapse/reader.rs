@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use super::error::Error;
 use super::pace::Watch;
 use super::probe::Identity;
-use super::transport::{Answer, Base, Call, Repeat, Transport};
+use super::transport::{Answer, Base, Call, Repeat, Transport, Turn};
 use crate::clock::Clock;
 
 /// Reads one homeserver for one run; clones share the run's identity and its watch over slow answers.
@@ -66,6 +66,7 @@ impl Reader {
             query,
             body: None,
             repeat: Repeat::Safe,
+            turn: Turn::Own,
             timeout: Some(self.transport.request_timeout()),
         };
         // Who gives up a question lets go of it.

@@ -76,6 +76,18 @@ pub enum Base {
 pub(super) enum Repeat {
     Safe,
     Never,
+    /// Not even where it did nothing, because it rests on what was read just before it.
+    Once,
+}
+
+/// How a request takes its place in the rate of requests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Turn {
+    Own,
+    /// Takes the turn of the next request along, which then need not wait.
+    WithNext,
+    /// The request before it took this one's turn.
+    Taken,
 }
 
 /// One request. `endpoint` is a route template whose `{}` are filled with `ids`, encoded.
@@ -87,6 +99,7 @@ pub(super) struct Call<'a> {
     pub query: Vec<(&'static str, String)>,
     pub body: Option<serde_json::Value>,
     pub repeat: Repeat,
+    pub turn: Turn,
     /// Media purges have none: Synapse works on regardless, and only the run's time limit ends the waiting.
     pub timeout: Option<Duration>,
 }
@@ -110,6 +123,7 @@ struct Repeated<'a> {
     endpoint: &'static str,
     path: &'a str,
     repeat: Repeat,
+    turn: Turn,
     watch: &'a Watch,
     given_up: &'a CancellationToken,
 }
@@ -125,11 +139,11 @@ pub(super) struct Answer {
 }
 
 /// Sent again this often, within one attempt of a run, when a repeat is safe.
-const REPEATS: u32 = 3;
+pub(super) const REPEATS: u32 = 3;
 /// Told to wait this often by one request, Synapse is left alone until the run's next attempt.
-const LIMITED: u32 = 8;
+pub(super) const LIMITED: u32 = 8;
 /// A longer wait than this is left to the run's retries.
-const LONGEST_WAIT: Duration = Duration::from_mins(1);
+pub(super) const LONGEST_WAIT: Duration = Duration::from_mins(1);
 /// A longer wish to be left alone counts as this: no proxy knows that far ahead.
 const LONGEST_WISH: Duration = Duration::from_hours(24);
 /// Below the 60 s after which proxies close an idle connection: a POST on a connection that just closed is ambiguous.
@@ -217,6 +231,7 @@ impl Transport {
             endpoint: call.endpoint,
             path: url.path(),
             repeat: call.repeat,
+            turn: call.turn,
             watch,
             given_up,
         };
@@ -253,6 +268,7 @@ impl Transport {
             endpoint: "(request)",
             path: url.path(),
             repeat: if raw.repeatable { Repeat::Safe } else { Repeat::Never },
+            turn: Turn::Own,
             watch,
             given_up,
         };
@@ -265,7 +281,7 @@ impl Transport {
         request: impl Fn() -> reqwest::RequestBuilder,
         accept: impl Fn(u16) -> bool,
     ) -> Result<Answer, Error> {
-        let Repeated { method, endpoint, path, repeat, watch, given_up } = *repeated;
+        let Repeated { method, endpoint, path, repeat, turn: turns, watch, given_up } = *repeated;
         let (mut repeats, mut limited, mut rotated) = (0, 0, false);
         // An earlier sending that may have done it must not be forgotten because a later one waits, or was not let in.
         let mut unsure: Option<Error> = None;
@@ -281,7 +297,12 @@ impl Transport {
             let token = self.token.current();
             let turn = async {
                 let place = self.places.acquire().await;
-                self.requests.wait(if watch.is_slow() { 2 } else { 1 }).await;
+                let pace = if watch.is_slow() { 2 } else { 1 };
+                match turns {
+                    Turn::Own => self.requests.wait(pace).await,
+                    Turn::WithNext => self.requests.wait(2 * pace).await,
+                    Turn::Taken => {}
+                }
                 place
             };
             let outcome = match unless(given_up, turn).await {
@@ -303,6 +324,12 @@ impl Transport {
                 Ok(answer) => return Ok(answer),
                 Err(error) => error,
             };
+            let rotated_now = error.is_about_token()
+                && !rotated
+                && self.token.current().expose_secret() != token.expose_secret();
+            if repeat == Repeat::Once && !rotated_now {
+                return Err(error);
+            }
             // What Synapse refused it did not do, so that it can be sent again whatever it is.
             let wait = if error.is_limited() {
                 let wait = error.retry_after().unwrap_or(Duration::from_secs(1 << limited.min(5)));
@@ -312,10 +339,7 @@ impl Transport {
                 limited += 1;
                 tracing::debug!(homeserver = %self.name, wait_ms = wait.as_millis(), "{} asks to wait", self.name);
                 wait.mul_f64(1.0 + fastrand::f64() * 0.1)
-            } else if error.is_about_token()
-                && !rotated
-                && self.token.current().expose_secret() != token.expose_secret()
-            {
+            } else if rotated_now {
                 rotated = true;
                 continue;
             } else {
@@ -550,6 +574,16 @@ impl Answer {
         })
     }
 
+    /// An error for an answer that shows its object other than it has to be for a change.
+    pub(super) fn changed(&self) -> Error {
+        Error {
+            method: self.method.clone(),
+            path: self.path.clone(),
+            cause: Cause::Changed,
+            advice: None,
+        }
+    }
+
     /// An error for an answer that reports something else than was asked for.
     pub(super) fn unexpected(&self, problem: impl Into<String>) -> Error {
         Error {
@@ -642,6 +676,41 @@ impl Base {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_request_that_cannot_be_built_was_not_sent() {
+        let settings = Settings {
+            name: "main".to_owned(),
+            url: "http://127.0.0.1:9".parse().unwrap(),
+            media_url: None,
+            token: Token::inline("to\u{1}ken".into()),
+            ca: None,
+            max_concurrent_requests: 1,
+            max_requests_per_second: Limit::Unlimited,
+            max_joins_per_second: Limit::Unlimited,
+            request_timeout: Duration::from_secs(60),
+            media_in_object_storage: false,
+        };
+        let transport = Transport::new(settings, Arc::new(|_| {})).unwrap();
+        let call = Call {
+            method: Method::POST,
+            base: Base::Media,
+            endpoint: "/_synapse/admin/v1/purge_media_cache",
+            ids: &[],
+            query: vec![],
+            body: None,
+            repeat: Repeat::Never,
+            turn: Turn::Own,
+            timeout: None,
+        };
+        let sent = transport.send(&call, &Watch::default(), &CancellationToken::new()).await;
+        let error = sent.unwrap_err();
+        assert!(!error.may_be_at_work() && !error.is_transient(), "{error:?}");
+        assert_eq!(
+            error.words(),
+            "the request cannot be built, and was not sent: failed to parse header value"
+        );
+    }
 
     #[test]
     fn whoever_asks_to_wait_is_heard_in_the_body_before_the_header() {
