@@ -19,7 +19,7 @@ pub(super) struct Pages {
     /// Of the tokens that were followed.
     hashes: HashSet<u64>,
     hasher: RandomState,
-    pages: u32,
+    read: u32,
     rows: u64,
     /// What the first page said.
     total: Option<u64>,
@@ -40,7 +40,7 @@ impl Pages {
             limit,
             hashes: HashSet::new(),
             hasher: RandomState::new(),
-            pages: 0,
+            read: 0,
             rows: 0,
             total: None,
         }
@@ -55,7 +55,7 @@ impl Pages {
         total: Option<u64>,
         token: Option<PageToken>,
     ) -> Result<Option<PageToken>, Error> {
-        self.pages += 1;
+        self.read += 1;
         self.rows = self.rows.saturating_add(rows as u64);
         let most = *self.total.get_or_insert(total.unwrap_or(MOST_ROWS).min(MOST_ROWS));
         if rows > self.limit {
@@ -72,7 +72,7 @@ impl Pages {
         if self.rows > most.saturating_mul(2).saturating_add(GROWTH) {
             return Err(self.endless("it has far more rows than it said"));
         }
-        if self.pages == MOST_PAGES {
+        if self.read == MOST_PAGES {
             return Err(self.endless("no list has so many pages"));
         }
         Ok(Some(token))
@@ -86,7 +86,7 @@ impl Pages {
         let problem = format!(
             "this list does not end: {sign}, after {}{of} on {}",
             counted(self.rows, "row", "rows"),
-            counted(u64::from(self.pages), "page", "pages")
+            counted(u64::from(self.read), "page", "pages")
         );
         Error {
             method: Method::GET,

@@ -115,10 +115,9 @@ impl Reader {
     pub async fn delegates_to_mas(&self) -> Result<bool, Error> {
         match self.get_from(Base::Homeserver, "/_matrix/client/v1/auth_metadata", &[], vec![]).await
         {
-            Ok(_) => Ok(true),
+            // Where it fails with 500, Synapse delegates as well: it asked MAS for the answer, and MAS did not give it.
+            Ok(_) | Err(Error { cause: Cause::Synapse { status: 500, .. }, .. }) => Ok(true),
             Err(error) if error.is_unrecognized() || error.is_not_found() => Ok(false),
-            // Only a Synapse that delegates asks anybody for the answer, and MAS did not give it.
-            Err(Error { cause: Cause::Synapse { status: 500, .. }, .. }) => Ok(true),
             Err(error) => Err(error),
         }
     }

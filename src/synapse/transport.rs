@@ -297,10 +297,10 @@ impl Transport {
             let token = self.token.current();
             let turn = async {
                 let place = self.places.acquire().await;
-                let pace = if watch.is_slow() { 2 } else { 1 };
+                let each = if watch.is_slow() { 2 } else { 1 };
                 match turns {
-                    Turn::Own => self.requests.wait(pace).await,
-                    Turn::WithNext => self.requests.wait(2 * pace).await,
+                    Turn::Own => self.requests.wait(each).await,
+                    Turn::WithNext => self.requests.wait(2 * each).await,
                     Turn::Taken => {}
                 }
                 place
@@ -688,7 +688,7 @@ mod tests {
             max_concurrent_requests: 1,
             max_requests_per_second: Limit::Unlimited,
             max_joins_per_second: Limit::Unlimited,
-            request_timeout: Duration::from_secs(60),
+            request_timeout: Duration::from_mins(1),
             media_in_object_storage: false,
         };
         let transport = Transport::new(settings, Arc::new(|_| {})).unwrap();
