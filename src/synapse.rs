@@ -41,6 +41,39 @@ fn flag<'de, D: Deserializer<'de>>(deserializer: D) -> Result<bool, D::Error> {
     })
 }
 
+/// An id as Matrix and Synapse make them, of 255 bytes at most: what is far longer is none, and would fill history and log.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Deserialize)]
+#[serde(try_from = "String")]
+struct Id(String);
+
+impl TryFrom<String> for Id {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        const LONGEST: usize = 1024;
+        if text.len() <= LONGEST {
+            Ok(Self(text))
+        } else {
+            Err(format!("an id of {} bytes, which is no id", text.len()))
+        }
+    }
+}
+
+/// An [`Id`] as a plain string.
+fn id<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    Ok(Id::deserialize(deserializer)?.0)
+}
+
+/// An [`Id`] that may be null.
+fn optional_id<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
+    Ok(Option::<Id>::deserialize(deserializer)?.map(|id| id.0))
+}
+
+/// A list of [`Id`]s.
+fn ids<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
+    Ok(Vec::<Id>::deserialize(deserializer)?.into_iter().map(|id| id.0).collect())
+}
+
 /// A number of items or bytes. Synapse's own are far below the most that this lets through: a larger one counts as that,
 /// and a negative one as 0.
 fn count<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {

@@ -145,6 +145,9 @@ impl Job for JoinRooms {
     }
 }
 
+/// No room was upgraded more often: each upgrade names a room before it, and anybody can write any name there.
+const MOST_ROOMS: usize = 100;
+
 /// What keeps a room from being worked on, or the whole run.
 enum Trouble {
     Room(String),
@@ -230,6 +233,11 @@ impl JoinRooms {
         let mut chain = vec![reader.member_events(room_id).await?];
         let (mut next, mut visited) = (predecessor, HashSet::from([room_id.to_owned()]));
         while let Some(room) = next.take().filter(|room| visited.insert(room.clone())) {
+            if visited.len() > MOST_ROOMS {
+                return Err(Trouble::Room(format!(
+                    "the rooms that it replaced do not end: {MOST_ROOMS} were read"
+                )));
+            }
             match reader.member_events(&room).await {
                 Ok(events) => chain.push(events),
                 // A room that was purged, or that nobody from here ever was in, holds no memory to respect.

@@ -195,6 +195,9 @@ impl RemoveExternalIds {
     }
 }
 
+/// Providers that a note names at most, beside those that were asked for.
+const MOST_PROVIDERS: usize = 50;
+
 /// So many accounts in a row that cannot be read are no longer about themselves.
 const BROKEN: u32 = 5;
 
@@ -217,7 +220,13 @@ struct Seen<'a> {
 impl Seen<'_> {
     fn look(&mut self, user: &User, choice: &Choice, gone: &[ExternalId], left: &[ExternalId]) {
         for id in &user.external_ids {
-            *self.held.entry(id.auth_provider.clone()).or_default() += 1;
+            // A note names them all: few are configured, and whatever else is in the answers must not fill it.
+            if self.held.len() < MOST_PROVIDERS || choice.is_of_providers(id) {
+                let provider: String = id.auth_provider.chars().take(255).collect();
+                *self.held.entry(provider).or_default() += 1;
+            } else if let Some(count) = self.held.get_mut(&id.auth_provider) {
+                *count += 1;
+            }
             if choice.is_of_providers(id) {
                 self.unmatched.retain(|glob| !glob.matches(&id.external_id));
             }

@@ -8,12 +8,13 @@ use super::error::Error;
 use super::pages::Pages;
 use super::reader::Reader;
 use super::transport::Base;
-use super::{PageToken, count, flag, optional_count};
+use super::{PageToken, count, flag, id, optional_count, optional_id};
 use crate::clock::Timestamp;
 
 /// An account's uploads, as the statistics count them.
 #[derive(Debug, Clone, Deserialize)]
 pub struct MediaOwner {
+    #[serde(default, deserialize_with = "optional_id")]
     pub user_id: Option<String>,
     #[serde(deserialize_with = "count")]
     pub media_count: u64,
@@ -24,6 +25,7 @@ pub struct MediaOwner {
 /// An uploaded file. Nothing in it tells whether it is an avatar.
 #[derive(Debug, Clone, Deserialize)]
 pub struct File {
+    #[serde(deserialize_with = "id")]
     pub media_id: String,
     /// `None` while the upload is pending.
     #[serde(default, deserialize_with = "optional_count")]
@@ -32,6 +34,7 @@ pub struct File {
     pub created_ts: i64,
     /// Milliseconds since 1970; `None` where the file was never accessed.
     pub last_access_ts: Option<i64>,
+    #[serde(default, deserialize_with = "optional_id")]
     pub quarantined_by: Option<String>,
     #[serde(default, deserialize_with = "flag")]
     pub safe_from_quarantine: bool,

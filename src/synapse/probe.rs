@@ -6,6 +6,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use serde::Deserialize;
 
 use super::error::{self, Cause, Error};
+use super::id;
 use super::reader::Reader;
 use super::transport::Base;
 use super::users::User;
@@ -86,6 +87,7 @@ impl Reader {
     pub async fn whoami(&self) -> Result<(String, Option<String>), Error> {
         #[derive(Deserialize)]
         struct Whoami {
+            #[serde(deserialize_with = "id")]
             user_id: String,
         }
         let answer = self

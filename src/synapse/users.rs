@@ -10,12 +10,13 @@ use super::error::Error;
 use super::pages::Pages;
 use super::reader::Reader;
 use super::transport::Base;
-use super::{PageToken, flag, optional_count};
+use super::{Id, PageToken, flag, id, optional_count, optional_id};
 
 /// An account as the list shows it: neither external ids nor suspension nor the bridge that owns it.
 #[derive(Debug, Clone, Deserialize)]
 #[expect(clippy::struct_excessive_bools, reason = "Synapse's own fields")]
 pub struct UserRow {
+    #[serde(deserialize_with = "id")]
     pub name: String,
     pub user_type: Option<String>,
     #[serde(default, deserialize_with = "flag")]
@@ -32,6 +33,7 @@ pub struct UserRow {
 #[derive(Debug, Clone, Deserialize)]
 #[expect(clippy::struct_excessive_bools, reason = "Synapse's own fields")]
 pub struct User {
+    #[serde(deserialize_with = "id")]
     pub name: String,
     pub user_type: Option<String>,
     #[serde(default, deserialize_with = "flag")]
@@ -44,6 +46,7 @@ pub struct User {
     #[serde(default, deserialize_with = "flag")]
     pub suspended: bool,
     /// The bridge that owns the account.
+    #[serde(default, deserialize_with = "optional_id")]
     pub appservice_id: Option<String>,
     #[serde(default)]
     pub external_ids: Vec<ExternalId>,
@@ -140,11 +143,15 @@ impl Reader {
     pub async fn memberships(&self, user_id: &str) -> Result<HashMap<String, String>, Error> {
         #[derive(Deserialize)]
         struct Answer {
-            memberships: HashMap<String, String>,
+            memberships: HashMap<Id, Id>,
         }
         let answer: Answer =
             self.get("/_synapse/admin/v1/users/{}/memberships", &[user_id], vec![]).await?;
-        Ok(answer.memberships)
+        Ok(answer
+            .memberships
+            .into_iter()
+            .map(|(room, membership)| (room.0, membership.0))
+            .collect())
     }
 
     pub(super) async fn answers(

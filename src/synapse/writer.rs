@@ -7,7 +7,6 @@ use serde::Deserialize;
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
-use super::count;
 use super::error::{Cause, Error};
 use super::pace::unless;
 use super::reader::Reader;
@@ -15,6 +14,7 @@ use super::transport::{
     Answer, Base, Call, LIMITED, LONGEST_WAIT, REPEATS, RawRequest, Repeat, Turn,
 };
 use super::users::{ExternalId, User};
+use super::{count, ids};
 use crate::clock::Timestamp;
 
 #[derive(Debug)]
@@ -41,6 +41,7 @@ impl Writer {
     ) -> Result<Vec<String>, Error> {
         #[derive(Deserialize)]
         struct Deleted {
+            #[serde(deserialize_with = "ids")]
             deleted_media: Vec<String>,
         }
         let query = vec![

@@ -2,6 +2,7 @@
 
 mod bodies;
 mod headers;
+mod ids;
 mod mas;
 mod numbers;
 mod pages;
