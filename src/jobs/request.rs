@@ -24,9 +24,9 @@ keys! {
         pub path: RawPath,
         /// Which of the homeserver's addresses: "homeserver" (`url`) or "media" (`media_url`).
         pub base: Where = "\"homeserver\"",
-        /// Query parameters, a table of strings, numbers and booleans.
+        /// Query parameters, a table of strings, numbers and booleans; all of them go out as text.
         pub query: Option<Value>,
-        /// The JSON body.
+        /// The JSON body. A string that is one expression and nothing else is sent with the type of its value: "{{ ago_ms('90d') }}" as a number, "{{ ago_ms('90d') | string }}" as a string.
         pub body: Option<Value>,
         /// The statuses that count as success.
         pub expect: Vec<u16> = "[200]",
@@ -188,7 +188,7 @@ impl Change for Send {
 fn filled(value: Option<&Value>, at: Timestamp) -> Result<Option<Value>, String> {
     fn fill(value: &Value, at: Timestamp) -> Result<Value, String> {
         Ok(match value {
-            Value::String(text) => Value::String(render(text, at)?),
+            Value::String(text) => evaluate(text, at)?,
             Value::Array(items) => {
                 Value::Array(items.iter().map(|item| fill(item, at)).collect::<Result<_, _>>()?)
             }
@@ -205,7 +205,43 @@ fn filled(value: Option<&Value>, at: Timestamp) -> Result<Option<Value>, String>
     value.map(|value| fill(value, at)).transpose()
 }
 
+/// Evaluates a template that is one expression to its value, and renders any other as text.
+fn evaluate(template: &str, at: Timestamp) -> Result<Value, String> {
+    let environment = environment(at);
+    // What does not compile is several expressions, or an error that rendering reports.
+    let Some(expression) =
+        only_expression(template).and_then(|text| environment.compile_expression(text).ok())
+    else {
+        return render(template, at).map(Value::String);
+    };
+    let value = expression.eval(()).map_err(|error| not_rendered(template, &error))?;
+    if value.is_undefined() {
+        return Err(not_rendered(template, &ErrorKind::UndefinedError.into()));
+    }
+    if f64::try_from(value.clone()).is_ok_and(|number| !number.is_finite()) {
+        return Err(format!("the value of the template {template:?} is not a number in JSON"));
+    }
+    serde_json::to_value(&value)
+        .map_err(|error| format!("the value of the template {template:?} is not JSON: {error}"))
+}
+
+/// Returns what stands between `{{` and `}}` where a template begins and ends with them.
+fn only_expression(template: &str) -> Option<&str> {
+    let inner = template.strip_prefix("{{")?.strip_suffix("}}")?;
+    let inner = inner.strip_prefix(['-', '+']).unwrap_or(inner);
+    Some(inner.strip_suffix(['-', '+']).unwrap_or(inner))
+}
+
 fn render(template: &str, at: Timestamp) -> Result<String, String> {
+    environment(at).render_str(template, ()).map_err(|error| not_rendered(template, &error))
+}
+
+fn not_rendered(template: &str, error: &minijinja::Error) -> String {
+    let problem = error.detail().map_or_else(|| error.kind().to_string(), str::to_owned);
+    format!("the template {template:?} cannot be filled in: {problem}")
+}
+
+fn environment(at: Timestamp) -> Environment<'static> {
     let mut environment = Environment::new();
     environment.set_undefined_behavior(UndefinedBehavior::Strict);
     environment.add_function("ago_ms", move |length: String| {
@@ -217,12 +253,7 @@ fn render(template: &str, at: Timestamp) -> Result<String, String> {
     environment.add_function("now_ms", move || at.timestamp_millis());
     // minijinja's own filter leaves `/` as it is, and a room id may hold one.
     environment.add_filter("urlencode", |text: String| percent_encoded(&text));
-    environment.render_str(template, ()).map_err(|error| {
-        format!(
-            "the template {template:?} cannot be filled in: {}",
-            error.detail().map_or_else(|| error.kind().to_string(), str::to_owned)
-        )
-    })
+    environment
 }
 
 fn percent_encoded(text: &str) -> String {

@@ -95,8 +95,85 @@ async fn templates_are_filled_from_the_start_of_the_run() {
     let before = ago(&report, TimeDelta::hours(12)).timestamp();
     assert_eq!(seen.query, format!("before={before}&plain=%7Bago_ms%7D"));
     let body: Value = serde_json::from_str(&seen.body).unwrap();
-    let wanted = json!({ "since": ms(0).to_string(), "nested": [{ "text": format!("up to {}", ms(90)) }], "number": 1 });
+    let wanted =
+        json!({ "since": ms(0), "nested": [{ "text": format!("up to {}", ms(90)) }], "number": 1 });
     assert_eq!(body, wanted);
+}
+
+#[tokio::test]
+async fn a_string_that_is_one_expression_is_sent_with_the_type_of_its_value() {
+    let fake = Fake::start();
+    let body = r#"
+method = "POST"
+path = "/ask/{{ ago_seconds('1h') }}"
+query = { before_ts = "{{ ago_ms('30d') }}", flag = "{{ 1 == 1 }}" }
+expect = [404]
+
+[jobs.ask.body]
+number = "{{ ago_ms('90d') }}"
+trimmed = "{{- ago_seconds('90d') -}}"
+string = "{{ ago_ms('90d') | string }}"
+sum = "{{ 1 + 1 }}"
+half = "{{ 1 / 2 }}"
+boolean = "{{ 1 == 1 }}"
+list = "{{ [1, 'a', true] }}"
+map = "{{ {'a': {'b': 1}} }}"
+null = "{{ none }}"
+braces = "{{ '}} {{' }}"
+two = "{{ 1 }}{{ 2 }}"
+space = " {{ 1 }}"
+statement = "{% if true %}1{% endif %}"
+plain = "1"
+nested = [["{{ 1 }}"]]
+"#;
+    let report = program(&fake, body).apply("ask").await;
+    assert_eq!(figures(&report), "succeeded: 1/1/0/0/0", "{report}");
+    let [seen] = &asked(&fake)[..] else { panic!("{:?}", asked(&fake)) };
+    let at = |days| ago(&report, TimeDelta::days(days));
+    let sent: Value = serde_json::from_str(&seen.body).unwrap();
+    let expected = json!({
+        "number": at(90).timestamp_millis(),
+        "trimmed": at(90).timestamp(),
+        "string": at(90).timestamp_millis().to_string(),
+        "sum": 2,
+        "half": 0.5,
+        "boolean": true,
+        "list": [1, "a", true],
+        "map": { "a": { "b": 1 } },
+        "null": null,
+        "braces": "}} {{",
+        "two": "12",
+        "space": " 1",
+        "statement": "1",
+        "plain": "1",
+        "nested": [[1]],
+    });
+    assert_eq!(sent, expected);
+    // A URL holds text only.
+    let hour = ago(&report, TimeDelta::hours(1)).timestamp();
+    assert_eq!(seen.path, format!("/ask/{hour}"));
+    assert_eq!(seen.query, format!("before_ts={}&flag=true", at(30).timestamp_millis()));
+}
+
+#[tokio::test]
+async fn a_real_synapse_takes_a_computed_timestamp_in_a_body() {
+    let synapse = Synapse::start().await;
+    let room = synapse.create_room(&synapse.admin, json!({})).await;
+    let path = format!("/_synapse/admin/v1/purge_history/{}", encoded(&room));
+    let purge = |name: &str, timestamp: &str| {
+        job(
+            name,
+            &format!(
+                "method = \"POST\"\npath = \"{path}\"\nbody = {{ purge_up_to_ts = \"{{{{ {timestamp} }}}}\" }}"
+            ),
+        )
+    };
+    let jobs = purge("purge", "ago_ms('0s')") + &purge("text", "ago_ms('0s') | string");
+    let program = Program::new(&synapse.url, &synapse.admin.token, &jobs);
+    assert_eq!(figures(&program.apply("purge").await), "succeeded: 1/1/0/0/0");
+    let refused = program.apply("text").await;
+    let change = &changes(&refused)[0];
+    assert!(change.contains("400 M_BAD_JSON: purge_up_to_ts must be an int"), "{change}");
 }
 
 #[tokio::test]
@@ -109,7 +186,7 @@ async fn a_dry_run_shows_the_filled_request_and_sends_nothing() {
     assert_eq!(output.code, 0, "{output:?}");
     let text: Vec<&str> = output.stdout.lines().skip(2).collect();
     insta::assert_snapshot!(without_moments(&text.join("\n")), @r#"
-      planned  request POST /ask/%23a%2Fb%20c%3A%C3%BC%25/MS?before=S&plain={ago_ms} {"nested":[{"text":"up to MS"}],"number":1,"since":"MS"}
+      planned  request POST /ask/%23a%2Fb%20c%3A%C3%BC%25/MS?before=S&plain={ago_ms} {"nested":[{"text":"up to MS"}],"number":1,"since":MS}
     Nothing was changed. To make these changes now: microglia run ask --apply; on schedule: set mode = "apply" in the job
     "#);
     let report = program.dry_run("ask").await;
