@@ -460,7 +460,9 @@ async fn each_kind_shows_every_key_with_its_type_its_default_and_its_meaning() {
                 Some(default) => format!("default {default}"),
                 None => "optional".to_owned(),
             };
-            let head = format!("\n  {} ({default}): {}\n      ", key.name, (key.value)());
+            let range = key.range.map(|(least, greatest)| format!(", from {least} to {greatest}"));
+            let value = (key.value)() + &range.unwrap_or_default();
+            let head = format!("\n  {} ({default}): {value}\n      ", key.name);
             let about =
                 one.split_once(&head).unwrap_or_else(|| panic!("{head:?} is not in {one}")).1;
             let first_words: Vec<&str> = key.about.split_whitespace().take(5).collect();
@@ -478,7 +480,7 @@ async fn each_kind_shows_every_key_with_its_type_its_default_and_its_meaning() {
 
       Needs Synapse 1.78 or later.
 
-      older_than (optional): a length of time such as "90d", "12h", "10m" or "30s"
+      older_than (optional): a length of time such as "90d", "12h", "10m" or "30s", from "0s" to "3650d"
           Only files not accessed for this long, counted back from the start of the run; a file
           never accessed counts from its upload. Exactly one of `older_than` and `before`.
     "#);

@@ -81,6 +81,38 @@ async fn a_config_with_mistakes_changes_nothing_and_every_mistake_is_told() {
 }
 
 #[tokio::test]
+async fn a_rate_out_of_range_is_a_failed_reload_however_it_is_asked_for() {
+    let fake = Fake::start();
+    let program = with_admin(&fake, &ping("stays", ""));
+    edit(&program, "[daemon]\n", "[daemon]\nwatch_config = \"1s\"\n");
+    let daemon = program.serve().await;
+    let good = program.read("microglia.toml");
+    let rate = "max_requests_per_second = ";
+    let reported = "expected \"unlimited\" or a number, from 0.001 to 10000";
+    let unlimited = format!("{rate}\"unlimited\"");
+    program.write("microglia.toml", &good.replace(&unlimited, &format!("{rate}1e-300")));
+    until("watch_config", 20, async || daemon.log().contains(reported)).await;
+    let reloaded = program.run(&["reload"]).await;
+    assert_eq!(reloaded.code, 1, "{reloaded:?}");
+    assert!(reloaded.stderr.contains(reported), "{reloaded:?}");
+    let (status, body) = daemon.post("/-/reload", "secret", "").await;
+    assert_eq!(status, 400, "{body}");
+    let body: Value = serde_json::from_str(&body).unwrap();
+    assert!(body["mistakes"][0].as_str().unwrap().contains(reported), "{body}");
+    let before = daemon.log().matches(reported).count();
+    daemon.signal("HUP");
+    until("SIGHUP", 20, async || daemon.log().matches(reported).count() > before).await;
+    assert_eq!(daemon.metric(SUCCESSFUL, &[]).await, Some(0.0));
+    // The file is still watched.
+    program.write("microglia.toml", &good.replace("[jobs.stays]", "[jobs.comes]"));
+    until("the next configuration", 20, async || {
+        names(&daemon.get_json("/api/v1/jobs").await) == ["comes"]
+    })
+    .await;
+    daemon.stop().await;
+}
+
+#[tokio::test]
 async fn a_look_at_the_file_finds_swapped_links_and_renamed_files() {
     let fake = Fake::start();
     let program = Program::new(&fake.url(), TOKEN, &ping("first", ""));
@@ -188,7 +220,7 @@ async fn unchanged_jobs_go_on_and_changed_ones_end_with_the_old_definition() {
     assert_eq!(program.ended("changed").await, ["manual succeeded"]);
     assert_eq!(target("1").await, format!("GET {PING}"));
     assert_eq!(program.run(&["run", "changed"]).await.code, 0);
-    assert_eq!(target("4").await, format!("GET {PING}?new=1"));
+    assert_eq!(target("4").await, format!("GET {PING}?new=…"));
     daemon.stop().await;
 }
 
