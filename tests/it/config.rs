@@ -135,10 +135,10 @@ joins_per_second = 0
     microglia.toml:8:16: expected a string, found a number
         8 | access_token = …
           |                ^
-    microglia.toml:9:23: expected a whole number of at least 1, found a string
+    microglia.toml:9:23: expected a whole number, found a string
         9 | max_concurrent_runs = "one"
           |                       ^^^^^
-    microglia.toml:10:27: expected a number above 0, or "unlimited"
+    microglia.toml:10:27: expected "unlimited" or a number
        10 | max_requests_per_second = "fast"
           |                           ^^^^^^
     microglia.toml:11:19: expected a length of time such as "90d", "12h", "10m" or "30s", found a number
@@ -159,10 +159,10 @@ joins_per_second = 0
     microglia.toml:18:16: expected true or false, found a number
        18 | keep_avatars = 1
           |                ^
-    microglia.toml:19:15: expected a whole number of at least 1
+    microglia.toml:19:15: expected "unlimited" or a whole number, from 1 to 1000000000
        19 | max_changes = 0
           |               ^
-    microglia.toml:20:11: expected a whole number of at least 1
+    microglia.toml:20:11: expected a whole number, from 1 to 1000000000
        20 | at_most = -1
           |           ^^
     microglia.toml:21:11: expected true or false, found a string
@@ -174,7 +174,7 @@ joins_per_second = 0
     microglia.toml:23:14: expected a length of time such as "90d", "12h", "10m" or "30s", found a number with a point
        23 | time_limit = 3600.5
           |              ^^^^^^
-    microglia.toml:24:12: expected a length of time such as "1m", or "off", found a boolean
+    microglia.toml:24:12: expected "off" or a length of time such as "1m", found a boolean
        24 | catch_up = true
           |            ^^^^
     microglia.toml:25:11: `never` is not known here, expected one of: skip, queue
@@ -192,11 +192,134 @@ joins_per_second = 0
     microglia.toml:30:13: "bob" can match nobody: a user is an id or a glob over whole Matrix ids and begins with `@` or `*`, such as "@bob:example.com" or "@bot-*"
        30 | users = [1, "bob"]
           |             ^^^^^
-    microglia.toml:31:20: expected a number above 0, at most a million
+    microglia.toml:31:20: expected a number, from 0.001 to 10000
        31 | joins_per_second = 0
           |                    ^
     microglia.toml: 26 mistakes
     "##);
+}
+
+#[tokio::test]
+async fn a_quantity_out_of_its_range_is_reported_with_the_range() {
+    insta::assert_snapshot!(mistakes("\
+[daemon]
+shutdown_grace = \"2d\"
+keep_history = \"3651d\"
+watch_config = \"2d\"
+[homeservers.main]
+url = \"http://127.0.0.1:0\"
+access_token = \"a\"
+max_concurrent_runs = 10_001
+max_concurrent_requests = 0
+max_requests_per_second = 1e-300
+max_joins_per_second = 0xFFFFFFFFFFFFFFFF
+request_timeout = \"0s\"
+[jobs.media]
+kind = \"purge-local-media\"
+older_than = \"180d\"
+larger_than = \"1025TiB\"
+batch_files = 0
+max_changes = 99999999999
+at_most = 0
+time_limit = \"0s\"
+catch_up = \"366d\"
+splay = \"8d\"
+retries = { attempts = 101, first_delay = \"2d\", max_delay = \"2d\" }
+[jobs.join]
+kind = \"join-rooms\"
+rooms = [\"#a:b\"]
+joins_per_second = nan
+[jobs.ask]
+kind = \"request\"
+method = \"GET\"
+path = \"/\"
+expect = [99, 200]
+").await, @r#"
+    error: microglia.toml:2:18: expected a length of time such as "90d", "12h", "10m" or "30s", from "0s" to "1d"
+        2 | shutdown_grace = "2d"
+          |                  ^^^^
+    microglia.toml:3:16: "3651d" is longer than ten years: write at most "3650d"
+        3 | keep_history = "3651d"
+          |                ^^^^^^^
+    microglia.toml:4:16: expected "off" or a length of time such as "1m", from "1s" to "1d"
+        4 | watch_config = "2d"
+          |                ^^^^
+    microglia.toml:6:7: "http://127.0.0.1:0" has the port 0, at which nothing listens: write Synapse's own listener, such as "http://127.0.0.1:8008"
+        6 | url = "http://127.0.0.1:0"
+          |       ^^^^^^^^^^^^^^^^^^^^
+    microglia.toml:8:23: expected a whole number, from 1 to 10000
+        8 | max_concurrent_runs = 10_001
+          |                       ^^^^^^
+    microglia.toml:9:27: expected a whole number, from 1 to 1000
+        9 | max_concurrent_requests = 0
+          |                           ^
+    microglia.toml:10:27: expected "unlimited" or a number, from 0.001 to 10000
+       10 | max_requests_per_second = 1e-300
+          |                           ^^^^^^
+    microglia.toml:11:24: expected "unlimited" or a number, from 0.001 to 10000
+       11 | max_joins_per_second = 0xFFFFFFFFFFFFFFFF
+          |                        ^^^^^^^^^^^^^^^^^^
+    microglia.toml:12:19: expected a length of time such as "90d", "12h", "10m" or "30s", from "1s" to "1d"
+       12 | request_timeout = "0s"
+          |                   ^^^^
+    microglia.toml:16:15: expected a size such as "500KiB" or "10MiB", from "0B" to "1024TiB"
+       16 | larger_than = "1025TiB"
+          |               ^^^^^^^^^
+    microglia.toml:17:15: expected a whole number, from 1 to 1000000
+       17 | batch_files = 0
+          |               ^
+    microglia.toml:18:15: expected "unlimited" or a whole number, from 1 to 1000000000
+       18 | max_changes = 99999999999
+          |               ^^^^^^^^^^^
+    microglia.toml:19:11: expected a whole number, from 1 to 1000000000
+       19 | at_most = 0
+          |           ^
+    microglia.toml:20:14: expected a length of time such as "90d", "12h", "10m" or "30s", from "1s" to "365d"
+       20 | time_limit = "0s"
+          |              ^^^^
+    microglia.toml:21:12: expected "off" or a length of time such as "1m", from "1s" to "365d"
+       21 | catch_up = "366d"
+          |            ^^^^^^
+    microglia.toml:22:9: expected a length of time such as "90d", "12h", "10m" or "30s", from "0s" to "7d"
+       22 | splay = "8d"
+          |         ^^^^
+    microglia.toml:23:24: expected a whole number, from 1 to 100
+       23 | retries = { attempts = 101, first_delay = "2d", max_delay = "2d" }
+          |                        ^^^
+    microglia.toml:23:43: expected a length of time such as "90d", "12h", "10m" or "30s", from "0s" to "1d"
+       23 | retries = { attempts = 101, first_delay = "2d", max_delay = "2d" }
+          |                                           ^^^^
+    microglia.toml:23:61: expected a length of time such as "90d", "12h", "10m" or "30s", from "0s" to "1d"
+       23 | retries = { attempts = 101, first_delay = "2d", max_delay = "2d" }
+          |                                                             ^^^^
+    microglia.toml:27:20: expected a number, from 0.001 to 10000
+       27 | joins_per_second = nan
+          |                    ^^^
+    microglia.toml:32:10: expected a list, each of it a whole number, from 100 to 599
+       32 | expect = [99, 200]
+          |          ^^^^^^^^^
+    microglia.toml: 21 mistakes
+    "#);
+}
+
+#[test]
+fn every_quantity_has_a_range_and_a_default_inside() {
+    use microglia::{config::TABLES, jobs::KINDS};
+    let kinds = KINDS.iter().map(|kind| (kind.name, kind.keys));
+    let mut quantities = 0;
+    for (table, keys) in TABLES.iter().copied().chain(kinds) {
+        for key in keys.iter().filter(|key| key.quantity) {
+            assert!(key.range.is_some(), "{table}: {}", key.name);
+            quantities += 1;
+        }
+    }
+    assert!(quantities >= 16, "{quantities}");
+}
+
+#[tokio::test]
+async fn a_config_larger_than_four_mebibytes_is_an_error() {
+    let program = Program::with_config(&format!("{MAIN}# {}\n", "x".repeat(4 << 20)));
+    insta::assert_snapshot!(refusal(&program).await, @"error: microglia.toml: larger than 4 MiB: is this the config file?");
 }
 
 #[tokio::test]
@@ -491,7 +614,7 @@ async fn a_secret_comes_from_one_place_and_its_file_holds_one_word() {
     microglia.toml:33:11: garbage holds no certificate in PEM form
        33 | ca_file = "garbage"
           |           ^^^^^^^^^
-    microglia.toml:34:23: expected a whole number of at least 1
+    microglia.toml:34:23: expected a whole number, from 1 to 10000
        34 | max_concurrent_runs = 0
           |                       ^
     microglia.toml:38:11: no-such cannot be read: No such file or directory (os error 2)
@@ -630,7 +753,7 @@ mode = \"aply\"
     microglia.toml:4:14: "1w": weeks are not a unit here: write the days, "7d"
         4 | time_limit = "1w"
           |              ^^^^
-    microglia.toml:5:24: expected a whole number of at least 1
+    microglia.toml:5:24: expected a whole number, from 1 to 100
         5 | retries = { attempts = 0 }
           |                        ^
     microglia.toml:6:14: homeserver `mian` is not known here, did you mean `main`?
@@ -723,13 +846,13 @@ body = {{ at = \"{{{{ now() }}}}\" }}
     microglia.toml:28:10: `expect` is empty: it needs at least one entry
        28 | expect = []
           |          ^^
-    microglia.toml:32:8: the template "/x/{{ ago_ms('6mo') }}" cannot be filled in: "6mo": months are not a unit here: write the days, "180d"
+    microglia.toml:32:8: the template in `path` cannot be filled in: "6mo": months are not a unit here: write the days, "180d"
        32 | path = "/x/{{ ago_ms('6mo') }}"
           |        ^^^^^^^^^^^^^^^^^^^^^^^^
     microglia.toml:33:9: expected a table of strings, numbers and booleans such as { before_ts = "{{ ago_ms('30d') }}" }; a parameter that comes twice can stand in `path`
        33 | query = 5
           |         ^
-    microglia.toml:34:8: the template "{{ now() }}" cannot be filled in: now is unknown
+    microglia.toml:34:8: the template in `body.at` cannot be filled in: now is unknown
        34 | body = { at = "{{ now() }}" }
           |        ^^^^^^^^^^^^^^^^^^^^^^
     microglia.toml: 18 mistakes
