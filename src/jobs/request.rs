@@ -28,7 +28,7 @@ keys! {
         pub base: Where = "\"homeserver\"",
         /// Query parameters, a table of strings, numbers and booleans; all of them go out as text.
         pub query: Option<Value>,
-        /// The JSON body. A string that is one expression and nothing else is sent with the type of its value: "{{ ago_ms('90d') }}" as a number, "{{ ago_ms('90d') | string }}" as a string.
+        /// The JSON body. A string that is one expression and nothing else is sent with the type of its value: `{{ ago_ms('90d') }}` as a number, `{{ ago_ms('90d') | string }}` as a string.
         pub body: Option<Value>,
         /// The statuses that count as success.
         pub expect: Vec<u16> where "100" to "599" = "[200]",
@@ -268,8 +268,12 @@ fn evaluate(name: &str, template: &str, at: Timestamp) -> Result<Value, String> 
     if f64::try_from(value.clone()).is_ok_and(|number| !number.is_finite()) {
         return Err(format!("the value of the template in `{name}` is not a number in JSON"));
     }
-    serde_json::to_value(&value)
-        .map_err(|error| format!("the value of the template in `{name}` is not JSON: {error}"))
+    let value = serde_json::to_value(&value)
+        .map_err(|error| format!("the value of the template in `{name}` is not JSON: {error}"))?;
+    if value.to_string().len() > LARGEST_TEXT {
+        return Err(not_rendered(name, &ErrorKind::WriteFailure.into()));
+    }
+    Ok(value)
 }
 
 /// Returns what stands between `{{` and `}}` where a template begins and ends with them.

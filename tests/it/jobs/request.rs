@@ -246,12 +246,12 @@ async fn an_endless_template_is_an_error_and_holds_up_neither_check_nor_the_daem
         (
             "query = { a = \"{}\" }",
             bomb,
-            "15:9: the template in `query.a` cannot be filled in: it takes more",
+            "15:9: the template in `query.a` cannot be filled in: it gives more than 1.0 MiB of text",
         ),
         (
             "body = \"{{ 'xxxxxxxx' * 200000 }}{}\"",
             "",
-            "15:8: the template in `body` cannot be filled in: it",
+            "15:8: the template in `body` cannot be filled in: ",
         ),
     ] {
         let line = key.replace("{}", template);
