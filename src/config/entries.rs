@@ -30,7 +30,7 @@ keys! {
         pub keep_history: Length where "\"1h\"" to "\"3650d\"" = "\"90d\"",
         /// How often to look whether this file changed, or "off".
         pub watch_config: Switch where "\"1s\"" to "\"1d\"" = "\"off\"",
-        /// The token that every HTTP endpoint which acts asks for; without it they answer 403.
+        /// The token that every HTTP endpoint which acts asks for, at least 16 characters; without it they answer 403.
         pub admin_token_file: Option<PathBuf>,
     }
 }
