@@ -117,6 +117,11 @@ impl fmt::Display for Found {
 }
 
 impl Found {
+    /// For programs: without the source line.
+    pub fn as_json(&self) -> serde_json::Value {
+        serde_json::json!({ "file": self.file, "line": self.line, "column": self.column, "message": self.text })
+    }
+
     /// One line without its source, for logs and answers.
     pub fn line(&self) -> String {
         format!("{}:{}:{}: {}", self.file, self.line, self.column, self.text)
@@ -134,6 +139,16 @@ impl NotLoaded {
 
     fn problem(path: &Path, problem: impl Into<String>) -> Self {
         Self { file: path.to_owned(), problem: Some(problem.into()), mistakes: Vec::new() }
+    }
+
+    /// Each mistake for programs; one that is in no line has the file and the message alone.
+    pub fn as_json(&self) -> Vec<serde_json::Value> {
+        match &self.problem {
+            Some(problem) => vec![
+                serde_json::json!({ "file": self.file, "line": null, "column": null, "message": problem }),
+            ],
+            None => self.mistakes.iter().map(Found::as_json).collect(),
+        }
     }
 
     /// Each mistake as one line without its source, for logs and answers.

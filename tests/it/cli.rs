@@ -283,7 +283,7 @@ joins_per_second = 2
       only plans and reports; mode = "apply" makes it change things
     yearly: purge-remote-media on main, 30 12 1 7 * (Asia/Tokyo), apply
       next: YEAR-07-01 12:30:00 JST, YEAR+1-07-01 12:30:00 JST, YEAR+2-07-01 12:30:00 JST
-    microglia.toml: no mistake; 1 homeserver, 3 jobs
+    microglia.toml: no errors, 1 warning; 1 homeserver, 3 jobs
     "#);
     insta::assert_snapshot!(output.stderr.replace(&program.path("").display().to_string(), ""), @r#"
     warning: microglia.toml:24:20: above 0.5 joins a second a sweep uses up Synapse's rc_joins_per_room (1 a second by default), and real users are refused in that room for as long
@@ -342,7 +342,7 @@ async fn jobs_are_listed_with_their_last_run_and_the_offset_of_their_zone() {
     assert_eq!(lines[0], "JOB KIND HOMESERVER SCHEDULE MODE NEXT LAST RUN");
     assert_eq!(lines[1], "by-hand request main by hand only dry-run disabled never");
     assert!(lines[2].starts_with("sweep remove-external-ids main 30 12 1 7 * dry-run "), "{table}");
-    assert!(lines[2].ends_with("JST succeeded: 3 planned, 3 done"), "{table}");
+    assert!(lines[2].ends_with("UTC succeeded: 3 planned, 3 done"), "{table}");
     assert!(
         table.contains("\nno daemon runs on ") && table.ends_with("`microglia serve`\n"),
         "{table}"

@@ -317,6 +317,135 @@ fn every_quantity_has_a_range_and_a_default_inside() {
 }
 
 #[tokio::test]
+async fn what_is_rarely_meant_is_a_warning() {
+    let token = |name: &str, url: &str, token: &str| {
+        format!("[homeservers.{name}]\nurl = \"{url}\"\naccess_token = '{token}'\n")
+    };
+    let program = Program::with_config(
+        &[
+            token("a", "http://synapse.example.com", "\"s3cret\""),
+            token("b", "http://[::1]:8008", "Bearer s3cret"),
+            token("c", "http://127.1.2.3", "s3 cret"),
+            token("d", "http://synapse.localhost", "s3cret"),
+            "media_url = \"http://192.0.2.1\"\n[homeservers.e]\nurl = \"https://synapse.example.com\"\naccess_token_file = \"quoted\"\n".to_owned(),
+            format!("[jobs.seconds]\nhomeserver = \"e\"\nschedule = \"* * * * * *\"\n{PURGE}"),
+            format!("[jobs.ten]\nhomeserver = \"e\"\nschedule = \"*/10 * * * * *\"\n{PURGE}"),
+            format!("[jobs.daily]\nhomeserver = \"e\"\nschedule = \"15 0 3 * * *\"\n{PURGE}"),
+            format!("[jobs.minutes]\nhomeserver = \"e\"\nschedule = \"* * * * *\"\n{PURGE}"),
+        ]
+        .concat(),
+    );
+    program.write("quoted", "'s3cret'");
+    insta::assert_snapshot!(accepted(&program).await.1, @r#"
+    warning: microglia.toml:2:7: the token crosses the network unencrypted: use https://, or Synapse's listener on this machine
+        2 | url = "http://synapse.example.com"
+          |       ^^^^^^^^^^^^^^^^^^^^^^^^^^^^
+    warning: microglia.toml:3:16: the token stands in quotes, which would be sent with it: remove them
+        3 | access_token = '"…
+          |                ^^^
+    warning: microglia.toml:6:16: the token begins with `Bearer `, which microglia adds itself: remove that
+        6 | access_token = '…
+          |                ^^
+    warning: microglia.toml:9:16: the token contains a space, which no token does: remove it
+        9 | access_token = '…
+          |                ^^
+    warning: microglia.toml:13:13: the token crosses the network unencrypted: use https://, or Synapse's listener on this machine
+       13 | media_url = "http://192.0.2.1"
+          |             ^^^^^^^^^^^^^^^^^^
+    warning: microglia.toml:16:21: the secret in quoted stands in quotes, which would be sent with it: remove them
+       16 | access_token_file = "quoted"
+          |                     ^^^^^^^^
+    warning: microglia.toml:19:12: `* * * * * *` has six fields, the first of which is seconds, and comes every 1 s: did you mean `* * * * *`?
+       19 | schedule = "* * * * * *"
+          |            ^^^^^^^^^^^^^
+    warning: microglia.toml:24:12: `*/10 * * * * *` has six fields, the first of which is seconds, and comes every 10 s: did you mean `*/10 * * * *`?
+       24 | schedule = "*/10 * * * * *"
+          |            ^^^^^^^^^^^^^^^^
+    "#);
+}
+
+#[tokio::test]
+async fn a_short_admin_token_is_an_error() {
+    let config = format!("[daemon]\nadmin_token_file = \"admin-token\"\n{MAIN}[jobs.a]\n{PURGE}");
+    let program = Program::with_config(&config);
+    program.write("admin-token", "fifteen-letters\n");
+    insta::assert_snapshot!(refusal(&program).await, @r#"
+    error: microglia.toml:2:20: the admin token in admin-token is shorter than 16 characters: write a longer one, such as the output of `openssl rand -hex 32`
+        2 | admin_token_file = "admin-token"
+          |                    ^^^^^^^^^^^^^
+    microglia.toml: 1 mistake
+    "#);
+    program.write("admin-token", "sixteen-letters!\n");
+    accepted(&program).await;
+}
+
+#[tokio::test]
+async fn a_key_at_the_top_level_is_sent_to_its_table() {
+    let keys = "state_dir = \"state\"\nurl = \"http://localhost\"\nmode = \"apply\"\nschedule = \"@daily\"\nrooms = []\ncolour = 1\n";
+    insta::assert_snapshot!(mistakes(&format!("{keys}{MAIN}")).await, @r#"
+    error: microglia.toml:1:1: `state_dir` belongs in [daemon]: write it below that heading
+        1 | state_dir = "state"
+          | ^^^^^^^^^
+    microglia.toml:2:1: `url` belongs in [homeservers.NAME]: write it below that heading
+        2 | url = "http://localhost"
+          | ^^^
+    microglia.toml:3:1: `mode` belongs in [jobs.NAME] or [defaults]: write it below that heading
+        3 | mode = "apply"
+          | ^^^^
+    microglia.toml:4:1: `schedule` belongs in [jobs.NAME]: write it below that heading
+        4 | schedule = "@daily"
+          | ^^^^^^^^
+    microglia.toml:5:1: `rooms` belongs in [jobs.NAME]: write it below that heading
+        5 | rooms = []
+          | ^^^^^
+    microglia.toml:6:1: unknown key `colour`, expected one of: daemon, homeservers, defaults, jobs
+        6 | colour = 1
+          | ^^^^^^
+    microglia.toml: 6 mistakes
+    "#);
+}
+
+#[tokio::test]
+async fn check_prints_json_and_reads_no_secret_when_asked() {
+    let program = Program::with_config(&format!(
+        "[homeservers.main]\nurl = \"http://192.0.2.1\"\naccess_token_file = \"no-such\"\nca_file = \"no-such\"\n[jobs.a]\nschedule = \"@daily\"\n{PURGE}"
+    ));
+    let failed = program.run(&["check", "--json"]).await;
+    assert_eq!((failed.code, failed.stderr.as_str()), (2, ""));
+    let failed: serde_json::Value = serde_json::from_str(&failed.stdout).unwrap();
+    assert_eq!(
+        (failed["errors"].as_array().unwrap().len(), failed["errors"][0]["line"].as_u64()),
+        (2, Some(3)),
+        "{failed}"
+    );
+    let good = program.run(&["check", "--json", "--no-secrets"]).await;
+    assert_eq!((good.code, good.stderr.as_str()), (0, ""));
+    let good: serde_json::Value = serde_json::from_str(&good.stdout).unwrap();
+    assert_eq!(good["errors"], serde_json::json!([]));
+    assert_eq!(good["warnings"][0]["line"], 2);
+    assert_eq!(good["jobs"][0]["next_runs"].as_array().unwrap().len(), 3);
+    assert_eq!(good["online"], serde_json::Value::Null);
+    let both = program.run(&["check", "--online", "--no-secrets"]).await;
+    assert_eq!(both.code, 2);
+}
+
+#[tokio::test]
+async fn check_online_prints_its_answers_in_json_too() {
+    let fake = Fake::start();
+    let program = Program::new(&fake.url(), TOKEN, &format!("[jobs.a]\n{PURGE}"));
+    let checked = program.json(&["check", "--online", "--json"]).await;
+    let answers = checked["online"].as_array().unwrap();
+    assert!(answers.len() > 4 && answers.iter().all(|answer| answer["ok"] == true), "{checked}");
+    assert_eq!(answers[0]["question"], "reachable");
+    program.write("token", "wrong");
+    let output = program.run(&["check", "--online", "--json"]).await;
+    assert_eq!(output.code, 1);
+    let text = program.run(&["check", "--online"]).await;
+    let last = text.stdout.lines().last().unwrap().to_owned();
+    assert_eq!(last, "homeservers asked: 1 answer is NO, see above");
+}
+
+#[tokio::test]
 async fn a_config_larger_than_four_mebibytes_is_an_error() {
     let program = Program::with_config(&format!("{MAIN}# {}\n", "x".repeat(4 << 20)));
     insta::assert_snapshot!(refusal(&program).await, @"error: microglia.toml: larger than 4 MiB: is this the config file?");
@@ -412,7 +541,7 @@ async fn a_schedule_a_zone_or_a_window_that_cannot_be_meant_is_explained() {
     microglia.toml:17:12: `@nightly` is no schedule, expected @hourly, @daily, @weekly, @monthly or @yearly
        17 | schedule = "@nightly"
           |            ^^^^^^^^^^
-    microglia.toml:21:12: "61 3 * * *" is no schedule: Component error: Number out of bounds. Minutes go from 0 to 59, hours from 0 to 23, days from 1 to 31, months from 1 to 12 or JAN to DEC, days of the week from 0 to 7 or SUN to SAT
+    microglia.toml:21:12: "61 3 * * *" is no schedule: minute: 61 is not in 0-59
        21 | schedule = "61 3 * * *"
           |            ^^^^^^^^^^^^
     microglia.toml:25:12: "Europe/Berln" is no time zone, did you mean "Europe/Berlin"?
@@ -1112,12 +1241,12 @@ async fn the_configs_that_are_shipped_are_good_and_name_every_key() {
     for name in ["microglia.toml", "minimal.toml"] {
         let program = Program::with_config(&read(name));
         for secret in ["token", "admin-token"] {
-            program.write(secret, "s3cret");
+            program.write(secret, "s3cret-of-the-tests");
         }
         program.write("internal-ca.pem", include_str!("tls/ca.pem"));
         let (stdout, warnings) = accepted(&program).await;
         assert_eq!(warnings, "", "{name}");
-        assert!(stdout.contains("microglia.toml: no mistake"), "{stdout}");
+        assert!(stdout.contains("microglia.toml: no errors, no warnings"), "{stdout}");
     }
     let full = read("microglia.toml");
     // `[table]` or `kind = …` says whose keys the next lines hold.
