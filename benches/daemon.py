@@ -26,7 +26,7 @@ class Daemon:
         self.config = self.write(jobs)
         admin_token = self.config.parent / "admin-token"
         admin_token.touch(mode=0o600)
-        admin_token.write_text("admin")
+        admin_token.write_text("admin-of-the-benchmarks")
         self.log = self.config.parent / "log"
         start = time.monotonic()
         self.program = Program([microglia, "--config", self.config, "serve"], self.log, {"RUST_LOG": "warn"})

@@ -102,6 +102,8 @@ enum Command {
 pub enum Ended {
     /// The thing asked for did not succeed; what there is to say is said.
     Unsuccessful,
+    /// The config has errors, which are printed already.
+    Reported,
     /// A mistake of the user's, in the config or on the command line.
     Usage(String),
     Error(anyhow::Error),
@@ -148,6 +150,7 @@ pub fn main() -> ExitCode {
     match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(Ended::Unsuccessful) => ExitCode::FAILURE,
+        Err(Ended::Reported) => ExitCode::from(2),
         Err(Ended::Usage(text)) => {
             say_error(&text);
             ExitCode::from(2)
@@ -264,7 +267,24 @@ fn say(text: &str) {
 }
 
 fn say_error(text: &str) {
-    say(&format!("error: {text}"));
+    say(&format!("{}: {text}", coloured("error", "31")));
+}
+
+fn say_warning(text: &str) {
+    say(&format!("{}: {text}", coloured("warning", "33")));
+}
+
+/// Bold and in a colour where stderr is a terminal and nobody asked for plain text (<https://no-color.org>).
+fn coloured(word: &str, colour: &str) -> String {
+    if stderr_takes_colours() { format!("\x1b[1;{colour}m{word}\x1b[0m") } else { word.to_owned() }
+}
+
+#[expect(clippy::disallowed_methods, reason = "this module reads the environment")]
+fn stderr_takes_colours() -> bool {
+    use std::io::IsTerminal;
+    let plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty())
+        || std::env::var_os("TERM").is_some_and(|terminal| terminal == "dumb");
+    !plain && std::io::stderr().is_terminal()
 }
 
 #[cfg(test)]

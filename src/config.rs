@@ -16,7 +16,7 @@ use secrecy::{ExposeSecret, SecretString};
 use toml::de::DeTable;
 
 pub use entries::{CommonKeys, DaemonKeys, HeadKeys, HomeserverKeys, Overlap, Retries, TABLES};
-pub use place::{Found, NotLoaded};
+pub use place::{Found, NotLoaded, content};
 
 use crate::clock::Timestamp;
 use crate::job::AnyJob;

@@ -1,5 +1,7 @@
 //! The daemon: opens everything, runs it, and shuts it down in order.
 
+mod tasks;
+
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,6 +24,7 @@ use crate::state_dir::{StateDir, this_user};
 use crate::supervisor::{LAST_WORDS, Supervisor};
 use crate::ticker::Ticker;
 use crate::web::{self, App};
+use tasks::Tasks;
 
 /// How often homeservers are asked whether they are there.
 const PROBE_EVERY: Duration = Duration::from_mins(5);
@@ -101,7 +104,9 @@ pub async fn serve(
     let ticker = Arc::new(ticker);
 
     let stop = CancellationToken::new();
-    let listening = tokio::spawn(Arc::clone(&supervisor).listen(due));
+    // Those that end in good order when they are told to stop, and those that are aborted.
+    let (mut servers, mut chores) = (Tasks::default(), Tasks::default());
+    chores.spawn("due jobs", Arc::clone(&supervisor).listen(due));
     let app = Arc::new(App {
         supervisor: Arc::clone(&supervisor),
         reloader: Arc::clone(&reloader),
@@ -110,20 +115,16 @@ pub async fn serve(
         clock: clock.clone(),
     });
     let address = listener.local_addr()?;
-    let web = tokio::spawn(web::serve(listener, web::router(app), stop.clone()));
-    let control = tokio::spawn(control::serve(
-        socket,
-        Arc::clone(&supervisor),
-        Arc::clone(&reloader),
-        stop.clone(),
-    ));
-    let chores = [
-        tokio::spawn(Arc::clone(&reloader).watch()),
-        tokio::spawn(probe(Arc::clone(&supervisor))),
-        tokio::spawn(open_history(history.clone(), Arc::clone(&supervisor))),
-        tokio::spawn(forget(history.clone(), Arc::clone(&reloader), clock)),
-        tokio::spawn(watchdog(Arc::clone(&supervisor), Arc::clone(&ticker))),
-    ];
+    servers.spawn("HTTP listener", web::serve(listener, web::router(app), stop.clone()));
+    servers.spawn(
+        "control socket",
+        control::serve(socket, Arc::clone(&supervisor), Arc::clone(&reloader), stop.clone()),
+    );
+    chores.spawn("config watcher", Arc::clone(&reloader).watch());
+    chores.spawn("homeserver probe", probe(Arc::clone(&supervisor)));
+    chores.spawn("history opener", open_history(history.clone(), Arc::clone(&supervisor)));
+    chores.spawn("history clean-up", forget(history.clone(), Arc::clone(&reloader), clock));
+    chores.spawn("watchdog", watchdog(Arc::clone(&supervisor), Arc::clone(&ticker)));
     tracing::info!(
         "microglia {} serves http://{address} with {}",
         env!("CARGO_PKG_VERSION"),
@@ -132,10 +133,14 @@ pub async fn serve(
     notify(&[NotifyState::Ready, NotifyState::Status(&supervisor.next_in_words())]);
 
     let broken = tokio::select! {
-        () = signals.until_stop(&reloader, &supervisor) => false,
-        // It waits for the ticker without end: without it nothing would be run, and nobody would notice.
-        _ = listening => true,
+        ended = signals.until_stop(&reloader, &supervisor) => ended.err(),
+        // Without one of them the daemon would silently do less than it should; a service manager restarts it.
+        ended = chores.unexpected_end() => Some(ended),
+        ended = servers.unexpected_end() => Some(ended),
     };
+    if let Some(bug) = &broken {
+        tracing::error!("{bug}; the daemon stops, because it can no longer do its work");
+    }
     let grace = reloader.daemon().shutdown_grace.0;
     // Else a grace above the unit's TimeoutStopSec would be cut off.
     let longest = (grace + LAST_WORDS + GOODBYE).as_micros();
@@ -149,21 +154,18 @@ pub async fn serve(
         () = signals.stop_asked() => true,
     };
     stop.cancel();
-    for chore in chores {
-        chore.abort();
-    }
+    chores.abort();
     if cut_short {
         anyhow::bail!(
             "stopped at once by a second signal: runs under way are found interrupted at the next start"
         );
     }
-    let _ = tokio::join!(web, control);
+    servers.ended().await;
     let _ = std::fs::remove_file(daemon.state_dir.join(control::SOCKET));
     history.close().await;
-    anyhow::ensure!(
-        !broken,
-        "a bug in microglia, please report it: what is due was no longer taken"
-    );
+    if let Some(bug) = broken {
+        anyhow::bail!(bug);
+    }
     tracing::info!("stopped");
     Ok(())
 }
@@ -183,20 +185,25 @@ impl Signals {
         })
     }
 
-    /// Reloads at each SIGHUP until SIGTERM or SIGINT comes.
-    async fn until_stop(&mut self, reloader: &Reloader, supervisor: &Supervisor) {
+    /// Reloads at each SIGHUP until SIGTERM or SIGINT comes, which need not wait for a reload; an error is a bug.
+    async fn until_stop(
+        &mut self,
+        reloader: &Arc<Reloader>,
+        supervisor: &Arc<Supervisor>,
+    ) -> Result<(), String> {
         loop {
             tokio::select! {
-                _ = self.terminate.recv() => return,
-                _ = self.interrupt.recv() => return,
-                _ = self.hangup.recv() => {
-                    if let Ok(now) = NotifyState::monotonic_usec_now() {
-                        notify(&[NotifyState::Reloading, now]);
-                    }
-                    // What is wrong with the config is in the log and in the metrics.
-                    let _ = reloader.reload("SIGHUP").await;
-                    notify(&[NotifyState::Ready, NotifyState::Status(&supervisor.next_in_words())]);
-                }
+                _ = self.terminate.recv() => return Ok(()),
+                _ = self.interrupt.recv() => return Ok(()),
+                _ = self.hangup.recv() => {}
+            }
+            let reload = reload_at_signal(Arc::clone(reloader), Arc::clone(supervisor));
+            let reload = tokio::spawn(reload);
+            tokio::select! {
+                ended = reload => ended.map_err(|error| {
+                    format!("a bug in microglia, please report it: the reload {}", tasks::failure(error))
+                })?,
+                () = self.stop_asked() => return Ok(()),
             }
         }
     }
@@ -204,6 +211,15 @@ impl Signals {
     async fn stop_asked(&mut self) {
         tokio::select! { _ = self.terminate.recv() => {} _ = self.interrupt.recv() => {} }
     }
+}
+
+async fn reload_at_signal(reloader: Arc<Reloader>, supervisor: Arc<Supervisor>) {
+    if let Ok(now) = NotifyState::monotonic_usec_now() {
+        notify(&[NotifyState::Reloading, now]);
+    }
+    // What is wrong with the config is in the log and in the metrics.
+    let _ = reloader.reload("SIGHUP").await;
+    notify(&[NotifyState::Ready, NotifyState::Status(&supervisor.next_in_words())]);
 }
 
 async fn probe(supervisor: Arc<Supervisor>) {

@@ -4,14 +4,14 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
-use crate::text_values;
+use crate::text_quantities;
 
-/// A whole number of days, hours, minutes or seconds, at most a hundred years.
+/// A whole number of days, hours, minutes or seconds, at most ten years.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Length(pub Duration);
 
 const DAY: u64 = 86_400;
-const LONGEST: u64 = 100 * 366 * DAY;
+const LONGEST: u64 = 3650 * DAY;
 
 impl Length {
     pub fn days(days: u64) -> Self {
@@ -51,7 +51,9 @@ impl FromStr for Length {
             .checked_mul(seconds)
             .filter(|total| *total <= LONGEST)
             .map(|total| Self(Duration::from_secs(total)))
-            .ok_or_else(|| format!("{text:?} is longer than a hundred years"))
+            .ok_or_else(|| {
+                format!("{text:?} is longer than ten years: write at most \"{}d\"", LONGEST / DAY)
+            })
     }
 }
 
@@ -88,7 +90,7 @@ impl fmt::Display for Length {
     }
 }
 
-text_values! { Length: "a length of time such as \"90d\", \"12h\", \"10m\" or \"30s\""; }
+text_quantities! { Length: "a length of time such as \"90d\", \"12h\", \"10m\" or \"30s\""; }
 
 /// A duration as a person says it: `0.4 s`, `12 s`, `3 min 20 s`, `2 h 5 min`, `3 d 4 h`.
 pub fn spoken(duration: Duration) -> String {
@@ -133,7 +135,7 @@ mod tests {
         insta::assert_snapshot!(refusal("90"), @r#""90" has no unit: did you mean "90d" (days), "90h", "90m" (minutes) or "90s"?"#);
         insta::assert_snapshot!(refusal("-5d"), @r#""-5d" is no length of time: write a number and a unit, such as "90d", "12h", "10m" or "30s""#);
         insta::assert_snapshot!(refusal("99999999999999999999d"), @r#""99999999999999999999d" is no length of time: write a number and a unit, such as "90d", "12h", "10m" or "30s""#);
-        insta::assert_snapshot!(refusal("99999999d"), @r#""99999999d" is longer than a hundred years"#);
+        insta::assert_snapshot!(refusal("99999999d"), @r#""99999999d" is longer than ten years: write at most "3650d""#);
     }
 
     #[test]

@@ -21,7 +21,7 @@ const FLOORS: &[(u32, &[&str])] = &[
 ];
 
 /// Macros that stand at the root of the crate, and the module that they are written in.
-const MACROS: &[(&str, &str)] = &[("text_values", "keys")];
+const MACROS: &[(&str, &str)] = &[("text_values", "keys"), ("text_quantities", "keys")];
 
 /// What holds the modules together and has nothing else in it.
 const ROOTS: &[&str] = &["lib", "main"];

@@ -27,12 +27,14 @@ pub(super) async fn run(path: &Path, options: &Options) -> Result<(), Ended> {
     if options.json {
         return print_json(&listed(&config.jobs, last_runs, clock.now()));
     }
+    // One zone for the whole table, so that its rows compare; each time names it.
+    let zone = config.daemon.timezone.0;
     let mut rows = table(&["JOB", "KIND", "HOMESERVER", "SCHEDULE", "MODE", "NEXT", "LAST RUN"]);
     for job in &config.jobs {
         let schedule = job.schedule.as_ref().map_or("by hand only", |schedule| schedule.as_str());
         let next = match upcoming(job, clock.now(), 1).first() {
             _ if !job.common.enabled => "disabled".to_owned(),
-            Some(next) => local(*next, job.zone.0),
+            Some(next) => local(*next, zone),
             None => "-".to_owned(),
         };
         let last = last_runs.get(&job.name).map_or_else(
@@ -40,7 +42,7 @@ pub(super) async fn run(path: &Path, options: &Options) -> Result<(), Ended> {
             |run| {
                 let outcome = run.outcome.map_or("running", crate::report::Outcome::as_str);
                 let mode = if run.mode == Mode::DryRun { " (dry run)" } else { "" };
-                format!("{} {outcome}{mode}: {}", local(run.started_at, job.zone.0), figures(run))
+                format!("{} {outcome}{mode}: {}", local(run.started_at, zone), figures(run))
             },
         );
         rows.add_row([

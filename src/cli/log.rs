@@ -21,7 +21,7 @@ pub(super) fn start(levels: &str) {
         .with_writer(std::io::stderr)
         // It would panic where nobody reads stderr any more.
         .log_internal_errors(false)
-        .with_ansi(terminal);
+        .with_ansi(super::stderr_takes_colours());
     match (json, journal) {
         (true, _) => {
             log.json().flatten_event(true).with_current_span(false).with_span_list(false).init();

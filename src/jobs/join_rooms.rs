@@ -30,7 +30,7 @@ keys! {
         /// Whom to join again: "never" anybody who left, "left" who left of their own accord, "kicked" those and who was kicked. Nobody banned, ever.
         pub rejoin: Rejoin = "\"never\"",
         /// Joins a second into one room; Synapse counts them against `rc_joins_per_room`, so that more locks real users out of the room.
-        pub joins_per_second: Rate = "0.5",
+        pub joins_per_second: Rate where "0.001" to "10000" = "0.5",
         /// Also accounts whose `user_type` is bot or support.
         pub include_bots: bool = "false",
     }

@@ -25,17 +25,17 @@ keys! {
     #[expect(dead_code, reason = "`Age::read` reads its keys itself, so that it judges them where another key is wrong")]
     pub struct Keys {
         /// Only files not accessed for this long, counted back from the start of the run; a file never accessed counts from its upload. Exactly one of `older_than` and `before`.
-        pub older_than: Option<Length>,
+        pub older_than: Option<Length> where "\"0s\"" to "\"3650d\"",
         /// Only files not accessed since this moment.
         pub before: Option<Moment>,
         /// Allows an age under 7 days.
         pub allow_recent: bool = "false",
         /// Only files larger than this.
-        pub larger_than: Size = "\"0B\"",
+        pub larger_than: Size where "\"0B\"" to "\"1024TiB\"" = "\"0B\"",
         /// Keeps the avatars of users and rooms, and every file that was a user's avatar in some room; not a room's former avatars.
         pub keep_avatars: bool = "true",
         /// The most files of one call to Synapse: batches start at 200 and double or halve so that a call takes 5 to 20 s.
-        pub batch_files: u32 = "20000",
+        pub batch_files: u32 where "1" to "1000000" = "20000",
         /// Where the homeserver keeps its media in object storage: deletes the entries although Synapse never deletes the objects.
         pub orphan_objects: bool = "false",
     }

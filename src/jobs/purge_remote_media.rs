@@ -22,7 +22,7 @@ keys! {
     #[expect(dead_code, reason = "`Age::read` reads its keys itself, so that it judges them where another key is wrong")]
     pub struct Keys {
         /// Only cached files not accessed for this long, counted back from the start of the run. Exactly one of `older_than` and `before`.
-        pub older_than: Option<Length>,
+        pub older_than: Option<Length> where "\"0s\"" to "\"3650d\"",
         /// Only cached files not accessed since this moment.
         pub before: Option<Moment>,
         /// Allows an age under 7 days.

@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use super::{Ending, Run, Stopped, record};
 use crate::change::{Change, Check, Lane, Made, Plan, Walk, Work};
 use crate::history;
+use crate::keys::Rate;
 use crate::report::{ChangeRecord, Event, State};
 use crate::synapse::{self, Writer};
 
@@ -207,9 +208,7 @@ impl Making<'_> {
         let free: Queue = Mutex::new(free);
         let rooms: Vec<(Duration, Queue)> = rooms
             .into_iter()
-            .map(|(_, per_second, queue)| {
-                (Duration::from_secs_f64(1.0 / per_second), Mutex::new(queue))
-            })
+            .map(|(_, per_second, queue)| (Rate(per_second).interval(), Mutex::new(queue)))
             .collect();
         let mut workers: FuturesUnordered<BoxFuture<'_, ()>> = FuturesUnordered::new();
         for _ in 0..self.run.concurrency {

@@ -19,10 +19,7 @@ pub(super) struct Pacer {
 
 impl Pacer {
     pub(super) fn new(rate: Limit<Rate>) -> Self {
-        Self {
-            interval: rate.number().map(|rate| Duration::from_secs_f64(1.0 / rate.0)),
-            next: Mutex::new(None),
-        }
+        Self { interval: rate.number().map(Rate::interval), next: Mutex::new(None) }
     }
 
     /// Waits for a turn that takes `turns` times the usual space.

@@ -76,7 +76,7 @@ async fn was_down(program: &Program) {
 /// The daemon with an admin token, `secret`.
 fn with_admin(fake: &Fake, jobs: &str) -> Program {
     let program = Program::new(&fake.url(), crate::fake::TOKEN, jobs);
-    program.write("admin-token", "secret\n");
+    program.write("admin-token", "secret-of-the-tests\n");
     edit(&program, "[daemon]\n", "[daemon]\nadmin_token_file = \"admin-token\"\n");
     program
 }

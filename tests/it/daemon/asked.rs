@@ -98,7 +98,7 @@ async fn a_job_runs_once_at_a_time_and_is_cancelled_by_command_or_ctrl_c() {
         let second = program.run(&["run", "lobby"]).await;
         let already = format!("error: lobby is running already (run {id})\n");
         assert!(second.code == 1 && second.stderr.ends_with(&already), "{second:?}");
-        assert_eq!(daemon.post("/api/v1/jobs/lobby/run", "secret", "").await.0, 409);
+        assert_eq!(daemon.post("/api/v1/jobs/lobby/run", "secret-of-the-tests", "").await.0, 409);
         assert_eq!(daemon.of_job("lobby", "microglia_job_running", &[]).await, 1.0);
         if by_command {
             assert_eq!(program.run(&["cancel", "lobby"]).await.code, 0);

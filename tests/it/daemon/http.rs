@@ -173,7 +173,7 @@ async fn only_the_admin_token_acts_and_names_people() {
         world.room("!lobby:fake.test").banned("@user000001:fake.test", "@microglia:fake.test");
     });
     let program = Program::new(&fake.url(), TOKEN, &sweep("lobby", 1000, ""));
-    program.write("admin-token", "secret\n");
+    program.write("admin-token", "secret-of-the-tests\n");
     let daemon = program.serve().await;
     let posts = [
         "/-/reload",
@@ -183,7 +183,11 @@ async fn only_the_admin_token_acts_and_names_people() {
         "/api/v1/resume",
     ];
     for path in posts {
-        assert_eq!(daemon.post(path, "secret", "").await.0, 403, "{path} without a token file");
+        assert_eq!(
+            daemon.post(path, "secret-of-the-tests", "").await.0,
+            403,
+            "{path} without a token file"
+        );
         assert_eq!(daemon.get(path).await.0, 405, "{path}");
     }
     edit(&program, "[daemon]\n", "[daemon]\nadmin_token_file = \"admin-token\"\n");
@@ -193,18 +197,22 @@ async fn only_the_admin_token_acts_and_names_people() {
         assert_eq!(daemon.http("POST", path, &[], "").await.0, 401, "{path}");
     }
     let (status, body) =
-        daemon.post("/api/v1/jobs/lobby/run", "secret", "{\"mode\": \"apply\"}").await;
+        daemon.post("/api/v1/jobs/lobby/run", "secret-of-the-tests", "{\"mode\": \"apply\"}").await;
     assert_eq!((status, body.as_str()), (202, "{\"id\":1}"));
     until("its end", 20, async || !program.ended("lobby").await.is_empty()).await;
     assert_eq!(joined(&fake), 1);
     for (body, status) in [("{\"mode\": \"wrong\"}", 400), ("{\"x\": 1}", 400), ("nonsense", 400)] {
-        assert_eq!(daemon.post("/api/v1/jobs/lobby/run", "secret", body).await.0, status, "{body}");
+        assert_eq!(
+            daemon.post("/api/v1/jobs/lobby/run", "secret-of-the-tests", body).await.0,
+            status,
+            "{body}"
+        );
     }
-    assert_eq!(daemon.post("/api/v1/jobs/unknown/run", "secret", "").await.0, 404);
-    assert_eq!(daemon.post("/api/v1/jobs/lobby/cancel", "secret", "").await.0, 409);
-    assert_eq!(daemon.post("/api/v1/pause", "secret", "").await.0, 200);
+    assert_eq!(daemon.post("/api/v1/jobs/unknown/run", "secret-of-the-tests", "").await.0, 404);
+    assert_eq!(daemon.post("/api/v1/jobs/lobby/cancel", "secret-of-the-tests", "").await.0, 409);
+    assert_eq!(daemon.post("/api/v1/pause", "secret-of-the-tests", "").await.0, 200);
     assert_eq!(daemon.metric("microglia_paused", &[]).await, Some(1.0));
-    assert_eq!(daemon.post("/api/v1/resume", "secret", "").await.0, 200);
+    assert_eq!(daemon.post("/api/v1/resume", "secret-of-the-tests", "").await.0, 200);
 
     let gets = [
         "/",
@@ -220,11 +228,11 @@ async fn only_the_admin_token_acts_and_names_people() {
         let (status, body) = daemon.get(path).await;
         assert_eq!(status, 200, "{path}: {body}");
         assert!(!body.contains("@user") && !body.contains("@microglia"), "{path}: {body}");
-        assert!(!body.contains("secret") && !body.contains(TOKEN), "{path}: {body}");
+        assert!(!body.contains("secret-of-the-tests") && !body.contains(TOKEN), "{path}: {body}");
     }
     let plain = daemon.get_json("/api/v1/runs/1").await;
     assert_eq!(plain.get("changes"), None);
-    let admin = [("Authorization", "Bearer secret")];
+    let admin = [("Authorization", "Bearer secret-of-the-tests")];
     let (_, body) = daemon.http("GET", "/api/v1/runs/1", &admin, "").await;
     let mut shown: Value = serde_json::from_str(&body).unwrap();
     assert_eq!(shown["changes"][0]["target"], "@user000000:fake.test -> !lobby:fake.test");
@@ -248,10 +256,10 @@ async fn only_the_admin_token_acts_and_names_people() {
 
     // A rotated token is the one that counts from the next request on.
     program.write("admin-token", "rotated\n");
-    assert_eq!(daemon.post("/api/v1/resume", "secret", "").await.0, 401);
+    assert_eq!(daemon.post("/api/v1/resume", "secret-of-the-tests", "").await.0, 401);
     assert_eq!(daemon.post("/api/v1/resume", "rotated", "").await.0, 200);
     let log = daemon.stop().await;
-    assert!(!log.contains("secret") && !log.contains(TOKEN), "{log}");
+    assert!(!log.contains("secret-of-the-tests") && !log.contains(TOKEN), "{log}");
 }
 
 #[tokio::test]
@@ -260,9 +268,9 @@ async fn what_is_too_large_is_refused_and_who_is_slow_holds_up_nobody() {
     let program = with_admin(&fake, &ping("a", ""));
     let daemon = program.serve().await;
     let fits = format!("{{\"mode\": \"dry-run\"{}}}", " ".repeat(60 * 1024));
-    assert_eq!(daemon.post("/api/v1/jobs/a/run", "secret", &fits).await.0, 202);
+    assert_eq!(daemon.post("/api/v1/jobs/a/run", "secret-of-the-tests", &fits).await.0, 202);
     let large = format!("{{\"mode\": \"dry-run\"{}}}", " ".repeat(65 * 1024));
-    assert_eq!(daemon.post("/api/v1/jobs/a/run", "secret", &large).await.0, 413);
+    assert_eq!(daemon.post("/api/v1/jobs/a/run", "secret-of-the-tests", &large).await.0, 413);
     let many: Vec<String> = (0..100).map(|number| format!("X-{number}")).collect();
     let many: Vec<(&str, &str)> = many.iter().map(|name| (name.as_str(), "x")).collect();
     assert_eq!(daemon.http("GET", "/healthz", &many, "").await.0, 431);
