@@ -7,6 +7,7 @@ use super::table::local;
 use super::{Ended, load, print, say};
 use crate::clock::Clock;
 use crate::config::{Config, Homeserver};
+use crate::escape::line;
 use crate::job::Answer;
 use crate::listing::upcoming;
 use crate::report::Mode;
@@ -74,12 +75,12 @@ struct Answers<'a> {
 
 impl Answers<'_> {
     fn yes(&self, question: &str, answer: &str) -> Result<(), Ended> {
-        print(&format!("{}: {question}: {answer}", self.homeserver))
+        print(&format!("{}: {question}: {}", self.homeserver, line(answer)))
     }
 
     fn no(&mut self, question: &str, answer: &str) -> Result<(), Ended> {
         self.well = false;
-        print(&format!("{}: {question}: NO: {answer}", self.homeserver))
+        print(&format!("{}: {question}: NO: {}", self.homeserver, line(answer)))
     }
 
     async fn ask(

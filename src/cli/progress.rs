@@ -4,6 +4,7 @@ use std::sync::Mutex;
 
 use indicatif::{ProgressBar, ProgressStyle};
 
+use crate::escape::line;
 use crate::report::Event;
 
 /// Shows a run's events as one line that moves.
@@ -32,7 +33,8 @@ impl Progress {
             Event::Retrying { attempt, wait_seconds, because } => {
                 self.bar.suspend(|| {
                     super::say(&format!(
-                        "failed: {because}\nattempt {attempt} follows in {wait_seconds} s"
+                        "failed: {}\nattempt {attempt} follows in {wait_seconds} s",
+                        line(because)
                     ));
                 });
             }
@@ -59,7 +61,7 @@ impl Progress {
                 self.bar.set_style(style.progress_chars("=> "));
             }
             self.bar.reset();
-            self.bar.set_message(what.to_owned());
+            self.bar.set_message(line(what).into_owned());
         }
         self.bar.set_length(total);
         self.bar.set_position(done);

@@ -8,6 +8,7 @@ use super::run::job;
 use super::table::{figures, local, table, text};
 use super::{Ended, load_without_secrets, look, print, print_json, unreadable};
 use crate::clock::Clock;
+use crate::escape::line;
 use crate::history::Page;
 use crate::length::spoken;
 use crate::report::{CHANGES_SHOWN, Mode, Outcome, Report};
@@ -125,7 +126,7 @@ fn listed(runs: &[Report], zone: Tz) -> String {
             outcome,
             &took(run).unwrap_or_else(|| "-".to_owned()),
             &figures(run),
-            run.message.as_deref().unwrap_or(""),
+            &line(run.message.as_deref().unwrap_or("")),
         ]);
     }
     text(&rows)
@@ -164,7 +165,7 @@ pub(super) fn summary(run: &Report, zone: Tz) -> String {
     };
     text.push_str(&format!("  {ended}: {planned}{bytes}\n"));
     if let Some(message) = &run.message {
-        text.push_str(&format!("  {message}\n"));
+        text.push_str(&format!("  {}\n", line(message)));
     }
     if !run.sample.is_empty() {
         text.push_str("  most bytes:\n");
@@ -173,7 +174,7 @@ pub(super) fn summary(run: &Report, zone: Tz) -> String {
                 "    {:>10}  {:>7} files  {}\n",
                 Size(share.bytes).to_string(),
                 share.files,
-                share.user_id
+                line(&share.user_id)
             ));
         }
     }
@@ -186,10 +187,13 @@ pub(super) fn changes(run: &Report, most: usize) -> String {
     let mut text = String::new();
     for change in changes.iter().take(most) {
         let count = if change.count == 1 { String::new() } else { format!(" ({})", change.count) };
-        let detail = change.detail.as_ref().map(|detail| format!(": {detail}")).unwrap_or_default();
+        let detail =
+            change.detail.as_ref().map(|detail| format!(": {}", line(detail))).unwrap_or_default();
         text.push_str(&format!(
             "  {:<8} {} {}{count}{detail}\n",
-            change.state, change.action, change.target
+            change.state,
+            change.action,
+            line(&change.target)
         ));
         if let Some(before) = change.before.as_ref().filter(|_| most == usize::MAX) {
             text.push_str(&format!("           before: {before}\n"));
