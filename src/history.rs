@@ -280,7 +280,8 @@ impl History {
         let (Some(pool), Some(id)) = (self.writable(), report.id) else { return Ok(()) };
         sqlx::query(
             "UPDATE runs SET finished_at = $2, attempts = $3, outcome = $4, message = $5, planned = $6, done = $7, failed = $8, skipped = $9, \
-             remaining = $10, bytes_planned = $11, bytes_freed = $12, sample = $13 WHERE id = $1",
+             remaining = $10, bytes_planned = $11, bytes_freed = $12, sample = $13, \
+             waited_seconds = $14, waited_for = $15, waiting_for = $16, waiting_since = $17 WHERE id = $1",
         )
         .bind(id)
         .bind(report.finished_at.map(|moment| moment.timestamp_millis()))
@@ -295,6 +296,10 @@ impl History {
         .bind(report.bytes_planned.map(signed))
         .bind(report.bytes_freed.map(signed))
         .bind(serde_json::to_string(&report.sample).ok())
+        .bind(report.waited_seconds)
+        .bind(report.waited_for.iter().map(|reason| reason.as_str()).collect::<Vec<_>>().join(","))
+        .bind(report.waiting.as_ref().map(|waiting| &waiting.what))
+        .bind(report.waiting.as_ref().map(|waiting| waiting.since.timestamp_millis()))
         .execute(&pool)
         .await?;
         Ok(())
@@ -526,6 +531,7 @@ impl History {
             let skipped = format!("MAX(skipped, {})", counted(State::Skipped));
             let sql = format!(
                 "UPDATE runs SET outcome = 'interrupted', finished_at = $2, message = 'the program ended while this run was at work', \
+                 waiting_for = NULL, waiting_since = NULL, \
                  done = {done}, failed = {failed}, skipped = {skipped}, \
                  remaining = COALESCE(MAX(planned - {done} - {failed} - {skipped}, 0), {}), \
                  bytes_freed = bytes_freed - bytes_freed + (SELECT COALESCE(SUM(bytes), 0) FROM files WHERE run = $1) WHERE id = $1",

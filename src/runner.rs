@@ -25,7 +25,7 @@ use crate::history::{self, History};
 use crate::job::{Context, Failure, Memory};
 use crate::keys::Limit;
 use crate::length::spoken;
-use crate::report::{ChangeRecord, Event, Mode, Outcome, Report, State, Trigger};
+use crate::report::{ChangeRecord, Event, Mode, Outcome, Report, State, Trigger, WaitReason};
 use crate::state_dir::StateDir;
 use crate::synapse::{self, Reader, Transport};
 
@@ -139,6 +139,8 @@ struct Run<'a> {
     tell: Listener,
     concurrency: usize,
     report: Mutex<Report>,
+    /// The wait under way, which counts also where the run ends in it.
+    wait: Mutex<Option<(WaitReason, Instant)>>,
     /// Sentences for the message, of the last attempt.
     notes: Mutex<Vec<String>>,
     /// Whether some target could be read and needs nothing.
@@ -212,6 +214,9 @@ impl Runner {
             attempts: order.attempts_made,
             outcome: None,
             message: None,
+            waited_seconds: 0.0,
+            waited_for: Vec::new(),
+            waiting: None,
             planned: None,
             done: 0,
             failed: 0,
@@ -247,6 +252,7 @@ impl Runner {
             tell: Arc::clone(&tell),
             concurrency: place.max_concurrent_requests as usize,
             report: Mutex::new(report),
+            wait: Mutex::default(),
             notes: Mutex::default(),
             some_fine: AtomicBool::new(false),
             problems: AtomicU64::new(0),
@@ -354,12 +360,23 @@ impl Run<'_> {
                 )));
             }
             let failed = because.clone();
+            // Where the run waits, it says why.
+            self.report().message = Some(failed.clone());
             self.tell(Event::Retrying {
                 attempt: attempt + 1,
+                attempts: retries.attempts,
                 wait_seconds: wait.as_secs(),
                 because,
             });
-            match self.pause(wait).await {
+            let next = format!(
+                "attempt {} of {} at {}",
+                attempt + 1,
+                retries.attempts,
+                crate::clock::spoken(self.runner.clock.now() + wait)
+            );
+            let waited = self.waits(WaitReason::Retry, next, self.pause(wait)).await;
+            self.report().message = None;
+            match waited {
                 Ok(()) => {}
                 Err(Stopped::Window) => {
                     return self.verdict(Ending::Failed(format!(

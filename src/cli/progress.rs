@@ -29,11 +29,11 @@ impl Progress {
                 self.show(&format!("reading {what}"), *done, *total);
             }
             Event::Changing { done, total } => self.show("changing", *done, total.unwrap_or(0)),
-            Event::Waiting(why) => self.show(&format!("waiting {why}"), 0, 0),
-            Event::Retrying { attempt, wait_seconds, because } => {
+            Event::Waiting(what) => self.show(&format!("waiting for {what}"), 0, 0),
+            Event::Retrying { attempt, attempts, wait_seconds, because } => {
                 self.bar.suspend(|| {
                     super::say(&format!(
-                        "failed: {}\nattempt {attempt} follows in {wait_seconds} s",
+                        "failed: {}\nattempt {attempt} of {attempts} follows in {wait_seconds} s",
                         line(because)
                     ));
                 });

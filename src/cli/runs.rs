@@ -5,7 +5,7 @@ use std::path::Path;
 use chrono_tz::Tz;
 
 use super::run::job;
-use super::table::{figures, local, table, text};
+use super::table::{figures, local, standing, table, text, waits};
 use super::{Ended, load_without_secrets, look, print, print_json, unreadable};
 use crate::clock::Clock;
 use crate::escape::line;
@@ -116,24 +116,26 @@ fn listed(runs: &[Report], zone: Tz) -> String {
         "RUN", "STARTED", "JOB", "MODE", "TRIGGER", "OUTCOME", "TOOK", "THINGS", "MESSAGE",
     ]);
     for run in runs {
-        let outcome = run.outcome.map_or("running", Outcome::as_str);
+        let message: Vec<String> = run
+            .waiting
+            .as_ref()
+            .map(|waiting| waits(waiting, zone))
+            .into_iter()
+            .chain(run.message.as_deref().map(|message| line(message).into_owned()))
+            .collect();
         rows.add_row([
             &run.id.unwrap_or_default().to_string(),
             &local(run.started_at, zone),
             &run.job,
             run.mode.as_str(),
             run.trigger.as_str(),
-            outcome,
-            &took(run).unwrap_or_else(|| "-".to_owned()),
+            standing(run),
+            &run.worked().map_or_else(|| "-".to_owned(), spoken),
             &figures(run),
-            &line(run.message.as_deref().unwrap_or("")),
+            &message.join("; "),
         ]);
     }
     text(&rows)
-}
-
-fn took(run: &Report) -> Option<String> {
-    Some(spoken((run.finished_at? - run.started_at).to_std().unwrap_or_default()))
 }
 
 /// What a run did, for a person.
@@ -149,8 +151,11 @@ pub(super) fn summary(run: &Report, zone: Tz) -> String {
         if run.attempts > 1 { format!(", {} attempts", run.attempts) } else { String::new() }
     );
     let ended = match run.outcome {
-        Some(outcome) => format!("{outcome} after {}", took(run).unwrap_or_default()),
-        None => "running".to_owned(),
+        Some(outcome) => format!("{outcome} after {}", run.worked_in_words().unwrap_or_default()),
+        None => run.waiting.as_ref().map_or_else(
+            || "running".to_owned(),
+            |waiting| format!("waiting {}", waits(waiting, zone)),
+        ),
     };
     let bytes = match (run.mode, run.bytes_planned, run.bytes_freed) {
         (Mode::DryRun, Some(bytes), _) => format!(", {}", Size(bytes)),

@@ -71,6 +71,7 @@ impl Run<'_> {
     }
 
     pub(super) async fn close(&self, outcome: Outcome, message: Option<String>) -> Report {
+        self.count_wait();
         let history = &self.runner.history;
         let (id, mode) = {
             let report = self.report();
@@ -90,6 +91,7 @@ impl Run<'_> {
             tracing::warn!(target: "microglia::audit", %job, run = id.unwrap_or_default(), "{job}: run {}: {} may have been made: no answer came", id.unwrap_or_default(), counted(unknown, "thing", "things"));
         }
         self.count_remaining(&mut report);
+        report.waited_seconds = (report.waited_seconds * 10.0).round() / 10.0;
         report.finished_at = Some(truncated(self.runner.clock.now()));
         report.outcome = Some(outcome);
         let notes = std::mem::take(&mut *self.notes.lock().unwrap_or_else(PoisonError::into_inner));

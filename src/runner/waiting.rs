@@ -1,15 +1,18 @@
 //! What a run waits for: a place among the runs, a moment, an answer; and what ends its waiting.
 
-use std::sync::Arc;
+use std::pin::pin;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
-use super::{Ending, LOOK_FOR_PLACE, Places, Run, Stopped};
-use crate::report::{Event, Mode};
+use super::{Ending, LOOK_FOR_PLACE, Places, Run, Stopped, truncated};
+use crate::report::{Event, Mode, WaitReason, Waiting};
 
 /// How often to look whether the window is over while something is waited for.
 const LOOK_AT_CLOCK: Duration = Duration::from_secs(1);
+/// A shorter wait is over before anybody reads of it.
+const WORTH_RECORDING: Duration = Duration::from_secs(1);
 
 impl Run<'_> {
     /// Waits for one of the homeserver's places for runs; it is given back on drop.
@@ -17,22 +20,74 @@ impl Run<'_> {
         if let Some(place) = self.free_place(places)? {
             return Ok(place);
         }
-        self.tell(Event::Waiting(format!("for another run on {} to end", self.spec.homeserver)));
-        let place: Box<dyn Send> = match places {
+        let what = format!("another run on {} to end", self.spec.homeserver);
+        self.tell(Event::Waiting(what.clone()));
+        let place = self.waits(WaitReason::Slot, what, self.next_place(places)).await?;
+        self.tell(Event::Resumed);
+        Ok(place)
+    }
+
+    async fn next_place(&self, places: &Places) -> Result<Box<dyn Send>, Ending> {
+        match places {
             // In the order in which they came.
             Places::Shared(places) => tokio::select! {
-                place = Arc::clone(places).acquire_owned() => Box::new(place),
-                stopped = self.until_stopped() => return Err(Ending::Stopped(stopped)),
+                place = Arc::clone(places).acquire_owned() => Ok(Box::new(place)),
+                stopped = self.until_stopped() => Err(Ending::Stopped(stopped)),
             },
             Places::Locks(_) => loop {
                 self.pause(LOOK_FOR_PLACE).await.map_err(Ending::Stopped)?;
                 if let Some(place) = self.free_place(places)? {
-                    break place;
+                    return Ok(place);
                 }
             },
+        }
+    }
+
+    /// Waits for what is no part of the work; a wait that lasts is recorded, so that other processes can tell.
+    pub(super) async fn waits<T>(
+        &self,
+        reason: WaitReason,
+        what: String,
+        ready: impl Future<Output = T>,
+    ) -> T {
+        let waiting = Waiting { what, since: truncated(self.runner.clock.now()) };
+        *self.wait.lock().unwrap_or_else(PoisonError::into_inner) = Some((reason, Instant::now()));
+        let mut ready = pin!(ready);
+        let waited = match timeout(WORTH_RECORDING, &mut ready).await {
+            Ok(waited) => waited,
+            Err(_) => {
+                self.record_wait(Some(waiting)).await;
+                let waited = ready.await;
+                self.record_wait(None).await;
+                waited
+            }
         };
-        self.tell(Event::Resumed);
-        Ok(place)
+        self.count_wait();
+        waited
+    }
+
+    /// A run waits also where that cannot be recorded.
+    async fn record_wait(&self, waiting: Option<Waiting>) {
+        let report = {
+            let mut report = self.report();
+            report.waiting = waiting;
+            report.clone()
+        };
+        if let Err(error) = self.runner.history.save(&report).await {
+            tracing::debug!(job = %report.job, "cannot record that the run waits: {error}");
+        }
+    }
+
+    /// Adds the wait that is over, or that the end of the run cut short, to what the run waited.
+    pub(super) fn count_wait(&self) {
+        let over = self.wait.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let Some((reason, since)) = over else { return };
+        let mut report = self.report();
+        report.waiting = None;
+        report.waited_seconds += since.elapsed().as_secs_f64();
+        if !report.waited_for.contains(&reason) {
+            report.waited_for.push(reason);
+        }
     }
 
     fn free_place(&self, places: &Places) -> Result<Option<Box<dyn Send>>, Ending> {
