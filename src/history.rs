@@ -509,6 +509,22 @@ impl History {
         .await
     }
 
+    /// Gives the reason why planned changes were not attempted.
+    pub async fn explain_planned(&self, run: Option<i64>, why: &str) -> Result<(), Error> {
+        self.counted(async {
+            let (Some(pool), Some(run)) = (self.writable(), run) else { return Ok(()) };
+            sqlx::query(
+                "UPDATE changes SET detail = $2 WHERE run = $1 AND state = 'planned' AND detail IS NULL",
+            )
+            .bind(run)
+            .bind(why)
+            .execute(&pool)
+            .await?;
+            Ok(())
+        })
+        .await
+    }
+
     /// Calls the unended runs of a job interrupted: nobody is at work on them, since the caller holds the job's lock.
     pub async fn interrupt(&self, job: &str) -> Result<(), Error> {
         self.counted(async {
@@ -521,6 +537,7 @@ impl History {
             let id: i64 = row.try_get("id")?;
             self.abandon(Some(id), "the program ended while this was sent: it may have been made")
                 .await?;
+            self.explain_planned(Some(id), "not attempted: the run was interrupted").await?;
             let counted = |state: State| {
                 format!(
                     "(SELECT COALESCE(SUM(count), 0) FROM changes WHERE run = $1 AND state = '{state}')"

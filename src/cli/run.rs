@@ -238,13 +238,13 @@ async fn stopped_by_signals(stop: Stop, job: String) {
         return;
     };
     let mut next = async || {
-        tokio::select! { _ = interrupt.recv() => {} _ = terminate.recv() => {} }
+        tokio::select! { _ = interrupt.recv() => "SIGINT (Ctrl-C)", _ = terminate.recv() => "SIGTERM" }
     };
-    next().await;
+    let first = next().await;
     say(&format!("\nstopping {job} after the change under way; once more to stop at once"));
-    stop.at_boundary(Outcome::Cancelled);
-    next().await;
-    stop.now(Outcome::Cancelled);
+    stop.cancelled_by(first);
+    let second = next().await;
+    stop.now(Outcome::Cancelled, &format!("by a second signal, {second}"));
 }
 
 fn shown(report: &Report, spec: &JobSpec, options: &Options) -> String {

@@ -12,7 +12,7 @@ use futures_util::stream::FuturesUnordered;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::{Ending, Run, Stopped, record};
+use super::{Ending, Phase, Run, Stopped, record};
 use crate::change::{Change, Check, Lane, Made, Plan, Walk, Work};
 use crate::history;
 use crate::report::{ChangeRecord, Event, State};
@@ -60,6 +60,7 @@ type Queue = Mutex<Numbered>;
 
 impl Run<'_> {
     pub(super) async fn make_all(&self, plan: Plan, first_seq: i64, server: &str) -> Ending {
+        self.enter(Phase::Changing);
         let given_up = CancellationToken::new();
         let making = Making {
             run: self,

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, timeout};
 
-use super::{Ending, LOOK_FOR_PLACE, Places, Run, Stopped, truncated};
+use super::{Ending, LOOK_FOR_PLACE, Phase, Places, Run, Stopped, truncated};
 use crate::report::{Event, Mode, WaitReason, Waiting};
 
 /// How often to look whether the window is over while something is waited for.
@@ -44,25 +44,29 @@ impl Run<'_> {
     }
 
     /// Waits for what is no part of the work; a wait that lasts is recorded, so that other processes can tell.
-    pub(super) async fn waits<T>(
+    pub(super) async fn waits<T, E>(
         &self,
         reason: WaitReason,
         what: String,
-        ready: impl Future<Output = T>,
-    ) -> T {
+        ready: impl Future<Output = Result<T, E>>,
+    ) -> Result<T, E> {
+        let before = self.enter(Phase::Waiting(what.clone()));
         let waiting = Waiting { what, since: truncated(self.runner.clock.now()) };
         *self.wait.lock().unwrap_or_else(PoisonError::into_inner) = Some((reason, Instant::now()));
         let mut ready = pin!(ready);
-        let waited = match timeout(WORTH_RECORDING, &mut ready).await {
-            Ok(waited) => waited,
-            Err(_) => {
-                self.record_wait(Some(waiting)).await;
-                let waited = ready.await;
-                self.record_wait(None).await;
-                waited
-            }
+        let waited = if let Ok(waited) = timeout(WORTH_RECORDING, &mut ready).await {
+            waited
+        } else {
+            self.record_wait(Some(waiting)).await;
+            let waited = ready.await;
+            self.record_wait(None).await;
+            waited
         };
         self.count_wait();
+        // A run that is stopped while it waits ends in this phase.
+        if waited.is_ok() {
+            self.enter(before);
+        }
         waited
     }
 

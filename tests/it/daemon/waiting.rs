@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::fake::{Fault, TOKEN, Trouble};
-use crate::program::{figures, until};
+use crate::program::{changes, figures, until};
 
 /// One request that takes so long that what waits behind it can be looked at.
 fn slow(fake: &Fake, path: &str) {
@@ -100,5 +100,33 @@ async fn a_run_that_waits_for_its_next_attempt_says_which_one_and_what_failed() 
     let report = report(&run.wait_with_output().await.unwrap());
     assert_eq!(figures(&report), "cancelled: 1/0/0/0/1");
     assert!(report["waited_seconds"].as_f64().unwrap() >= 1.0, "{report}");
+    assert_eq!(
+        changes(&report),
+        ["planned GET /_matrix/client/versions (1): not attempted: the run was cancelled"]
+    );
+    let message = report["message"].as_str().unwrap();
+    assert!(message.contains(" while waiting for attempt 2 of 3 at 20"), "{message}");
+    daemon.stop().await;
+}
+
+#[tokio::test]
+async fn a_run_that_is_cancelled_while_it_reads_says_so_and_who_cancelled_it() {
+    let fake = with_lobby(2);
+    let slow = Trouble::Delay(Duration::from_secs(30));
+    fake.fault(Fault::new("GET", "/_synapse/admin/v2/users", slow).always());
+    let admin = "[daemon]\nadmin_token_file = \"admin\"\n";
+    let program = Program::new(&fake.url(), TOKEN, &sweep("lobby", 20, ""));
+    edit(&program, "[daemon]\n", admin);
+    program.write("admin", "a-secret-of-this-test");
+    let daemon = program.serve().await;
+    let run = program.command(&["run", "lobby", "--json"]).spawn().unwrap();
+    until("it reads", 20, async || fake.count("GET", "/_synapse/admin/v2/users") > 0).await;
+    let cancelled = daemon.post("/api/v1/jobs/lobby/cancel", "a-secret-of-this-test", "").await;
+    assert_eq!(cancelled.0, 200, "{cancelled:?}");
+    let report = report(&run.wait_with_output().await.unwrap());
+    assert_eq!(
+        report["message"],
+        "cancelled by 127.0.0.1 (HTTP API) while reading; nothing was changed"
+    );
     daemon.stop().await;
 }
