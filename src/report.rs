@@ -203,6 +203,15 @@ pub enum Event {
         because: String,
     },
     Slow(bool),
+    /// The homeserver has not answered since then; what was seen instead, where anything was.
+    Silent {
+        since: Timestamp,
+        problem: String,
+    },
+    /// It answers again.
+    Answering {
+        after_seconds: u64,
+    },
     Ended(Box<Report>),
 }
 

@@ -364,6 +364,7 @@ impl Run<'_> {
         tokio::select! {
             ended = attempts => ended.unwrap_or_else(|panic| (Outcome::Panicked, Some(format!("a bug in microglia, please report it: {}", panic_text(&*panic))))),
             () = self.stop.now.cancelled() => self.stopped_at_once(),
+            never = self.watch_answers() => match never {},
         }
     }
 

@@ -33,6 +33,15 @@ pub fn log(job: &str, homeserver: &str) -> impl Fn(Event) + Send + Sync + use<> 
             Event::Retrying { attempt, attempts, wait_seconds, because } => {
                 tracing::warn!(%job, %homeserver, run = run_id, attempt, wait_seconds, "{job}: run {run_id}: {because}; attempt {attempt} of {attempts} follows in {wait_seconds} s");
             }
+            Event::Silent { since, problem } => {
+                let since = since.format("%H:%M:%S UTC");
+                let problem =
+                    if problem.is_empty() { String::new() } else { format!(": {problem}") };
+                tracing::warn!(%job, %homeserver, run = run_id, "{job}: run {run_id}: {homeserver} has not answered since {since}{problem}");
+            }
+            Event::Answering { after_seconds } => {
+                tracing::warn!(%job, %homeserver, run = run_id, after_seconds, "{job}: run {run_id}: {homeserver} answers again after {after_seconds} s");
+            }
             Event::Slow(true) => {
                 tracing::warn!(%job, %homeserver, run = run_id, "{job}: {homeserver} takes three times as long to answer as at the start of the run: sending at half the rate");
             }

@@ -1,5 +1,6 @@
 //! What a run waits for: a place among the runs, a moment, an answer; and what ends its waiting.
 
+use std::convert::Infallible;
 use std::pin::pin;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
@@ -8,9 +9,14 @@ use tokio::time::{Instant, timeout};
 
 use super::{Ending, LOOK_FOR_PLACE, Phase, Places, Run, Stopped, truncated};
 use crate::report::{Event, Mode, WaitReason, Waiting};
+use crate::synapse::Silence;
 
 /// How often to look whether the window is over while something is waited for.
 const LOOK_AT_CLOCK: Duration = Duration::from_secs(1);
+/// How often to look whether the homeserver answers.
+const LOOK_FOR_ANSWERS: Duration = Duration::from_millis(500);
+/// A shorter silence is over before anybody wonders.
+const HICCUP: Duration = Duration::from_secs(2);
 /// A shorter wait is over before anybody reads of it.
 const WORTH_RECORDING: Duration = Duration::from_secs(1);
 
@@ -122,6 +128,27 @@ impl Run<'_> {
             }
         }
         Ok(None)
+    }
+
+    /// Tells when the homeserver stops answering, and when it answers again.
+    pub(super) async fn watch_answers(&self) -> Infallible {
+        let mut silent_since: Option<Instant> = None;
+        loop {
+            tokio::time::sleep(LOOK_FOR_ANSWERS).await;
+            let silence = self.reader.silence().filter(|silence| silence.since.elapsed() > HICCUP);
+            match (silent_since, silence) {
+                (None, Some(Silence { since, problem })) => {
+                    silent_since = Some(since);
+                    let since = truncated(self.runner.clock.now() - since.elapsed());
+                    self.tell(Event::Silent { since, problem });
+                }
+                (Some(since), None) => {
+                    silent_since = None;
+                    self.tell(Event::Answering { after_seconds: since.elapsed().as_secs() });
+                }
+                _ => {}
+            }
+        }
     }
 
     /// Sleeps, unless the run is to stop first.

@@ -44,7 +44,9 @@ impl Supervisor {
             Event::Reading { .. }
             | Event::Planned { .. }
             | Event::Changing { .. }
-            | Event::Slow(_) => {}
+            | Event::Slow(_)
+            | Event::Silent { .. }
+            | Event::Answering { .. } => {}
         }
     }
 

@@ -120,7 +120,7 @@ async fn a_run_that_is_cancelled_while_it_reads_says_so_and_who_cancelled_it() {
     program.write("admin", "a-secret-of-this-test");
     let daemon = program.serve().await;
     let run = program.command(&["run", "lobby", "--json"]).spawn().unwrap();
-    until("it reads", 20, async || fake.count("GET", "/_synapse/admin/v2/users") > 0).await;
+    until("it is at work", 20, async || !program.runs("lobby").await.is_empty()).await;
     let cancelled = daemon.post("/api/v1/jobs/lobby/cancel", "a-secret-of-this-test", "").await;
     assert_eq!(cancelled.0, 200, "{cancelled:?}");
     let report = report(&run.wait_with_output().await.unwrap());
@@ -129,4 +129,20 @@ async fn a_run_that_is_cancelled_while_it_reads_says_so_and_who_cancelled_it() {
         "cancelled by 127.0.0.1 (HTTP API) while reading; nothing was changed"
     );
     daemon.stop().await;
+}
+
+#[tokio::test]
+async fn an_outage_in_mid_run_is_logged_once_with_its_start() {
+    let fake = Fake::start();
+    let program = Program::new(&fake.url(), TOKEN, &ping("patient", "mode = \"apply\""));
+    let daemon = program.serve().await;
+    fake.go_down();
+    let run = program.command(&["run", "patient", "--json"]).spawn().unwrap();
+    until_log(&daemon, "patient: run 1: main has not answered since ").await;
+    fake.come_up();
+    let report = report(&run.wait_with_output().await.unwrap());
+    assert_eq!(report["outcome"], "succeeded", "{report}");
+    let log = daemon.stop().await;
+    assert_eq!(log.matches("has not answered since").count(), 1, "{log}");
+    assert!(log.contains(" UTC: "), "the log says what was seen instead of an answer: {log}");
 }
