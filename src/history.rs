@@ -396,8 +396,8 @@ impl History {
         let (pool, Some(run)) = (self.kept()?, run) else { return Ok(()) };
         let mut transaction = pool.begin().await?;
         sqlx::query(
-            "INSERT INTO changes (run, seq, action, target, count, state, detail) VALUES ($1, $2, $3, $4, $5, $6, $7) \
-             ON CONFLICT (run, seq) DO UPDATE SET count = excluded.count, state = excluded.state, detail = excluded.detail",
+            "INSERT INTO changes (run, seq, action, target, count, state, detail, answer) VALUES ($1, $2, $3, $4, $5, $6, $7, $8) \
+             ON CONFLICT (run, seq) DO UPDATE SET count = excluded.count, state = excluded.state, detail = excluded.detail, answer = excluded.answer",
         )
         .bind(run)
         .bind(seq)
@@ -406,6 +406,7 @@ impl History {
         .bind(signed(change.count))
         .bind(change.state.as_str())
         .bind(&change.detail)
+        .bind(&change.answer)
         .execute(&mut *transaction)
         .await?;
         for some in files.chunks(ROWS_AT_ONCE) {

@@ -163,6 +163,9 @@ pub struct ChangeRecord {
     pub count: u64,
     pub state: State,
     pub detail: Option<String>,
+    /// The beginning of the answer to a request that a user wrote; only for who may read the changes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub answer: Option<String>,
     /// What the change replaced, so that a person can undo it; never served over HTTP.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub before: Option<serde_json::Value>,

@@ -549,6 +549,7 @@ fn record(
         count: change.count(),
         state,
         detail,
+        answer: None,
         before: None,
     }
 }

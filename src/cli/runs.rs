@@ -200,6 +200,9 @@ pub(super) fn changes(run: &Report, most: usize) -> String {
             change.action,
             line(&change.target)
         ));
+        if let Some(answer) = &change.answer {
+            text.push_str(&format!("           answer:\n{}", indented(answer)));
+        }
         if let Some(before) = change.before.as_ref().filter(|_| most == usize::MAX) {
             text.push_str(&format!("           before: {before}\n"));
         }
@@ -210,4 +213,12 @@ pub(super) fn changes(run: &Report, most: usize) -> String {
         text.push_str(&format!("  and {more} more{shown_by}\n"));
     }
     text
+}
+
+/// An answer as a person reads it: JSON over several lines, everything else as it is.
+fn indented(answer: &str) -> String {
+    let pretty = serde_json::from_str(answer)
+        .and_then(|value: serde_json::Value| serde_json::to_string_pretty(&value));
+    let answer = pretty.as_deref().unwrap_or(answer);
+    answer.lines().map(|text| format!("             {}\n", line(text))).collect()
 }

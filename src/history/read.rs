@@ -147,6 +147,7 @@ fn change(row: &SqliteRow) -> Result<ChangeRecord, Error> {
         count: unsigned(row.try_get("count")?),
         state: if making { State::Planned } else { word(row, "state")? },
         detail: if making { Some("being made".to_owned()) } else { row.try_get("detail")? },
+        answer: newer(row, "answer")?,
         before: row
             .try_get::<Option<String>, _>("before")?
             .and_then(|text| serde_json::from_str(&text).ok()),

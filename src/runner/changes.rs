@@ -356,6 +356,7 @@ impl Making<'_> {
                 self.broken.store(0, Ordering::Relaxed);
                 (record.state, record.detail) = (State::Done, made.detail.clone());
                 record.count = made.done;
+                record.answer.clone_from(&made.answer);
                 self.settle(seq, record, &made).await?;
             }
             Err(error) if error.is_about_target() => {
