@@ -47,13 +47,13 @@ async fn a_run_that_waits_for_a_slot_says_so_to_other_processes_and_waiting_is_n
     assert!(since >= run["started_at"].as_str().unwrap(), "{run}");
     let jobs = program.json(&["jobs", "--json"]).await;
     assert_eq!(jobs[1]["last_run"]["waiting"], run["waiting"]);
-    let listed = program.run(&["runs", "second"]).await.stdout;
-    assert!(listed.contains(" waiting "), "{listed}");
-    assert!(listed.contains("for another run on main to end, since 20"), "{listed}");
-    let listed = program.run(&["jobs"]).await.stdout;
+    let table = program.run(&["runs", "second"]).await.stdout;
+    assert!(table.contains(" waiting "), "{table}");
+    assert!(table.contains("for another run on main to end, since 20"), "{table}");
+    let table = program.run(&["jobs"]).await.stdout;
     assert!(
-        listed.contains("waiting (dry run) for another run on main to end, since 20"),
-        "{listed}"
+        table.contains("waiting (dry run) for another run on main to end, since 20"),
+        "{table}"
     );
     let shown = program.run(&["runs", "show", "2"]).await.stdout;
     assert!(shown.contains("  waiting for another run on main to end, since 20"), "{shown}");
@@ -145,4 +145,18 @@ async fn an_outage_in_mid_run_is_logged_once_with_its_start() {
     let log = daemon.stop().await;
     assert_eq!(log.matches("has not answered since").count(), 1, "{log}");
     assert!(log.contains(" UTC: "), "the log says what was seen instead of an answer: {log}");
+}
+
+#[tokio::test]
+async fn the_history_of_an_older_daemon_that_still_runs_can_be_read() {
+    let fake = Fake::start();
+    let program = Program::new(&fake.url(), TOKEN, &ping("old", ""));
+    assert_eq!(program.run(&["run", "old"]).await.code, 0);
+    for column in ["waiting_for", "waiting_since", "waited_seconds", "waited_for"] {
+        program.sql(&format!("ALTER TABLE runs DROP COLUMN {column}")).await;
+    }
+    program.sql("ALTER TABLE changes DROP COLUMN answer").await;
+    let shown = program.run(&["runs", "show", "1"]).await;
+    assert!(shown.stdout.contains("  succeeded after 0."), "{shown:?}");
+    assert_eq!(program.runs("old").await[0]["waited_seconds"], 0.0);
 }
