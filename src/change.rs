@@ -87,6 +87,8 @@ pub struct Made {
     pub files: Vec<(String, Option<u64>)>,
     pub facts: Vec<Fact>,
     pub detail: Option<String>,
+    /// The beginning of the answer, where a person may want to read it.
+    pub answer: Option<String>,
 }
 
 impl Made {
@@ -221,6 +223,7 @@ impl Problem {
             count: 1,
             state: State::Failed,
             detail: Some(self.detail.clone()),
+            answer: None,
             before: None,
         }
     }

@@ -20,6 +20,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::clock::Clock;
 use crate::config::{Config, Environment, NotLoaded};
+use crate::escape;
 use crate::history::{self, History};
 
 /// Recurring housekeeping for Synapse, the Matrix homeserver.
@@ -243,8 +244,12 @@ fn unreadable(dir: &std::path::Path, error: &history::Error) -> Ended {
     ))
 }
 
-/// Prints what was asked for.
+/// Prints what was asked for; what could steer a terminal is escaped.
 fn print(text: &str) -> Result<(), Ended> {
+    print_raw(&escape::lines(text))
+}
+
+fn print_raw(text: &str) -> Result<(), Ended> {
     use std::io::Write;
     let mut stdout = std::io::stdout().lock();
     stdout.write_all(text.as_bytes())?;
@@ -256,14 +261,15 @@ fn print(text: &str) -> Result<(), Ended> {
 }
 
 fn print_json(value: &impl serde::Serialize) -> Result<(), Ended> {
-    print(&serde_json::to_string_pretty(value)?)
+    // JSON has escapes of its own.
+    print_raw(&serde_json::to_string_pretty(value)?)
 }
 
-/// Says something beside what was asked for.
+/// Says something beside what was asked for; what could steer a terminal is escaped.
 fn say(text: &str) {
     use std::io::Write;
     // Where nobody reads it, it need not be said.
-    let _ = writeln!(std::io::stderr(), "{text}");
+    let _ = writeln!(std::io::stderr(), "{}", escape::lines(text));
 }
 
 fn say_error(text: &str) {

@@ -108,6 +108,7 @@ async fn answer(
     reloader: &Reloader,
     stop: &CancellationToken,
 ) -> io::Result<()> {
+    let caller = caller(&stream);
     let (read, mut write) = stream.into_split();
     let mut line = String::new();
     let mut read = BufReader::new(read.take(LONGEST));
@@ -127,7 +128,7 @@ async fn answer(
             Err(mistakes) => Response::Mistakes(mistakes),
         },
         Request::Cancel { job } => {
-            supervisor.cancel(&job).map_or_else(Response::Refused, |()| Response::Done)
+            supervisor.cancel(&job, &caller).map_or_else(Response::Refused, |()| Response::Done)
         }
         Request::Pause => paused(supervisor, true).await,
         Request::Resume => paused(supervisor, false).await,
@@ -158,6 +159,25 @@ async fn answer(
         },
     };
     say(&mut write, &response).await
+}
+
+/// Who is at the other end, as the kernel knows: `root (uid 0)`.
+fn caller(stream: &UnixStream) -> String {
+    let Ok(credentials) = stream.peer_cred() else { return "an unknown user".to_owned() };
+    let uid = credentials.uid();
+    match std::fs::read_to_string("/etc/passwd").ok().and_then(|passwd| user_name(&passwd, uid)) {
+        Some(name) => format!("{name} (uid {uid})"),
+        None => format!("uid {uid}"),
+    }
+}
+
+/// Local accounts only: what a directory service answers may take long.
+fn user_name(passwd: &str, uid: u32) -> Option<String> {
+    passwd.lines().find_map(|account| {
+        let mut fields = account.split(':');
+        let name = fields.next()?;
+        (fields.nth(1)?.parse() == Ok(uid)).then(|| name.to_owned())
+    })
 }
 
 async fn paused(supervisor: &Supervisor, paused: bool) -> Response {
@@ -217,5 +237,18 @@ impl Connection {
             return Ok(None);
         }
         Ok(Some(serde_json::from_str(&line)?))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_name_of_a_local_account_is_found_by_its_number() {
+        let passwd =
+            "root:x:0:0:root:/root:/bin/bash\n# a comment\nops:x:1000:1000::/home/ops:/bin/sh\n";
+        let found = [0, 1000, 1001].map(|uid| user_name(passwd, uid));
+        assert_eq!(found, [Some("root".to_owned()), Some("ops".to_owned()), None]);
     }
 }

@@ -280,7 +280,8 @@ impl History {
         let (Some(pool), Some(id)) = (self.writable(), report.id) else { return Ok(()) };
         sqlx::query(
             "UPDATE runs SET finished_at = $2, attempts = $3, outcome = $4, message = $5, planned = $6, done = $7, failed = $8, skipped = $9, \
-             remaining = $10, bytes_planned = $11, bytes_freed = $12, sample = $13 WHERE id = $1",
+             remaining = $10, bytes_planned = $11, bytes_freed = $12, sample = $13, \
+             waited_seconds = $14, waited_for = $15, waiting_for = $16, waiting_since = $17 WHERE id = $1",
         )
         .bind(id)
         .bind(report.finished_at.map(|moment| moment.timestamp_millis()))
@@ -295,6 +296,10 @@ impl History {
         .bind(report.bytes_planned.map(signed))
         .bind(report.bytes_freed.map(signed))
         .bind(serde_json::to_string(&report.sample).ok())
+        .bind(report.waited_seconds)
+        .bind(report.waited_for.iter().map(|reason| reason.as_str()).collect::<Vec<_>>().join(","))
+        .bind(report.waiting.as_ref().map(|waiting| &waiting.what))
+        .bind(report.waiting.as_ref().map(|waiting| waiting.since.timestamp_millis()))
         .execute(&pool)
         .await?;
         Ok(())
@@ -391,8 +396,8 @@ impl History {
         let (pool, Some(run)) = (self.kept()?, run) else { return Ok(()) };
         let mut transaction = pool.begin().await?;
         sqlx::query(
-            "INSERT INTO changes (run, seq, action, target, count, state, detail) VALUES ($1, $2, $3, $4, $5, $6, $7) \
-             ON CONFLICT (run, seq) DO UPDATE SET count = excluded.count, state = excluded.state, detail = excluded.detail",
+            "INSERT INTO changes (run, seq, action, target, count, state, detail, answer) VALUES ($1, $2, $3, $4, $5, $6, $7, $8) \
+             ON CONFLICT (run, seq) DO UPDATE SET count = excluded.count, state = excluded.state, detail = excluded.detail, answer = excluded.answer",
         )
         .bind(run)
         .bind(seq)
@@ -401,6 +406,7 @@ impl History {
         .bind(signed(change.count))
         .bind(change.state.as_str())
         .bind(&change.detail)
+        .bind(&change.answer)
         .execute(&mut *transaction)
         .await?;
         for some in files.chunks(ROWS_AT_ONCE) {
@@ -504,6 +510,22 @@ impl History {
         .await
     }
 
+    /// Gives the reason why planned changes were not attempted.
+    pub async fn explain_planned(&self, run: Option<i64>, why: &str) -> Result<(), Error> {
+        self.counted(async {
+            let (Some(pool), Some(run)) = (self.writable(), run) else { return Ok(()) };
+            sqlx::query(
+                "UPDATE changes SET detail = $2 WHERE run = $1 AND state = 'planned' AND detail IS NULL",
+            )
+            .bind(run)
+            .bind(why)
+            .execute(&pool)
+            .await?;
+            Ok(())
+        })
+        .await
+    }
+
     /// Calls the unended runs of a job interrupted: nobody is at work on them, since the caller holds the job's lock.
     pub async fn interrupt(&self, job: &str) -> Result<(), Error> {
         self.counted(async {
@@ -516,6 +538,7 @@ impl History {
             let id: i64 = row.try_get("id")?;
             self.abandon(Some(id), "the program ended while this was sent: it may have been made")
                 .await?;
+            self.explain_planned(Some(id), "not attempted: the run was interrupted").await?;
             let counted = |state: State| {
                 format!(
                     "(SELECT COALESCE(SUM(count), 0) FROM changes WHERE run = $1 AND state = '{state}')"
@@ -526,6 +549,7 @@ impl History {
             let skipped = format!("MAX(skipped, {})", counted(State::Skipped));
             let sql = format!(
                 "UPDATE runs SET outcome = 'interrupted', finished_at = $2, message = 'the program ended while this run was at work', \
+                 waiting_for = NULL, waiting_since = NULL, \
                  done = {done}, failed = {failed}, skipped = {skipped}, \
                  remaining = COALESCE(MAX(planned - {done} - {failed} - {skipped}, 0), {}), \
                  bytes_freed = bytes_freed - bytes_freed + (SELECT COALESCE(SUM(bytes), 0) FROM files WHERE run = $1) WHERE id = $1",

@@ -10,7 +10,7 @@
 //!
 //! | floor | modules | hold |
 //! |---|---|---|
-//! | 0 | `words` `keys` `clock` `glob` `length` `size` `schedule` `agenda` `age` | values that parse themselves, config tables as typed keys, and when a job is due |
+//! | 0 | `words` `escape` `keys` `clock` `glob` `length` `size` `schedule` `agenda` `age` | values that parse themselves, config tables as typed keys, and when a job is due |
 //! | 1 | `report` `state_dir` `synapse` `change` | what a run did, the locks, the homeserver's API, what would change |
 //! | 2 | `history` | runs, changes and what was learned, in SQLite |
 //! | 3, 4 | `job` `jobs` | what a kind is, and the table of kinds |
@@ -61,6 +61,7 @@ pub mod clock;
 pub mod config;
 pub mod control;
 pub mod daemon;
+pub mod escape;
 pub mod glob;
 pub mod history;
 pub mod job;

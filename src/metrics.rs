@@ -108,7 +108,7 @@ impl Metrics {
             paused: gauge("microglia_paused", "Whether scheduled runs are paused.")?,
             run_duration: histograms(
                 "microglia_run_duration_seconds",
-                "How long runs took.",
+                "How long runs worked, without waiting for a slot or a retry.",
                 &RUN_SECONDS,
                 &["kind"],
             )?,

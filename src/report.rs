@@ -1,8 +1,11 @@
 //! What a run did, as it is stored, printed and served.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 
 use crate::clock::Timestamp;
+use crate::length::spoken;
 use crate::words;
 
 words! {
@@ -61,6 +64,25 @@ words! {
     }
 }
 
+words! {
+    /// What a run can wait for.
+    pub enum WaitReason {
+        /// Another run on the homeserver, or another purge of its media, to end.
+        Slot = "slot",
+        /// Its next attempt.
+        Retry = "retry",
+    }
+}
+
+/// What a run waits for at present.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Waiting {
+    /// Reads well after "waiting for"; names no account and no room.
+    #[serde(rename = "for")]
+    pub what: String,
+    pub since: Timestamp,
+}
+
 /// One run. All figures count things, over all attempts, each distinct target once.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Report {
@@ -78,6 +100,14 @@ pub struct Report {
     /// `None` while the run is at work.
     pub outcome: Option<Outcome>,
     pub message: Option<String>,
+    /// For a slot or a retry, over all attempts: no part of the work.
+    #[serde(default)]
+    pub waited_seconds: f64,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub waited_for: Vec<WaitReason>,
+    /// Only while the run has not ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub waiting: Option<Waiting>,
     /// `None` where the kind cannot know.
     pub planned: Option<u64>,
     pub done: u64,
@@ -94,6 +124,30 @@ pub struct Report {
     pub changes: Option<Vec<ChangeRecord>>,
 }
 
+impl Report {
+    /// How long the run worked, without its waiting; `None` until it has ended.
+    pub fn worked(&self) -> Option<Duration> {
+        let lasted = (self.finished_at? - self.started_at).to_std().unwrap_or_default();
+        let waited = Duration::try_from_secs_f64(self.waited_seconds).unwrap_or_default();
+        Some(lasted.saturating_sub(waited))
+    }
+
+    /// `0.1 s (waited 1 min 37 s for a slot)`; `None` until the run has ended.
+    pub fn worked_in_words(&self) -> Option<String> {
+        let worked = spoken(self.worked()?);
+        let waited = Duration::try_from_secs_f64(self.waited_seconds).unwrap_or_default();
+        if waited < WORTH_SAYING {
+            return Some(worked);
+        }
+        let reasons: Vec<String> =
+            self.waited_for.iter().map(|reason| format!("a {reason}")).collect();
+        Some(format!("{worked} (waited {} for {})", spoken(waited), reasons.join(" and ")))
+    }
+}
+
+/// A shorter wait would be said as 0.0 s.
+const WORTH_SAYING: Duration = Duration::from_millis(100);
+
 /// One account's part of a media plan.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Share {
@@ -109,6 +163,9 @@ pub struct ChangeRecord {
     pub count: u64,
     pub state: State,
     pub detail: Option<String>,
+    /// The beginning of the answer to a request that a user wrote; only for who may read the changes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub answer: Option<String>,
     /// What the change replaced, so that a person can undo it; never served over HTTP.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub before: Option<serde_json::Value>,
@@ -137,15 +194,58 @@ pub enum Event {
         total: Option<u64>,
     },
     Changed(ChangeRecord),
-    /// The run stands still, and why.
+    /// The run stands still; what it waits for reads well after "waits for".
     Waiting(String),
     /// What it waited for came.
     Resumed,
     Retrying {
         attempt: u32,
+        /// The most that the job makes.
+        attempts: u32,
         wait_seconds: u64,
         because: String,
     },
     Slow(bool),
+    /// The homeserver has not answered since then; what was seen instead, where anything was.
+    Silent {
+        since: Timestamp,
+        problem: String,
+    },
+    /// It answers again.
+    Answering {
+        after_seconds: u64,
+    },
     Ended(Box<Report>),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn report(waited_seconds: f64, waited_for: &[WaitReason]) -> Report {
+        let report = serde_json::json!({
+            "id": 1, "job": "a", "kind": "request", "homeserver": "main", "mode": "apply", "trigger": "manual",
+            "scheduled_for": null, "started_at": "2026-11-23T00:00:00Z", "finished_at": "2026-11-23T00:01:37.200Z",
+            "attempts": 1, "outcome": "succeeded", "message": null, "planned": 1, "done": 1, "failed": 0, "skipped": 0,
+            "remaining": 0, "bytes_planned": null, "bytes_freed": null,
+            "waited_seconds": waited_seconds, "waited_for": waited_for,
+        });
+        serde_json::from_value(report).unwrap()
+    }
+
+    #[test]
+    fn waiting_is_no_part_of_the_work_and_is_said_beside_it() {
+        let said =
+            |seconds, reasons: &[WaitReason]| report(seconds, reasons).worked_in_words().unwrap();
+        assert_eq!(said(0.0, &[]), "1 min 37 s");
+        assert_eq!(said(0.04, &[WaitReason::Slot]), "1 min 37 s");
+        assert_eq!(said(97.1, &[WaitReason::Slot]), "0.1 s (waited 1 min 37 s for a slot)");
+        assert_eq!(
+            said(97.1, &[WaitReason::Slot, WaitReason::Retry]),
+            "0.1 s (waited 1 min 37 s for a slot and a retry)"
+        );
+        // A clock that was set meanwhile makes no negative duration.
+        assert_eq!(said(500.0, &[WaitReason::Retry]), "0.0 s (waited 8 min 20 s for a retry)");
+        assert_eq!(Report { finished_at: None, ..report(0.0, &[]) }.worked_in_words(), None);
+    }
 }

@@ -25,7 +25,7 @@ use crate::history::{self, History};
 use crate::job::{Context, Failure, Memory};
 use crate::keys::Limit;
 use crate::length::spoken;
-use crate::report::{ChangeRecord, Event, Mode, Outcome, Report, State, Trigger};
+use crate::report::{ChangeRecord, Event, Mode, Outcome, Report, State, Trigger, WaitReason};
 use crate::state_dir::StateDir;
 use crate::synapse::{self, Reader, Transport};
 
@@ -72,7 +72,16 @@ pub enum Places {
 pub struct Stop {
     at_boundary: CancellationToken,
     now: CancellationToken,
-    outcome: Arc<OnceLock<Outcome>>,
+    asked: Arc<OnceLock<StopRequest>>,
+    /// Why the run was not given the time to reach a boundary.
+    hurry: Arc<OnceLock<String>>,
+}
+
+#[derive(Debug)]
+struct StopRequest {
+    outcome: Outcome,
+    /// Who asked, where a person did.
+    by: Option<String>,
 }
 
 pub type Listener = Arc<dyn Fn(Event) + Send + Sync>;
@@ -88,12 +97,24 @@ pub struct Busy {
 impl Stop {
     /// Ends the run between two changes. The first word counts: a run is `cancelled` or `interrupted`, not both.
     pub fn at_boundary(&self, outcome: Outcome) {
-        let _ = self.outcome.set(outcome);
+        self.ask(StopRequest { outcome, by: None });
+    }
+
+    /// Cancels the run between two changes; `by` reads well after "cancelled by".
+    pub fn cancelled_by(&self, by: &str) {
+        self.ask(StopRequest { outcome: Outcome::Cancelled, by: Some(by.to_owned()) });
+    }
+
+    fn ask(&self, request: StopRequest) {
+        let _ = self.asked.set(request);
         self.at_boundary.cancel();
     }
 
     /// Ends the run without waiting for the change under way, whose fate is then unknown.
-    pub fn now(&self, outcome: Outcome) {
+    ///
+    /// `why` reads well after "stopped at once".
+    pub fn now(&self, outcome: Outcome, why: &str) {
+        let _ = self.hurry.set(why.to_owned());
         self.at_boundary(outcome);
         self.now.cancel();
     }
@@ -110,7 +131,18 @@ impl Stop {
     pub fn outcome(&self) -> Option<Outcome> {
         self.at_boundary
             .is_cancelled()
-            .then(|| self.outcome.get().copied().unwrap_or(Outcome::Cancelled))
+            .then(|| self.asked.get().map_or(Outcome::Cancelled, |asked| asked.outcome))
+    }
+
+    /// `cancelled by root (uid 0)`.
+    fn in_words(&self) -> String {
+        match self.asked.get() {
+            Some(StopRequest { outcome: Outcome::Interrupted, .. }) => {
+                "interrupted by the shutdown of the daemon".to_owned()
+            }
+            Some(StopRequest { by: Some(by), .. }) => format!("cancelled by {by}"),
+            _ => "cancelled".to_owned(),
+        }
     }
 }
 
@@ -127,6 +159,15 @@ impl Order {
     }
 }
 
+/// What a run does at present, for what is said where it is stopped.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Phase {
+    Reading,
+    /// For what.
+    Waiting(String),
+    Changing,
+}
+
 /// One run under way.
 struct Run<'a> {
     runner: &'a Runner,
@@ -139,6 +180,9 @@ struct Run<'a> {
     tell: Listener,
     concurrency: usize,
     report: Mutex<Report>,
+    phase: Mutex<Phase>,
+    /// The wait under way, which counts also where the run ends in it.
+    wait: Mutex<Option<(WaitReason, Instant)>>,
     /// Sentences for the message, of the last attempt.
     notes: Mutex<Vec<String>>,
     /// Whether some target could be read and needs nothing.
@@ -212,6 +256,9 @@ impl Runner {
             attempts: order.attempts_made,
             outcome: None,
             message: None,
+            waited_seconds: 0.0,
+            waited_for: Vec::new(),
+            waiting: None,
             planned: None,
             done: 0,
             failed: 0,
@@ -247,6 +294,8 @@ impl Runner {
             tell: Arc::clone(&tell),
             concurrency: place.max_concurrent_requests as usize,
             report: Mutex::new(report),
+            phase: Mutex::new(Phase::Reading),
+            wait: Mutex::default(),
             notes: Mutex::default(),
             some_fine: AtomicBool::new(false),
             problems: AtomicU64::new(0),
@@ -314,7 +363,8 @@ impl Run<'_> {
         let attempts = AssertUnwindSafe(self.attempts(places)).catch_unwind();
         tokio::select! {
             ended = attempts => ended.unwrap_or_else(|panic| (Outcome::Panicked, Some(format!("a bug in microglia, please report it: {}", panic_text(&*panic))))),
-            () = self.stop.now.cancelled() => (self.stop.outcome().unwrap_or(Outcome::Cancelled), Some("stopped at once, without waiting for the change under way".to_owned())),
+            () = self.stop.now.cancelled() => self.stopped_at_once(),
+            never = self.watch_answers() => match never {},
         }
     }
 
@@ -354,12 +404,23 @@ impl Run<'_> {
                 )));
             }
             let failed = because.clone();
+            // Where the run waits, it says why.
+            self.report().message = Some(failed.clone());
             self.tell(Event::Retrying {
                 attempt: attempt + 1,
+                attempts: retries.attempts,
                 wait_seconds: wait.as_secs(),
                 because,
             });
-            match self.pause(wait).await {
+            let next = format!(
+                "attempt {} of {} at {}",
+                attempt + 1,
+                retries.attempts,
+                crate::clock::spoken(self.runner.clock.now() + wait)
+            );
+            let waited = self.waits(WaitReason::Retry, next, self.pause(wait)).await;
+            self.report().message = None;
+            match waited {
                 Ok(()) => {}
                 Err(Stopped::Window) => {
                     return self.verdict(Ending::Failed(format!(
@@ -372,7 +433,12 @@ impl Run<'_> {
         }
     }
 
+    fn enter(&self, phase: Phase) -> Phase {
+        std::mem::replace(&mut *self.phase.lock().unwrap_or_else(PoisonError::into_inner), phase)
+    }
+
     async fn attempt(&self) -> Ending {
+        self.enter(Phase::Reading);
         let at = self.report().started_at;
         if let Some(refusal) = self.outside_window(at) {
             return Ending::Refused(refusal);
@@ -483,6 +549,7 @@ fn record(
         count: change.count(),
         state,
         detail,
+        answer: None,
         before: None,
     }
 }

@@ -348,14 +348,16 @@ impl Supervisor {
     }
 
     /// Ends a job's run at its next change boundary, or gives up what waits to be caught up.
-    pub fn cancel(self: &Arc<Self>, job: &str) -> Result<(), Refusal> {
+    ///
+    /// `by` reads well after "cancelled by".
+    pub fn cancel(self: &Arc<Self>, job: &str, by: &str) -> Result<(), Refusal> {
         let mut state = self.state();
         let entry = entry(&mut state, job)?;
         if let Some(running) = &entry.running {
-            tracing::info!(job, "{job}: its run is cancelled");
-            running.stop.at_boundary(Outcome::Cancelled);
+            tracing::info!(job, by, "{job}: its run is cancelled by {by}");
+            running.stop.cancelled_by(by);
         } else if entry.missed.take().is_some() {
-            tracing::info!(job, "{job}: what it missed is not caught up: cancelled");
+            tracing::info!(job, by, "{job}: what it missed is not caught up: cancelled by {by}");
             self.dealt_with(job, self.clock.now());
         } else {
             return Err(Refusal::NotRunning(job.to_owned()));
@@ -444,7 +446,7 @@ impl Supervisor {
         }
         if tokio::time::timeout(grace, self.tasks.wait()).await.is_err() {
             for stop in &stops {
-                stop.now(Outcome::Interrupted);
+                stop.now(Outcome::Interrupted, "when `shutdown_grace` was over");
             }
             let _ = tokio::time::timeout(LAST_WORDS, self.tasks.wait()).await;
         }

@@ -14,7 +14,7 @@ mod writer;
 
 pub use error::{Cause, Error};
 pub use media::{File, MediaOwner};
-pub use pace::Watch;
+pub use pace::{Silence, Watch};
 pub use probe::{Identity, VERSION_ENDPOINT, Version};
 pub use reader::Reader;
 pub use rooms::{MemberEvent, Permissions};

@@ -1,15 +1,19 @@
 //! The HTTP listener: metrics, health, readiness, reload and the JSON API.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::Extension;
 use axum::Json;
 use axum::Router;
 use axum::body::{Body, to_bytes};
 use axum::extract::{Path, Query, State};
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::http::{HeaderMap, Request, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
+use hyper::body::Incoming;
+use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
@@ -92,13 +96,16 @@ pub async fn serve(listener: TcpListener, router: Router, stop: CancellationToke
                 (place, listener.accept().await)
             } => accepted,
         };
-        let (Ok(place), Ok((stream, _))) = accepted else {
+        let (Ok(place), Ok((stream, peer))) = accepted else {
             tokio::time::sleep(Duration::from_millis(100)).await;
             continue;
         };
-        let connection = graceful.watch(
-            http.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router.clone())),
-        );
+        let endpoints = TowerToHyperService::new(router.clone());
+        let service = service_fn(move |mut request: Request<Incoming>| {
+            request.extensions_mut().insert(Peer(peer));
+            endpoints.call(request)
+        });
+        let connection = graceful.watch(http.serve_connection(TokioIo::new(stream), service));
         tokio::spawn(async move {
             // A connection that fails is the client's loss alone.
             let _ = tokio::time::timeout(CONNECTION_TIMEOUT, connection).await;
@@ -110,6 +117,10 @@ pub async fn serve(listener: TcpListener, router: Router, stop: CancellationToke
 }
 
 type Shared = State<Arc<App>>;
+
+/// The other end of a connection.
+#[derive(Debug, Clone, Copy)]
+struct Peer(SocketAddr);
 
 /// An answer that is no success, as JSON.
 struct Refused(StatusCode, serde_json::Value);
@@ -318,11 +329,12 @@ async fn run(
 
 async fn cancel(
     State(app): Shared,
+    Extension(Peer(peer)): Extension<Peer>,
     Path(job): Path<String>,
     headers: HeaderMap,
 ) -> Result<Response, Refused> {
     app.admit(&headers)?;
-    app.supervisor.cancel(&job)?;
+    app.supervisor.cancel(&job, &format!("{} (HTTP API)", peer.ip()))?;
     Ok(Json(json!({})).into_response())
 }
 

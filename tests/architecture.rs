@@ -7,7 +7,13 @@ use std::path::{Path, PathBuf};
 
 /// Each file of `src`, without its ending, belongs to the module that its path begins with.
 const FLOORS: &[(u32, &[&str])] = &[
-    (0, &["words", "keys", "clock", "glob", "length", "size", "schedule", "agenda", "age"]),
+    (
+        0,
+        &[
+            "words", "escape", "keys", "clock", "glob", "length", "size", "schedule", "agenda",
+            "age",
+        ],
+    ),
     (1, &["report", "state_dir", "synapse", "change"]),
     (2, &["history"]),
     (3, &["job"]),

@@ -11,6 +11,7 @@ use super::table::local;
 use super::{Ended, environment, print, print_json, say_warning};
 use crate::clock::Clock;
 use crate::config::{Config, Found, Homeserver};
+use crate::escape::line;
 use crate::job::Answer;
 use crate::listing::{listed, upcoming};
 use crate::report::Mode;
@@ -57,7 +58,7 @@ pub(super) async fn run(path: &Path, options: &Options) -> Result<(), Ended> {
             answers.ask(&config, homeserver, &clock).await?;
         }
     }
-    let noes = answers.given.iter().filter(|answer| !answer.ok).count() as u64;
+    let noes = answers.given.iter().filter(|answer| answer.ok != Some(true)).count() as u64;
     if options.json {
         print_json(&json!({
             "errors": [],
@@ -68,8 +69,8 @@ pub(super) async fn run(path: &Path, options: &Options) -> Result<(), Ended> {
     } else if options.online {
         print(&match noes {
             0 => "homeservers asked: every answer is good".to_owned(),
-            1 => "homeservers asked: 1 answer is NO, see above".to_owned(),
-            _ => format!("homeservers asked: {noes} answers are NO, see above"),
+            1 => "homeservers asked: 1 answer is NO or unknown, see above".to_owned(),
+            _ => format!("homeservers asked: {noes} answers are NO or unknown, see above"),
         })?;
     }
     if noes == 0 { Ok(()) } else { Err(Ended::Unsuccessful) }
@@ -132,7 +133,8 @@ impl Options {
 struct Asked {
     homeserver: String,
     question: String,
-    ok: bool,
+    /// `null` where the question got no answer, which says neither yes nor no.
+    ok: Option<bool>,
     answer: String,
 }
 
@@ -145,18 +147,22 @@ struct Answers<'a> {
 
 impl Answers<'_> {
     fn yes(&mut self, question: &str, answer: &str) -> Result<(), Ended> {
-        self.add(question, true, answer)
+        self.add(question, Some(true), answer)
     }
 
     fn no(&mut self, question: &str, answer: &str) -> Result<(), Ended> {
-        self.add(question, false, answer)
+        self.add(question, Some(false), answer)
     }
 
-    fn add(&mut self, question: &str, ok: bool, answer: &str) -> Result<(), Ended> {
+    fn add(&mut self, question: &str, ok: Option<bool>, answer: &str) -> Result<(), Ended> {
         let homeserver = self.homeserver.to_owned();
         if self.told == Told::AtOnce {
-            let no = if ok { "" } else { "NO: " };
-            print(&format!("{homeserver}: {question}: {no}{answer}"))?;
+            let prefix = match ok {
+                Some(true) => "",
+                Some(false) => "NO: ",
+                None => "unknown: ",
+            };
+            print(&format!("{homeserver}: {question}: {prefix}{}", line(answer)))?;
         }
         let (question, answer) = (question.to_owned(), answer.to_owned());
         self.given.push(Asked { homeserver, question, ok, answer });
@@ -165,8 +171,7 @@ impl Answers<'_> {
 
     /// Neither yes nor no: what had to be asked did not answer, which says nothing about the question.
     fn unknown(&mut self, question: &str, why: &str) -> Result<(), Ended> {
-        self.well = false;
-        print(&format!("{}: {question}: unknown: {why}", self.homeserver))
+        self.add(question, None, why)
     }
 
     /// No, where Synapse said so of the token; unknown otherwise.

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::table::{figures, local, table, text};
+use super::table::{figures, local, standing, table, text, waits};
 use super::{Ended, load_without_secrets, look, print, print_json};
 use crate::clock::Clock;
 use crate::control::Connection;
@@ -40,9 +40,18 @@ pub(super) async fn run(path: &Path, options: &Options) -> Result<(), Ended> {
         let last = last_runs.get(&job.name).map_or_else(
             || "never".to_owned(),
             |run| {
-                let outcome = run.outcome.map_or("running", crate::report::Outcome::as_str);
                 let mode = if run.mode == Mode::DryRun { " (dry run)" } else { "" };
-                format!("{} {outcome}{mode}: {}", local(run.started_at, zone), figures(run))
+                let waits = run
+                    .waiting
+                    .as_ref()
+                    .map(|waiting| format!(" {}", waits(waiting, zone)))
+                    .unwrap_or_default();
+                format!(
+                    "{} {}{mode}{waits}: {}",
+                    local(run.started_at, zone),
+                    standing(run),
+                    figures(run)
+                )
             },
         );
         rows.add_row([

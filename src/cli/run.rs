@@ -134,7 +134,7 @@ async fn in_daemon(
         .map(|homeserver| spec.fingerprint(homeserver.fingerprint()));
     let asked = Asked { mode, max_changes: options.max_changes, fingerprint };
     connection.ask(&Request::Run { job: spec.name.clone(), asked }).await?;
-    let progress = Progress::new();
+    let progress = Progress::new(&spec.homeserver);
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut asked_to_stop = false;
     loop {
@@ -196,7 +196,8 @@ async fn here(
     let (dir, history) = open(config, clock).await;
     let runner =
         Runner { history: history.clone(), dir, clock: clock.clone(), settle: Settle::default() };
-    let (stop, progress, name) = (Stop::default(), Progress::new(), spec.name.clone());
+    let (stop, progress, name) =
+        (Stop::default(), Progress::new(&spec.homeserver), spec.name.clone());
     let told = crate::telling::log(&spec.name, &spec.homeserver);
     let tell = Arc::new(move |event: Event| {
         progress.hear(&event);
@@ -238,13 +239,13 @@ async fn stopped_by_signals(stop: Stop, job: String) {
         return;
     };
     let mut next = async || {
-        tokio::select! { _ = interrupt.recv() => {} _ = terminate.recv() => {} }
+        tokio::select! { _ = interrupt.recv() => "SIGINT (Ctrl-C)", _ = terminate.recv() => "SIGTERM" }
     };
-    next().await;
+    let first = next().await;
     say(&format!("\nstopping {job} after the change under way; once more to stop at once"));
-    stop.at_boundary(Outcome::Cancelled);
-    next().await;
-    stop.now(Outcome::Cancelled);
+    stop.cancelled_by(first);
+    let second = next().await;
+    stop.now(Outcome::Cancelled, &format!("by a second signal, {second}"));
 }
 
 fn shown(report: &Report, spec: &JobSpec, options: &Options) -> String {

@@ -2,11 +2,11 @@
 
 use std::collections::HashMap;
 
-use sqlx::Row;
 use sqlx::sqlite::SqliteRow;
+use sqlx::{Row, Sqlite};
 
 use super::{Error, History, Page, Standing, moment, unsigned};
-use crate::report::{Action, ChangeRecord, Mode, Report, State};
+use crate::report::{Action, ChangeRecord, Mode, Report, State, Waiting};
 
 impl History {
     /// How each job stands in each mode: when it last succeeded, and how many of its runs since did not.
@@ -114,6 +114,15 @@ pub(super) fn report(row: &SqliteRow) -> Result<Report, Error> {
             .map(|_| word(row, "outcome"))
             .transpose()?,
         message: row.try_get("message")?,
+        waited_seconds: newer(row, "waited_seconds")?.unwrap_or_default(),
+        waited_for: newer::<String>(row, "waited_for")?
+            .iter()
+            .flat_map(|reasons| reasons.split(','))
+            .filter_map(|reason| reason.parse().ok())
+            .collect(),
+        waiting: newer::<String>(row, "waiting_for")?
+            .zip(newer(row, "waiting_since")?)
+            .map(|(what, since)| Waiting { what, since: moment(since) }),
         planned: known("planned")?,
         done: count("done")?,
         failed: count("failed")?,
@@ -138,10 +147,22 @@ fn change(row: &SqliteRow) -> Result<ChangeRecord, Error> {
         count: unsigned(row.try_get("count")?),
         state: if making { State::Planned } else { word(row, "state")? },
         detail: if making { Some("being made".to_owned()) } else { row.try_get("detail")? },
+        answer: newer(row, "answer")?,
         before: row
             .try_get::<Option<String>, _>("before")?
             .and_then(|text| serde_json::from_str(&text).ok()),
     })
+}
+
+/// A column that an older program may not have added yet: `runs` reads the history of a daemon that still runs.
+fn newer<'a, T>(row: &'a SqliteRow, column: &str) -> Result<Option<T>, Error>
+where
+    Option<T>: sqlx::Decode<'a, Sqlite> + sqlx::Type<Sqlite>,
+{
+    match row.try_get(column) {
+        Err(sqlx::Error::ColumnNotFound(_)) => Ok(None),
+        read => Ok(read?),
+    }
 }
 
 fn word<T: std::str::FromStr<Err = String>>(row: &SqliteRow, column: &str) -> Result<T, Error> {

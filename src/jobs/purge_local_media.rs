@@ -382,6 +382,7 @@ impl Batch {
             files,
             // Only avatars stay what they are; anything else is planned again the next night.
             facts: if self.keep_avatars { facts } else { Vec::new() },
+            answer: None,
         }
     }
 }

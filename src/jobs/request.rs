@@ -36,6 +36,8 @@ keys! {
         pub repeatable: bool = "false",
         /// Shows the values of query and body in log, history and dry run; otherwise only their names and types, because a value may be a secret.
         pub log_body: bool = "false",
+        /// Whether the first 4 KiB of the answer are kept in the history and shown by `run` and `runs show`; tokens and passwords in JSON are masked.
+        pub keep_answer: bool = "true",
     }
 }
 
@@ -112,7 +114,11 @@ impl Job for Request {
 
     async fn plan(&self, context: &Context<'_>, plan: &mut Plan) -> Result<(), Failure> {
         let raw = self.filled(context.at).map_err(Failure::Refused)?;
-        plan.work = Work::Changes(vec![Box::new(Send { raw, shown: self.shown() })]);
+        plan.work = Work::Changes(vec![Box::new(Send {
+            raw,
+            shown: self.shown(),
+            keep_answer: self.keys.keep_answer,
+        })]);
         Ok(())
     }
 }
@@ -157,6 +163,7 @@ impl Request {
 struct Send {
     raw: RawRequest,
     shown: Shown,
+    keep_answer: bool,
 }
 
 /// What log, history and dry run show of query and body.
@@ -203,9 +210,46 @@ impl Change for Send {
                 Err(error) if error.may_be_at_work() && !self.raw.repeatable => {
                     Err(error.never_again())
                 }
-                answered => answered.map(|()| Made::things(1)),
+                answered => answered.map(|body| Made {
+                    answer: kept(&body).filter(|_| self.keep_answer),
+                    ..Made::things(1)
+                }),
             }
         })
+    }
+}
+
+/// At most this much of an answer is kept, in bytes.
+const KEPT: usize = 4096;
+/// Keys of Synapse's answers whose values are secrets, which stand in no history.
+const SECRETS: &[&str] =
+    &["access_token", "refresh_token", "login_token", "id_token", "password", "client_secret"];
+
+/// What is kept of an answer; `None` where it is empty.
+fn kept(body: &[u8]) -> Option<String> {
+    let masked = serde_json::from_slice(body)
+        .ok()
+        .and_then(|mut value| mask(&mut value).then(|| value.to_string()));
+    let mut text = masked.unwrap_or_else(|| String::from_utf8_lossy(body).into_owned());
+    if text.len() > KEPT {
+        text.truncate(text.floor_char_boundary(KEPT - '…'.len_utf8()));
+        text.push('…');
+    }
+    (!text.is_empty()).then_some(text)
+}
+
+/// Replaces secrets, and returns whether there were any.
+fn mask(value: &mut Value) -> bool {
+    match value {
+        Value::Object(map) => map.iter_mut().fold(false, |masked, (key, value)| {
+            if SECRETS.contains(&key.as_str()) && !value.is_null() {
+                *value = Value::String("***".to_owned());
+                return true;
+            }
+            mask(value) || masked
+        }),
+        Value::Array(items) => items.iter_mut().map(mask).filter(|masked| *masked).count() > 0,
+        _ => false,
     }
 }
 
@@ -414,6 +458,19 @@ mod tests {
         .map(|template| render("path", template, at).unwrap());
         assert_eq!(rendered, ["1792800000000", "1795388400", "1795392000000", "%23a%2Fb%3A%C3%BC"]);
         insta::assert_snapshot!(render("path", "{{ ago_ms('6mo') }}", at).unwrap_err(), @r#"the template in `path` cannot be filled in: "6mo": months are not a unit here: write the days, "180d""#);
+    }
+
+    #[test]
+    fn what_is_kept_of_an_answer_is_short_and_holds_no_secret() {
+        assert_eq!(kept(b""), None);
+        let as_it_is = "{ \"b\": 1,  \"a\": null }\n";
+        assert_eq!(kept(as_it_is.as_bytes()).as_deref(), Some(as_it_is));
+        let secret =
+            br#"{"user_id": "@a:hs", "logins": [{"access_token": "syt_x"}], "password": null}"#;
+        insta::assert_snapshot!(kept(secret).unwrap(), @r#"{"logins":[{"access_token":"***"}],"password":null,"user_id":"@a:hs"}"#);
+        let long = kept("ü".repeat(KEPT).as_bytes()).unwrap();
+        assert_eq!((long.len() <= KEPT, long.chars().last()), (true, Some('…')));
+        assert_eq!(kept(b"\xff\xfe").as_deref(), Some("\u{fffd}\u{fffd}"));
     }
 
     #[test]

@@ -12,7 +12,7 @@ use futures_util::stream::FuturesUnordered;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::{Ending, Run, Stopped, record};
+use super::{Ending, Phase, Run, Stopped, record};
 use crate::change::{Change, Check, Lane, Made, Plan, Walk, Work};
 use crate::history;
 use crate::keys::Rate;
@@ -63,6 +63,7 @@ type Queue = Mutex<Numbered>;
 
 impl Run<'_> {
     pub(super) async fn make_all(&self, plan: Plan, first_seq: i64, server: &str) -> Ending {
+        self.enter(Phase::Changing);
         let given_up = CancellationToken::new();
         let making = Making {
             run: self,
@@ -364,6 +365,7 @@ impl Making<'_> {
                 self.broken.store(0, Ordering::Relaxed);
                 (record.state, record.detail) = (State::Done, made.detail.clone());
                 record.count = made.done;
+                record.answer.clone_from(&made.answer);
                 self.settle(seq, record, &made).await?;
             }
             Err(error) if error.is_about_target() => {

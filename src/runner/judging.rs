@@ -101,6 +101,7 @@ impl Run<'_> {
                 count: walk.left().unwrap_or(0),
                 state: State::Planned,
                 detail: None,
+                answer: None,
                 before: None,
             }],
         };

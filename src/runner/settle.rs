@@ -7,7 +7,7 @@ use tokio::time::Instant;
 use super::Run;
 use super::changes::Abort;
 use crate::change::Store;
-use crate::report::Event;
+use crate::report::{Event, WaitReason};
 use crate::state_dir::Lock;
 
 /// When a media call whose answer was lost counts as over.
@@ -38,11 +38,12 @@ impl Run<'_> {
         let history = &self.runner.history;
         let lock = self.media_lock(server).await?;
         if let Some(call) = history.lost_media_call(server).await? {
-            self.tell(Event::Waiting(format!(
-                "the answer to a media purge sent at {} was lost, and Synapse works on regardless: until nothing more goes, no other is sent",
+            let what = format!(
+                "the media purge sent at {} to end: its answer was lost, and Synapse works on regardless; no other is sent while files still go",
                 crate::clock::spoken(call.sent_at)
-            )));
-            self.until_still(call.store).await?;
+            );
+            self.tell(Event::Waiting(what.clone()));
+            self.waits(WaitReason::Slot, what, self.until_still(call.store)).await?;
             history.media_call_over(server).await?;
             self.tell(Event::Resumed);
         }
@@ -55,23 +56,25 @@ impl Run<'_> {
             .chars()
             .map(|c| if c.is_ascii_alphanumeric() || c == '.' || c == '-' { c } else { '_' })
             .collect();
-        let mut waiting = false;
-        loop {
-            // The dot keeps it apart from the locks of jobs.
-            if let Some(lock) =
-                dir.try_lock(&format!("media.{name}")).map_err(crate::history::Error::Io)?
-            {
-                if waiting {
-                    self.tell(Event::Resumed);
-                }
-                return Ok(Some(lock));
-            }
-            if !waiting {
-                self.tell(Event::Waiting("for another job's media purge to end".to_owned()));
-                waiting = true;
-            }
-            self.wait(super::LOOK_FOR_PLACE).await?;
+        // The dot keeps it apart from the locks of jobs.
+        let name = format!("media.{name}");
+        let free = || dir.try_lock(&name).map_err(crate::history::Error::Io);
+        if let Some(lock) = free()? {
+            return Ok(Some(lock));
         }
+        let what = "another job's media purge to end".to_owned();
+        self.tell(Event::Waiting(what.clone()));
+        let next = async {
+            loop {
+                self.wait(super::LOOK_FOR_PLACE).await?;
+                if let Some(lock) = free()? {
+                    return Ok::<_, Abort>(lock);
+                }
+            }
+        };
+        let lock = self.waits(WaitReason::Slot, what, next).await?;
+        self.tell(Event::Resumed);
+        Ok(Some(lock))
     }
 
     /// Counts the files that the lost call may delete again and again; of the remote cache nothing can be seen.

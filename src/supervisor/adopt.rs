@@ -9,7 +9,6 @@ use tokio::sync::Semaphore;
 use super::{Entry, Supervisor};
 use crate::config::{Config, Homeserver};
 use crate::history::{self, Known};
-use crate::report::Outcome;
 use crate::runner::{Place, Places};
 use crate::synapse::{Reader, Transport};
 
@@ -132,7 +131,7 @@ impl Supervisor {
             state.jobs.keys().filter(|name| config.job(name).is_none()).cloned().collect();
         for name in removed {
             if let Some(Entry { running: Some(running), .. }) = state.jobs.remove(&name) {
-                running.stop.at_boundary(Outcome::Cancelled);
+                running.stop.cancelled_by("a reload that removed the job");
                 state.leaving.insert(name.clone(), running);
             }
             agenda.remove(&name);

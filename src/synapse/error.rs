@@ -147,6 +147,15 @@ impl Error {
         }
     }
 
+    /// Whether this is no answer of Synapse: it is down, or something in front of it says so.
+    pub(super) fn is_silence(&self) -> bool {
+        match &self.cause {
+            Cause::Unreachable(_) | Cause::Lost(_) => true,
+            Cause::NotSynapse { status, .. } => matches!(status, 502..=504),
+            _ => false,
+        }
+    }
+
     pub(super) fn is_limited(&self) -> bool {
         matches!(
             &self.cause,

@@ -8,7 +8,7 @@ use tokio::sync::OnceCell;
 use tokio_util::sync::CancellationToken;
 
 use super::error::Error;
-use super::pace::Watch;
+use super::pace::{Silence, Watch};
 use super::probe::Identity;
 use super::transport::{Answer, Base, Call, Repeat, Transport, Turn};
 use crate::clock::Clock;
@@ -40,6 +40,11 @@ impl Reader {
     /// Whether answers take so long that requests are sent at half the rate.
     pub fn is_slow(&self) -> bool {
         self.watch.is_slow()
+    }
+
+    /// Since when the homeserver has not answered this run.
+    pub fn silence(&self) -> Option<Silence> {
+        self.watch.silence()
     }
 
     pub(super) async fn get<T: DeserializeOwned>(

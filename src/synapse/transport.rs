@@ -116,6 +116,34 @@ pub struct RawRequest {
     pub repeatable: bool,
 }
 
+/// A request under way, as the watch over a run's answers sees it.
+///
+/// Only reads count while they are open: a purge of media takes as long as it takes.
+struct Question<'a> {
+    watch: &'a Watch,
+    number: Option<u64>,
+}
+
+impl<'a> Question<'a> {
+    fn of(watch: &'a Watch, method: &Method) -> Self {
+        Self { watch, number: (*method == Method::GET).then(|| watch.asked()) }
+    }
+
+    fn ended(mut self, error: Option<&Error>) {
+        let number = self.number.take().unwrap_or_else(|| self.watch.asked());
+        let silent = error.filter(|error| error.is_silence());
+        self.watch.answered(number, silent.map(Error::words));
+    }
+}
+
+impl Drop for Question<'_> {
+    fn drop(&mut self) {
+        if let Some(number) = self.number {
+            self.watch.forget(number);
+        }
+    }
+}
+
 /// What both kinds of requests share while they are sent, and sent again.
 #[derive(Clone, Copy)]
 struct Repeated<'a> {
@@ -309,9 +337,11 @@ impl Transport {
                 Err(cause) => return Err(or_unsure(waiting(cause), unsure)),
                 Ok(_place) => {
                     let start = Instant::now();
+                    let question = Question::of(watch, method);
                     let outcome = self
                         .once(repeated, request().bearer_auth(token.expose_secret()), &accept)
                         .await;
+                    question.ended(outcome.as_ref().err());
                     let took = start.elapsed();
                     self.observe(method, endpoint, &outcome, took);
                     if outcome.is_ok() && *method == Method::GET {

@@ -181,9 +181,11 @@ impl Writer {
         answer.decode()
     }
 
-    /// Sends what the user wrote.
-    pub async fn request(&self, raw: &RawRequest) -> Result<(), Error> {
-        self.reader.transport.send_raw(raw, &self.reader.watch, &self.given_up).await.map(drop)
+    /// Sends what the user wrote; returns the body of the answer.
+    pub async fn request(&self, raw: &RawRequest) -> Result<Vec<u8>, Error> {
+        let answer =
+            self.reader.transport.send_raw(raw, &self.reader.watch, &self.given_up).await?;
+        Ok(answer.body)
     }
 
     async fn call(

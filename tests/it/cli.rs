@@ -389,6 +389,7 @@ async fn runs_are_listed_newest_first_and_shown_with_their_changes() {
             "skipped",
             "started_at",
             "trigger",
+            "waited_seconds",
         ]
     );
     let ids = |runs: &Value| {

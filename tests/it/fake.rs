@@ -614,8 +614,11 @@ fn response(shared: &Shared, answer: Answer, pieces: fn(Vec<u8>) -> Pieces) -> R
         let state = shared.state();
         (state.world.http_date(), state.world.version.clone())
     };
-    let server =
-        if answer.of_proxy { "nginx/1.26.2".to_owned() } else { format!("Synapse/{version}") };
+    let server = if answer.of_proxy {
+        "nginx/1.26.2".to_owned()
+    } else {
+        format!("Synapse/{}", version.escape_default())
+    };
     let mut response = Response::builder()
         .status(answer.status)
         .header(header::DATE, date)

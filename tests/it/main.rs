@@ -7,6 +7,7 @@ mod cli;
 mod config;
 mod daemon;
 mod dry_run;
+mod escaping;
 mod fake;
 mod homeserver;
 mod jobs;

@@ -283,7 +283,7 @@ async fn a_homeserver_that_is_down_fails_the_run_after_its_retries() {
     let report: Value = serde_json::from_str(&output.stdout).unwrap();
     assert_eq!((output.code, report["attempts"].as_i64()), (1, Some(2)), "{report}");
     insta::assert_snapshot!(message(&program, &fake, &report), @r#"GET /_matrix/client/v3/account/whoami: not reachable: Connection refused (os error 111). Nothing answers at URL: is Synapse running, and is the homeserver's URL right?"#);
-    assert!(output.stderr.contains("attempt 2 follows in 0 s"), "{}", output.stderr);
+    assert!(output.stderr.contains("attempt 2 of 2 follows in 0 s"), "{}", output.stderr);
     fake.come_up();
     assert_eq!(figures(&program.apply("sweep").await), "succeeded: 1/1/0/0/0");
 }

@@ -702,14 +702,17 @@ async fn an_interrupt_ends_a_paced_sweep_between_two_joins() {
     send("INT", &child);
     let (output, report) = ended(child).await;
     assert_eq!((output.code, figures(&report)), (1, "cancelled: 3/1/0/0/2".to_owned()));
-    assert_eq!(text(&report, "message"), "stopped between two changes");
+    assert_eq!(
+        text(&report, "message"),
+        "cancelled by SIGINT (Ctrl-C) between two changes; 1 of 3 changes made"
+    );
     let kept = program.json(&["runs", "show", "1", "--json"]).await;
     assert_eq!(
         changes(&kept),
         [
             "done @a:fake.test -> #lobby:fake.test (1)",
-            "planned @b:fake.test -> #lobby:fake.test (1)",
-            "planned @c:fake.test -> #lobby:fake.test (1)",
+            "planned @b:fake.test -> #lobby:fake.test (1): not attempted: the run was cancelled",
+            "planned @c:fake.test -> #lobby:fake.test (1): not attempted: the run was cancelled",
         ]
     );
     assert_eq!(kept, report);

@@ -599,3 +599,45 @@ async fn a_real_synapse_does_what_is_asked() {
     );
     assert_eq!(figures(&report), "succeeded: 1/1/0/0/0");
 }
+
+#[tokio::test]
+async fn the_answer_is_shown_and_stored_with_secrets_masked_and_control_characters_escaped() {
+    let fake = Fake::start();
+    fake.world(|world| world.version = "1.163.2\u{1b}[2J".to_owned());
+    let keys = "method = \"GET\"\npath = \"/_synapse/admin/v1/server_version\"\nmode = \"apply\"\n";
+    let program = program(&fake, keys);
+    let ran = program.run(&["run", "ask"]).await;
+    let answer = "           answer:\n             {\n               \"server_version\": \"1.163.2\\u001b[2J\"\n             }\n";
+    assert!(ran.stdout.ends_with(answer), "{}", ran.stdout);
+    let shown = program.run(&["runs", "show", "1"]).await.stdout;
+    assert!(shown.ends_with(answer), "{shown}");
+    let shown = program.json(&["runs", "show", "1", "--json"]).await;
+    assert_eq!(shown["changes"][0]["answer"], r#"{"server_version":"1.163.2\u001b[2J"}"#);
+}
+
+#[tokio::test]
+async fn an_answer_is_stored_only_where_it_may_be_and_served_only_to_the_admin() {
+    let fake = Fake::start();
+    let keys = "method = \"GET\"\npath = \"/_synapse/admin/v1/server_version\"\nmode = \"apply\"\n";
+    let silent = format!("{keys}keep_answer = false\n\n[jobs.open]\nkind = \"request\"\n{keys}");
+    let program = program(&fake, &silent);
+    let config = program.read("microglia.toml");
+    program.write(
+        "microglia.toml",
+        &config.replace("[daemon]\n", "[daemon]\nadmin_token_file = \"admin\"\n"),
+    );
+    program.write("admin", "a-secret-of-this-test");
+    let report = program.apply("ask").await;
+    assert_eq!(figures(&report), "succeeded: 1/1/0/0/0");
+    assert_eq!(report["changes"][0]["answer"], Value::Null);
+    let daemon = program.serve().await;
+    assert_eq!(program.run(&["run", "open"]).await.code, 0);
+    let (_, public) = daemon.get("/api/v1/runs/2").await;
+    assert!(!public.contains("server_version"), "{public}");
+    let token = [("Authorization", "Bearer a-secret-of-this-test")];
+    let (_, seen) = daemon.http("GET", "/api/v1/runs/2", &token, "").await;
+    let seen: Value = serde_json::from_str(&seen).unwrap();
+    assert_eq!(seen["changes"][0]["answer"], r#"{"server_version":"1.163.2"}"#);
+    let log = daemon.stop().await;
+    assert!(!log.contains("1.163.2\\\"}"), "answers do not stand in the log: {log}");
+}
