@@ -82,9 +82,9 @@ enum Command {
     Pause,
     /// Restarts scheduled runs
     Resume,
-    /// Asks the running daemon whether it lives
+    /// Checks that the running daemon is healthy
     Healthcheck {
-        /// Whether it can do its work, too.
+        /// Check that runs can start and be recorded. A homeserver that is down does not fail this check; it is in the output.
         #[arg(long)]
         ready: bool,
     },

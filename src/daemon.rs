@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use crate::clock::Clock;
 use crate::config::{Config, Environment};
 use crate::control;
+use crate::health::Health;
 use crate::history::{self, History};
 use crate::metrics::Metrics;
 use crate::reload::Reloader;
@@ -91,7 +92,7 @@ pub async fn serve(
         environment,
         &config,
         Arc::clone(&supervisor),
-        metrics,
+        Arc::clone(&metrics),
         clock.clone(),
     ));
     let (sender, due) = mpsc::unbounded_channel();
@@ -102,11 +103,13 @@ pub async fn serve(
 
     let stop = CancellationToken::new();
     let listening = tokio::spawn(Arc::clone(&supervisor).listen(due));
+    let health =
+        Arc::new(Health { ticker: Arc::clone(&ticker), history: history.clone(), metrics });
     let app = Arc::new(App {
         supervisor: Arc::clone(&supervisor),
         reloader: Arc::clone(&reloader),
         history: history.clone(),
-        ticker: Arc::clone(&ticker),
+        health,
         clock: clock.clone(),
     });
     let address = listener.local_addr()?;

@@ -22,19 +22,19 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::Clock;
+use crate::health::{Health, Probe};
 use crate::history::{History, Page};
 use crate::metrics;
 use crate::reload::Reloader;
 use crate::report::{CHANGES_SHOWN, Event, Report};
 use crate::supervisor::{Asked, Refusal, Supervisor};
-use crate::ticker::Ticker;
 
 /// What the endpoints answer from.
 pub struct App {
     pub supervisor: Arc<Supervisor>,
     pub reloader: Arc<Reloader>,
     pub history: History,
-    pub ticker: Arc<Ticker>,
+    pub health: Arc<Health>,
     pub clock: Clock,
 }
 
@@ -49,7 +49,7 @@ const LONGEST_GOODBYE: Duration = Duration::from_secs(3);
 const INDEX: &str = "microglia, housekeeping for Synapse\n\n\
     GET  /metrics                     Prometheus metrics\n\
     GET  /healthz                     200 while the daemon lives\n\
-    GET  /readyz                      200 while it can do its work\n\
+    GET  /readyz                      200 while runs can start and be recorded, even where a homeserver is down\n\
     GET  /api/v1/jobs                 the jobs\n\
     GET  /api/v1/runs?job=&limit=     recorded runs\n\
     GET  /api/v1/runs/{id}            one run; with the admin token its changes\n\
@@ -170,7 +170,7 @@ impl App {
 }
 
 async fn metrics_text(State(app): Shared) -> Result<impl IntoResponse, Refused> {
-    let ticked = match app.ticker.alive() {
+    let ticked = match app.health.ticker.alive() {
         Ok(ago) | Err(ago) => app.clock.now() - ago,
     };
     let text = app
@@ -181,30 +181,17 @@ async fn metrics_text(State(app): Shared) -> Result<impl IntoResponse, Refused> 
 }
 
 async fn healthz(State(app): Shared) -> (StatusCode, String) {
-    match app.ticker.alive() {
-        Ok(_) => (StatusCode::OK, "ok\n".to_owned()),
-        Err(ago) => (
-            StatusCode::SERVICE_UNAVAILABLE,
-            format!("the ticker has not ticked for {} s\n", ago.as_secs()),
-        ),
-    }
+    probed(&app, Probe::Health).await
 }
 
 async fn readyz(State(app): Shared) -> (StatusCode, String) {
-    if let Err(ago) = app.ticker.alive() {
-        return (
-            StatusCode::SERVICE_UNAVAILABLE,
-            format!("the ticker has not ticked for {} s\n", ago.as_secs()),
-        );
-    }
-    match app.history.probe().await {
-        Ok(()) => (StatusCode::OK, "ready\n".to_owned()),
-        Err(error) => (
-            StatusCode::SERVICE_UNAVAILABLE,
-            format!(
-                "the history cannot be written, so that runs in apply mode are refused: {error}\n"
-            ),
-        ),
+    probed(&app, Probe::Readiness).await
+}
+
+async fn probed(app: &App, probe: Probe) -> (StatusCode, String) {
+    match app.health.check(probe).await {
+        Ok(text) => (StatusCode::OK, text),
+        Err(text) => (StatusCode::SERVICE_UNAVAILABLE, text),
     }
 }
 
