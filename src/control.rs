@@ -13,6 +13,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::health::{Health, Probe};
 use crate::reload::Reloader;
 use crate::report::{Event, Report};
 use crate::supervisor::{Adopted, Asked, Refusal, Supervisor};
@@ -22,10 +23,17 @@ use crate::supervisor::{Adopted, Asked, Refusal, Supervisor};
 #[serde(rename_all = "snake_case")]
 pub enum Request {
     Reload,
-    Cancel { job: String },
+    Cancel {
+        job: String,
+    },
     Pause,
     Resume,
-    Run { job: String, asked: Asked },
+    Run {
+        job: String,
+        asked: Asked,
+    },
+    /// What `/healthz` and `/readyz` answer over HTTP.
+    Probe(Probe),
 }
 
 /// What the daemon answers: any number of events, then one of the others.
@@ -39,6 +47,10 @@ pub enum Response {
     Report(Box<Report>),
     Refused(Refusal),
     Failed(String),
+    /// A probe that succeeded, with its text.
+    Healthy(String),
+    /// A probe that failed, with its reason.
+    Unhealthy(String),
 }
 
 pub const SOCKET: &str = "control.sock";
@@ -74,13 +86,16 @@ pub fn listen(dir: &Path) -> io::Result<UnixListener> {
     Ok(listener)
 }
 
+/// What requests are answered from.
+pub struct Services {
+    pub supervisor: Arc<Supervisor>,
+    pub reloader: Arc<Reloader>,
+    pub health: Arc<Health>,
+}
+
 /// Serves the socket until `stop`.
-pub async fn serve(
-    listener: UnixListener,
-    supervisor: Arc<Supervisor>,
-    reloader: Arc<Reloader>,
-    stop: CancellationToken,
-) {
+pub async fn serve(listener: UnixListener, services: Services, stop: CancellationToken) {
+    let services = Arc::new(services);
     let callers = TaskTracker::new();
     loop {
         let accepted = tokio::select! {
@@ -91,11 +106,10 @@ pub async fn serve(
             tokio::time::sleep(Duration::from_millis(100)).await;
             continue;
         };
-        let (supervisor, reloader, stop) =
-            (Arc::clone(&supervisor), Arc::clone(&reloader), stop.clone());
+        let (services, stop) = (Arc::clone(&services), stop.clone());
         callers.spawn(async move {
             // A caller that goes away gets no answer; what it asked for goes on.
-            let _ = answer(stream, &supervisor, &reloader, &stop).await;
+            let _ = answer(stream, &services, &stop).await;
         });
     }
     callers.close();
@@ -104,10 +118,10 @@ pub async fn serve(
 
 async fn answer(
     stream: UnixStream,
-    supervisor: &Arc<Supervisor>,
-    reloader: &Reloader,
+    services: &Services,
     stop: &CancellationToken,
 ) -> io::Result<()> {
+    let Services { supervisor, reloader, health } = services;
     let (read, mut write) = stream.into_split();
     let mut line = String::new();
     let mut read = BufReader::new(read.take(LONGEST));
@@ -128,6 +142,9 @@ async fn answer(
         },
         Request::Cancel { job } => {
             supervisor.cancel(&job).map_or_else(Response::Refused, |()| Response::Done)
+        }
+        Request::Probe(probe) => {
+            health.check(probe).await.map_or_else(Response::Unhealthy, Response::Healthy)
         }
         Request::Pause => paused(supervisor, true).await,
         Request::Resume => paused(supervisor, false).await,

@@ -109,17 +109,17 @@ pub async fn serve(
         supervisor: Arc::clone(&supervisor),
         reloader: Arc::clone(&reloader),
         history: history.clone(),
-        health,
+        health: Arc::clone(&health),
         clock: clock.clone(),
     });
     let address = listener.local_addr()?;
     let web = tokio::spawn(web::serve(listener, web::router(app), stop.clone()));
-    let control = tokio::spawn(control::serve(
-        socket,
-        Arc::clone(&supervisor),
-        Arc::clone(&reloader),
-        stop.clone(),
-    ));
+    let services = control::Services {
+        supervisor: Arc::clone(&supervisor),
+        reloader: Arc::clone(&reloader),
+        health,
+    };
+    let control = tokio::spawn(control::serve(socket, services, stop.clone()));
     let chores = [
         tokio::spawn(Arc::clone(&reloader).watch()),
         tokio::spawn(probe(Arc::clone(&supervisor))),
