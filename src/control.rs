@@ -56,6 +56,12 @@ pub enum Response {
 pub const SOCKET: &str = "control.sock";
 /// A request is one short line.
 const LONGEST: u64 = 64 * 1024;
+/// Callers at a time. Only this user and root can be one, so that this bounds accidents.
+const MOST_CALLERS: usize = 128;
+/// How long a caller may take to send its request.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+/// How many events of a run may wait for a caller that reads slowly.
+const MOST_EVENTS: usize = 10_000;
 /// How long callers may take to hear how their runs ended when the daemon stops.
 const LONGEST_GOODBYE: Duration = Duration::from_secs(3);
 /// How long a caller may leave what it asked for unread: the events of its run wait in memory meanwhile.
@@ -106,6 +112,10 @@ pub async fn serve(listener: UnixListener, services: Services, stop: Cancellatio
             tokio::time::sleep(Duration::from_millis(100)).await;
             continue;
         };
+        if callers.len() >= MOST_CALLERS {
+            refuse(&stream);
+            continue;
+        }
         let (services, stop) = (Arc::clone(&services), stop.clone());
         callers.spawn(async move {
             // A caller that goes away gets no answer; what it asked for goes on.
@@ -127,7 +137,10 @@ async fn answer(
     let mut read = BufReader::new(read.take(LONGEST));
     tokio::select! {
         () = stop.cancelled() => return Ok(()),
-        read = read.read_line(&mut line) => drop(read?),
+        read = timeout(REQUEST_TIMEOUT, read.read_line(&mut line)) => match read {
+            Ok(read) => drop(read?),
+            Err(_) => return Ok(()),
+        },
     }
     let request: Request = match serde_json::from_str(&line) {
         Ok(request) => request,
@@ -156,12 +169,12 @@ async fn answer(
                     match event {
                         Event::Ended(ended) => report = Some(ended),
                         // What the caller does not hear any more it can read in the history.
-                        event if listens => {
+                        event if listens && events.len() < MOST_EVENTS => {
                             let event = Response::Event(event);
                             let said = timeout(PATIENCE, say(&mut write, &event)).await;
                             listens = matches!(said, Ok(Ok(())));
                         }
-                        _ => {}
+                        _ => listens = false,
                     }
                 }
                 if !listens {
@@ -174,7 +187,15 @@ async fn answer(
             }
         },
     };
-    say(&mut write, &response).await
+    timeout(PATIENCE, say(&mut write, &response)).await?
+}
+
+/// Tells a caller for whom there is no place, as far as that is possible without waiting for it.
+fn refuse(stream: &UnixStream) {
+    let refusal = Response::Failed("too many callers at once: try again".to_owned());
+    if let Ok(line) = line(&refusal) {
+        let _ = stream.try_write(&line);
+    }
 }
 
 async fn paused(supervisor: &Supervisor, paused: bool) -> Response {
@@ -187,9 +208,14 @@ async fn paused(supervisor: &Supervisor, paused: bool) -> Response {
 }
 
 async fn say(write: &mut (impl AsyncWriteExt + Unpin), response: &Response) -> io::Result<()> {
-    let mut line = serde_json::to_vec(response)?;
+    write.write_all(&line(response)?).await
+}
+
+/// One message as it is sent.
+fn line(message: &impl Serialize) -> io::Result<Vec<u8>> {
+    let mut line = serde_json::to_vec(message)?;
     line.push(b'\n');
-    write.write_all(&line).await
+    Ok(line)
 }
 
 /// A connection to the daemon that holds a state directory.
@@ -222,9 +248,7 @@ impl Connection {
     }
 
     pub async fn ask(&mut self, request: &Request) -> io::Result<()> {
-        let mut line = serde_json::to_vec(request)?;
-        line.push(b'\n');
-        self.stream.get_mut().write_all(&line).await
+        self.stream.get_mut().write_all(&line(request)?).await
     }
 
     /// The next answer; `None` where the daemon went away.

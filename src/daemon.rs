@@ -103,8 +103,7 @@ pub async fn serve(
 
     let stop = CancellationToken::new();
     let listening = tokio::spawn(Arc::clone(&supervisor).listen(due));
-    let health =
-        Arc::new(Health { ticker: Arc::clone(&ticker), history: history.clone(), metrics });
+    let health = Arc::new(Health::new(Arc::clone(&ticker), history.clone(), metrics));
     let app = Arc::new(App {
         supervisor: Arc::clone(&supervisor),
         reloader: Arc::clone(&reloader),

@@ -1,9 +1,10 @@
 //! Health and readiness, as HTTP and the control socket report them.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
+use tokio::sync::Mutex;
 
 use crate::history::History;
 use crate::metrics::{HomeserverState, Metrics};
@@ -14,6 +15,13 @@ pub struct Health {
     pub ticker: Arc<Ticker>,
     pub history: History,
     pub metrics: Arc<Metrics>,
+    last_write: Mutex<Option<Write>>,
+}
+
+/// An attempt to write the history.
+struct Write {
+    began: Instant,
+    problem: Option<String>,
 }
 
 /// What a probe asks for.
@@ -30,6 +38,10 @@ pub enum Probe {
 const HISTORY_TIMEOUT: Duration = Duration::from_secs(5);
 
 impl Health {
+    pub fn new(ticker: Arc<Ticker>, history: History, metrics: Arc<Metrics>) -> Self {
+        Self { ticker, history, metrics, last_write: Mutex::default() }
+    }
+
     /// Returns the text of the response, and as an error the one of a probe that failed.
     pub async fn check(&self, probe: Probe) -> Result<String, String> {
         self.ticks()?;
@@ -54,11 +66,20 @@ impl Health {
             .map_err(|ago| format!("the ticker has not ticked for {} s\n", ago.as_secs()))
     }
 
+    /// Writes the history, once for all who ask meanwhile: a probe must not wait for the writes of many others.
     async fn history_problem(&self) -> Option<String> {
-        match tokio::time::timeout(HISTORY_TIMEOUT, self.history.probe()).await {
+        let asked = Instant::now();
+        let mut last = self.last_write.lock().await;
+        if let Some(write) = last.as_ref().filter(|write| write.began >= asked) {
+            return write.problem.clone();
+        }
+        let began = Instant::now();
+        let problem = match tokio::time::timeout(HISTORY_TIMEOUT, self.history.probe()).await {
             Ok(written) => written.err().map(|error| error.to_string()),
             Err(_) => Some(format!("no write within {} s", HISTORY_TIMEOUT.as_secs())),
-        }
+        };
+        *last = Some(Write { began, problem: problem.clone() });
+        problem
     }
 
     /// One line per homeserver. None of them decides about readiness: a restart of the daemon repairs no homeserver.

@@ -1,25 +1,23 @@
 //! The HTTP listener: metrics, health, readiness, reload and the JSON API.
 
+mod connections;
+
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Json;
 use axum::Router;
-use axum::body::{Body, to_bytes};
+use axum::body::{Body, Bytes, to_bytes};
 use axum::extract::{Path, Query, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
-use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::server::graceful::GracefulShutdown;
-use hyper_util::service::TowerToHyperService;
 use secrecy::ExposeSecret;
 use serde::Deserialize;
 use serde_json::json;
 use subtle::ConstantTimeEq;
-use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
-use tokio_util::sync::CancellationToken;
+
+pub use connections::serve;
 
 use crate::clock::Clock;
 use crate::health::{Health, Probe};
@@ -39,12 +37,8 @@ pub struct App {
 }
 
 const LARGEST_BODY: usize = 64 * 1024;
-const MOST_CONNECTIONS: usize = 256;
-/// How long a client may take to send its headers.
-const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long one connection may live: a slow reader must not hold a place for ever.
-const CONNECTION_TIMEOUT: Duration = Duration::from_mins(2);
-const LONGEST_GOODBYE: Duration = Duration::from_secs(3);
+/// How long a client may take to send the body of a request.
+const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 
 const INDEX: &str = "microglia, housekeeping for Synapse\n\n\
     GET  /metrics                     Prometheus metrics\n\
@@ -74,39 +68,6 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/api/v1/pause", post(|state, headers| switch(state, headers, true)))
         .route("/api/v1/resume", post(|state, headers| switch(state, headers, false)))
         .with_state(app)
-}
-
-/// Serves until `stop`, then lets answers under way end.
-pub async fn serve(listener: TcpListener, router: Router, stop: CancellationToken) {
-    let mut http = hyper::server::conn::http1::Builder::new();
-    http.timer(TokioTimer::new())
-        .header_read_timeout(HEADER_TIMEOUT)
-        .max_headers(64)
-        .max_buf_size(16 * 1024);
-    let (graceful, places) = (GracefulShutdown::new(), Arc::new(Semaphore::new(MOST_CONNECTIONS)));
-    loop {
-        let accepted = tokio::select! {
-            () = stop.cancelled() => break,
-            accepted = async {
-                let place = Arc::clone(&places).acquire_owned().await;
-                (place, listener.accept().await)
-            } => accepted,
-        };
-        let (Ok(place), Ok((stream, _))) = accepted else {
-            tokio::time::sleep(Duration::from_millis(100)).await;
-            continue;
-        };
-        let connection = graceful.watch(
-            http.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router.clone())),
-        );
-        tokio::spawn(async move {
-            // A connection that fails is the client's loss alone.
-            let _ = tokio::time::timeout(CONNECTION_TIMEOUT, connection).await;
-            drop(place);
-        });
-    }
-    drop(listener);
-    let _ = tokio::time::timeout(LONGEST_GOODBYE, graceful.shutdown()).await;
 }
 
 type Shared = State<Arc<App>>;
@@ -282,9 +243,7 @@ async fn run(
     body: Body,
 ) -> Result<Response, Refused> {
     app.admit(&headers)?;
-    let body = to_bytes(body, LARGEST_BODY)
-        .await
-        .map_err(|error| Refused::because(StatusCode::PAYLOAD_TOO_LARGE, error))?;
+    let body = whole(body).await?;
     let asked: Asked = if body.is_empty() {
         Asked::default()
     } else {
@@ -301,6 +260,23 @@ async fn run(
         StatusCode::CONFLICT,
         format!("{job} is running already, in another process"),
     ))
+}
+
+/// Reads a body that is small and comes in time.
+async fn whole(body: Body) -> Result<Bytes, Refused> {
+    let read = tokio::time::timeout(BODY_TIMEOUT, to_bytes(body, LARGEST_BODY)).await;
+    let read = read.map_err(|_| {
+        let error = format!("the body did not arrive within {} s", BODY_TIMEOUT.as_secs());
+        Refused::because(StatusCode::REQUEST_TIMEOUT, error)
+    })?;
+    read.map_err(|error| {
+        // The type of this error is in a crate that is no dependency of this one.
+        let status = match error.to_string().contains("length limit exceeded") {
+            true => StatusCode::PAYLOAD_TOO_LARGE,
+            false => StatusCode::BAD_REQUEST,
+        };
+        Refused::because(status, error)
+    })
 }
 
 async fn cancel(
