@@ -8,8 +8,9 @@ use std::time::Duration;
 use axum::Json;
 use axum::Router;
 use axum::body::{Body, Bytes, to_bytes};
+use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::extract::{Path, Query, State};
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::http::{HeaderMap, Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use secrecy::ExposeSecret;
@@ -67,6 +68,8 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/api/v1/jobs/{job}/cancel", post(cancel))
         .route("/api/v1/pause", post(|state, headers| switch(state, headers, true)))
         .route("/api/v1/resume", post(|state, headers| switch(state, headers, false)))
+        .fallback(not_found)
+        .method_not_allowed_fallback(not_allowed)
         .with_state(app)
 }
 
@@ -84,6 +87,18 @@ impl IntoResponse for Refused {
 impl Refused {
     fn because(status: StatusCode, error: impl std::fmt::Display) -> Self {
         Self(status, json!({ "error": error.to_string() }))
+    }
+}
+
+impl From<QueryRejection> for Refused {
+    fn from(rejection: QueryRejection) -> Self {
+        Self::because(rejection.status(), rejection.body_text())
+    }
+}
+
+impl From<PathRejection> for Refused {
+    fn from(rejection: PathRejection) -> Self {
+        Self::because(rejection.status(), rejection.body_text())
     }
 }
 
@@ -128,6 +143,15 @@ impl App {
             )),
         }
     }
+}
+
+async fn not_found(uri: Uri) -> Refused {
+    Refused::because(StatusCode::NOT_FOUND, format!("there is no endpoint {}", uri.path()))
+}
+
+async fn not_allowed(method: Method, uri: Uri) -> Refused {
+    let error = format!("{} does not support {method}", uri.path());
+    Refused::because(StatusCode::METHOD_NOT_ALLOWED, error)
 }
 
 async fn metrics_text(State(app): Shared) -> Result<impl IntoResponse, Refused> {
@@ -185,8 +209,9 @@ struct RunsQuery {
 async fn runs(
     State(app): Shared,
     headers: HeaderMap,
-    Query(query): Query<RunsQuery>,
+    query: Result<Query<RunsQuery>, QueryRejection>,
 ) -> Result<Response, Refused> {
+    let Query(query) = query?;
     let job = Some(query.job.as_str()).filter(|job| !job.is_empty());
     let mut runs =
         app.history.runs(job, query.limit.unwrap_or(20).min(1000)).await.map_err(unreadable)?;
@@ -205,9 +230,10 @@ struct PageQuery {
 async fn run_shown(
     State(app): Shared,
     headers: HeaderMap,
-    Path(id): Path<i64>,
-    Query(query): Query<PageQuery>,
+    id: Result<Path<i64>, PathRejection>,
+    query: Result<Query<PageQuery>, QueryRejection>,
 ) -> Result<Response, Refused> {
+    let (Path(id), Query(query)) = (id?, query?);
     let page = Page {
         offset: query.offset.unwrap_or(0),
         limit: query.limit.unwrap_or(CHANGES_SHOWN).min(10_000),
@@ -238,11 +264,12 @@ impl App {
 
 async fn run(
     State(app): Shared,
-    Path(job): Path<String>,
+    job: Result<Path<String>, PathRejection>,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Refused> {
     app.admit(&headers)?;
+    let Path(job) = job?;
     let body = whole(body).await?;
     let asked: Asked = if body.is_empty() {
         Asked::default()
@@ -281,10 +308,11 @@ async fn whole(body: Body) -> Result<Bytes, Refused> {
 
 async fn cancel(
     State(app): Shared,
-    Path(job): Path<String>,
+    job: Result<Path<String>, PathRejection>,
     headers: HeaderMap,
 ) -> Result<Response, Refused> {
     app.admit(&headers)?;
+    let Path(job) = job?;
     app.supervisor.cancel(&job)?;
     Ok(Json(json!({})).into_response())
 }

@@ -292,3 +292,62 @@ async fn what_is_too_large_is_refused_and_who_is_slow_holds_up_nobody() {
     assert_eq!(String::from_utf8_lossy(&answer), "HTTP/1.1 401");
     daemon.stop().await;
 }
+
+/// Sends a request as it is written here; the status, the header and the body of the response.
+async fn raw(daemon: &Daemon, request: &str) -> (u16, String, String) {
+    let mut stream = TcpStream::connect(&daemon.address).await.unwrap();
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    let read = stream.read_to_string(&mut answer);
+    let limit = std::time::Duration::from_secs(20);
+    tokio::time::timeout(limit, read).await.expect("no end of the response").unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap_or_else(|| panic!("{answer:?}"));
+    let status = head.split(' ').nth(1).unwrap().parse().unwrap();
+    (status, head.to_lowercase(), body.to_owned())
+}
+
+#[tokio::test]
+async fn every_refusal_of_the_api_is_json_with_an_error() {
+    let program = with_admin(&Fake::start(), &ping("a", ""));
+    let daemon = program.serve().await;
+    let admin = "Authorization: Bearer secret\r\n";
+    let cases = [
+        ("GET /api/v1/runs?limit=abc", "", "", 400, "limit"),
+        ("GET /api/v1/runs?limit=-1", "", "", 400, "limit"),
+        ("GET /api/v1/runs?limit=99999999999", "", "", 400, "limit"),
+        ("GET /api/v1/runs/abc", "", "", 400, "abc"),
+        ("GET /api/v1/runs/1?offset=x", "", "", 400, "offset"),
+        ("GET /api/v1/runs/%ff", "", "", 400, "UTF-8"),
+        ("GET /api/v1/runs/7", "", "", 404, "there is no run 7"),
+        ("GET /api/v1/nothing", "", "", 404, "/api/v1/nothing"),
+        ("DELETE /api/v1/runs", "", "", 405, "DELETE"),
+        ("GET /-/reload", "", "", 405, "GET"),
+        ("POST /api/v1/jobs/a/run", "", "", 401, "admin token"),
+        ("POST /api/v1/jobs/a/run", admin, "{\"mode\":", 400, "EOF"),
+        ("POST /api/v1/jobs/a/run", admin, "[]", 400, "invalid"),
+        ("POST /api/v1/jobs/%ff/run", admin, "", 400, "UTF-8"),
+        ("POST /api/v1/jobs/b/run", admin, "", 404, "b"),
+    ];
+    for (line, headers, body, status, words) in cases {
+        let request = format!(
+            "{line} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n{headers}Content-Length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        let (found, head, text) = raw(&daemon, &request).await;
+        assert_eq!(found, status, "{line}: {text}");
+        assert!(head.contains("content-type: application/json"), "{line}: {head}");
+        let error: Value = serde_json::from_str(&text).unwrap_or_else(|_| panic!("{line}: {text}"));
+        let error = error["error"].as_str().unwrap_or_else(|| panic!("{line}: {text}"));
+        assert!(error.contains(words), "{line}: {error}");
+    }
+    // A body that is shorter than announced.
+    let short = format!(
+        "POST /api/v1/jobs/a/run HTTP/1.1\r\nHost: 127.0.0.1\r\n{admin}Transfer-Encoding: chunked\r\n\r\nnonsense\r\n"
+    );
+    let (status, _, text) = raw(&daemon, &short).await;
+    assert!(status == 400 && text.starts_with("{\"error\":"), "{status} {text}");
+    let head = "HEAD /api/v1/jobs HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n";
+    let (status, head, text) = raw(&daemon, head).await;
+    assert!(status == 200 && text.is_empty() && head.contains("content-length: "), "{head}");
+    daemon.stop().await;
+}
