@@ -41,6 +41,9 @@ const LARGEST_BODY: usize = 64 * 1024;
 /// How long a client may take to send the body of a request.
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// Stands in place of what a change replaced.
+const BEFORE_WITHHELD: &str = "only on the machine itself";
+
 const INDEX: &str = "microglia, housekeeping for Synapse\n\n\
     GET  /metrics                     Prometheus metrics\n\
     GET  /healthz                     200 while the daemon lives\n\
@@ -243,9 +246,9 @@ async fn run_shown(
             Refused::because(StatusCode::NOT_FOUND, format!("there is no run {id}"))
         })?;
     app.unnamed(&headers, &mut report);
-    // What undoes a change is for the command line only.
-    for change in report.changes.iter_mut().flatten() {
-        change.before = None;
+    // What undoes a change never leaves the machine over TCP.
+    for before in report.changes.iter_mut().flatten().filter_map(|change| change.before.as_mut()) {
+        *before = json!(BEFORE_WITHHELD);
     }
     Ok(Json(report).into_response())
 }

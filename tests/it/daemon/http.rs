@@ -351,3 +351,22 @@ async fn every_refusal_of_the_api_is_json_with_an_error() {
     assert!(status == 200 && text.is_empty() && head.contains("content-length: "), "{head}");
     daemon.stop().await;
 }
+
+#[tokio::test]
+async fn what_a_change_replaced_is_named_on_the_machine_itself_only() {
+    let mut world = World::new();
+    world.users(1, |_| User::default().external("saml", "s1"));
+    let fake = Fake::of(world);
+    let job =
+        "[jobs.ids]\nkind = \"remove-external-ids\"\nproviders = [\"saml\"]\naccounts = \"all\"\n";
+    let program = with_admin(&fake, job);
+    let daemon = program.serve().await;
+    assert_eq!(program.run(&["run", "ids", "--apply"]).await.code, 0);
+    let admin = [("Authorization", "Bearer secret")];
+    let (_, body) = daemon.http("GET", "/api/v1/runs/1", &admin, "").await;
+    let shown: Value = serde_json::from_str(&body).unwrap();
+    assert_eq!(shown["changes"][0]["before"], "only on the machine itself", "{body}");
+    let here = program.json(&["runs", "show", "1", "--json"]).await;
+    assert!(here["changes"][0]["before"].to_string().contains("s1"), "{here}");
+    daemon.stop().await;
+}
