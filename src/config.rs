@@ -48,6 +48,8 @@ pub struct Daemon {
     pub shutdown_grace: Length,
     pub keep_history: Length,
     pub watch_config: Option<Length>,
+    /// Names under which the HTTP API is served, in lower case.
+    pub allowed_hosts: Vec<String>,
     pub admin_token_file: Option<PathBuf>,
     pub admin_token: Option<SecretString>,
 }

@@ -1,6 +1,7 @@
 //! The HTTP listener: metrics, health, readiness, reload and the JSON API.
 
 mod connections;
+mod origin;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,8 +10,9 @@ use axum::Json;
 use axum::Router;
 use axum::body::{Body, Bytes, to_bytes};
 use axum::extract::rejection::{PathRejection, QueryRejection};
-use axum::extract::{Path, Query, State};
+use axum::extract::{Path, Query, Request, State};
 use axum::http::{HeaderMap, Method, StatusCode, Uri, header};
+use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use secrecy::ExposeSecret;
@@ -73,6 +75,7 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/api/v1/resume", post(|state, headers| switch(state, headers, false)))
         .fallback(not_found)
         .method_not_allowed_fallback(not_allowed)
+        .layer(middleware::from_fn_with_state(Arc::clone(&app), guard))
         .with_state(app)
 }
 
@@ -146,6 +149,26 @@ impl App {
             )),
         }
     }
+}
+
+/// What is served under any name: scrapers and probes reach the daemon by names that are not known to it.
+const UNDER_ANY_NAME: [&str; 3] = ["/metrics", "/healthz", "/readyz"];
+
+/// Refuses requests in the name of another site.
+async fn guard(State(app): Shared, request: Request, next: Next) -> Result<Response, Refused> {
+    if UNDER_ANY_NAME.contains(&request.uri().path()) {
+        return Ok(next.run(request).await);
+    }
+    let allowed = app.reloader.daemon().allowed_hosts;
+    if let Some(reason) = origin::refused_host(request.uri(), request.headers(), &allowed) {
+        return Err(Refused::because(StatusCode::MISDIRECTED_REQUEST, reason));
+    }
+    if request.method() == Method::POST
+        && let Some(reason) = origin::refused_origin(request.headers(), &allowed)
+    {
+        return Err(Refused::because(StatusCode::FORBIDDEN, reason));
+    }
+    Ok(next.run(request).await)
 }
 
 async fn not_found(uri: Uri) -> Refused {

@@ -9,7 +9,9 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 use uuid::Uuid;
 
-use super::entries::{CommonKeys, DaemonKeys, HeadKeys, HomeserverKeys, KindName, Listen, Names};
+use super::entries::{
+    CommonKeys, DaemonKeys, HeadKeys, HomeserverKeys, HostName, KindName, Listen, Names,
+};
 use super::secrets::Secrets;
 use super::{Config, Daemon, Environment, Homeserver, JobSpec, LISTEN, STATE_DIR, beside};
 use crate::clock::Timestamp;
@@ -133,7 +135,9 @@ impl Parser<'_> {
             .map(|dir| beside(self.path, &dir))
             .or_else(|| self.environment.state_directory.clone())
             .unwrap_or_else(|| STATE_DIR.into());
-        let DaemonKeys { timezone, shutdown_grace, keep_history, watch_config, .. } = keys;
+        let DaemonKeys {
+            timezone, shutdown_grace, keep_history, watch_config, allowed_hosts, ..
+        } = keys;
         Some(Daemon {
             listen,
             timezone,
@@ -141,6 +145,7 @@ impl Parser<'_> {
             shutdown_grace,
             keep_history,
             watch_config: watch_config.0,
+            allowed_hosts: allowed_hosts.into_iter().map(|HostName(name)| name).collect(),
             admin_token_file,
             admin_token,
         })
