@@ -60,14 +60,14 @@ pub async fn serve(listener: TcpListener, router: Router, stop: CancellationToke
         };
         let place = connections.enter();
         let (traffic, evicted) = (Arc::clone(&place.traffic), place.evicted.clone());
-        let routes = TowerToHyperService::new(router.clone());
+        let handlers = TowerToHyperService::new(router.clone());
         let open = Arc::clone(&connections);
         let turns = Arc::clone(&turns);
         let service = service_fn(move |request: Request<Incoming>| {
             let (traffic, open, turns) =
                 (Arc::clone(&traffic), Arc::clone(&open), Arc::clone(&turns));
             let turn = Turns::of(&request);
-            let response = routes.call(request);
+            let response = handlers.call(request);
             async move {
                 let _answering = Answering::of(&traffic);
                 let _turn = turns.take(turn).await;

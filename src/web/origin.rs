@@ -5,7 +5,7 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-use axum::http::{HeaderMap, Uri, header};
+use axum::http::{HeaderMap, HeaderValue, Uri, header};
 
 /// Messages quote no more of what a client sent.
 const MOST_QUOTED: usize = 255;
@@ -13,7 +13,7 @@ const MOST_QUOTED: usize = 255;
 /// Returns why a request that names this host is refused, as its URI or its `Host` header has it.
 pub(super) fn refused_host(uri: &Uri, headers: &HeaderMap, allowed: &[String]) -> Option<String> {
     let named = uri.authority().map(|authority| authority.as_str().as_bytes());
-    let headers = headers.get_all(header::HOST).iter().map(|host| host.as_bytes());
+    let headers = headers.get_all(header::HOST).iter().map(HeaderValue::as_bytes);
     let mut hosts = named.into_iter().chain(headers).map(String::from_utf8_lossy);
     let refused = hosts.find(|host| !is_served(host, allowed))?;
     let name = Host::parse(&refused).map_or_else(|| quoted(&refused), |host| quoted(&host.text()));
