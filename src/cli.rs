@@ -21,6 +21,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::clock::Clock;
 use crate::config::{Config, Environment, NotLoaded};
 use crate::escape;
+use crate::health::Probe;
 use crate::history::{self, History};
 
 /// Recurring housekeeping for Synapse, the Matrix homeserver.
@@ -83,9 +84,11 @@ enum Command {
     Pause,
     /// Restarts scheduled runs
     Resume,
-    /// Asks the running daemon whether it lives
+    /// Checks that the running daemon is healthy
+    ///
+    /// Asks over the control socket, or at daemon.listen where that does not answer. Works with a config that has mistakes.
     Healthcheck {
-        /// Whether it can do its work, too.
+        /// Check that runs can start and be recorded. A homeserver that is down does not fail this check; it is in the output.
         #[arg(long)]
         ready: bool,
     },
@@ -188,7 +191,10 @@ async fn command(cli: Cli) -> Result<(), Ended> {
         Command::Cancel { job } => remote::cancel(&path, &job).await,
         Command::Pause => remote::pause(&path, true).await,
         Command::Resume => remote::pause(&path, false).await,
-        Command::Healthcheck { ready } => remote::healthcheck(&path, ready).await,
+        Command::Healthcheck { ready } => {
+            let probe = if ready { Probe::Readiness } else { Probe::Health };
+            remote::healthcheck(&path, probe).await
+        }
         Command::Check(options) => check::run(&path, &options).await,
         Command::Run(options) => run::run(&path, &options).await,
         Command::Jobs(options) => jobs::run(&path, &options).await,

@@ -48,6 +48,8 @@ pub struct Daemon {
     pub shutdown_grace: Length,
     pub keep_history: Length,
     pub watch_config: Option<Length>,
+    /// Names under which the HTTP API is served, in lower case.
+    pub allowed_hosts: Vec<String>,
     pub admin_token_file: Option<PathBuf>,
     pub admin_token: Option<SecretString>,
 }
@@ -217,10 +219,18 @@ pub fn listen(path: &Path, environment: &Environment) -> SocketAddr {
 
 /// Where the state directory is, as far as the file can be read: a reload is asked for just when the file may be wrong.
 pub fn state_dir(path: &Path, environment: &Environment) -> Result<PathBuf, NotLoaded> {
-    let text = place::read(path)?;
-    let (root, _) = DeTable::parse_recoverable(&text);
+    Ok(state_dir_in(&place::read(path)?, path, environment))
+}
+
+/// The same where even a file that cannot be read must not matter.
+pub fn state_dir_or_default(path: &Path, environment: &Environment) -> PathBuf {
+    state_dir_in(&place::read(path).unwrap_or_default(), path, environment)
+}
+
+fn state_dir_in(text: &str, path: &Path, environment: &Environment) -> PathBuf {
+    let (root, _) = DeTable::parse_recoverable(text);
     let named = daemon_text(root.get_ref(), "state_dir").map(|dir| beside(path, Path::new(dir)));
-    Ok(named.or_else(|| environment.state_directory.clone()).unwrap_or_else(|| STATE_DIR.into()))
+    named.or_else(|| environment.state_directory.clone()).unwrap_or_else(|| STATE_DIR.into())
 }
 
 fn daemon_text<'t>(root: &'t DeTable<'_>, key: &str) -> Option<&'t str> {

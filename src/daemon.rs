@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use crate::clock::Clock;
 use crate::config::{Config, Environment};
 use crate::control;
+use crate::health::Health;
 use crate::history::{self, History};
 use crate::metrics::Metrics;
 use crate::reload::Reloader;
@@ -94,7 +95,7 @@ pub async fn serve(
         environment,
         &config,
         Arc::clone(&supervisor),
-        metrics,
+        Arc::clone(&metrics),
         clock.clone(),
     ));
     let (sender, due) = mpsc::unbounded_channel();
@@ -107,19 +108,22 @@ pub async fn serve(
     // Those that end in good order when they are told to stop, and those that are aborted.
     let (mut servers, mut chores) = (Tasks::default(), Tasks::default());
     chores.spawn("due jobs", Arc::clone(&supervisor).listen(due));
+    let health = Arc::new(Health::new(Arc::clone(&ticker), history.clone(), metrics));
     let app = Arc::new(App {
         supervisor: Arc::clone(&supervisor),
         reloader: Arc::clone(&reloader),
         history: history.clone(),
-        ticker: Arc::clone(&ticker),
+        health: Arc::clone(&health),
         clock: clock.clone(),
     });
     let address = listener.local_addr()?;
     servers.spawn("HTTP listener", web::serve(listener, web::router(app), stop.clone()));
-    servers.spawn(
-        "control socket",
-        control::serve(socket, Arc::clone(&supervisor), Arc::clone(&reloader), stop.clone()),
-    );
+    let services = control::Services {
+        supervisor: Arc::clone(&supervisor),
+        reloader: Arc::clone(&reloader),
+        health,
+    };
+    servers.spawn("control socket", control::serve(socket, services, stop.clone()));
     chores.spawn("config watcher", Arc::clone(&reloader).watch());
     chores.spawn("homeserver probe", probe(Arc::clone(&supervisor)));
     chores.spawn("history opener", open_history(history.clone(), Arc::clone(&supervisor)));

@@ -140,6 +140,7 @@ pub struct Pause {
 }
 
 const FILE: &str = "history.db";
+const UNENDED_OF_JOB: &str = "SELECT id FROM runs WHERE job = $1 AND outcome IS NULL";
 /// SQLite takes 32,766 values in a statement.
 const ROWS_AT_ONCE: usize = 2000;
 /// In KiB where negative. SQLite's own 2 MiB fill up for each connection as the history grows, and gain nothing here.
@@ -530,7 +531,7 @@ impl History {
     pub async fn interrupt(&self, job: &str) -> Result<(), Error> {
         self.counted(async {
         let (Some(read), Some(pool)) = (self.readable(), self.writable()) else { return Ok(()) };
-        let rows = sqlx::query("SELECT id FROM runs WHERE job = $1 AND outcome IS NULL")
+        let rows = sqlx::query(UNENDED_OF_JOB)
             .bind(job)
             .fetch_all(&read)
             .await?;
@@ -572,36 +573,37 @@ impl History {
     pub async fn forget_before(&self, moment: Timestamp) -> Result<u64, Error> {
         self.counted(async {
             let Some(pool) = self.writable() else { return Ok(0) };
-            let old = "started_at < $1 AND outcome IS NOT NULL";
             let mut transaction = pool.begin().await?;
-            for table in ["changes", "files"] {
-                let sql =
-                    format!("DELETE FROM {table} WHERE run IN (SELECT id FROM runs WHERE {old})");
-                sqlx::query(sqlx::AssertSqlSafe(sql))
+            let mut gone = 0;
+            for sql in forget_sql() {
+                let forgotten = sqlx::query(sqlx::AssertSqlSafe(sql))
                     .bind(moment.timestamp_millis())
                     .execute(&mut *transaction)
                     .await?;
+                gone = forgotten.rows_affected();
             }
-            let sql = format!(
-                "DELETE FROM runs WHERE {old} AND NOT (job IN (SELECT name FROM jobs) AND id IN \
-                 (SELECT MAX(id) FROM runs GROUP BY job, mode \
-                 UNION SELECT MAX(id) FROM runs WHERE outcome = 'succeeded' GROUP BY job, mode))"
-            );
-            let gone = sqlx::query(sqlx::AssertSqlSafe(sql))
-                .bind(moment.timestamp_millis())
-                .execute(&mut *transaction)
-                .await?;
-            sqlx::query(sqlx::AssertSqlSafe(format!(
-                "UPDATE runs SET sample = NULL WHERE {old} AND sample IS NOT NULL"
-            )))
-            .bind(moment.timestamp_millis())
-            .execute(&mut *transaction)
-            .await?;
             transaction.commit().await?;
-            Ok(gone.rows_affected())
+            Ok(gone)
         })
         .await
     }
+}
+
+/// The statements that forget the runs that began before a timestamp; the last one deletes the runs themselves.
+fn forget_sql() -> [String; 4] {
+    const OLD: &str = "started_at < $1 AND outcome IS NOT NULL";
+    const LATER: &str = "SELECT 1 FROM runs AS later WHERE later.job = runs.job AND later.mode = runs.mode AND later.id > runs.id";
+    let of_old =
+        |table| format!("DELETE FROM {table} WHERE run IN (SELECT id FROM runs WHERE {OLD})");
+    [
+        of_old("changes"),
+        of_old("files"),
+        format!("UPDATE runs SET sample = NULL WHERE {OLD} AND sample IS NOT NULL"),
+        format!(
+            "DELETE FROM runs WHERE {OLD} AND NOT (job IN (SELECT name FROM jobs) AND (NOT EXISTS ({LATER}) \
+             OR outcome = 'succeeded' AND NOT EXISTS ({LATER} AND later.outcome = 'succeeded')))"
+        ),
+    ]
 }
 
 /// Tells a file from another one of the same name; `None` where there is none.

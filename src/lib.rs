@@ -17,7 +17,7 @@
 //! | 5 | `config` | TOML text to settings and jobs, or every mistake with its place |
 //! | 6 | `runner` `telling` `listing` `metrics` `ticker` | one run; events as log lines and series; the seam to the scheduler |
 //! | 7 | `supervisor` | what is due, overlap, catch-up, adopting a config, draining |
-//! | 8, 9 | `reload` `control` `web` `daemon` | the ways to reach the daemon, and its composition |
+//! | 8, 9 | `reload` `health` `control` `web` `daemon` | the ways to reach the daemon, and its composition |
 //! | 10 | `cli` | one command a file |
 //!
 //! A new kind is one file in `src/jobs/` and its line in `src/jobs.rs`: config, `kinds`, metrics and the tests over the
@@ -63,6 +63,7 @@ pub mod control;
 pub mod daemon;
 pub mod escape;
 pub mod glob;
+pub mod health;
 pub mod history;
 pub mod job;
 pub mod jobs;

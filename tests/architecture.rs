@@ -21,7 +21,7 @@ const FLOORS: &[(u32, &[&str])] = &[
     (5, &["config"]),
     (6, &["runner", "telling", "listing", "metrics", "ticker"]),
     (7, &["supervisor"]),
-    (8, &["reload", "control", "web"]),
+    (8, &["reload", "health", "control", "web"]),
     (9, &["daemon"]),
     (10, &["cli"]),
 ];

@@ -30,6 +30,8 @@ keys! {
         pub keep_history: Length where "\"1h\"" to "\"3650d\"" = "\"90d\"",
         /// How often to look whether this file changed, or "off".
         pub watch_config: Switch where "\"1s\"" to "\"1d\"" = "\"off\"",
+        /// Names by which clients may reach the HTTP API, besides localhost and any IP address; metrics and health are served under every name.
+        pub allowed_hosts: Vec<HostName> = "[]",
         /// The token that every HTTP endpoint which acts asks for, at least 16 characters; without it they answer 403.
         pub admin_token_file: Option<PathBuf>,
     }
@@ -129,6 +131,25 @@ impl std::str::FromStr for Listen {
 
     fn from_str(text: &str) -> Result<Self, String> {
         text.parse().map(Self).map_err(|_| format!("{text:?} is no address to listen on: write an IP address and a port, such as \"127.0.0.1:8749\" or \"[::]:8749\""))
+    }
+}
+
+/// A host name in lower case.
+#[derive(Debug, Clone)]
+pub struct HostName(pub String);
+
+impl std::str::FromStr for HostName {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let name = text.strip_suffix('.').unwrap_or(text).to_ascii_lowercase();
+        let fits = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+        if name.is_empty() || !name.chars().all(fits) {
+            return Err(format!(
+                "{text:?} is not a host name: leave out scheme, port and path, as in \"microglia.example.com\""
+            ));
+        }
+        Ok(Self(name))
     }
 }
 
@@ -254,6 +275,7 @@ impl Value for Retries {
 
 text_values! {
     Listen: "an address and a port such as \"127.0.0.1:8749\"";
+    HostName: "a host name such as \"microglia.example.com\"";
     BaseUrl: "a URL such as \"http://127.0.0.1:8008\"";
     KindName: "a kind such as \"purge-local-media\"";
 }

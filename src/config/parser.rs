@@ -11,7 +11,9 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 use uuid::Uuid;
 
-use super::entries::{CommonKeys, DaemonKeys, HeadKeys, HomeserverKeys, KindName, Listen, Names};
+use super::entries::{
+    CommonKeys, DaemonKeys, HeadKeys, HomeserverKeys, HostName, KindName, Listen, Names,
+};
 use super::secrets::{Secrets, pasted};
 use super::{Config, Daemon, Environment, Homeserver, JobSpec, LISTEN, STATE_DIR, beside};
 use crate::clock::Timestamp;
@@ -161,7 +163,9 @@ impl Parser<'_> {
             .map(|dir| beside(self.path, &dir))
             .or_else(|| self.environment.state_directory.clone())
             .unwrap_or_else(|| STATE_DIR.into());
-        let DaemonKeys { timezone, shutdown_grace, keep_history, watch_config, .. } = keys;
+        let DaemonKeys {
+            timezone, shutdown_grace, keep_history, watch_config, allowed_hosts, ..
+        } = keys;
         Some(Daemon {
             listen,
             timezone,
@@ -169,6 +173,7 @@ impl Parser<'_> {
             shutdown_grace,
             keep_history,
             watch_config: watch_config.0,
+            allowed_hosts: allowed_hosts.into_iter().map(|HostName(name)| name).collect(),
             admin_token_file,
             admin_token,
         })

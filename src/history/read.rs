@@ -6,27 +6,62 @@ use sqlx::sqlite::SqliteRow;
 use sqlx::{Row, Sqlite};
 
 use super::{Error, History, Page, Standing, moment, unsigned};
-use crate::report::{Action, ChangeRecord, Mode, Report, State, Waiting};
+use crate::report::{Action, ChangeRecord, Mode, Outcome, Report, State, Waiting};
+
+// Two statements: SQLite plans one with `$1 IS NULL OR job = $1` without the index on the job.
+const RUNS: &str = "SELECT * FROM runs ORDER BY id DESC LIMIT $1";
+const RUNS_OF_JOB: &str = "SELECT * FROM runs WHERE job = $1 ORDER BY id DESC LIMIT $2";
+
+/// Puts `select` behind the tables `names`, one row per job and a last one that is null, and `modes`.
+///
+/// Finds the names by one index look-up each, where `GROUP BY job` reads every run.
+pub(super) fn of_each_job(select: &str) -> String {
+    let modes: Vec<String> = Mode::ALL.iter().map(|mode| format!("('{mode}')")).collect();
+    format!(
+        "WITH RECURSIVE names (job) AS (SELECT MIN(job) FROM runs UNION ALL \
+         SELECT (SELECT MIN(job) FROM runs WHERE job > names.job) FROM names WHERE names.job IS NOT NULL), \
+         modes (mode) AS (VALUES {}) {select}",
+        modes.join(", ")
+    )
+}
+
+fn last_runs_sql() -> String {
+    of_each_job(
+        "SELECT * FROM runs WHERE id IN (SELECT (SELECT MAX(id) FROM runs WHERE runs.job = names.job) FROM names)",
+    )
+}
+
+fn standings_sql() -> String {
+    let failures: Vec<String> = Outcome::ALL
+        .iter()
+        .filter(|outcome| **outcome != Outcome::Succeeded)
+        .map(|outcome| format!("'{outcome}'"))
+        .collect();
+    of_each_job(&format!(
+        "SELECT job, mode, (SELECT finished_at FROM runs WHERE id = success) AS last_success, \
+         (SELECT COUNT(*) FROM runs WHERE runs.job = each.job AND runs.mode = each.mode AND outcome IN ({}) \
+         AND id > COALESCE(success, 0)) AS failures \
+         FROM (SELECT names.job, modes.mode, (SELECT MAX(id) FROM runs WHERE runs.job = names.job \
+         AND runs.mode = modes.mode AND outcome = 'succeeded') AS success FROM names, modes \
+         WHERE names.job IS NOT NULL) AS each",
+        failures.join(", ")
+    ))
+}
 
 impl History {
     /// How each job stands in each mode: when it last succeeded, and how many of its runs since did not.
     pub async fn standings(&self) -> Result<HashMap<(String, Mode), Standing>, Error> {
         let Some(pool) = self.readable() else { return Ok(HashMap::new()) };
-        let mut standings: HashMap<(String, Mode), Standing> = HashMap::new();
-        let rows = sqlx::query("SELECT * FROM runs WHERE id IN (SELECT MAX(id) FROM runs WHERE outcome = 'succeeded' GROUP BY job, mode)").fetch_all(&pool).await?;
+        let rows = sqlx::query(sqlx::AssertSqlSafe(standings_sql())).fetch_all(&pool).await?;
+        let mut standings = HashMap::new();
         for row in &rows {
-            let run = report(row)?;
-            standings.entry((run.job, run.mode)).or_default().last_success = run.finished_at;
-        }
-        let rows = sqlx::query(
-            "SELECT job, mode, COUNT(*) AS failures FROM runs AS run WHERE outcome IS NOT NULL AND id > COALESCE( \
-             (SELECT MAX(id) FROM runs AS good WHERE good.job = run.job AND good.mode = run.mode AND good.outcome = 'succeeded'), 0) GROUP BY job, mode",
-        )
-        .fetch_all(&pool)
-        .await?;
-        for row in &rows {
-            standings.entry((row.try_get("job")?, word(row, "mode")?)).or_default().failures =
-                unsigned(row.try_get("failures")?);
+            let standing = Standing {
+                last_success: row.try_get::<Option<i64>, _>("last_success")?.map(moment),
+                failures: unsigned(row.try_get("failures")?),
+            };
+            if standing != Standing::default() {
+                standings.insert((row.try_get("job")?, word(row, "mode")?), standing);
+            }
         }
         Ok(standings)
     }
@@ -34,23 +69,18 @@ impl History {
     /// Runs without their changes, newest first.
     pub async fn runs(&self, job: Option<&str>, limit: u32) -> Result<Vec<Report>, Error> {
         let Some(pool) = self.readable() else { return Ok(Vec::new()) };
-        let rows = sqlx::query(
-            "SELECT * FROM runs WHERE $1 IS NULL OR job = $1 ORDER BY id DESC LIMIT $2",
-        )
-        .bind(job)
-        .bind(limit)
-        .fetch_all(&pool)
-        .await?;
+        let query = match job {
+            Some(job) => sqlx::query(RUNS_OF_JOB).bind(job),
+            None => sqlx::query(RUNS),
+        };
+        let rows = query.bind(limit).fetch_all(&pool).await?;
         rows.iter().map(report).collect()
     }
 
     /// The newest run of each job.
     pub async fn last_runs(&self) -> Result<HashMap<String, Report>, Error> {
         let Some(pool) = self.readable() else { return Ok(HashMap::new()) };
-        let rows =
-            sqlx::query("SELECT * FROM runs WHERE id IN (SELECT MAX(id) FROM runs GROUP BY job)")
-                .fetch_all(&pool)
-                .await?;
+        let rows = sqlx::query(sqlx::AssertSqlSafe(last_runs_sql())).fetch_all(&pool).await?;
         rows.iter().map(|row| report(row).map(|report| (report.job.clone(), report))).collect()
     }
 
@@ -170,3 +200,6 @@ fn word<T: std::str::FromStr<Err = String>>(row: &SqliteRow, column: &str) -> Re
         .parse()
         .map_err(|error: String| sqlx::Error::Decode(error.into()).into())
 }
+
+#[cfg(test)]
+mod tests;

@@ -11,6 +11,7 @@ mod lifecycle;
 mod panics;
 mod reload;
 mod schedule;
+mod slow_clients;
 mod waiting;
 mod waits;
 

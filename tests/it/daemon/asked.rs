@@ -218,6 +218,30 @@ async fn healthcheck_finds_the_daemon_and_a_broken_edit_does_not_make_it_look_de
 }
 
 #[tokio::test]
+async fn healthcheck_finds_a_daemon_whose_listen_was_edited_and_one_whose_socket_is_gone() {
+    let fake = Fake::start();
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let program = Program::new(&fake.url(), TOKEN, &ping("a", ""));
+    let old = format!("[daemon]\nlisten = \"127.0.0.1:{port}\"\n");
+    edit(&program, "[daemon]\n", &old);
+    let daemon = program.serve().await;
+    edit(&program, &old, "[daemon]\nlisten = \"127.0.0.1:1\"\n");
+    assert_eq!(program.run(&["reload"]).await.code, 0);
+    let healthy = program.run(&["healthcheck"]).await;
+    assert_eq!((healthy.code, healthy.stdout.as_str()), (0, "ok\n"), "{healthy:?}");
+    let ready = program.run(&["healthcheck", "--ready"]).await;
+    assert_eq!(ready.code, 0, "{ready:?}");
+    assert!(ready.stdout.starts_with("ready\nhomeserver main: "), "{ready:?}");
+    std::fs::remove_file(program.path("state/control.sock")).unwrap();
+    let unknown = program.run(&["healthcheck"]).await;
+    assert_eq!(unknown.code, 1, "{unknown:?}");
+    assert!(unknown.stderr.contains("http://127.0.0.1:1/healthz cannot be asked"), "{unknown:?}");
+    edit(&program, "127.0.0.1:1\"", &format!("127.0.0.1:{port}\""));
+    assert_eq!(program.run(&["healthcheck", "--ready"]).await.code, 0);
+    daemon.stop().await;
+}
+
+#[tokio::test]
 async fn a_run_of_the_command_line_that_was_there_first_is_left_alone() {
     let fake = Fake::start();
     fake.fault(Fault::new("GET", PING, Trouble::Delay(Duration::from_secs(4))));
