@@ -12,7 +12,7 @@ mod runs;
 mod serve;
 mod table;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
@@ -21,6 +21,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::clock::Clock;
 use crate::config::{Config, Environment, NotLoaded};
 use crate::history::{self, History};
+use crate::state_dir::become_owner;
 
 /// Recurring housekeeping for Synapse, the Matrix homeserver.
 ///
@@ -214,17 +215,24 @@ fn environment() -> Environment {
     }
 }
 
-fn load(path: &std::path::Path, clock: &Clock) -> Result<Config, Ended> {
+fn load(path: &Path, clock: &Clock) -> Result<Config, Ended> {
     Ok(Config::load(path, &environment(), clock.now())?)
 }
 
-fn load_without_secrets(path: &std::path::Path, clock: &Clock) -> Result<Config, Ended> {
+fn load_without_secrets(path: &Path, clock: &Clock) -> Result<Config, Ended> {
     Ok(Config::load_without_secrets(path, &environment(), clock.now())?)
+}
+
+/// Has a process of root become the owner of the state directory, before anything in it is opened.
+fn enter(dir: &Path) -> Result<(), Ended> {
+    become_owner(dir)?;
+    Ok(())
 }
 
 /// The history as far as there is one, to look at.
 async fn look(config: &Config, clock: &Clock) -> Result<History, Ended> {
     let dir = &config.daemon.state_dir;
+    enter(dir)?;
     let looked = History::look(dir, clock.clone()).await;
     match looked {
         Ok(Some(history)) => Ok(history),
@@ -233,7 +241,7 @@ async fn look(config: &Config, clock: &Clock) -> Result<History, Ended> {
     }
 }
 
-fn unreadable(dir: &std::path::Path, error: &history::Error) -> Ended {
+fn unreadable(dir: &Path, error: &history::Error) -> Ended {
     Ended::Error(anyhow::anyhow!(
         "the history in {} cannot be read ({error}): use sudo, or the daemon's own user",
         dir.display()

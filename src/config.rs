@@ -134,6 +134,12 @@ impl Config {
         }
     }
 
+    /// The files that secrets were read from.
+    pub fn secret_files(&self) -> impl Iterator<Item = &Path> {
+        let tokens = self.homeservers.values().filter_map(|server| server.token_file.as_deref());
+        tokens.chain(self.daemon.admin_token_file.as_deref())
+    }
+
     pub fn job(&self, name: &str) -> Option<&JobSpec> {
         self.jobs.iter().find(|job| job.name == name)
     }

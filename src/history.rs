@@ -4,8 +4,7 @@ mod jobs;
 mod read;
 
 use std::collections::HashMap;
-use std::fs::OpenOptions;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
@@ -18,7 +17,7 @@ use sqlx::{QueryBuilder, Row, SqlitePool};
 use crate::change::{Fact, Store, Topic};
 use crate::clock::{Clock, Timestamp};
 use crate::report::{CHANGES_SHOWN, ChangeRecord, Outcome, Report, State};
-use crate::state_dir::{Lock, StateDir};
+use crate::state_dir::{Lock, StateDir, is_regular};
 
 /// What is known of earlier runs. One without a database keeps nothing and knows nothing: only a dry run may use it.
 #[derive(Debug, Clone)]
@@ -43,11 +42,9 @@ impl Pools {
     async fn open(dir: &StateDir) -> Result<Self, Error> {
         let _opening = opening(dir).await?;
         let path = dir.path(FILE);
-        if !path.exists() {
-            // It names people. SQLite gives the files that it makes beside it the same mode and owner.
-            OpenOptions::new().write(true).create_new(true).mode(0o640).open(&path)?;
-            dir.give_to_owner(&path)?;
-        }
+        // It names people: others may not read it. SQLite gives the files that it makes beside it the same mode.
+        dir.create(FILE)?;
+        refuse_links(&path)?;
         let options = SqliteConnectOptions::new()
             .filename(&path)
             .journal_mode(SqliteJournalMode::Wal)
@@ -158,9 +155,10 @@ impl History {
     /// Opens the history of a directory to look at; `None` where there is none yet.
     pub async fn look(dir: &Path, clock: Clock) -> Result<Option<Self>, Error> {
         let path = dir.join(FILE);
-        if !path.try_exists()? {
+        if !is_regular(&path)? {
             return Ok(None);
         }
+        refuse_links(&path)?;
         let read = reading(&path).await?;
         let pools = Pools { write: read.clone(), read, file: identity(&path), path: path.into() };
         Ok(Some(Self::of(Ok(pools), clock)))
@@ -580,9 +578,19 @@ impl History {
     }
 }
 
+/// Refuses anything but regular files where SQLite keeps what belongs to a database: it follows links.
+fn refuse_links(path: &Path) -> Result<(), Error> {
+    for suffix in ["-wal", "-shm", "-journal"] {
+        let mut beside = path.as_os_str().to_owned();
+        beside.push(suffix);
+        is_regular(Path::new(&beside))?;
+    }
+    Ok(())
+}
+
 /// Tells a file from another one of the same name; `None` where there is none.
 fn identity(path: &Path) -> Option<(u64, u64)> {
-    std::fs::metadata(path).ok().map(|file| (file.dev(), file.ino()))
+    std::fs::symlink_metadata(path).ok().map(|file| (file.dev(), file.ino()))
 }
 
 async fn reading(path: &Path) -> Result<SqlitePool, Error> {

@@ -1,9 +1,16 @@
 //! The state directory: who owns what is made in it, and who is at work in it.
 
-use std::fs::{self, File, TryLockError};
+use std::ffi::CString;
+use std::fs::{self, DirBuilder, File, Metadata, TryLockError};
 use std::io;
-use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, openat};
+use nix::sys::stat::{Mode, mkdirat};
+use nix::unistd::{self, Gid, Uid, User};
 
 /// A directory that holds the history, the locks and the control socket.
 #[derive(Debug, Clone)]
@@ -15,20 +22,88 @@ pub struct Lock {
     _file: File,
 }
 
+/// Why root does not work in a state directory of somebody else.
+#[derive(Debug, thiserror::Error)]
+pub enum NotOwner {
+    #[error("cannot read the owner of the state directory {}: {error}", path.display())]
+    Unreadable { path: PathBuf, error: io::Error },
+    #[error(
+        "the state directory {} is a symbolic link of uid {link} to a directory of uid {owner}: root does not follow it; set daemon.state_dir to the directory itself",
+        path.display()
+    )]
+    Link { path: PathBuf, link: Uid, owner: Uid },
+    #[error(
+        "the state directory {} belongs to uid {owner}, and root cannot become that user here ({errno}): run microglia as that user, with `sudo -u '#{owner}'` or, in a container, `--user {owner}`",
+        path.display()
+    )]
+    Switch { path: PathBuf, owner: Uid, errno: Errno },
+    #[error(
+        "the state directory {} belongs to uid {owner}, who cannot reach it ({error}): make the directories above it searchable for that user (chmod a+x)",
+        path.display()
+    )]
+    Unreachable { path: PathBuf, owner: Uid, error: io::Error },
+}
+
 /// The user that this process runs as, for messages: in a container nobody can guess it.
 pub fn this_user() -> String {
-    match fs::metadata("/proc/self") {
-        Ok(process) => format!("uid {}", process.uid()),
-        Err(_) => "this user".to_owned(),
+    format!("uid {}", unistd::geteuid())
+}
+
+/// Makes a process of root become the owner of the state directory for good, and returns whether it did.
+///
+/// Root must neither follow what another user may plant there, nor leave files there that the owner cannot use. Call it
+/// when the configuration and its secrets were read, and before anything in the directory is opened. A directory that
+/// does not exist yet, or belongs to root, changes nothing.
+pub fn become_owner(path: &Path) -> Result<bool, NotOwner> {
+    if !unistd::geteuid().is_root() {
+        return Ok(false);
     }
+    let unreadable = |error| NotOwner::Unreadable { path: path.to_owned(), error };
+    let dir = match fs::metadata(path) {
+        Ok(dir) => dir,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        // A path that leads through a file: whoever opens the directory says so.
+        Err(error) if error.kind() == io::ErrorKind::NotADirectory => return Ok(false),
+        Err(error) => return Err(unreadable(error)),
+    };
+    let link = fs::symlink_metadata(path).map_err(unreadable)?;
+    // systemd's DynamicUser= has root link the state directory to one of another user.
+    if link.is_symlink() && link.uid() != 0 && link.uid() != dir.uid() {
+        let (link, owner) = (Uid::from_raw(link.uid()), Uid::from_raw(dir.uid()));
+        return Err(NotOwner::Link { path: path.to_owned(), link, owner });
+    }
+    if dir.uid() == 0 {
+        return Ok(false);
+    }
+    let (path, owner) = (path.to_owned(), Uid::from_raw(dir.uid()));
+    if let Err(errno) = switch_to(&dir) {
+        return Err(NotOwner::Switch { path, owner, errno });
+    }
+    match fs::metadata(&path) {
+        Ok(_) => Ok(true),
+        Err(error) => Err(NotOwner::Unreachable { path, owner, error }),
+    }
+}
+
+/// Takes the directory's owner as real, effective and saved user, in all threads: there is no way back to root.
+fn switch_to(dir: &Metadata) -> Result<(), Errno> {
+    let uid = Uid::from_raw(dir.uid());
+    let user = User::from_uid(uid).ok().flatten();
+    let group = user.as_ref().map_or(Gid::from_raw(dir.gid()), |user| user.gid);
+    match user.and_then(|user| CString::new(user.name).ok()) {
+        // The groups of the account may let it read the configuration and its secrets.
+        Some(name) => unistd::initgroups(&name, group)?,
+        None => unistd::setgroups(&[group])?,
+    }
+    unistd::setresgid(group, group, group)?;
+    unistd::setresuid(uid, uid, uid)
 }
 
 impl StateDir {
     /// Makes the directory where it is missing.
     pub fn open(path: &Path) -> io::Result<Self> {
         if !path.is_dir() {
-            fs::create_dir_all(path)?;
-            fs::set_permissions(path, fs::Permissions::from_mode(0o750))?;
+            create(path).or_else(|error| if path.is_dir() { Ok(()) } else { Err(error) })?;
         }
         let dir = Self(path.to_owned());
         dir.locks()?;
@@ -36,41 +111,97 @@ impl StateDir {
     }
 
     /// The directory of the locks, made where it is missing: somebody may have tidied up.
-    fn locks(&self) -> io::Result<PathBuf> {
-        let locks = self.path("locks");
-        if !locks.is_dir() {
-            fs::create_dir(&locks)
-                .or_else(|error| if locks.is_dir() { Ok(()) } else { Err(error) })?;
-            self.give_to_owner(&locks)?;
+    fn locks(&self) -> io::Result<OwnedFd> {
+        let dir = self.descriptor()?;
+        match mkdirat(&dir, LOCKS, Mode::from_bits_truncate(0o755)) {
+            Ok(()) | Err(Errno::EEXIST) => {}
+            Err(errno) => return Err(errno.into()),
         }
-        Ok(locks)
+        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        openat(&dir, LOCKS, flags, Mode::empty()).map_err(|errno| match errno {
+            Errno::ENOTDIR | Errno::ELOOP => {
+                refused(&self.path(LOCKS), "is not a directory: remove it")
+            }
+            errno => errno.into(),
+        })
+    }
+
+    /// Opened anew each time: another directory may have been mounted in its place.
+    fn descriptor(&self) -> io::Result<OwnedFd> {
+        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        Ok(nix::fcntl::open(&self.0, flags, Mode::empty())?)
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
         self.0.join(name)
     }
 
-    /// What root makes here belongs to the directory's owner, or the daemon could not use it.
-    pub fn give_to_owner(&self, path: &Path) -> io::Result<()> {
-        let (owner, made) = (fs::metadata(&self.0)?, fs::metadata(path)?);
-        if (owner.uid(), owner.gid()) == (made.uid(), made.gid()) || made.uid() != 0 {
-            return Ok(());
-        }
-        chown(path, Some(owner.uid()), Some(owner.gid()))
+    /// Makes a file that its owner writes and the owner's group reads, where it is missing.
+    pub fn create(&self, name: &str) -> io::Result<()> {
+        let mode = Mode::from_bits_truncate(0o640);
+        open_regular(&self.descriptor()?, name, &self.path(name), mode).map(drop)
     }
 
     /// `None` where another run of any process holds it.
     pub fn try_lock(&self, name: &str) -> io::Result<Option<Lock>> {
-        let path = self.locks()?.join(format!("{name}.lock"));
-        let existed = path.exists();
-        let file = File::options().create(true).truncate(false).write(true).open(&path)?;
-        if !existed {
-            self.give_to_owner(&path)?;
-        }
+        let name = format!("{name}.lock");
+        let path = self.path(LOCKS).join(&name);
+        let mode = Mode::from_bits_truncate(0o644);
+        let file = open_regular(&self.locks()?, &name, &path, mode)?;
         match file.try_lock() {
             Ok(()) => Ok(Some(Lock { _file: file })),
             Err(TryLockError::WouldBlock) => Ok(None),
             Err(TryLockError::Error(error)) => Err(error),
         }
     }
+}
+
+const LOCKS: &str = "locks";
+
+/// Makes a directory that others may not look into, and the directories above it where they are missing.
+fn create(path: &Path) -> io::Result<()> {
+    let mut dir = DirBuilder::new();
+    dir.mode(0o750);
+    match (dir.create(path), path.parent()) {
+        (Err(error), Some(parent)) if error.kind() == io::ErrorKind::NotFound => {
+            fs::create_dir_all(parent)?;
+            dir.create(path)
+        }
+        (made, _) => made,
+    }
+}
+
+/// Returns whether a file is there; anything but a regular file is an error.
+pub fn is_regular(path: &Path) -> io::Result<bool> {
+    match fs::symlink_metadata(path) {
+        Ok(metadata) if metadata.is_file() => Ok(true),
+        Ok(_) => Err(refused(path, NOT_REGULAR)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+const NOT_REGULAR: &str = "is not a regular file: remove it";
+
+/// Opens a file for writing, made where it is missing, and follows no link: `path` names it in messages.
+fn open_regular(dir: &impl AsFd, name: &str, path: &Path, mode: Mode) -> io::Result<File> {
+    let flags = OFlag::O_RDWR
+        | OFlag::O_CREAT
+        | OFlag::O_NOFOLLOW
+        | OFlag::O_CLOEXEC
+        // A FIFO would make the opening wait for its other end.
+        | OFlag::O_NONBLOCK;
+    let file = openat(dir, name, flags, mode).map_err(|errno| match errno {
+        Errno::ELOOP | Errno::EISDIR | Errno::ENXIO => refused(path, NOT_REGULAR),
+        errno => errno.into(),
+    })?;
+    let file = File::from(file);
+    if !file.metadata()?.is_file() {
+        return Err(refused(path, NOT_REGULAR));
+    }
+    Ok(file)
+}
+
+fn refused(path: &Path, why: &str) -> io::Error {
+    io::Error::other(format!("{} {why}", path.display()))
 }

@@ -25,8 +25,12 @@ impl Token {
     }
 
     /// A token that was read from `file` a moment ago.
+    ///
+    /// No warning is logged where root read it and has become a user who may not: the command that did so knows.
     pub fn from_file(file: PathBuf, text: SecretString) -> Self {
-        Self { file: Some(file), last: Mutex::new(Last { text, missed: false }) }
+        let missed = std::fs::File::open(&file)
+            .is_err_and(|error| error.kind() == std::io::ErrorKind::PermissionDenied);
+        Self { file: Some(file), last: Mutex::new(Last { text, missed }) }
     }
 
     /// The token as it is now; while its file cannot be read, or is empty in the middle of a rotation, the last good one.
