@@ -6,7 +6,7 @@ use minijinja::{Environment, ErrorKind, UndefinedBehavior};
 use reqwest::{Method, Url};
 use serde_json::Value;
 
-use crate::change::{Change, Made, Plan, Work};
+use crate::change::{Change, Lane, Made, Plan, Work};
 use crate::clock::Timestamp;
 use crate::job::{Context, Failure, Job, Needs};
 use crate::keys;
@@ -166,6 +166,12 @@ impl Change for Send {
         };
         let body = body.as_ref().map(|body| format!(" {body}")).unwrap_or_default();
         format!("{method} {path}{query}{body}")
+    }
+
+    fn lane(&self) -> Lane {
+        let sets_ids =
+            self.raw.body.as_ref().is_some_and(|body| body.get("external_ids").is_some());
+        if sets_ids { Lane::ExternalIds } else { Lane::Free }
     }
 
     fn make<'a>(

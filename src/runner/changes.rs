@@ -190,6 +190,7 @@ impl Making<'_> {
 
     async fn lanes(&self, changes: Vec<Box<dyn Change>>, first_seq: i64) {
         let mut free: VecDeque<_> = VecDeque::new();
+        let mut external_ids: VecDeque<_> = VecDeque::new();
         let mut rooms: Vec<(String, f64, Numbered)> = Vec::new();
         for (seq, change) in (first_seq..).zip(changes) {
             match change.lane() {
@@ -199,6 +200,7 @@ impl Making<'_> {
                         None => rooms.push((room_id, per_second, VecDeque::from([(seq, change)]))),
                     }
                 }
+                Lane::ExternalIds => external_ids.push_back((seq, change)),
                 Lane::Free | Lane::Media(_) => free.push_back((seq, change)),
             }
         }
@@ -215,6 +217,9 @@ impl Making<'_> {
         }
         for (interval, queue) in &rooms {
             workers.push(Box::pin(self.work(queue, *interval)));
+        }
+        if !external_ids.is_empty() {
+            workers.push(Box::pin(self.work_alone(Mutex::new(external_ids))));
         }
         while workers.next().await.is_some() {}
     }
@@ -236,6 +241,14 @@ impl Making<'_> {
             if self.one(seq, change.as_ref()).await {
                 turn = Instant::now() + interval;
             }
+        }
+    }
+
+    /// Works off changes of external ids while no other run on the homeserver makes any.
+    async fn work_alone(&self, external_ids: Queue) {
+        match self.run.external_ids_lock(self.server).await {
+            Ok(_lock) => self.work(&external_ids, Duration::ZERO).await,
+            Err(abort) => self.abort(abort),
         }
     }
 
@@ -310,7 +323,7 @@ impl Making<'_> {
         let id = run.report().id;
         let media = match change.lane() {
             Lane::Media(store) => Some(store),
-            Lane::Free | Lane::Room { .. } => None,
+            Lane::Free | Lane::Room { .. } | Lane::ExternalIds => None,
         };
         if let Some(store) = media {
             run.runner.history.media_call_sent(self.server, store).await?;

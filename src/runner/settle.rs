@@ -1,4 +1,4 @@
-//! Media calls, one at a time for a homeserver, and none while a lost one may be at work.
+//! What goes one at a time for a homeserver: media calls, none while a lost one may be at work, and changes of external ids.
 
 use std::time::Duration;
 
@@ -36,7 +36,8 @@ impl Run<'_> {
     /// A plan that is made while files still vanish is not true: the lock is held from before the plan to the last call.
     pub(super) async fn media_place(&self, server: &str) -> Result<Option<Lock>, Abort> {
         let history = &self.runner.history;
-        let lock = self.media_lock(server).await?;
+        let lock =
+            self.homeserver_lock("media", server, "for another job's media purge to end").await?;
         if let Some(call) = history.lost_media_call(server).await? {
             self.tell(Event::Waiting(format!(
                 "the answer to a media purge sent at {} was lost, and Synapse works on regardless: until nothing more goes, no other is sent",
@@ -49,26 +50,37 @@ impl Run<'_> {
         Ok(lock)
     }
 
-    async fn media_lock(&self, server: &str) -> Result<Option<Lock>, Abort> {
+    /// Waits until no other job or process changes external ids on the homeserver.
+    pub(super) async fn external_ids_lock(&self, server: &str) -> Result<Option<Lock>, Abort> {
+        let waiting = "for another run's changes of external ids to end";
+        self.homeserver_lock("external-ids", server, waiting).await
+    }
+
+    /// Waits for a lock of the whole homeserver; it goes by the server's own name, whatever the address.
+    async fn homeserver_lock(
+        &self,
+        what: &str,
+        server: &str,
+        waiting: &str,
+    ) -> Result<Option<Lock>, Abort> {
         let Some(dir) = &self.runner.dir else { return Ok(None) };
-        let name: String = server
+        let server: String = server
             .chars()
             .map(|c| if c.is_ascii_alphanumeric() || c == '.' || c == '-' { c } else { '_' })
             .collect();
-        let mut waiting = false;
+        // The dot keeps it apart from the locks of jobs.
+        let name = format!("{what}.{server}");
+        let mut told = false;
         loop {
-            // The dot keeps it apart from the locks of jobs.
-            if let Some(lock) =
-                dir.try_lock(&format!("media.{name}")).map_err(crate::history::Error::Io)?
-            {
-                if waiting {
+            if let Some(lock) = dir.try_lock(&name).map_err(crate::history::Error::Io)? {
+                if told {
                     self.tell(Event::Resumed);
                 }
                 return Ok(Some(lock));
             }
-            if !waiting {
-                self.tell(Event::Waiting("for another job's media purge to end".to_owned()));
-                waiting = true;
+            if !told {
+                self.tell(Event::Waiting(waiting.to_owned()));
+                told = true;
             }
             self.wait(super::LOOK_FOR_PLACE).await?;
         }

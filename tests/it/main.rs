@@ -10,6 +10,7 @@ mod dry_run;
 mod fake;
 mod homeserver;
 mod jobs;
+mod limits;
 mod program;
 mod state_dir;
 mod transport;

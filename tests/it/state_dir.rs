@@ -80,13 +80,20 @@ fn listed(dir: &Path) -> Vec<String> {
 /// Runs every command that opens the state directory, the daemon last.
 async fn every_command(program: &Program) -> Vec<Output> {
     let mut outputs = Vec::new();
-    for arguments in
-        [&["run", "sweep"][..], &["jobs"], &["runs"], &["reload"], &["pause"], &["run", "sweep", "--apply"]]
-    {
+    for arguments in [
+        &["run", "sweep"][..],
+        &["jobs"],
+        &["runs"],
+        &["reload"],
+        &["pause"],
+        &["run", "sweep", "--apply"],
+    ] {
         outputs.push(program.run(arguments).await);
     }
     let mut command = program.command(&["serve"]);
-    command.env("MICROGLIA_LISTEN", "127.0.0.1:0").stderr(std::fs::File::create(program.path("log")).unwrap());
+    command
+        .env("MICROGLIA_LISTEN", "127.0.0.1:0")
+        .stderr(std::fs::File::create(program.path("log")).unwrap());
     let daemon = std::cell::RefCell::new(command.spawn().unwrap());
     let ended = || daemon.borrow_mut().try_wait().unwrap().is_some();
     until("the daemon serves or ends", 30, async || {
@@ -167,13 +174,19 @@ async fn root_becomes_the_owner_of_the_state_directory_for_good() {
     assert_eq!(ids("Uid:"), [owner; 4]);
     if is_root() {
         assert_eq!((ids("Gid:"), ids("Groups:")), (vec![NOBODY; 4], vec![NOBODY]), "{status}");
-        assert_eq!(status.lines().find(|line| line.starts_with("CapPrm:")), Some("CapPrm:\t0000000000000000"));
-        let warning = format!("{} is not readable for uid {owner}", program.path("token").display());
+        assert_eq!(
+            status.lines().find(|line| line.starts_with("CapPrm:")),
+            Some("CapPrm:\t0000000000000000")
+        );
+        let warning =
+            format!("{} is not readable for uid {owner}", program.path("token").display());
         assert!(daemon.log().contains(&warning), "{}", daemon.log());
     }
     let asked = program.run(&["run", "sweep", "--json"]).await;
     assert_eq!(asked.code, 0, "{asked:?}");
-    for path in ["history.db", "control.sock", "locks", "locks/serve.daemon.lock", "locks/sweep.lock"] {
+    for path in
+        ["history.db", "control.sock", "locks", "locks/serve.daemon.lock", "locks/sweep.lock"]
+    {
         assert_eq!(program.path("state").join(path).metadata().unwrap().uid(), owner, "{path}");
     }
     let log = daemon.stop().await;
@@ -192,7 +205,8 @@ async fn root_that_cannot_become_the_owner_says_who_should_run_the_command() {
     command.args(["--bounding-set", "-setuid", "--inh-caps", "-setuid"]);
     command.arg(crate::program::binary()).arg("--config").arg(program.path("microglia.toml"));
     let output = command.args(["run", "sweep"]).output().await.unwrap();
-    let stderr = String::from_utf8_lossy(&output.stderr).replace(&program.path("").display().to_string(), "");
+    let stderr = String::from_utf8_lossy(&output.stderr)
+        .replace(&program.path("").display().to_string(), "");
     assert_eq!(output.status.code(), Some(1), "{stderr}");
     insta::assert_snapshot!(stderr, @"error: the state directory state belongs to uid 65534, and root cannot become that user here (EPERM: Operation not permitted): run microglia as that user, with `sudo -u '#65534'` or, in a container, `--user 65534`");
     assert_eq!(std::fs::read_dir(program.path("state")).unwrap().count(), 0);
@@ -228,6 +242,9 @@ async fn a_state_directory_behind_somebody_elses_link_is_refused_to_root() {
     std::os::unix::fs::lchown(program.path("state"), Some(NOBODY), Some(NOBODY)).unwrap();
     let run = program.run(&["run", "sweep"]).await;
     assert_eq!(run.code, 1, "{run:?}");
-    assert!(run.stderr.contains("state is a symbolic link of uid 65534 to a directory of uid 0"), "{run:?}");
+    assert!(
+        run.stderr.contains("state is a symbolic link of uid 65534 to a directory of uid 0"),
+        "{run:?}"
+    );
     assert_eq!(std::fs::read_dir(program.path("precious")).unwrap().count(), 0);
 }
