@@ -18,7 +18,7 @@ use crate::history::{self, History};
 use crate::metrics::Metrics;
 use crate::reload::Reloader;
 use crate::runner::{Runner, Settle};
-use crate::state_dir::{StateDir, this_user};
+use crate::state_dir::{DaemonLock, Held, StateDir, identity, this_user};
 use crate::supervisor::{LAST_WORDS, Supervisor};
 use crate::ticker::Ticker;
 use crate::web::{self, App};
@@ -27,6 +27,8 @@ use crate::web::{self, App};
 const PROBE_EVERY: Duration = Duration::from_mins(5);
 /// How often to try to open a history that is not open: a disk may be freed, or mounted late.
 const OPEN_EVERY: Duration = Duration::from_secs(10);
+/// How often to check that the lock of the state directory still keeps other daemons out.
+const CHECK_LOCK_EVERY: Duration = Duration::from_secs(2);
 /// How often old runs are forgotten.
 const FORGET_EVERY: Duration = Duration::from_hours(1);
 /// How often to look whether there is something else to tell systemd of what comes next.
@@ -55,7 +57,7 @@ pub async fn serve(
         )
     };
     let dir = StateDir::open(&daemon.state_dir).with_context(unusable)?;
-    let Some(_lock) = dir.try_lock("serve.daemon").with_context(unusable)? else {
+    let Some(mut lock) = dir.try_lock_daemon().with_context(unusable)? else {
         anyhow::bail!(
             "another daemon runs on the state directory {}: stop it, or give this one a state_dir of its own",
             daemon.state_dir.display()
@@ -82,6 +84,8 @@ pub async fn serve(
         format!("cannot listen on {}: is another daemon there? set daemon.listen", daemon.listen)
     })?;
     let socket = control::listen(&daemon.state_dir).with_context(unusable)?;
+    let socket_path = daemon.state_dir.join(control::SOCKET);
+    let socket_identity = identity(&socket_path);
     let adopted = supervisor.start(&config).await?;
     for warning in &config.warnings {
         tracing::warn!("{}", warning.line());
@@ -132,9 +136,12 @@ pub async fn serve(
     notify(&[NotifyState::Ready, NotifyState::Status(&supervisor.next_in_words())]);
 
     let broken = tokio::select! {
-        () = signals.until_stop(&reloader, &supervisor) => false,
+        () = signals.until_stop(&reloader, &supervisor) => None,
         // It waits for the ticker without end: without it nothing would be run, and nobody would notice.
-        _ = listening => true,
+        _ = listening => {
+            Some("a bug in microglia, please report it: what is due was no longer taken".to_owned())
+        }
+        lost = until_lock_lost(&mut lock) => Some(lost),
     };
     let grace = reloader.daemon().shutdown_grace.0;
     // Else a grace above the unit's TimeoutStopSec would be cut off.
@@ -158,12 +165,14 @@ pub async fn serve(
         );
     }
     let _ = tokio::join!(web, control);
-    let _ = std::fs::remove_file(daemon.state_dir.join(control::SOCKET));
+    // It may be another daemon's by now.
+    if socket_identity.is_some() && identity(&socket_path) == socket_identity {
+        let _ = std::fs::remove_file(socket_path);
+    }
     history.close().await;
-    anyhow::ensure!(
-        !broken,
-        "a bug in microglia, please report it: what is due was no longer taken"
-    );
+    if let Some(why) = broken {
+        anyhow::bail!(why);
+    }
     tracing::info!("stopped");
     Ok(())
 }
@@ -203,6 +212,35 @@ impl Signals {
 
     async fn stop_asked(&mut self) {
         tokio::select! { _ = self.terminate.recv() => {} _ = self.interrupt.recv() => {} }
+    }
+}
+
+/// Keeps other daemons out of the state directory, and returns why that is no longer possible.
+async fn until_lock_lost(lock: &mut DaemonLock) -> String {
+    let path = lock.path();
+    let mut failing = false;
+    loop {
+        tokio::time::sleep(CHECK_LOCK_EVERY).await;
+        let held = lock.hold();
+        match &held {
+            Ok(Held::Still) => {}
+            Ok(Held::Again) => {
+                tracing::warn!("{} was deleted or replaced: locked again", path.display());
+            }
+            Ok(Held::Lost) => {
+                let why = format!(
+                    "{} was deleted or replaced, and another process holds it: stopping, since only one daemon may use a state directory",
+                    path.display()
+                );
+                tracing::error!("{why}");
+                return why;
+            }
+            Err(error) if !failing => {
+                tracing::error!("cannot lock {} again: {error}", path.display());
+            }
+            Err(_) => {}
+        }
+        failing = held.is_err();
     }
 }
 

@@ -4,7 +4,6 @@ mod jobs;
 mod read;
 
 use std::collections::HashMap;
-use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
@@ -17,7 +16,7 @@ use sqlx::{QueryBuilder, Row, SqlitePool};
 use crate::change::{Fact, Store, Topic};
 use crate::clock::{Clock, Timestamp};
 use crate::report::{CHANGES_SHOWN, ChangeRecord, Outcome, Report, State};
-use crate::state_dir::{Lock, StateDir, is_regular};
+use crate::state_dir::{Lock, StateDir, identity, is_regular};
 
 /// What is known of earlier runs. One without a database keeps nothing and knows nothing: only a dry run may use it.
 #[derive(Debug, Clone)]
@@ -137,6 +136,8 @@ pub struct Pause {
 }
 
 const FILE: &str = "history.db";
+/// The message of a run that was cut off without a word.
+const CUT_OFF: &str = "the program ended while this run was at work";
 /// SQLite takes 32,766 values in a statement.
 const ROWS_AT_ONCE: usize = 2000;
 /// In KiB where negative. SQLite's own 2 MiB fill up for each connection as the history grows, and gain nothing here.
@@ -523,7 +524,7 @@ impl History {
             // Files that Synapse kept are only in the run's own figure.
             let skipped = format!("MAX(skipped, {})", counted(State::Skipped));
             let sql = format!(
-                "UPDATE runs SET outcome = 'interrupted', finished_at = $2, message = 'the program ended while this run was at work', \
+                "UPDATE runs SET outcome = 'interrupted', finished_at = $2, message = '{CUT_OFF}', \
                  done = {done}, failed = {failed}, skipped = {skipped}, \
                  remaining = COALESCE(MAX(planned - {done} - {failed} - {skipped}, 0), {}), \
                  bytes_freed = bytes_freed - bytes_freed + (SELECT COALESCE(SUM(bytes), 0) FROM files WHERE run = $1) WHERE id = $1",
@@ -586,11 +587,6 @@ fn refuse_links(path: &Path) -> Result<(), Error> {
         is_regular(Path::new(&beside))?;
     }
     Ok(())
-}
-
-/// Tells a file from another one of the same name; `None` where there is none.
-fn identity(path: &Path) -> Option<(u64, u64)> {
-    std::fs::symlink_metadata(path).ok().map(|file| (file.dev(), file.ino()))
 }
 
 async fn reading(path: &Path) -> Result<SqlitePool, Error> {

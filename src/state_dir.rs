@@ -6,6 +6,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, openat};
@@ -19,7 +20,27 @@ pub struct StateDir(PathBuf);
 /// Held while something is at work; let go on drop, and by the system when the process ends however it ends.
 #[derive(Debug)]
 pub struct Lock {
-    _file: File,
+    dir: StateDir,
+    name: String,
+    file: Mutex<File>,
+}
+
+/// Held by the daemon: its lock file, and the directory itself, which outlives the files in it.
+#[derive(Debug)]
+pub struct DaemonLock {
+    file: Lock,
+    /// `None` where the file system locks no directories.
+    dir: Option<File>,
+}
+
+/// What became of a lock since it was taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Held {
+    Still,
+    /// Its file was deleted or replaced, and is locked again.
+    Again,
+    /// Its file was deleted or replaced, and another process holds the new one.
+    Lost,
 }
 
 /// Why root does not work in a state directory of somebody else.
@@ -144,19 +165,111 @@ impl StateDir {
 
     /// `None` where another run of any process holds it.
     pub fn try_lock(&self, name: &str) -> io::Result<Option<Lock>> {
-        let name = format!("{name}.lock");
-        let path = self.path(LOCKS).join(&name);
-        let mode = Mode::from_bits_truncate(0o644);
-        let file = open_regular(&self.locks()?, &name, &path, mode)?;
-        match file.try_lock() {
-            Ok(()) => Ok(Some(Lock { _file: file })),
+        let (dir, name) = (self.clone(), format!("{name}.lock"));
+        let file = self.lock_file(&name)?;
+        Ok(file.map(|file| Lock { dir, name, file: Mutex::new(file) }))
+    }
+
+    fn lock_file(&self, name: &str) -> io::Result<Option<File>> {
+        let path = self.path(LOCKS).join(name);
+        for _ in 0..LOCK_TRIES {
+            let file = open_regular(&self.locks()?, name, &path, Mode::from_bits_truncate(0o644))?;
+            match file.try_lock() {
+                Ok(()) => {}
+                Err(TryLockError::WouldBlock) => return Ok(None),
+                Err(TryLockError::Error(error)) => return Err(error),
+            }
+            // One that was deleted since it was opened keeps nobody out.
+            if identity(&path) == Some(identity_of(&file.metadata()?)) {
+                return Ok(Some(file));
+            }
+        }
+        Err(refused(&path, "is deleted or replaced again and again"))
+    }
+
+    /// `None` where a daemon holds the directory.
+    pub fn try_lock_daemon(&self) -> io::Result<Option<DaemonLock>> {
+        let Some(file) = self.try_lock("serve.daemon")? else { return Ok(None) };
+        Ok(self.lock_itself()?.map(|dir| DaemonLock { file, dir }))
+    }
+
+    /// `None` where another process holds it, `Some(None)` where the file system locks no directories.
+    fn lock_itself(&self) -> io::Result<Option<Option<File>>> {
+        let dir = File::open(&self.0)?;
+        match dir.try_lock() {
+            Ok(()) => Ok(Some(Some(dir))),
             Err(TryLockError::WouldBlock) => Ok(None),
-            Err(TryLockError::Error(error)) => Err(error),
+            Err(TryLockError::Error(error)) => {
+                tracing::debug!("{} itself cannot be locked: {error}", self.0.display());
+                Ok(Some(None))
+            }
         }
     }
 }
 
+impl Lock {
+    pub fn path(&self) -> PathBuf {
+        self.dir.path(LOCKS).join(&self.name)
+    }
+
+    /// Makes sure that the lock still keeps others out, and takes it again where its file was deleted or replaced.
+    pub fn hold(&self) -> io::Result<Held> {
+        let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
+        if identity(&self.path()) == Some(identity_of(&file.metadata()?)) {
+            return Ok(Held::Still);
+        }
+        let Some(new) = self.dir.lock_file(&self.name)? else { return Ok(Held::Lost) };
+        *file = new;
+        Ok(Held::Again)
+    }
+}
+
+impl DaemonLock {
+    pub fn path(&self) -> PathBuf {
+        self.file.path()
+    }
+
+    /// As [`Lock::hold`], for the directory too.
+    pub fn hold(&mut self) -> io::Result<Held> {
+        let held = self.file.hold()?;
+        let (now, locked) = (fs::metadata(&self.file.dir.0)?, self.dir.as_ref());
+        let replaced = match locked {
+            Some(dir) => identity_of(&dir.metadata()?) != identity_of(&now),
+            None => false,
+        };
+        if replaced {
+            let Some(dir) = self.file.dir.lock_itself()? else { return Ok(Held::Lost) };
+            self.dir = dir;
+        }
+        Ok(held)
+    }
+}
+
+/// Returns whether a process holds a lock of the state directory, and makes nothing there.
+pub fn is_locked(dir: &Path, name: &str) -> io::Result<bool> {
+    let path = dir.join(LOCKS).join(format!("{name}.lock"));
+    if !is_regular(&path)? {
+        return Ok(false);
+    }
+    match File::open(path)?.try_lock_shared() {
+        Ok(()) => Ok(false),
+        Err(TryLockError::WouldBlock) => Ok(true),
+        Err(TryLockError::Error(error)) => Err(error),
+    }
+}
+
+/// Tells a file from another one of the same name, by device and inode; `None` where there is none.
+pub fn identity(path: &Path) -> Option<(u64, u64)> {
+    fs::symlink_metadata(path).ok().as_ref().map(identity_of)
+}
+
+fn identity_of(file: &Metadata) -> (u64, u64) {
+    (file.dev(), file.ino())
+}
+
 const LOCKS: &str = "locks";
+/// How often a lock file may be deleted or replaced while it is being locked.
+const LOCK_TRIES: u32 = 100;
 
 /// Makes a directory that others may not look into, and the directories above it where they are missing.
 fn create(path: &Path) -> io::Result<()> {

@@ -30,6 +30,8 @@ pub(super) enum Abort {
     Stopped(Stopped),
     Synapse(synapse::Error),
     History(history::Error),
+    /// A lock no longer keeps other runs out, and why.
+    LockLost(String),
 }
 
 impl From<history::Error> for Abort {
@@ -91,6 +93,7 @@ impl Run<'_> {
                 "the history cannot be written, and what cannot be recorded is not done: {error}"
             )),
             Abort::Synapse(error) => self.ending_of(&error),
+            Abort::LockLost(why) => Ending::Failed(why),
         }
     }
 
@@ -177,6 +180,8 @@ impl Making<'_> {
     fn may_go_on(&self) -> bool {
         if let Some(stopped) = self.run.stopped() {
             self.abort(Abort::Stopped(stopped));
+        } else if let Err(why) = self.run.hold_locks() {
+            self.abort(Abort::LockLost(why));
         }
         self.abort.lock().unwrap_or_else(PoisonError::into_inner).is_none()
     }

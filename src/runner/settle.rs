@@ -1,5 +1,6 @@
 //! What goes one at a time for a homeserver: media calls, none while a lost one may be at work, and changes of external ids.
 
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -34,7 +35,7 @@ impl Run<'_> {
     /// Waits until no other job or process purges media on the homeserver, and no lost call may be at work there.
     ///
     /// A plan that is made while files still vanish is not true: the lock is held from before the plan to the last call.
-    pub(super) async fn media_place(&self, server: &str) -> Result<Option<Lock>, Abort> {
+    pub(super) async fn media_place(&self, server: &str) -> Result<Option<Arc<Lock>>, Abort> {
         let history = &self.runner.history;
         let lock =
             self.homeserver_lock("media", server, "for another job's media purge to end").await?;
@@ -51,7 +52,7 @@ impl Run<'_> {
     }
 
     /// Waits until no other job or process changes external ids on the homeserver.
-    pub(super) async fn external_ids_lock(&self, server: &str) -> Result<Option<Lock>, Abort> {
+    pub(super) async fn external_ids_lock(&self, server: &str) -> Result<Option<Arc<Lock>>, Abort> {
         let waiting = "for another run's changes of external ids to end";
         self.homeserver_lock("external-ids", server, waiting).await
     }
@@ -62,7 +63,7 @@ impl Run<'_> {
         what: &str,
         server: &str,
         waiting: &str,
-    ) -> Result<Option<Lock>, Abort> {
+    ) -> Result<Option<Arc<Lock>>, Abort> {
         let Some(dir) = &self.runner.dir else { return Ok(None) };
         let server: String = server
             .chars()
@@ -76,6 +77,11 @@ impl Run<'_> {
                 if told {
                     self.tell(Event::Resumed);
                 }
+                let lock = Arc::new(lock);
+                self.locks
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .push(Arc::downgrade(&lock));
                 return Ok(Some(lock));
             }
             if !told {

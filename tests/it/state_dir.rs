@@ -248,3 +248,92 @@ async fn a_state_directory_behind_somebody_elses_link_is_refused_to_root() {
     );
     assert_eq!(std::fs::read_dir(program.path("precious")).unwrap().count(), 0);
 }
+
+/// Puts a file that this process locks in the place of a lock of the program's.
+fn replace_lock(program: &Program, name: &str) -> std::fs::File {
+    let (new, path) = (program.path("new.lock"), program.path("state/locks").join(name));
+    let file = std::fs::File::create(&new).unwrap();
+    file.lock().unwrap();
+    std::fs::rename(new, path).unwrap();
+    file
+}
+
+#[tokio::test]
+async fn deleted_lock_files_let_no_second_daemon_start() {
+    let fake = with_ids();
+    let program = Program::new(&fake.url(), TOKEN, SWEEP);
+    let daemon = program.serve().await;
+    std::fs::remove_dir_all(program.path("state/locks")).unwrap();
+    let limit = std::time::Duration::from_secs(30);
+    let second = tokio::time::timeout(limit, program.run(&["serve"])).await;
+    let second = second.expect("the second daemon ends");
+    assert_eq!(second.code, 1, "{second:?}");
+    assert!(second.stderr.contains("another daemon runs on the state directory"), "{second:?}");
+    let again = "serve.daemon.lock was deleted or replaced: locked again";
+    crate::daemon::until_log(&daemon, again).await;
+    assert!(program.path("state/locks/serve.daemon.lock").exists());
+    let log = daemon.stop().await;
+    assert_eq!(log.matches(again).count(), 1, "{log}");
+}
+
+#[tokio::test]
+async fn a_daemon_stops_when_another_process_holds_the_lock_that_replaced_its_own() {
+    let fake = with_ids();
+    let program = Program::new(&fake.url(), TOKEN, SWEEP);
+    let mut daemon = program.serve().await;
+    let _theirs = replace_lock(&program, "serve.daemon.lock");
+    let socket = program.path("state/control.sock");
+    std::fs::remove_file(&socket).unwrap();
+    std::fs::write(&socket, "the other daemon's").unwrap();
+    assert_eq!(daemon.exit().await, 1);
+    let words = "serve.daemon.lock was deleted or replaced, and another process holds it: stopping";
+    until("the reason is logged", 5, async || daemon.log().contains(words)).await;
+    assert_eq!(std::fs::read_to_string(socket).unwrap(), "the other daemon's");
+}
+
+#[tokio::test]
+async fn a_run_ends_when_another_process_holds_the_lock_that_replaced_its_own() {
+    let fake = with_ids();
+    fake.fault(crate::fake::Fault::new(
+        "PUT",
+        "/",
+        crate::fake::Trouble::Delay(std::time::Duration::from_secs(2)),
+    ));
+    let program =
+        Program::new(&fake.url(), TOKEN, &format!("max_concurrent_requests = 1\n{SWEEP}"));
+    let run = program.command(&["run", "sweep", "--apply", "--json"]).spawn().unwrap();
+    until("the first change is sent", 20, async || {
+        fake.count("GET", "/_synapse/admin/v2/users/@user") > 2
+    })
+    .await;
+    let _theirs = replace_lock(&program, "sweep.lock");
+    let output = run.wait_with_output().await.unwrap();
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(figures(&report), "failed: 2/1/0/0/1");
+    let message = report["message"].as_str().unwrap();
+    assert!(
+        message.contains("sweep.lock was deleted or replaced, and another process holds it"),
+        "{message}"
+    );
+}
+
+#[tokio::test]
+async fn a_run_whose_lock_file_was_deleted_locks_it_again_and_goes_on() {
+    let fake = with_ids();
+    fake.fault(crate::fake::Fault::new(
+        "PUT",
+        "/",
+        crate::fake::Trouble::Delay(std::time::Duration::from_secs(2)),
+    ));
+    let program = Program::new(&fake.url(), TOKEN, SWEEP);
+    let run = program.command(&["run", "sweep", "--apply", "--json"]).spawn().unwrap();
+    until("the first change is sent", 20, async || {
+        fake.count("GET", "/_synapse/admin/v2/users/@user") > 2
+    })
+    .await;
+    std::fs::remove_dir_all(program.path("state/locks")).unwrap();
+    let output = run.wait_with_output().await.unwrap();
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(figures(&report), "succeeded: 2/2/0/0/0");
+    assert!(program.path("state/locks/sweep.lock").exists());
+}
