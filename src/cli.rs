@@ -20,8 +20,9 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::clock::Clock;
 use crate::config::{Config, Environment, NotLoaded};
-use crate::history::{self, History};
-use crate::state_dir::become_owner;
+use crate::history::{self, History, Page};
+use crate::report::Report;
+use crate::state_dir::{become_owner, is_locked};
 
 /// Recurring housekeeping for Synapse, the Matrix homeserver.
 ///
@@ -238,6 +239,22 @@ async fn look(config: &Config, clock: &Clock) -> Result<History, Ended> {
         Ok(Some(history)) => Ok(history),
         Ok(None) => Ok(History::none(clock.clone(), "there is no history yet")),
         Err(error) => Err(unreadable(dir, &error)),
+    }
+}
+
+/// Shows a run that was cut off without a word as interrupted: its record has no end, and nobody holds its job's lock.
+async fn seen_now(history: &History, dir: &Path, run: Report) -> Result<Report, Ended> {
+    // Where the lock cannot be read, somebody may be at work.
+    if run.outcome.is_some() || is_locked(dir, &run.job).unwrap_or(true) {
+        return Ok(run);
+    }
+    let failed = |error| unreadable(dir, &error);
+    let id = run.id.unwrap_or_default();
+    // It may have ended since it was read.
+    let again = history.run(id, Page { offset: 0, limit: 0 }).await.map_err(failed)?;
+    match again.map(|again| Report { changes: run.changes.clone(), ..again }) {
+        Some(ended) if ended.outcome.is_some() => Ok(ended),
+        _ => history.as_interrupted(run).await.map_err(failed),
     }
 }
 

@@ -6,7 +6,7 @@ use chrono_tz::Tz;
 
 use super::run::job;
 use super::table::{figures, local, table, text};
-use super::{Ended, load_without_secrets, look, print, print_json, unreadable};
+use super::{Ended, load_without_secrets, look, print, print_json, seen_now, unreadable};
 use crate::clock::Clock;
 use crate::history::Page;
 use crate::length::spoken;
@@ -57,7 +57,12 @@ pub(super) async fn run(path: &Path, options: &Options) -> Result<(), Ended> {
     let zone = config.daemon.timezone.0;
     match &options.show {
         None => {
-            let runs = history.runs(options.job.as_deref(), options.limit).await.map_err(failed)?;
+            let recorded =
+                history.runs(options.job.as_deref(), options.limit).await.map_err(failed)?;
+            let mut runs = Vec::new();
+            for run in recorded {
+                runs.push(seen_now(&history, &config.daemon.state_dir, run).await?);
+            }
             // A job that is gone from the config still has its runs.
             if let Some(name) = options.job.as_ref().filter(|_| runs.is_empty()) {
                 job(&config, name)?;
@@ -80,6 +85,7 @@ pub(super) async fn run(path: &Path, options: &Options) -> Result<(), Ended> {
             let run = run.ok_or_else(|| {
                 Ended::Error(anyhow::anyhow!("there is no run {id}: `microglia runs` lists them"))
             })?;
+            let run = seen_now(&history, &config.daemon.state_dir, run).await?;
             if *media {
                 let files = history.files(*id).await.map_err(failed)?;
                 return match json {
@@ -148,7 +154,10 @@ pub(super) fn summary(run: &Report, zone: Tz) -> String {
         if run.attempts > 1 { format!(", {} attempts", run.attempts) } else { String::new() }
     );
     let ended = match run.outcome {
-        Some(outcome) => format!("{outcome} after {}", took(run).unwrap_or_default()),
+        Some(outcome) => match took(run) {
+            Some(took) => format!("{outcome} after {took}"),
+            None => outcome.to_string(),
+        },
         None => "running".to_owned(),
     };
     let bytes = match (run.mode, run.bytes_planned, run.bytes_freed) {

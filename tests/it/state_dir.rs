@@ -337,3 +337,34 @@ async fn a_run_whose_lock_file_was_deleted_locks_it_again_and_goes_on() {
     assert_eq!(figures(&report), "succeeded: 2/2/0/0/0");
     assert!(program.path("state/locks/sweep.lock").exists());
 }
+
+#[tokio::test]
+async fn a_run_that_was_killed_is_shown_as_interrupted_and_one_at_work_as_running() {
+    let fake = with_ids();
+    fake.fault(crate::fake::Fault::new("PUT", "/", crate::fake::Trouble::Hang).after(2).always());
+    let program = Program::new(&fake.url(), TOKEN, SWEEP);
+    let mut run = program.command(&["run", "sweep", "--apply"]).spawn().unwrap();
+    until("the second account is changed", 20, async || fake.count("PUT", "/") == 3).await;
+    let shown = async |arguments: &[&str]| program.run(arguments).await.stdout;
+    for arguments in [&["runs"][..], &["jobs"], &["runs", "show", "1"]] {
+        let text = shown(arguments).await;
+        assert!(text.contains("running") && !text.contains("interrupted"), "{arguments:?}: {text}");
+    }
+    run.kill().await.unwrap();
+    for arguments in [&["runs"][..], &["jobs"], &["runs", "show", "1"]] {
+        let text = shown(arguments).await;
+        assert!(text.contains("interrupted") && !text.contains("running"), "{arguments:?}: {text}");
+    }
+    let report = &program.json(&["runs", "--json"]).await[0];
+    assert_eq!(figures(report), "interrupted: 2/1/1/0/0");
+    assert_eq!(report["message"], "the program ended while this run was at work");
+    assert_eq!(report, &program.json(&["jobs", "--json"]).await[0]["last_run"]);
+    assert_eq!(program.json(&["runs", "show", "1", "--json"]).await["outcome"], "interrupted");
+    // What looks changes nothing: the next run, or the daemon, records the end.
+    fake.no_more_faults();
+    let next = program.run(&["run", "sweep", "--apply"]).await;
+    assert_eq!(next.code, 0, "{next:?}");
+    let recorded = &program.json(&["runs", "--json"]).await[1];
+    assert_eq!(figures(recorded), "interrupted: 2/1/1/0/0");
+    assert!(recorded["finished_at"].is_string(), "{recorded}");
+}
