@@ -19,7 +19,7 @@ use crate::report::{Event, Mode, Outcome, Report};
 use crate::runner::{Order, Place, Places, Runner, Settle, Stop};
 use crate::state_dir::StateDir;
 use crate::supervisor::{Asked, Refusal};
-use crate::synapse::Transport;
+use crate::synapse::{Limits, Settings, Transport};
 use crate::words::not_one_of;
 
 #[derive(Debug, clap::Args)]
@@ -189,12 +189,15 @@ async fn here(
         .homeservers
         .get(&spec.homeserver)
         .ok_or_else(|| anyhow::anyhow!("no homeserver {}", spec.homeserver))?;
-    let transport =
-        Transport::new(homeserver.settings(), Arc::new(|_| {})).map_err(anyhow::Error::msg)?;
+    let (runs, limits) = config
+        .limits(&homeserver.address())
+        .ok_or_else(|| anyhow::anyhow!("no homeserver {}", spec.homeserver))?;
+    let settings = Settings { limits: Arc::new(Limits::new(limits)), ..homeserver.settings() };
+    let transport = Transport::new(settings, Arc::new(|_| {})).map_err(anyhow::Error::msg)?;
     let place = Place {
         transport: Arc::new(transport),
-        places: Places::Locks(homeserver.keys.max_concurrent_runs),
-        max_concurrent_requests: homeserver.keys.max_concurrent_requests,
+        places: Places::Locks(runs),
+        max_concurrent_requests: limits.max_concurrent_requests,
     };
     let (dir, history) = open(config, clock).await;
     let runner =

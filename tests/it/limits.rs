@@ -117,3 +117,116 @@ async fn a_request_that_sets_external_ids_waits_in_the_same_line() {
     drop((removal, request));
     daemon.kill().await;
 }
+
+/// A homeserver that never answers the changes it is sent, and two jobs that send some.
+fn hanging(fake: &Fake, homeservers: &str) -> Program {
+    fake.world(|world| world.latency = Duration::ZERO);
+    fake.fault(crate::fake::Fault::new("PUT", "/", crate::fake::Trouble::Hang).always());
+    let program = Program::with_config(&format!(
+        "[daemon]\nstate_dir = \"state\"\n\n{homeservers}\n\
+         [jobs.saml]\nkind = \"remove-external-ids\"\nmode = \"apply\"\nhomeserver = \"main\"\nproviders = [\"saml\"]\naccounts = \"all\"\n"
+    ));
+    program.write("token", TOKEN);
+    program
+}
+
+fn homeserver(name: &str, url: &str, keys: &str) -> String {
+    format!("[homeservers.{name}]\nurl = \"{url}\"\naccess_token_file = \"token\"\n{keys}\n")
+}
+
+/// A job that asks one harmless question on a homeserver.
+fn ping(homeserver: &str) -> String {
+    format!(
+        "[jobs.ping]\nkind = \"request\"\nmode = \"apply\"\nhomeserver = \"{homeserver}\"\nmethod = \"GET\"\npath = \"/_matrix/client/versions\"\n"
+    )
+}
+
+#[tokio::test]
+async fn a_reload_that_renames_a_homeserver_gives_it_no_second_set_of_limits() {
+    let fake = with_ids(1);
+    let program = hanging(&fake, &homeserver("main", &fake.url(), ""));
+    let daemon = program.serve().await;
+    let first = program.command(&["run", "saml"]).spawn().unwrap();
+    until("the first change is sent", 20, async || fake.count("PUT", "/") == 1).await;
+    // The old name is gone, and with it its job: that run ends when its change is answered.
+    program.write(
+        "microglia.toml",
+        &format!(
+            "[daemon]\nstate_dir = \"state\"\n{}{}",
+            homeserver("other", &format!("{}/", fake.url()), ""),
+            ping("other")
+        ),
+    );
+    let reloaded = program.run(&["reload"]).await;
+    assert_eq!(reloaded.code, 0, "{reloaded:?}");
+    let second = program.command(&["run", "ping"]).spawn().unwrap();
+    super::daemon::until_log(&daemon, "waits for another run on other to end").await;
+    drop((first, second));
+    daemon.kill().await;
+}
+
+#[tokio::test]
+async fn a_run_from_before_a_rename_shares_its_requests_with_those_after_it() {
+    let fake = with_ids(3);
+    let jobs = |name: &str| {
+        let keys = "max_concurrent_requests = 1\nmax_concurrent_runs = 2";
+        let job = |provider: &str| {
+            format!(
+                "[jobs.{provider}]\nkind = \"remove-external-ids\"\nproviders = [\"{provider}\"]\naccounts = \"all\"\n"
+            )
+        };
+        format!(
+            "[daemon]\nstate_dir = \"state\"\n{}{}{}",
+            homeserver(name, &fake.url(), keys),
+            job("saml"),
+            job("cas")
+        )
+    };
+    let program = Program::with_config(&jobs("main"));
+    program.write("token", TOKEN);
+    let daemon = program.serve().await;
+    until("the probe is over", 20, async || {
+        daemon.metric("microglia_homeserver_info", &[]).await == Some(1.0)
+    })
+    .await;
+    fake.forget();
+    let account = "/_synapse/admin/v2/users/@user";
+    let slow = crate::fake::Trouble::Delay(Duration::from_secs(3));
+    fake.fault(crate::fake::Fault::new("GET", account, slow));
+    let first = program.command(&["run", "saml"]).spawn().unwrap();
+    until("the first run reads", 20, async || fake.count("GET", account) == 1).await;
+    program.write("microglia.toml", &jobs("other"));
+    let reloaded = program.run(&["reload"]).await;
+    assert_eq!(reloaded.code, 0, "{reloaded:?}");
+    let second = program.run(&["run", "cas"]).await;
+    let first = first.wait_with_output().await.unwrap();
+    assert_eq!((first.status.code(), second.code), (Some(0), 0), "{first:?} {second:?}");
+    assert_eq!(fake.max_concurrent(), 1);
+    daemon.stop().await;
+}
+
+#[tokio::test]
+async fn two_names_for_one_address_share_its_runs_and_the_check_says_so() {
+    let fake = with_ids(1);
+    let homeservers = [
+        homeserver("main", &fake.url(), "max_concurrent_runs = 3"),
+        homeserver("other", &format!("{}/", fake.url()), ""),
+        ping("other"),
+    ];
+    let mut program = hanging(&fake, &homeservers.concat());
+    let checked = program.run(&["check"]).await;
+    assert_eq!(checked.code, 0, "{checked:?}");
+    let warning = "warning: `other` has the same address as `main`: they share their limits, the lowest of each";
+    assert!(checked.stderr.contains(&warning.replace("warning: ", "")), "{checked:?}");
+    // Without a daemon the two runs are processes of their own.
+    program.environment.push(("RUST_LOG".to_owned(), "info".to_owned()));
+    let first = program.command(&["run", "saml"]).spawn().unwrap();
+    until("the first change is sent", 20, async || fake.count("PUT", "/") == 1).await;
+    let log = std::fs::File::create(program.path("log")).unwrap();
+    let second = program.command(&["run", "ping"]).stderr(log).spawn().unwrap();
+    until("the second run waits", 20, async || {
+        program.read("log").contains("waits for another run on other to end")
+    })
+    .await;
+    drop((first, second));
+}
