@@ -223,7 +223,6 @@ async fn until_lock_lost(lock: &mut DaemonLock) -> String {
         tokio::time::sleep(CHECK_LOCK_EVERY).await;
         let held = lock.hold();
         match &held {
-            Ok(Held::Still) => {}
             Ok(Held::Again) => {
                 tracing::warn!("{} was deleted or replaced: locked again", path.display());
             }
@@ -238,7 +237,7 @@ async fn until_lock_lost(lock: &mut DaemonLock) -> String {
             Err(error) if !failing => {
                 tracing::error!("cannot lock {} again: {error}", path.display());
             }
-            Err(_) => {}
+            Ok(Held::Still) | Err(_) => {}
         }
         failing = held.is_err();
     }

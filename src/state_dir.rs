@@ -33,6 +33,14 @@ pub struct DaemonLock {
     dir: Option<File>,
 }
 
+/// An attempt to lock the state directory itself.
+enum Directory {
+    Locked(File),
+    /// The file system locks no directories.
+    CannotBeLocked,
+    Busy,
+}
+
 /// What became of a lock since it was taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Held {
@@ -190,18 +198,21 @@ impl StateDir {
     /// `None` where a daemon holds the directory.
     pub fn try_lock_daemon(&self) -> io::Result<Option<DaemonLock>> {
         let Some(file) = self.try_lock("serve.daemon")? else { return Ok(None) };
-        Ok(self.lock_itself()?.map(|dir| DaemonLock { file, dir }))
+        Ok(match self.lock_itself()? {
+            Directory::Locked(dir) => Some(DaemonLock { file, dir: Some(dir) }),
+            Directory::CannotBeLocked => Some(DaemonLock { file, dir: None }),
+            Directory::Busy => None,
+        })
     }
 
-    /// `None` where another process holds it, `Some(None)` where the file system locks no directories.
-    fn lock_itself(&self) -> io::Result<Option<Option<File>>> {
+    fn lock_itself(&self) -> io::Result<Directory> {
         let dir = File::open(&self.0)?;
         match dir.try_lock() {
-            Ok(()) => Ok(Some(Some(dir))),
-            Err(TryLockError::WouldBlock) => Ok(None),
+            Ok(()) => Ok(Directory::Locked(dir)),
+            Err(TryLockError::WouldBlock) => Ok(Directory::Busy),
             Err(TryLockError::Error(error)) => {
                 tracing::debug!("{} itself cannot be locked: {error}", self.0.display());
-                Ok(Some(None))
+                Ok(Directory::CannotBeLocked)
             }
         }
     }
@@ -238,8 +249,11 @@ impl DaemonLock {
             None => false,
         };
         if replaced {
-            let Some(dir) = self.file.dir.lock_itself()? else { return Ok(Held::Lost) };
-            self.dir = dir;
+            self.dir = match self.file.dir.lock_itself()? {
+                Directory::Locked(dir) => Some(dir),
+                Directory::CannotBeLocked => None,
+                Directory::Busy => return Ok(Held::Lost),
+            };
         }
         Ok(held)
     }
