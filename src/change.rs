@@ -62,6 +62,11 @@ pub enum Lane {
         room_id: String,
         per_second: f64,
     },
+    /// A change of external ids: one at a time for the whole homeserver, whatever the limits, the job or the process.
+    ///
+    /// Each process of Synapse caches whose id is which. Of changes that overlap some are announced to its workers out of
+    /// order and dropped there, so that a removed id goes on logging in (measured with 1.163).
+    ExternalIds,
     /// A media call: one at a time for the whole homeserver, whatever the job or the process, and none while a lost one may be at work.
     Media(Store),
 }

@@ -12,7 +12,7 @@ mod runs;
 mod serve;
 mod table;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
@@ -22,7 +22,9 @@ use crate::clock::Clock;
 use crate::config::{Config, Environment, NotLoaded};
 use crate::escape;
 use crate::health::Probe;
-use crate::history::{self, History};
+use crate::history::{self, History, Page};
+use crate::report::Report;
+use crate::state_dir::{become_owner, is_locked};
 
 /// Recurring housekeeping for Synapse, the Matrix homeserver.
 ///
@@ -224,17 +226,24 @@ fn environment() -> Environment {
     }
 }
 
-fn load(path: &std::path::Path, clock: &Clock) -> Result<Config, Ended> {
+fn load(path: &Path, clock: &Clock) -> Result<Config, Ended> {
     Ok(Config::load(path, &environment(), clock.now())?)
 }
 
-fn load_without_secrets(path: &std::path::Path, clock: &Clock) -> Result<Config, Ended> {
+fn load_without_secrets(path: &Path, clock: &Clock) -> Result<Config, Ended> {
     Ok(Config::load_without_secrets(path, &environment(), clock.now())?)
+}
+
+/// Has a process of root become the owner of the state directory, before anything in it is opened.
+fn enter(dir: &Path) -> Result<(), Ended> {
+    become_owner(dir)?;
+    Ok(())
 }
 
 /// The history as far as there is one, to look at.
 async fn look(config: &Config, clock: &Clock) -> Result<History, Ended> {
     let dir = &config.daemon.state_dir;
+    enter(dir)?;
     let looked = History::look(dir, clock.clone()).await;
     match looked {
         Ok(Some(history)) => Ok(history),
@@ -243,7 +252,23 @@ async fn look(config: &Config, clock: &Clock) -> Result<History, Ended> {
     }
 }
 
-fn unreadable(dir: &std::path::Path, error: &history::Error) -> Ended {
+/// Shows a run that was cut off without a word as interrupted: its record has no end, and nobody holds its job's lock.
+async fn seen_now(history: &History, dir: &Path, run: Report) -> Result<Report, Ended> {
+    // Where the lock cannot be read, somebody may be at work.
+    if run.outcome.is_some() || is_locked(dir, &run.job).unwrap_or(true) {
+        return Ok(run);
+    }
+    let failed = |error| unreadable(dir, &error);
+    let id = run.id.unwrap_or_default();
+    // It may have ended since it was read.
+    let again = history.run(id, Page { offset: 0, limit: 0 }).await.map_err(failed)?;
+    match again.map(|again| Report { changes: run.changes.clone(), ..again }) {
+        Some(ended) if ended.outcome.is_some() => Ok(ended),
+        _ => history.as_interrupted(run).await.map_err(failed),
+    }
+}
+
+fn unreadable(dir: &Path, error: &history::Error) -> Ended {
     Ended::Error(anyhow::anyhow!(
         "the history in {} cannot be read ({error}): use sudo, or the daemon's own user",
         dir.display()

@@ -20,10 +20,10 @@ pub use place::{Found, NotLoaded, content};
 
 use crate::clock::Timestamp;
 use crate::job::AnyJob;
-use crate::keys::Mistake;
+use crate::keys::{Limit, Mistake, Rate};
 use crate::length::Length;
 use crate::schedule::{Schedule, Zone};
-use crate::synapse::{Settings, Token};
+use crate::synapse::{Address, LimitValues, Limits, Settings, Token};
 use parser::Parser;
 use secrets::Secrets;
 
@@ -136,12 +136,59 @@ impl Config {
         }
     }
 
+    /// How many runs an address takes at a time, and how fast it may be asked.
+    ///
+    /// Where several homeservers have the address, they share the lowest of their limits.
+    pub fn limits(&self, address: &Address) -> Option<(u32, LimitValues)> {
+        self.homeservers
+            .values()
+            .filter(|homeserver| homeserver.address() == *address)
+            .map(|homeserver| (homeserver.keys.max_concurrent_runs, homeserver.limit_values()))
+            .reduce(|(runs, one), (other_runs, other)| {
+                let values = LimitValues {
+                    max_concurrent_requests: one
+                        .max_concurrent_requests
+                        .min(other.max_concurrent_requests),
+                    max_requests_per_second: lower(
+                        one.max_requests_per_second,
+                        other.max_requests_per_second,
+                    ),
+                    max_joins_per_second: lower(
+                        one.max_joins_per_second,
+                        other.max_joins_per_second,
+                    ),
+                };
+                (runs.min(other_runs), values)
+            })
+    }
+
+    /// The files that secrets were read from.
+    pub fn secret_files(&self) -> impl Iterator<Item = &Path> {
+        let tokens = self.homeservers.values().filter_map(|server| server.token_file.as_deref());
+        tokens.chain(self.daemon.admin_token_file.as_deref())
+    }
+
     pub fn job(&self, name: &str) -> Option<&JobSpec> {
         self.jobs.iter().find(|job| job.name == name)
     }
 }
 
 impl Homeserver {
+    pub fn address(&self) -> Address {
+        Address::of(&self.keys.url.0)
+    }
+
+    fn limit_values(&self) -> LimitValues {
+        let HomeserverKeys {
+            max_concurrent_requests,
+            max_requests_per_second,
+            max_joins_per_second,
+            ..
+        } = self.keys;
+        LimitValues { max_concurrent_requests, max_requests_per_second, max_joins_per_second }
+    }
+
+    /// What it takes to talk to the homeserver, with limits of its own.
     pub fn settings(&self) -> Settings {
         let keys = &self.keys;
         Settings {
@@ -153,9 +200,7 @@ impl Homeserver {
                 None => Token::inline(self.token.clone()),
             },
             ca: self.ca.clone(),
-            max_concurrent_requests: keys.max_concurrent_requests,
-            max_requests_per_second: keys.max_requests_per_second,
-            max_joins_per_second: keys.max_joins_per_second,
+            limits: Arc::new(Limits::new(self.limit_values())),
             request_timeout: keys.request_timeout.0,
             media_in_object_storage: keys.media_in_object_storage,
         }
@@ -199,6 +244,13 @@ impl JobSpec {
     pub fn splay(&self) -> Duration {
         let bound = u64::try_from(self.common.splay.0.as_millis()).unwrap_or(u64::MAX);
         Duration::from_millis(self.splay_seed.checked_rem(bound).unwrap_or(0))
+    }
+}
+
+fn lower(one: Limit<Rate>, other: Limit<Rate>) -> Limit<Rate> {
+    match (one, other) {
+        (Limit::Of(one), Limit::Of(other)) => Limit::Of(Rate(one.0.min(other.0))),
+        (Limit::Unlimited, limit) | (limit, Limit::Unlimited) => limit,
     }
 }
 

@@ -1,14 +1,14 @@
 //! The control socket: how the command line reaches the daemon, without a token, by who may open the file.
 
 use std::io;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use nix::sys::stat::{Mode, fchmod};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
-use tokio::net::{UnixListener, UnixStream};
+use tokio::net::{UnixListener, UnixSocket, UnixStream};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -62,6 +62,8 @@ const MOST_CALLERS: usize = 128;
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 /// How many events of a run may wait for a caller that reads slowly.
 const MOST_EVENTS: usize = 10_000;
+/// Callers that may wait to be accepted.
+const BACKLOG: u32 = 1024;
 /// How long callers may take to hear how their runs ended when the daemon stops.
 const LONGEST_GOODBYE: Duration = Duration::from_secs(3);
 /// How long a caller may leave what it asked for unread: the events of its run wait in memory meanwhile.
@@ -87,9 +89,11 @@ pub fn listen(dir: &Path) -> io::Result<UnixListener> {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
-    let listener = UnixListener::bind(path)?;
-    std::fs::set_permissions(dir.join(SOCKET), std::fs::Permissions::from_mode(0o600))?;
-    Ok(listener)
+    let socket = UnixSocket::new_stream()?;
+    // Linux makes the file with the mode of the socket: nobody can connect before it is set, and no path is followed.
+    fchmod(&socket, Mode::from_bits_truncate(0o600))?;
+    socket.bind(path)?;
+    socket.listen(BACKLOG)
 }
 
 /// What requests are answered from.

@@ -21,7 +21,7 @@ use crate::history::{self, History};
 use crate::metrics::Metrics;
 use crate::reload::Reloader;
 use crate::runner::{Runner, Settle};
-use crate::state_dir::{StateDir, this_user};
+use crate::state_dir::{DaemonLock, Held, StateDir, identity, this_user};
 use crate::supervisor::{LAST_WORDS, Supervisor};
 use crate::ticker::Ticker;
 use crate::web::{self, App};
@@ -31,6 +31,8 @@ use tasks::Tasks;
 const PROBE_EVERY: Duration = Duration::from_mins(5);
 /// How often to try to open a history that is not open: a disk may be freed, or mounted late.
 const OPEN_EVERY: Duration = Duration::from_secs(10);
+/// How often to check that the lock of the state directory still keeps other daemons out.
+const CHECK_LOCK_EVERY: Duration = Duration::from_secs(2);
 /// How often old runs are forgotten.
 const FORGET_EVERY: Duration = Duration::from_hours(1);
 /// How often to look whether there is something else to tell systemd of what comes next.
@@ -59,7 +61,7 @@ pub async fn serve(
         )
     };
     let dir = StateDir::open(&daemon.state_dir).with_context(unusable)?;
-    let Some(_lock) = dir.try_lock("serve.daemon").with_context(unusable)? else {
+    let Some(mut lock) = dir.try_lock_daemon().with_context(unusable)? else {
         anyhow::bail!(
             "another daemon runs on the state directory {}: stop it, or give this one a state_dir of its own",
             daemon.state_dir.display()
@@ -86,6 +88,8 @@ pub async fn serve(
         format!("cannot listen on {}: is another daemon there? set daemon.listen", daemon.listen)
     })?;
     let socket = control::listen(&daemon.state_dir).with_context(unusable)?;
+    let socket_path = daemon.state_dir.join(control::SOCKET);
+    let socket_identity = identity(&socket_path);
     let adopted = supervisor.start(&config).await?;
     for warning in &config.warnings {
         tracing::warn!("{}", warning.line());
@@ -141,6 +145,7 @@ pub async fn serve(
         // Without one of them the daemon would silently do less than it should; a service manager restarts it.
         ended = chores.unexpected_end() => Some(ended),
         ended = servers.unexpected_end() => Some(ended),
+        lost = until_lock_lost(&mut lock) => Some(lost),
     };
     if let Some(bug) = &broken {
         tracing::error!("{bug}; the daemon stops, because it can no longer do its work");
@@ -165,7 +170,10 @@ pub async fn serve(
         );
     }
     servers.ended().await;
-    let _ = std::fs::remove_file(daemon.state_dir.join(control::SOCKET));
+    // It may be another daemon's by now.
+    if socket_identity.is_some() && identity(&socket_path) == socket_identity {
+        let _ = std::fs::remove_file(socket_path);
+    }
     history.close().await;
     if let Some(bug) = broken {
         anyhow::bail!(bug);
@@ -224,6 +232,34 @@ async fn reload_at_signal(reloader: Arc<Reloader>, supervisor: Arc<Supervisor>) 
     // What is wrong with the config is in the log and in the metrics.
     let _ = reloader.reload("SIGHUP").await;
     notify(&[NotifyState::Ready, NotifyState::Status(&supervisor.next_in_words())]);
+}
+
+/// Keeps other daemons out of the state directory, and returns why that is no longer possible.
+async fn until_lock_lost(lock: &mut DaemonLock) -> String {
+    let path = lock.path();
+    let mut failing = false;
+    loop {
+        tokio::time::sleep(CHECK_LOCK_EVERY).await;
+        let held = lock.hold();
+        match &held {
+            Ok(Held::Again) => {
+                tracing::warn!("{} was deleted or replaced: locked again", path.display());
+            }
+            Ok(Held::Lost) => {
+                let why = format!(
+                    "{} was deleted or replaced, and another process holds it: stopping, since only one daemon may use a state directory",
+                    path.display()
+                );
+                tracing::error!("{why}");
+                return why;
+            }
+            Err(error) if !failing => {
+                tracing::error!("cannot lock {} again: {error}", path.display());
+            }
+            Ok(Held::Still) | Err(_) => {}
+        }
+        failing = held.is_err();
+    }
 }
 
 async fn probe(supervisor: Arc<Supervisor>) {

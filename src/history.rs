@@ -4,8 +4,6 @@ mod jobs;
 mod read;
 
 use std::collections::HashMap;
-use std::fs::OpenOptions;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
@@ -18,7 +16,7 @@ use sqlx::{QueryBuilder, Row, SqlitePool};
 use crate::change::{Fact, Store, Topic};
 use crate::clock::{Clock, Timestamp};
 use crate::report::{CHANGES_SHOWN, ChangeRecord, Outcome, Report, State};
-use crate::state_dir::{Lock, StateDir};
+use crate::state_dir::{Lock, StateDir, identity, is_regular};
 
 /// What is known of earlier runs. One without a database keeps nothing and knows nothing: only a dry run may use it.
 #[derive(Debug, Clone)]
@@ -43,11 +41,9 @@ impl Pools {
     async fn open(dir: &StateDir) -> Result<Self, Error> {
         let _opening = opening(dir).await?;
         let path = dir.path(FILE);
-        if !path.exists() {
-            // It names people. SQLite gives the files that it makes beside it the same mode and owner.
-            OpenOptions::new().write(true).create_new(true).mode(0o640).open(&path)?;
-            dir.give_to_owner(&path)?;
-        }
+        // It names people: others may not read it. SQLite gives the files that it makes beside it the same mode.
+        dir.create(FILE)?;
+        refuse_links(&path)?;
         let options = SqliteConnectOptions::new()
             .filename(&path)
             .journal_mode(SqliteJournalMode::Wal)
@@ -141,6 +137,8 @@ pub struct Pause {
 
 const FILE: &str = "history.db";
 const UNENDED_OF_JOB: &str = "SELECT id FROM runs WHERE job = $1 AND outcome IS NULL";
+/// The message of a run that was cut off without a word.
+const CUT_OFF: &str = "the program ended while this run was at work";
 /// SQLite takes 32,766 values in a statement.
 const ROWS_AT_ONCE: usize = 2000;
 /// In KiB where negative. SQLite's own 2 MiB fill up for each connection as the history grows, and gain nothing here.
@@ -159,9 +157,10 @@ impl History {
     /// Opens the history of a directory to look at; `None` where there is none yet.
     pub async fn look(dir: &Path, clock: Clock) -> Result<Option<Self>, Error> {
         let path = dir.join(FILE);
-        if !path.try_exists()? {
+        if !is_regular(&path)? {
             return Ok(None);
         }
+        refuse_links(&path)?;
         let read = reading(&path).await?;
         let pools = Pools { write: read.clone(), read, file: identity(&path), path: path.into() };
         Ok(Some(Self::of(Ok(pools), clock)))
@@ -549,7 +548,7 @@ impl History {
             // Files that Synapse kept are only in the run's own figure.
             let skipped = format!("MAX(skipped, {})", counted(State::Skipped));
             let sql = format!(
-                "UPDATE runs SET outcome = 'interrupted', finished_at = $2, message = 'the program ended while this run was at work', \
+                "UPDATE runs SET outcome = 'interrupted', finished_at = $2, message = '{CUT_OFF}', \
                  waiting_for = NULL, waiting_since = NULL, \
                  done = {done}, failed = {failed}, skipped = {skipped}, \
                  remaining = COALESCE(MAX(planned - {done} - {failed} - {skipped}, 0), {}), \
@@ -606,9 +605,14 @@ fn forget_sql() -> [String; 4] {
     ]
 }
 
-/// Tells a file from another one of the same name; `None` where there is none.
-fn identity(path: &Path) -> Option<(u64, u64)> {
-    std::fs::metadata(path).ok().map(|file| (file.dev(), file.ino()))
+/// Refuses anything but regular files where SQLite keeps what belongs to a database: it follows links.
+fn refuse_links(path: &Path) -> Result<(), Error> {
+    for suffix in ["-wal", "-shm", "-journal"] {
+        let mut beside = path.as_os_str().to_owned();
+        beside.push(suffix);
+        is_regular(Path::new(&beside))?;
+    }
+    Ok(())
 }
 
 async fn reading(path: &Path) -> Result<SqlitePool, Error> {

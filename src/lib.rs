@@ -41,6 +41,10 @@
 //! 9. A change that only waits to be sent has done nothing: it is given up when its run has to end, and stays planned. One
 //!    that was sent is waited for.
 //! 10. Media calls go one at a time for a homeserver, and none while a lost one may be at work, across restarts.
+//! 11. Changes of external ids go one at a time for a homeserver, whatever the limits, across runs and processes: each is
+//!     read and written under the lock of [`change::Lane::ExternalIds`].
+//! 12. Limits belong to the address of a homeserver, not to its name: two names share them, and so does a run that goes on
+//!     while a reload renames its homeserver.
 //!
 //! # Decisions
 //!

@@ -8,7 +8,7 @@ mod waiting;
 
 use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
 use futures_util::FutureExt;
@@ -26,7 +26,7 @@ use crate::job::{Context, Failure, Memory};
 use crate::keys::Limit;
 use crate::length::spoken;
 use crate::report::{ChangeRecord, Event, Mode, Outcome, Report, State, Trigger, WaitReason};
-use crate::state_dir::StateDir;
+use crate::state_dir::{Held, Lock, StateDir};
 use crate::synapse::{self, Reader, Transport};
 
 /// Runs jobs, one run of a job at a time in the whole state directory.
@@ -196,6 +196,8 @@ struct Run<'a> {
     skipped: Mutex<Vec<(String, u64)>>,
     /// Whether it was told that answers take long.
     slow: AtomicBool,
+    /// What keeps other runs from doing the same, as long as it is held.
+    locks: Mutex<Vec<Weak<Lock>>>,
 }
 
 /// How an attempt ended.
@@ -236,10 +238,12 @@ impl Runner {
         stop: &Stop,
         tell: Listener,
     ) -> Result<Report, Busy> {
-        let locked = match self.dir.as_ref().map(|dir| dir.try_lock(&spec.name)) {
-            Some(Ok(None)) => return Err(self.busy(&spec.name).await),
-            Some(Ok(lock)) => Ok(lock),
-            Some(Err(error)) => Err(history::Error::Io(error)),
+        let locked = match &self.dir {
+            Some(dir) => match job_lock(dir, &spec.name).await {
+                Ok(None) => return Err(self.busy(&spec.name).await),
+                Ok(lock) => Ok(lock.map(Arc::new)),
+                Err(error) => Err(history::Error::Io(error)),
+            },
             None => Ok(None),
         };
         let started_at = self.clock.now();
@@ -303,6 +307,7 @@ impl Runner {
             lost: Mutex::default(),
             skipped: Mutex::default(),
             slow: AtomicBool::new(false),
+            locks: Mutex::new(locked.iter().flatten().map(Arc::downgrade).collect()),
         };
         let (outcome, message) = match begun {
             Ok(()) => run.to_the_end(&place.places).await,
@@ -345,7 +350,48 @@ impl Runner {
     }
 }
 
+/// Who only looks whether the job is at work holds its lock for an instant: that is no other run.
+async fn job_lock(dir: &StateDir, job: &str) -> std::io::Result<Option<Lock>> {
+    const LOOKS: u32 = 3;
+    const LOOK_AGAIN: Duration = Duration::from_millis(20);
+    for _ in 1..LOOKS {
+        if let Some(lock) = dir.try_lock(job)? {
+            return Ok(Some(lock));
+        }
+        tokio::time::sleep(LOOK_AGAIN).await;
+    }
+    dir.try_lock(job)
+}
+
 impl Run<'_> {
+    /// Makes sure that the locks still keep other runs out; the error says why they do not.
+    fn hold_locks(&self) -> Result<(), String> {
+        let mut locks = self.locks.lock().unwrap_or_else(PoisonError::into_inner);
+        locks.retain(|lock| lock.strong_count() > 0);
+        for lock in locks.iter().filter_map(Weak::upgrade) {
+            let path = lock.path();
+            match lock.hold() {
+                Ok(Held::Still) => {}
+                Ok(Held::Again) => {
+                    tracing::warn!("{} was deleted or replaced: locked again", path.display());
+                }
+                Ok(Held::Lost) => {
+                    return Err(format!(
+                        "{} was deleted or replaced, and another process holds it: another run may make the same changes",
+                        path.display()
+                    ));
+                }
+                Err(error) => {
+                    return Err(format!(
+                        "{} was deleted or replaced, and cannot be locked again: {error}",
+                        path.display()
+                    ));
+                }
+            }
+        }
+        Ok(())
+    }
+
     fn report(&self) -> MutexGuard<'_, Report> {
         self.report.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -22,11 +22,12 @@ use crate::listing::{Listed, listed};
 use crate::metrics::{Metrics, Skipped};
 use crate::report::{Event, Mode, Outcome, Trigger};
 use crate::runner::{Order, Place, Runner, Stop};
+use crate::synapse::Address;
 use crate::telling;
 use crate::words::not_one_of;
 
 pub use adopt::Adopted;
-use adopt::Live;
+use adopt::{Live, Shared};
 use missed::Missed;
 
 /// Runs jobs when they are due or asked for. Used through an `Arc`, whose runs hold it.
@@ -47,6 +48,7 @@ pub struct Supervisor {
 struct State {
     jobs: BTreeMap<String, Entry>,
     homeservers: BTreeMap<String, Live>,
+    addresses: BTreeMap<Address, Shared>,
     /// Runs of jobs that were removed, until they end.
     leaving: BTreeMap<String, Running>,
     pause: Pause,

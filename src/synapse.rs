@@ -1,5 +1,6 @@
 //! Synapse over HTTP: everything that is asked of a homeserver goes through here.
 
+mod address;
 mod error;
 mod media;
 mod pace;
@@ -12,9 +13,10 @@ mod transport;
 mod users;
 mod writer;
 
+pub use address::Address;
 pub use error::{Cause, Error};
 pub use media::{File, MediaOwner};
-pub use pace::{Silence, Watch};
+pub use pace::{LimitValues, Limits, Silence, Slots, Watch};
 pub use probe::{Identity, VERSION_ENDPOINT, Version};
 pub use reader::Reader;
 pub use rooms::{MemberEvent, Permissions};

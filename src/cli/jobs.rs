@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::table::{figures, local, standing, table, text, waits};
-use super::{Ended, load_without_secrets, look, print, print_json};
+use super::{Ended, load_without_secrets, look, print, print_json, seen_now};
 use crate::clock::Clock;
 use crate::control::Connection;
 use crate::listing::{listed, upcoming};
@@ -20,10 +20,13 @@ pub(super) async fn run(path: &Path, options: &Options) -> Result<(), Ended> {
     let clock = Clock::system();
     let config = load_without_secrets(path, &clock)?;
     let history = look(&config, &clock).await?;
-    let last_runs = history
+    let mut last_runs = history
         .last_runs()
         .await
         .map_err(|error| super::unreadable(&config.daemon.state_dir, &error))?;
+    for run in last_runs.values_mut() {
+        *run = seen_now(&history, &config.daemon.state_dir, run.clone()).await?;
+    }
     if options.json {
         return print_json(&listed(&config.jobs, last_runs, clock.now()));
     }

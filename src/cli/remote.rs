@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use super::{Ended, environment, load, print, say_error};
+use super::{Ended, enter, environment, load, print, say_error};
 use crate::clock::Clock;
 use crate::config;
 use crate::control::{Connection, Request, Response};
@@ -86,12 +86,15 @@ pub(super) fn unexpected(response: Response) -> Ended {
 /// must be able to stop a run.
 async fn ask(path: &Path, request: &Request) -> Result<Response, Ended> {
     let dir = config::state_dir(path, &environment())?;
+    // Before root becomes the owner of the state directory, who may not be allowed to read the secrets.
+    let config = load(path, &Clock::system());
+    enter(&dir)?;
     let connection = Connection::open(&dir)
         .await
         .map_err(|error| anyhow::anyhow!("the daemon's socket in {} cannot be used ({error}): use sudo, or the daemon's own user", dir.display()))?;
     let Some(mut connection) = connection else {
         // A mistake may be why there is none, or why it is looked for in the wrong place.
-        load(path, &Clock::system())?;
+        config?;
         return Err(
             anyhow::anyhow!("no daemon runs on the state directory {}", dir.display()).into()
         );

@@ -9,7 +9,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::progress::Progress;
 use super::remote::unexpected;
 use super::runs::{changes, summary};
-use super::{Ended, load, load_without_secrets, log, print, print_json, say};
+use super::{Ended, enter, load, load_without_secrets, log, print, print_json, say};
 use crate::clock::Clock;
 use crate::config::{Config, JobSpec};
 use crate::control::{Connection, Request, Response};
@@ -19,7 +19,7 @@ use crate::report::{Event, Mode, Outcome, Report};
 use crate::runner::{Order, Place, Places, Runner, Settle, Stop};
 use crate::state_dir::StateDir;
 use crate::supervisor::{Asked, Refusal};
-use crate::synapse::Transport;
+use crate::synapse::{Limits, Settings, Transport};
 use crate::words::not_one_of;
 
 #[derive(Debug, clap::Args)]
@@ -46,9 +46,12 @@ const SHOWN: usize = 20;
 pub(super) async fn run(path: &Path, options: &Options) -> Result<(), Ended> {
     let clock = Clock::system();
     let config = load_without_secrets(path, &clock)?;
+    // Before root becomes the owner of the state directory, who may not be allowed to read the secrets.
+    let with_secrets = load(path, &clock);
+    enter(&config.daemon.state_dir)?;
     let connection = connection(&config).await?;
     // Only who asks the homeserver needs the token.
-    let config = if connection.is_some() { config } else { load(path, &clock)? };
+    let config = if connection.is_some() { config } else { with_secrets? };
     let spec = job(&config, &options.job)?;
     if options.max_changes.is_some() && !spec.job.kind().counts {
         return Err(Ended::Usage(format!(
@@ -186,12 +189,15 @@ async fn here(
         .homeservers
         .get(&spec.homeserver)
         .ok_or_else(|| anyhow::anyhow!("no homeserver {}", spec.homeserver))?;
-    let transport =
-        Transport::new(homeserver.settings(), Arc::new(|_| {})).map_err(anyhow::Error::msg)?;
+    let (runs, limits) = config
+        .limits(&homeserver.address())
+        .ok_or_else(|| anyhow::anyhow!("no homeserver {}", spec.homeserver))?;
+    let settings = Settings { limits: Arc::new(Limits::new(limits)), ..homeserver.settings() };
+    let transport = Transport::new(settings, Arc::new(|_| {})).map_err(anyhow::Error::msg)?;
     let place = Place {
         transport: Arc::new(transport),
-        places: Places::Locks(homeserver.keys.max_concurrent_runs),
-        max_concurrent_requests: homeserver.keys.max_concurrent_requests,
+        places: Places::Locks(runs),
+        max_concurrent_requests: limits.max_concurrent_requests,
     };
     let (dir, history) = open(config, clock).await;
     let runner =

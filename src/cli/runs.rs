@@ -6,7 +6,7 @@ use chrono_tz::Tz;
 
 use super::run::job;
 use super::table::{figures, local, standing, table, text, waits};
-use super::{Ended, load_without_secrets, look, print, print_json, unreadable};
+use super::{Ended, load_without_secrets, look, print, print_json, seen_now, unreadable};
 use crate::clock::Clock;
 use crate::escape::line;
 use crate::history::Page;
@@ -58,7 +58,12 @@ pub(super) async fn run(path: &Path, options: &Options) -> Result<(), Ended> {
     let zone = config.daemon.timezone.0;
     match &options.show {
         None => {
-            let runs = history.runs(options.job.as_deref(), options.limit).await.map_err(failed)?;
+            let recorded =
+                history.runs(options.job.as_deref(), options.limit).await.map_err(failed)?;
+            let mut runs = Vec::new();
+            for run in recorded {
+                runs.push(seen_now(&history, &config.daemon.state_dir, run).await?);
+            }
             // A job that is gone from the config still has its runs.
             if let Some(name) = options.job.as_ref().filter(|_| runs.is_empty()) {
                 job(&config, name)?;
@@ -81,6 +86,7 @@ pub(super) async fn run(path: &Path, options: &Options) -> Result<(), Ended> {
             let run = run.ok_or_else(|| {
                 Ended::Error(anyhow::anyhow!("there is no run {id}: `microglia runs` lists them"))
             })?;
+            let run = seen_now(&history, &config.daemon.state_dir, run).await?;
             if *media {
                 let files = history.files(*id).await.map_err(failed)?;
                 return match json {
@@ -151,7 +157,10 @@ pub(super) fn summary(run: &Report, zone: Tz) -> String {
         if run.attempts > 1 { format!(", {} attempts", run.attempts) } else { String::new() }
     );
     let ended = match run.outcome {
-        Some(outcome) => format!("{outcome} after {}", run.worked_in_words().unwrap_or_default()),
+        Some(outcome) => match run.worked_in_words() {
+            Some(worked) => format!("{outcome} after {worked}"),
+            None => outcome.to_string(),
+        },
         None => run.waiting.as_ref().map_or_else(
             || "running".to_owned(),
             |waiting| format!("waiting {}", waits(waiting, zone)),

@@ -20,6 +20,7 @@ use crate::clock::Timestamp;
 use crate::jobs::{KINDS, kind};
 use crate::keys::{Key, Mistake, Table, unknown_key, wrong_type};
 use crate::schedule::{Schedule, Zone};
+use crate::synapse::Address;
 use crate::words;
 
 /// Whoever has the admin token may start jobs over HTTP: it must not be guessed.
@@ -197,7 +198,26 @@ impl Parser<'_> {
             homeservers.push((name.get_ref().to_string(), read));
         }
         homeservers.sort_by(|a, b| a.0.cmp(&b.0));
+        self.warn_of_shared_addresses(table, &homeservers);
         homeservers
+    }
+
+    /// Two names for one homeserver are most likely a slip, and share their limits in any case.
+    fn warn_of_shared_addresses(
+        &mut self,
+        table: &DeTable<'_>,
+        homeservers: &[(String, Option<Homeserver>)],
+    ) {
+        let mut known: BTreeMap<Address, &str> = BTreeMap::new();
+        for (name, homeserver) in homeservers {
+            let Some(homeserver) = homeserver else { continue };
+            let Some(first) = known.insert(homeserver.address(), name) else { continue };
+            let span = table.get_key_value(name.as_str()).map_or(0..0, |(key, _)| key.span());
+            self.warnings.push(Mistake::new(
+                span,
+                format!("`{name}` has the same address as `{first}`: they share their limits, the lowest of each"),
+            ));
+        }
     }
 
     fn homeserver(

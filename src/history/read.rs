@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use sqlx::sqlite::SqliteRow;
 use sqlx::{Row, Sqlite};
 
-use super::{Error, History, Page, Standing, moment, unsigned};
+use super::{CUT_OFF, Error, History, Page, Standing, moment, unsigned};
 use crate::report::{Action, ChangeRecord, Mode, Outcome, Report, State, Waiting};
 
 // Two statements: SQLite plans one with `$1 IS NULL OR job = $1` without the index on the job.
@@ -102,6 +102,37 @@ impl History {
                 .await?;
         report.changes = Some(rows.iter().map(change).collect::<Result<_, Error>>()?);
         Ok(Some(report))
+    }
+
+    /// A run whose record has no end and that nobody is at work on, with the figures of its changes so far.
+    ///
+    /// Changes nothing: the end is recorded by whoever next holds the job's lock.
+    pub async fn as_interrupted(&self, mut run: Report) -> Result<Report, Error> {
+        let Some(pool) = self.readable() else { return Ok(run) };
+        let counted = sqlx::query(
+            "SELECT state, SUM(count) AS items FROM changes WHERE run = $1 GROUP BY state",
+        )
+        .bind(run.id)
+        .fetch_all(&pool)
+        .await?;
+        let (mut done, mut failed, mut skipped) = (0, 0, 0);
+        for row in &counted {
+            let items = unsigned(row.try_get("items")?);
+            match row.try_get("state")? {
+                "done" => done += items,
+                // What was being made may or may not have been made.
+                "failed" | "making" => failed += items,
+                "skipped" => skipped += items,
+                _ => {}
+            }
+        }
+        (run.done, run.failed, run.skipped) = (done, failed, run.skipped.max(skipped));
+        if let Some(planned) = run.planned {
+            run.remaining = planned.saturating_sub(run.done + run.failed + run.skipped);
+        }
+        run.outcome = Some(Outcome::Interrupted);
+        run.message.get_or_insert_with(|| CUT_OFF.to_owned());
+        Ok(run)
     }
 
     /// The files that a run deleted.

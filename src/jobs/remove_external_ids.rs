@@ -8,7 +8,7 @@ use serde_json::Value;
 use toml::Spanned;
 use toml::de::DeValue;
 
-use crate::change::{Change, Check, Made, Plan, Work};
+use crate::change::{Change, Check, Lane, Made, Plan, Work};
 use crate::clock::Timestamp;
 use crate::glob::{Glob, Matched, UserGlob, chosen, unmatched};
 use crate::job::{Context, Failure, Job, Needs};
@@ -59,6 +59,7 @@ impl Job for RemoveExternalIds {
     const KIND: &'static str = "remove-external-ids";
     const ABOUT: &'static str = "Removes the external ids (SSO identities) of given providers from accounts, so that they no longer log in there, and may belong to another account. \
         Keeps every other id, never creates an account and never reactivates one; the daemon's own account, and without include_admins every server admin, is left alone. \
+        Changes one account at a time, whatever the limits of the homeserver, since workers of Synapse miss some of several changes at once. \
         The list as it was is recorded with each change. It is read again right before each request that replaces it, and an id that a login linked meanwhile is kept; \
         Synapse cannot replace a list only if it is unchanged, so that an id linked in the few milliseconds in between is lost. Whoever loses the only id and has no password cannot log in any more.";
     const KEYS: &'static [Key] = Keys::KEYS;
@@ -278,6 +279,10 @@ impl Change for Removal {
 
     fn count(&self) -> u64 {
         self.gone.len() as u64
+    }
+
+    fn lane(&self) -> Lane {
+        Lane::ExternalIds
     }
 
     fn check<'a>(&'a self, reader: &'a Reader) -> BoxFuture<'a, Result<Check, synapse::Error>> {

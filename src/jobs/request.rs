@@ -6,7 +6,7 @@ use minijinja::{Environment, ErrorKind, UndefinedBehavior};
 use reqwest::{Method, Url};
 use serde_json::Value;
 
-use crate::change::{Change, Made, Plan, Work};
+use crate::change::{Change, Lane, Made, Plan, Work};
 use crate::clock::Timestamp;
 use crate::job::{Context, Failure, Job, Needs};
 use crate::keys;
@@ -198,6 +198,12 @@ impl Change for Send {
             Shown::Values => format!(" {body}"),
         });
         format!("{method} {path}{query}{}", body.unwrap_or_default())
+    }
+
+    fn lane(&self) -> Lane {
+        let sets_ids =
+            self.raw.body.as_ref().is_some_and(|body| body.get("external_ids").is_some());
+        if sets_ids { Lane::ExternalIds } else { Lane::Free }
     }
 
     fn make<'a>(

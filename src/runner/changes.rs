@@ -31,6 +31,8 @@ pub(super) enum Abort {
     Stopped(Stopped),
     Synapse(synapse::Error),
     History(history::Error),
+    /// A lock no longer keeps other runs out, and why.
+    LockLost(String),
 }
 
 impl From<history::Error> for Abort {
@@ -95,6 +97,7 @@ impl Run<'_> {
                 "the history cannot be written, and what cannot be recorded is not done: {error}"
             )),
             Abort::Synapse(error) => self.ending_of(&error),
+            Abort::LockLost(why) => Ending::Failed(why),
         }
     }
 
@@ -181,6 +184,8 @@ impl Making<'_> {
     fn may_go_on(&self) -> bool {
         if let Some(stopped) = self.run.stopped() {
             self.abort(Abort::Stopped(stopped));
+        } else if let Err(why) = self.run.hold_locks() {
+            self.abort(Abort::LockLost(why));
         }
         self.abort.lock().unwrap_or_else(PoisonError::into_inner).is_none()
     }
@@ -194,6 +199,7 @@ impl Making<'_> {
 
     async fn lanes(&self, changes: Vec<Box<dyn Change>>, first_seq: i64) {
         let mut free: VecDeque<_> = VecDeque::new();
+        let mut external_ids: VecDeque<_> = VecDeque::new();
         let mut rooms: Vec<(String, f64, Numbered)> = Vec::new();
         for (seq, change) in (first_seq..).zip(changes) {
             match change.lane() {
@@ -203,6 +209,7 @@ impl Making<'_> {
                         None => rooms.push((room_id, per_second, VecDeque::from([(seq, change)]))),
                     }
                 }
+                Lane::ExternalIds => external_ids.push_back((seq, change)),
                 Lane::Free | Lane::Media(_) => free.push_back((seq, change)),
             }
         }
@@ -217,6 +224,9 @@ impl Making<'_> {
         }
         for (interval, queue) in &rooms {
             workers.push(Box::pin(self.work(queue, *interval)));
+        }
+        if !external_ids.is_empty() {
+            workers.push(Box::pin(self.work_alone(Mutex::new(external_ids))));
         }
         while workers.next().await.is_some() {}
     }
@@ -238,6 +248,14 @@ impl Making<'_> {
             if self.one(seq, change.as_ref()).await {
                 turn = Instant::now() + interval;
             }
+        }
+    }
+
+    /// Works off changes of external ids while no other run on the homeserver makes any.
+    async fn work_alone(&self, external_ids: Queue) {
+        match self.run.external_ids_lock(self.server).await {
+            Ok(_lock) => self.work(&external_ids, Duration::ZERO).await,
+            Err(abort) => self.abort(abort),
         }
     }
 
@@ -314,7 +332,7 @@ impl Making<'_> {
         let id = run.report().id;
         let media = match change.lane() {
             Lane::Media(store) => Some(store),
-            Lane::Free | Lane::Room { .. } => None,
+            Lane::Free | Lane::Room { .. } | Lane::ExternalIds => None,
         };
         if let Some(store) = media {
             run.runner.history.media_call_sent(self.server, store).await?;

@@ -112,8 +112,10 @@ impl Run<'_> {
 
     fn locked_place(&self, places: u32) -> Result<Option<Box<dyn Send>>, Ending> {
         let Some(dir) = &self.runner.dir else { return Ok(Some(Box::new(()))) };
+        let address = self.reader.address().file_name();
         for place in 0..places {
-            match dir.try_lock(&format!("homeserver-{}.{place}", self.spec.homeserver)) {
+            // The dot keeps it apart from the locks of jobs.
+            match dir.try_lock(&format!("address-{address}.{place}")) {
                 Ok(Some(lock)) => return Ok(Some(Box::new(lock))),
                 Ok(None) => {}
                 Err(error) if self.order.mode == Mode::DryRun => {

@@ -1,30 +1,101 @@
 //! How fast requests go out: a steady rate, halved while Synapse answers slowly.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::error::Cause;
 use crate::keys::{Limit, Rate};
 
+/// How fast an address may be asked, as numbers.
+#[derive(Debug, Clone, Copy)]
+pub struct LimitValues {
+    pub max_concurrent_requests: u32,
+    pub max_requests_per_second: Limit<Rate>,
+    pub max_joins_per_second: Limit<Rate>,
+}
+
+/// How fast an address may be asked, shared by all that ask it: other names, other runs, and those from before a reload.
+#[derive(Debug)]
+pub struct Limits {
+    pub(super) places: Slots,
+    pub(super) requests: Pacer,
+    pub(super) joins: Pacer,
+}
+
+impl Limits {
+    pub fn new(values: LimitValues) -> Self {
+        Self {
+            places: Slots::new(values.max_concurrent_requests),
+            requests: Pacer::new(values.max_requests_per_second),
+            joins: Pacer::new(values.max_joins_per_second),
+        }
+    }
+
+    /// Changes the limits for whoever waits next.
+    pub fn set(&self, values: LimitValues) {
+        self.places.resize(values.max_concurrent_requests);
+        self.requests.set(values.max_requests_per_second);
+        self.joins.set(values.max_joins_per_second);
+    }
+}
+
+/// A semaphore whose size can be changed while it is used.
+#[derive(Debug)]
+pub struct Slots {
+    semaphore: Arc<Semaphore>,
+    size: Mutex<u32>,
+}
+
+impl Slots {
+    pub fn new(size: u32) -> Self {
+        Self { semaphore: Arc::new(Semaphore::new(size as usize)), size: Mutex::new(size) }
+    }
+
+    pub fn semaphore(&self) -> &Arc<Semaphore> {
+        &self.semaphore
+    }
+
+    /// Changes the number of slots; one that is taken goes when it is given back.
+    pub fn resize(&self, to: u32) {
+        let mut size = self.size.lock().unwrap_or_else(PoisonError::into_inner);
+        let from = std::mem::replace(&mut *size, to);
+        self.semaphore.add_permits(to.saturating_sub(from) as usize);
+        if to < from {
+            let semaphore = Arc::clone(&self.semaphore);
+            tokio::spawn(async move {
+                if let Ok(taken) = semaphore.acquire_many_owned(from - to).await {
+                    taken.forget();
+                }
+            });
+        }
+    }
+}
+
 /// Hands out moments to send at, evenly spaced.
 #[derive(Debug)]
 pub(super) struct Pacer {
-    interval: Option<Duration>,
+    interval: Mutex<Option<Duration>>,
     next: Mutex<Option<Instant>>,
 }
 
 impl Pacer {
     pub(super) fn new(rate: Limit<Rate>) -> Self {
-        Self { interval: rate.number().map(Rate::interval), next: Mutex::new(None) }
+        Self { interval: Mutex::new(interval(rate)), next: Mutex::new(None) }
+    }
+
+    fn set(&self, rate: Limit<Rate>) {
+        *self.interval.lock().unwrap_or_else(PoisonError::into_inner) = interval(rate);
     }
 
     /// Waits for a turn that takes `turns` times the usual space.
     pub(super) async fn wait(&self, turns: u32) {
-        let Some(interval) = self.interval else { return };
+        let interval = *self.interval.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(interval) = interval else { return };
         let at = {
             let mut next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
             let at = next.map_or_else(Instant::now, |next| next.max(Instant::now()));
@@ -33,6 +104,10 @@ impl Pacer {
         };
         tokio::time::sleep_until(at).await;
     }
+}
+
+fn interval(rate: Limit<Rate>) -> Option<Duration> {
+    rate.number().map(Rate::interval)
 }
 
 /// Compares how long one run's answers take with how long they took when the run began, and notices when none come.

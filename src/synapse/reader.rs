@@ -7,6 +7,7 @@ use serde::de::DeserializeOwned;
 use tokio::sync::OnceCell;
 use tokio_util::sync::CancellationToken;
 
+use super::address::Address;
 use super::error::Error;
 use super::pace::{Silence, Watch};
 use super::probe::Identity;
@@ -30,6 +31,11 @@ impl Reader {
     /// The name that the config gives the homeserver.
     pub fn homeserver(&self) -> &str {
         &self.transport.name
+    }
+
+    /// What the homeserver's limits belong to.
+    pub fn address(&self) -> &Address {
+        &self.transport.address
     }
 
     /// Whether media lives in object storage, where Synapse deletes nothing.

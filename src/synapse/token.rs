@@ -23,6 +23,7 @@ struct Last {
 
 /// No token is longer, and no proxy takes a longer header.
 const LONGEST: usize = 8 * 1024;
+const UNREADABLE: &str = "is empty or cannot be read";
 
 impl Token {
     pub fn inline(text: SecretString) -> Self {
@@ -30,8 +31,13 @@ impl Token {
     }
 
     /// A token that was read from `file` a moment ago.
+    ///
+    /// No warning is logged where root read it and has become a user who may not: the command that did so knows.
     pub fn from_file(file: PathBuf, text: SecretString) -> Self {
-        Self { file: Some(file), last: Mutex::new(Last { text, problem: None }) }
+        let problem = File::open(&file)
+            .is_err_and(|error| error.kind() == std::io::ErrorKind::PermissionDenied)
+            .then_some(UNREADABLE);
+        Self { file: Some(file), last: Mutex::new(Last { text, problem }) }
     }
 
     /// The token as it is now; the last good one while its file holds none, as in the middle of a rotation.
@@ -75,7 +81,6 @@ impl Token {
 
 /// Reads a token that can go into a header: visible ASCII characters and nothing else.
 fn read(file: &Path) -> Result<SecretString, &'static str> {
-    const UNREADABLE: &str = "is empty or cannot be read";
     let mut bytes = Vec::new();
     // One byte more than the longest token and its newline shows that there is more.
     File::open(file)

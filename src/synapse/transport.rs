@@ -7,14 +7,13 @@ use reqwest::{Method, StatusCode, Url, header};
 use secrecy::ExposeSecret;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
-use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::address::Address;
 use super::error::{self, Cause, Error};
-use super::pace::{Pacer, Watch, unless};
+use super::pace::{Limits, Watch, unless};
 use super::token::Token;
-use crate::keys::{Limit, Rate};
 use crate::length::Length;
 use crate::size::Size;
 
@@ -27,9 +26,8 @@ pub struct Settings {
     pub token: Token,
     /// PEM certificates to trust besides the system's.
     pub ca: Option<Vec<u8>>,
-    pub max_concurrent_requests: u32,
-    pub max_requests_per_second: Limit<Rate>,
-    pub max_joins_per_second: Limit<Rate>,
+    /// Shared by all transports to one address.
+    pub limits: Arc<Limits>,
     pub request_timeout: Duration,
     /// Whether media lives in object storage, where Synapse deletes nothing.
     pub media_in_object_storage: bool,
@@ -52,13 +50,12 @@ pub struct Answered {
 /// A connection pool to one homeserver with its limits, shared by all runs on it.
 pub struct Transport {
     pub name: String,
+    pub address: Address,
     http: reqwest::Client,
     url: Url,
     media_url: Url,
     token: Token,
-    places: Semaphore,
-    requests: Pacer,
-    joins: Pacer,
+    limits: Arc<Limits>,
     request_timeout: Duration,
     pub(super) media_in_object_storage: bool,
     observer: Observer,
@@ -211,13 +208,12 @@ impl Transport {
             .map_err(|error| format!("cannot set up TLS: {}", with_sources(&error)))?;
         Ok(Self {
             name: settings.name,
+            address: Address::of(&settings.url),
             http,
             media_url: settings.media_url.unwrap_or_else(|| settings.url.clone()),
             url: settings.url,
             token: settings.token,
-            places: Semaphore::new(settings.max_concurrent_requests as usize),
-            requests: Pacer::new(settings.max_requests_per_second),
-            joins: Pacer::new(settings.max_joins_per_second),
+            limits: settings.limits,
             request_timeout: settings.request_timeout,
             media_in_object_storage: settings.media_in_object_storage,
             observer,
@@ -230,7 +226,7 @@ impl Transport {
 
     /// Waits for a turn among all joins to this homeserver.
     pub(super) async fn join_turn(&self) {
-        self.joins.wait(1).await;
+        self.limits.joins.wait(1).await;
     }
 
     /// Sends a call until it is answered or may not be sent again; an error status is an error.
@@ -324,11 +320,11 @@ impl Transport {
         loop {
             let token = self.token.current();
             let turn = async {
-                let place = self.places.acquire().await;
+                let place = self.limits.places.semaphore().acquire().await;
                 let each = if watch.is_slow() { 2 } else { 1 };
                 match turns {
-                    Turn::Own => self.requests.wait(each).await,
-                    Turn::WithNext => self.requests.wait(2 * each).await,
+                    Turn::Own => self.limits.requests.wait(each).await,
+                    Turn::WithNext => self.limits.requests.wait(2 * each).await,
                     Turn::Taken => {}
                 }
                 place
@@ -706,6 +702,8 @@ impl Base {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::keys::Limit;
+    use crate::synapse::LimitValues;
 
     #[tokio::test]
     async fn a_request_that_cannot_be_built_was_not_sent() {
@@ -715,9 +713,11 @@ mod tests {
             media_url: None,
             token: Token::inline("to\u{1}ken".into()),
             ca: None,
-            max_concurrent_requests: 1,
-            max_requests_per_second: Limit::Unlimited,
-            max_joins_per_second: Limit::Unlimited,
+            limits: Arc::new(Limits::new(LimitValues {
+                max_concurrent_requests: 1,
+                max_requests_per_second: Limit::Unlimited,
+                max_joins_per_second: Limit::Unlimited,
+            })),
             request_timeout: Duration::from_mins(1),
             media_in_object_storage: false,
         };

@@ -90,6 +90,6 @@ fn edit(program: &Program, from: &str, to: &str) {
     program.write("microglia.toml", &config.replace(from, to));
 }
 
-async fn until_log(daemon: &Daemon, text: &str) {
+pub async fn until_log(daemon: &Daemon, text: &str) {
     crate::program::until(text, 30, async || daemon.log().contains(text)).await;
 }

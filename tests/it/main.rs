@@ -11,5 +11,7 @@ mod escaping;
 mod fake;
 mod homeserver;
 mod jobs;
+mod limits;
 mod program;
+mod state_dir;
 mod transport;
