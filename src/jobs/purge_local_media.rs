@@ -8,7 +8,7 @@ use futures_util::future::BoxFuture;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use serde_json::Value;
 
-use super::steps::Step;
+use super::steps::{Call, Step};
 use crate::age::{Age, Moment};
 use crate::change::{Change, Fact, Lane, Made, Plan, Store, Topic, Walk, Work};
 use crate::clock::{Timestamp, spoken};
@@ -34,7 +34,7 @@ keys! {
         pub larger_than: Size = "\"0B\"",
         /// Keeps the avatars of users and rooms, and every file that was a user's avatar in some room; not a room's former avatars.
         pub keep_avatars: bool = "true",
-        /// The most files of one call to Synapse: batches start at 200 and double or halve so that a call takes 5 to 20 s.
+        /// The most files of one call to Synapse. Batches start at 200 files and grow while a call takes less than about 10 s, or while most of its time does not depend on their size; they shrink when calls take more than 20 s, never below 200.
         pub batch_files: u32 = "20000",
         /// Where the homeserver keeps its media in object storage: deletes the entries although Synapse never deletes the objects.
         pub orphan_objects: bool = "false",
@@ -103,11 +103,8 @@ impl Job for PurgeLocalMedia {
             kept: found.kept.into(),
             next: 0,
             end: None,
-            step: Step {
-                size: i64::from(self.batch_files.min(FIRST_BATCH)),
-                least: 1,
-                most: i64::from(self.batch_files),
-            },
+            sent: 0,
+            step: Step::new(FIRST_BATCH, FIRST_BATCH, i64::from(self.batch_files)),
             larger_than: self.larger_than,
             keep_avatars: self.keep_avatars,
         }));
@@ -115,7 +112,8 @@ impl Job for PurgeLocalMedia {
     }
 }
 
-const FIRST_BATCH: u32 = 200;
+/// Files of the first call, and of every later one at least: smaller calls would hardly be faster.
+const FIRST_BATCH: i64 = 200;
 /// Accounts of the sample.
 const SAMPLE: usize = 10;
 
@@ -215,6 +213,8 @@ struct Candidates {
     next: usize,
     /// Where `at_most` ends the walk.
     end: Option<usize>,
+    /// Files of the last call.
+    sent: i64,
     step: Step,
     larger_than: Size,
     keep_avatars: bool,
@@ -268,6 +268,7 @@ impl Walk for Candidates {
         if start >= end {
             return None;
         }
+        let last = last.map(|took| Call { size: self.sent, took });
         let size = usize::try_from(self.step.next(last)).unwrap_or(1);
         let mut stop = self.parting((start + size).min(end));
         if stop <= start {
@@ -275,6 +276,7 @@ impl Walk for Candidates {
             stop = (start + 1..=end).find(|stop| self.parting(*stop) == *stop).unwrap_or(end);
         }
         self.next = stop;
+        self.sent = i64::try_from(stop - start).unwrap_or(i64::MAX);
         let before_ms = self.files.get(stop).map_or(self.until_ms, |first_kept| first_kept.used_ms);
         Some(Box::new(Batch {
             before_ms,
@@ -400,13 +402,14 @@ mod tests {
             .enumerate()
             .map(|(index, ms)| Candidate { used_ms: *ms, bytes: 1, id: format!("f{index}").into() })
             .collect();
-        let step = Step { size: batch, least: 1, most: batch };
+        let step = Step::new(batch, 1, batch);
         Candidates {
             until_ms: 1000,
             files: files.into(),
             kept: Arc::default(),
             next: 0,
             end: None,
+            sent: 0,
             step,
             larger_than: Size(0),
             keep_avatars: true,

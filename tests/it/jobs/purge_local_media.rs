@@ -290,11 +290,11 @@ async fn files_in_object_storage_are_purged_only_where_the_job_says_so() {
 }
 
 #[tokio::test]
-async fn a_batch_is_twice_the_last_one_until_a_call_takes_five_seconds() {
+async fn a_batch_is_twice_the_last_one_until_a_call_takes_long_enough() {
     let (fake, program) = fake_with_old_files(1400, "max_changes = 1400\n");
     let time_per_file = |ms| fake.world(|world| world.time_per_file = Duration::from_millis(ms));
     let load = async {
-        for (calls, ms) in [(0, 1), (1, 13), (2, 1)] {
+        for (calls, ms) in [(0, 1), (1, 26), (2, 1)] {
             until("the call", 20, || async { fake.count("POST", DELETE) == calls }).await;
             time_per_file(ms);
         }
