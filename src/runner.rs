@@ -26,6 +26,7 @@ use crate::job::{Context, Failure, Memory};
 use crate::keys::Limit;
 use crate::length::spoken;
 use crate::report::{ChangeRecord, Event, Mode, Outcome, Report, State, Trigger};
+use crate::schedule::Window;
 use crate::state_dir::StateDir;
 use crate::synapse::{self, Reader, Transport};
 
@@ -44,10 +45,19 @@ pub struct Runner {
 pub struct Order {
     pub mode: Mode,
     pub max_changes: Limit<u32>,
+    pub window: WindowRule,
     pub trigger: Trigger,
     pub scheduled_for: Option<Timestamp>,
     /// Attempts of the interrupted run that this one goes on with.
     pub attempts_made: u32,
+}
+
+/// Whether a run keeps to its job's window.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WindowRule {
+    Keep,
+    /// A person who started the run lifted the window for it.
+    Ignore,
 }
 
 /// A homeserver as runs use it.
@@ -120,10 +130,16 @@ impl Order {
         Self {
             mode: spec.common.mode,
             max_changes: spec.common.max_changes,
+            window: WindowRule::Keep,
             trigger: Trigger::Manual,
             scheduled_for: None,
             attempts_made: 0,
         }
+    }
+
+    /// The job's window, where the run keeps to it.
+    fn window_of(&self, spec: &JobSpec) -> Option<Window> {
+        spec.common.window.filter(|_| self.window == WindowRule::Keep)
     }
 }
 
@@ -243,7 +259,7 @@ impl Runner {
             reader: Reader::new(Arc::clone(&place.transport), self.clock.clone()),
             stop,
             deadline: Instant::now() + spec.common.time_limit.0,
-            window_end: spec.common.window.map(|window| window.end_after(started_at, spec.zone)),
+            window_end: order.window_of(spec).map(|window| window.end_after(started_at, spec.zone)),
             tell: Arc::clone(&tell),
             concurrency: place.max_concurrent_requests as usize,
             report: Mutex::new(report),
@@ -422,11 +438,11 @@ impl Run<'_> {
     }
 
     fn outside_window(&self, at: Timestamp) -> Option<String> {
-        let window = self.spec.common.window?;
+        let window = self.order.window_of(self.spec)?;
         let now = self.runner.clock.now();
         (self.order.mode == Mode::Apply && !window.contains(now, self.spec.zone)).then(|| {
             let opens = window.start_after(at, self.spec.zone).with_timezone(&self.spec.zone.0);
-            format!("it is outside the job's window {window}, which opens at {}; a dry run may look at any time", opens.format("%Y-%m-%d %H:%M %Z"))
+            format!("it is outside the job's window {window}, which opens at {}; a dry run may look at any time, and `--ignore-window` lifts that once", opens.format("%Y-%m-%d %H:%M %Z"))
         })
     }
 

@@ -61,10 +61,10 @@ fn ended(report: &Report) {
         .map(|bytes| format!(", {} freed", Size(bytes)))
         .unwrap_or_default();
     let message = report.message.as_ref().map(|message| format!(": {message}")).unwrap_or_default();
-    let dry = if *mode == Mode::DryRun && outcome == Outcome::Succeeded {
-        "; a dry run, nothing was changed: mode = \"apply\" makes the changes"
-    } else {
-        ""
+    let dry = match report.planned {
+        _ if *mode != Mode::DryRun || outcome != Outcome::Succeeded => "",
+        Some(0) => "; a dry run, and there is nothing to change",
+        _ => "; a dry run, nothing was changed: mode = \"apply\" makes the changes",
     };
     let text = format!(
         "{job}: run {run} {outcome} after {} ({planned}{done} done, {failed} failed, {skipped} skipped, {remaining} remaining{bytes}){message}{dry}",

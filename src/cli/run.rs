@@ -10,19 +10,20 @@ use super::progress::Progress;
 use super::remote::unexpected;
 use super::runs::{changes, summary};
 use super::{Ended, load, load_without_secrets, log, print, print_json, say};
-use crate::clock::Clock;
+use crate::clock::{Clock, Timestamp};
 use crate::config::{Config, JobSpec};
 use crate::control::{Connection, Request, Response};
 use crate::history::History;
 use crate::keys::Limit;
 use crate::report::{Event, Mode, Outcome, Report};
-use crate::runner::{Order, Place, Places, Runner, Settle, Stop};
+use crate::runner::{Order, Place, Places, Runner, Settle, Stop, WindowRule};
 use crate::state_dir::StateDir;
 use crate::supervisor::{Asked, Refusal};
 use crate::synapse::Transport;
 use crate::words::not_one_of;
 
 #[derive(Debug, clap::Args)]
+#[expect(clippy::struct_excessive_bools, reason = "flags of the command line")]
 pub(super) struct Options {
     /// The job's name.
     job: String,
@@ -35,6 +36,9 @@ pub(super) struct Options {
     /// Allows a plan of so many things this once.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     max_changes: Option<u32>,
+    /// Runs outside the job's window, and beyond its end, this once.
+    #[arg(long)]
+    ignore_window: bool,
     /// Prints the report as one JSON document.
     #[arg(long)]
     json: bool,
@@ -73,6 +77,7 @@ pub(super) async fn run(path: &Path, options: &Options) -> Result<(), Ended> {
             (false, false) => spec.common.mode,
         },
         max_changes: options.max_changes.map_or(spec.common.max_changes, Limit::Of),
+        window: if options.ignore_window { WindowRule::Ignore } else { WindowRule::Keep },
         ..Order::manual(spec)
     };
     let report = match connection {
@@ -82,7 +87,7 @@ pub(super) async fn run(path: &Path, options: &Options) -> Result<(), Ended> {
     if options.json {
         print_json(&report)?;
     } else {
-        print(&shown(&report, spec, options))?;
+        print(&shown(&report, spec, options, clock.now()))?;
     }
     match report.outcome {
         Some(Outcome::Succeeded) => Ok(()),
@@ -132,7 +137,12 @@ async fn in_daemon(
         .homeservers
         .get(&spec.homeserver)
         .map(|homeserver| spec.fingerprint(homeserver.fingerprint()));
-    let asked = Asked { mode, max_changes: options.max_changes, fingerprint };
+    let asked = Asked {
+        mode,
+        max_changes: options.max_changes,
+        ignore_window: options.ignore_window,
+        fingerprint,
+    };
     connection.ask(&Request::Run { job: spec.name.clone(), asked }).await?;
     let progress = Progress::new();
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -247,21 +257,37 @@ async fn stopped_by_signals(stop: Stop, job: String) {
     stop.now(Outcome::Cancelled);
 }
 
-fn shown(report: &Report, spec: &JobSpec, options: &Options) -> String {
+fn shown(report: &Report, spec: &JobSpec, options: &Options, now: Timestamp) -> String {
     let mut text = summary(report, spec.zone.0);
     text.push_str(&changes(report, SHOWN));
     if report.mode == Mode::DryRun && report.outcome == Some(Outcome::Succeeded) {
-        let more =
-            options.max_changes.map(|most| format!(" --max-changes {most}")).unwrap_or_default();
-        text.push_str(&format!(
-            "Nothing was changed. To make these changes now: microglia run {}{more} --apply",
-            spec.name
-        ));
-        text.push_str(if spec.common.mode == Mode::DryRun {
-            "; on schedule: set mode = \"apply\" in the job\n"
-        } else {
-            "\n"
-        });
+        text.push_str(&advice(report, spec, options, now));
     }
     text
+}
+
+/// What to do after a dry run that succeeded.
+fn advice(report: &Report, spec: &JobSpec, options: &Options, now: Timestamp) -> String {
+    if report.planned == Some(0) {
+        return "Nothing was changed, and there is nothing to change.\n".to_owned();
+    }
+    let mut flags =
+        options.max_changes.map(|most| format!(" --max-changes {most}")).unwrap_or_default();
+    let mut advice = "Nothing was changed.".to_owned();
+    flags.push_str(" --apply");
+    if let Some(window) = spec.common.window.filter(|_| spec.is_outside_window(now)) {
+        let opens = window.start_after(now, spec.zone).with_timezone(&spec.zone.0);
+        advice.push_str(&format!(
+            " The job's window {window} opens at {}.",
+            opens.format("%Y-%m-%d %H:%M %Z")
+        ));
+        flags.push_str(" --ignore-window");
+    }
+    advice.push_str(&format!(" To make these changes now: microglia run {}{flags}", spec.name));
+    advice.push_str(if spec.common.mode == Mode::DryRun {
+        "; on schedule: set mode = \"apply\" in the job\n"
+    } else {
+        "\n"
+    });
+    advice
 }

@@ -11,4 +11,5 @@ mod fake;
 mod homeserver;
 mod jobs;
 mod program;
+mod run;
 mod transport;

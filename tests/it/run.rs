@@ -1,0 +1,82 @@
+//! What a run by hand reports, and what it advises.
+
+use chrono::TimeDelta;
+use microglia::clock::Clock;
+use serde_json::{Value, json};
+
+use crate::fake::{Fake, TOKEN, User};
+use crate::program::{Program, figures, until};
+
+/// A homeserver whose accounts hold this many ids of `saml`, one each.
+fn with_ids(count: usize) -> Fake {
+    let fake = Fake::start();
+    fake.world(|world| world.users(count, |i| User::default().external("saml", &i.to_string())));
+    fake
+}
+
+fn sweep(keys: &str) -> String {
+    format!(
+        "[jobs.sweep]\nkind = \"remove-external-ids\"\nproviders = [\"saml\"]\naccounts = \"all\"\n{keys}\n"
+    )
+}
+
+/// A window that opens in two hours, for an hour.
+fn closed_window() -> String {
+    let at = |hours| (Clock::system().now() + TimeDelta::hours(hours)).format("%H:%M");
+    format!("window = \"{}-{}\"", at(2), at(3))
+}
+
+#[tokio::test]
+async fn a_dry_run_advises_only_what_would_work() {
+    let fake = with_ids(2);
+    let program = Program::new(&fake.url(), TOKEN, &sweep(&closed_window()));
+    let looked = program.run(&["run", "sweep", "--dry-run"]).await.stdout;
+    let advice = looked.lines().last().unwrap();
+    assert!(
+        advice.contains("opens at ")
+            && advice.contains(": microglia run sweep --apply --ignore-window"),
+        "{looked}"
+    );
+    let refused = program.run(&["run", "sweep", "--apply"]).await;
+    assert!(
+        refused.code == 1 && refused.stdout.contains("`--ignore-window` lifts that once"),
+        "{refused:?}"
+    );
+    assert_eq!(fake.count("PUT", "/"), 0);
+    let made = program.run(&["run", "sweep", "--apply", "--ignore-window", "--json"]).await;
+    let report = serde_json::from_str(&made.stdout).unwrap();
+    assert_eq!(figures(&report), "succeeded: 2/2/0/0/0");
+    let nothing = program.run(&["run", "sweep", "--dry-run"]).await;
+    assert!(!nothing.stdout.contains("--apply"), "{nothing:?}");
+    assert_eq!(
+        nothing.stdout.lines().last(),
+        Some("Nothing was changed, and there is nothing to change.")
+    );
+}
+
+#[tokio::test]
+async fn the_daemon_ignores_the_window_for_one_run_where_it_is_asked_to() {
+    let fake = with_ids(2);
+    let program = Program::new(&fake.url(), TOKEN, &sweep(&closed_window()));
+    let config = program.read("microglia.toml");
+    program.write(
+        "microglia.toml",
+        &config.replace("[daemon]\n", "[daemon]\nadmin_token_file = \"admin\"\n"),
+    );
+    program.write("admin", "secret");
+    let daemon = program.serve().await;
+    assert_eq!(program.apply("sweep").await["outcome"], "refused");
+    let made = program.json(&["run", "sweep", "--apply", "--ignore-window", "--json"]).await;
+    assert_eq!(figures(&made), "succeeded: 2/2/0/0/0");
+    let ask = "/api/v1/jobs/sweep/run";
+    let mut outcomes = Vec::new();
+    for body in [r#"{"mode": "apply", "ignore_window": true}"#, r#"{"mode": "apply"}"#] {
+        let (status, answer) = daemon.post(ask, "secret", body).await;
+        assert_eq!(status, 202, "{answer}");
+        let runs = outcomes.len() + 3;
+        until("the run's end", 20, async || program.ended("sweep").await.len() == runs).await;
+        outcomes.push(program.ended("sweep").await.pop().unwrap());
+    }
+    assert_eq!(outcomes, ["manual succeeded", "manual refused"]);
+    daemon.stop().await;
+}
