@@ -85,7 +85,7 @@ keys! {
         pub max_changes: Limit<u32> = "1000",
         /// The run makes the first of its plan, so many things, and leaves the rest for the next run.
         pub at_most: Option<u32>,
-        /// Hours of the day: a run starts only inside and stops at the end between two changes; `run --ignore-window` lifts it once.
+        /// Hours of the day: a run starts only inside and stops at the end between two changes.
         pub window: Option<Window>,
         /// How long a run may take, all attempts together.
         pub time_limit: Length = "\"1h\"",

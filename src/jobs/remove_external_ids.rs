@@ -17,7 +17,7 @@ use crate::keys::{Key, Mistake, Table, Value as ConfigValue, wrong_type};
 use crate::report::Action;
 use crate::synapse::{self, Cause, ExternalId, Reader, User, Version, Writer};
 use crate::words;
-use crate::words::{grouped, not_one_of};
+use crate::words::{counted, grouped, not_one_of};
 
 keys! {
     pub struct Keys {
@@ -94,18 +94,23 @@ impl Job for RemoveExternalIds {
     }
 
     async fn plan(&self, context: &Context<'_>, plan: &mut Plan) -> Result<(), Failure> {
-        let own = context.identity().await?.account.name.clone();
+        let account = &context.identity().await?.account;
+        let own = account.name.clone();
         let mut seen = Seen {
             users: Matched::default(),
             unmatched: self.choice.external_ids.iter().collect(),
             held: BTreeMap::new(),
+            unread: 0,
             last_ones: 0,
         };
+        seen.hold(account, false);
         let (mut changes, mut read, mut total, mut broken) = (Vec::new(), 0, 0, 0);
         let mut pages = std::pin::pin!(context.reader.user_pages());
         while let Some(page) = pages.next().await {
             let (rows, all) = page?;
             (total, read) = (all, read + rows.len() as u64);
+            // The own account was read to begin with.
+            seen.unread += rows.iter().filter(|row| row.name != own).count() as u64;
             let rows: Vec<_> = rows
                 .into_iter()
                 .filter(|row| {
@@ -126,7 +131,10 @@ impl Job for RemoveExternalIds {
                 done += 1;
                 context.reading("accounts", done, total);
                 let user = match user {
-                    Err(error) if error.is_not_found() => continue,
+                    Err(error) if error.is_not_found() => {
+                        seen.unread -= 1;
+                        continue;
+                    }
                     Err(error) if broken < BROKEN && is_about_account(&error) => {
                         broken += 1;
                         plan.problem(Action::RemoveExternalId, &user_id, error.words());
@@ -135,6 +143,7 @@ impl Job for RemoveExternalIds {
                     user => user?,
                 };
                 broken = 0;
+                seen.unread -= 1;
                 let (gone, left) = self.choice.split(&user);
                 seen.look(&user, &self.choice, &gone, &left);
                 if !gone.is_empty() {
@@ -155,7 +164,7 @@ impl Job for RemoveExternalIds {
 
 impl RemoveExternalIds {
     fn note(&self, plan: &mut Plan, seen: &Seen<'_>) {
-        let Seen { users, unmatched: unmatched_ids, held, last_ones } = seen;
+        let Seen { users, unmatched: unmatched_ids, held: _, unread: _, last_ones } = seen;
         if *last_ones > 0 {
             let are = match last_ones {
                 1 => "is the only one of an active account, which then needs",
@@ -171,18 +180,9 @@ impl RemoveExternalIds {
             .providers
             .iter()
             .map(|provider| provider.0.as_str())
-            .filter(|provider| !held.contains_key(*provider))
+            .filter(|provider| seen.held.get(*provider).is_none_or(|held| held.selected == 0))
             .collect();
-        if !missing.is_empty() {
-            let names: Vec<String> = missing.iter().map(|name| format!("`{name}`")).collect();
-            let others: Vec<String> = held
-                .iter()
-                .map(|(provider, count)| format!("`{provider}` {}", grouped(*count)))
-                .collect();
-            let others =
-                if others.is_empty() { "no provider at all".to_owned() } else { others.join(", ") };
-            plan.notes.push(format!("{} held by nobody; seen: {others}", names.join(", ")));
-        }
+        plan.notes.extend(seen.missing(&missing));
         if missing.len() < self.choice.providers.len() {
             for glob in unmatched_ids {
                 plan.notes.push(format!("`{}` matched no id of these providers", glob.text));
@@ -207,16 +207,28 @@ struct Seen<'a> {
     users: Matched,
     /// The globs over external ids that matched none so far.
     unmatched: Vec<&'a Glob>,
-    /// How many ids each provider has.
-    held: BTreeMap<String, u64>,
+    /// Who holds ids of each provider.
+    held: BTreeMap<String, Holders>,
+    /// Accounts that were only seen in the list, which shows no ids.
+    unread: u64,
     /// Ids that go and leave an active account without any.
     last_ones: u64,
 }
 
+/// Who holds ids of a provider, among the accounts that were read.
+#[derive(Debug, Default)]
+struct Holders {
+    ids: u64,
+    /// Accounts that the job is about.
+    selected: u64,
+    /// All other accounts.
+    others: u64,
+}
+
 impl Seen<'_> {
     fn look(&mut self, user: &User, choice: &Choice, gone: &[ExternalId], left: &[ExternalId]) {
+        self.hold(user, choice.selects(user));
         for id in &user.external_ids {
-            *self.held.entry(id.auth_provider.clone()).or_default() += 1;
             if choice.is_of_providers(id) {
                 self.unmatched.retain(|glob| !glob.matches(&id.external_id));
             }
@@ -225,6 +237,59 @@ impl Seen<'_> {
             self.last_ones += gone.len() as u64;
         }
     }
+
+    /// Counts the ids of an account that was read.
+    fn hold(&mut self, user: &User, selected: bool) {
+        let mut counted: Vec<&str> = Vec::new();
+        for ExternalId { auth_provider, .. } in &user.external_ids {
+            let held = self.held.entry(auth_provider.clone()).or_default();
+            held.ids += 1;
+            if !counted.contains(&auth_provider.as_str()) {
+                counted.push(auth_provider);
+                *(if selected { &mut held.selected } else { &mut held.others }) += 1;
+            }
+        }
+    }
+
+    /// Says of providers that no selected account holds no more than what was read.
+    fn missing(&self, missing: &[&str]) -> Vec<String> {
+        let (mut notes, mut unheld) = (Vec::new(), Vec::new());
+        for provider in missing {
+            match self.held.get(*provider) {
+                Some(Holders { others, .. }) => notes.push(format!(
+                    "`{provider}` held by no selected account; {}{} {} it",
+                    if self.unread > 0 { "at least " } else { "" },
+                    counted(*others, "other account", "other accounts"),
+                    if *others == 1 { "holds" } else { "hold" }
+                )),
+                None => unheld.push(format!("`{provider}`")),
+            }
+        }
+        if !unheld.is_empty() {
+            notes.push(match self.unread {
+                0 => format!("{} held by nobody", unheld.join(", ")),
+                unread => format!(
+                    "{} held by no selected account; {} outside the selection {} not read",
+                    unheld.join(", "),
+                    counted(unread, "account", "accounts"),
+                    if unread == 1 { "was" } else { "were" }
+                ),
+            });
+        }
+        if !missing.is_empty() {
+            let all: Vec<String> = self
+                .held
+                .iter()
+                .map(|(provider, held)| format!("`{provider}` {}", grouped(held.ids)))
+                .collect();
+            notes.push(if all.is_empty() {
+                "seen: no provider at all".to_owned()
+            } else {
+                format!("seen: {}", all.join(", "))
+            });
+        }
+        notes
+    }
 }
 
 impl Choice {
@@ -232,9 +297,14 @@ impl Choice {
         self.providers.iter().any(|provider| provider.0 == id.auth_provider)
     }
 
+    /// Whether the account is one that the job is about, as far as it alone tells.
+    fn selects(&self, user: &User) -> bool {
+        self.accounts.hold(Class::of(user)) && (self.include_admins || !user.admin)
+    }
+
     /// The ids to remove and the ids to keep, as the account is now; nothing to remove where it is not meant (any more).
     fn split(&self, user: &User) -> (Vec<ExternalId>, Vec<ExternalId>) {
-        if !self.accounts.hold(Class::of(user)) || (user.admin && !self.include_admins) {
+        if !self.selects(user) {
             return (Vec::new(), user.external_ids.clone());
         }
         let (gone, left): (Vec<_>, Vec<_>) = user.external_ids.iter().cloned().partition(|id| {

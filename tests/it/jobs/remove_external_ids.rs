@@ -366,13 +366,46 @@ async fn a_plan_says_who_would_lose_the_only_id_and_what_matched_nothing() {
     `@nobody:fake.test` matched no account;
     `@*:other.test` matched no account
     ");
-    insta::assert_snapshot!(message(&program.dry_run("own").await), @"`oidc-old` held by nobody; seen: no provider at all");
+    insta::assert_snapshot!(message(&program.dry_run("own").await), @"`oidc-old` held by no selected account; 816 accounts outside the selection were not read; seen: no provider at all");
     let kept = program.dry_run("keep").await;
     assert_eq!(
         (message(&kept), targets(&kept)),
         ("none", vec!["@alice:fake.test -> oidc-old:a1", "@dora:fake.test -> oidc-old:dora"])
     );
     assert_eq!(fake.count("PUT", "/"), 0);
+}
+
+#[tokio::test]
+async fn a_provider_that_no_selected_account_holds_is_told_from_one_that_nobody_holds() {
+    let fake = fake_with(&["bob"]);
+    fake.world(|world| {
+        for name in ["x", "y", "z"] {
+            *world.user(&format!("@{name}:fake.test")) = old(name).external("oidc-google", name);
+            world.user(&format!("@{name}:fake.test")).suspended = true;
+        }
+        *world.user("@gone:fake.test") = User::default().external("saml", "gone");
+        world.user("@gone:fake.test").deactivated = true;
+    });
+    let of = |name: &str, accounts: &str, provider: &str| {
+        job(name, &format!("accounts = \"{accounts}\"\nproviders = [\"{provider}\"]"))
+    };
+    let jobs = [
+        of("unread", "deactivated", "oidc-google"),
+        of("read", "active", "oidc-google"),
+        of("nobody", "all", "cas"),
+        of("held", "deactivated", "saml"),
+    ];
+    let program = Program::new(&fake.url(), TOKEN, &jobs.concat());
+    let mut messages = Vec::new();
+    for name in ["unread", "read", "nobody", "held"] {
+        messages.push(message(&program.dry_run(name).await).to_owned());
+    }
+    insta::assert_snapshot!(messages.join("\n"), @"
+    `oidc-google` held by no selected account; 4 accounts outside the selection were not read; seen: `saml` 1
+    `oidc-google` held by no selected account; at least 3 other accounts hold it; seen: `oidc-google` 3, `oidc-old` 4
+    `cas` held by nobody; seen: `oidc-google` 3, `oidc-old` 4, `saml` 1
+    none
+    ");
 }
 
 #[tokio::test]
