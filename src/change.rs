@@ -166,6 +166,16 @@ pub trait Walk: Debug + Send + Sync {
     /// Leaves all but the first `most` things; answers how many it keeps, never more than `most`.
     fn keep(&mut self, most: u64) -> u64;
 
+    /// Bytes of what is left; `None` where that cannot be known.
+    fn bytes(&self) -> Option<u64> {
+        None
+    }
+
+    /// The accounts with the most bytes of what is left.
+    fn sample(&self) -> Vec<Share> {
+        Vec::new()
+    }
+
     /// The next change, sized by how long the last one took.
     fn next(&mut self, last: Option<Duration>) -> Option<Box<dyn Change>>;
 }
@@ -204,7 +214,11 @@ impl Plan {
                 changes.truncate(length);
                 kept
             }
-            Work::Walk(walk) => walk.keep(most),
+            Work::Walk(walk) => {
+                let kept = walk.keep(most);
+                (self.bytes, self.sample) = (walk.bytes(), walk.sample());
+                kept
+            }
         }
     }
 

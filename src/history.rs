@@ -527,7 +527,7 @@ impl History {
             let sql = format!(
                 "UPDATE runs SET outcome = 'interrupted', finished_at = $2, message = 'the program ended while this run was at work', \
                  done = {done}, failed = {failed}, skipped = {skipped}, \
-                 remaining = COALESCE(MAX(planned - {done} - {failed} - {skipped}, 0), {}), \
+                 remaining = remaining + COALESCE(MAX(planned - {done} - {failed} - {skipped}, 0), {}), \
                  bytes_freed = bytes_freed - bytes_freed + (SELECT COALESCE(SUM(bytes), 0) FROM files WHERE run = $1) WHERE id = $1",
                 counted(State::Planned),
             );

@@ -159,6 +159,8 @@ struct Run<'a> {
     notes: Mutex<Vec<String>>,
     /// Whether some target could be read and needs nothing.
     some_fine: AtomicBool,
+    /// Items that `at_most` left out of the last plan.
+    left_by_at_most: AtomicU64,
     /// Targets of the last plan that could not be worked on.
     problems: AtomicU64,
     /// Whether a plan passed the guards.
@@ -265,6 +267,7 @@ impl Runner {
             report: Mutex::new(report),
             notes: Mutex::default(),
             some_fine: AtomicBool::new(false),
+            left_by_at_most: AtomicU64::new(0),
             problems: AtomicU64::new(0),
             judged: AtomicBool::new(false),
             lost: Mutex::default(),

@@ -96,10 +96,10 @@ impl Job for PurgeLocalMedia {
         }
         let mut files = found.files;
         files.sort_unstable_by(|a, b| (a.used_ms, &a.id).cmp(&(b.used_ms, &b.id)));
-        plan.bytes = Some(files.iter().map(|file| file.bytes).sum());
-        plan.work = Work::Walk(Box::new(Candidates {
+        let candidates = Candidates {
             until_ms: before.timestamp_millis(),
             files: files.into(),
+            owners: found.owners,
             kept: found.kept.into(),
             next: 0,
             end: None,
@@ -107,7 +107,9 @@ impl Job for PurgeLocalMedia {
             step: Step::new(FIRST_BATCH, FIRST_BATCH, i64::from(self.batch_files)),
             larger_than: self.larger_than,
             keep_avatars: self.keep_avatars,
-        }));
+        };
+        (plan.bytes, plan.sample) = (candidates.bytes(), candidates.sample());
+        plan.work = Work::Walk(Box::new(candidates));
         Ok(())
     }
 }
@@ -119,6 +121,8 @@ const SAMPLE: usize = 10;
 
 struct Found {
     files: Vec<Candidate>,
+    /// The accounts that the files belong to.
+    owners: Vec<Box<str>>,
     /// Left out because Synapse kept them before.
     kept: Vec<Candidate>,
 }
@@ -129,6 +133,8 @@ struct Candidate {
     used_ms: i64,
     bytes: u64,
     id: Box<str>,
+    /// Its place among the owners.
+    owner: u32,
 }
 
 impl PurgeLocalMedia {
@@ -142,8 +148,8 @@ impl PurgeLocalMedia {
         // A file is older than its last access: only who uploaded before the moment can have candidates.
         let owners = context.reader.media_owners(Some(before)).await?;
         let total: u64 = owners.iter().map(|owner| owner.media_count).sum();
-        let (mut found, mut read, mut shares, mut unlisted) =
-            (Found { files: Vec::new(), kept: Vec::new() }, 0, Vec::new(), 0);
+        let mut found = Found { files: Vec::new(), owners: Vec::new(), kept: Vec::new() };
+        let (mut read, mut unlisted) = (0, 0);
         let mut lists = stream::iter(owners)
             .map(|owner| async move {
                 let Some(user_id) = owner.user_id else {
@@ -164,27 +170,23 @@ impl PurgeLocalMedia {
                 unlisted += count;
                 continue;
             };
-            let mut share = Share { user_id, files: 0, bytes: 0 };
+            let owner = u32::try_from(found.owners.len()).unwrap_or(u32::MAX);
+            let before_it = found.files.len() + found.kept.len();
             for file in files.iter().filter(|file| self.would_go(file, before)) {
                 let bytes = file.media_length.unwrap_or(0);
-                let candidate =
-                    Candidate { used_ms: file.used_ms(), bytes, id: file.media_id.as_str().into() };
+                let id = file.media_id.as_str().into();
+                let candidate = Candidate { used_ms: file.used_ms(), bytes, id, owner };
                 if kept.get(&file.media_id).is_some_and(|used| *used == file.used_ms().to_string())
                 {
                     found.kept.push(candidate);
                     continue;
                 }
-                share.files += 1;
-                share.bytes += bytes;
                 found.files.push(candidate);
             }
-            if share.files > 0 {
-                shares.push(share);
+            if found.files.len() + found.kept.len() > before_it {
+                found.owners.push(user_id.into());
             }
         }
-        shares.sort_unstable_by(|a, b| (b.bytes, &a.user_id).cmp(&(a.bytes, &b.user_id)));
-        shares.truncate(SAMPLE);
-        plan.sample = shares;
         if unlisted > 0 {
             plan.notes.push(format!(
                 "{} of accounts that Synapse does not list cannot be counted beforehand",
@@ -198,8 +200,6 @@ impl PurgeLocalMedia {
     fn would_go(&self, file: &File, before: Timestamp) -> bool {
         file.used_ms() < before.timestamp_millis()
             && file.media_length.is_some_and(|bytes| bytes > self.larger_than.0)
-            && file.quarantined_by.is_none()
-            && !file.safe_from_quarantine
     }
 }
 
@@ -208,6 +208,7 @@ impl PurgeLocalMedia {
 struct Candidates {
     until_ms: i64,
     files: Arc<[Candidate]>,
+    owners: Vec<Box<str>>,
     kept: Arc<[Candidate]>,
     /// The first file that is not behind the cut-off yet.
     next: usize,
@@ -223,6 +224,10 @@ struct Candidates {
 impl Candidates {
     fn end(&self) -> usize {
         self.end.unwrap_or(self.files.len())
+    }
+
+    fn left_files(&self) -> &[Candidate] {
+        &self.files[self.next..self.end()]
     }
 
     /// The largest number of files up to `length` that a cut-off can part from the rest: files used in the same millisecond go together.
@@ -261,6 +266,28 @@ impl Walk for Candidates {
             self.end = Some(self.parting(length).max(self.next));
         }
         (self.end() - self.next) as u64
+    }
+
+    fn bytes(&self) -> Option<u64> {
+        Some(self.left_files().iter().map(|file| file.bytes).sum())
+    }
+
+    fn sample(&self) -> Vec<Share> {
+        let mut shares: Vec<Share> = self
+            .owners
+            .iter()
+            .map(|owner| Share { user_id: owner.to_string(), files: 0, bytes: 0 })
+            .collect();
+        for file in self.left_files() {
+            if let Some(share) = shares.get_mut(file.owner as usize) {
+                share.files += 1;
+                share.bytes += file.bytes;
+            }
+        }
+        shares.retain(|share| share.files > 0);
+        shares.sort_unstable_by(|a, b| (b.bytes, &a.user_id).cmp(&(a.bytes, &b.user_id)));
+        shares.truncate(SAMPLE);
+        shares
     }
 
     fn next(&mut self, last: Option<Duration>) -> Option<Box<dyn Change>> {
@@ -400,12 +427,18 @@ mod tests {
         let files: Vec<Candidate> = used
             .iter()
             .enumerate()
-            .map(|(index, ms)| Candidate { used_ms: *ms, bytes: 1, id: format!("f{index}").into() })
+            .map(|(index, ms)| Candidate {
+                used_ms: *ms,
+                bytes: 1,
+                id: format!("f{index}").into(),
+                owner: 0,
+            })
             .collect();
         let step = Step::new(batch, 1, batch);
         Candidates {
             until_ms: 1000,
             files: files.into(),
+            owners: Vec::new(),
             kept: Arc::default(),
             next: 0,
             end: None,

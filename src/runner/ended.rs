@@ -66,7 +66,8 @@ impl Run<'_> {
         if self.order.mode == Mode::Apply
             && let Some(planned) = report.planned
         {
-            report.remaining = planned.saturating_sub(report.done + report.failed + report.skipped);
+            let unmade = planned.saturating_sub(report.done + report.failed + report.skipped);
+            report.remaining = unmade + self.left_by_at_most.load(Ordering::Relaxed);
         }
     }
 

@@ -7,6 +7,10 @@ use serde_json::{Value, json};
 use crate::fake::{Fake, TOKEN, User};
 use crate::program::{Program, figures, until};
 
+/// 2022-01-01.
+const LONG_AGO_MS: i64 = 1_640_995_200_000;
+const DAY_MS: i64 = 24 * 60 * 60 * 1000;
+
 /// A homeserver whose accounts hold this many ids of `saml`, one each.
 fn with_ids(count: usize) -> Fake {
     let fake = Fake::start();
@@ -24,6 +28,43 @@ fn sweep(keys: &str) -> String {
 fn closed_window() -> String {
     let at = |hours| (Clock::system().now() + TimeDelta::hours(hours)).format("%H:%M");
     format!("window = \"{}-{}\"", at(2), at(3))
+}
+
+#[tokio::test]
+async fn at_most_makes_every_figure_describe_what_this_run_would_do() {
+    let fake = Fake::start();
+    fake.world(|world| {
+        world.users(2, |_| User::default());
+        for day in 0..30 {
+            let (owner, bytes) = if day < 7 { (0, 1000) } else { (1, 2048) };
+            let owner = format!("@user00000{owner}:fake.test");
+            world.media(&owner, &format!("file{day}"), bytes, LONG_AGO_MS + day * DAY_MS, None);
+        }
+    });
+    let job = "[jobs.purge]\nkind = \"purge-local-media\"\nolder_than = \"180d\"\nat_most = 7\n";
+    let program = Program::new(&fake.url(), TOKEN, job);
+    let plan = program.dry_run("purge").await;
+    assert_eq!(figures(&plan), "succeeded: 7/0/0/0/23");
+    assert_eq!(plan["bytes_planned"], 7000);
+    assert_eq!(
+        plan["sample"],
+        json!([{ "user_id": "@user000000:fake.test", "files": 7, "bytes": 7000 }])
+    );
+    let left = "23 more (46.0 KiB) are left for later runs by at_most";
+    assert_eq!(plan["message"], left);
+    let report = program.apply("purge").await;
+    assert_eq!(figures(&report), "succeeded: 7/7/0/0/23");
+    assert_eq!(
+        (&report["bytes_planned"], &report["bytes_freed"], &report["message"]),
+        (&json!(7000), &json!(7000), &json!(left))
+    );
+
+    let ids = with_ids(3);
+    let program = Program::new(&ids.url(), TOKEN, &sweep("at_most = 2"));
+    let report = program.apply("sweep").await;
+    assert_eq!(figures(&report), "succeeded: 2/2/0/0/1");
+    let message = report["message"].as_str().unwrap();
+    assert!(message.ends_with("; 1 more is left for later runs by at_most"), "{message}");
 }
 
 #[tokio::test]
