@@ -1,6 +1,6 @@
 //! What a run would change, as data: a change is planned first, and made later or not at all.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::fmt::Debug;
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use futures_util::future::BoxFuture;
 use serde_json::Value;
 
 use crate::clock::Timestamp;
-use crate::report::{Action, Share, State};
+use crate::report::{Action, Exempt, LeftAlone, Share, State};
 use crate::synapse::{Error, Reader, Writer};
 
 /// One mutation of a homeserver.
@@ -125,9 +125,16 @@ pub struct Plan {
     pub notes: Vec<String>,
     pub bytes: Option<u64>,
     pub sample: Vec<Share>,
+    /// What the rules of the kind left out, by reason.
+    pub left_alone: BTreeMap<Exempt, u64>,
+    /// The first [`LEFT_ALONE_NAMED`] of that.
+    pub left_alone_named: Vec<LeftAlone>,
     /// Whether some target could be read and needs nothing, so that problems elsewhere are not the whole truth.
     pub some_fine: bool,
 }
+
+/// How much of what was left alone is named.
+pub const LEFT_ALONE_NAMED: usize = 1000;
 
 #[derive(Debug)]
 pub enum Work {
@@ -219,6 +226,14 @@ impl Plan {
                 (self.bytes, self.sample) = (walk.bytes(), walk.sample());
                 kept
             }
+        }
+    }
+
+    /// Counts something that the rules of the kind leave out; `target` is only asked for while names are kept.
+    pub fn leave_alone(&mut self, reason: Exempt, target: impl FnOnce() -> String) {
+        *self.left_alone.entry(reason).or_default() += 1;
+        if self.left_alone_named.len() < LEFT_ALONE_NAMED {
+            self.left_alone_named.push(LeftAlone { reason, target: target() });
         }
     }
 

@@ -280,7 +280,7 @@ impl History {
         let (Some(pool), Some(id)) = (self.writable(), report.id) else { return Ok(()) };
         sqlx::query(
             "UPDATE runs SET finished_at = $2, attempts = $3, outcome = $4, message = $5, planned = $6, done = $7, failed = $8, skipped = $9, \
-             remaining = $10, bytes_planned = $11, bytes_freed = $12, sample = $13 WHERE id = $1",
+             remaining = $10, bytes_planned = $11, bytes_freed = $12, sample = $13, left_alone = $14 WHERE id = $1",
         )
         .bind(id)
         .bind(report.finished_at.map(|moment| moment.timestamp_millis()))
@@ -295,6 +295,7 @@ impl History {
         .bind(report.bytes_planned.map(signed))
         .bind(report.bytes_freed.map(signed))
         .bind(serde_json::to_string(&report.sample).ok())
+        .bind(serde_json::to_string(&report.left_alone).ok())
         .execute(&pool)
         .await?;
         Ok(())

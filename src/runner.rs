@@ -6,6 +6,7 @@ mod judging;
 mod settle;
 mod waiting;
 
+use std::collections::BTreeMap;
 use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -237,6 +238,7 @@ impl Runner {
             remaining: 0,
             bytes_planned: None,
             bytes_freed: None,
+            left_alone: BTreeMap::new(),
             sample: Vec::new(),
             changes: None,
         };

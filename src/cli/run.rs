@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use tokio::signal::unix::{SignalKind, signal};
 
+use super::left_alone::Named;
 use super::progress::Progress;
 use super::remote::unexpected;
 use super::runs::{changes, summary};
@@ -39,6 +40,9 @@ pub(super) struct Options {
     /// Runs outside the job's window, and beyond its end, this once.
     #[arg(long)]
     ignore_window: bool,
+    /// Names what the rules of the kind left alone, up to 1,000 of it.
+    #[arg(long, short)]
+    verbose: bool,
     /// Prints the report as one JSON document.
     #[arg(long)]
     json: bool,
@@ -80,14 +84,22 @@ pub(super) async fn run(path: &Path, options: &Options) -> Result<(), Ended> {
         window: if options.ignore_window { WindowRule::Ignore } else { WindowRule::Keep },
         ..Order::manual(spec)
     };
+    let named = Arc::new(Named::default());
     let report = match connection {
-        Some(connection) => in_daemon(connection, &config, spec, options).await?,
-        None => here(&config, spec, &order, &clock).await?,
+        Some(connection) => in_daemon(connection, &config, spec, options, &named).await?,
+        None => here(&config, spec, &order, &clock, Arc::clone(&named)).await?,
     };
     if options.json {
+        if options.verbose {
+            say(named.text().trim_end());
+        }
         print_json(&report)?;
     } else {
-        print(&shown(&report, spec, options, clock.now()))?;
+        let mut text = shown(&report, spec, options, clock.now());
+        if options.verbose {
+            text.push_str(&named.text());
+        }
+        print(&text)?;
     }
     match report.outcome {
         Some(Outcome::Succeeded) => Ok(()),
@@ -127,6 +139,7 @@ async fn in_daemon(
     config: &Config,
     spec: &JobSpec,
     options: &Options,
+    named: &Named,
 ) -> Result<Report, Ended> {
     let mode = match (options.dry_run, options.apply) {
         (true, _) => Some(Mode::DryRun),
@@ -164,7 +177,10 @@ async fn in_daemon(
             }
         };
         match response {
-            Some(Response::Event(event)) => progress.hear(&event),
+            Some(Response::Event(event)) => {
+                progress.hear(&event);
+                named.hear(&event);
+            }
             Some(Response::Report(report)) => {
                 progress.hear(&Event::Ended(report.clone()));
                 return Ok(*report);
@@ -191,6 +207,7 @@ async fn here(
     spec: &JobSpec,
     order: &Order,
     clock: &Clock,
+    named: Arc<Named>,
 ) -> Result<Report, Ended> {
     let homeserver = config
         .homeservers
@@ -210,6 +227,7 @@ async fn here(
     let told = crate::telling::log(&spec.name, &spec.homeserver);
     let tell = Arc::new(move |event: Event| {
         progress.hear(&event);
+        named.hear(&event);
         told(event);
     });
     let signals = tokio::spawn(stopped_by_signals(stop.clone(), name));

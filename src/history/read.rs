@@ -121,6 +121,13 @@ pub(super) fn report(row: &SqliteRow) -> Result<Report, Error> {
         remaining: count("remaining")?,
         bytes_planned: known("bytes_planned")?,
         bytes_freed: known("bytes_freed")?,
+        // Absent where the history was not opened for writing since an update.
+        left_alone: row
+            .try_get::<Option<String>, _>("left_alone")
+            .ok()
+            .flatten()
+            .and_then(|text| serde_json::from_str(&text).ok())
+            .unwrap_or_default(),
         sample: row
             .try_get::<Option<String>, _>("sample")?
             .and_then(|text| serde_json::from_str(&text).ok())

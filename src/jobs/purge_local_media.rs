@@ -16,7 +16,7 @@ use crate::job::{Context, Failure, Job, Needs};
 use crate::keys;
 use crate::keys::{Key, Mistake, Table};
 use crate::length::Length;
-use crate::report::{Action, Share};
+use crate::report::{Action, Exempt, Share};
 use crate::size::Size;
 use crate::synapse::{self, File, Version, Writer};
 use crate::words::counted;
@@ -172,12 +172,17 @@ impl PurgeLocalMedia {
             };
             let owner = u32::try_from(found.owners.len()).unwrap_or(u32::MAX);
             let before_it = found.files.len() + found.kept.len();
-            for file in files.iter().filter(|file| self.would_go(file, before)) {
+            for file in files.iter().filter(|file| self.is_old(file, before)) {
+                if let Some(exempt) = exempt(file) {
+                    plan.leave_alone(exempt, || target(&file.media_id, &user_id));
+                    continue;
+                }
                 let bytes = file.media_length.unwrap_or(0);
                 let id = file.media_id.as_str().into();
                 let candidate = Candidate { used_ms: file.used_ms(), bytes, id, owner };
                 if kept.get(&file.media_id).is_some_and(|used| *used == file.used_ms().to_string())
                 {
+                    plan.leave_alone(Exempt::Kept, || target(&file.media_id, &user_id));
                     found.kept.push(candidate);
                     continue;
                 }
@@ -196,11 +201,25 @@ impl PurgeLocalMedia {
         Ok(found)
     }
 
-    /// Synapse's own rule (1.163, `get_local_media_ids`), but for avatars, which no list shows.
-    fn would_go(&self, file: &File, before: Timestamp) -> bool {
+    /// Whether age and size choose the file; one without a size is chosen, and exempt.
+    fn is_old(&self, file: &File, before: Timestamp) -> bool {
         file.used_ms() < before.timestamp_millis()
-            && file.media_length.is_some_and(|bytes| bytes > self.larger_than.0)
+            && file.media_length.is_none_or(|bytes| bytes == 0 || bytes > self.larger_than.0)
     }
+}
+
+/// Synapse's own rule (1.163, `get_local_media_ids`), but for avatars, which no list shows.
+fn exempt(file: &File) -> Option<Exempt> {
+    match () {
+        () if file.quarantined_by.is_some() => Some(Exempt::Quarantined),
+        () if file.safe_from_quarantine => Some(Exempt::Protected),
+        () if file.media_length.is_none_or(|bytes| bytes == 0) => Some(Exempt::Empty),
+        () => None,
+    }
+}
+
+fn target(media_id: &str, user_id: &str) -> String {
+    format!("{media_id} of {user_id}")
 }
 
 /// The candidates in the order of their last use, deleted by a cut-off that walks upward.

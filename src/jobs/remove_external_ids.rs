@@ -10,12 +10,12 @@ use toml::de::DeValue;
 
 use crate::change::{Change, Check, Made, Plan, Work};
 use crate::clock::Timestamp;
-use crate::glob::{Glob, Matched, UserGlob, chosen, unmatched};
+use crate::glob::{Glob, Matched, Selection, UserGlob, select, unmatched};
 use crate::job::{Context, Failure, Job, Needs};
 use crate::keys;
 use crate::keys::{Key, Mistake, Table, Value as ConfigValue, wrong_type};
-use crate::report::Action;
-use crate::synapse::{self, Cause, ExternalId, Reader, User, Version, Writer};
+use crate::report::{Action, Exempt};
+use crate::synapse::{self, Cause, ExternalId, Reader, User, UserRow, Version, Writer};
 use crate::words;
 use crate::words::{counted, grouped, not_one_of};
 
@@ -114,10 +114,17 @@ impl Job for RemoveExternalIds {
             let rows: Vec<_> = rows
                 .into_iter()
                 .filter(|row| {
-                    chosen(&row.name, &self.users, &self.except_users, &mut seen.users)
-                        && row.name != own
-                        && (self.choice.include_admins || !row.admin)
-                        && self.choice.accounts.may_hold(row.deactivated, row.locked)
+                    let exempt =
+                        match select(&row.name, &self.users, &self.except_users, &mut seen.users) {
+                            Selection::Unmatched => return false,
+                            Selection::Excluded => Some(Exempt::Excluded),
+                            Selection::Chosen if row.name == own => Some(Exempt::OwnAccount),
+                            Selection::Chosen => self.choice.exempt(row),
+                        };
+                    if let Some(exempt) = exempt {
+                        plan.leave_alone(exempt, || row.name.clone());
+                    }
+                    exempt.is_none()
                 })
                 .collect();
             let mut done = read - rows.len() as u64;
@@ -146,6 +153,11 @@ impl Job for RemoveExternalIds {
                 seen.unread -= 1;
                 let (gone, left) = self.choice.split(&user);
                 seen.look(&user, &self.choice, &gone, &left);
+                if !self.choice.selects(&user) {
+                    plan.leave_alone(Exempt::NotSelected, || user.name.clone());
+                } else if gone.is_empty() && self.choice.is_kept_for_last(&user, &left) {
+                    plan.leave_alone(Exempt::LastId, || user.name.clone());
+                }
                 if !gone.is_empty() {
                     changes.push(Removal { user_id: user.name, gone, choice: self.choice.clone() });
                 }
@@ -297,6 +309,25 @@ impl Choice {
         self.providers.iter().any(|provider| provider.0 == id.auth_provider)
     }
 
+    fn is_meant(&self, id: &ExternalId) -> bool {
+        self.is_of_providers(id)
+            && self.external_ids.iter().any(|glob| glob.matches(&id.external_id))
+    }
+
+    /// Why an account is not even read, as far as the list of accounts shows.
+    fn exempt(&self, row: &UserRow) -> Option<Exempt> {
+        match () {
+            () if row.admin && !self.include_admins => Some(Exempt::Admin),
+            () if !self.accounts.may_hold(row.deactivated, row.locked) => Some(Exempt::NotSelected),
+            () => None,
+        }
+    }
+
+    /// Whether `keep_last` alone spares the ids of a selected account from which nothing goes.
+    fn is_kept_for_last(&self, user: &User, left: &[ExternalId]) -> bool {
+        self.keep_last && left.iter().any(|id| self.is_meant(id)) && self.selects(user)
+    }
+
     /// Whether the account is one that the job is about, as far as it alone tells.
     fn selects(&self, user: &User) -> bool {
         self.accounts.hold(Class::of(user)) && (self.include_admins || !user.admin)
@@ -307,10 +338,8 @@ impl Choice {
         if !self.selects(user) {
             return (Vec::new(), user.external_ids.clone());
         }
-        let (gone, left): (Vec<_>, Vec<_>) = user.external_ids.iter().cloned().partition(|id| {
-            self.is_of_providers(id)
-                && self.external_ids.iter().any(|glob| glob.matches(&id.external_id))
-        });
+        let (gone, left): (Vec<_>, Vec<_>) =
+            user.external_ids.iter().cloned().partition(|id| self.is_meant(id));
         if self.keep_last && left.is_empty() && Class::of(user) == Class::Active {
             return (Vec::new(), gone);
         }

@@ -51,6 +51,7 @@ impl Run<'_> {
             let mut report = self.report();
             (report.failed, report.remaining) = (problems, left);
             report.sample.clone_from(&plan.sample);
+            report.left_alone.clone_from(&plan.left_alone);
             report.planned = kept.map(|kept| done + kept + problems);
             report.bytes_planned = plan.bytes.map(|bytes| bytes + report.bytes_freed.unwrap_or(0));
             if plan.bytes.is_some() {
@@ -61,6 +62,12 @@ impl Run<'_> {
         *self.notes.lock().unwrap_or_else(PoisonError::into_inner) = notes;
         let planned = self.report().planned;
         self.tell(Event::Planned { planned, bytes: plan.bytes });
+        let named = std::mem::take(&mut plan.left_alone_named);
+        if !named.is_empty() {
+            let all: u64 = plan.left_alone.values().sum();
+            let more = all.saturating_sub(named.len() as u64);
+            self.tell(Event::LeftAlone { named, more });
+        }
         if let Some(refusal) = nothing_fits {
             self.record_plan(&plan).await.map_err(unrecorded)?;
             return Ok(Ending::Refused(refusal));

@@ -45,6 +45,7 @@ impl Supervisor {
             Event::Ended(report) => self.ended(job, report),
             Event::Reading { .. }
             | Event::Planned { .. }
+            | Event::LeftAlone { .. }
             | Event::Changing { .. }
             | Event::Slow(_) => {}
         }

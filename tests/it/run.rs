@@ -121,3 +121,99 @@ async fn the_daemon_ignores_the_window_for_one_run_where_it_is_asked_to() {
     assert_eq!(outcomes, ["manual succeeded", "manual refused"]);
     daemon.stop().await;
 }
+
+#[tokio::test]
+async fn who_was_left_alone_and_why_is_counted_and_named() {
+    let fake = Fake::start();
+    let at = |name: &str| format!("@{name}:fake.test");
+    fake.world(|world| {
+        world.user(&at("fine"));
+        world.user(&at("excluded"));
+        world.user(&at("dead")).deactivated = true;
+        world.user(&at("locked")).locked = true;
+        world.user(&at("suspended")).suspended = true;
+        world.user(&at("bot")).user_type = Some("bot".to_owned());
+        world.user(&at("ghost")).appservice_id = Some("irc".to_owned());
+        for name in ["left", "kicked", "banned", "inside"] {
+            world.user(&at(name));
+        }
+        let admin = world.admin();
+        let room = world.room("!lobby:fake.test");
+        room.left(&at("left")).kicked(&at("kicked"), &admin).banned(&at("banned"), &admin);
+        room.joined(&at("inside"));
+    });
+    let job = "[jobs.join]\nkind = \"join-rooms\"\nmode = \"apply\"\nrooms = [\"!lobby:fake.test\"]\nexcept_users = [\"@excluded:*\"]\njoins_per_second = 1000\n";
+    let program = Program::new(&fake.url(), TOKEN, job);
+    let expected = json!({
+        "left": 1, "kicked": 1, "banned": 1, "deactivated": 1, "locked": 1, "suspended": 1,
+        "bot": 1, "bridge": 1, "excluded": 1,
+    });
+    let printed = program.run(&["run", "join", "--dry-run", "-v"]).await.stdout;
+    assert!(
+        printed.contains("\n  left alone: 1 left, 1 kicked, 1 banned, 1 deactivated, 1 locked, 1 suspended, 1 bot, 1 bridge, 1 excluded\n")
+            && printed.contains("\n  left alone (banned): @banned:fake.test -> !lobby:fake.test\n"),
+        "{printed}"
+    );
+    assert!(!program.run(&["run", "join", "--dry-run"]).await.stdout.contains("@banned"));
+    let daemon = program.serve().await;
+    let ran = program.run(&["run", "join", "--apply", "--json", "--verbose"]).await;
+    let report: Value = serde_json::from_str(&ran.stdout).unwrap();
+    assert_eq!(
+        (figures(&report).as_str(), &report["left_alone"]),
+        ("succeeded: 1/1/0/0/0", &expected)
+    );
+    assert!(ran.stderr.contains("left alone (bridge): @ghost:fake.test -> "), "{}", ran.stderr);
+    // What the run learned about the ghost is counted alike.
+    let again = program.dry_run("join").await;
+    assert_eq!(again["left_alone"], expected);
+    let stored = program.json(&["runs", "show", "3", "--json"]).await;
+    assert_eq!(stored["left_alone"], expected);
+    daemon.stop().await;
+}
+
+#[tokio::test]
+async fn what_is_left_alone_is_named_up_to_a_bound() {
+    let fake = Fake::start();
+    fake.world(|world| {
+        world.users(1200, |i| User { deactivated: i > 0, ..User::default() });
+        *world.user("@only:fake.test") = User::default().external("saml", "only");
+        world.user("@admin:fake.test").admin = true;
+    });
+    let keys = "keep_last = true\nexcept_users = [\"@user000000:*\"]";
+    let job = sweep(keys).replace("\"all\"", "\"active\"");
+    let program = Program::new(&fake.url(), TOKEN, &job);
+    let ran = program.run(&["run", "sweep", "-v"]).await.stdout;
+    assert!(
+        ran.contains(
+            "  left alone: 1 own-account, 1 excluded, 1 admin, 1,199 not-selected, 1 last-id\n"
+        ),
+        "{ran}"
+    );
+    let named = ran.lines().filter(|line| line.starts_with("  left alone (")).count();
+    assert_eq!((named, ran.contains("\n  and 203 more left alone\n")), (1000, true), "{ran}");
+}
+
+#[tokio::test]
+async fn files_that_are_left_alone_are_counted_by_reason() {
+    let fake = Fake::start();
+    fake.world(|world| {
+        let owner = "@alice:fake.test";
+        world.user(owner);
+        for (id, bytes) in [("old", 10), ("held", 10), ("safe", 10), ("none", 0), ("face", 10)] {
+            world.media(owner, id, bytes, LONG_AGO_MS, None);
+        }
+        world.file_mut("held").unwrap().quarantined = true;
+        world.file_mut("safe").unwrap().protected = true;
+        world.file_mut("face").unwrap().avatar = true;
+    });
+    let job = "[jobs.purge]\nkind = \"purge-local-media\"\nolder_than = \"180d\"\n";
+    let program = Program::new(&fake.url(), TOKEN, job);
+    let first = program.apply("purge").await;
+    let mut expected = json!({ "quarantined": 1, "protected": 1, "empty": 1 });
+    assert_eq!(
+        (figures(&first).as_str(), &first["left_alone"]),
+        ("succeeded: 2/1/0/1/0", &expected)
+    );
+    expected["kept"] = json!(1);
+    assert_eq!(program.dry_run("purge").await["left_alone"], expected);
+}

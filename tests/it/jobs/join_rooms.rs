@@ -294,6 +294,7 @@ async fn only_who_is_missing_and_may_be_swept_in_is_joined() {
     assert_eq!(printed.code, 0);
     let after_heading: Vec<&str> = printed.stdout.lines().skip(2).collect();
     insta::assert_snapshot!(after_heading.join("\n"), @"
+      left alone: 1 left, 2 kicked, 1 banned, 2 deactivated, 1 locked, 1 suspended, 1 bridge, 1 own-account
       planned  join-room @bot:hs.test -> #lobby:hs.test
       planned  join-room @support:hs.test -> #lobby:hs.test
     Nothing was changed. To make these changes now: microglia run bots --apply
