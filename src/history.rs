@@ -291,7 +291,7 @@ impl History {
         .bind(signed(report.done))
         .bind(signed(report.failed))
         .bind(signed(report.skipped))
-        .bind(signed(report.remaining))
+        .bind(report.remaining.map(signed))
         .bind(report.bytes_planned.map(signed))
         .bind(report.bytes_freed.map(signed))
         .bind(serde_json::to_string(&report.sample).ok())
@@ -528,7 +528,7 @@ impl History {
             let sql = format!(
                 "UPDATE runs SET outcome = 'interrupted', finished_at = $2, message = 'the program ended while this run was at work', \
                  done = {done}, failed = {failed}, skipped = {skipped}, \
-                 remaining = remaining + COALESCE(MAX(planned - {done} - {failed} - {skipped}, 0), {}), \
+                 remaining = COALESCE(remaining, 0) + COALESCE(MAX(planned - {done} - {failed} - {skipped}, 0), NULLIF({}, 0)), \
                  bytes_freed = bytes_freed - bytes_freed + (SELECT COALESCE(SUM(bytes), 0) FROM files WHERE run = $1) WHERE id = $1",
                 counted(State::Planned),
             );

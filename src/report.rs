@@ -117,7 +117,8 @@ pub struct Report {
     pub done: u64,
     pub failed: u64,
     pub skipped: u64,
-    pub remaining: u64,
+    /// `None` where it is unknown, as before there is a plan.
+    pub remaining: Option<u64>,
     pub bytes_planned: Option<u64>,
     pub bytes_freed: Option<u64>,
     /// What the rules of the kind left out of the last plan, by reason.
@@ -196,5 +197,7 @@ pub enum Event {
         because: String,
     },
     Slow(bool),
+    /// Something that a person should change, and that does not end the run.
+    Warning(String),
     Ended(Box<Report>),
 }

@@ -3,6 +3,7 @@
 mod changes;
 mod ended;
 mod judging;
+mod reading;
 mod settle;
 mod waiting;
 
@@ -17,13 +18,14 @@ use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use reading::Reading;
 pub use settle::Settle;
 
 use crate::change::Plan;
 use crate::clock::{Clock, Timestamp};
 use crate::config::JobSpec;
 use crate::history::{self, History};
-use crate::job::{Context, Failure, Memory};
+use crate::job::{Budget, Context, Failure, Memory};
 use crate::keys::Limit;
 use crate::length::spoken;
 use crate::report::{ChangeRecord, Event, Mode, Outcome, Report, State, Trigger};
@@ -160,6 +162,8 @@ struct Run<'a> {
     notes: Mutex<Vec<String>>,
     /// Whether some target could be read and needs nothing.
     some_fine: AtomicBool,
+    /// How far the attempt has read; `None` while it does something else.
+    reading: Mutex<Option<Reading>>,
     /// Items that `at_most` left out of the last plan.
     left_by_at_most: AtomicU64,
     /// Targets of the last plan that could not be worked on.
@@ -235,7 +239,7 @@ impl Runner {
             done: 0,
             failed: 0,
             skipped: 0,
-            remaining: 0,
+            remaining: None,
             bytes_planned: None,
             bytes_freed: None,
             left_alone: BTreeMap::new(),
@@ -269,6 +273,7 @@ impl Runner {
             report: Mutex::new(report),
             notes: Mutex::default(),
             some_fine: AtomicBool::new(false),
+            reading: Mutex::default(),
             left_by_at_most: AtomicU64::new(0),
             problems: AtomicU64::new(0),
             judged: AtomicBool::new(false),
@@ -322,11 +327,20 @@ impl Run<'_> {
         self.report.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn reading(&self) -> MutexGuard<'_, Option<Reading>> {
+        self.reading.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Tells what happened, after a word about the pace where that has changed.
     fn tell(&self, event: Event) {
         let slow = self.reader.is_slow();
         if self.slow.swap(slow, Ordering::Relaxed) != slow {
             (self.tell)(Event::Slow(slow));
+        }
+        if let (Event::Reading { what, done, total }, Some(reading)) =
+            (&event, self.reading().as_mut())
+        {
+            reading.advance(what, *done, *total, self.reader.answered());
         }
         (self.tell)(event);
     }
@@ -418,12 +432,21 @@ impl Run<'_> {
                 memory: Memory::new(&self.runner.history, &server),
                 tell: &tell,
                 concurrency: self.concurrency,
+                budget: Budget {
+                    requests_per_second: self.reader.requests_per_second(),
+                    time_limit: self.spec.common.time_limit,
+                },
             };
+            *self.reading() = Some(Reading::begin(self.reader.answered()));
             let planned = self.spec.job.plan(&context, &mut plan).await;
             planned.map_err(|failure| self.not_planned(failure))?;
             Ok((plan, server, media))
         };
-        match self.wait_for(read).await {
+        let read = self.wait_for(read).await;
+        if read.is_ok() {
+            *self.reading() = None;
+        }
+        match read {
             Ok(Ok((plan, server, _media))) => {
                 self.work_off(plan, &server).await.unwrap_or_else(|ending| ending)
             }

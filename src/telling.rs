@@ -34,6 +34,9 @@ pub fn log(job: &str, homeserver: &str) -> impl Fn(Event) + Send + Sync + use<> 
             Event::Retrying { attempt, wait_seconds, because } => {
                 tracing::warn!(%job, %homeserver, run = run_id, attempt, wait_seconds, "{job}: run {run_id}: {because}; attempt {attempt} follows in {wait_seconds} s");
             }
+            Event::Warning(warning) => {
+                tracing::warn!(%job, %homeserver, run = run_id, "{job}: run {run_id}: {warning}");
+            }
             Event::Slow(true) => {
                 tracing::warn!(%job, %homeserver, run = run_id, "{job}: {homeserver} takes three times as long to answer as at the start of the run: sending at half the rate");
             }
@@ -66,8 +69,10 @@ fn ended(report: &Report) {
         Some(0) => "; a dry run, and there is nothing to change",
         _ => "; a dry run, nothing was changed: mode = \"apply\" makes the changes",
     };
+    let left = remaining
+        .map_or_else(|| "remaining unknown".to_owned(), |count| format!("{count} remaining"));
     let text = format!(
-        "{job}: run {run} {outcome} after {} ({planned}{done} done, {failed} failed, {skipped} skipped, {remaining} remaining{bytes}){message}{dry}",
+        "{job}: run {run} {outcome} after {} ({planned}{done} done, {failed} failed, {skipped} skipped, {left}{bytes}){message}{dry}",
         spoken(took)
     );
     match outcome {

@@ -36,6 +36,9 @@ impl Progress {
                     ));
                 });
             }
+            Event::Warning(warning) => {
+                self.bar.suspend(|| super::say(&format!("warning: {warning}")));
+            }
             Event::Slow(true) => {
                 self.bar.suspend(|| super::say("Synapse answers slowly: sending at half the rate"));
             }

@@ -118,7 +118,7 @@ pub(super) fn report(row: &SqliteRow) -> Result<Report, Error> {
         done: count("done")?,
         failed: count("failed")?,
         skipped: count("skipped")?,
-        remaining: count("remaining")?,
+        remaining: known("remaining")?,
         bytes_planned: known("bytes_planned")?,
         bytes_freed: known("bytes_freed")?,
         // Absent where the history was not opened for writing since an update.

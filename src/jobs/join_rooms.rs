@@ -9,7 +9,7 @@ use serde_json::Value;
 use crate::change::{Change, Check, Fact, Lane, Made, Plan, Topic, Work};
 use crate::clock::Timestamp;
 use crate::glob::{Matched, Selection, UserGlob, select, unmatched};
-use crate::job::{Answer, Context, Failure, Job, Needs};
+use crate::job::{Answer, Context, Failure, Job, Needs, Volume};
 use crate::keys;
 use crate::keys::{Key, Mistake, Rate, Table};
 use crate::length::spoken;
@@ -305,6 +305,7 @@ impl JoinRooms {
             .flat_map(|room| room.missing.iter().map(|missing| missing.user_id.clone()))
             .collect();
         let total = asked.len() as u64;
+        context.expect_reading(Volume { what: "missing accounts", items: total });
         let (mut unfit, mut ghosts, mut done) = (HashMap::new(), Vec::new(), 0);
         let mut answers = stream::iter(asked)
             .map(|user_id| async move { (context.reader.user(&user_id).await, user_id) })

@@ -12,13 +12,13 @@ use super::steps::{Call, Step};
 use crate::age::{Age, Moment};
 use crate::change::{Change, Fact, Lane, Made, Plan, Store, Topic, Walk, Work};
 use crate::clock::{Timestamp, spoken};
-use crate::job::{Context, Failure, Job, Needs};
+use crate::job::{Context, Failure, Job, Needs, Volume};
 use crate::keys;
 use crate::keys::{Key, Mistake, Table};
 use crate::length::Length;
 use crate::report::{Action, Exempt, Share};
 use crate::size::Size;
-use crate::synapse::{self, File, Version, Writer};
+use crate::synapse::{self, File, Reader, Version, Writer};
 use crate::words::counted;
 
 keys! {
@@ -72,6 +72,10 @@ impl Job for PurgeLocalMedia {
         Some(Self { age, larger_than, keep_avatars, batch_files, orphan_objects })
     }
 
+    async fn volume(&self, reader: &Reader) -> Result<Option<Volume>, synapse::Error> {
+        Ok(Some(Volume { what: OWNERS, items: reader.count_media_owners().await? }))
+    }
+
     async fn plan(&self, context: &Context<'_>, plan: &mut Plan) -> Result<(), Failure> {
         if context.reader.keeps_objects() && !self.orphan_objects {
             return Err(Failure::Refused(
@@ -116,6 +120,8 @@ impl Job for PurgeLocalMedia {
 
 /// Files of the first call, and of every later one at least: smaller calls would hardly be faster.
 const FIRST_BATCH: i64 = 200;
+/// What is asked about one by one.
+const OWNERS: &str = "accounts with files";
 /// Accounts of the sample.
 const SAMPLE: usize = 10;
 
@@ -147,6 +153,7 @@ impl PurgeLocalMedia {
     ) -> Result<Found, Failure> {
         // A file is older than its last access: only who uploaded before the moment can have candidates.
         let owners = context.reader.media_owners(Some(before)).await?;
+        context.expect_reading(Volume { what: OWNERS, items: owners.len() as u64 });
         let total: u64 = owners.iter().map(|owner| owner.media_count).sum();
         let mut found = Found { files: Vec::new(), owners: Vec::new(), kept: Vec::new() };
         let (mut read, mut unlisted) = (0, 0);

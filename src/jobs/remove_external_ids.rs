@@ -11,7 +11,7 @@ use toml::de::DeValue;
 use crate::change::{Change, Check, Made, Plan, Work};
 use crate::clock::Timestamp;
 use crate::glob::{Glob, Matched, Selection, UserGlob, select, unmatched};
-use crate::job::{Context, Failure, Job, Needs};
+use crate::job::{Context, Failure, Job, Needs, Volume};
 use crate::keys;
 use crate::keys::{Key, Mistake, Table, Value as ConfigValue, wrong_type};
 use crate::report::{Action, Exempt};
@@ -93,6 +93,20 @@ impl Job for RemoveExternalIds {
         Some(Self { choice, users, except_users })
     }
 
+    async fn volume(&self, reader: &Reader) -> Result<Option<Volume>, synapse::Error> {
+        if !self.users.iter().any(|glob| glob.0.text == "*") {
+            return Ok(None);
+        }
+        let all = reader.count_accounts().await?;
+        let accounts = &self.choice.accounts;
+        let items = match (accounts.may_hold(true, false), accounts.may_hold(false, false)) {
+            (true, true) => all,
+            (true, false) => all.saturating_sub(reader.count_usable_accounts().await?),
+            (false, _) => reader.count_usable_accounts().await?,
+        };
+        Ok(Some(Volume { what: "accounts", items }))
+    }
+
     async fn plan(&self, context: &Context<'_>, plan: &mut Plan) -> Result<(), Failure> {
         let account = &context.identity().await?.account;
         let own = account.name.clone();
@@ -108,7 +122,8 @@ impl Job for RemoveExternalIds {
         let mut pages = std::pin::pin!(context.reader.user_pages());
         while let Some(page) = pages.next().await {
             let (rows, all) = page?;
-            (total, read) = (all, read + rows.len() as u64);
+            let listed = rows.len() as u64;
+            (total, read) = (all, read + listed);
             // The own account was read to begin with.
             seen.unread += rows.iter().filter(|row| row.name != own).count() as u64;
             let rows: Vec<_> = rows
@@ -128,6 +143,10 @@ impl Job for RemoveExternalIds {
                 })
                 .collect();
             let mut done = read - rows.len() as u64;
+            if read == listed {
+                let items = share(all, rows.len() as u64, listed);
+                context.expect_reading(Volume { what: "accounts", items });
+            }
             let mut answers = stream::iter(rows)
                 .map(|row| async move {
                     let user = context.reader.user(&row.name).await;
@@ -204,6 +223,15 @@ impl RemoveExternalIds {
             plan.notes.push(format!("`{pattern}` matched no account"));
         }
     }
+}
+
+/// How many of all accounts are to be read, by the first page: nearly all counts as all.
+fn share(all: u64, selected: u64, listed: u64) -> u64 {
+    if selected * 100 >= listed * 95 {
+        return all;
+    }
+    let estimated = u128::from(all) * u128::from(selected) / u128::from(listed.max(1));
+    u64::try_from(estimated).unwrap_or(all)
 }
 
 /// So many accounts in a row that cannot be read are no longer about themselves.

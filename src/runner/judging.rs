@@ -49,7 +49,8 @@ impl Run<'_> {
         };
         {
             let mut report = self.report();
-            (report.failed, report.remaining) = (problems, left);
+            report.failed = problems;
+            report.remaining = kept.map(|_| left);
             report.sample.clone_from(&plan.sample);
             report.left_alone.clone_from(&plan.left_alone);
             report.planned = kept.map(|kept| done + kept + problems);

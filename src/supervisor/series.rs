@@ -47,7 +47,8 @@ impl Supervisor {
             | Event::Planned { .. }
             | Event::LeftAlone { .. }
             | Event::Changing { .. }
-            | Event::Slow(_) => {}
+            | Event::Slow(_)
+            | Event::Warning(_) => {}
         }
     }
 

@@ -58,6 +58,7 @@ pub struct Transport {
     requests: Pacer,
     joins: Pacer,
     request_timeout: Duration,
+    pub(super) requests_per_second: Limit<Rate>,
     pub(super) media_in_object_storage: bool,
     observer: Observer,
 }
@@ -167,6 +168,7 @@ impl Transport {
             token: settings.token,
             places: Semaphore::new(settings.max_concurrent_requests as usize),
             requests: Pacer::new(settings.max_requests_per_second),
+            requests_per_second: settings.max_requests_per_second,
             joins: Pacer::new(settings.max_joins_per_second),
             request_timeout: settings.request_timeout,
             media_in_object_storage: settings.media_in_object_storage,

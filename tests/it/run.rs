@@ -123,6 +123,52 @@ async fn the_daemon_ignores_the_window_for_one_run_where_it_is_asked_to() {
 }
 
 #[tokio::test]
+async fn a_run_that_cannot_finish_reading_says_how_far_it_got_and_what_it_would_take() {
+    let fake = with_ids(400);
+    let program = Program::new(&fake.url(), TOKEN, &sweep("time_limit = \"3s\""));
+    let config = program.read("microglia.toml");
+    let limited = config
+        .replace("requests_per_second = \"unlimited\"", "requests_per_second = 50")
+        .replace("[daemon]\n", "[daemon]\nadmin_token_file = \"admin\"\n");
+    program.write("microglia.toml", &limited);
+    program.write("admin", "secret");
+    let warning = "401 accounts at 50 requests a second take at least 8.0 s; time_limit is 3s: raise it to at least 10 s";
+    let checked = program.run(&["check", "--online"]).await;
+    assert!(
+        checked.code == 0
+            && checked.stdout.contains(&format!(
+                "main: sweep reads within its time_limit: probably not: {warning}\n"
+            )),
+        "{checked:?}"
+    );
+    let ran = program.run(&["run", "sweep", "--apply", "--json"]).await;
+    assert!(ran.stderr.contains(warning), "{ran:?}");
+    let report: Value = serde_json::from_str(&ran.stdout).unwrap();
+    assert_eq!(figures(&report), "timed-out: null/0/0/0/null");
+    let message = report["message"].as_str().unwrap();
+    let rest = message
+        .strip_prefix("the time limit of 3s was reached; reading accounts: ")
+        .unwrap_or_else(|| panic!("{message}"));
+    assert!(
+        rest.contains(" of 401 in ")
+            && rest.contains(" requests a second; raise time_limit to at least "),
+        "{message}"
+    );
+    let shown = program.run(&["runs", "show", "1"]).await.stdout;
+    assert!(shown.contains("timed-out after 3.") && shown.contains(": no plan\n"), "{shown}");
+    let recorded = &program.json(&["runs", "--json"]).await[0];
+    assert_eq!((&recorded["remaining"], &recorded["message"]), (&Value::Null, &json!(message)));
+
+    let daemon = program.serve().await;
+    let things = async |state: &str| {
+        let labels = ["job_name=\"sweep\"", &format!("state=\"{state}\"")];
+        daemon.metric("microglia_job_last_run_things", &labels).await
+    };
+    assert_eq!((things("done").await, things("remaining").await), (Some(0.0), None));
+    daemon.stop().await;
+}
+
+#[tokio::test]
 async fn who_was_left_alone_and_why_is_counted_and_named() {
     let fake = Fake::start();
     let at = |name: &str| format!("@{name}:fake.test");
@@ -216,4 +262,35 @@ async fn files_that_are_left_alone_are_counted_by_reason() {
     );
     expected["kept"] = json!(1);
     assert_eq!(program.dry_run("purge").await["left_alone"], expected);
+}
+
+#[tokio::test]
+async fn a_history_of_an_older_version_keeps_its_figures() {
+    let fake = with_ids(1);
+    let program = Program::new(&fake.url(), TOKEN, &sweep(""));
+    std::fs::create_dir(program.path("state")).unwrap();
+    let options = sqlx::sqlite::SqliteConnectOptions::new()
+        .filename(program.path("state/history.db"))
+        .create_if_missing(true);
+    let pool = sqlx::SqlitePool::connect_with(options).await.unwrap();
+    let mut migrator = sqlx::migrate!("src/history/migrations");
+    let old = migrator.migrations.iter().filter(|migration| migration.version <= 2);
+    migrator.migrations = old.cloned().collect::<Vec<_>>().into();
+    migrator.run(&pool).await.unwrap();
+    for (planned, outcome) in [("7", "succeeded"), ("NULL", "timed-out")] {
+        let insert = format!(
+            "INSERT INTO runs (job, kind, homeserver, mode, cause, started_at, outcome, planned, remaining) \
+             VALUES ('sweep', 'remove-external-ids', 'main', 'apply', 'manual', 1, '{outcome}', {planned}, 5 * ({planned} IS NOT NULL))"
+        );
+        sqlx::query(sqlx::AssertSqlSafe(insert)).execute(&pool).await.unwrap();
+    }
+    pool.close().await;
+    let before = program.runs("sweep").await;
+    assert_eq!((before.len(), &before[0]["remaining"]), (2, &json!(5)));
+    assert_eq!(figures(&program.apply("sweep").await), "succeeded: 1/1/0/0/0");
+    let runs: Vec<String> = program.runs("sweep").await.iter().map(figures).collect();
+    assert_eq!(
+        runs,
+        ["succeeded: 7/0/0/0/5", "timed-out: null/0/0/0/null", "succeeded: 1/1/0/0/0"]
+    );
 }

@@ -914,7 +914,7 @@ async fn the_end_of_the_window_ends_a_sweep_between_two_joins() {
     assert_eq!(joins(&fake), ["@a -> lobby", "@b -> lobby"]);
     let report = run().await;
     insta::assert_snapshot!(format!("{}\n{}", figures(&report), text(&report, "message")), @"
-    refused: null/0/0/0/0
+    refused: null/0/0/0/null
     it is outside the job's window 01:00-06:00, which opens at 2026-11-24 01:00 UTC; a dry run may look at any time, and `--ignore-window` lifts that once
     ");
 }

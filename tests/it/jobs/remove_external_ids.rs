@@ -721,7 +721,7 @@ async fn under_mas_the_job_is_refused_and_says_where_the_links_live() {
     fake.world(|world| world.mas = true);
     let program = Program::new(&fake.url(), TOKEN, &ids(""));
     let report = program.dry_run("ids").await;
-    assert_eq!(figures(&report), "refused: null/0/0/0/0");
+    assert_eq!(figures(&report), "refused: null/0/0/0/null");
     insta::assert_snapshot!(message(&report), @"accounts of this homeserver live in the Matrix Authentication Service, and so do the links to their identities: remove them there (its Admin API, upstream-oauth-links, or `mas-cli`), what Synapse holds is not used");
     assert_eq!(
         fake.count("*", "/_synapse/admin/v2/users"),
