@@ -90,8 +90,9 @@ pub(super) async fn run(path: &Path, options: &Options) -> Result<(), Ended> {
         None => here(&config, spec, &order, &clock, Arc::clone(&named)).await?,
     };
     if options.json {
-        if options.verbose {
-            say(named.text().trim_end());
+        let left_alone = named.text();
+        if options.verbose && !left_alone.is_empty() {
+            say(left_alone.trim_end());
         }
         print_json(&report)?;
     } else {
