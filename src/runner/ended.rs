@@ -35,7 +35,7 @@ impl Run<'_> {
             }
             Ending::Finished => (Outcome::Failed, Some(failures(report.failed))),
             Ending::Stopped(Stopped::Window) if !self.judged.load(Ordering::Relaxed) => {
-                (Outcome::Failed, Some("the job's window ended before it could begin".to_owned()))
+                (Outcome::Failed, Some(self.window_ended_early()))
             }
             Ending::Stopped(Stopped::Window) if report.failed == 0 => (
                 Outcome::Succeeded,
@@ -62,6 +62,15 @@ impl Run<'_> {
             Ending::Refused(why) | Ending::Failed(why) | Ending::Again { because: why, .. } => {
                 (Outcome::Failed, Some(why))
             }
+        }
+    }
+
+    fn window_ended_early(&self) -> String {
+        let so_far =
+            self.reading().as_ref().and_then(|reading| reading.so_far(self.reader.answered()));
+        match so_far {
+            Some(so_far) => format!("the job's window ended while the run was reading {so_far}"),
+            None => "the job's window ended before it could begin".to_owned(),
         }
     }
 

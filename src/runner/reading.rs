@@ -35,18 +35,25 @@ impl Reading {
         self.last = (Instant::now(), answered);
     }
 
-    /// What to say of a run that began at `start` and ended while it read; `None` where nothing was read yet.
+    /// How far the reading has come; `None` where nothing was read yet.
+    pub(super) fn so_far(&self, answered: u64) -> Option<String> {
+        Some(self.progress(answered)?.so_far())
+    }
+
+    /// What to say of a run that began at `start` and reached its time limit; `None` where nothing was read yet.
     pub(super) fn unfinished(&self, start: Instant, answered: u64) -> Option<String> {
-        (!self.what.is_empty()).then(|| {
-            let (since, answered_before) = self.since;
-            sentence(&Progress {
-                what: &self.what,
-                done: self.done,
-                total: self.total,
-                before: since.saturating_duration_since(start),
-                took: since.elapsed(),
-                requests: answered.saturating_sub(answered_before),
-            })
+        let before = self.since.0.saturating_duration_since(start);
+        Some(self.progress(answered)?.unfinished(before))
+    }
+
+    fn progress(&self, answered: u64) -> Option<Progress<'_>> {
+        let (since, answered_before) = self.since;
+        (!self.what.is_empty()).then(|| Progress {
+            what: &self.what,
+            done: self.done,
+            total: self.total,
+            took: since.elapsed(),
+            requests: answered.saturating_sub(answered_before),
         })
     }
 }
@@ -55,8 +62,6 @@ struct Progress<'a> {
     what: &'a str,
     done: u64,
     total: u64,
-    /// The time of the run before this list.
-    before: Duration,
     /// The time that this list took so far.
     took: Duration,
     /// Requests in that time.
@@ -64,23 +69,25 @@ struct Progress<'a> {
 }
 
 #[expect(clippy::cast_precision_loss, reason = "rounded figures do as well")]
-fn sentence(progress: &Progress<'_>) -> String {
-    let Progress { what, done, total, before, took, requests } = progress;
-    let of = if *total > 0 { format!(" of {}", grouped(*total)) } else { String::new() };
-    let rate = *requests as f64 / took.as_secs_f64().max(0.001);
-    let rate = if rate < 10.0 { format!("{rate:.1}") } else { format!("{rate:.0}") };
-    let needed = (0 < *done && done < total)
-        .then(|| Duration::try_from_secs_f64(took.as_secs_f64() * *total as f64 / *done as f64))
-        .and_then(Result::ok)
-        .map(|needed| {
-            format!(" to at least {}", spoken(rounded_up(needed.saturating_add(*before))))
-        })
-        .unwrap_or_default();
-    format!(
-        "reading {what}: {}{of} in {} at {rate} requests a second; raise time_limit{needed}",
-        grouped(*done),
-        spoken(*took)
-    )
+impl Progress<'_> {
+    fn so_far(&self) -> String {
+        let Self { what, done, total, took, requests } = self;
+        let of = if *total > 0 { format!(" of {}", grouped(*total)) } else { String::new() };
+        let rate = *requests as f64 / took.as_secs_f64().max(0.001);
+        let rate = if rate < 10.0 { format!("{rate:.1}") } else { format!("{rate:.0}") };
+        format!("{what}: {}{of} in {} at {rate} requests a second", grouped(*done), spoken(*took))
+    }
+
+    /// `before` is how long the run took before it began with this list.
+    fn unfinished(&self, before: Duration) -> String {
+        let Self { done, total, took, .. } = self;
+        let needed = (0 < *done && done < total)
+            .then(|| Duration::try_from_secs_f64(took.as_secs_f64() * *total as f64 / *done as f64))
+            .and_then(Result::ok)
+            .map(|all| format!(" to at least {}", spoken(rounded_up(all.saturating_add(before)))))
+            .unwrap_or_default();
+        format!("reading {}; raise time_limit{needed}", self.so_far())
+    }
 }
 
 #[cfg(test)]
@@ -91,7 +98,7 @@ mod tests {
     fn what_was_read_tells_how_long_all_of_it_takes() {
         let said = |what, done, total, before, took, requests| {
             let [before, took] = [before, took].map(Duration::from_secs);
-            sentence(&Progress { what, done, total, before, took, requests })
+            Progress { what, done, total, took, requests }.unfinished(before)
         };
         insta::assert_snapshot!(
             [

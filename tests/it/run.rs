@@ -1,7 +1,15 @@
 //! What a run by hand reports, and what it advises.
 
+use std::sync::Arc;
+
 use chrono::TimeDelta;
-use microglia::clock::Clock;
+use microglia::clock::{Clock, Timestamp};
+use microglia::config::{Config, Environment};
+use microglia::history::History;
+use microglia::report::Mode;
+use microglia::runner::{Order, Place, Places, Runner, Settle, Stop};
+use microglia::state_dir::StateDir;
+use microglia::synapse::Transport;
 use serde_json::{Value, json};
 
 use crate::fake::{Fake, TOKEN, User};
@@ -166,6 +174,53 @@ async fn a_run_that_cannot_finish_reading_says_how_far_it_got_and_what_it_would_
     };
     assert_eq!((things("done").await, things("remaining").await), (Some(0.0), None));
     daemon.stop().await;
+}
+
+#[tokio::test]
+async fn a_window_that_ends_while_a_run_reads_says_how_far_it_got() {
+    let fake = Arc::new(with_ids(400));
+    let program = Program::new(&fake.url(), TOKEN, &sweep("window = \"01:00-06:00\""));
+    let config = program.read("microglia.toml");
+    program.write(
+        "microglia.toml",
+        &config.replace("requests_per_second = \"unlimited\"", "requests_per_second = 50"),
+    );
+    let clock = {
+        let fake = Arc::clone(&fake);
+        let inside: Timestamp = "2026-11-23T05:59:00Z".parse().unwrap();
+        Clock::of(move || {
+            let over = fake.count("GET", "/_synapse/admin/v2/users/") > 20;
+            inside + TimeDelta::minutes(i64::from(over))
+        })
+    };
+    let path = program.path("microglia.toml");
+    let config = Config::load(&path, &Environment::default(), clock.now()).unwrap();
+    let dir = StateDir::open(&program.path("state")).unwrap();
+    let runner = Runner {
+        history: History::open(&dir, clock.clone()).await.unwrap(),
+        dir: Some(dir),
+        clock,
+        settle: Settle::default(),
+    };
+    let transport = Transport::new(config.homeservers["main"].settings(), Arc::new(|_| {}));
+    let place = Place {
+        transport: Arc::new(transport.unwrap()),
+        places: Places::Locks(1),
+        max_concurrent_requests: 4,
+    };
+    let spec = config.job("sweep").unwrap();
+    let order = Order { mode: Mode::Apply, ..Order::manual(spec) };
+    let stop = Stop::default();
+    let report = runner.run(spec, &place, &order, &stop, Arc::new(|_| {})).await.unwrap();
+    let report = serde_json::to_value(report).unwrap();
+    assert_eq!(figures(&report), "failed: null/0/0/0/null");
+    let message = report["message"].as_str().unwrap();
+    assert!(
+        message.starts_with("the job's window ended while the run was reading accounts: ")
+            && message.contains(" of 401 in ")
+            && message.ends_with(" requests a second"),
+        "{message}"
+    );
 }
 
 #[tokio::test]
