@@ -3,6 +3,7 @@
 mod check;
 mod jobs;
 mod kinds;
+mod left_alone;
 mod log;
 mod man;
 mod progress;

@@ -281,7 +281,7 @@ impl History {
         sqlx::query(
             "UPDATE runs SET finished_at = $2, attempts = $3, outcome = $4, message = $5, planned = $6, done = $7, failed = $8, skipped = $9, \
              remaining = $10, bytes_planned = $11, bytes_freed = $12, sample = $13, \
-             waited_seconds = $14, waited_for = $15, waiting_for = $16, waiting_since = $17 WHERE id = $1",
+             waited_seconds = $14, waited_for = $15, waiting_for = $16, waiting_since = $17, left_alone = $18 WHERE id = $1",
         )
         .bind(id)
         .bind(report.finished_at.map(|moment| moment.timestamp_millis()))
@@ -292,7 +292,7 @@ impl History {
         .bind(signed(report.done))
         .bind(signed(report.failed))
         .bind(signed(report.skipped))
-        .bind(signed(report.remaining))
+        .bind(report.remaining.map(signed))
         .bind(report.bytes_planned.map(signed))
         .bind(report.bytes_freed.map(signed))
         .bind(serde_json::to_string(&report.sample).ok())
@@ -300,6 +300,7 @@ impl History {
         .bind(report.waited_for.iter().map(|reason| reason.as_str()).collect::<Vec<_>>().join(","))
         .bind(report.waiting.as_ref().map(|waiting| &waiting.what))
         .bind(report.waiting.as_ref().map(|waiting| waiting.since.timestamp_millis()))
+        .bind(serde_json::to_string(&report.left_alone).ok())
         .execute(&pool)
         .await?;
         Ok(())
@@ -551,7 +552,7 @@ impl History {
                 "UPDATE runs SET outcome = 'interrupted', finished_at = $2, message = '{CUT_OFF}', \
                  waiting_for = NULL, waiting_since = NULL, \
                  done = {done}, failed = {failed}, skipped = {skipped}, \
-                 remaining = COALESCE(MAX(planned - {done} - {failed} - {skipped}, 0), {}), \
+                 remaining = COALESCE(remaining, 0) + COALESCE(MAX(planned - {done} - {failed} - {skipped}, 0), NULLIF({}, 0)), \
                  bytes_freed = bytes_freed - bytes_freed + (SELECT COALESCE(SUM(bytes), 0) FROM files WHERE run = $1) WHERE id = $1",
                 counted(State::Planned),
             );

@@ -104,6 +104,18 @@ pub fn spoken(duration: Duration) -> String {
     }
 }
 
+/// The next length that a person would choose: whole hours, ten minutes, minutes or ten seconds.
+pub fn rounded_up(duration: Duration) -> Duration {
+    let seconds = duration.as_secs() + u64::from(duration.subsec_nanos() > 0);
+    let unit = match seconds {
+        0..120 => 10,
+        120..3600 => 60,
+        3600..DAY => 600,
+        _ => 3600,
+    };
+    Duration::from_secs(seconds.div_ceil(unit).saturating_mul(unit))
+}
+
 fn pair(large: u64, large_unit: &str, small: u64, small_unit: &str) -> String {
     if small == 0 {
         format!("{large} {large_unit}")
@@ -136,6 +148,13 @@ mod tests {
         insta::assert_snapshot!(refusal("-5d"), @r#""-5d" is no length of time: write a number and a unit, such as "90d", "12h", "10m" or "30s""#);
         insta::assert_snapshot!(refusal("99999999999999999999d"), @r#""99999999999999999999d" is no length of time: write a number and a unit, such as "90d", "12h", "10m" or "30s""#);
         insta::assert_snapshot!(refusal("99999999d"), @r#""99999999d" is longer than ten years: write at most "3650d""#);
+    }
+
+    #[test]
+    fn a_length_is_rounded_up_to_one_that_a_person_would_choose() {
+        let rounded = [1, 61, 121, 3541, 20_000, 90_001]
+            .map(|seconds| spoken(rounded_up(Duration::from_secs(seconds))));
+        assert_eq!(rounded, ["10 s", "1 min 10 s", "3 min", "1 h", "5 h 40 min", "1 d 2 h"]);
     }
 
     #[test]

@@ -50,7 +50,8 @@
 //!
 //! - Config tables are read key by key (`keys!`), not through serde's derive: each key reports its own mistake with its
 //!   place, and the same definition is what `kinds` prints.
-//! - A media purge is a [`change::Walk`]: its changes are cut to size while it goes on, so that a call takes 5 to 20 s.
+//! - A media purge is a [`change::Walk`]: its changes are cut to size while it goes on, so that a call takes 5 to 20 s
+//!   where the part of its time that does not depend on its size allows that.
 //! - Until when occurrences of a job are dealt with is recorded when a run begins, when one is skipped while no run is at
 //!   work, and, for those skipped during a run, when that has ended: what is later is missed at the next start. A run that
 //!   was cut off is caught up while nothing later was dealt with.

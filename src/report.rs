@@ -1,5 +1,6 @@
 //! What a run did, as it is stored, printed and served.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -83,6 +84,38 @@ pub struct Waiting {
     pub since: Timestamp,
 }
 
+words! {
+    /// Why the rules of a kind left something out of a plan.
+    pub enum Exempt {
+        /// The member left the room.
+        Left = "left",
+        Kicked = "kicked",
+        Banned = "banned",
+        Deactivated = "deactivated",
+        Locked = "locked",
+        Suspended = "suspended",
+        Guest = "guest",
+        Bot = "bot",
+        /// The account belongs to a bridge.
+        Bridge = "bridge",
+        /// The account that microglia itself uses.
+        OwnAccount = "own-account",
+        /// Named by `except_users`.
+        Excluded = "excluded",
+        Admin = "admin",
+        /// An account in a state that `accounts` does not name.
+        NotSelected = "not-selected",
+        /// The only external id of an active account (`keep_last`).
+        LastId = "last-id",
+        Quarantined = "quarantined",
+        Protected = "protected",
+        /// Synapse kept the file before, most likely as an avatar.
+        Kept = "kept",
+        /// An empty file, or an upload that was never finished.
+        Empty = "empty",
+    }
+}
+
 /// One run. All figures count things, over all attempts, each distinct target once.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Report {
@@ -113,9 +146,13 @@ pub struct Report {
     pub done: u64,
     pub failed: u64,
     pub skipped: u64,
-    pub remaining: u64,
+    /// `None` where it is unknown, as before there is a plan.
+    pub remaining: Option<u64>,
     pub bytes_planned: Option<u64>,
     pub bytes_freed: Option<u64>,
+    /// What the rules of the kind left out of the last plan, by reason.
+    #[serde(default)]
+    pub left_alone: BTreeMap<Exempt, u64>,
     /// The accounts with the most bytes of a media plan.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub sample: Vec<Share>,
@@ -156,6 +193,13 @@ pub struct Share {
     pub bytes: u64,
 }
 
+/// Something that the rules of a kind left out of a plan.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeftAlone {
+    pub reason: Exempt,
+    pub target: String,
+}
+
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ChangeRecord {
     pub action: Action,
@@ -189,6 +233,11 @@ pub enum Event {
         planned: Option<u64>,
         bytes: Option<u64>,
     },
+    /// The first of what the rules of the kind left out of the plan, and how much more there is.
+    LeftAlone {
+        named: Vec<LeftAlone>,
+        more: u64,
+    },
     Changing {
         done: u64,
         total: Option<u64>,
@@ -215,6 +264,8 @@ pub enum Event {
     Answering {
         after_seconds: u64,
     },
+    /// Something that a person should change, and that does not end the run.
+    Warning(String),
     Ended(Box<Report>),
 }
 

@@ -3,9 +3,11 @@
 mod changes;
 mod ended;
 mod judging;
+mod reading;
 mod settle;
 mod waiting;
 
+use std::collections::BTreeMap;
 use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
@@ -16,16 +18,18 @@ use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use reading::Reading;
 pub use settle::Settle;
 
 use crate::change::Plan;
 use crate::clock::{Clock, Timestamp};
 use crate::config::JobSpec;
 use crate::history::{self, History};
-use crate::job::{Context, Failure, Memory};
+use crate::job::{Budget, Context, Failure, Memory};
 use crate::keys::Limit;
 use crate::length::spoken;
 use crate::report::{ChangeRecord, Event, Mode, Outcome, Report, State, Trigger, WaitReason};
+use crate::schedule::Window;
 use crate::state_dir::{Held, Lock, StateDir};
 use crate::synapse::{self, Reader, Transport};
 
@@ -44,10 +48,19 @@ pub struct Runner {
 pub struct Order {
     pub mode: Mode,
     pub max_changes: Limit<u32>,
+    pub window: WindowRule,
     pub trigger: Trigger,
     pub scheduled_for: Option<Timestamp>,
     /// Attempts of the interrupted run that this one goes on with.
     pub attempts_made: u32,
+}
+
+/// Whether a run keeps to its job's window.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WindowRule {
+    Keep,
+    /// A person who started the run lifted the window for it.
+    Ignore,
 }
 
 /// A homeserver as runs use it.
@@ -152,10 +165,16 @@ impl Order {
         Self {
             mode: spec.common.mode,
             max_changes: spec.common.max_changes,
+            window: WindowRule::Keep,
             trigger: Trigger::Manual,
             scheduled_for: None,
             attempts_made: 0,
         }
+    }
+
+    /// The job's window, where the run keeps to it.
+    fn window_of(&self, spec: &JobSpec) -> Option<Window> {
+        spec.common.window.filter(|_| self.window == WindowRule::Keep)
     }
 }
 
@@ -187,6 +206,10 @@ struct Run<'a> {
     notes: Mutex<Vec<String>>,
     /// Whether some target could be read and needs nothing.
     some_fine: AtomicBool,
+    /// How far the attempt has read; `None` while it does something else.
+    reading: Mutex<Option<Reading>>,
+    /// Items that `at_most` left out of the last plan.
+    left_by_at_most: AtomicU64,
     /// Targets of the last plan that could not be worked on.
     problems: AtomicU64,
     /// Whether a plan passed the guards.
@@ -267,9 +290,10 @@ impl Runner {
             done: 0,
             failed: 0,
             skipped: 0,
-            remaining: 0,
+            remaining: None,
             bytes_planned: None,
             bytes_freed: None,
+            left_alone: BTreeMap::new(),
             sample: Vec::new(),
             changes: None,
         };
@@ -294,7 +318,7 @@ impl Runner {
             reader: Reader::new(Arc::clone(&place.transport), self.clock.clone()),
             stop,
             deadline: Instant::now() + spec.common.time_limit.0,
-            window_end: spec.common.window.map(|window| window.end_after(started_at, spec.zone)),
+            window_end: order.window_of(spec).map(|window| window.end_after(started_at, spec.zone)),
             tell: Arc::clone(&tell),
             concurrency: place.max_concurrent_requests as usize,
             report: Mutex::new(report),
@@ -302,6 +326,8 @@ impl Runner {
             wait: Mutex::default(),
             notes: Mutex::default(),
             some_fine: AtomicBool::new(false),
+            reading: Mutex::default(),
+            left_by_at_most: AtomicU64::new(0),
             problems: AtomicU64::new(0),
             judged: AtomicBool::new(false),
             lost: Mutex::default(),
@@ -396,11 +422,20 @@ impl Run<'_> {
         self.report.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn reading(&self) -> MutexGuard<'_, Option<Reading>> {
+        self.reading.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Tells what happened, after a word about the pace where that has changed.
     fn tell(&self, event: Event) {
         let slow = self.reader.is_slow();
         if self.slow.swap(slow, Ordering::Relaxed) != slow {
             (self.tell)(Event::Slow(slow));
+        }
+        if let (Event::Reading { what, done, total }, Some(reading)) =
+            (&event, self.reading().as_mut())
+        {
+            reading.advance(what, *done, *total, self.reader.answered());
         }
         (self.tell)(event);
     }
@@ -509,12 +544,21 @@ impl Run<'_> {
                 memory: Memory::new(&self.runner.history, &server),
                 tell: &tell,
                 concurrency: self.concurrency,
+                budget: Budget {
+                    requests_per_second: self.reader.requests_per_second(),
+                    time_limit: self.spec.common.time_limit,
+                },
             };
+            *self.reading() = Some(Reading::begin(self.reader.answered()));
             let planned = self.spec.job.plan(&context, &mut plan).await;
             planned.map_err(|failure| self.not_planned(failure))?;
             Ok((plan, server, media))
         };
-        match self.wait_for(read).await {
+        let read = self.wait_for(read).await;
+        if read.is_ok() {
+            *self.reading() = None;
+        }
+        match read {
             Ok(Ok((plan, server, _media))) => {
                 self.work_off(plan, &server).await.unwrap_or_else(|ending| ending)
             }
@@ -534,11 +578,11 @@ impl Run<'_> {
     }
 
     fn outside_window(&self, at: Timestamp) -> Option<String> {
-        let window = self.spec.common.window?;
+        let window = self.order.window_of(self.spec)?;
         let now = self.runner.clock.now();
         (self.order.mode == Mode::Apply && !window.contains(now, self.spec.zone)).then(|| {
             let opens = window.start_after(at, self.spec.zone).with_timezone(&self.spec.zone.0);
-            format!("it is outside the job's window {window}, which opens at {}; a dry run may look at any time", opens.format("%Y-%m-%d %H:%M %Z"))
+            format!("it is outside the job's window {window}, which opens at {}; a dry run may look at any time, and `--ignore-window` lifts that once", opens.format("%Y-%m-%d %H:%M %Z"))
         })
     }
 

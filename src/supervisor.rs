@@ -21,7 +21,7 @@ use crate::keys::Limit;
 use crate::listing::{Listed, listed};
 use crate::metrics::{Metrics, Skipped};
 use crate::report::{Event, Mode, Outcome, Trigger};
-use crate::runner::{Order, Place, Runner, Stop};
+use crate::runner::{Order, Place, Runner, Stop, WindowRule};
 use crate::synapse::Address;
 use crate::telling;
 use crate::words::not_one_of;
@@ -89,6 +89,9 @@ struct Running {
 pub struct Asked {
     pub mode: Option<Mode>,
     pub max_changes: Option<u32>,
+    /// Lifts the job's window for this run.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub ignore_window: bool,
     /// What the asker read in the config: the daemon must not run an older definition unseen.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fingerprint: Option<u64>,
@@ -344,6 +347,9 @@ impl Supervisor {
         let mut order = Order::manual(&entry.spec);
         order.mode = asked.mode.unwrap_or(order.mode);
         order.max_changes = asked.max_changes.map_or(order.max_changes, Limit::Of);
+        if asked.ignore_window {
+            order.window = WindowRule::Ignore;
+        }
         let (sender, receiver) = mpsc::unbounded_channel();
         self.launch(entry, order, Some(sender));
         Ok(receiver)

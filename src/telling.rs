@@ -42,6 +42,9 @@ pub fn log(job: &str, homeserver: &str) -> impl Fn(Event) + Send + Sync + use<> 
             Event::Answering { after_seconds } => {
                 tracing::warn!(%job, %homeserver, run = run_id, after_seconds, "{job}: run {run_id}: {homeserver} answers again after {after_seconds} s");
             }
+            Event::Warning(warning) => {
+                tracing::warn!(%job, %homeserver, run = run_id, "{job}: run {run_id}: {warning}");
+            }
             Event::Slow(true) => {
                 tracing::warn!(%job, %homeserver, run = run_id, "{job}: {homeserver} takes three times as long to answer as at the start of the run: sending at half the rate");
             }
@@ -66,13 +69,15 @@ fn ended(report: &Report) {
         .map(|bytes| format!(", {} freed", Size(bytes)))
         .unwrap_or_default();
     let message = report.message.as_ref().map(|message| format!(": {message}")).unwrap_or_default();
-    let dry = if *mode == Mode::DryRun && outcome == Outcome::Succeeded {
-        "; a dry run, nothing was changed: mode = \"apply\" makes the changes"
-    } else {
-        ""
+    let dry = match report.planned {
+        _ if *mode != Mode::DryRun || outcome != Outcome::Succeeded => "",
+        Some(0) => "; a dry run, and there is nothing to change",
+        _ => "; a dry run, nothing was changed: mode = \"apply\" makes the changes",
     };
+    let left = remaining
+        .map_or_else(|| "remaining unknown".to_owned(), |count| format!("{count} remaining"));
     let text = format!(
-        "{job}: run {run} {outcome} after {worked} ({planned}{done} done, {failed} failed, {skipped} skipped, {remaining} remaining{bytes}){message}{dry}",
+        "{job}: run {run} {outcome} after {worked} ({planned}{done} done, {failed} failed, {skipped} skipped, {left}{bytes}){message}{dry}",
     );
     match outcome {
         Outcome::Succeeded => {

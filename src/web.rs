@@ -56,7 +56,7 @@ const INDEX: &str = "microglia, housekeeping for Synapse\n\n\
     GET  /api/v1/runs?job=&limit=     recorded runs\n\
     GET  /api/v1/runs/{id}            one run; with the admin token its changes\n\
     POST /-/reload                    with the admin token, like all that act:\n\
-    POST /api/v1/jobs/{job}/run       {\"mode\": \"dry-run\", \"max_changes\": 5000} override\n\
+    POST /api/v1/jobs/{job}/run       {\"mode\": \"dry-run\", \"max_changes\": 5000, \"ignore_window\": true} override\n\
     POST /api/v1/jobs/{job}/cancel\n\
     POST /api/v1/pause\n\
     POST /api/v1/resume\n";

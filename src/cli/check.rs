@@ -12,7 +12,7 @@ use super::{Ended, environment, print, print_json, say_warning};
 use crate::clock::Clock;
 use crate::config::{Config, Found, Homeserver};
 use crate::escape::line;
-use crate::job::Answer;
+use crate::job::{Answer, Budget};
 use crate::listing::{listed, upcoming};
 use crate::report::Mode;
 use crate::synapse::{Error, Reader, Transport};
@@ -240,6 +240,18 @@ impl Answers<'_> {
             }
             if let Some(why) = job.job.kind().needs.not_under_mas.filter(|_| identity.mas) {
                 self.no(&format!("{} under MAS", job.name), why)?;
+            }
+            let budget = Budget {
+                requests_per_second: homeserver.keys.max_requests_per_second,
+                time_limit: job.common.time_limit,
+            };
+            // A homeserver that cannot tell has said so above.
+            let volume = job.job.volume(&reader).await.ok().flatten();
+            if let Some(warning) = volume.and_then(|volume| budget.warning(volume)) {
+                self.yes(
+                    &format!("{} reads within its time_limit", job.name),
+                    &format!("probably not: {warning}"),
+                )?;
             }
             for Answer { question, answer } in job.job.check(&reader, identity).await {
                 let question = format!("{} {question}", job.name);

@@ -72,6 +72,7 @@ impl Progress {
             Event::Waiting(what) => {
                 self.show(View { what: format!("waiting for {what}"), ..View::default() });
             }
+            Event::Warning(warning) => self.say(&format!("warning: {}", line(warning))),
             Event::Retrying { attempt, attempts, wait_seconds, because } => {
                 self.say(&format!("failed: {}", line(because)));
                 self.show(View {

@@ -6,23 +6,25 @@ use std::sync::Arc;
 
 use tokio::signal::unix::{SignalKind, signal};
 
+use super::left_alone::Named;
 use super::progress::Progress;
 use super::remote::unexpected;
 use super::runs::{changes, summary};
 use super::{Ended, enter, load, load_without_secrets, log, print, print_json, say};
-use crate::clock::Clock;
+use crate::clock::{Clock, Timestamp};
 use crate::config::{Config, JobSpec};
 use crate::control::{Connection, Request, Response};
 use crate::history::History;
 use crate::keys::Limit;
 use crate::report::{Event, Mode, Outcome, Report};
-use crate::runner::{Order, Place, Places, Runner, Settle, Stop};
+use crate::runner::{Order, Place, Places, Runner, Settle, Stop, WindowRule};
 use crate::state_dir::StateDir;
 use crate::supervisor::{Asked, Refusal};
 use crate::synapse::{Limits, Settings, Transport};
 use crate::words::not_one_of;
 
 #[derive(Debug, clap::Args)]
+#[expect(clippy::struct_excessive_bools, reason = "flags of the command line")]
 pub(super) struct Options {
     /// The job's name.
     job: String,
@@ -35,6 +37,12 @@ pub(super) struct Options {
     /// Allows a plan of so many things this once.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     max_changes: Option<u32>,
+    /// Runs outside the job's window, and beyond its end, this once.
+    #[arg(long)]
+    ignore_window: bool,
+    /// Names what the rules of the kind left alone, up to 1,000 of it.
+    #[arg(long, short)]
+    verbose: bool,
     /// Prints the report as one JSON document.
     #[arg(long)]
     json: bool,
@@ -76,16 +84,26 @@ pub(super) async fn run(path: &Path, options: &Options) -> Result<(), Ended> {
             (false, false) => spec.common.mode,
         },
         max_changes: options.max_changes.map_or(spec.common.max_changes, Limit::Of),
+        window: if options.ignore_window { WindowRule::Ignore } else { WindowRule::Keep },
         ..Order::manual(spec)
     };
+    let named = Arc::new(Named::default());
     let report = match connection {
-        Some(connection) => in_daemon(connection, &config, spec, options).await?,
-        None => here(&config, spec, &order, &clock).await?,
+        Some(connection) => in_daemon(connection, &config, spec, options, &named).await?,
+        None => here(&config, spec, &order, &clock, Arc::clone(&named)).await?,
     };
     if options.json {
+        let left_alone = named.text();
+        if options.verbose && !left_alone.is_empty() {
+            say(left_alone.trim_end());
+        }
         print_json(&report)?;
     } else {
-        print(&shown(&report, spec, options))?;
+        let mut text = shown(&report, spec, options, clock.now());
+        if options.verbose {
+            text.push_str(&named.text());
+        }
+        print(&text)?;
     }
     match report.outcome {
         Some(Outcome::Succeeded) => Ok(()),
@@ -125,6 +143,7 @@ async fn in_daemon(
     config: &Config,
     spec: &JobSpec,
     options: &Options,
+    named: &Named,
 ) -> Result<Report, Ended> {
     let mode = match (options.dry_run, options.apply) {
         (true, _) => Some(Mode::DryRun),
@@ -135,7 +154,12 @@ async fn in_daemon(
         .homeservers
         .get(&spec.homeserver)
         .map(|homeserver| spec.fingerprint(homeserver.fingerprint()));
-    let asked = Asked { mode, max_changes: options.max_changes, fingerprint };
+    let asked = Asked {
+        mode,
+        max_changes: options.max_changes,
+        ignore_window: options.ignore_window,
+        fingerprint,
+    };
     connection.ask(&Request::Run { job: spec.name.clone(), asked }).await?;
     let progress = Progress::new(&spec.homeserver);
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -157,7 +181,10 @@ async fn in_daemon(
             }
         };
         match response {
-            Some(Response::Event(event)) => progress.hear(&event),
+            Some(Response::Event(event)) => {
+                progress.hear(&event);
+                named.hear(&event);
+            }
             Some(Response::Report(report)) => {
                 progress.hear(&Event::Ended(report.clone()));
                 return Ok(*report);
@@ -184,6 +211,7 @@ async fn here(
     spec: &JobSpec,
     order: &Order,
     clock: &Clock,
+    named: Arc<Named>,
 ) -> Result<Report, Ended> {
     let homeserver = config
         .homeservers
@@ -207,6 +235,7 @@ async fn here(
     let told = crate::telling::log(&spec.name, &spec.homeserver);
     let tell = Arc::new(move |event: Event| {
         progress.hear(&event);
+        named.hear(&event);
         told(event);
     });
     let signals = tokio::spawn(stopped_by_signals(stop.clone(), name));
@@ -254,21 +283,37 @@ async fn stopped_by_signals(stop: Stop, job: String) {
     stop.now(Outcome::Cancelled, &format!("by a second signal, {second}"));
 }
 
-fn shown(report: &Report, spec: &JobSpec, options: &Options) -> String {
+fn shown(report: &Report, spec: &JobSpec, options: &Options, now: Timestamp) -> String {
     let mut text = summary(report, spec.zone.0);
     text.push_str(&changes(report, SHOWN));
     if report.mode == Mode::DryRun && report.outcome == Some(Outcome::Succeeded) {
-        let more =
-            options.max_changes.map(|most| format!(" --max-changes {most}")).unwrap_or_default();
-        text.push_str(&format!(
-            "Nothing was changed. To make these changes now: microglia run {}{more} --apply",
-            spec.name
-        ));
-        text.push_str(if spec.common.mode == Mode::DryRun {
-            "; on schedule: set mode = \"apply\" in the job\n"
-        } else {
-            "\n"
-        });
+        text.push_str(&advice(report, spec, options, now));
     }
     text
+}
+
+/// What to do after a dry run that succeeded.
+fn advice(report: &Report, spec: &JobSpec, options: &Options, now: Timestamp) -> String {
+    if report.planned == Some(0) {
+        return "Nothing was changed, and there is nothing to change.\n".to_owned();
+    }
+    let mut flags =
+        options.max_changes.map(|most| format!(" --max-changes {most}")).unwrap_or_default();
+    let mut advice = "Nothing was changed.".to_owned();
+    flags.push_str(" --apply");
+    if let Some(window) = spec.common.window.filter(|_| spec.is_outside_window(now)) {
+        let opens = window.start_after(now, spec.zone).with_timezone(&spec.zone.0);
+        advice.push_str(&format!(
+            " The job's window {window} opens at {}.",
+            opens.format("%Y-%m-%d %H:%M %Z")
+        ));
+        flags.push_str(" --ignore-window");
+    }
+    advice.push_str(&format!(" To make these changes now: microglia run {}{flags}", spec.name));
+    advice.push_str(if spec.common.mode == Mode::DryRun {
+        "; on schedule: set mode = \"apply\" in the job\n"
+    } else {
+        "\n"
+    });
+    advice
 }

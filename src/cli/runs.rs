@@ -13,6 +13,7 @@ use crate::history::Page;
 use crate::length::spoken;
 use crate::report::{CHANGES_SHOWN, Mode, Outcome, Report};
 use crate::size::Size;
+use crate::words::grouped;
 
 #[derive(Debug, clap::Args)]
 #[command(args_conflicts_with_subcommands = true)]
@@ -180,6 +181,14 @@ pub(super) fn summary(run: &Report, zone: Tz) -> String {
     text.push_str(&format!("  {ended}: {planned}{bytes}\n"));
     if let Some(message) = &run.message {
         text.push_str(&format!("  {}\n", line(message)));
+    }
+    if !run.left_alone.is_empty() {
+        let reasons: Vec<String> = run
+            .left_alone
+            .iter()
+            .map(|(reason, count)| format!("{} {reason}", grouped(*count)))
+            .collect();
+        text.push_str(&format!("  left alone: {}\n", reasons.join(", ")));
     }
     if !run.sample.is_empty() {
         text.push_str("  most bytes:\n");

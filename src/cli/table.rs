@@ -50,7 +50,7 @@ pub(super) fn figures(report: &Report) -> String {
         (report.done, "done"),
         (report.failed, "failed"),
         (report.skipped, "skipped"),
-        (report.remaining, "remaining"),
+        (report.remaining.unwrap_or(0), "remaining"),
     ] {
         if count > 0 {
             parts.push(format!("{} {name}", grouped(count)));

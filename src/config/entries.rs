@@ -87,9 +87,9 @@ keys! {
         pub max_changes: Limit<u32> where "1" to "1000000000" = "1000",
         /// The run makes the first of its plan, so many things, and leaves the rest for the next run.
         pub at_most: Option<u32> where "1" to "1000000000",
-        /// Hours of the day: a run starts only inside and stops at the end between two changes.
+        /// Hours of the day: a run starts only inside and stops at the end between two changes; `run --ignore-window` lifts it once.
         pub window: Option<Window>,
-        /// How long a run may take, all attempts together.
+        /// How long a run may take, all attempts together; `check --online` warns where reading alone takes longer.
         pub time_limit: Length where "\"1s\"" to "\"365d\"" = "\"1h\"",
         /// How a run that fails for a passing reason is tried again: `attempts` (tries in all), `first_delay`, `max_delay`.
         pub retries: Retries = "{}",

@@ -128,7 +128,8 @@ impl History {
         }
         (run.done, run.failed, run.skipped) = (done, failed, run.skipped.max(skipped));
         if let Some(planned) = run.planned {
-            run.remaining = planned.saturating_sub(run.done + run.failed + run.skipped);
+            let left = planned.saturating_sub(run.done + run.failed + run.skipped);
+            run.remaining = Some(run.remaining.unwrap_or(0) + left);
         }
         run.outcome = Some(Outcome::Interrupted);
         run.message.get_or_insert_with(|| CUT_OFF.to_owned());
@@ -188,9 +189,16 @@ pub(super) fn report(row: &SqliteRow) -> Result<Report, Error> {
         done: count("done")?,
         failed: count("failed")?,
         skipped: count("skipped")?,
-        remaining: count("remaining")?,
+        remaining: known("remaining")?,
         bytes_planned: known("bytes_planned")?,
         bytes_freed: known("bytes_freed")?,
+        // Absent where the history was not opened for writing since an update.
+        left_alone: row
+            .try_get::<Option<String>, _>("left_alone")
+            .ok()
+            .flatten()
+            .and_then(|text| serde_json::from_str(&text).ok())
+            .unwrap_or_default(),
         sample: row
             .try_get::<Option<String>, _>("sample")?
             .and_then(|text| serde_json::from_str(&text).ok())

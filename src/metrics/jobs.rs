@@ -231,7 +231,7 @@ const FAMILIES: &[Family] = &[
     },
     Family {
         name: "microglia_job_last_run_things",
-        help: "What became of the things of the last run's plan; planned is absent where a kind cannot know.",
+        help: "What became of the things of the last run's plan; planned and remaining are absent where they are unknown.",
         kind: "gauge",
         values: |job| {
             let Some(run) = &job.last_run else {
@@ -244,7 +244,7 @@ const FAMILIES: &[Family] = &[
                 ("done", Some(run.done)),
                 ("failed", Some(run.failed)),
                 ("skipped", Some(run.skipped)),
-                ("remaining", Some(run.remaining)),
+                ("remaining", run.remaining),
             ];
             states
                 .into_iter()

@@ -17,6 +17,10 @@ const SAVE_AGAIN: Duration = Duration::from_secs(5);
 impl Run<'_> {
     pub(super) fn verdict(&self, ending: Ending) -> (Outcome, Option<String>) {
         let mut report = self.report();
+        // Nothing is left of what cannot be counted, either.
+        if matches!(ending, Ending::Finished) {
+            report.remaining.get_or_insert(0);
+        }
         self.count_remaining(&mut report);
         let changed = report.done + report.skipped > 0;
         let problems = self.problems.load(Ordering::Relaxed);
@@ -31,26 +35,25 @@ impl Run<'_> {
             }
             Ending::Finished => (Outcome::Failed, Some(failures(report.failed))),
             Ending::Stopped(Stopped::Window) if !self.judged.load(Ordering::Relaxed) => {
-                (Outcome::Failed, Some("the job's window ended before it could begin".to_owned()))
+                (Outcome::Failed, Some(self.window_ended_early()))
             }
             Ending::Stopped(Stopped::Window) if report.failed == 0 => (
                 Outcome::Succeeded,
                 Some(format!(
                     "stopped at the end of the job's window; {} left",
-                    grouped(report.remaining)
+                    grouped(report.remaining.unwrap_or(0))
                 )),
             ),
             Ending::Stopped(Stopped::Window) => (
                 Outcome::Partial,
                 Some(format!(
                     "stopped at the end of the job's window; {} left",
-                    grouped(report.remaining)
+                    grouped(report.remaining.unwrap_or(0))
                 )),
             ),
-            Ending::Stopped(Stopped::TimeLimit) => (
-                Outcome::TimedOut,
-                Some(format!("the time limit of {} was reached", self.spec.common.time_limit)),
-            ),
+            Ending::Stopped(Stopped::TimeLimit) => {
+                (Outcome::TimedOut, Some(self.time_limit_reached()))
+            }
             Ending::Stopped(Stopped::Asked(outcome)) => {
                 (outcome, Some(format!("{} {}", self.stop.in_words(), self.stopped_where(&report))))
             }
@@ -91,11 +94,32 @@ impl Run<'_> {
         format!("{phase}; {made}")
     }
 
+    fn window_ended_early(&self) -> String {
+        let so_far =
+            self.reading().as_ref().and_then(|reading| reading.so_far(self.reader.answered()));
+        match so_far {
+            Some(so_far) => format!("the job's window ended while the run was reading {so_far}"),
+            None => "the job's window ended before it could begin".to_owned(),
+        }
+    }
+
+    fn time_limit_reached(&self) -> String {
+        let time_limit = self.spec.common.time_limit;
+        let start = self.deadline - time_limit.0;
+        let unfinished = self
+            .reading()
+            .as_ref()
+            .and_then(|reading| reading.unfinished(start, self.reader.answered()));
+        let reached = format!("the time limit of {time_limit} was reached");
+        unfinished.map_or(reached.clone(), |unfinished| format!("{reached}; {unfinished}"))
+    }
+
     fn count_remaining(&self, report: &mut Report) {
         if self.order.mode == Mode::Apply
             && let Some(planned) = report.planned
         {
-            report.remaining = planned.saturating_sub(report.done + report.failed + report.skipped);
+            let unmade = planned.saturating_sub(report.done + report.failed + report.skipped);
+            report.remaining = Some(unmade + self.left_by_at_most.load(Ordering::Relaxed));
         }
     }
 

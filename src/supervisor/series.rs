@@ -43,10 +43,12 @@ impl Supervisor {
             Event::Ended(report) => self.ended(job, report),
             Event::Reading { .. }
             | Event::Planned { .. }
+            | Event::LeftAlone { .. }
             | Event::Changing { .. }
             | Event::Slow(_)
             | Event::Silent { .. }
-            | Event::Answering { .. } => {}
+            | Event::Answering { .. }
+            | Event::Warning(_) => {}
         }
     }
 

@@ -80,6 +80,17 @@ impl Reader {
         Ok(owners)
     }
 
+    /// How many accounts have files.
+    pub async fn count_media_owners(&self) -> Result<u64, Error> {
+        #[derive(Deserialize)]
+        struct Page {
+            total: u64,
+        }
+        let query = vec![("limit", "1".to_owned())];
+        let page: Page = self.get("/_synapse/admin/v1/statistics/users/media", &[], query).await?;
+        Ok(page.total)
+    }
+
     /// The account's files uploaded before `until`, oldest first; `M_NOT_FOUND` where Synapse does not know the account.
     pub async fn files_of(&self, user_id: &str, until: Timestamp) -> Result<Vec<File>, Error> {
         #[derive(Deserialize)]

@@ -25,6 +25,7 @@ pub struct Limits {
     pub(super) places: Slots,
     pub(super) requests: Pacer,
     pub(super) joins: Pacer,
+    requests_per_second: Mutex<Limit<Rate>>,
 }
 
 impl Limits {
@@ -33,7 +34,12 @@ impl Limits {
             places: Slots::new(values.max_concurrent_requests),
             requests: Pacer::new(values.max_requests_per_second),
             joins: Pacer::new(values.max_joins_per_second),
+            requests_per_second: Mutex::new(values.max_requests_per_second),
         }
+    }
+
+    pub(super) fn requests_per_second(&self) -> Limit<Rate> {
+        *self.requests_per_second.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Changes the limits for whoever waits next.
@@ -41,6 +47,8 @@ impl Limits {
         self.places.resize(values.max_concurrent_requests);
         self.requests.set(values.max_requests_per_second);
         self.joins.set(values.max_joins_per_second);
+        *self.requests_per_second.lock().unwrap_or_else(PoisonError::into_inner) =
+            values.max_requests_per_second;
     }
 }
 

@@ -1,6 +1,7 @@
 //! What a job has of a homeserver: questions, all of them GET.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use reqwest::Method;
 use serde::de::DeserializeOwned;
@@ -13,6 +14,7 @@ use super::pace::{Silence, Watch};
 use super::probe::Identity;
 use super::transport::{Answer, Base, Call, Repeat, Transport, Turn};
 use crate::clock::Clock;
+use crate::keys::{Limit, Rate};
 
 /// Reads one homeserver for one run; clones share the run's identity and its watch over slow answers.
 #[derive(Debug, Clone)]
@@ -21,11 +23,18 @@ pub struct Reader {
     pub(super) watch: Arc<Watch>,
     pub(super) clock: Clock,
     pub(super) identity: Arc<OnceCell<Identity>>,
+    answered: Arc<AtomicU64>,
 }
 
 impl Reader {
     pub fn new(transport: Arc<Transport>, clock: Clock) -> Self {
-        Self { transport, watch: Arc::default(), clock, identity: Arc::default() }
+        Self {
+            transport,
+            watch: Arc::default(),
+            clock,
+            identity: Arc::default(),
+            answered: Arc::default(),
+        }
     }
 
     /// The name that the config gives the homeserver.
@@ -41,6 +50,16 @@ impl Reader {
     /// Whether media lives in object storage, where Synapse deletes nothing.
     pub fn keeps_objects(&self) -> bool {
         self.transport.media_in_object_storage
+    }
+
+    /// How many requests may be sent to the homeserver in a second.
+    pub fn requests_per_second(&self) -> Limit<Rate> {
+        self.transport.requests_per_second()
+    }
+
+    /// How many questions were answered, by this reader and its clones.
+    pub fn answered(&self) -> u64 {
+        self.answered.load(Ordering::Relaxed)
     }
 
     /// Whether answers take so long that requests are sent at half the rate.
@@ -81,6 +100,8 @@ impl Reader {
             timeout: Some(self.transport.request_timeout()),
         };
         // Who gives up a question lets go of it.
-        self.transport.send(&call, &self.watch, &CancellationToken::new()).await
+        let answer = self.transport.send(&call, &self.watch, &CancellationToken::new()).await;
+        self.answered.fetch_add(1, Ordering::Relaxed);
+        answer
     }
 }

@@ -14,6 +14,7 @@ use super::address::Address;
 use super::error::{self, Cause, Error};
 use super::pace::{Limits, Watch, unless};
 use super::token::Token;
+use crate::keys::{Limit, Rate};
 use crate::length::Length;
 use crate::size::Size;
 
@@ -218,6 +219,10 @@ impl Transport {
             media_in_object_storage: settings.media_in_object_storage,
             observer,
         })
+    }
+
+    pub(super) fn requests_per_second(&self) -> Limit<Rate> {
+        self.limits.requests_per_second()
     }
 
     pub(super) fn request_timeout(&self) -> Duration {

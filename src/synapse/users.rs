@@ -126,6 +126,26 @@ impl Reader {
         )
     }
 
+    /// How many accounts there are but guests, deactivated and locked ones included.
+    pub async fn count_accounts(&self) -> Result<u64, Error> {
+        self.count_listed("true").await
+    }
+
+    /// The same without the deactivated ones.
+    pub async fn count_usable_accounts(&self) -> Result<u64, Error> {
+        self.count_listed("false").await
+    }
+
+    async fn count_listed(&self, deactivated: &str) -> Result<u64, Error> {
+        let query = vec![
+            ("guests", "false".to_owned()),
+            ("deactivated", deactivated.to_owned()),
+            ("locked", "true".to_owned()),
+            ("limit", "1".to_owned()),
+        ];
+        Ok(self.get::<Page>(Self::USERS, &[], query).await?.total.unwrap_or(0))
+    }
+
     /// All accounts but guests; for jobs that need them all at hand.
     pub async fn users(&self, mut progress: impl FnMut(u64, u64)) -> Result<Vec<UserRow>, Error> {
         use futures_util::StreamExt;

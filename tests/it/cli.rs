@@ -380,6 +380,7 @@ async fn runs_are_listed_newest_first_and_shown_with_their_changes() {
             "id",
             "job",
             "kind",
+            "left_alone",
             "message",
             "mode",
             "outcome",
@@ -593,6 +594,7 @@ async fn a_run_prints_its_report_on_stdout_and_what_it_logs_on_stderr() {
     run 2: sweep (remove-external-ids on main), dry run, TIME
       succeeded after TOOK: 2 planned
       2 of the planned ids are the only ones of active accounts, which then need a password or another identity to log in (`keep_last = true` leaves those alone)
+      left alone: 1 own-account
       planned  remove-external-id @user000000:fake.test -> saml:s0
       planned  remove-external-id @user000001:fake.test -> saml:s1
     Nothing was changed. To make these changes now: microglia run sweep --apply; on schedule: set mode = "apply" in the job

@@ -13,5 +13,6 @@ mod homeserver;
 mod jobs;
 mod limits;
 mod program;
+mod run;
 mod state_dir;
 mod transport;

@@ -156,7 +156,7 @@ async fn the_end_of_the_window_ends_what_waits_for_a_change_for_a_retry_or_for_t
     let window = "window = \"01:00-06:00\"";
     let cases = [
         ("PUT", ACCOUNT, LONG, "succeeded: 2/0/0/0/2"),
-        ("GET", "/_synapse/admin/v2/users", LONG, "failed: null/0/0/0/0"),
+        ("GET", "/_synapse/admin/v2/users", LONG, "failed: null/0/0/0/null"),
         (
             "PUT",
             ACCOUNT,

@@ -415,13 +415,46 @@ async fn a_plan_says_who_would_lose_the_only_id_and_what_matched_nothing() {
     `@nobody:fake.test` matched no account;
     `@*:other.test` matched no account
     ");
-    insta::assert_snapshot!(message(&program.dry_run("own").await), @"`oidc-old` held by nobody; seen: no provider at all");
+    insta::assert_snapshot!(message(&program.dry_run("own").await), @"`oidc-old` held by no selected account; 816 accounts outside the selection were not read; seen: no provider at all");
     let kept = program.dry_run("keep").await;
     assert_eq!(
         (message(&kept), targets(&kept)),
         ("none", vec!["@alice:fake.test -> oidc-old:a1", "@dora:fake.test -> oidc-old:dora"])
     );
     assert_eq!(fake.count("PUT", "/"), 0);
+}
+
+#[tokio::test]
+async fn a_provider_that_no_selected_account_holds_is_told_from_one_that_nobody_holds() {
+    let fake = fake_with(&["bob"]);
+    fake.world(|world| {
+        for name in ["x", "y", "z"] {
+            *world.user(&format!("@{name}:fake.test")) = old(name).external("oidc-google", name);
+            world.user(&format!("@{name}:fake.test")).suspended = true;
+        }
+        *world.user("@gone:fake.test") = User::default().external("saml", "gone");
+        world.user("@gone:fake.test").deactivated = true;
+    });
+    let of = |name: &str, accounts: &str, provider: &str| {
+        job(name, &format!("accounts = \"{accounts}\"\nproviders = [\"{provider}\"]"))
+    };
+    let jobs = [
+        of("unread", "deactivated", "oidc-google"),
+        of("read", "active", "oidc-google"),
+        of("nobody", "all", "cas"),
+        of("held", "deactivated", "saml"),
+    ];
+    let program = Program::new(&fake.url(), TOKEN, &jobs.concat());
+    let mut messages = Vec::new();
+    for name in ["unread", "read", "nobody", "held"] {
+        messages.push(message(&program.dry_run(name).await).to_owned());
+    }
+    insta::assert_snapshot!(messages.join("\n"), @"
+    `oidc-google` held by no selected account; 4 accounts outside the selection were not read; seen: `saml` 1
+    `oidc-google` held by no selected account; at least 3 other accounts hold it; seen: `oidc-google` 3, `oidc-old` 4
+    `cas` held by nobody; seen: `oidc-google` 3, `oidc-old` 4, `saml` 1
+    none
+    ");
 }
 
 #[tokio::test]
@@ -442,10 +475,10 @@ async fn limits_count_ids_rather_than_accounts() {
     assert_eq!(figures(&report), "refused: 6/0/0/0/6");
     insta::assert_snapshot!(message(&report), @"the plan has 6 things, more than max_changes = 5: look at it with `microglia run ids --dry-run`; if it is right, run it once with `--max-changes 6`, raise max_changes, or set at_most to work it off in parts; 6 of the planned ids are the only ones of active accounts, which then need a password or another identity to log in (`keep_last = true` leaves those alone)");
     let report = program.apply("one").await;
-    assert_eq!(figures(&report), "refused: 6/0/0/0/6");
+    assert_eq!(figures(&report), "refused: 0/0/0/0/6");
     insta::assert_snapshot!(message(&report), @"at_most = 1 is too small: the first of the plan go together and are more, so that nothing would ever be done; raise it; 6 of the planned ids are the only ones of active accounts, which then need a password or another identity to log in (`keep_last = true` leaves those alone)");
     assert_eq!(fake.count("PUT", "/"), 0);
-    assert_eq!(figures(&program.apply("four").await), "succeeded: 6/4/0/0/2");
+    assert_eq!(figures(&program.apply("four").await), "succeeded: 4/4/0/0/2");
     assert_eq!(
         targets(&program.dry_run("ids").await),
         ["@c:fake.test -> oidc-old:c1, oidc-old:c2"]
@@ -738,7 +771,7 @@ async fn under_mas_the_job_is_refused_and_says_where_the_links_live() {
     fake.world(|world| world.mas = true);
     let program = Program::new(&fake.url(), TOKEN, &ids(""));
     let report = program.dry_run("ids").await;
-    assert_eq!(figures(&report), "refused: null/0/0/0/0");
+    assert_eq!(figures(&report), "refused: null/0/0/0/null");
     insta::assert_snapshot!(message(&report), @"accounts of this homeserver live in the Matrix Authentication Service, and so do the links to their identities: remove them there (its Admin API, upstream-oauth-links, or `mas-cli`), what Synapse holds is not used");
     assert_eq!(
         fake.count("*", "/_synapse/admin/v2/users"),
