@@ -1,7 +1,9 @@
 """What the daemon costs, and how late it is, with a thousand jobs."""
 
 import calendar
+import contextlib
 import json
+import sqlite3
 import subprocess
 import time
 import urllib.error
@@ -26,7 +28,7 @@ class Daemon:
         self.config = self.write(jobs)
         admin_token = self.config.parent / "admin-token"
         admin_token.touch(mode=0o600)
-        admin_token.write_text("admin")
+        admin_token.write_text("admin-of-the-benchmarks")
         self.log = self.config.parent / "log"
         start = time.monotonic()
         self.program = Program([microglia, "--config", self.config, "serve"], self.log, {"RUST_LOG": "warn"})
@@ -77,6 +79,7 @@ def main(microglia, fake, small):
         for kind in ("purge-local-media", "join-rooms"):
             idle(microglia, homeserver, kind, count, small)
         ready(microglia, homeserver, count, small)
+        long_history(microglia, homeserver, small)
         for number in (1, count):
             for mode in ("apply", "dry-run"):
                 delay(microglia, homeserver, number, mode, small)
@@ -136,6 +139,51 @@ def ready(microglia, homeserver, count, small):
             daemon.stop()
     figure(f"ready after the first start, {count} jobs", median(first), 300, " ms", note=shown(first))
     figure(f"ready after a later start, {count} jobs", median(again), 300, " ms", note=shown(again))
+
+
+RUNS = """
+WITH RECURSIVE n (n) AS (SELECT 0 UNION ALL SELECT n + 1 FROM n WHERE n < :runs - 1)
+INSERT INTO runs (job, kind, homeserver, mode, cause, scheduled_for, started_at, finished_at, attempts, outcome, message, planned)
+SELECT printf('job-%04d', n % :jobs), 'purge-local-media', 'main', 'apply', 'schedule', :since + n * 1000, :since + n * 1000,
+       :since + n * 1000 + 500, 1, iif(n / :jobs % 10 = 0, 'failed', 'succeeded'), NULL, 0 FROM n
+"""
+INDEXES = ("runs_by_outcome", "runs_by_start", "runs_unended")
+
+
+def long_history(microglia, homeserver, small):
+    """Starts on many recorded runs: first as after an update, when the indexes are built, then with them."""
+    count, runs = 200, 10_000 if small else 1_000_000
+    name = "long-history"
+    start = lambda: Daemon(microglia, homeserver, name, jobs(count, "purge-local-media", "30 3 * * *"))
+    daemon = start()
+    daemon.stop()
+    state = daemon.config.parent / "state" / "history.db"
+    with contextlib.closing(sqlite3.connect(state)) as database, database:
+        for index in INDEXES:
+            database.execute(f"DROP INDEX {index}")
+        database.execute("DELETE FROM _sqlx_migrations WHERE version = 5")
+        # All within the time that runs are kept.
+        database.execute(RUNS, {"runs": runs, "jobs": count, "since": int((time.time() - runs - 3600) * 1000)})
+    daemon = start()
+    fact(f"ready after the update that builds the indexes, {runs:,} recorded runs: {daemon.ready_seconds:.2f} s")
+    daemon.stop()
+    took = []
+    for _ in range(1 if small else 5):
+        daemon = start()
+        took.append(daemon.ready_seconds * 1000)
+        daemon.stop()
+    what = f"{runs:,} recorded runs of {count} jobs"
+    figure(f"ready after start, {what}", median(took), 300, " ms", note=shown(took))
+    daemon = start()
+    client = Client(daemon.url)
+    for path in ("/api/v1/jobs", "/api/v1/runs?job=job-0007"):
+        begin = time.monotonic()
+        client.call("GET", path)
+        figure(f"GET {path}, {what}", (time.monotonic() - begin) * 1000, 100, " ms")
+    begin = time.monotonic()
+    subprocess.run([microglia, "--config", daemon.config, "jobs"], check=True, stdout=subprocess.DEVNULL)
+    figure(f"`microglia jobs`, {what}", (time.monotonic() - begin) * 1000, 100, " ms")
+    daemon.stop()
 
 
 def delay(microglia, homeserver, count, mode, small):

@@ -1,6 +1,6 @@
 //! What a run would change, as data: a change is planned first, and made later or not at all.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::fmt::Debug;
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use futures_util::future::BoxFuture;
 use serde_json::Value;
 
 use crate::clock::Timestamp;
-use crate::report::{Action, Share, State};
+use crate::report::{Action, Exempt, LeftAlone, Share, State};
 use crate::synapse::{Error, Reader, Writer};
 
 /// One mutation of a homeserver.
@@ -62,6 +62,11 @@ pub enum Lane {
         room_id: String,
         per_second: f64,
     },
+    /// A change of external ids: one at a time for the whole homeserver, whatever the limits, the job or the process.
+    ///
+    /// Each process of Synapse caches whose id is which. Of changes that overlap some are announced to its workers out of
+    /// order and dropped there, so that a removed id goes on logging in (measured with 1.163).
+    ExternalIds,
     /// A media call: one at a time for the whole homeserver, whatever the job or the process, and none while a lost one may be at work.
     Media(Store),
 }
@@ -87,6 +92,8 @@ pub struct Made {
     pub files: Vec<(String, Option<u64>)>,
     pub facts: Vec<Fact>,
     pub detail: Option<String>,
+    /// The beginning of the answer, where a person may want to read it.
+    pub answer: Option<String>,
 }
 
 impl Made {
@@ -125,9 +132,16 @@ pub struct Plan {
     pub notes: Vec<String>,
     pub bytes: Option<u64>,
     pub sample: Vec<Share>,
+    /// What the rules of the kind left out, by reason.
+    pub left_alone: BTreeMap<Exempt, u64>,
+    /// The first [`LEFT_ALONE_NAMED`] of that.
+    pub left_alone_named: Vec<LeftAlone>,
     /// Whether some target could be read and needs nothing, so that problems elsewhere are not the whole truth.
     pub some_fine: bool,
 }
+
+/// How much of what was left alone is named.
+pub const LEFT_ALONE_NAMED: usize = 1000;
 
 #[derive(Debug)]
 pub enum Work {
@@ -165,6 +179,16 @@ pub trait Walk: Debug + Send + Sync {
 
     /// Leaves all but the first `most` things; answers how many it keeps, never more than `most`.
     fn keep(&mut self, most: u64) -> u64;
+
+    /// Bytes of what is left; `None` where that cannot be known.
+    fn bytes(&self) -> Option<u64> {
+        None
+    }
+
+    /// The accounts with the most bytes of what is left.
+    fn sample(&self) -> Vec<Share> {
+        Vec::new()
+    }
 
     /// The next change, sized by how long the last one took.
     fn next(&mut self, last: Option<Duration>) -> Option<Box<dyn Change>>;
@@ -204,7 +228,19 @@ impl Plan {
                 changes.truncate(length);
                 kept
             }
-            Work::Walk(walk) => walk.keep(most),
+            Work::Walk(walk) => {
+                let kept = walk.keep(most);
+                (self.bytes, self.sample) = (walk.bytes(), walk.sample());
+                kept
+            }
+        }
+    }
+
+    /// Counts something that the rules of the kind leave out; `target` is only asked for while names are kept.
+    pub fn leave_alone(&mut self, reason: Exempt, target: impl FnOnce() -> String) {
+        *self.left_alone.entry(reason).or_default() += 1;
+        if self.left_alone_named.len() < LEFT_ALONE_NAMED {
+            self.left_alone_named.push(LeftAlone { reason, target: target() });
         }
     }
 
@@ -221,6 +257,7 @@ impl Problem {
             count: 1,
             state: State::Failed,
             detail: Some(self.detail.clone()),
+            answer: None,
             before: None,
         }
     }

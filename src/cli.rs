@@ -3,6 +3,7 @@
 mod check;
 mod jobs;
 mod kinds;
+mod left_alone;
 mod log;
 mod man;
 mod progress;
@@ -12,7 +13,7 @@ mod runs;
 mod serve;
 mod table;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
@@ -20,7 +21,11 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::clock::Clock;
 use crate::config::{Config, Environment, NotLoaded};
-use crate::history::{self, History};
+use crate::escape;
+use crate::health::Probe;
+use crate::history::{self, History, Page};
+use crate::report::Report;
+use crate::state_dir::{become_owner, is_locked};
 
 /// Recurring housekeeping for Synapse, the Matrix homeserver.
 ///
@@ -82,9 +87,11 @@ enum Command {
     Pause,
     /// Restarts scheduled runs
     Resume,
-    /// Asks the running daemon whether it lives
+    /// Checks that the running daemon is healthy
+    ///
+    /// Asks over the control socket, or at daemon.listen where that does not answer. Works with a config that has mistakes.
     Healthcheck {
-        /// Whether it can do its work, too.
+        /// Check that runs can start and be recorded. A homeserver that is down does not fail this check; it is in the output.
         #[arg(long)]
         ready: bool,
     },
@@ -102,6 +109,8 @@ enum Command {
 pub enum Ended {
     /// The thing asked for did not succeed; what there is to say is said.
     Unsuccessful,
+    /// The config has errors, which are printed already.
+    Reported,
     /// A mistake of the user's, in the config or on the command line.
     Usage(String),
     Error(anyhow::Error),
@@ -148,6 +157,7 @@ pub fn main() -> ExitCode {
     match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(Ended::Unsuccessful) => ExitCode::FAILURE,
+        Err(Ended::Reported) => ExitCode::from(2),
         Err(Ended::Usage(text)) => {
             say_error(&text);
             ExitCode::from(2)
@@ -184,7 +194,10 @@ async fn command(cli: Cli) -> Result<(), Ended> {
         Command::Cancel { job } => remote::cancel(&path, &job).await,
         Command::Pause => remote::pause(&path, true).await,
         Command::Resume => remote::pause(&path, false).await,
-        Command::Healthcheck { ready } => remote::healthcheck(&path, ready).await,
+        Command::Healthcheck { ready } => {
+            let probe = if ready { Probe::Readiness } else { Probe::Health };
+            remote::healthcheck(&path, probe).await
+        }
         Command::Check(options) => check::run(&path, &options).await,
         Command::Run(options) => run::run(&path, &options).await,
         Command::Jobs(options) => jobs::run(&path, &options).await,
@@ -214,17 +227,24 @@ fn environment() -> Environment {
     }
 }
 
-fn load(path: &std::path::Path, clock: &Clock) -> Result<Config, Ended> {
+fn load(path: &Path, clock: &Clock) -> Result<Config, Ended> {
     Ok(Config::load(path, &environment(), clock.now())?)
 }
 
-fn load_without_secrets(path: &std::path::Path, clock: &Clock) -> Result<Config, Ended> {
+fn load_without_secrets(path: &Path, clock: &Clock) -> Result<Config, Ended> {
     Ok(Config::load_without_secrets(path, &environment(), clock.now())?)
+}
+
+/// Has a process of root become the owner of the state directory, before anything in it is opened.
+fn enter(dir: &Path) -> Result<(), Ended> {
+    become_owner(dir)?;
+    Ok(())
 }
 
 /// The history as far as there is one, to look at.
 async fn look(config: &Config, clock: &Clock) -> Result<History, Ended> {
     let dir = &config.daemon.state_dir;
+    enter(dir)?;
     let looked = History::look(dir, clock.clone()).await;
     match looked {
         Ok(Some(history)) => Ok(history),
@@ -233,15 +253,35 @@ async fn look(config: &Config, clock: &Clock) -> Result<History, Ended> {
     }
 }
 
-fn unreadable(dir: &std::path::Path, error: &history::Error) -> Ended {
+/// Shows a run that was cut off without a word as interrupted: its record has no end, and nobody holds its job's lock.
+async fn seen_now(history: &History, dir: &Path, run: Report) -> Result<Report, Ended> {
+    // Where the lock cannot be read, somebody may be at work.
+    if run.outcome.is_some() || is_locked(dir, &run.job).unwrap_or(true) {
+        return Ok(run);
+    }
+    let failed = |error| unreadable(dir, &error);
+    let id = run.id.unwrap_or_default();
+    // It may have ended since it was read.
+    let again = history.run(id, Page { offset: 0, limit: 0 }).await.map_err(failed)?;
+    match again.map(|again| Report { changes: run.changes.clone(), ..again }) {
+        Some(ended) if ended.outcome.is_some() => Ok(ended),
+        _ => history.as_interrupted(run).await.map_err(failed),
+    }
+}
+
+fn unreadable(dir: &Path, error: &history::Error) -> Ended {
     Ended::Error(anyhow::anyhow!(
         "the history in {} cannot be read ({error}): use sudo, or the daemon's own user",
         dir.display()
     ))
 }
 
-/// Prints what was asked for.
+/// Prints what was asked for; what could steer a terminal is escaped.
 fn print(text: &str) -> Result<(), Ended> {
+    print_raw(&escape::lines(text))
+}
+
+fn print_raw(text: &str) -> Result<(), Ended> {
     use std::io::Write;
     let mut stdout = std::io::stdout().lock();
     stdout.write_all(text.as_bytes())?;
@@ -253,18 +293,36 @@ fn print(text: &str) -> Result<(), Ended> {
 }
 
 fn print_json(value: &impl serde::Serialize) -> Result<(), Ended> {
-    print(&serde_json::to_string_pretty(value)?)
+    // JSON has escapes of its own.
+    print_raw(&serde_json::to_string_pretty(value)?)
 }
 
-/// Says something beside what was asked for.
+/// Says something beside what was asked for; what could steer a terminal is escaped.
 fn say(text: &str) {
     use std::io::Write;
     // Where nobody reads it, it need not be said.
-    let _ = writeln!(std::io::stderr(), "{text}");
+    let _ = writeln!(std::io::stderr(), "{}", escape::lines(text));
 }
 
 fn say_error(text: &str) {
-    say(&format!("error: {text}"));
+    say(&format!("{}: {text}", coloured("error", "31")));
+}
+
+fn say_warning(text: &str) {
+    say(&format!("{}: {text}", coloured("warning", "33")));
+}
+
+/// Bold and in a colour where stderr is a terminal and nobody asked for plain text (<https://no-color.org>).
+fn coloured(word: &str, colour: &str) -> String {
+    if stderr_takes_colours() { format!("\x1b[1;{colour}m{word}\x1b[0m") } else { word.to_owned() }
+}
+
+#[expect(clippy::disallowed_methods, reason = "this module reads the environment")]
+fn stderr_takes_colours() -> bool {
+    use std::io::IsTerminal;
+    let plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty())
+        || std::env::var_os("TERM").is_some_and(|terminal| terminal == "dumb");
+    !plain && std::io::stderr().is_terminal()
 }
 
 #[cfg(test)]

@@ -16,14 +16,14 @@ use secrecy::{ExposeSecret, SecretString};
 use toml::de::DeTable;
 
 pub use entries::{CommonKeys, DaemonKeys, HeadKeys, HomeserverKeys, Overlap, Retries, TABLES};
-pub use place::{Found, NotLoaded};
+pub use place::{Found, NotLoaded, content};
 
 use crate::clock::Timestamp;
 use crate::job::AnyJob;
-use crate::keys::Mistake;
+use crate::keys::{Limit, Mistake, Rate};
 use crate::length::Length;
 use crate::schedule::{Schedule, Zone};
-use crate::synapse::{Settings, Token};
+use crate::synapse::{Address, LimitValues, Limits, Settings, Token};
 use parser::Parser;
 use secrets::Secrets;
 
@@ -48,6 +48,8 @@ pub struct Daemon {
     pub shutdown_grace: Length,
     pub keep_history: Length,
     pub watch_config: Option<Length>,
+    /// Names under which the HTTP API is served, in lower case.
+    pub allowed_hosts: Vec<String>,
     pub admin_token_file: Option<PathBuf>,
     pub admin_token: Option<SecretString>,
 }
@@ -134,12 +136,59 @@ impl Config {
         }
     }
 
+    /// How many runs an address takes at a time, and how fast it may be asked.
+    ///
+    /// Where several homeservers have the address, they share the lowest of their limits.
+    pub fn limits(&self, address: &Address) -> Option<(u32, LimitValues)> {
+        self.homeservers
+            .values()
+            .filter(|homeserver| homeserver.address() == *address)
+            .map(|homeserver| (homeserver.keys.max_concurrent_runs, homeserver.limit_values()))
+            .reduce(|(runs, one), (other_runs, other)| {
+                let values = LimitValues {
+                    max_concurrent_requests: one
+                        .max_concurrent_requests
+                        .min(other.max_concurrent_requests),
+                    max_requests_per_second: lower(
+                        one.max_requests_per_second,
+                        other.max_requests_per_second,
+                    ),
+                    max_joins_per_second: lower(
+                        one.max_joins_per_second,
+                        other.max_joins_per_second,
+                    ),
+                };
+                (runs.min(other_runs), values)
+            })
+    }
+
+    /// The files that secrets were read from.
+    pub fn secret_files(&self) -> impl Iterator<Item = &Path> {
+        let tokens = self.homeservers.values().filter_map(|server| server.token_file.as_deref());
+        tokens.chain(self.daemon.admin_token_file.as_deref())
+    }
+
     pub fn job(&self, name: &str) -> Option<&JobSpec> {
         self.jobs.iter().find(|job| job.name == name)
     }
 }
 
 impl Homeserver {
+    pub fn address(&self) -> Address {
+        Address::of(&self.keys.url.0)
+    }
+
+    fn limit_values(&self) -> LimitValues {
+        let HomeserverKeys {
+            max_concurrent_requests,
+            max_requests_per_second,
+            max_joins_per_second,
+            ..
+        } = self.keys;
+        LimitValues { max_concurrent_requests, max_requests_per_second, max_joins_per_second }
+    }
+
+    /// What it takes to talk to the homeserver, with limits of its own.
     pub fn settings(&self) -> Settings {
         let keys = &self.keys;
         Settings {
@@ -151,9 +200,7 @@ impl Homeserver {
                 None => Token::inline(self.token.clone()),
             },
             ca: self.ca.clone(),
-            max_concurrent_requests: keys.max_concurrent_requests,
-            max_requests_per_second: keys.max_requests_per_second,
-            max_joins_per_second: keys.max_joins_per_second,
+            limits: Arc::new(Limits::new(self.limit_values())),
             request_timeout: keys.request_timeout.0,
             media_in_object_storage: keys.media_in_object_storage,
         }
@@ -200,6 +247,13 @@ impl JobSpec {
     }
 }
 
+fn lower(one: Limit<Rate>, other: Limit<Rate>) -> Limit<Rate> {
+    match (one, other) {
+        (Limit::Of(one), Limit::Of(other)) => Limit::Of(Rate(one.0.min(other.0))),
+        (Limit::Unlimited, limit) | (limit, Limit::Unlimited) => limit,
+    }
+}
+
 /// Stands for a value while the program runs.
 fn fingerprint(value: &impl Hash) -> u64 {
     let mut hasher = DefaultHasher::new();
@@ -217,10 +271,18 @@ pub fn listen(path: &Path, environment: &Environment) -> SocketAddr {
 
 /// Where the state directory is, as far as the file can be read: a reload is asked for just when the file may be wrong.
 pub fn state_dir(path: &Path, environment: &Environment) -> Result<PathBuf, NotLoaded> {
-    let text = place::read(path)?;
-    let (root, _) = DeTable::parse_recoverable(&text);
+    Ok(state_dir_in(&place::read(path)?, path, environment))
+}
+
+/// The same where even a file that cannot be read must not matter.
+pub fn state_dir_or_default(path: &Path, environment: &Environment) -> PathBuf {
+    state_dir_in(&place::read(path).unwrap_or_default(), path, environment)
+}
+
+fn state_dir_in(text: &str, path: &Path, environment: &Environment) -> PathBuf {
+    let (root, _) = DeTable::parse_recoverable(text);
     let named = daemon_text(root.get_ref(), "state_dir").map(|dir| beside(path, Path::new(dir)));
-    Ok(named.or_else(|| environment.state_directory.clone()).unwrap_or_else(|| STATE_DIR.into()))
+    named.or_else(|| environment.state_directory.clone()).unwrap_or_else(|| STATE_DIR.into())
 }
 
 fn daemon_text<'t>(root: &'t DeTable<'_>, key: &str) -> Option<&'t str> {

@@ -1,18 +1,19 @@
 //! The control socket: how the command line reaches the daemon, without a token, by who may open the file.
 
 use std::io;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use nix::sys::stat::{Mode, fchmod};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
-use tokio::net::{UnixListener, UnixStream};
+use tokio::net::{UnixListener, UnixSocket, UnixStream};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::health::{Health, Probe};
 use crate::reload::Reloader;
 use crate::report::{Event, Report};
 use crate::supervisor::{Adopted, Asked, Refusal, Supervisor};
@@ -22,10 +23,17 @@ use crate::supervisor::{Adopted, Asked, Refusal, Supervisor};
 #[serde(rename_all = "snake_case")]
 pub enum Request {
     Reload,
-    Cancel { job: String },
+    Cancel {
+        job: String,
+    },
     Pause,
     Resume,
-    Run { job: String, asked: Asked },
+    Run {
+        job: String,
+        asked: Asked,
+    },
+    /// What `/healthz` and `/readyz` answer over HTTP.
+    Probe(Probe),
 }
 
 /// What the daemon answers: any number of events, then one of the others.
@@ -39,11 +47,23 @@ pub enum Response {
     Report(Box<Report>),
     Refused(Refusal),
     Failed(String),
+    /// A probe that succeeded, with its text.
+    Healthy(String),
+    /// A probe that failed, with its reason.
+    Unhealthy(String),
 }
 
 pub const SOCKET: &str = "control.sock";
 /// A request is one short line.
 const LONGEST: u64 = 64 * 1024;
+/// Callers at a time. Only this user and root can be one, so that this bounds accidents.
+const MOST_CALLERS: usize = 128;
+/// How long a caller may take to send its request.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+/// How many events of a run may wait for a caller that reads slowly.
+const MOST_EVENTS: usize = 10_000;
+/// Callers that may wait to be accepted.
+const BACKLOG: u32 = 1024;
 /// How long callers may take to hear how their runs ended when the daemon stops.
 const LONGEST_GOODBYE: Duration = Duration::from_secs(3);
 /// How long a caller may leave what it asked for unread: the events of its run wait in memory meanwhile.
@@ -69,18 +89,23 @@ pub fn listen(dir: &Path) -> io::Result<UnixListener> {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
-    let listener = UnixListener::bind(path)?;
-    std::fs::set_permissions(dir.join(SOCKET), std::fs::Permissions::from_mode(0o600))?;
-    Ok(listener)
+    let socket = UnixSocket::new_stream()?;
+    // Linux makes the file with the mode of the socket: nobody can connect before it is set, and no path is followed.
+    fchmod(&socket, Mode::from_bits_truncate(0o600))?;
+    socket.bind(path)?;
+    socket.listen(BACKLOG)
+}
+
+/// What requests are answered from.
+pub struct Services {
+    pub supervisor: Arc<Supervisor>,
+    pub reloader: Arc<Reloader>,
+    pub health: Arc<Health>,
 }
 
 /// Serves the socket until `stop`.
-pub async fn serve(
-    listener: UnixListener,
-    supervisor: Arc<Supervisor>,
-    reloader: Arc<Reloader>,
-    stop: CancellationToken,
-) {
+pub async fn serve(listener: UnixListener, services: Services, stop: CancellationToken) {
+    let services = Arc::new(services);
     let callers = TaskTracker::new();
     loop {
         let accepted = tokio::select! {
@@ -91,11 +116,14 @@ pub async fn serve(
             tokio::time::sleep(Duration::from_millis(100)).await;
             continue;
         };
-        let (supervisor, reloader, stop) =
-            (Arc::clone(&supervisor), Arc::clone(&reloader), stop.clone());
+        if callers.len() >= MOST_CALLERS {
+            refuse(&stream);
+            continue;
+        }
+        let (services, stop) = (Arc::clone(&services), stop.clone());
         callers.spawn(async move {
             // A caller that goes away gets no answer; what it asked for goes on.
-            let _ = answer(stream, &supervisor, &reloader, &stop).await;
+            let _ = answer(stream, &services, &stop).await;
         });
     }
     callers.close();
@@ -104,16 +132,20 @@ pub async fn serve(
 
 async fn answer(
     stream: UnixStream,
-    supervisor: &Arc<Supervisor>,
-    reloader: &Reloader,
+    services: &Services,
     stop: &CancellationToken,
 ) -> io::Result<()> {
+    let caller = caller(&stream);
+    let Services { supervisor, reloader, health } = services;
     let (read, mut write) = stream.into_split();
     let mut line = String::new();
     let mut read = BufReader::new(read.take(LONGEST));
     tokio::select! {
         () = stop.cancelled() => return Ok(()),
-        read = read.read_line(&mut line) => drop(read?),
+        read = timeout(REQUEST_TIMEOUT, read.read_line(&mut line)) => match read {
+            Ok(read) => drop(read?),
+            Err(_) => return Ok(()),
+        },
     }
     let request: Request = match serde_json::from_str(&line) {
         Ok(request) => request,
@@ -127,7 +159,10 @@ async fn answer(
             Err(mistakes) => Response::Mistakes(mistakes),
         },
         Request::Cancel { job } => {
-            supervisor.cancel(&job).map_or_else(Response::Refused, |()| Response::Done)
+            supervisor.cancel(&job, &caller).map_or_else(Response::Refused, |()| Response::Done)
+        }
+        Request::Probe(probe) => {
+            health.check(probe).await.map_or_else(Response::Unhealthy, Response::Healthy)
         }
         Request::Pause => paused(supervisor, true).await,
         Request::Resume => paused(supervisor, false).await,
@@ -139,12 +174,12 @@ async fn answer(
                     match event {
                         Event::Ended(ended) => report = Some(ended),
                         // What the caller does not hear any more it can read in the history.
-                        event if listens => {
+                        event if listens && events.len() < MOST_EVENTS => {
                             let event = Response::Event(event);
                             let said = timeout(PATIENCE, say(&mut write, &event)).await;
                             listens = matches!(said, Ok(Ok(())));
                         }
-                        _ => {}
+                        _ => listens = false,
                     }
                 }
                 if !listens {
@@ -157,7 +192,34 @@ async fn answer(
             }
         },
     };
-    say(&mut write, &response).await
+    timeout(PATIENCE, say(&mut write, &response)).await?
+}
+
+/// Tells a caller for whom there is no place, as far as that is possible without waiting for it.
+fn refuse(stream: &UnixStream) {
+    let refusal = Response::Failed("too many callers at once: try again".to_owned());
+    if let Ok(line) = line(&refusal) {
+        let _ = stream.try_write(&line);
+    }
+}
+
+/// Who is at the other end, as the kernel knows: `root (uid 0)`.
+fn caller(stream: &UnixStream) -> String {
+    let Ok(credentials) = stream.peer_cred() else { return "an unknown user".to_owned() };
+    let uid = credentials.uid();
+    match std::fs::read_to_string("/etc/passwd").ok().and_then(|passwd| user_name(&passwd, uid)) {
+        Some(name) => format!("{name} (uid {uid})"),
+        None => format!("uid {uid}"),
+    }
+}
+
+/// Local accounts only: what a directory service answers may take long.
+fn user_name(passwd: &str, uid: u32) -> Option<String> {
+    passwd.lines().find_map(|account| {
+        let mut fields = account.split(':');
+        let name = fields.next()?;
+        (fields.nth(1)?.parse() == Ok(uid)).then(|| name.to_owned())
+    })
 }
 
 async fn paused(supervisor: &Supervisor, paused: bool) -> Response {
@@ -170,9 +232,14 @@ async fn paused(supervisor: &Supervisor, paused: bool) -> Response {
 }
 
 async fn say(write: &mut (impl AsyncWriteExt + Unpin), response: &Response) -> io::Result<()> {
-    let mut line = serde_json::to_vec(response)?;
+    write.write_all(&line(response)?).await
+}
+
+/// One message as it is sent.
+fn line(message: &impl Serialize) -> io::Result<Vec<u8>> {
+    let mut line = serde_json::to_vec(message)?;
     line.push(b'\n');
-    write.write_all(&line).await
+    Ok(line)
 }
 
 /// A connection to the daemon that holds a state directory.
@@ -205,9 +272,7 @@ impl Connection {
     }
 
     pub async fn ask(&mut self, request: &Request) -> io::Result<()> {
-        let mut line = serde_json::to_vec(request)?;
-        line.push(b'\n');
-        self.stream.get_mut().write_all(&line).await
+        self.stream.get_mut().write_all(&line(request)?).await
     }
 
     /// The next answer; `None` where the daemon went away.
@@ -217,5 +282,18 @@ impl Connection {
             return Ok(None);
         }
         Ok(Some(serde_json::from_str(&line)?))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_name_of_a_local_account_is_found_by_its_number() {
+        let passwd =
+            "root:x:0:0:root:/root:/bin/bash\n# a comment\nops:x:1000:1000::/home/ops:/bin/sh\n";
+        let found = [0, 1000, 1001].map(|uid| user_name(passwd, uid));
+        assert_eq!(found, [Some("root".to_owned()), Some("ops".to_owned()), None]);
     }
 }

@@ -1,5 +1,7 @@
 //! The daemon: opens everything, runs it, and shuts it down in order.
 
+mod tasks;
+
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,19 +16,23 @@ use tokio_util::sync::CancellationToken;
 use crate::clock::Clock;
 use crate::config::{Config, Environment};
 use crate::control;
+use crate::health::Health;
 use crate::history::{self, History};
 use crate::metrics::Metrics;
 use crate::reload::Reloader;
 use crate::runner::{Runner, Settle};
-use crate::state_dir::{StateDir, this_user};
+use crate::state_dir::{DaemonLock, Held, StateDir, identity, this_user};
 use crate::supervisor::{LAST_WORDS, Supervisor};
 use crate::ticker::Ticker;
 use crate::web::{self, App};
+use tasks::Tasks;
 
 /// How often homeservers are asked whether they are there.
 const PROBE_EVERY: Duration = Duration::from_mins(5);
 /// How often to try to open a history that is not open: a disk may be freed, or mounted late.
 const OPEN_EVERY: Duration = Duration::from_secs(10);
+/// How often to check that the lock of the state directory still keeps other daemons out.
+const CHECK_LOCK_EVERY: Duration = Duration::from_secs(2);
 /// How often old runs are forgotten.
 const FORGET_EVERY: Duration = Duration::from_hours(1);
 /// How often to look whether there is something else to tell systemd of what comes next.
@@ -55,7 +61,7 @@ pub async fn serve(
         )
     };
     let dir = StateDir::open(&daemon.state_dir).with_context(unusable)?;
-    let Some(_lock) = dir.try_lock("serve.daemon").with_context(unusable)? else {
+    let Some(mut lock) = dir.try_lock_daemon().with_context(unusable)? else {
         anyhow::bail!(
             "another daemon runs on the state directory {}: stop it, or give this one a state_dir of its own",
             daemon.state_dir.display()
@@ -82,6 +88,8 @@ pub async fn serve(
         format!("cannot listen on {}: is another daemon there? set daemon.listen", daemon.listen)
     })?;
     let socket = control::listen(&daemon.state_dir).with_context(unusable)?;
+    let socket_path = daemon.state_dir.join(control::SOCKET);
+    let socket_identity = identity(&socket_path);
     let adopted = supervisor.start(&config).await?;
     for warning in &config.warnings {
         tracing::warn!("{}", warning.line());
@@ -91,7 +99,7 @@ pub async fn serve(
         environment,
         &config,
         Arc::clone(&supervisor),
-        metrics,
+        Arc::clone(&metrics),
         clock.clone(),
     ));
     let (sender, due) = mpsc::unbounded_channel();
@@ -101,29 +109,30 @@ pub async fn serve(
     let ticker = Arc::new(ticker);
 
     let stop = CancellationToken::new();
-    let listening = tokio::spawn(Arc::clone(&supervisor).listen(due));
+    // Those that end in good order when they are told to stop, and those that are aborted.
+    let (mut servers, mut chores) = (Tasks::default(), Tasks::default());
+    chores.spawn("due jobs", Arc::clone(&supervisor).listen(due));
+    let health = Arc::new(Health::new(Arc::clone(&ticker), history.clone(), metrics));
     let app = Arc::new(App {
         supervisor: Arc::clone(&supervisor),
         reloader: Arc::clone(&reloader),
         history: history.clone(),
-        ticker: Arc::clone(&ticker),
+        health: Arc::clone(&health),
         clock: clock.clone(),
     });
     let address = listener.local_addr()?;
-    let web = tokio::spawn(web::serve(listener, web::router(app), stop.clone()));
-    let control = tokio::spawn(control::serve(
-        socket,
-        Arc::clone(&supervisor),
-        Arc::clone(&reloader),
-        stop.clone(),
-    ));
-    let chores = [
-        tokio::spawn(Arc::clone(&reloader).watch()),
-        tokio::spawn(probe(Arc::clone(&supervisor))),
-        tokio::spawn(open_history(history.clone(), Arc::clone(&supervisor))),
-        tokio::spawn(forget(history.clone(), Arc::clone(&reloader), clock)),
-        tokio::spawn(watchdog(Arc::clone(&supervisor), Arc::clone(&ticker))),
-    ];
+    servers.spawn("HTTP listener", web::serve(listener, web::router(app), stop.clone()));
+    let services = control::Services {
+        supervisor: Arc::clone(&supervisor),
+        reloader: Arc::clone(&reloader),
+        health,
+    };
+    servers.spawn("control socket", control::serve(socket, services, stop.clone()));
+    chores.spawn("config watcher", Arc::clone(&reloader).watch());
+    chores.spawn("homeserver probe", probe(Arc::clone(&supervisor)));
+    chores.spawn("history opener", open_history(history.clone(), Arc::clone(&supervisor)));
+    chores.spawn("history clean-up", forget(history.clone(), Arc::clone(&reloader), clock));
+    chores.spawn("watchdog", watchdog(Arc::clone(&supervisor), Arc::clone(&ticker)));
     tracing::info!(
         "microglia {} serves http://{address} with {}",
         env!("CARGO_PKG_VERSION"),
@@ -132,10 +141,15 @@ pub async fn serve(
     notify(&[NotifyState::Ready, NotifyState::Status(&supervisor.next_in_words())]);
 
     let broken = tokio::select! {
-        () = signals.until_stop(&reloader, &supervisor) => false,
-        // It waits for the ticker without end: without it nothing would be run, and nobody would notice.
-        _ = listening => true,
+        ended = signals.until_stop(&reloader, &supervisor) => ended.err(),
+        // Without one of them the daemon would silently do less than it should; a service manager restarts it.
+        ended = chores.unexpected_end() => Some(ended),
+        ended = servers.unexpected_end() => Some(ended),
+        lost = until_lock_lost(&mut lock) => Some(lost),
     };
+    if let Some(bug) = &broken {
+        tracing::error!("{bug}; the daemon stops, because it can no longer do its work");
+    }
     let grace = reloader.daemon().shutdown_grace.0;
     // Else a grace above the unit's TimeoutStopSec would be cut off.
     let longest = (grace + LAST_WORDS + GOODBYE).as_micros();
@@ -149,21 +163,21 @@ pub async fn serve(
         () = signals.stop_asked() => true,
     };
     stop.cancel();
-    for chore in chores {
-        chore.abort();
-    }
+    chores.abort();
     if cut_short {
         anyhow::bail!(
             "stopped at once by a second signal: runs under way are found interrupted at the next start"
         );
     }
-    let _ = tokio::join!(web, control);
-    let _ = std::fs::remove_file(daemon.state_dir.join(control::SOCKET));
+    servers.ended().await;
+    // It may be another daemon's by now.
+    if socket_identity.is_some() && identity(&socket_path) == socket_identity {
+        let _ = std::fs::remove_file(socket_path);
+    }
     history.close().await;
-    anyhow::ensure!(
-        !broken,
-        "a bug in microglia, please report it: what is due was no longer taken"
-    );
+    if let Some(bug) = broken {
+        anyhow::bail!(bug);
+    }
     tracing::info!("stopped");
     Ok(())
 }
@@ -183,26 +197,68 @@ impl Signals {
         })
     }
 
-    /// Reloads at each SIGHUP until SIGTERM or SIGINT comes.
-    async fn until_stop(&mut self, reloader: &Reloader, supervisor: &Supervisor) {
+    /// Reloads at each SIGHUP until SIGTERM or SIGINT comes, which need not wait for a reload; an error is a bug.
+    async fn until_stop(
+        &mut self,
+        reloader: &Arc<Reloader>,
+        supervisor: &Arc<Supervisor>,
+    ) -> Result<(), String> {
         loop {
             tokio::select! {
-                _ = self.terminate.recv() => return,
-                _ = self.interrupt.recv() => return,
-                _ = self.hangup.recv() => {
-                    if let Ok(now) = NotifyState::monotonic_usec_now() {
-                        notify(&[NotifyState::Reloading, now]);
-                    }
-                    // What is wrong with the config is in the log and in the metrics.
-                    let _ = reloader.reload("SIGHUP").await;
-                    notify(&[NotifyState::Ready, NotifyState::Status(&supervisor.next_in_words())]);
-                }
+                _ = self.terminate.recv() => return Ok(()),
+                _ = self.interrupt.recv() => return Ok(()),
+                _ = self.hangup.recv() => {}
+            }
+            let reload = reload_at_signal(Arc::clone(reloader), Arc::clone(supervisor));
+            let reload = tokio::spawn(reload);
+            tokio::select! {
+                ended = reload => ended.map_err(|error| {
+                    format!("a bug in microglia, please report it: the reload {}", tasks::failure(error))
+                })?,
+                () = self.stop_asked() => return Ok(()),
             }
         }
     }
 
     async fn stop_asked(&mut self) {
         tokio::select! { _ = self.terminate.recv() => {} _ = self.interrupt.recv() => {} }
+    }
+}
+
+async fn reload_at_signal(reloader: Arc<Reloader>, supervisor: Arc<Supervisor>) {
+    if let Ok(now) = NotifyState::monotonic_usec_now() {
+        notify(&[NotifyState::Reloading, now]);
+    }
+    // What is wrong with the config is in the log and in the metrics.
+    let _ = reloader.reload("SIGHUP").await;
+    notify(&[NotifyState::Ready, NotifyState::Status(&supervisor.next_in_words())]);
+}
+
+/// Keeps other daemons out of the state directory, and returns why that is no longer possible.
+async fn until_lock_lost(lock: &mut DaemonLock) -> String {
+    let path = lock.path();
+    let mut failing = false;
+    loop {
+        tokio::time::sleep(CHECK_LOCK_EVERY).await;
+        let held = lock.hold();
+        match &held {
+            Ok(Held::Again) => {
+                tracing::warn!("{} was deleted or replaced: locked again", path.display());
+            }
+            Ok(Held::Lost) => {
+                let why = format!(
+                    "{} was deleted or replaced, and another process holds it: stopping, since only one daemon may use a state directory",
+                    path.display()
+                );
+                tracing::error!("{why}");
+                return why;
+            }
+            Err(error) if !failing => {
+                tracing::error!("cannot lock {} again: {error}", path.display());
+            }
+            Ok(Held::Still) | Err(_) => {}
+        }
+        failing = held.is_err();
     }
 }
 

@@ -64,8 +64,17 @@ text_values! { Glob: "a glob with * and ?"; UserGlob: "a Matrix id or a glob ove
 #[derive(Debug, Default)]
 pub struct Matched(std::collections::BTreeSet<usize>);
 
-/// Whether `users` takes the id in and `except` does not leave it out; remembers which patterns matched.
-pub fn chosen(id: &str, users: &[UserGlob], except: &[UserGlob], seen: &mut Matched) -> bool {
+/// What `users` and `except_users` say of an id.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Selection {
+    Chosen,
+    /// Taken in by `users`, and left out by `except_users`.
+    Excluded,
+    Unmatched,
+}
+
+/// What the patterns say of an id; remembers which of them matched.
+pub fn select(id: &str, users: &[UserGlob], except: &[UserGlob], seen: &mut Matched) -> Selection {
     let (mut taken, mut left_out) = (false, false);
     for (index, glob) in users.iter().chain(except).enumerate() {
         if glob.0.matches(id) {
@@ -77,7 +86,11 @@ pub fn chosen(id: &str, users: &[UserGlob], except: &[UserGlob], seen: &mut Matc
             }
         }
     }
-    taken && !left_out
+    match (taken, left_out) {
+        (false, _) => Selection::Unmatched,
+        (true, true) => Selection::Excluded,
+        (true, false) => Selection::Chosen,
+    }
 }
 
 /// The patterns that matched nothing, in the order of the config.
@@ -123,9 +136,9 @@ mod tests {
         let (users, except) =
             ([user("@a*"), user("@zz*")], [user("@admin:*"), user("@admin:hs"), user("@bob:hs")]);
         let mut seen = Matched::default();
-        assert!(chosen("@alice:hs", &users, &except, &mut seen));
-        assert!(!chosen("@admin:hs", &users, &except, &mut seen));
-        assert!(!chosen("@bob:hs", &users, &except, &mut seen));
+        let selected = ["@alice:hs", "@admin:hs", "@bob:hs"]
+            .map(|user| select(user, &users, &except, &mut seen));
+        assert_eq!(selected, [Selection::Chosen, Selection::Excluded, Selection::Unmatched]);
         assert_eq!(unmatched(&users, &except, &seen), ["@zz*"]);
     }
 }

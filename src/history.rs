@@ -4,8 +4,6 @@ mod jobs;
 mod read;
 
 use std::collections::HashMap;
-use std::fs::OpenOptions;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
@@ -18,7 +16,7 @@ use sqlx::{QueryBuilder, Row, SqlitePool};
 use crate::change::{Fact, Store, Topic};
 use crate::clock::{Clock, Timestamp};
 use crate::report::{CHANGES_SHOWN, ChangeRecord, Outcome, Report, State};
-use crate::state_dir::{Lock, StateDir};
+use crate::state_dir::{Lock, StateDir, identity, is_regular};
 
 /// What is known of earlier runs. One without a database keeps nothing and knows nothing: only a dry run may use it.
 #[derive(Debug, Clone)]
@@ -43,11 +41,9 @@ impl Pools {
     async fn open(dir: &StateDir) -> Result<Self, Error> {
         let _opening = opening(dir).await?;
         let path = dir.path(FILE);
-        if !path.exists() {
-            // It names people. SQLite gives the files that it makes beside it the same mode and owner.
-            OpenOptions::new().write(true).create_new(true).mode(0o640).open(&path)?;
-            dir.give_to_owner(&path)?;
-        }
+        // It names people: others may not read it. SQLite gives the files that it makes beside it the same mode.
+        dir.create(FILE)?;
+        refuse_links(&path)?;
         let options = SqliteConnectOptions::new()
             .filename(&path)
             .journal_mode(SqliteJournalMode::Wal)
@@ -140,6 +136,9 @@ pub struct Pause {
 }
 
 const FILE: &str = "history.db";
+const UNENDED_OF_JOB: &str = "SELECT id FROM runs WHERE job = $1 AND outcome IS NULL";
+/// The message of a run that was cut off without a word.
+const CUT_OFF: &str = "the program ended while this run was at work";
 /// SQLite takes 32,766 values in a statement.
 const ROWS_AT_ONCE: usize = 2000;
 /// In KiB where negative. SQLite's own 2 MiB fill up for each connection as the history grows, and gain nothing here.
@@ -158,9 +157,10 @@ impl History {
     /// Opens the history of a directory to look at; `None` where there is none yet.
     pub async fn look(dir: &Path, clock: Clock) -> Result<Option<Self>, Error> {
         let path = dir.join(FILE);
-        if !path.try_exists()? {
+        if !is_regular(&path)? {
             return Ok(None);
         }
+        refuse_links(&path)?;
         let read = reading(&path).await?;
         let pools = Pools { write: read.clone(), read, file: identity(&path), path: path.into() };
         Ok(Some(Self::of(Ok(pools), clock)))
@@ -280,7 +280,8 @@ impl History {
         let (Some(pool), Some(id)) = (self.writable(), report.id) else { return Ok(()) };
         sqlx::query(
             "UPDATE runs SET finished_at = $2, attempts = $3, outcome = $4, message = $5, planned = $6, done = $7, failed = $8, skipped = $9, \
-             remaining = $10, bytes_planned = $11, bytes_freed = $12, sample = $13 WHERE id = $1",
+             remaining = $10, bytes_planned = $11, bytes_freed = $12, sample = $13, \
+             waited_seconds = $14, waited_for = $15, waiting_for = $16, waiting_since = $17, left_alone = $18 WHERE id = $1",
         )
         .bind(id)
         .bind(report.finished_at.map(|moment| moment.timestamp_millis()))
@@ -291,10 +292,15 @@ impl History {
         .bind(signed(report.done))
         .bind(signed(report.failed))
         .bind(signed(report.skipped))
-        .bind(signed(report.remaining))
+        .bind(report.remaining.map(signed))
         .bind(report.bytes_planned.map(signed))
         .bind(report.bytes_freed.map(signed))
         .bind(serde_json::to_string(&report.sample).ok())
+        .bind(report.waited_seconds)
+        .bind(report.waited_for.iter().map(|reason| reason.as_str()).collect::<Vec<_>>().join(","))
+        .bind(report.waiting.as_ref().map(|waiting| &waiting.what))
+        .bind(report.waiting.as_ref().map(|waiting| waiting.since.timestamp_millis()))
+        .bind(serde_json::to_string(&report.left_alone).ok())
         .execute(&pool)
         .await?;
         Ok(())
@@ -391,8 +397,8 @@ impl History {
         let (pool, Some(run)) = (self.kept()?, run) else { return Ok(()) };
         let mut transaction = pool.begin().await?;
         sqlx::query(
-            "INSERT INTO changes (run, seq, action, target, count, state, detail) VALUES ($1, $2, $3, $4, $5, $6, $7) \
-             ON CONFLICT (run, seq) DO UPDATE SET count = excluded.count, state = excluded.state, detail = excluded.detail",
+            "INSERT INTO changes (run, seq, action, target, count, state, detail, answer) VALUES ($1, $2, $3, $4, $5, $6, $7, $8) \
+             ON CONFLICT (run, seq) DO UPDATE SET count = excluded.count, state = excluded.state, detail = excluded.detail, answer = excluded.answer",
         )
         .bind(run)
         .bind(seq)
@@ -401,6 +407,7 @@ impl History {
         .bind(signed(change.count))
         .bind(change.state.as_str())
         .bind(&change.detail)
+        .bind(&change.answer)
         .execute(&mut *transaction)
         .await?;
         for some in files.chunks(ROWS_AT_ONCE) {
@@ -504,11 +511,27 @@ impl History {
         .await
     }
 
+    /// Gives the reason why planned changes were not attempted.
+    pub async fn explain_planned(&self, run: Option<i64>, why: &str) -> Result<(), Error> {
+        self.counted(async {
+            let (Some(pool), Some(run)) = (self.writable(), run) else { return Ok(()) };
+            sqlx::query(
+                "UPDATE changes SET detail = $2 WHERE run = $1 AND state = 'planned' AND detail IS NULL",
+            )
+            .bind(run)
+            .bind(why)
+            .execute(&pool)
+            .await?;
+            Ok(())
+        })
+        .await
+    }
+
     /// Calls the unended runs of a job interrupted: nobody is at work on them, since the caller holds the job's lock.
     pub async fn interrupt(&self, job: &str) -> Result<(), Error> {
         self.counted(async {
         let (Some(read), Some(pool)) = (self.readable(), self.writable()) else { return Ok(()) };
-        let rows = sqlx::query("SELECT id FROM runs WHERE job = $1 AND outcome IS NULL")
+        let rows = sqlx::query(UNENDED_OF_JOB)
             .bind(job)
             .fetch_all(&read)
             .await?;
@@ -516,6 +539,7 @@ impl History {
             let id: i64 = row.try_get("id")?;
             self.abandon(Some(id), "the program ended while this was sent: it may have been made")
                 .await?;
+            self.explain_planned(Some(id), "not attempted: the run was interrupted").await?;
             let counted = |state: State| {
                 format!(
                     "(SELECT COALESCE(SUM(count), 0) FROM changes WHERE run = $1 AND state = '{state}')"
@@ -525,9 +549,10 @@ impl History {
             // Files that Synapse kept are only in the run's own figure.
             let skipped = format!("MAX(skipped, {})", counted(State::Skipped));
             let sql = format!(
-                "UPDATE runs SET outcome = 'interrupted', finished_at = $2, message = 'the program ended while this run was at work', \
+                "UPDATE runs SET outcome = 'interrupted', finished_at = $2, message = '{CUT_OFF}', \
+                 waiting_for = NULL, waiting_since = NULL, \
                  done = {done}, failed = {failed}, skipped = {skipped}, \
-                 remaining = COALESCE(MAX(planned - {done} - {failed} - {skipped}, 0), {}), \
+                 remaining = COALESCE(remaining, 0) + COALESCE(MAX(planned - {done} - {failed} - {skipped}, 0), NULLIF({}, 0)), \
                  bytes_freed = bytes_freed - bytes_freed + (SELECT COALESCE(SUM(bytes), 0) FROM files WHERE run = $1) WHERE id = $1",
                 counted(State::Planned),
             );
@@ -548,41 +573,47 @@ impl History {
     pub async fn forget_before(&self, moment: Timestamp) -> Result<u64, Error> {
         self.counted(async {
             let Some(pool) = self.writable() else { return Ok(0) };
-            let old = "started_at < $1 AND outcome IS NOT NULL";
             let mut transaction = pool.begin().await?;
-            for table in ["changes", "files"] {
-                let sql =
-                    format!("DELETE FROM {table} WHERE run IN (SELECT id FROM runs WHERE {old})");
-                sqlx::query(sqlx::AssertSqlSafe(sql))
+            let mut gone = 0;
+            for sql in forget_sql() {
+                let forgotten = sqlx::query(sqlx::AssertSqlSafe(sql))
                     .bind(moment.timestamp_millis())
                     .execute(&mut *transaction)
                     .await?;
+                gone = forgotten.rows_affected();
             }
-            let sql = format!(
-                "DELETE FROM runs WHERE {old} AND NOT (job IN (SELECT name FROM jobs) AND id IN \
-                 (SELECT MAX(id) FROM runs GROUP BY job, mode \
-                 UNION SELECT MAX(id) FROM runs WHERE outcome = 'succeeded' GROUP BY job, mode))"
-            );
-            let gone = sqlx::query(sqlx::AssertSqlSafe(sql))
-                .bind(moment.timestamp_millis())
-                .execute(&mut *transaction)
-                .await?;
-            sqlx::query(sqlx::AssertSqlSafe(format!(
-                "UPDATE runs SET sample = NULL WHERE {old} AND sample IS NOT NULL"
-            )))
-            .bind(moment.timestamp_millis())
-            .execute(&mut *transaction)
-            .await?;
             transaction.commit().await?;
-            Ok(gone.rows_affected())
+            Ok(gone)
         })
         .await
     }
 }
 
-/// Tells a file from another one of the same name; `None` where there is none.
-fn identity(path: &Path) -> Option<(u64, u64)> {
-    std::fs::metadata(path).ok().map(|file| (file.dev(), file.ino()))
+/// The statements that forget the runs that began before a timestamp; the last one deletes the runs themselves.
+fn forget_sql() -> [String; 4] {
+    const OLD: &str = "started_at < $1 AND outcome IS NOT NULL";
+    const LATER: &str = "SELECT 1 FROM runs AS later WHERE later.job = runs.job AND later.mode = runs.mode AND later.id > runs.id";
+    let of_old =
+        |table| format!("DELETE FROM {table} WHERE run IN (SELECT id FROM runs WHERE {OLD})");
+    [
+        of_old("changes"),
+        of_old("files"),
+        format!("UPDATE runs SET sample = NULL WHERE {OLD} AND sample IS NOT NULL"),
+        format!(
+            "DELETE FROM runs WHERE {OLD} AND NOT (job IN (SELECT name FROM jobs) AND (NOT EXISTS ({LATER}) \
+             OR outcome = 'succeeded' AND NOT EXISTS ({LATER} AND later.outcome = 'succeeded')))"
+        ),
+    ]
+}
+
+/// Refuses anything but regular files where SQLite keeps what belongs to a database: it follows links.
+fn refuse_links(path: &Path) -> Result<(), Error> {
+    for suffix in ["-wal", "-shm", "-journal"] {
+        let mut beside = path.as_os_str().to_owned();
+        beside.push(suffix);
+        is_regular(Path::new(&beside))?;
+    }
+    Ok(())
 }
 
 async fn reading(path: &Path) -> Result<SqlitePool, Error> {

@@ -2,15 +2,18 @@
 
 use std::fmt::Debug;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 
 use crate::change::{Fact, Plan, Topic};
 use crate::clock::Timestamp;
 use crate::history::{self, History};
-use crate::keys::{Key, Mistake, Table};
+use crate::keys::{Key, Limit, Mistake, Rate, Table};
+use crate::length::{Length, rounded_up, spoken};
 use crate::report::{Action, Event};
 use crate::synapse::{self, Identity, Reader, Version};
+use crate::words::grouped;
 
 /// A kind, written for its author: the struct is the kind's own config.
 pub trait Job: Debug + Send + Sync + Sized + 'static {
@@ -45,6 +48,14 @@ pub trait Job: Debug + Send + Sync + Sized + 'static {
         async { Vec::new() }
     }
 
+    /// What the reading of a run takes, for `check --online`; `None` where that is not known beforehand.
+    fn volume(
+        &self,
+        _reader: &Reader,
+    ) -> impl Future<Output = Result<Option<Volume>, synapse::Error>> + Send {
+        async { Ok(None) }
+    }
+
     /// Reads the homeserver and writes down what would have to change. It has nothing to change it with.
     fn plan(
         &self,
@@ -74,6 +85,48 @@ pub struct Answer {
     pub answer: Result<String, String>,
 }
 
+/// What the reading of a run takes: one request for each item.
+#[derive(Debug, Clone, Copy)]
+pub struct Volume {
+    /// What the items are, in the plural.
+    pub what: &'static str,
+    pub items: u64,
+}
+
+/// How many requests a run may send, and how long it may take.
+#[derive(Debug, Clone, Copy)]
+pub struct Budget {
+    pub requests_per_second: Limit<Rate>,
+    pub time_limit: Length,
+}
+
+impl Budget {
+    /// Says that the reading alone takes longer than the time limit; `None` where it does not, or the rate is unlimited.
+    pub fn warning(&self, volume: Volume) -> Option<String> {
+        let rate = self.requests_per_second.number()?.0;
+        #[expect(clippy::cast_precision_loss, reason = "a rounded time does as well")]
+        let takes = Duration::try_from_secs_f64(volume.items as f64 / rate).ok()?;
+        (takes > self.time_limit.0).then(|| {
+            format!(
+                "{} {} at {rate} requests a second take at least {}; time_limit is {}: raise it to at least {}",
+                grouped(volume.items),
+                volume.what,
+                spoken(to_the_minute(takes)),
+                self.time_limit,
+                spoken(rounded_up(takes))
+            )
+        })
+    }
+}
+
+/// Rounds up what is spoken in hours and minutes.
+fn to_the_minute(takes: Duration) -> Duration {
+    match takes.as_secs() {
+        0..3600 => takes,
+        seconds => Duration::from_secs(seconds.div_ceil(60).saturating_mul(60)),
+    }
+}
+
 /// What a job may use while it plans.
 pub struct Context<'a> {
     /// When the run started: ages count back from here.
@@ -83,6 +136,7 @@ pub struct Context<'a> {
     pub tell: &'a (dyn Fn(Event) + Send + Sync),
     /// How many questions to ask side by side.
     pub concurrency: usize,
+    pub budget: Budget,
 }
 
 /// What earlier runs learned about this homeserver.
@@ -106,6 +160,13 @@ pub enum Failure {
 impl Context<'_> {
     pub fn reading(&self, what: &str, done: u64, total: u64) {
         (self.tell)(Event::Reading { what: what.to_owned(), done, total });
+    }
+
+    /// Warns where what is about to be read takes longer than the run may.
+    pub fn expect_reading(&self, volume: Volume) {
+        if let Some(warning) = self.budget.warning(volume) {
+            (self.tell)(Event::Warning(warning));
+        }
     }
 
     /// Who we are there; the runner has asked by now.
@@ -148,6 +209,10 @@ pub trait AnyJob: Debug + Send + Sync {
         reader: &'a Reader,
         identity: &'a Identity,
     ) -> BoxFuture<'a, Vec<Answer>>;
+    fn volume<'a>(
+        &'a self,
+        reader: &'a Reader,
+    ) -> BoxFuture<'a, Result<Option<Volume>, synapse::Error>>;
     fn plan<'a>(
         &'a self,
         context: &'a Context<'_>,
@@ -205,11 +270,37 @@ impl<J: Job> AnyJob for J {
         Box::pin(Job::check(self, reader, identity))
     }
 
+    fn volume<'a>(
+        &'a self,
+        reader: &'a Reader,
+    ) -> BoxFuture<'a, Result<Option<Volume>, synapse::Error>> {
+        Box::pin(Job::volume(self, reader))
+    }
+
     fn plan<'a>(
         &'a self,
         context: &'a Context<'_>,
         plan: &'a mut Plan,
     ) -> BoxFuture<'a, Result<(), Failure>> {
         Box::pin(Job::plan(self, context, plan))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reading_that_takes_longer_than_the_time_limit_is_warned_of() {
+        let warning = |items, requests_per_second| {
+            let time_limit = "1h".parse().unwrap();
+            let budget = Budget { requests_per_second, time_limit };
+            budget.warning(Volume { what: "accounts", items })
+        };
+        let fifty = Limit::Of(Rate(50.0));
+        insta::assert_snapshot!(warning(500_000, fifty).unwrap(), @"500,000 accounts at 50 requests a second take at least 2 h 47 min; time_limit is 1h: raise it to at least 2 h 50 min");
+        assert_eq!(warning(180_000, fifty), None);
+        assert_eq!(warning(u64::MAX, Limit::Unlimited), None);
+        assert_eq!(warning(u64::MAX, Limit::Of(Rate(f64::MIN_POSITIVE))), None);
     }
 }

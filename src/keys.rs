@@ -30,6 +30,10 @@ pub struct Key {
     /// The default as TOML; `None` for a required key and for one that may be absent.
     pub default: Option<&'static str>,
     pub required: bool,
+    /// The least and the greatest value as TOML, for numbers, durations and sizes.
+    pub range: Option<(&'static str, &'static str)>,
+    /// Whether the value is a number, a duration or a size, and so has to have a range.
+    pub quantity: bool,
     pub about: &'static str,
 }
 
@@ -38,6 +42,10 @@ pub trait Value: Sized {
     /// What a user has to write, as shown by `kinds` and in mistakes: "a length of time such as \"90d\"".
     const TYPE: &'static str;
     const OPTIONAL: bool = false;
+    /// Whether values are numbers, durations or sizes, which have a range.
+    const QUANTITY: bool = false;
+    /// Whether a TOML integer may be such a value.
+    const INTEGERS: bool = false;
 
     /// The same with what a list holds.
     fn describe() -> String {
@@ -47,10 +55,21 @@ pub trait Value: Sized {
     /// Reads the value, or adds at least one mistake.
     fn read(value: &Spanned<DeValue<'_>>, mistakes: &mut Vec<Mistake>) -> Option<Self>;
 
+    /// Whether the value lies in a range, whose ends are TOML and belong to it.
+    fn is_within(&self, _least: &str, _greatest: &str) -> bool {
+        true
+    }
+
     /// What an absent key without a default means; `None` where it must be there.
     fn absent() -> Option<Self> {
         None
     }
+}
+
+/// Whether a value lies between two others, written as TOML.
+pub fn between<T: Value + PartialOrd>(value: &T, least: &str, greatest: &str) -> bool {
+    from_default::<T>(least).is_some_and(|least| *value >= least)
+        && from_default::<T>(greatest).is_some_and(|greatest| *value <= greatest)
 }
 
 /// A table of the config, with the place that a missing key is reported at.
@@ -90,6 +109,33 @@ impl Table<'_, '_> {
             ));
         }
         absent
+    }
+
+    /// Reads one key as [`Self::read`] does, and reports a value outside the key's range.
+    pub fn read_within<T: Value>(
+        &self,
+        key: &str,
+        default: Option<&str>,
+        range: Option<(&str, &str)>,
+        mistakes: &mut Vec<Mistake>,
+    ) -> Option<T> {
+        let (Some((least, greatest)), Some(value)) = (range, self.entries.get(key)) else {
+            return self.read(key, default, mistakes);
+        };
+        let mut own = Vec::new();
+        let read = T::read(value, &mut own);
+        let out_of_range = match &read {
+            Some(read) => !read.is_within(least, greatest),
+            // A number that does not even fit into its type.
+            None => matches!(value.get_ref(), DeValue::Integer(_)) && T::INTEGERS,
+        };
+        if out_of_range {
+            let text = format!("expected {}, from {least} to {greatest}", T::describe());
+            mistakes.push(Mistake::new(value.span(), text));
+            return None;
+        }
+        mistakes.append(&mut own);
+        read
     }
 
     /// Reports each of these lists that is there and holds nothing.
@@ -162,6 +208,25 @@ pub fn wrong_type(value: &Spanned<DeValue<'_>>, expected: &str) -> Mistake {
     Mistake::new(value.span(), format!("expected {expected}, found {found}"))
 }
 
+/// Makes quantities whose config value is a string that parses itself readable.
+#[macro_export]
+macro_rules! text_quantities {
+    ($($type:ty: $expected:literal;)+) => { $(
+        impl $crate::keys::Value for $type {
+            const TYPE: &'static str = $expected;
+            const QUANTITY: bool = true;
+
+            fn is_within(&self, least: &str, greatest: &str) -> bool {
+                $crate::keys::between(self, least, greatest)
+            }
+
+            fn read(value: &toml::Spanned<toml::de::DeValue<'_>>, mistakes: &mut Vec<$crate::keys::Mistake>) -> Option<Self> {
+                $crate::keys::read_text(value, Self::TYPE, mistakes)
+            }
+        }
+    )+ };
+}
+
 /// Makes types whose config value is a string that parses itself readable.
 #[macro_export]
 macro_rules! text_values {
@@ -190,7 +255,13 @@ impl Value for bool {
 }
 
 impl Value for u32 {
-    const TYPE: &'static str = "a whole number of at least 1";
+    const TYPE: &'static str = "a whole number";
+    const QUANTITY: bool = true;
+    const INTEGERS: bool = true;
+
+    fn is_within(&self, least: &str, greatest: &str) -> bool {
+        between(self, least, greatest)
+    }
 
     fn read(value: &Spanned<DeValue<'_>>, mistakes: &mut Vec<Mistake>) -> Option<Self> {
         match value
@@ -198,8 +269,8 @@ impl Value for u32 {
             .as_integer()
             .map(|number| u32::from_str_radix(number.as_str(), number.radix()))
         {
-            Some(Ok(number)) if number >= 1 => return Some(number),
-            Some(_) => {
+            Some(Ok(number)) => return Some(number),
+            Some(Err(_)) => {
                 mistakes.push(Mistake::new(value.span(), format!("expected {}", Self::TYPE)));
             }
             None => mistakes.push(wrong_type(value, Self::TYPE)),
@@ -209,7 +280,13 @@ impl Value for u32 {
 }
 
 impl Value for u16 {
-    const TYPE: &'static str = "a whole number from 0 to 65535";
+    const TYPE: &'static str = "a whole number";
+    const QUANTITY: bool = true;
+    const INTEGERS: bool = true;
+
+    fn is_within(&self, least: &str, greatest: &str) -> bool {
+        between(self, least, greatest)
+    }
 
     fn read(value: &Spanned<DeValue<'_>>, mistakes: &mut Vec<Mistake>) -> Option<Self> {
         match value
@@ -227,30 +304,39 @@ impl Value for u16 {
     }
 }
 
-/// A number of things a second, above 0 and up to a million.
-#[derive(Debug, Clone, Copy, PartialEq)]
+/// A number of items per second, above 0.
+#[derive(Debug, Clone, Copy, PartialEq, PartialOrd)]
 pub struct Rate(pub f64);
 
+impl Rate {
+    /// The time between two items.
+    pub fn interval(self) -> std::time::Duration {
+        std::time::Duration::try_from_secs_f64(1.0 / self.0).unwrap_or(LONGEST_INTERVAL)
+    }
+}
+
+/// Stands for the interval of a rate outside the range of every key.
+const LONGEST_INTERVAL: std::time::Duration = std::time::Duration::from_hours(1);
+
 impl Value for Rate {
-    const TYPE: &'static str = "a number above 0";
+    const TYPE: &'static str = "a number";
+    const QUANTITY: bool = true;
+    const INTEGERS: bool = true;
+
+    fn is_within(&self, least: &str, greatest: &str) -> bool {
+        between(self, least, greatest)
+    }
 
     fn read(value: &Spanned<DeValue<'_>>, mistakes: &mut Vec<Mistake>) -> Option<Self> {
         let number: Option<f64> = match value.get_ref() {
             DeValue::Integer(number) => number.as_str().parse().ok(),
             DeValue::Float(number) => number.as_str().parse().ok(),
-            _ => {
-                mistakes.push(wrong_type(value, Self::TYPE));
-                return None;
-            }
+            _ => None,
         };
-        let rate = number.filter(|rate| *rate > 0.0 && *rate <= 1e6).map(Self);
-        if rate.is_none() {
-            mistakes.push(Mistake::new(
-                value.span(),
-                format!("expected {}, at most a million", Self::TYPE),
-            ));
+        if number.is_none() {
+            mistakes.push(wrong_type(value, Self::TYPE));
         }
-        rate
+        number.map(Self)
     }
 }
 
@@ -274,6 +360,12 @@ macro_rules! limits {
     ($($number:ty: $expected:literal;)+) => { $(
         impl Value for Limit<$number> {
             const TYPE: &'static str = $expected;
+            const QUANTITY: bool = true;
+            const INTEGERS: bool = true;
+
+            fn is_within(&self, least: &str, greatest: &str) -> bool {
+                self.number().is_none_or(|number| number.is_within(least, greatest))
+            }
 
             fn read(value: &Spanned<DeValue<'_>>, mistakes: &mut Vec<Mistake>) -> Option<Self> {
                 match value.get_ref().as_str() {
@@ -289,11 +381,17 @@ macro_rules! limits {
     )+ };
 }
 
-limits! { u32: "a whole number of at least 1, or \"unlimited\""; Rate: "a number above 0, or \"unlimited\""; }
+limits! { u32: "\"unlimited\" or a whole number"; Rate: "\"unlimited\" or a number"; }
 
 impl<T: Value> Value for Option<T> {
     const TYPE: &'static str = T::TYPE;
     const OPTIONAL: bool = true;
+    const QUANTITY: bool = T::QUANTITY;
+    const INTEGERS: bool = T::INTEGERS;
+
+    fn is_within(&self, least: &str, greatest: &str) -> bool {
+        self.as_ref().is_none_or(|value| value.is_within(least, greatest))
+    }
 
     fn describe() -> String {
         T::describe()
@@ -324,6 +422,11 @@ impl<T: Value> Value for Spanned<T> {
 /// A list whose items are all looked at, so that each mistake in it is reported.
 impl<T: Value> Value for Vec<T> {
     const TYPE: &'static str = "a list";
+    const QUANTITY: bool = T::QUANTITY;
+
+    fn is_within(&self, least: &str, greatest: &str) -> bool {
+        self.iter().all(|item| item.is_within(least, greatest))
+    }
 
     fn describe() -> String {
         format!("a list, each of it {}", T::describe())
@@ -374,14 +477,15 @@ impl Value for serde_json::Value {
 
 /// Defines a struct that is read from a config table, and the documentation of its keys.
 ///
-/// A field's doc comment is the text that `kinds` prints, its `= "…"` the default as TOML. `read` reports every mistake,
+/// A field's doc comment is the text that `kinds` prints, its `where "…" to "…"` the range and its `= "…"` the default as
+/// TOML. `read` reports every mistake,
 /// not just the first; a key that is not a field is for the caller to reject, who may share the table among several structs.
 #[macro_export]
 macro_rules! keys {
     (
         $(#[$meta:meta])*
         pub struct $name:ident {
-            $($(#[doc = $about:literal])+ pub $field:ident: $type:ty $(= $default:literal)?,)*
+            $($(#[doc = $about:literal])+ pub $field:ident: $type:ty $(where $least:literal to $greatest:literal)? $(= $default:literal)?,)*
         }
     ) => {
         $(#[$meta])*
@@ -396,15 +500,19 @@ macro_rules! keys {
                 value: <$type as $crate::keys::Value>::describe,
                 default: $crate::keys!(@default $($default)?),
                 required: !<$type as $crate::keys::Value>::OPTIONAL && $crate::keys!(@default $($default)?).is_none(),
+                range: $crate::keys!(@range $($least $greatest)?),
+                quantity: <$type as $crate::keys::Value>::QUANTITY,
                 about: concat!($($about),+),
             },)*];
 
             pub fn read(table: &$crate::keys::Table<'_, '_>, mistakes: &mut Vec<$crate::keys::Mistake>) -> Option<Self> {
-                $(let $field = table.read::<$type>(stringify!($field), $crate::keys!(@default $($default)?), mistakes);)*
+                $(let $field = table.read_within::<$type>(stringify!($field), $crate::keys!(@default $($default)?), $crate::keys!(@range $($least $greatest)?), mistakes);)*
                 Some(Self { $($field: $field?,)* })
             }
         }
     };
+    (@range) => { None::<(&'static str, &'static str)> };
+    (@range $least:literal $greatest:literal) => { Some(($least, $greatest)) };
     (@default) => { None::<&'static str> };
     (@default $default:literal) => { Some($default) };
 }

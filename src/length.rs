@@ -4,14 +4,14 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
-use crate::text_values;
+use crate::text_quantities;
 
-/// A whole number of days, hours, minutes or seconds, at most a hundred years.
+/// A whole number of days, hours, minutes or seconds, at most ten years.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Length(pub Duration);
 
 const DAY: u64 = 86_400;
-const LONGEST: u64 = 100 * 366 * DAY;
+const LONGEST: u64 = 3650 * DAY;
 
 impl Length {
     pub fn days(days: u64) -> Self {
@@ -51,7 +51,9 @@ impl FromStr for Length {
             .checked_mul(seconds)
             .filter(|total| *total <= LONGEST)
             .map(|total| Self(Duration::from_secs(total)))
-            .ok_or_else(|| format!("{text:?} is longer than a hundred years"))
+            .ok_or_else(|| {
+                format!("{text:?} is longer than ten years: write at most \"{}d\"", LONGEST / DAY)
+            })
     }
 }
 
@@ -88,7 +90,7 @@ impl fmt::Display for Length {
     }
 }
 
-text_values! { Length: "a length of time such as \"90d\", \"12h\", \"10m\" or \"30s\""; }
+text_quantities! { Length: "a length of time such as \"90d\", \"12h\", \"10m\" or \"30s\""; }
 
 /// A duration as a person says it: `0.4 s`, `12 s`, `3 min 20 s`, `2 h 5 min`, `3 d 4 h`.
 pub fn spoken(duration: Duration) -> String {
@@ -100,6 +102,18 @@ pub fn spoken(duration: Duration) -> String {
         3600..DAY => pair(seconds / 3600, "h", seconds % 3600 / 60, "min"),
         _ => pair(seconds / DAY, "d", seconds % DAY / 3600, "h"),
     }
+}
+
+/// The next length that a person would choose: whole hours, ten minutes, minutes or ten seconds.
+pub fn rounded_up(duration: Duration) -> Duration {
+    let seconds = duration.as_secs() + u64::from(duration.subsec_nanos() > 0);
+    let unit = match seconds {
+        0..120 => 10,
+        120..3600 => 60,
+        3600..DAY => 600,
+        _ => 3600,
+    };
+    Duration::from_secs(seconds.div_ceil(unit).saturating_mul(unit))
 }
 
 fn pair(large: u64, large_unit: &str, small: u64, small_unit: &str) -> String {
@@ -133,7 +147,14 @@ mod tests {
         insta::assert_snapshot!(refusal("90"), @r#""90" has no unit: did you mean "90d" (days), "90h", "90m" (minutes) or "90s"?"#);
         insta::assert_snapshot!(refusal("-5d"), @r#""-5d" is no length of time: write a number and a unit, such as "90d", "12h", "10m" or "30s""#);
         insta::assert_snapshot!(refusal("99999999999999999999d"), @r#""99999999999999999999d" is no length of time: write a number and a unit, such as "90d", "12h", "10m" or "30s""#);
-        insta::assert_snapshot!(refusal("99999999d"), @r#""99999999d" is longer than a hundred years"#);
+        insta::assert_snapshot!(refusal("99999999d"), @r#""99999999d" is longer than ten years: write at most "3650d""#);
+    }
+
+    #[test]
+    fn a_length_is_rounded_up_to_one_that_a_person_would_choose() {
+        let rounded = [1, 61, 121, 3541, 20_000, 90_001]
+            .map(|seconds| spoken(rounded_up(Duration::from_secs(seconds))));
+        assert_eq!(rounded, ["10 s", "1 min 10 s", "3 min", "1 h", "5 h 40 min", "1 d 2 h"]);
     }
 
     #[test]

@@ -10,14 +10,14 @@
 //!
 //! | floor | modules | hold |
 //! |---|---|---|
-//! | 0 | `words` `keys` `clock` `glob` `length` `size` `schedule` `agenda` `age` | values that parse themselves, config tables as typed keys, and when a job is due |
+//! | 0 | `words` `escape` `keys` `clock` `glob` `length` `size` `schedule` `agenda` `age` | values that parse themselves, config tables as typed keys, and when a job is due |
 //! | 1 | `report` `state_dir` `synapse` `change` | what a run did, the locks, the homeserver's API, what would change |
 //! | 2 | `history` | runs, changes and what was learned, in SQLite |
 //! | 3, 4 | `job` `jobs` | what a kind is, and the table of kinds |
 //! | 5 | `config` | TOML text to settings and jobs, or every mistake with its place |
 //! | 6 | `runner` `telling` `listing` `metrics` `ticker` | one run; events as log lines and series; the seam to the scheduler |
 //! | 7 | `supervisor` | what is due, overlap, catch-up, adopting a config, draining |
-//! | 8, 9 | `reload` `control` `web` `daemon` | the ways to reach the daemon, and its composition |
+//! | 8, 9 | `reload` `health` `control` `web` `daemon` | the ways to reach the daemon, and its composition |
 //! | 10 | `cli` | one command a file |
 //!
 //! A new kind is one file in `src/jobs/` and its line in `src/jobs.rs`: config, `kinds`, metrics and the tests over the
@@ -41,12 +41,17 @@
 //! 9. A change that only waits to be sent has done nothing: it is given up when its run has to end, and stays planned. One
 //!    that was sent is waited for.
 //! 10. Media calls go one at a time for a homeserver, and none while a lost one may be at work, across restarts.
+//! 11. Changes of external ids go one at a time for a homeserver, whatever the limits, across runs and processes: each is
+//!     read and written under the lock of [`change::Lane::ExternalIds`].
+//! 12. Limits belong to the address of a homeserver, not to its name: two names share them, and so does a run that goes on
+//!     while a reload renames its homeserver.
 //!
 //! # Decisions
 //!
 //! - Config tables are read key by key (`keys!`), not through serde's derive: each key reports its own mistake with its
 //!   place, and the same definition is what `kinds` prints.
-//! - A media purge is a [`change::Walk`]: its changes are cut to size while it goes on, so that a call takes 5 to 20 s.
+//! - A media purge is a [`change::Walk`]: its changes are cut to size while it goes on, so that a call takes 5 to 20 s
+//!   where the part of its time that does not depend on its size allows that.
 //! - Until when occurrences of a job are dealt with is recorded when a run begins, when one is skipped while no run is at
 //!   work, and, for those skipped during a run, when that has ended: what is later is missed at the next start. A run that
 //!   was cut off is caught up while nothing later was dealt with.
@@ -61,7 +66,9 @@ pub mod clock;
 pub mod config;
 pub mod control;
 pub mod daemon;
+pub mod escape;
 pub mod glob;
+pub mod health;
 pub mod history;
 pub mod job;
 pub mod jobs;

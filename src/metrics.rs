@@ -2,7 +2,7 @@
 
 mod jobs;
 
-use std::collections::HashSet;
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use prometheus::process_collector::ProcessCollector;
@@ -17,12 +17,19 @@ use crate::clock::Timestamp;
 use crate::synapse::{Answered, Observer};
 use jobs::Jobs;
 
+/// What the last request or probe showed of a homeserver; `None` before the first one.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct HomeserverState {
+    pub up: Option<bool>,
+    pub token_valid: Option<bool>,
+}
+
 /// Every series of the daemon.
 pub struct Metrics {
     registry: Registry,
     pub jobs: Jobs,
     /// Those that the config names: what a removed one still answers makes no series.
-    homeservers: Mutex<HashSet<String>>,
+    homeservers: Mutex<BTreeMap<String, HomeserverState>>,
     pub config_successful: Gauge,
     pub config_success_timestamp: Gauge,
     pub paused: Gauge,
@@ -108,7 +115,7 @@ impl Metrics {
             paused: gauge("microglia_paused", "Whether scheduled runs are paused.")?,
             run_duration: histograms(
                 "microglia_run_duration_seconds",
-                "How long runs took.",
+                "How long runs worked, without waiting for a slot or a retry.",
                 &RUN_SECONDS,
                 &["kind"],
             )?,
@@ -147,13 +154,11 @@ impl Metrics {
     /// Counts a homeserver's answers, and knows from them whether it is up and takes the token.
     pub fn observer(self: &Arc<Self>, homeserver: &str) -> Observer {
         let (metrics, homeserver) = (Arc::clone(self), homeserver.to_owned());
-        metrics.homeservers().insert(homeserver.clone());
+        metrics.homeservers().entry(homeserver.clone()).or_default();
         Arc::new(move |answered: &Answered| {
             // Held meanwhile, so that nothing is written behind a removal.
-            let known = metrics.homeservers();
-            if !known.contains(&homeserver) {
-                return;
-            }
+            let mut known = metrics.homeservers();
+            let Some(state) = known.get_mut(&homeserver) else { return };
             let status =
                 answered.status.map_or_else(|| "none".to_owned(), |status| status.to_string());
             metrics
@@ -172,23 +177,31 @@ impl Metrics {
             // A proxy that answers in Synapse's place does so with these.
             let up = answered.status.is_some_and(|status| !matches!(status, 502..=504));
             metrics.homeserver_up.with_label_values(&[&homeserver]).set(f64::from(u8::from(up)));
+            state.up = Some(up);
             if answered.token_refused {
+                state.token_valid = Some(false);
                 metrics.homeserver_token_valid.with_label_values(&[&homeserver]).set(0.0);
             } else if answered.status.is_some_and(|status| status < 400)
                 && answered.endpoint != crate::synapse::VERSION_ENDPOINT
             {
+                state.token_valid = Some(true);
                 metrics.homeserver_token_valid.with_label_values(&[&homeserver]).set(1.0);
             }
         })
     }
 
-    fn homeservers(&self) -> MutexGuard<'_, HashSet<String>> {
+    fn homeservers(&self) -> MutexGuard<'_, BTreeMap<String, HomeserverState>> {
         self.homeservers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The homeservers of the configuration by name, as the series have them.
+    pub fn homeserver_states(&self) -> Vec<(String, HomeserverState)> {
+        self.homeservers().iter().map(|(name, state)| (name.clone(), *state)).collect()
     }
 
     pub fn homeserver(&self, homeserver: &str, version: &str, mas: bool) {
         let known = self.homeservers();
-        if !known.contains(homeserver) {
+        if !known.contains_key(homeserver) {
             return;
         }
         self.forget_info(homeserver);

@@ -7,10 +7,13 @@ use std::time::Duration;
 use secrecy::SecretString;
 
 use crate::clock::Clock;
-use crate::config::{Config, Daemon, Environment};
+use crate::config::{self, Config, Daemon, Environment};
 use crate::metrics::{Metrics, seconds};
 use crate::supervisor::{Adopted, Supervisor};
 use crate::synapse::Token;
+
+/// How long reading and parsing the config may take.
+const LONGEST_LOAD: Duration = Duration::from_secs(10);
 
 /// Loads the config again, one reload at a time, all or nothing.
 pub struct Reloader {
@@ -36,7 +39,7 @@ impl Reloader {
         metrics: Arc<Metrics>,
         clock: Clock,
     ) -> Self {
-        let seen = std::fs::read(&path).ok();
+        let seen = config::content(&path).ok();
         let reloader = Self {
             path,
             environment,
@@ -55,10 +58,9 @@ impl Reloader {
     /// Reads the config and adopts it; on any mistake nothing changes and every mistake is answered.
     pub async fn reload(&self, asked_by: &str) -> Result<Adopted, Vec<String>> {
         let _one = self.one_at_a_time.lock().await;
-        *self.seen.lock().unwrap_or_else(PoisonError::into_inner) = std::fs::read(&self.path).ok();
-        let config = match Config::load(&self.path, &self.environment, self.clock.now()) {
+        let config = match self.load().await {
             Ok(config) => config,
-            Err(mistakes) => return Err(self.refused(mistakes.lines())),
+            Err(mistakes) => return Err(self.refused(mistakes)),
         };
         let mut adopted = match self.supervisor.adopt(&config).await {
             Ok(adopted) => adopted,
@@ -85,6 +87,33 @@ impl Reloader {
         }
         self.supervisor.probe();
         Ok(adopted)
+    }
+
+    /// Reads and parses the file on a thread of its own: a slow disk and a large file hold up nothing else.
+    async fn load(&self) -> Result<Config, Vec<String>> {
+        let (path, environment, now) =
+            (self.path.clone(), self.environment.clone(), self.clock.now());
+        let (sender, seen) = tokio::sync::oneshot::channel();
+        let loading = tokio::task::spawn_blocking(move || {
+            // Where the reload was given up nobody waits for it.
+            let _ = sender.send(config::content(&path).ok());
+            Config::load(&path, &environment, now)
+        });
+        let file = self.path.display();
+        let loaded = tokio::time::timeout(LONGEST_LOAD, async {
+            *self.seen.lock().unwrap_or_else(PoisonError::into_inner) = seen.await.ok().flatten();
+            loading.await
+        });
+        match loaded.await {
+            Ok(Ok(loaded)) => loaded.map_err(|mistakes| mistakes.lines()),
+            Ok(Err(error)) => {
+                Err(vec![format!("{file}: a bug in microglia, please report it: {error}")])
+            }
+            Err(_) => Err(vec![format!(
+                "{file}: not read within {} s: check the disk that it is on, and shorten what it holds",
+                LONGEST_LOAD.as_secs()
+            )]),
+        }
     }
 
     fn refused(&self, mistakes: Vec<String>) -> Vec<String> {
@@ -147,7 +176,7 @@ impl Reloader {
                 continue;
             }
             let path = self.path.clone();
-            let now = tokio::task::spawn_blocking(move || std::fs::read(path).ok())
+            let now = tokio::task::spawn_blocking(move || config::content(&path).ok())
                 .await
                 .unwrap_or_default();
             let changed = now != *self.seen.lock().unwrap_or_else(PoisonError::into_inner);

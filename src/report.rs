@@ -1,8 +1,12 @@
 //! What a run did, as it is stored, printed and served.
 
+use std::collections::BTreeMap;
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 
 use crate::clock::Timestamp;
+use crate::length::spoken;
 use crate::words;
 
 words! {
@@ -61,6 +65,57 @@ words! {
     }
 }
 
+words! {
+    /// What a run can wait for.
+    pub enum WaitReason {
+        /// Another run on the homeserver, or another purge of its media, to end.
+        Slot = "slot",
+        /// Its next attempt.
+        Retry = "retry",
+    }
+}
+
+/// What a run waits for at present.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Waiting {
+    /// Reads well after "waiting for"; names no account and no room.
+    #[serde(rename = "for")]
+    pub what: String,
+    pub since: Timestamp,
+}
+
+words! {
+    /// Why the rules of a kind left something out of a plan.
+    pub enum Exempt {
+        /// The member left the room.
+        Left = "left",
+        Kicked = "kicked",
+        Banned = "banned",
+        Deactivated = "deactivated",
+        Locked = "locked",
+        Suspended = "suspended",
+        Guest = "guest",
+        Bot = "bot",
+        /// The account belongs to a bridge.
+        Bridge = "bridge",
+        /// The account that microglia itself uses.
+        OwnAccount = "own-account",
+        /// Named by `except_users`.
+        Excluded = "excluded",
+        Admin = "admin",
+        /// An account in a state that `accounts` does not name.
+        NotSelected = "not-selected",
+        /// The only external id of an active account (`keep_last`).
+        LastId = "last-id",
+        Quarantined = "quarantined",
+        Protected = "protected",
+        /// Synapse kept the file before, most likely as an avatar.
+        Kept = "kept",
+        /// An empty file, or an upload that was never finished.
+        Empty = "empty",
+    }
+}
+
 /// One run. All figures count things, over all attempts, each distinct target once.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Report {
@@ -78,14 +133,26 @@ pub struct Report {
     /// `None` while the run is at work.
     pub outcome: Option<Outcome>,
     pub message: Option<String>,
+    /// For a slot or a retry, over all attempts: no part of the work.
+    #[serde(default)]
+    pub waited_seconds: f64,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub waited_for: Vec<WaitReason>,
+    /// Only while the run has not ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub waiting: Option<Waiting>,
     /// `None` where the kind cannot know.
     pub planned: Option<u64>,
     pub done: u64,
     pub failed: u64,
     pub skipped: u64,
-    pub remaining: u64,
+    /// `None` where it is unknown, as before there is a plan.
+    pub remaining: Option<u64>,
     pub bytes_planned: Option<u64>,
     pub bytes_freed: Option<u64>,
+    /// What the rules of the kind left out of the last plan, by reason.
+    #[serde(default)]
+    pub left_alone: BTreeMap<Exempt, u64>,
     /// The accounts with the most bytes of a media plan.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub sample: Vec<Share>,
@@ -93,6 +160,30 @@ pub struct Report {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub changes: Option<Vec<ChangeRecord>>,
 }
+
+impl Report {
+    /// How long the run worked, without its waiting; `None` until it has ended.
+    pub fn worked(&self) -> Option<Duration> {
+        let lasted = (self.finished_at? - self.started_at).to_std().unwrap_or_default();
+        let waited = Duration::try_from_secs_f64(self.waited_seconds).unwrap_or_default();
+        Some(lasted.saturating_sub(waited))
+    }
+
+    /// `0.1 s (waited 1 min 37 s for a slot)`; `None` until the run has ended.
+    pub fn worked_in_words(&self) -> Option<String> {
+        let worked = spoken(self.worked()?);
+        let waited = Duration::try_from_secs_f64(self.waited_seconds).unwrap_or_default();
+        if waited < WORTH_SAYING {
+            return Some(worked);
+        }
+        let reasons: Vec<String> =
+            self.waited_for.iter().map(|reason| format!("a {reason}")).collect();
+        Some(format!("{worked} (waited {} for {})", spoken(waited), reasons.join(" and ")))
+    }
+}
+
+/// A shorter wait would be said as 0.0 s.
+const WORTH_SAYING: Duration = Duration::from_millis(100);
 
 /// One account's part of a media plan.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -102,6 +193,13 @@ pub struct Share {
     pub bytes: u64,
 }
 
+/// Something that the rules of a kind left out of a plan.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeftAlone {
+    pub reason: Exempt,
+    pub target: String,
+}
+
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ChangeRecord {
     pub action: Action,
@@ -109,6 +207,9 @@ pub struct ChangeRecord {
     pub count: u64,
     pub state: State,
     pub detail: Option<String>,
+    /// The beginning of the answer to a request that a user wrote; only for who may read the changes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub answer: Option<String>,
     /// What the change replaced, so that a person can undo it; never served over HTTP.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub before: Option<serde_json::Value>,
@@ -132,20 +233,70 @@ pub enum Event {
         planned: Option<u64>,
         bytes: Option<u64>,
     },
+    /// The first of what the rules of the kind left out of the plan, and how much more there is.
+    LeftAlone {
+        named: Vec<LeftAlone>,
+        more: u64,
+    },
     Changing {
         done: u64,
         total: Option<u64>,
     },
     Changed(ChangeRecord),
-    /// The run stands still, and why.
+    /// The run stands still; what it waits for reads well after "waits for".
     Waiting(String),
     /// What it waited for came.
     Resumed,
     Retrying {
         attempt: u32,
+        /// The most that the job makes.
+        attempts: u32,
         wait_seconds: u64,
         because: String,
     },
     Slow(bool),
+    /// The homeserver has not answered since then; what was seen instead, where anything was.
+    Silent {
+        since: Timestamp,
+        problem: String,
+    },
+    /// It answers again.
+    Answering {
+        after_seconds: u64,
+    },
+    /// Something that a person should change, and that does not end the run.
+    Warning(String),
     Ended(Box<Report>),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn report(waited_seconds: f64, waited_for: &[WaitReason]) -> Report {
+        let report = serde_json::json!({
+            "id": 1, "job": "a", "kind": "request", "homeserver": "main", "mode": "apply", "trigger": "manual",
+            "scheduled_for": null, "started_at": "2026-11-23T00:00:00Z", "finished_at": "2026-11-23T00:01:37.200Z",
+            "attempts": 1, "outcome": "succeeded", "message": null, "planned": 1, "done": 1, "failed": 0, "skipped": 0,
+            "remaining": 0, "bytes_planned": null, "bytes_freed": null,
+            "waited_seconds": waited_seconds, "waited_for": waited_for,
+        });
+        serde_json::from_value(report).unwrap()
+    }
+
+    #[test]
+    fn waiting_is_no_part_of_the_work_and_is_said_beside_it() {
+        let said =
+            |seconds, reasons: &[WaitReason]| report(seconds, reasons).worked_in_words().unwrap();
+        assert_eq!(said(0.0, &[]), "1 min 37 s");
+        assert_eq!(said(0.04, &[WaitReason::Slot]), "1 min 37 s");
+        assert_eq!(said(97.1, &[WaitReason::Slot]), "0.1 s (waited 1 min 37 s for a slot)");
+        assert_eq!(
+            said(97.1, &[WaitReason::Slot, WaitReason::Retry]),
+            "0.1 s (waited 1 min 37 s for a slot and a retry)"
+        );
+        // A clock that was set meanwhile makes no negative duration.
+        assert_eq!(said(500.0, &[WaitReason::Retry]), "0.0 s (waited 8 min 20 s for a retry)");
+        assert_eq!(Report { finished_at: None, ..report(0.0, &[]) }.worked_in_words(), None);
+    }
 }

@@ -3,12 +3,14 @@
 mod changes;
 mod ended;
 mod judging;
+mod reading;
 mod settle;
 mod waiting;
 
+use std::collections::BTreeMap;
 use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
 use futures_util::FutureExt;
@@ -16,17 +18,19 @@ use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use reading::Reading;
 pub use settle::Settle;
 
 use crate::change::Plan;
 use crate::clock::{Clock, Timestamp};
 use crate::config::JobSpec;
 use crate::history::{self, History};
-use crate::job::{Context, Failure, Memory};
+use crate::job::{Budget, Context, Failure, Memory};
 use crate::keys::Limit;
 use crate::length::spoken;
-use crate::report::{ChangeRecord, Event, Mode, Outcome, Report, State, Trigger};
-use crate::state_dir::StateDir;
+use crate::report::{ChangeRecord, Event, Mode, Outcome, Report, State, Trigger, WaitReason};
+use crate::schedule::Window;
+use crate::state_dir::{Held, Lock, StateDir};
 use crate::synapse::{self, Reader, Transport};
 
 /// Runs jobs, one run of a job at a time in the whole state directory.
@@ -44,10 +48,19 @@ pub struct Runner {
 pub struct Order {
     pub mode: Mode,
     pub max_changes: Limit<u32>,
+    pub window: WindowRule,
     pub trigger: Trigger,
     pub scheduled_for: Option<Timestamp>,
     /// Attempts of the interrupted run that this one goes on with.
     pub attempts_made: u32,
+}
+
+/// Whether a run keeps to its job's window.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WindowRule {
+    Keep,
+    /// A person who started the run lifted the window for it.
+    Ignore,
 }
 
 /// A homeserver as runs use it.
@@ -72,7 +85,16 @@ pub enum Places {
 pub struct Stop {
     at_boundary: CancellationToken,
     now: CancellationToken,
-    outcome: Arc<OnceLock<Outcome>>,
+    asked: Arc<OnceLock<StopRequest>>,
+    /// Why the run was not given the time to reach a boundary.
+    hurry: Arc<OnceLock<String>>,
+}
+
+#[derive(Debug)]
+struct StopRequest {
+    outcome: Outcome,
+    /// Who asked, where a person did.
+    by: Option<String>,
 }
 
 pub type Listener = Arc<dyn Fn(Event) + Send + Sync>;
@@ -88,12 +110,24 @@ pub struct Busy {
 impl Stop {
     /// Ends the run between two changes. The first word counts: a run is `cancelled` or `interrupted`, not both.
     pub fn at_boundary(&self, outcome: Outcome) {
-        let _ = self.outcome.set(outcome);
+        self.ask(StopRequest { outcome, by: None });
+    }
+
+    /// Cancels the run between two changes; `by` reads well after "cancelled by".
+    pub fn cancelled_by(&self, by: &str) {
+        self.ask(StopRequest { outcome: Outcome::Cancelled, by: Some(by.to_owned()) });
+    }
+
+    fn ask(&self, request: StopRequest) {
+        let _ = self.asked.set(request);
         self.at_boundary.cancel();
     }
 
     /// Ends the run without waiting for the change under way, whose fate is then unknown.
-    pub fn now(&self, outcome: Outcome) {
+    ///
+    /// `why` reads well after "stopped at once".
+    pub fn now(&self, outcome: Outcome, why: &str) {
+        let _ = self.hurry.set(why.to_owned());
         self.at_boundary(outcome);
         self.now.cancel();
     }
@@ -110,7 +144,18 @@ impl Stop {
     pub fn outcome(&self) -> Option<Outcome> {
         self.at_boundary
             .is_cancelled()
-            .then(|| self.outcome.get().copied().unwrap_or(Outcome::Cancelled))
+            .then(|| self.asked.get().map_or(Outcome::Cancelled, |asked| asked.outcome))
+    }
+
+    /// `cancelled by root (uid 0)`.
+    fn in_words(&self) -> String {
+        match self.asked.get() {
+            Some(StopRequest { outcome: Outcome::Interrupted, .. }) => {
+                "interrupted by the shutdown of the daemon".to_owned()
+            }
+            Some(StopRequest { by: Some(by), .. }) => format!("cancelled by {by}"),
+            _ => "cancelled".to_owned(),
+        }
     }
 }
 
@@ -120,11 +165,26 @@ impl Order {
         Self {
             mode: spec.common.mode,
             max_changes: spec.common.max_changes,
+            window: WindowRule::Keep,
             trigger: Trigger::Manual,
             scheduled_for: None,
             attempts_made: 0,
         }
     }
+
+    /// The job's window, where the run keeps to it.
+    fn window_of(&self, spec: &JobSpec) -> Option<Window> {
+        spec.common.window.filter(|_| self.window == WindowRule::Keep)
+    }
+}
+
+/// What a run does at present, for what is said where it is stopped.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Phase {
+    Reading,
+    /// For what.
+    Waiting(String),
+    Changing,
 }
 
 /// One run under way.
@@ -139,10 +199,17 @@ struct Run<'a> {
     tell: Listener,
     concurrency: usize,
     report: Mutex<Report>,
+    phase: Mutex<Phase>,
+    /// The wait under way, which counts also where the run ends in it.
+    wait: Mutex<Option<(WaitReason, Instant)>>,
     /// Sentences for the message, of the last attempt.
     notes: Mutex<Vec<String>>,
     /// Whether some target could be read and needs nothing.
     some_fine: AtomicBool,
+    /// How far the attempt has read; `None` while it does something else.
+    reading: Mutex<Option<Reading>>,
+    /// Items that `at_most` left out of the last plan.
+    left_by_at_most: AtomicU64,
     /// Targets of the last plan that could not be worked on.
     problems: AtomicU64,
     /// Whether a plan passed the guards.
@@ -152,6 +219,8 @@ struct Run<'a> {
     skipped: Mutex<Vec<(String, u64)>>,
     /// Whether it was told that answers take long.
     slow: AtomicBool,
+    /// What keeps other runs from doing the same, as long as it is held.
+    locks: Mutex<Vec<Weak<Lock>>>,
 }
 
 /// How an attempt ended.
@@ -192,10 +261,12 @@ impl Runner {
         stop: &Stop,
         tell: Listener,
     ) -> Result<Report, Busy> {
-        let locked = match self.dir.as_ref().map(|dir| dir.try_lock(&spec.name)) {
-            Some(Ok(None)) => return Err(self.busy(&spec.name).await),
-            Some(Ok(lock)) => Ok(lock),
-            Some(Err(error)) => Err(history::Error::Io(error)),
+        let locked = match &self.dir {
+            Some(dir) => match job_lock(dir, &spec.name).await {
+                Ok(None) => return Err(self.busy(&spec.name).await),
+                Ok(lock) => Ok(lock.map(Arc::new)),
+                Err(error) => Err(history::Error::Io(error)),
+            },
             None => Ok(None),
         };
         let started_at = self.clock.now();
@@ -212,13 +283,17 @@ impl Runner {
             attempts: order.attempts_made,
             outcome: None,
             message: None,
+            waited_seconds: 0.0,
+            waited_for: Vec::new(),
+            waiting: None,
             planned: None,
             done: 0,
             failed: 0,
             skipped: 0,
-            remaining: 0,
+            remaining: None,
             bytes_planned: None,
             bytes_freed: None,
+            left_alone: BTreeMap::new(),
             sample: Vec::new(),
             changes: None,
         };
@@ -243,17 +318,22 @@ impl Runner {
             reader: Reader::new(Arc::clone(&place.transport), self.clock.clone()),
             stop,
             deadline: Instant::now() + spec.common.time_limit.0,
-            window_end: spec.common.window.map(|window| window.end_after(started_at, spec.zone)),
+            window_end: order.window_of(spec).map(|window| window.end_after(started_at, spec.zone)),
             tell: Arc::clone(&tell),
             concurrency: place.max_concurrent_requests as usize,
             report: Mutex::new(report),
+            phase: Mutex::new(Phase::Reading),
+            wait: Mutex::default(),
             notes: Mutex::default(),
             some_fine: AtomicBool::new(false),
+            reading: Mutex::default(),
+            left_by_at_most: AtomicU64::new(0),
             problems: AtomicU64::new(0),
             judged: AtomicBool::new(false),
             lost: Mutex::default(),
             skipped: Mutex::default(),
             slow: AtomicBool::new(false),
+            locks: Mutex::new(locked.iter().flatten().map(Arc::downgrade).collect()),
         };
         let (outcome, message) = match begun {
             Ok(()) => run.to_the_end(&place.places).await,
@@ -296,9 +376,54 @@ impl Runner {
     }
 }
 
+/// Who only looks whether the job is at work holds its lock for an instant: that is no other run.
+async fn job_lock(dir: &StateDir, job: &str) -> std::io::Result<Option<Lock>> {
+    const LOOKS: u32 = 3;
+    const LOOK_AGAIN: Duration = Duration::from_millis(20);
+    for _ in 1..LOOKS {
+        if let Some(lock) = dir.try_lock(job)? {
+            return Ok(Some(lock));
+        }
+        tokio::time::sleep(LOOK_AGAIN).await;
+    }
+    dir.try_lock(job)
+}
+
 impl Run<'_> {
+    /// Makes sure that the locks still keep other runs out; the error says why they do not.
+    fn hold_locks(&self) -> Result<(), String> {
+        let mut locks = self.locks.lock().unwrap_or_else(PoisonError::into_inner);
+        locks.retain(|lock| lock.strong_count() > 0);
+        for lock in locks.iter().filter_map(Weak::upgrade) {
+            let path = lock.path();
+            match lock.hold() {
+                Ok(Held::Still) => {}
+                Ok(Held::Again) => {
+                    tracing::warn!("{} was deleted or replaced: locked again", path.display());
+                }
+                Ok(Held::Lost) => {
+                    return Err(format!(
+                        "{} was deleted or replaced, and another process holds it: another run may make the same changes",
+                        path.display()
+                    ));
+                }
+                Err(error) => {
+                    return Err(format!(
+                        "{} was deleted or replaced, and cannot be locked again: {error}",
+                        path.display()
+                    ));
+                }
+            }
+        }
+        Ok(())
+    }
+
     fn report(&self) -> MutexGuard<'_, Report> {
         self.report.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn reading(&self) -> MutexGuard<'_, Option<Reading>> {
+        self.reading.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Tells what happened, after a word about the pace where that has changed.
@@ -307,6 +432,11 @@ impl Run<'_> {
         if self.slow.swap(slow, Ordering::Relaxed) != slow {
             (self.tell)(Event::Slow(slow));
         }
+        if let (Event::Reading { what, done, total }, Some(reading)) =
+            (&event, self.reading().as_mut())
+        {
+            reading.advance(what, *done, *total, self.reader.answered());
+        }
         (self.tell)(event);
     }
 
@@ -314,7 +444,8 @@ impl Run<'_> {
         let attempts = AssertUnwindSafe(self.attempts(places)).catch_unwind();
         tokio::select! {
             ended = attempts => ended.unwrap_or_else(|panic| (Outcome::Panicked, Some(format!("a bug in microglia, please report it: {}", panic_text(&*panic))))),
-            () = self.stop.now.cancelled() => (self.stop.outcome().unwrap_or(Outcome::Cancelled), Some("stopped at once, without waiting for the change under way".to_owned())),
+            () = self.stop.now.cancelled() => self.stopped_at_once(),
+            never = self.watch_answers() => match never {},
         }
     }
 
@@ -348,18 +479,29 @@ impl Run<'_> {
                 .saturating_mul(1 << (attempt - 1).min(20))
                 .min(retries.max_delay.0);
             let wait = bound.mul_f64(fastrand::f64()).max(retry_after.unwrap_or_default());
-            if Instant::now() + wait >= self.deadline {
+            if wait >= self.deadline.saturating_duration_since(Instant::now()) {
                 return self.verdict(Ending::Failed(format!(
                     "{because} (no time is left for another try)"
                 )));
             }
             let failed = because.clone();
+            // Where the run waits, it says why.
+            self.report().message = Some(failed.clone());
             self.tell(Event::Retrying {
                 attempt: attempt + 1,
+                attempts: retries.attempts,
                 wait_seconds: wait.as_secs(),
                 because,
             });
-            match self.pause(wait).await {
+            let next = format!(
+                "attempt {} of {} at {}",
+                attempt + 1,
+                retries.attempts,
+                crate::clock::spoken(self.runner.clock.now() + wait)
+            );
+            let waited = self.waits(WaitReason::Retry, next, self.pause(wait)).await;
+            self.report().message = None;
+            match waited {
                 Ok(()) => {}
                 Err(Stopped::Window) => {
                     return self.verdict(Ending::Failed(format!(
@@ -372,7 +514,12 @@ impl Run<'_> {
         }
     }
 
+    fn enter(&self, phase: Phase) -> Phase {
+        std::mem::replace(&mut *self.phase.lock().unwrap_or_else(PoisonError::into_inner), phase)
+    }
+
     async fn attempt(&self) -> Ending {
+        self.enter(Phase::Reading);
         let at = self.report().started_at;
         if let Some(refusal) = self.outside_window(at) {
             return Ending::Refused(refusal);
@@ -397,12 +544,21 @@ impl Run<'_> {
                 memory: Memory::new(&self.runner.history, &server),
                 tell: &tell,
                 concurrency: self.concurrency,
+                budget: Budget {
+                    requests_per_second: self.reader.requests_per_second(),
+                    time_limit: self.spec.common.time_limit,
+                },
             };
+            *self.reading() = Some(Reading::begin(self.reader.answered()));
             let planned = self.spec.job.plan(&context, &mut plan).await;
             planned.map_err(|failure| self.not_planned(failure))?;
             Ok((plan, server, media))
         };
-        match self.wait_for(read).await {
+        let read = self.wait_for(read).await;
+        if read.is_ok() {
+            *self.reading() = None;
+        }
+        match read {
             Ok(Ok((plan, server, _media))) => {
                 self.work_off(plan, &server).await.unwrap_or_else(|ending| ending)
             }
@@ -422,11 +578,11 @@ impl Run<'_> {
     }
 
     fn outside_window(&self, at: Timestamp) -> Option<String> {
-        let window = self.spec.common.window?;
+        let window = self.order.window_of(self.spec)?;
         let now = self.runner.clock.now();
         (self.order.mode == Mode::Apply && !window.contains(now, self.spec.zone)).then(|| {
             let opens = window.start_after(at, self.spec.zone).with_timezone(&self.spec.zone.0);
-            format!("it is outside the job's window {window}, which opens at {}; a dry run may look at any time", opens.format("%Y-%m-%d %H:%M %Z"))
+            format!("it is outside the job's window {window}, which opens at {}; a dry run may look at any time, and `--ignore-window` lifts that once", opens.format("%Y-%m-%d %H:%M %Z"))
         })
     }
 
@@ -483,6 +639,7 @@ fn record(
         count: change.count(),
         state,
         detail,
+        answer: None,
         before: None,
     }
 }

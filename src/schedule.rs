@@ -124,11 +124,38 @@ impl FromStr for Schedule {
                 ));
             }
         }
-        let cron = pattern(text).map_err(|error| format!("{text:?} is no schedule: {error} Minutes go from 0 to 59, hours from 0 to 23, days from 1 to 31, months from 1 to 12 or JAN to DEC, days of the week from 0 to 7 or SUN to SAT"))?;
+        if let Some(problem) = out_of_bounds(text) {
+            return Err(format!("{text:?} is no schedule: {problem}"));
+        }
+        let cron = pattern(text).map_err(|_| format!("{text:?} is no schedule. Minutes go from 0 to 59, hours from 0 to 23, days from 1 to 31, months from 1 to 12 or JAN to DEC, days of the week from 0 to 7 or SUN to SAT"))?;
         cron.find_next_occurrence(&DateTime::<Utc>::UNIX_EPOCH, false)
             .map_err(|_| format!("the schedule {text:?} never comes: there is no such day"))?;
         Ok(Self(text.into()))
     }
+}
+
+/// Names the first number in a pattern that its field does not take: "minute: 75 is not in 0-59".
+fn out_of_bounds(text: &str) -> Option<String> {
+    const FIELDS: [(&str, u32, u32); 6] = [
+        ("second", 0, 59),
+        ("minute", 0, 59),
+        ("hour", 0, 23),
+        ("day of the month", 1, 31),
+        ("month", 1, 12),
+        ("day of the week", 0, 7),
+    ];
+    let given: Vec<&str> = text.split_whitespace().collect();
+    let fields = FIELDS.iter().skip(FIELDS.len().saturating_sub(given.len()));
+    fields.zip(given).find_map(|((name, least, greatest), given)| {
+        // What follows `/` is a step, and `L`, `W` and `#` have rules of their own.
+        given
+            .split(',')
+            .filter_map(|part| part.split('/').next())
+            .flat_map(|part| part.split('-'))
+            .filter_map(|number| number.parse::<u32>().ok())
+            .find(|number| !(least..=greatest).contains(&number))
+            .map(|number| format!("{name}: {number} is not in {least}-{greatest}"))
+    })
 }
 
 impl FromStr for Zone {
@@ -242,7 +269,10 @@ mod tests {
         insta::assert_snapshot!(refusal("0 0 30 2 *"), @r#"the schedule "0 0 30 2 *" never comes: there is no such day"#);
         insta::assert_snapshot!(refusal("@dayly"), @"`@dayly` is no schedule, did you mean `@daily`?");
         insta::assert_snapshot!("Europe/Berln".parse::<Zone>().unwrap_err(), @r#""Europe/Berln" is no time zone, did you mean "Europe/Berlin"?"#);
-        assert!(refusal("61 3 * * *").starts_with("\"61 3 * * *\" is no schedule: "));
+        insta::assert_snapshot!(refusal("75 3 * * *"), @r#""75 3 * * *" is no schedule: minute: 75 is not in 0-59"#);
+        insta::assert_snapshot!(refusal("0 0-30/5,99 25 * * *"), @r#""0 0-30/5,99 25 * * *" is no schedule: minute: 99 is not in 0-59"#);
+        insta::assert_snapshot!(refusal("0 0 * 13 FOO"), @r#""0 0 * 13 FOO" is no schedule: month: 13 is not in 1-12"#);
+        assert!(refusal("0 0 * * FOO").starts_with("\"0 0 * * FOO\" is no schedule. Minutes go"));
     }
 
     #[test]

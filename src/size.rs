@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use crate::text_values;
+use crate::text_quantities;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Size(pub u64);
@@ -51,7 +51,7 @@ impl fmt::Display for Size {
     }
 }
 
-text_values! { Size: "a size such as \"500KiB\" or \"10MiB\""; }
+text_quantities! { Size: "a size such as \"500KiB\" or \"10MiB\""; }
 
 #[cfg(test)]
 mod tests {

@@ -1,9 +1,17 @@
 //! The state directory: who owns what is made in it, and who is at work in it.
 
-use std::fs::{self, File, TryLockError};
+use std::ffi::CString;
+use std::fs::{self, DirBuilder, File, Metadata, TryLockError};
 use std::io;
-use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, openat};
+use nix::sys::stat::{Mode, mkdirat};
+use nix::unistd::{self, Gid, Uid, User};
 
 /// A directory that holds the history, the locks and the control socket.
 #[derive(Debug, Clone)]
@@ -12,23 +20,119 @@ pub struct StateDir(PathBuf);
 /// Held while something is at work; let go on drop, and by the system when the process ends however it ends.
 #[derive(Debug)]
 pub struct Lock {
-    _file: File,
+    dir: StateDir,
+    name: String,
+    file: Mutex<File>,
+}
+
+/// Held by the daemon: its lock file, and the directory itself, which outlives the files in it.
+#[derive(Debug)]
+pub struct DaemonLock {
+    file: Lock,
+    /// `None` where the file system locks no directories.
+    dir: Option<File>,
+}
+
+/// An attempt to lock the state directory itself.
+enum Directory {
+    Locked(File),
+    /// The file system locks no directories.
+    CannotBeLocked,
+    Busy,
+}
+
+/// What became of a lock since it was taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Held {
+    Still,
+    /// Its file was deleted or replaced, and is locked again.
+    Again,
+    /// Its file was deleted or replaced, and another process holds the new one.
+    Lost,
+}
+
+/// Why root does not work in a state directory of somebody else.
+#[derive(Debug, thiserror::Error)]
+pub enum NotOwner {
+    #[error("cannot read the owner of the state directory {}: {error}", path.display())]
+    Unreadable { path: PathBuf, error: io::Error },
+    #[error(
+        "the state directory {} is a symbolic link of uid {link} to a directory of uid {owner}: root does not follow it; set daemon.state_dir to the directory itself",
+        path.display()
+    )]
+    Link { path: PathBuf, link: Uid, owner: Uid },
+    #[error(
+        "the state directory {} belongs to uid {owner}, and root cannot become that user here ({errno}): run microglia as that user, with `sudo -u '#{owner}'` or, in a container, `--user {owner}`",
+        path.display()
+    )]
+    Switch { path: PathBuf, owner: Uid, errno: Errno },
+    #[error(
+        "the state directory {} belongs to uid {owner}, who cannot reach it ({error}): make the directories above it searchable for that user (chmod a+x)",
+        path.display()
+    )]
+    Unreachable { path: PathBuf, owner: Uid, error: io::Error },
 }
 
 /// The user that this process runs as, for messages: in a container nobody can guess it.
 pub fn this_user() -> String {
-    match fs::metadata("/proc/self") {
-        Ok(process) => format!("uid {}", process.uid()),
-        Err(_) => "this user".to_owned(),
+    format!("uid {}", unistd::geteuid())
+}
+
+/// Makes a process of root become the owner of the state directory for good, and returns whether it did.
+///
+/// Root must neither follow what another user may plant there, nor leave files there that the owner cannot use. Call it
+/// when the configuration and its secrets were read, and before anything in the directory is opened. A directory that
+/// does not exist yet, or belongs to root, changes nothing.
+pub fn become_owner(path: &Path) -> Result<bool, NotOwner> {
+    if !unistd::geteuid().is_root() {
+        return Ok(false);
     }
+    let unreadable = |error| NotOwner::Unreadable { path: path.to_owned(), error };
+    let dir = match fs::metadata(path) {
+        Ok(dir) => dir,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        // A path that leads through a file: whoever opens the directory says so.
+        Err(error) if error.kind() == io::ErrorKind::NotADirectory => return Ok(false),
+        Err(error) => return Err(unreadable(error)),
+    };
+    let link = fs::symlink_metadata(path).map_err(unreadable)?;
+    // systemd's DynamicUser= has root link the state directory to one of another user.
+    if link.is_symlink() && link.uid() != 0 && link.uid() != dir.uid() {
+        let (link, owner) = (Uid::from_raw(link.uid()), Uid::from_raw(dir.uid()));
+        return Err(NotOwner::Link { path: path.to_owned(), link, owner });
+    }
+    if dir.uid() == 0 {
+        return Ok(false);
+    }
+    let (path, owner) = (path.to_owned(), Uid::from_raw(dir.uid()));
+    if let Err(errno) = switch_to(&dir) {
+        return Err(NotOwner::Switch { path, owner, errno });
+    }
+    match fs::metadata(&path) {
+        Ok(_) => Ok(true),
+        Err(error) => Err(NotOwner::Unreachable { path, owner, error }),
+    }
+}
+
+/// Takes the directory's owner as real, effective and saved user, in all threads: there is no way back to root.
+fn switch_to(dir: &Metadata) -> Result<(), Errno> {
+    let uid = Uid::from_raw(dir.uid());
+    let user = User::from_uid(uid).ok().flatten();
+    let group = user.as_ref().map_or(Gid::from_raw(dir.gid()), |user| user.gid);
+    match user.and_then(|user| CString::new(user.name).ok()) {
+        // The groups of the account may let it read the configuration and its secrets.
+        Some(name) => unistd::initgroups(&name, group)?,
+        None => unistd::setgroups(&[group])?,
+    }
+    unistd::setresgid(group, group, group)?;
+    unistd::setresuid(uid, uid, uid)
 }
 
 impl StateDir {
     /// Makes the directory where it is missing.
     pub fn open(path: &Path) -> io::Result<Self> {
         if !path.is_dir() {
-            fs::create_dir_all(path)?;
-            fs::set_permissions(path, fs::Permissions::from_mode(0o750))?;
+            create(path).or_else(|error| if path.is_dir() { Ok(()) } else { Err(error) })?;
         }
         let dir = Self(path.to_owned());
         dir.locks()?;
@@ -36,41 +140,195 @@ impl StateDir {
     }
 
     /// The directory of the locks, made where it is missing: somebody may have tidied up.
-    fn locks(&self) -> io::Result<PathBuf> {
-        let locks = self.path("locks");
-        if !locks.is_dir() {
-            fs::create_dir(&locks)
-                .or_else(|error| if locks.is_dir() { Ok(()) } else { Err(error) })?;
-            self.give_to_owner(&locks)?;
+    fn locks(&self) -> io::Result<OwnedFd> {
+        let dir = self.descriptor()?;
+        match mkdirat(&dir, LOCKS, Mode::from_bits_truncate(0o755)) {
+            Ok(()) | Err(Errno::EEXIST) => {}
+            Err(errno) => return Err(errno.into()),
         }
-        Ok(locks)
+        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        openat(&dir, LOCKS, flags, Mode::empty()).map_err(|errno| match errno {
+            Errno::ENOTDIR | Errno::ELOOP => {
+                refused(&self.path(LOCKS), "is not a directory: remove it")
+            }
+            errno => errno.into(),
+        })
+    }
+
+    /// Opened anew each time: another directory may have been mounted in its place.
+    fn descriptor(&self) -> io::Result<OwnedFd> {
+        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        Ok(nix::fcntl::open(&self.0, flags, Mode::empty())?)
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
         self.0.join(name)
     }
 
-    /// What root makes here belongs to the directory's owner, or the daemon could not use it.
-    pub fn give_to_owner(&self, path: &Path) -> io::Result<()> {
-        let (owner, made) = (fs::metadata(&self.0)?, fs::metadata(path)?);
-        if (owner.uid(), owner.gid()) == (made.uid(), made.gid()) || made.uid() != 0 {
-            return Ok(());
-        }
-        chown(path, Some(owner.uid()), Some(owner.gid()))
+    /// Makes a file that its owner writes and the owner's group reads, where it is missing.
+    pub fn create(&self, name: &str) -> io::Result<()> {
+        let mode = Mode::from_bits_truncate(0o640);
+        open_regular(&self.descriptor()?, name, &self.path(name), mode).map(drop)
     }
 
     /// `None` where another run of any process holds it.
     pub fn try_lock(&self, name: &str) -> io::Result<Option<Lock>> {
-        let path = self.locks()?.join(format!("{name}.lock"));
-        let existed = path.exists();
-        let file = File::options().create(true).truncate(false).write(true).open(&path)?;
-        if !existed {
-            self.give_to_owner(&path)?;
+        let (dir, name) = (self.clone(), format!("{name}.lock"));
+        let file = self.lock_file(&name)?;
+        Ok(file.map(|file| Lock { dir, name, file: Mutex::new(file) }))
+    }
+
+    fn lock_file(&self, name: &str) -> io::Result<Option<File>> {
+        let path = self.path(LOCKS).join(name);
+        for _ in 0..LOCK_TRIES {
+            let file = open_regular(&self.locks()?, name, &path, Mode::from_bits_truncate(0o644))?;
+            match file.try_lock() {
+                Ok(()) => {}
+                Err(TryLockError::WouldBlock) => return Ok(None),
+                Err(TryLockError::Error(error)) => return Err(error),
+            }
+            // One that was deleted since it was opened keeps nobody out.
+            if identity(&path) == Some(identity_of(&file.metadata()?)) {
+                return Ok(Some(file));
+            }
         }
-        match file.try_lock() {
-            Ok(()) => Ok(Some(Lock { _file: file })),
-            Err(TryLockError::WouldBlock) => Ok(None),
-            Err(TryLockError::Error(error)) => Err(error),
+        Err(refused(&path, "is deleted or replaced again and again"))
+    }
+
+    /// `None` where a daemon holds the directory.
+    pub fn try_lock_daemon(&self) -> io::Result<Option<DaemonLock>> {
+        let Some(file) = self.try_lock("serve.daemon")? else { return Ok(None) };
+        Ok(match self.lock_itself()? {
+            Directory::Locked(dir) => Some(DaemonLock { file, dir: Some(dir) }),
+            Directory::CannotBeLocked => Some(DaemonLock { file, dir: None }),
+            Directory::Busy => None,
+        })
+    }
+
+    fn lock_itself(&self) -> io::Result<Directory> {
+        let dir = File::open(&self.0)?;
+        match dir.try_lock() {
+            Ok(()) => Ok(Directory::Locked(dir)),
+            Err(TryLockError::WouldBlock) => Ok(Directory::Busy),
+            Err(TryLockError::Error(error)) => {
+                tracing::debug!("{} itself cannot be locked: {error}", self.0.display());
+                Ok(Directory::CannotBeLocked)
+            }
         }
     }
+}
+
+impl Lock {
+    pub fn path(&self) -> PathBuf {
+        self.dir.path(LOCKS).join(&self.name)
+    }
+
+    /// Makes sure that the lock still keeps others out, and takes it again where its file was deleted or replaced.
+    pub fn hold(&self) -> io::Result<Held> {
+        let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
+        if identity(&self.path()) == Some(identity_of(&file.metadata()?)) {
+            return Ok(Held::Still);
+        }
+        let Some(new) = self.dir.lock_file(&self.name)? else { return Ok(Held::Lost) };
+        *file = new;
+        Ok(Held::Again)
+    }
+}
+
+impl DaemonLock {
+    pub fn path(&self) -> PathBuf {
+        self.file.path()
+    }
+
+    /// As [`Lock::hold`], for the directory too.
+    pub fn hold(&mut self) -> io::Result<Held> {
+        let held = self.file.hold()?;
+        let (now, locked) = (fs::metadata(&self.file.dir.0)?, self.dir.as_ref());
+        let replaced = match locked {
+            Some(dir) => identity_of(&dir.metadata()?) != identity_of(&now),
+            None => false,
+        };
+        if replaced {
+            self.dir = match self.file.dir.lock_itself()? {
+                Directory::Locked(dir) => Some(dir),
+                Directory::CannotBeLocked => None,
+                Directory::Busy => return Ok(Held::Lost),
+            };
+        }
+        Ok(held)
+    }
+}
+
+/// Returns whether a process holds a lock of the state directory, and makes nothing there.
+pub fn is_locked(dir: &Path, name: &str) -> io::Result<bool> {
+    let path = dir.join(LOCKS).join(format!("{name}.lock"));
+    if !is_regular(&path)? {
+        return Ok(false);
+    }
+    match File::open(path)?.try_lock_shared() {
+        Ok(()) => Ok(false),
+        Err(TryLockError::WouldBlock) => Ok(true),
+        Err(TryLockError::Error(error)) => Err(error),
+    }
+}
+
+/// Tells a file from another one of the same name, by device and inode; `None` where there is none.
+pub fn identity(path: &Path) -> Option<(u64, u64)> {
+    fs::symlink_metadata(path).ok().as_ref().map(identity_of)
+}
+
+fn identity_of(file: &Metadata) -> (u64, u64) {
+    (file.dev(), file.ino())
+}
+
+const LOCKS: &str = "locks";
+/// How often a lock file may be deleted or replaced while it is being locked.
+const LOCK_TRIES: u32 = 100;
+
+/// Makes a directory that others may not look into, and the directories above it where they are missing.
+fn create(path: &Path) -> io::Result<()> {
+    let mut dir = DirBuilder::new();
+    dir.mode(0o750);
+    match (dir.create(path), path.parent()) {
+        (Err(error), Some(parent)) if error.kind() == io::ErrorKind::NotFound => {
+            fs::create_dir_all(parent)?;
+            dir.create(path)
+        }
+        (made, _) => made,
+    }
+}
+
+/// Returns whether a file is there; anything but a regular file is an error.
+pub fn is_regular(path: &Path) -> io::Result<bool> {
+    match fs::symlink_metadata(path) {
+        Ok(metadata) if metadata.is_file() => Ok(true),
+        Ok(_) => Err(refused(path, NOT_REGULAR)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+const NOT_REGULAR: &str = "is not a regular file: remove it";
+
+/// Opens a file for writing, made where it is missing, and follows no link: `path` names it in messages.
+fn open_regular(dir: &impl AsFd, name: &str, path: &Path, mode: Mode) -> io::Result<File> {
+    let flags = OFlag::O_RDWR
+        | OFlag::O_CREAT
+        | OFlag::O_NOFOLLOW
+        | OFlag::O_CLOEXEC
+        // A FIFO would make the opening wait for its other end.
+        | OFlag::O_NONBLOCK;
+    let file = openat(dir, name, flags, mode).map_err(|errno| match errno {
+        Errno::ELOOP | Errno::EISDIR | Errno::ENXIO => refused(path, NOT_REGULAR),
+        errno => errno.into(),
+    })?;
+    let file = File::from(file);
+    if !file.metadata()?.is_file() {
+        return Err(refused(path, NOT_REGULAR));
+    }
+    Ok(file)
+}
+
+fn refused(path: &Path, why: &str) -> io::Error {
+    io::Error::other(format!("{} {why}", path.display()))
 }

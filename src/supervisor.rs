@@ -21,12 +21,13 @@ use crate::keys::Limit;
 use crate::listing::{Listed, listed};
 use crate::metrics::{Metrics, Skipped};
 use crate::report::{Event, Mode, Outcome, Trigger};
-use crate::runner::{Order, Place, Runner, Stop};
+use crate::runner::{Order, Place, Runner, Stop, WindowRule};
+use crate::synapse::Address;
 use crate::telling;
 use crate::words::not_one_of;
 
 pub use adopt::Adopted;
-use adopt::Live;
+use adopt::{Live, Shared};
 use missed::Missed;
 
 /// Runs jobs when they are due or asked for. Used through an `Arc`, whose runs hold it.
@@ -47,6 +48,7 @@ pub struct Supervisor {
 struct State {
     jobs: BTreeMap<String, Entry>,
     homeservers: BTreeMap<String, Live>,
+    addresses: BTreeMap<Address, Shared>,
     /// Runs of jobs that were removed, until they end.
     leaving: BTreeMap<String, Running>,
     pause: Pause,
@@ -87,6 +89,9 @@ struct Running {
 pub struct Asked {
     pub mode: Option<Mode>,
     pub max_changes: Option<u32>,
+    /// Lifts the job's window for this run.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub ignore_window: bool,
     /// What the asker read in the config: the daemon must not run an older definition unseen.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fingerprint: Option<u64>,
@@ -342,20 +347,25 @@ impl Supervisor {
         let mut order = Order::manual(&entry.spec);
         order.mode = asked.mode.unwrap_or(order.mode);
         order.max_changes = asked.max_changes.map_or(order.max_changes, Limit::Of);
+        if asked.ignore_window {
+            order.window = WindowRule::Ignore;
+        }
         let (sender, receiver) = mpsc::unbounded_channel();
         self.launch(entry, order, Some(sender));
         Ok(receiver)
     }
 
     /// Ends a job's run at its next change boundary, or gives up what waits to be caught up.
-    pub fn cancel(self: &Arc<Self>, job: &str) -> Result<(), Refusal> {
+    ///
+    /// `by` reads well after "cancelled by".
+    pub fn cancel(self: &Arc<Self>, job: &str, by: &str) -> Result<(), Refusal> {
         let mut state = self.state();
         let entry = entry(&mut state, job)?;
         if let Some(running) = &entry.running {
-            tracing::info!(job, "{job}: its run is cancelled");
-            running.stop.at_boundary(Outcome::Cancelled);
+            tracing::info!(job, by, "{job}: its run is cancelled by {by}");
+            running.stop.cancelled_by(by);
         } else if entry.missed.take().is_some() {
-            tracing::info!(job, "{job}: what it missed is not caught up: cancelled");
+            tracing::info!(job, by, "{job}: what it missed is not caught up: cancelled by {by}");
             self.dealt_with(job, self.clock.now());
         } else {
             return Err(Refusal::NotRunning(job.to_owned()));
@@ -444,7 +454,7 @@ impl Supervisor {
         }
         if tokio::time::timeout(grace, self.tasks.wait()).await.is_err() {
             for stop in &stops {
-                stop.now(Outcome::Interrupted);
+                stop.now(Outcome::Interrupted, "when `shutdown_grace` was over");
             }
             let _ = tokio::time::timeout(LAST_WORDS, self.tasks.wait()).await;
         }

@@ -2,7 +2,6 @@
 
 use std::sync::Mutex;
 
-use crate::length::spoken;
 use crate::report::{Event, Mode, Outcome, Report, State};
 use crate::size::Size;
 use crate::words::grouped;
@@ -28,11 +27,23 @@ pub fn log(job: &str, homeserver: &str) -> impl Fn(Event) + Send + Sync + use<> 
             Event::Changed(change) if change.state == State::Failed => {
                 tracing::warn!(%job, %homeserver, run = run_id, action = %change.action, change_target = change.target, "{job}: run {run_id}: {} {} failed: {}", change.action, change.target, change.detail.unwrap_or_default());
             }
-            Event::Waiting(why) => {
-                tracing::info!(%job, %homeserver, run = run_id, "{job}: run {run_id} waits {why}");
+            Event::Waiting(what) => {
+                tracing::info!(%job, %homeserver, run = run_id, "{job}: run {run_id} waits for {what}");
             }
-            Event::Retrying { attempt, wait_seconds, because } => {
-                tracing::warn!(%job, %homeserver, run = run_id, attempt, wait_seconds, "{job}: run {run_id}: {because}; attempt {attempt} follows in {wait_seconds} s");
+            Event::Retrying { attempt, attempts, wait_seconds, because } => {
+                tracing::warn!(%job, %homeserver, run = run_id, attempt, wait_seconds, "{job}: run {run_id}: {because}; attempt {attempt} of {attempts} follows in {wait_seconds} s");
+            }
+            Event::Silent { since, problem } => {
+                let since = since.format("%H:%M:%S UTC");
+                let problem =
+                    if problem.is_empty() { String::new() } else { format!(": {problem}") };
+                tracing::warn!(%job, %homeserver, run = run_id, "{job}: run {run_id}: {homeserver} has not answered since {since}{problem}");
+            }
+            Event::Answering { after_seconds } => {
+                tracing::warn!(%job, %homeserver, run = run_id, after_seconds, "{job}: run {run_id}: {homeserver} answers again after {after_seconds} s");
+            }
+            Event::Warning(warning) => {
+                tracing::warn!(%job, %homeserver, run = run_id, "{job}: run {run_id}: {warning}");
             }
             Event::Slow(true) => {
                 tracing::warn!(%job, %homeserver, run = run_id, "{job}: {homeserver} takes three times as long to answer as at the start of the run: sending at half the rate");
@@ -49,10 +60,7 @@ pub fn log(job: &str, homeserver: &str) -> impl Fn(Event) + Send + Sync + use<> 
 fn ended(report: &Report) {
     let Report { job, homeserver, mode, done, failed, skipped, remaining, .. } = report;
     let (run, outcome) = (report.id.unwrap_or_default(), report.outcome.unwrap_or(Outcome::Failed));
-    let took = report
-        .finished_at
-        .map(|end| (end - report.started_at).to_std().unwrap_or_default())
-        .unwrap_or_default();
+    let worked = report.worked_in_words().unwrap_or_default();
     let planned =
         report.planned.map(|planned| format!("{} planned, ", grouped(planned))).unwrap_or_default();
     let bytes = report
@@ -61,14 +69,15 @@ fn ended(report: &Report) {
         .map(|bytes| format!(", {} freed", Size(bytes)))
         .unwrap_or_default();
     let message = report.message.as_ref().map(|message| format!(": {message}")).unwrap_or_default();
-    let dry = if *mode == Mode::DryRun && outcome == Outcome::Succeeded {
-        "; a dry run, nothing was changed: mode = \"apply\" makes the changes"
-    } else {
-        ""
+    let dry = match report.planned {
+        _ if *mode != Mode::DryRun || outcome != Outcome::Succeeded => "",
+        Some(0) => "; a dry run, and there is nothing to change",
+        _ => "; a dry run, nothing was changed: mode = \"apply\" makes the changes",
     };
+    let left = remaining
+        .map_or_else(|| "remaining unknown".to_owned(), |count| format!("{count} remaining"));
     let text = format!(
-        "{job}: run {run} {outcome} after {} ({planned}{done} done, {failed} failed, {skipped} skipped, {remaining} remaining{bytes}){message}{dry}",
-        spoken(took)
+        "{job}: run {run} {outcome} after {worked} ({planned}{done} done, {failed} failed, {skipped} skipped, {left}{bytes}){message}{dry}",
     );
     match outcome {
         Outcome::Succeeded => {

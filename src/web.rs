@@ -1,60 +1,62 @@
 //! The HTTP listener: metrics, health, readiness, reload and the JSON API.
 
+mod connections;
+mod origin;
+
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::Extension;
 use axum::Json;
 use axum::Router;
-use axum::body::{Body, to_bytes};
-use axum::extract::{Path, Query, State};
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::body::{Body, Bytes, to_bytes};
+use axum::extract::rejection::{PathRejection, QueryRejection};
+use axum::extract::{Path, Query, Request, State};
+use axum::http::{HeaderMap, Method, StatusCode, Uri, header};
+use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
-use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::server::graceful::GracefulShutdown;
-use hyper_util::service::TowerToHyperService;
 use secrecy::ExposeSecret;
 use serde::Deserialize;
 use serde_json::json;
 use subtle::ConstantTimeEq;
-use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
-use tokio_util::sync::CancellationToken;
+
+pub use connections::serve;
 
 use crate::clock::Clock;
+use crate::health::{Health, Probe};
 use crate::history::{History, Page};
 use crate::metrics;
 use crate::reload::Reloader;
 use crate::report::{CHANGES_SHOWN, Event, Report};
 use crate::supervisor::{Asked, Refusal, Supervisor};
-use crate::ticker::Ticker;
 
 /// What the endpoints answer from.
 pub struct App {
     pub supervisor: Arc<Supervisor>,
     pub reloader: Arc<Reloader>,
     pub history: History,
-    pub ticker: Arc<Ticker>,
+    pub health: Arc<Health>,
     pub clock: Clock,
 }
 
 const LARGEST_BODY: usize = 64 * 1024;
-const MOST_CONNECTIONS: usize = 256;
-/// How long a client may take to send its headers.
-const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long one connection may live: a slow reader must not hold a place for ever.
-const CONNECTION_TIMEOUT: Duration = Duration::from_mins(2);
-const LONGEST_GOODBYE: Duration = Duration::from_secs(3);
+/// How long a client may take to send the body of a request.
+const BODY_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Stands in place of what a change replaced.
+const BEFORE_WITHHELD: &str = "only on the machine itself";
 
 const INDEX: &str = "microglia, housekeeping for Synapse\n\n\
     GET  /metrics                     Prometheus metrics\n\
     GET  /healthz                     200 while the daemon lives\n\
-    GET  /readyz                      200 while it can do its work\n\
+    GET  /readyz                      200 while runs can start and be recorded, even where a homeserver is down\n\
     GET  /api/v1/jobs                 the jobs\n\
     GET  /api/v1/runs?job=&limit=     recorded runs\n\
     GET  /api/v1/runs/{id}            one run; with the admin token its changes\n\
     POST /-/reload                    with the admin token, like all that act:\n\
-    POST /api/v1/jobs/{job}/run       {\"mode\": \"dry-run\", \"max_changes\": 5000} override\n\
+    POST /api/v1/jobs/{job}/run       {\"mode\": \"dry-run\", \"max_changes\": 5000, \"ignore_window\": true} override\n\
     POST /api/v1/jobs/{job}/cancel\n\
     POST /api/v1/pause\n\
     POST /api/v1/resume\n";
@@ -73,43 +75,17 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/api/v1/jobs/{job}/cancel", post(cancel))
         .route("/api/v1/pause", post(|state, headers| switch(state, headers, true)))
         .route("/api/v1/resume", post(|state, headers| switch(state, headers, false)))
+        .fallback(not_found)
+        .method_not_allowed_fallback(not_allowed)
+        .layer(middleware::from_fn_with_state(Arc::clone(&app), guard))
         .with_state(app)
 }
 
-/// Serves until `stop`, then lets answers under way end.
-pub async fn serve(listener: TcpListener, router: Router, stop: CancellationToken) {
-    let mut http = hyper::server::conn::http1::Builder::new();
-    http.timer(TokioTimer::new())
-        .header_read_timeout(HEADER_TIMEOUT)
-        .max_headers(64)
-        .max_buf_size(16 * 1024);
-    let (graceful, places) = (GracefulShutdown::new(), Arc::new(Semaphore::new(MOST_CONNECTIONS)));
-    loop {
-        let accepted = tokio::select! {
-            () = stop.cancelled() => break,
-            accepted = async {
-                let place = Arc::clone(&places).acquire_owned().await;
-                (place, listener.accept().await)
-            } => accepted,
-        };
-        let (Ok(place), Ok((stream, _))) = accepted else {
-            tokio::time::sleep(Duration::from_millis(100)).await;
-            continue;
-        };
-        let connection = graceful.watch(
-            http.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router.clone())),
-        );
-        tokio::spawn(async move {
-            // A connection that fails is the client's loss alone.
-            let _ = tokio::time::timeout(CONNECTION_TIMEOUT, connection).await;
-            drop(place);
-        });
-    }
-    drop(listener);
-    let _ = tokio::time::timeout(LONGEST_GOODBYE, graceful.shutdown()).await;
-}
-
 type Shared = State<Arc<App>>;
+
+/// The other end of a connection.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Peer(pub(super) SocketAddr);
 
 /// An answer that is no success, as JSON.
 struct Refused(StatusCode, serde_json::Value);
@@ -123,6 +99,18 @@ impl IntoResponse for Refused {
 impl Refused {
     fn because(status: StatusCode, error: impl std::fmt::Display) -> Self {
         Self(status, json!({ "error": error.to_string() }))
+    }
+}
+
+impl From<QueryRejection> for Refused {
+    fn from(rejection: QueryRejection) -> Self {
+        Self::because(rejection.status(), rejection.body_text())
+    }
+}
+
+impl From<PathRejection> for Refused {
+    fn from(rejection: PathRejection) -> Self {
+        Self::because(rejection.status(), rejection.body_text())
     }
 }
 
@@ -169,8 +157,37 @@ impl App {
     }
 }
 
+/// What is served under any name: scrapers and probes reach the daemon by names that are not known to it.
+const UNDER_ANY_NAME: [&str; 3] = ["/metrics", "/healthz", "/readyz"];
+
+/// Refuses requests in the name of another site.
+async fn guard(State(app): Shared, request: Request, next: Next) -> Result<Response, Refused> {
+    if UNDER_ANY_NAME.contains(&request.uri().path()) {
+        return Ok(next.run(request).await);
+    }
+    let allowed = app.reloader.daemon().allowed_hosts;
+    if let Some(reason) = origin::refused_host(request.uri(), request.headers(), &allowed) {
+        return Err(Refused::because(StatusCode::MISDIRECTED_REQUEST, reason));
+    }
+    if request.method() == Method::POST
+        && let Some(reason) = origin::refused_origin(request.headers(), &allowed)
+    {
+        return Err(Refused::because(StatusCode::FORBIDDEN, reason));
+    }
+    Ok(next.run(request).await)
+}
+
+async fn not_found(uri: Uri) -> Refused {
+    Refused::because(StatusCode::NOT_FOUND, format!("there is no endpoint {}", uri.path()))
+}
+
+async fn not_allowed(method: Method, uri: Uri) -> Refused {
+    let error = format!("{} does not support {method}", uri.path());
+    Refused::because(StatusCode::METHOD_NOT_ALLOWED, error)
+}
+
 async fn metrics_text(State(app): Shared) -> Result<impl IntoResponse, Refused> {
-    let ticked = match app.ticker.alive() {
+    let ticked = match app.health.ticker.alive() {
         Ok(ago) | Err(ago) => app.clock.now() - ago,
     };
     let text = app
@@ -181,30 +198,17 @@ async fn metrics_text(State(app): Shared) -> Result<impl IntoResponse, Refused> 
 }
 
 async fn healthz(State(app): Shared) -> (StatusCode, String) {
-    match app.ticker.alive() {
-        Ok(_) => (StatusCode::OK, "ok\n".to_owned()),
-        Err(ago) => (
-            StatusCode::SERVICE_UNAVAILABLE,
-            format!("the ticker has not ticked for {} s\n", ago.as_secs()),
-        ),
-    }
+    probed(&app, Probe::Health).await
 }
 
 async fn readyz(State(app): Shared) -> (StatusCode, String) {
-    if let Err(ago) = app.ticker.alive() {
-        return (
-            StatusCode::SERVICE_UNAVAILABLE,
-            format!("the ticker has not ticked for {} s\n", ago.as_secs()),
-        );
-    }
-    match app.history.probe().await {
-        Ok(()) => (StatusCode::OK, "ready\n".to_owned()),
-        Err(error) => (
-            StatusCode::SERVICE_UNAVAILABLE,
-            format!(
-                "the history cannot be written, so that runs in apply mode are refused: {error}\n"
-            ),
-        ),
+    probed(&app, Probe::Readiness).await
+}
+
+async fn probed(app: &App, probe: Probe) -> (StatusCode, String) {
+    match app.health.check(probe).await {
+        Ok(text) => (StatusCode::OK, text),
+        Err(text) => (StatusCode::SERVICE_UNAVAILABLE, text),
     }
 }
 
@@ -237,8 +241,9 @@ struct RunsQuery {
 async fn runs(
     State(app): Shared,
     headers: HeaderMap,
-    Query(query): Query<RunsQuery>,
+    query: Result<Query<RunsQuery>, QueryRejection>,
 ) -> Result<Response, Refused> {
+    let Query(query) = query?;
     let job = Some(query.job.as_str()).filter(|job| !job.is_empty());
     let mut runs =
         app.history.runs(job, query.limit.unwrap_or(20).min(1000)).await.map_err(unreadable)?;
@@ -257,9 +262,10 @@ struct PageQuery {
 async fn run_shown(
     State(app): Shared,
     headers: HeaderMap,
-    Path(id): Path<i64>,
-    Query(query): Query<PageQuery>,
+    id: Result<Path<i64>, PathRejection>,
+    query: Result<Query<PageQuery>, QueryRejection>,
 ) -> Result<Response, Refused> {
+    let (Path(id), Query(query)) = (id?, query?);
     let page = Page {
         offset: query.offset.unwrap_or(0),
         limit: query.limit.unwrap_or(CHANGES_SHOWN).min(10_000),
@@ -269,9 +275,9 @@ async fn run_shown(
             Refused::because(StatusCode::NOT_FOUND, format!("there is no run {id}"))
         })?;
     app.unnamed(&headers, &mut report);
-    // What undoes a change is for the command line only.
-    for change in report.changes.iter_mut().flatten() {
-        change.before = None;
+    // What undoes a change never leaves the machine over TCP.
+    for before in report.changes.iter_mut().flatten().filter_map(|change| change.before.as_mut()) {
+        *before = json!(BEFORE_WITHHELD);
     }
     Ok(Json(report).into_response())
 }
@@ -290,14 +296,13 @@ impl App {
 
 async fn run(
     State(app): Shared,
-    Path(job): Path<String>,
+    job: Result<Path<String>, PathRejection>,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Refused> {
     app.admit(&headers)?;
-    let body = to_bytes(body, LARGEST_BODY)
-        .await
-        .map_err(|error| Refused::because(StatusCode::PAYLOAD_TOO_LARGE, error))?;
+    let Path(job) = job?;
+    let body = whole(body).await?;
     let asked: Asked = if body.is_empty() {
         Asked::default()
     } else {
@@ -316,13 +321,32 @@ async fn run(
     ))
 }
 
+/// Reads a body that is small and comes in time.
+async fn whole(body: Body) -> Result<Bytes, Refused> {
+    let read = tokio::time::timeout(BODY_TIMEOUT, to_bytes(body, LARGEST_BODY)).await;
+    let read = read.map_err(|_| {
+        let error = format!("the body did not arrive within {} s", BODY_TIMEOUT.as_secs());
+        Refused::because(StatusCode::REQUEST_TIMEOUT, error)
+    })?;
+    read.map_err(|error| {
+        // The type of this error is in a crate that is no dependency of this one.
+        let status = match error.to_string().contains("length limit exceeded") {
+            true => StatusCode::PAYLOAD_TOO_LARGE,
+            false => StatusCode::BAD_REQUEST,
+        };
+        Refused::because(status, error)
+    })
+}
+
 async fn cancel(
     State(app): Shared,
-    Path(job): Path<String>,
+    Extension(Peer(peer)): Extension<Peer>,
+    job: Result<Path<String>, PathRejection>,
     headers: HeaderMap,
 ) -> Result<Response, Refused> {
     app.admit(&headers)?;
-    app.supervisor.cancel(&job)?;
+    let Path(job) = job?;
+    app.supervisor.cancel(&job, &format!("{} (HTTP API)", peer.ip()))?;
     Ok(Json(json!({})).into_response())
 }
 

@@ -7,7 +7,13 @@ use std::path::{Path, PathBuf};
 
 /// Each file of `src`, without its ending, belongs to the module that its path begins with.
 const FLOORS: &[(u32, &[&str])] = &[
-    (0, &["words", "keys", "clock", "glob", "length", "size", "schedule", "agenda", "age"]),
+    (
+        0,
+        &[
+            "words", "escape", "keys", "clock", "glob", "length", "size", "schedule", "agenda",
+            "age",
+        ],
+    ),
     (1, &["report", "state_dir", "synapse", "change"]),
     (2, &["history"]),
     (3, &["job"]),
@@ -15,13 +21,13 @@ const FLOORS: &[(u32, &[&str])] = &[
     (5, &["config"]),
     (6, &["runner", "telling", "listing", "metrics", "ticker"]),
     (7, &["supervisor"]),
-    (8, &["reload", "control", "web"]),
+    (8, &["reload", "health", "control", "web"]),
     (9, &["daemon"]),
     (10, &["cli"]),
 ];
 
 /// Macros that stand at the root of the crate, and the module that they are written in.
-const MACROS: &[(&str, &str)] = &[("text_values", "keys")];
+const MACROS: &[(&str, &str)] = &[("text_values", "keys"), ("text_quantities", "keys")];
 
 /// What holds the modules together and has nothing else in it.
 const ROOTS: &[&str] = &["lib", "main"];

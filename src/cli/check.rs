@@ -1,16 +1,21 @@
 //! `microglia check`: every mistake of the config, when each job is due, and what the homeservers say.
 
+use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 
+use serde::Serialize;
+use serde_json::json;
+
 use super::table::local;
-use super::{Ended, load, print, say};
+use super::{Ended, environment, print, print_json, say_warning};
 use crate::clock::Clock;
-use crate::config::{Config, Homeserver};
-use crate::job::Answer;
-use crate::listing::upcoming;
+use crate::config::{Config, Found, Homeserver};
+use crate::escape::line;
+use crate::job::{Answer, Budget};
+use crate::listing::{listed, upcoming};
 use crate::report::Mode;
-use crate::synapse::{Reader, Transport};
+use crate::synapse::{Error, Reader, Transport};
 use crate::words::counted;
 
 #[derive(Debug, clap::Args)]
@@ -18,13 +23,63 @@ pub(super) struct Options {
     /// Also asks each homeserver: reachable, version, token, server admin, media, MAS, rooms.
     #[arg(long)]
     online: bool,
+    /// As one JSON document: errors, warnings, jobs, and with --online the answers.
+    #[arg(long)]
+    json: bool,
+    /// Reads no secret file, for CI.
+    #[arg(long, conflicts_with = "online")]
+    no_secrets: bool,
 }
 
 pub(super) async fn run(path: &Path, options: &Options) -> Result<(), Ended> {
     let clock = Clock::system();
-    let config = load(path, &clock)?;
+    let (environment, now) = (environment(), clock.now());
+    let loaded = match options.no_secrets {
+        true => Config::load_without_secrets(path, &environment, now),
+        false => Config::load(path, &environment, now),
+    };
+    let config = match loaded {
+        Ok(config) => config,
+        Err(errors) if options.json => {
+            let errors =
+                json!({ "errors": errors.as_json(), "warnings": [], "jobs": [], "online": null });
+            print_json(&errors)?;
+            return Err(Ended::Reported);
+        }
+        Err(errors) => return Err(errors.into()),
+    };
+    if !options.json {
+        print_config(path, &config, &clock)?;
+    }
+    let mut answers = Answers { homeserver: "", told: options.told(), given: Vec::new() };
+    if options.online {
+        for homeserver in config.homeservers.values() {
+            answers.homeserver = &homeserver.name;
+            answers.ask(&config, homeserver, &clock).await?;
+        }
+    }
+    let noes = answers.given.iter().filter(|answer| answer.ok != Some(true)).count() as u64;
+    if options.json {
+        print_json(&json!({
+            "errors": [],
+            "warnings": config.warnings.iter().map(Found::as_json).collect::<Vec<_>>(),
+            "jobs": listed(&config.jobs, HashMap::new(), clock.now()),
+            "online": options.online.then_some(&answers.given),
+        }))?;
+    } else if options.online {
+        print(&match noes {
+            0 => "homeservers asked: every answer is good".to_owned(),
+            1 => "homeservers asked: 1 answer is NO or unknown, see above".to_owned(),
+            _ => format!("homeservers asked: {noes} answers are NO or unknown, see above"),
+        })?;
+    }
+    if noes == 0 { Ok(()) } else { Err(Ended::Unsuccessful) }
+}
+
+/// Prints the warnings, the jobs with their next occurrences, and a summary.
+fn print_config(path: &Path, config: &Config, clock: &Clock) -> Result<(), Ended> {
     for warning in &config.warnings {
-        say(&format!("warning: {warning}"));
+        say_warning(&warning.to_string());
     }
     let mut text = String::new();
     for job in &config.jobs {
@@ -47,39 +102,86 @@ pub(super) async fn run(path: &Path, options: &Options) -> Result<(), Ended> {
             text.push_str("  only plans and reports; mode = \"apply\" makes it change things\n");
         }
     }
+    let warnings = match config.warnings.len() {
+        0 => "no warnings".to_owned(),
+        warnings => counted(warnings as u64, "warning", "warnings"),
+    };
     text.push_str(&format!(
-        "{}: no mistake; {}, {}\n",
+        "{}: no errors, {warnings}; {}, {}\n",
         path.display(),
         counted(config.homeservers.len() as u64, "homeserver", "homeservers"),
         counted(config.jobs.len() as u64, "job", "jobs")
     ));
-    print(&text)?;
-    if !options.online {
-        return Ok(());
-    }
-    let mut all_well = true;
-    for homeserver in config.homeservers.values() {
-        let mut answers = Answers { homeserver: &homeserver.name, well: true };
-        answers.ask(&config, homeserver, &clock).await?;
-        all_well &= answers.well;
-    }
-    if all_well { Ok(()) } else { Err(Ended::Unsuccessful) }
+    print(&text)
 }
 
-/// Prints one line per question, and remembers whether any answer was no.
+/// Whether each answer is printed as soon as it is known.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Told {
+    AtOnce,
+    AtTheEnd,
+}
+
+impl Options {
+    fn told(&self) -> Told {
+        if self.json { Told::AtTheEnd } else { Told::AtOnce }
+    }
+}
+
+/// An answer to a question of `--online`, as `--json` prints it.
+#[derive(Debug, Serialize)]
+struct Asked {
+    homeserver: String,
+    question: String,
+    /// `null` where the question got no answer, which says neither yes nor no.
+    ok: Option<bool>,
+    answer: String,
+}
+
+/// The answers so far.
 struct Answers<'a> {
     homeserver: &'a str,
-    well: bool,
+    told: Told,
+    given: Vec<Asked>,
 }
 
 impl Answers<'_> {
-    fn yes(&self, question: &str, answer: &str) -> Result<(), Ended> {
-        print(&format!("{}: {question}: {answer}", self.homeserver))
+    fn yes(&mut self, question: &str, answer: &str) -> Result<(), Ended> {
+        self.add(question, Some(true), answer)
     }
 
     fn no(&mut self, question: &str, answer: &str) -> Result<(), Ended> {
-        self.well = false;
-        print(&format!("{}: {question}: NO: {answer}", self.homeserver))
+        self.add(question, Some(false), answer)
+    }
+
+    fn add(&mut self, question: &str, ok: Option<bool>, answer: &str) -> Result<(), Ended> {
+        let homeserver = self.homeserver.to_owned();
+        if self.told == Told::AtOnce {
+            let prefix = match ok {
+                Some(true) => "",
+                Some(false) => "NO: ",
+                None => "unknown: ",
+            };
+            print(&format!("{homeserver}: {question}: {prefix}{}", line(answer)))?;
+        }
+        let (question, answer) = (question.to_owned(), answer.to_owned());
+        self.given.push(Asked { homeserver, question, ok, answer });
+        Ok(())
+    }
+
+    /// Neither yes nor no: what had to be asked did not answer, which says nothing about the question.
+    fn unknown(&mut self, question: &str, why: &str) -> Result<(), Ended> {
+        self.add(question, None, why)
+    }
+
+    /// No, where Synapse said so of the token; unknown otherwise.
+    fn refused(&mut self, question: &str, error: &Error) -> Result<(), Ended> {
+        let text = error.to_string();
+        if error.is_about_token() {
+            self.no(question, &text)
+        } else {
+            self.unknown(question, &text)
+        }
     }
 
     async fn ask(
@@ -97,12 +199,12 @@ impl Answers<'_> {
         }
         let account = match reader.whoami().await {
             Ok((account, _)) => account,
-            Err(error) => return self.no("token valid", &error.to_string()),
+            Err(error) => return self.refused("token valid", &error),
         };
         self.yes("token valid", &format!("yes, of {account}"))?;
         let identity = match reader.identity().await {
             Ok(identity) => identity,
-            Err(error) => return self.no("server admin", &error.to_string()),
+            Err(error) => return self.refused("server admin", &error),
         };
         self.yes("server admin", "yes")?;
         match identity.clock_ahead {
@@ -120,7 +222,7 @@ impl Answers<'_> {
                 "media endpoints",
                 "not at this address: set media_url to the worker that serves them",
             )?,
-            Err(error) => self.no("media endpoints", &error.to_string())?,
+            Err(error) => self.unknown("media endpoints", &error.to_string())?,
         }
         if identity.account.user_type.as_deref() != Some("bot") {
             self.yes(
@@ -138,6 +240,18 @@ impl Answers<'_> {
             }
             if let Some(why) = job.job.kind().needs.not_under_mas.filter(|_| identity.mas) {
                 self.no(&format!("{} under MAS", job.name), why)?;
+            }
+            let budget = Budget {
+                requests_per_second: homeserver.keys.max_requests_per_second,
+                time_limit: job.common.time_limit,
+            };
+            // A homeserver that cannot tell has said so above.
+            let volume = job.job.volume(&reader).await.ok().flatten();
+            if let Some(warning) = volume.and_then(|volume| budget.warning(volume)) {
+                self.yes(
+                    &format!("{} reads within its time_limit", job.name),
+                    &format!("probably not: {warning}"),
+                )?;
             }
             for Answer { question, answer } in job.job.check(&reader, identity).await {
                 let question = format!("{} {question}", job.name);

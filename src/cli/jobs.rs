@@ -2,8 +2,8 @@
 
 use std::path::Path;
 
-use super::table::{figures, local, table, text};
-use super::{Ended, load_without_secrets, look, print, print_json};
+use super::table::{figures, local, standing, table, text, waits};
+use super::{Ended, load_without_secrets, look, print, print_json, seen_now};
 use crate::clock::Clock;
 use crate::control::Connection;
 use crate::listing::{listed, upcoming};
@@ -20,27 +20,41 @@ pub(super) async fn run(path: &Path, options: &Options) -> Result<(), Ended> {
     let clock = Clock::system();
     let config = load_without_secrets(path, &clock)?;
     let history = look(&config, &clock).await?;
-    let last_runs = history
+    let mut last_runs = history
         .last_runs()
         .await
         .map_err(|error| super::unreadable(&config.daemon.state_dir, &error))?;
+    for run in last_runs.values_mut() {
+        *run = seen_now(&history, &config.daemon.state_dir, run.clone()).await?;
+    }
     if options.json {
         return print_json(&listed(&config.jobs, last_runs, clock.now()));
     }
+    // One zone for the whole table, so that its rows compare; each time names it.
+    let zone = config.daemon.timezone.0;
     let mut rows = table(&["JOB", "KIND", "HOMESERVER", "SCHEDULE", "MODE", "NEXT", "LAST RUN"]);
     for job in &config.jobs {
         let schedule = job.schedule.as_ref().map_or("by hand only", |schedule| schedule.as_str());
         let next = match upcoming(job, clock.now(), 1).first() {
             _ if !job.common.enabled => "disabled".to_owned(),
-            Some(next) => local(*next, job.zone.0),
+            Some(next) => local(*next, zone),
             None => "-".to_owned(),
         };
         let last = last_runs.get(&job.name).map_or_else(
             || "never".to_owned(),
             |run| {
-                let outcome = run.outcome.map_or("running", crate::report::Outcome::as_str);
                 let mode = if run.mode == Mode::DryRun { " (dry run)" } else { "" };
-                format!("{} {outcome}{mode}: {}", local(run.started_at, job.zone.0), figures(run))
+                let waits = run
+                    .waiting
+                    .as_ref()
+                    .map(|waiting| format!(" {}", waits(waiting, zone)))
+                    .unwrap_or_default();
+                format!(
+                    "{} {}{mode}{waits}: {}",
+                    local(run.started_at, zone),
+                    standing(run),
+                    figures(run)
+                )
             },
         );
         rows.add_row([

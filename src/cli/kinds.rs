@@ -56,7 +56,12 @@ fn key_described(key: &Key) -> String {
         (false, Some(default)) => format!("default {default}"),
         (false, None) => "optional".to_owned(),
     };
-    format!("  {} ({default}): {}\n{}\n", key.name, (key.value)(), wrapped(key.about, "      "))
+    let range = key
+        .range
+        .map(|(least, greatest)| format!(", from {least} to {greatest}"))
+        .unwrap_or_default();
+    let value = (key.value)();
+    format!("  {} ({default}): {value}{range}\n{}\n", key.name, wrapped(key.about, "      "))
 }
 
 fn wrapped(text: &str, indent: &str) -> String {

@@ -1,9 +1,12 @@
 //! The log on stderr: text for people, JSON for machines.
 
+use std::fmt::Write as _;
 use std::io::IsTerminal;
 
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::format::debug_fn;
+
+use crate::escape::Line;
 
 /// Starts the log; `levels` is what `RUST_LOG` overrides.
 #[expect(clippy::disallowed_methods, reason = "the environment is read in `cli` only")]
@@ -21,7 +24,7 @@ pub(super) fn start(levels: &str) {
         .with_writer(std::io::stderr)
         // It would panic where nobody reads stderr any more.
         .log_internal_errors(false)
-        .with_ansi(terminal);
+        .with_ansi(super::stderr_takes_colours());
     match (json, journal) {
         (true, _) => {
             log.json().flatten_event(true).with_current_span(false).with_span_list(false).init();
@@ -32,9 +35,11 @@ pub(super) fn start(levels: &str) {
 }
 
 /// People read the message, which names what the fields name; those are for machines.
+///
+/// An event is one line, whatever text of a homeserver it quotes: nobody else can write a line into the log.
 fn message_only() -> impl for<'writer> tracing_subscriber::fmt::FormatFields<'writer> {
     debug_fn(|writer, field, value| match field.name() {
-        "message" => write!(writer, "{value:?}"),
+        "message" => write!(Line(writer), "{value:?}"),
         _ => Ok(()),
     })
 }

@@ -1,67 +1,160 @@
 //! Progress on a terminal: a bar on stderr, nothing where nobody looks.
 
-use std::sync::Mutex;
+use std::fmt::Write;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{ProgressBar, ProgressState, ProgressStyle};
 
+use crate::escape::line;
+use crate::length::spoken;
 use crate::report::Event;
 
 /// Shows a run's events as one line that moves.
 pub(super) struct Progress {
     bar: ProgressBar,
-    showing: Mutex<String>,
+    homeserver: String,
+    shown: Mutex<Shown>,
+}
+
+/// What the line shows, so that it begins anew where that changes.
+#[derive(Debug, Default)]
+struct Shown {
+    key: String,
+    /// What the run told last.
+    view: View,
+    /// Said instead while the homeserver does not answer, unless the run waits until a known time.
+    silence: Option<String>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq)]
+struct View {
+    what: String,
+    done: u64,
+    total: u64,
+    /// Until when it lasts, where that is known.
+    until: Option<Instant>,
 }
 
 impl Progress {
-    pub(super) fn new() -> Self {
-        let bar = ProgressBar::new(0);
-        bar.enable_steady_tick(std::time::Duration::from_millis(200));
-        Self { bar, showing: Mutex::default() }
+    pub(super) fn new(homeserver: &str) -> Self {
+        let progress = Self {
+            bar: ProgressBar::new(0),
+            homeserver: homeserver.to_owned(),
+            shown: Mutex::default(),
+        };
+        // Without a first view the bar is a full one: nothing of nothing is all of it.
+        progress.show(View { what: format!("asking {homeserver}"), ..View::default() });
+        progress.bar.enable_steady_tick(Duration::from_millis(200));
+        progress
     }
 
     pub(super) fn hear(&self, event: &Event) {
         if self.bar.is_hidden() {
             return;
         }
+        let homeserver = &self.homeserver;
         match event {
             Event::Reading { what, done, total } => {
-                self.show(&format!("reading {what}"), *done, *total);
-            }
-            Event::Changing { done, total } => self.show("changing", *done, total.unwrap_or(0)),
-            Event::Waiting(why) => self.show(&format!("waiting {why}"), 0, 0),
-            Event::Retrying { attempt, wait_seconds, because } => {
-                self.bar.suspend(|| {
-                    super::say(&format!(
-                        "failed: {because}\nattempt {attempt} follows in {wait_seconds} s"
-                    ));
+                self.show(View {
+                    what: format!("reading {what}"),
+                    done: *done,
+                    total: *total,
+                    until: None,
                 });
             }
-            Event::Slow(true) => {
-                self.bar.suspend(|| super::say("Synapse answers slowly: sending at half the rate"));
+            Event::Changing { done, total } => self.show(View {
+                what: "changing".to_owned(),
+                done: *done,
+                total: total.unwrap_or(0),
+                until: None,
+            }),
+            Event::Waiting(what) => {
+                self.show(View { what: format!("waiting for {what}"), ..View::default() });
             }
+            Event::Warning(warning) => self.say(&format!("warning: {}", line(warning))),
+            Event::Retrying { attempt, attempts, wait_seconds, because } => {
+                self.say(&format!("failed: {}", line(because)));
+                self.show(View {
+                    what: format!("waiting for attempt {attempt} of {attempts}"),
+                    until: Some(Instant::now() + Duration::from_secs(*wait_seconds)),
+                    ..View::default()
+                });
+            }
+            Event::Resumed => {
+                self.show(View { what: format!("asking {homeserver}"), ..View::default() });
+            }
+            Event::Silent { since, problem } => {
+                let since = since.format("%H:%M:%S UTC");
+                let problem =
+                    if problem.is_empty() { String::new() } else { format!(": {problem}") };
+                self.set_silence(Some(format!(
+                    "{homeserver} has not answered since {since}{problem}"
+                )));
+            }
+            Event::Answering { after_seconds } => {
+                self.say(&format!("{homeserver} answers again after {after_seconds} s"));
+                self.set_silence(None);
+            }
+            Event::Slow(true) => self.say("Synapse answers slowly: sending at half the rate"),
             Event::Ended(_) => self.bar.finish_and_clear(),
             _ => {}
         }
     }
 
-    fn show(&self, what: &str, done: u64, total: u64) {
-        let mut showing = self.showing.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let counted = total > 0 || done > 0;
-        let key = format!("{what}{counted}");
-        if *showing != key {
-            *showing = key;
-            let template = match (total > 0, done > 0) {
-                (true, _) => "{msg} [{bar:30}] {human_pos}/{human_len} {elapsed} (left {eta})",
-                (false, true) => "{spinner} {msg} {human_pos} {elapsed}",
-                (false, false) => "{spinner} {wide_msg} {elapsed}",
+    fn set_silence(&self, silence: Option<String>) {
+        let view = {
+            let mut shown = self.shown();
+            shown.silence = silence;
+            shown.view.clone()
+        };
+        self.show(view);
+    }
+
+    /// Leaves a line above the one that moves.
+    fn say(&self, text: &str) {
+        self.bar.suspend(|| super::say(text));
+    }
+
+    fn shown(&self) -> std::sync::MutexGuard<'_, Shown> {
+        self.shown.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn show(&self, view: View) {
+        let mut shown = self.shown();
+        let silent = shown.silence.as_ref().filter(|_| view.until.is_none());
+        let silent = silent.map(|what| View { what: what.clone(), ..View::default() });
+        shown.view = view.clone();
+        let View { what, done, total, until } = &silent.unwrap_or(view);
+        let key = format!("{what}{}{}", *total > 0, *done > 0);
+        if shown.key != key {
+            shown.key = key;
+            let template = match (until, *total > 0, *done > 0) {
+                (Some(_), ..) => "{spinner} {msg}: {left}",
+                (None, true, _) => {
+                    "{msg} [{bar:30}] {human_pos}/{human_len} {elapsed} (left {eta})"
+                }
+                (None, false, true) => "{spinner} {msg} {human_pos} {elapsed}",
+                (None, false, false) => "{spinner} {wide_msg} {elapsed}",
             };
             if let Ok(style) = ProgressStyle::with_template(template) {
-                self.bar.set_style(style.progress_chars("=> "));
+                let until = *until;
+                let left = move |_: &ProgressState, text: &mut dyn Write| {
+                    let left = until.map(|until| until.saturating_duration_since(Instant::now()));
+                    // Whole seconds, so that the line is calm.
+                    let seconds = left.unwrap_or_default().as_secs();
+                    let _ = match seconds {
+                        0 => text.write_str("now"),
+                        1..10 => write!(text, "{seconds} s left"),
+                        _ => write!(text, "{} left", spoken(Duration::from_secs(seconds))),
+                    };
+                };
+                self.bar.set_style(style.progress_chars("=> ").with_key("left", left));
             }
             self.bar.reset();
-            self.bar.set_message(what.to_owned());
+            self.bar.set_message(line(what).into_owned());
         }
-        self.bar.set_length(total);
-        self.bar.set_position(done);
+        self.bar.set_length(*total);
+        self.bar.set_position(*done);
     }
 }

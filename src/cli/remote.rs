@@ -1,4 +1,4 @@
-//! What the running daemon is asked through its socket: `reload`, `cancel`, `pause`, `resume`, and `healthcheck` over HTTP.
+//! What the running daemon is asked through its socket: `reload`, `cancel`, `pause`, `resume`, and `healthcheck`, which falls back to HTTP.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::Path;
@@ -7,10 +7,11 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use super::{Ended, environment, load, print, say_error};
+use super::{Ended, enter, environment, load, print, say_error};
 use crate::clock::Clock;
 use crate::config;
 use crate::control::{Connection, Request, Response};
+use crate::health::Probe;
 
 pub(super) async fn reload(path: &Path) -> Result<(), Ended> {
     match ask(path, &Request::Reload).await? {
@@ -85,12 +86,15 @@ pub(super) fn unexpected(response: Response) -> Ended {
 /// must be able to stop a run.
 async fn ask(path: &Path, request: &Request) -> Result<Response, Ended> {
     let dir = config::state_dir(path, &environment())?;
+    // Before root becomes the owner of the state directory, who may not be allowed to read the secrets.
+    let config = load(path, &Clock::system());
+    enter(&dir)?;
     let connection = Connection::open(&dir)
         .await
         .map_err(|error| anyhow::anyhow!("the daemon's socket in {} cannot be used ({error}): use sudo, or the daemon's own user", dir.display()))?;
     let Some(mut connection) = connection else {
         // A mistake may be why there is none, or why it is looked for in the wrong place.
-        load(path, &Clock::system())?;
+        config?;
         return Err(
             anyhow::anyhow!("no daemon runs on the state directory {}", dir.display()).into()
         );
@@ -102,9 +106,34 @@ async fn ask(path: &Path, request: &Request) -> Result<Response, Ended> {
         .ok_or_else(|| Ended::Error(anyhow::anyhow!("the daemon went away before it answered")))
 }
 
-const PATIENCE: Duration = Duration::from_secs(5);
+/// How long to wait for the daemon's HTTP listener.
+const HTTP_TIMEOUT: Duration = Duration::from_secs(5);
+/// Shorter, so that HTTP can still be tried within the 10 s that a container's health check has.
+const SOCKET_TIMEOUT: Duration = Duration::from_secs(3);
 
-pub(super) async fn healthcheck(path: &Path, ready: bool) -> Result<(), Ended> {
+/// Asks over the control socket, and over HTTP where the socket does not answer.
+///
+/// Where the daemon listens is only known from a file that may have been edited since; the socket stays where it is.
+pub(super) async fn healthcheck(path: &Path, probe: Probe) -> Result<(), Ended> {
+    match tokio::time::timeout(SOCKET_TIMEOUT, over_socket(path, probe)).await {
+        Ok(Some(Response::Healthy(text))) => print(&text),
+        Ok(Some(Response::Unhealthy(reason))) => {
+            say_error(reason.trim_end());
+            Err(Ended::Unsuccessful)
+        }
+        _ => over_http(path, probe).await,
+    }
+}
+
+/// `None` where there is no socket, or this user may not use it.
+async fn over_socket(path: &Path, probe: Probe) -> Option<Response> {
+    let dir = config::state_dir_or_default(path, &environment());
+    let mut connection = Connection::open(&dir).await.ok()??;
+    connection.ask(&Request::Probe(probe)).await.ok()?;
+    connection.next().await.ok()?
+}
+
+async fn over_http(path: &Path, probe: Probe) -> Result<(), Ended> {
     let mut address = config::listen(path, &environment());
     // A daemon that listens on all addresses is asked on this machine's own.
     match address.ip() {
@@ -116,7 +145,10 @@ pub(super) async fn healthcheck(path: &Path, ready: bool) -> Result<(), Ended> {
         }
         _ => {}
     }
-    let path = if ready { "/readyz" } else { "/healthz" };
+    let path = match probe {
+        Probe::Health => "/healthz",
+        Probe::Readiness => "/readyz",
+    };
     // The plainest request there is, so that a health check every few seconds sets up no TLS.
     let asked = async {
         let mut stream = TcpStream::connect(address).await?;
@@ -127,12 +159,12 @@ pub(super) async fn healthcheck(path: &Path, ready: bool) -> Result<(), Ended> {
         stream.read_to_string(&mut answer).await?;
         Ok::<_, std::io::Error>(answer)
     };
-    let answer = tokio::time::timeout(PATIENCE, asked)
+    let answer = tokio::time::timeout(HTTP_TIMEOUT, asked)
         .await
         .map_err(|_| {
             anyhow::anyhow!(
                 "http://{address}{path} does not answer within {} s",
-                PATIENCE.as_secs()
+                HTTP_TIMEOUT.as_secs()
             )
         })?
         .map_err(|error| anyhow::anyhow!("http://{address}{path} cannot be asked: {error}"))?;

@@ -6,23 +6,25 @@ use std::sync::Arc;
 
 use tokio::signal::unix::{SignalKind, signal};
 
+use super::left_alone::Named;
 use super::progress::Progress;
 use super::remote::unexpected;
 use super::runs::{changes, summary};
-use super::{Ended, load, load_without_secrets, log, print, print_json, say};
-use crate::clock::Clock;
+use super::{Ended, enter, load, load_without_secrets, log, print, print_json, say};
+use crate::clock::{Clock, Timestamp};
 use crate::config::{Config, JobSpec};
 use crate::control::{Connection, Request, Response};
 use crate::history::History;
 use crate::keys::Limit;
 use crate::report::{Event, Mode, Outcome, Report};
-use crate::runner::{Order, Place, Places, Runner, Settle, Stop};
+use crate::runner::{Order, Place, Places, Runner, Settle, Stop, WindowRule};
 use crate::state_dir::StateDir;
 use crate::supervisor::{Asked, Refusal};
-use crate::synapse::Transport;
+use crate::synapse::{Limits, Settings, Transport};
 use crate::words::not_one_of;
 
 #[derive(Debug, clap::Args)]
+#[expect(clippy::struct_excessive_bools, reason = "flags of the command line")]
 pub(super) struct Options {
     /// The job's name.
     job: String,
@@ -35,6 +37,12 @@ pub(super) struct Options {
     /// Allows a plan of so many things this once.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     max_changes: Option<u32>,
+    /// Runs outside the job's window, and beyond its end, this once.
+    #[arg(long)]
+    ignore_window: bool,
+    /// Names what the rules of the kind left alone, up to 1,000 of it.
+    #[arg(long, short)]
+    verbose: bool,
     /// Prints the report as one JSON document.
     #[arg(long)]
     json: bool,
@@ -46,9 +54,12 @@ const SHOWN: usize = 20;
 pub(super) async fn run(path: &Path, options: &Options) -> Result<(), Ended> {
     let clock = Clock::system();
     let config = load_without_secrets(path, &clock)?;
+    // Before root becomes the owner of the state directory, who may not be allowed to read the secrets.
+    let with_secrets = load(path, &clock);
+    enter(&config.daemon.state_dir)?;
     let connection = connection(&config).await?;
     // Only who asks the homeserver needs the token.
-    let config = if connection.is_some() { config } else { load(path, &clock)? };
+    let config = if connection.is_some() { config } else { with_secrets? };
     let spec = job(&config, &options.job)?;
     if options.max_changes.is_some() && !spec.job.kind().counts {
         return Err(Ended::Usage(format!(
@@ -73,16 +84,26 @@ pub(super) async fn run(path: &Path, options: &Options) -> Result<(), Ended> {
             (false, false) => spec.common.mode,
         },
         max_changes: options.max_changes.map_or(spec.common.max_changes, Limit::Of),
+        window: if options.ignore_window { WindowRule::Ignore } else { WindowRule::Keep },
         ..Order::manual(spec)
     };
+    let named = Arc::new(Named::default());
     let report = match connection {
-        Some(connection) => in_daemon(connection, &config, spec, options).await?,
-        None => here(&config, spec, &order, &clock).await?,
+        Some(connection) => in_daemon(connection, &config, spec, options, &named).await?,
+        None => here(&config, spec, &order, &clock, Arc::clone(&named)).await?,
     };
     if options.json {
+        let left_alone = named.text();
+        if options.verbose && !left_alone.is_empty() {
+            say(left_alone.trim_end());
+        }
         print_json(&report)?;
     } else {
-        print(&shown(&report, spec, options))?;
+        let mut text = shown(&report, spec, options, clock.now());
+        if options.verbose {
+            text.push_str(&named.text());
+        }
+        print(&text)?;
     }
     match report.outcome {
         Some(Outcome::Succeeded) => Ok(()),
@@ -122,6 +143,7 @@ async fn in_daemon(
     config: &Config,
     spec: &JobSpec,
     options: &Options,
+    named: &Named,
 ) -> Result<Report, Ended> {
     let mode = match (options.dry_run, options.apply) {
         (true, _) => Some(Mode::DryRun),
@@ -132,9 +154,14 @@ async fn in_daemon(
         .homeservers
         .get(&spec.homeserver)
         .map(|homeserver| spec.fingerprint(homeserver.fingerprint()));
-    let asked = Asked { mode, max_changes: options.max_changes, fingerprint };
+    let asked = Asked {
+        mode,
+        max_changes: options.max_changes,
+        ignore_window: options.ignore_window,
+        fingerprint,
+    };
     connection.ask(&Request::Run { job: spec.name.clone(), asked }).await?;
-    let progress = Progress::new();
+    let progress = Progress::new(&spec.homeserver);
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut asked_to_stop = false;
     loop {
@@ -154,7 +181,10 @@ async fn in_daemon(
             }
         };
         match response {
-            Some(Response::Event(event)) => progress.hear(&event),
+            Some(Response::Event(event)) => {
+                progress.hear(&event);
+                named.hear(&event);
+            }
             Some(Response::Report(report)) => {
                 progress.hear(&Event::Ended(report.clone()));
                 return Ok(*report);
@@ -181,25 +211,31 @@ async fn here(
     spec: &JobSpec,
     order: &Order,
     clock: &Clock,
+    named: Arc<Named>,
 ) -> Result<Report, Ended> {
     let homeserver = config
         .homeservers
         .get(&spec.homeserver)
         .ok_or_else(|| anyhow::anyhow!("no homeserver {}", spec.homeserver))?;
-    let transport =
-        Transport::new(homeserver.settings(), Arc::new(|_| {})).map_err(anyhow::Error::msg)?;
+    let (runs, limits) = config
+        .limits(&homeserver.address())
+        .ok_or_else(|| anyhow::anyhow!("no homeserver {}", spec.homeserver))?;
+    let settings = Settings { limits: Arc::new(Limits::new(limits)), ..homeserver.settings() };
+    let transport = Transport::new(settings, Arc::new(|_| {})).map_err(anyhow::Error::msg)?;
     let place = Place {
         transport: Arc::new(transport),
-        places: Places::Locks(homeserver.keys.max_concurrent_runs),
-        max_concurrent_requests: homeserver.keys.max_concurrent_requests,
+        places: Places::Locks(runs),
+        max_concurrent_requests: limits.max_concurrent_requests,
     };
     let (dir, history) = open(config, clock).await;
     let runner =
         Runner { history: history.clone(), dir, clock: clock.clone(), settle: Settle::default() };
-    let (stop, progress, name) = (Stop::default(), Progress::new(), spec.name.clone());
+    let (stop, progress, name) =
+        (Stop::default(), Progress::new(&spec.homeserver), spec.name.clone());
     let told = crate::telling::log(&spec.name, &spec.homeserver);
     let tell = Arc::new(move |event: Event| {
         progress.hear(&event);
+        named.hear(&event);
         told(event);
     });
     let signals = tokio::spawn(stopped_by_signals(stop.clone(), name));
@@ -238,30 +274,46 @@ async fn stopped_by_signals(stop: Stop, job: String) {
         return;
     };
     let mut next = async || {
-        tokio::select! { _ = interrupt.recv() => {} _ = terminate.recv() => {} }
+        tokio::select! { _ = interrupt.recv() => "SIGINT (Ctrl-C)", _ = terminate.recv() => "SIGTERM" }
     };
-    next().await;
+    let first = next().await;
     say(&format!("\nstopping {job} after the change under way; once more to stop at once"));
-    stop.at_boundary(Outcome::Cancelled);
-    next().await;
-    stop.now(Outcome::Cancelled);
+    stop.cancelled_by(first);
+    let second = next().await;
+    stop.now(Outcome::Cancelled, &format!("by a second signal, {second}"));
 }
 
-fn shown(report: &Report, spec: &JobSpec, options: &Options) -> String {
+fn shown(report: &Report, spec: &JobSpec, options: &Options, now: Timestamp) -> String {
     let mut text = summary(report, spec.zone.0);
     text.push_str(&changes(report, SHOWN));
     if report.mode == Mode::DryRun && report.outcome == Some(Outcome::Succeeded) {
-        let more =
-            options.max_changes.map(|most| format!(" --max-changes {most}")).unwrap_or_default();
-        text.push_str(&format!(
-            "Nothing was changed. To make these changes now: microglia run {}{more} --apply",
-            spec.name
-        ));
-        text.push_str(if spec.common.mode == Mode::DryRun {
-            "; on schedule: set mode = \"apply\" in the job\n"
-        } else {
-            "\n"
-        });
+        text.push_str(&advice(report, spec, options, now));
     }
     text
+}
+
+/// What to do after a dry run that succeeded.
+fn advice(report: &Report, spec: &JobSpec, options: &Options, now: Timestamp) -> String {
+    if report.planned == Some(0) {
+        return "Nothing was changed, and there is nothing to change.\n".to_owned();
+    }
+    let mut flags =
+        options.max_changes.map(|most| format!(" --max-changes {most}")).unwrap_or_default();
+    let mut advice = "Nothing was changed.".to_owned();
+    flags.push_str(" --apply");
+    if let Some(window) = spec.common.window.filter(|_| spec.is_outside_window(now)) {
+        let opens = window.start_after(now, spec.zone).with_timezone(&spec.zone.0);
+        advice.push_str(&format!(
+            " The job's window {window} opens at {}.",
+            opens.format("%Y-%m-%d %H:%M %Z")
+        ));
+        flags.push_str(" --ignore-window");
+    }
+    advice.push_str(&format!(" To make these changes now: microglia run {}{flags}", spec.name));
+    advice.push_str(if spec.common.mode == Mode::DryRun {
+        "; on schedule: set mode = \"apply\" in the job\n"
+    } else {
+        "\n"
+    });
+    advice
 }

@@ -5,13 +5,15 @@ use std::path::Path;
 use chrono_tz::Tz;
 
 use super::run::job;
-use super::table::{figures, local, table, text};
-use super::{Ended, load_without_secrets, look, print, print_json, unreadable};
+use super::table::{figures, local, standing, table, text, waits};
+use super::{Ended, load_without_secrets, look, print, print_json, seen_now, unreadable};
 use crate::clock::Clock;
+use crate::escape::line;
 use crate::history::Page;
 use crate::length::spoken;
 use crate::report::{CHANGES_SHOWN, Mode, Outcome, Report};
 use crate::size::Size;
+use crate::words::grouped;
 
 #[derive(Debug, clap::Args)]
 #[command(args_conflicts_with_subcommands = true)]
@@ -57,7 +59,12 @@ pub(super) async fn run(path: &Path, options: &Options) -> Result<(), Ended> {
     let zone = config.daemon.timezone.0;
     match &options.show {
         None => {
-            let runs = history.runs(options.job.as_deref(), options.limit).await.map_err(failed)?;
+            let recorded =
+                history.runs(options.job.as_deref(), options.limit).await.map_err(failed)?;
+            let mut runs = Vec::new();
+            for run in recorded {
+                runs.push(seen_now(&history, &config.daemon.state_dir, run).await?);
+            }
             // A job that is gone from the config still has its runs.
             if let Some(name) = options.job.as_ref().filter(|_| runs.is_empty()) {
                 job(&config, name)?;
@@ -80,6 +87,7 @@ pub(super) async fn run(path: &Path, options: &Options) -> Result<(), Ended> {
             let run = run.ok_or_else(|| {
                 Ended::Error(anyhow::anyhow!("there is no run {id}: `microglia runs` lists them"))
             })?;
+            let run = seen_now(&history, &config.daemon.state_dir, run).await?;
             if *media {
                 let files = history.files(*id).await.map_err(failed)?;
                 return match json {
@@ -115,24 +123,26 @@ fn listed(runs: &[Report], zone: Tz) -> String {
         "RUN", "STARTED", "JOB", "MODE", "TRIGGER", "OUTCOME", "TOOK", "THINGS", "MESSAGE",
     ]);
     for run in runs {
-        let outcome = run.outcome.map_or("running", Outcome::as_str);
+        let message: Vec<String> = run
+            .waiting
+            .as_ref()
+            .map(|waiting| waits(waiting, zone))
+            .into_iter()
+            .chain(run.message.as_deref().map(|message| line(message).into_owned()))
+            .collect();
         rows.add_row([
             &run.id.unwrap_or_default().to_string(),
             &local(run.started_at, zone),
             &run.job,
             run.mode.as_str(),
             run.trigger.as_str(),
-            outcome,
-            &took(run).unwrap_or_else(|| "-".to_owned()),
+            standing(run),
+            &run.worked().map_or_else(|| "-".to_owned(), spoken),
             &figures(run),
-            run.message.as_deref().unwrap_or(""),
+            &message.join("; "),
         ]);
     }
     text(&rows)
-}
-
-fn took(run: &Report) -> Option<String> {
-    Some(spoken((run.finished_at? - run.started_at).to_std().unwrap_or_default()))
 }
 
 /// What a run did, for a person.
@@ -148,8 +158,14 @@ pub(super) fn summary(run: &Report, zone: Tz) -> String {
         if run.attempts > 1 { format!(", {} attempts", run.attempts) } else { String::new() }
     );
     let ended = match run.outcome {
-        Some(outcome) => format!("{outcome} after {}", took(run).unwrap_or_default()),
-        None => "running".to_owned(),
+        Some(outcome) => match run.worked_in_words() {
+            Some(worked) => format!("{outcome} after {worked}"),
+            None => outcome.to_string(),
+        },
+        None => run.waiting.as_ref().map_or_else(
+            || "running".to_owned(),
+            |waiting| format!("waiting {}", waits(waiting, zone)),
+        ),
     };
     let bytes = match (run.mode, run.bytes_planned, run.bytes_freed) {
         (Mode::DryRun, Some(bytes), _) => format!(", {}", Size(bytes)),
@@ -164,7 +180,15 @@ pub(super) fn summary(run: &Report, zone: Tz) -> String {
     };
     text.push_str(&format!("  {ended}: {planned}{bytes}\n"));
     if let Some(message) = &run.message {
-        text.push_str(&format!("  {message}\n"));
+        text.push_str(&format!("  {}\n", line(message)));
+    }
+    if !run.left_alone.is_empty() {
+        let reasons: Vec<String> = run
+            .left_alone
+            .iter()
+            .map(|(reason, count)| format!("{} {reason}", grouped(*count)))
+            .collect();
+        text.push_str(&format!("  left alone: {}\n", reasons.join(", ")));
     }
     if !run.sample.is_empty() {
         text.push_str("  most bytes:\n");
@@ -173,7 +197,7 @@ pub(super) fn summary(run: &Report, zone: Tz) -> String {
                 "    {:>10}  {:>7} files  {}\n",
                 Size(share.bytes).to_string(),
                 share.files,
-                share.user_id
+                line(&share.user_id)
             ));
         }
     }
@@ -186,11 +210,17 @@ pub(super) fn changes(run: &Report, most: usize) -> String {
     let mut text = String::new();
     for change in changes.iter().take(most) {
         let count = if change.count == 1 { String::new() } else { format!(" ({})", change.count) };
-        let detail = change.detail.as_ref().map(|detail| format!(": {detail}")).unwrap_or_default();
+        let detail =
+            change.detail.as_ref().map(|detail| format!(": {}", line(detail))).unwrap_or_default();
         text.push_str(&format!(
             "  {:<8} {} {}{count}{detail}\n",
-            change.state, change.action, change.target
+            change.state,
+            change.action,
+            line(&change.target)
         ));
+        if let Some(answer) = &change.answer {
+            text.push_str(&format!("           answer:\n{}", indented(answer)));
+        }
         if let Some(before) = change.before.as_ref().filter(|_| most == usize::MAX) {
             text.push_str(&format!("           before: {before}\n"));
         }
@@ -201,4 +231,12 @@ pub(super) fn changes(run: &Report, most: usize) -> String {
         text.push_str(&format!("  and {more} more{shown_by}\n"));
     }
     text
+}
+
+/// An answer as a person reads it: JSON over several lines, everything else as it is.
+fn indented(answer: &str) -> String {
+    let pretty = serde_json::from_str(answer)
+        .and_then(|value: serde_json::Value| serde_json::to_string_pretty(&value));
+    let answer = pretty.as_deref().unwrap_or(answer);
+    answer.lines().map(|text| format!("             {}\n", line(text))).collect()
 }

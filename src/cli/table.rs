@@ -4,7 +4,8 @@ use chrono_tz::Tz;
 use comfy_table::{ContentArrangement, Table, presets};
 
 use crate::clock::Timestamp;
-use crate::report::Report;
+use crate::escape::line;
+use crate::report::{Report, Waiting};
 use crate::words::grouped;
 
 pub(super) fn table(header: &[&str]) -> Table {
@@ -25,6 +26,20 @@ pub(super) fn local(moment: Timestamp, zone: Tz) -> String {
     moment.with_timezone(&zone).format("%Y-%m-%d %H:%M:%S %Z").to_string()
 }
 
+/// The outcome of a run, or what it does while it has none.
+pub(super) fn standing(run: &Report) -> &'static str {
+    match (run.outcome, &run.waiting) {
+        (Some(outcome), _) => outcome.as_str(),
+        (None, Some(_)) => "waiting",
+        (None, None) => "running",
+    }
+}
+
+/// `for another run on main to end, since 2026-11-24 17:03:20 UTC`.
+pub(super) fn waits(waiting: &Waiting, zone: Tz) -> String {
+    format!("for {}, since {}", line(&waiting.what), local(waiting.since, zone))
+}
+
 /// The figures of a run in a few words.
 pub(super) fn figures(report: &Report) -> String {
     let mut parts = Vec::new();
@@ -35,7 +50,7 @@ pub(super) fn figures(report: &Report) -> String {
         (report.done, "done"),
         (report.failed, "failed"),
         (report.skipped, "skipped"),
-        (report.remaining, "remaining"),
+        (report.remaining.unwrap_or(0), "remaining"),
     ] {
         if count > 0 {
             parts.push(format!("{} {name}", grouped(count)));

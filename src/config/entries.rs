@@ -9,7 +9,7 @@ use toml::de::DeValue;
 
 use crate::jobs::KINDS;
 use crate::keys;
-use crate::keys::{Key, Limit, Mistake, Rate, Table, Value, wrong_type};
+use crate::keys::{Key, Limit, Mistake, Rate, Table, Value, read_text, wrong_type};
 use crate::length::Length;
 use crate::report::Mode;
 use crate::schedule::{Schedule, Window, Zone};
@@ -25,12 +25,14 @@ keys! {
         /// Where history, locks and control socket live; default: `$STATE_DIRECTORY`, else /var/lib/microglia.
         pub state_dir: Option<PathBuf>,
         /// How long running runs may go on after SIGTERM.
-        pub shutdown_grace: Length = "\"30s\"",
+        pub shutdown_grace: Length where "\"0s\"" to "\"1d\"" = "\"30s\"",
         /// How long runs are remembered.
-        pub keep_history: Length = "\"90d\"",
+        pub keep_history: Length where "\"1h\"" to "\"3650d\"" = "\"90d\"",
         /// How often to look whether this file changed, or "off".
-        pub watch_config: Switch = "\"off\"",
-        /// The token that every HTTP endpoint which acts asks for; without it they answer 403.
+        pub watch_config: Switch where "\"1s\"" to "\"1d\"" = "\"off\"",
+        /// Names by which clients may reach the HTTP API, besides localhost and any IP address; metrics and health are served under every name.
+        pub allowed_hosts: Vec<HostName> = "[]",
+        /// The token that every HTTP endpoint which acts asks for, at least 16 characters; without it they answer 403.
         pub admin_token_file: Option<PathBuf>,
     }
 }
@@ -48,15 +50,15 @@ keys! {
         /// PEM certificates to trust besides the system's.
         pub ca_file: Option<PathBuf>,
         /// Runs at a time; a run that waits to retry holds no place.
-        pub max_concurrent_runs: u32 = "1",
+        pub max_concurrent_runs: u32 where "1" to "10000" = "1",
         /// Requests at a time.
-        pub max_concurrent_requests: u32 = "4",
+        pub max_concurrent_requests: u32 where "1" to "1000" = "4",
         /// Requests a second; halved while answers take three times as long as at the start of the run.
-        pub max_requests_per_second: Limit<Rate> = "50",
+        pub max_requests_per_second: Limit<Rate> where "0.001" to "10000" = "50",
         /// Joins a second over all rooms.
-        pub max_joins_per_second: Limit<Rate> = "5",
+        pub max_joins_per_second: Limit<Rate> where "0.001" to "10000" = "5",
         /// How long an answer may take; media purges ignore it, since Synapse works on regardless.
-        pub request_timeout: Length = "\"60s\"",
+        pub request_timeout: Length where "\"1s\"" to "\"1d\"" = "\"60s\"",
         /// Whether media lives in object storage: Synapse never deletes the objects.
         pub media_in_object_storage: bool = "false",
     }
@@ -82,21 +84,21 @@ keys! {
         /// false keeps the entry and never runs it on schedule.
         pub enabled: bool = "true",
         /// A plan of more things is refused before anything is changed.
-        pub max_changes: Limit<u32> = "1000",
+        pub max_changes: Limit<u32> where "1" to "1000000000" = "1000",
         /// The run makes the first of its plan, so many things, and leaves the rest for the next run.
-        pub at_most: Option<u32>,
-        /// Hours of the day: a run starts only inside and stops at the end between two changes.
+        pub at_most: Option<u32> where "1" to "1000000000",
+        /// Hours of the day: a run starts only inside and stops at the end between two changes; `run --ignore-window` lifts it once.
         pub window: Option<Window>,
-        /// How long a run may take, all attempts together.
-        pub time_limit: Length = "\"1h\"",
+        /// How long a run may take, all attempts together; `check --online` warns where reading alone takes longer.
+        pub time_limit: Length where "\"1s\"" to "\"365d\"" = "\"1h\"",
         /// How a run that fails for a passing reason is tried again: `attempts` (tries in all), `first_delay`, `max_delay`.
         pub retries: Retries = "{}",
         /// What happens to an occurrence that comes while the job runs: "skip", or "queue" one.
         pub overlap: Overlap = "\"skip\"",
         /// An occurrence missed while the daemon was down, no older than this, runs once at start; or "off".
-        pub catch_up: Switch = "\"24h\"",
+        pub catch_up: Switch where "\"1s\"" to "\"365d\"" = "\"24h\"",
         /// A fixed delay below this, from the job's name and the homeserver's URL.
-        pub splay: Length = "\"0s\"",
+        pub splay: Length where "\"0s\"" to "\"7d\"" = "\"0s\"",
     }
 }
 
@@ -104,11 +106,11 @@ keys! {
     #[derive(Copy)]
     pub struct Retries {
         /// Tries in all; 1 means none again.
-        pub attempts: u32 = "3",
+        pub attempts: u32 where "1" to "100" = "3",
         /// The longest first delay; each delay is drawn at random below a bound that doubles.
-        pub first_delay: Length = "\"10s\"",
+        pub first_delay: Length where "\"0s\"" to "\"1d\"" = "\"10s\"",
         /// The longest delay.
-        pub max_delay: Length = "\"10m\"",
+        pub max_delay: Length where "\"0s\"" to "\"1d\"" = "\"10m\"",
     }
 }
 
@@ -132,6 +134,25 @@ impl std::str::FromStr for Listen {
     }
 }
 
+/// A host name in lower case.
+#[derive(Debug, Clone)]
+pub struct HostName(pub String);
+
+impl std::str::FromStr for HostName {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let name = text.strip_suffix('.').unwrap_or(text).to_ascii_lowercase();
+        let fits = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+        if name.is_empty() || !name.chars().all(fits) {
+            return Err(format!(
+                "{text:?} is not a host name: leave out scheme, port and path, as in \"microglia.example.com\""
+            ));
+        }
+        Ok(Self(name))
+    }
+}
+
 /// The URL of a homeserver, to which paths are added.
 #[derive(Debug, Clone)]
 pub struct BaseUrl(pub Url);
@@ -151,6 +172,9 @@ impl std::str::FromStr for BaseUrl {
         match () {
             () if !matches!(url.scheme(), "http" | "https") => {
                 Err(format!("{text:?} begins with neither http:// nor https://: {example}"))
+            }
+            () if url.port() == Some(0) => {
+                Err(format!("{text:?} has the port 0, at which nothing listens: {example}"))
             }
             () if url.query().is_some() || url.fragment().is_some() => {
                 Err(format!("a homeserver's URL has no query and no fragment: {example}"))
@@ -251,9 +275,22 @@ impl Value for Retries {
 
 text_values! {
     Listen: "an address and a port such as \"127.0.0.1:8749\"";
+    HostName: "a host name such as \"microglia.example.com\"";
     BaseUrl: "a URL such as \"http://127.0.0.1:8008\"";
     KindName: "a kind such as \"purge-local-media\"";
-    Switch: "a length of time such as \"1m\", or \"off\"";
+}
+
+impl Value for Switch {
+    const TYPE: &'static str = "\"off\" or a length of time such as \"1m\"";
+    const QUANTITY: bool = true;
+
+    fn is_within(&self, least: &str, greatest: &str) -> bool {
+        self.0.is_within(least, greatest)
+    }
+
+    fn read(value: &Spanned<DeValue<'_>>, mistakes: &mut Vec<Mistake>) -> Option<Self> {
+        read_text(value, <Self as Value>::TYPE, mistakes)
+    }
 }
 
 /// Every key of the config outside the kinds, by its table.

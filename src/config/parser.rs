@@ -1,22 +1,30 @@
 //! From the tables of the config to settings and jobs, with every mistake on the way.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use secrecy::SecretString;
+use reqwest::Url;
+use secrecy::{ExposeSecret, SecretString};
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 use uuid::Uuid;
 
-use super::entries::{CommonKeys, DaemonKeys, HeadKeys, HomeserverKeys, KindName, Listen, Names};
-use super::secrets::Secrets;
+use super::entries::{
+    CommonKeys, DaemonKeys, HeadKeys, HomeserverKeys, HostName, KindName, Listen, Names,
+};
+use super::secrets::{Secrets, pasted};
 use super::{Config, Daemon, Environment, Homeserver, JobSpec, LISTEN, STATE_DIR, beside};
 use crate::clock::Timestamp;
-use crate::jobs::kind;
-use crate::keys::{Mistake, Table, unknown_key, wrong_type};
-use crate::schedule::Zone;
+use crate::jobs::{KINDS, kind};
+use crate::keys::{Key, Mistake, Table, unknown_key, wrong_type};
+use crate::schedule::{Schedule, Zone};
+use crate::synapse::Address;
 use crate::words;
+
+/// Whoever has the admin token may start jobs over HTTP: it must not be guessed.
+const SHORTEST_ADMIN_TOKEN: usize = 16;
 
 pub(super) struct Parser<'a> {
     pub path: &'a Path,
@@ -31,9 +39,17 @@ impl Parser<'_> {
     pub fn config(&mut self, root: &DeTable<'_>) -> Option<Config> {
         const TABLES: [&str; 4] = ["daemon", "homeservers", "defaults", "jobs"];
         for key in root.keys() {
-            if !TABLES.contains(&key.get_ref().as_ref()) {
-                self.mistakes.push(unknown_key(key.span(), key.get_ref(), &TABLES));
+            let name = key.get_ref().as_ref();
+            if TABLES.contains(&name) {
+                continue;
             }
+            self.mistakes.push(match table_of(name) {
+                Some(table) => Mistake::new(
+                    key.span(),
+                    format!("`{name}` belongs in {table}: write it below that heading"),
+                ),
+                None => unknown_key(key.span(), name, &TABLES),
+            });
         }
         let empty = DeTable::new();
         let daemon = self.table(root, "daemon", &empty).and_then(|table| self.daemon(table, root));
@@ -106,7 +122,22 @@ impl Parser<'_> {
         let file =
             table.read::<Option<Spanned<PathBuf>>>("admin_token_file", None, &mut Vec::new());
         let admin = file.flatten().map(|file| {
-            self.secrets.read(&file, "admin_token_file", &mut self.mistakes, &mut self.warnings)
+            let read = self.secrets.read(
+                &file,
+                "admin_token_file",
+                &mut self.mistakes,
+                &mut self.warnings,
+            )?;
+            let length = read.1.expose_secret().len();
+            // It is empty where secrets are not read.
+            if (1..SHORTEST_ADMIN_TOKEN).contains(&length) {
+                self.mistakes.push(Mistake::new(
+                    file.span(),
+                    format!("the admin token in {} is shorter than {SHORTEST_ADMIN_TOKEN} characters: write a longer one, such as the output of `openssl rand -hex 32`", read.0.display()),
+                ));
+                return None;
+            }
+            Some(read)
         });
         let keys = keys?;
         let listen = match (&keys.listen, &self.environment.listen) {
@@ -133,7 +164,9 @@ impl Parser<'_> {
             .map(|dir| beside(self.path, &dir))
             .or_else(|| self.environment.state_directory.clone())
             .unwrap_or_else(|| STATE_DIR.into());
-        let DaemonKeys { timezone, shutdown_grace, keep_history, watch_config, .. } = keys;
+        let DaemonKeys {
+            timezone, shutdown_grace, keep_history, watch_config, allowed_hosts, ..
+        } = keys;
         Some(Daemon {
             listen,
             timezone,
@@ -141,6 +174,7 @@ impl Parser<'_> {
             shutdown_grace,
             keep_history,
             watch_config: watch_config.0,
+            allowed_hosts: allowed_hosts.into_iter().map(|HostName(name)| name).collect(),
             admin_token_file,
             admin_token,
         })
@@ -164,7 +198,26 @@ impl Parser<'_> {
             homeservers.push((name.get_ref().to_string(), read));
         }
         homeservers.sort_by(|a, b| a.0.cmp(&b.0));
+        self.warn_of_shared_addresses(table, &homeservers);
         homeservers
+    }
+
+    /// Two names for one homeserver are most likely a slip, and share their limits in any case.
+    fn warn_of_shared_addresses(
+        &mut self,
+        table: &DeTable<'_>,
+        homeservers: &[(String, Option<Homeserver>)],
+    ) {
+        let mut known: BTreeMap<Address, &str> = BTreeMap::new();
+        for (name, homeserver) in homeservers {
+            let Some(homeserver) = homeserver else { continue };
+            let Some(first) = known.insert(homeserver.address(), name) else { continue };
+            let span = table.get_key_value(name.as_str()).map_or(0..0, |(key, _)| key.span());
+            self.warnings.push(Mistake::new(
+                span,
+                format!("`{name}` has the same address as `{first}`: they share their limits, the lowest of each"),
+            ));
+        }
     }
 
     fn homeserver(
@@ -192,6 +245,9 @@ impl Parser<'_> {
             }
             (Some(text), None) => {
                 self.secrets.warn_inline(&text, &mut self.warnings);
+                if let Some(warning) = pasted(text.get_ref()) {
+                    self.warnings.push(Mistake::new(text.span(), format!("the token {warning}")));
+                }
                 Some((None, SecretString::from(text.into_inner())))
             }
             (None, Some(file)) => self
@@ -213,6 +269,14 @@ impl Parser<'_> {
             }
         };
         let ((token_file, token), keys, ca) = (token?, keys?, ca?);
+        for (key, url) in [("url", Some(&keys.url)), ("media_url", keys.media_url.as_ref())] {
+            if url.is_some_and(|url| url.0.scheme() == "http" && !is_loopback(&url.0)) {
+                self.warnings.push(Mistake::new(
+                    table.span_of(key),
+                    "the token crosses the network unencrypted: use https://, or Synapse's listener on this machine",
+                ));
+            }
+        }
         Some(Homeserver { name: name.get_ref().to_string(), keys, token_file, token, ca })
     }
 
@@ -299,6 +363,11 @@ impl Parser<'_> {
             job.warnings().into_iter().map(|(key, text)| Mistake::new(table.span_of(key), text)),
         );
         let zone = common.timezone.unwrap_or(daemon_zone);
+        if let Some(warning) =
+            head.schedule.as_ref().and_then(|schedule| too_often(schedule, self.now))
+        {
+            self.warnings.push(Mistake::new(table.span_of("schedule"), warning));
+        }
         // Days on which clocks change do not count, as in UTC.
         if let (Some(schedule), Some(window)) = (&head.schedule, common.window)
             && schedule.next_in(window, self.now, Zone(chrono_tz::UTC)).is_none()
@@ -352,6 +421,42 @@ impl Parser<'_> {
         }
         names.into_inner().names
     }
+}
+
+/// Names the table that a key of the config belongs in.
+fn table_of(key: &str) -> Option<&'static str> {
+    let named = |keys: &[Key]| keys.iter().any(|known| known.name == key);
+    match () {
+        () if named(DaemonKeys::KEYS) => Some("[daemon]"),
+        () if named(HomeserverKeys::KEYS) => Some("[homeservers.NAME]"),
+        () if named(HeadKeys::KEYS) => Some("[jobs.NAME]"),
+        () if named(CommonKeys::KEYS) => Some("[jobs.NAME] or [defaults]"),
+        () if KINDS.iter().any(|kind| named(kind.keys)) => Some("[jobs.NAME]"),
+        () => None,
+    }
+}
+
+/// Whether a request to the URL stays on this machine.
+fn is_loopback(url: &Url) -> bool {
+    let host = url.host_str().unwrap_or_default();
+    let address = host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
+    match address {
+        Ok(address) => address.is_loopback(),
+        Err(_) => host == "localhost" || host.ends_with(".localhost"),
+    }
+}
+
+/// Warns of a schedule with seconds that comes more than once a minute, which is rarely meant.
+fn too_often(schedule: &Schedule, now: Timestamp) -> Option<String> {
+    let (text, (minute_fields, _)) = (schedule.as_str(), schedule.as_str().rsplit_once(' ')?);
+    if text.split_whitespace().count() != 6 {
+        return None;
+    }
+    let next: Vec<_> = schedule.after(now, Zone(chrono_tz::UTC)).take(3).collect();
+    let shortest = next.windows(2).map(|pair| (pair[1] - pair[0]).num_seconds()).min()?;
+    (shortest < 60).then(|| {
+        format!("`{text}` has six fields, the first of which is seconds, and comes every {shortest} s: did you mean `{}`?", minute_fields.trim_end())
+    })
 }
 
 /// The job's table over the defaults; inline tables are merged key by key.

@@ -1,6 +1,7 @@
 //! Mistakes with their place in the file, as they are shown to a person.
 
 use std::fmt;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -116,6 +117,11 @@ impl fmt::Display for Found {
 }
 
 impl Found {
+    /// For programs: without the source line.
+    pub fn as_json(&self) -> serde_json::Value {
+        serde_json::json!({ "file": self.file, "line": self.line, "column": self.column, "message": self.text })
+    }
+
     /// One line without its source, for logs and answers.
     pub fn line(&self) -> String {
         format!("{}:{}:{}: {}", self.file, self.line, self.column, self.text)
@@ -133,6 +139,16 @@ impl NotLoaded {
 
     fn problem(path: &Path, problem: impl Into<String>) -> Self {
         Self { file: path.to_owned(), problem: Some(problem.into()), mistakes: Vec::new() }
+    }
+
+    /// Each mistake for programs; one that is in no line has the file and the message alone.
+    pub fn as_json(&self) -> Vec<serde_json::Value> {
+        match &self.problem {
+            Some(problem) => vec![
+                serde_json::json!({ "file": self.file, "line": null, "column": null, "message": problem }),
+            ],
+            None => self.mistakes.iter().map(Found::as_json).collect(),
+        }
     }
 
     /// Each mistake as one line without its source, for logs and answers.
@@ -157,14 +173,30 @@ impl fmt::Display for NotLoaded {
     }
 }
 
+/// The largest config that is read; 500 jobs are 100 KiB.
+const LARGEST: u64 = 4 << 20;
+
+/// Reads the config's bytes, or fails with [`std::io::ErrorKind::FileTooLarge`].
+pub fn content(path: &Path) -> std::io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    std::fs::File::open(path)?.take(LARGEST + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > LARGEST {
+        return Err(std::io::ErrorKind::FileTooLarge.into());
+    }
+    Ok(bytes)
+}
+
 pub(super) fn read(path: &Path) -> Result<String, NotLoaded> {
-    let bytes = std::fs::read(path).map_err(|error| {
+    let bytes = content(path).map_err(|error| {
         NotLoaded::problem(
             path,
             match error.kind() {
                 std::io::ErrorKind::NotFound => {
                     "there is no such file: write it (in a container: mount its directory), or name another with --config FILE or $MICROGLIA_CONFIG"
                         .to_owned()
+                }
+                std::io::ErrorKind::FileTooLarge => {
+                    format!("larger than {} MiB: is this the config file?", LARGEST >> 20)
                 }
                 std::io::ErrorKind::IsADirectory => {
                     "this is a directory: name the config file in it".to_owned()

@@ -84,10 +84,22 @@ impl Secrets {
         if secret.trim().is_empty() {
             return mistake(format!("{} is empty: write the secret into it", file.display()));
         }
+        if secret.trim_start().starts_with("Bearer ") {
+            return mistake(format!(
+                "{} begins with `Bearer `: write the token alone, microglia adds that itself",
+                file.display()
+            ));
+        }
         if secret.chars().any(char::is_whitespace) || !secret.is_ascii() {
             return mistake(format!(
                 "{} holds more than one word: it must hold the secret and nothing else",
                 file.display()
+            ));
+        }
+        if let Some(warning) = pasted(secret) {
+            warnings.push(Mistake::new(
+                path.span(),
+                format!("the secret in {} {warning}", file.display()),
             ));
         }
         if everybody_may_read(&file) {
@@ -132,6 +144,22 @@ impl Secrets {
                 None
             }
         }
+    }
+}
+
+/// What a secret shows that was pasted with more than itself.
+pub(super) fn pasted(secret: &str) -> Option<&'static str> {
+    match () {
+        () if secret.starts_with(['"', '\'', '`']) || secret.ends_with(['"', '\'', '`']) => {
+            Some("stands in quotes, which would be sent with it: remove them")
+        }
+        () if secret.trim_start().starts_with("Bearer ") => {
+            Some("begins with `Bearer `, which microglia adds itself: remove that")
+        }
+        () if secret.chars().any(char::is_whitespace) => {
+            Some("contains a space, which no token does: remove it")
+        }
+        () => None,
     }
 }
 

@@ -12,21 +12,34 @@ use crate::state_dir::StateDir;
 
 const PAUSED: &str = "paused";
 const RESUMED_AT: &str = "resumed_at";
+pub(super) const UNENDED: &str = "SELECT id, job FROM runs WHERE outcome IS NULL";
+pub(super) const INTERRUPTIONS: &str = "SELECT COUNT(*) AS times FROM runs WHERE job = $1 AND scheduled_for = $2 AND outcome = 'interrupted'";
+
+pub(super) fn interrupted_sql() -> String {
+    read::of_each_job(
+        "SELECT * FROM runs WHERE id IN (SELECT (SELECT MAX(id) FROM runs WHERE runs.job = names.job \
+         AND runs.mode = modes.mode AND outcome = 'interrupted') FROM names, modes) AND cause <> 'manual' \
+         AND NOT EXISTS (SELECT 1 FROM runs AS later WHERE later.job = runs.job AND later.mode = runs.mode AND later.id > runs.id)",
+    )
+}
 
 impl History {
     /// Ends the record of every run that nobody is at work on any more, and answers those.
     pub async fn end_interrupted(&self, dir: &StateDir) -> Result<Vec<Report>, Error> {
         let Some(pool) = self.readable() else { return Ok(Vec::new()) };
-        let unended = sqlx::query("SELECT id, job FROM runs WHERE outcome IS NULL ORDER BY id")
+        let mut unended = sqlx::query(UNENDED)
             .fetch_all(&pool)
-            .await?;
+            .await?
+            .iter()
+            .map(|row| Ok((row.try_get("id")?, row.try_get("job")?)))
+            .collect::<Result<Vec<(i64, String)>, Error>>()?;
+        unended.sort_unstable();
         let mut ended = Vec::new();
-        for row in unended {
-            let job: String = row.try_get("job")?;
+        for (id, job) in unended {
             // The command line may have begun a run while there was no daemon.
             if let Some(_nobody_else) = dir.try_lock(&job)? {
                 self.interrupt(&job).await?;
-                ended.extend(self.run(row.try_get("id")?, Page { offset: 0, limit: 0 }).await?);
+                ended.extend(self.run(id, Page { offset: 0, limit: 0 }).await?);
             }
         }
         Ok(ended)
@@ -35,18 +48,14 @@ impl History {
     /// The scheduled runs that were interrupted, by whatever, and after which none of the same job and mode came.
     pub async fn interrupted(&self) -> Result<Vec<Report>, Error> {
         let Some(pool) = self.readable() else { return Ok(Vec::new()) };
-        let rows = sqlx::query(
-            "SELECT * FROM runs WHERE id IN (SELECT MAX(id) FROM runs GROUP BY job, mode) AND outcome = 'interrupted' AND cause <> 'manual'",
-        )
-        .fetch_all(&pool)
-        .await?;
+        let rows = sqlx::query(sqlx::AssertSqlSafe(interrupted_sql())).fetch_all(&pool).await?;
         rows.iter().map(read::report).collect()
     }
 
     /// How many runs of an occurrence were interrupted.
     pub async fn interruptions(&self, job: &str, occurrence: Timestamp) -> Result<u64, Error> {
         let Some(pool) = self.readable() else { return Ok(0) };
-        let row = sqlx::query("SELECT COUNT(*) AS times FROM runs WHERE job = $1 AND scheduled_for = $2 AND outcome = 'interrupted'")
+        let row = sqlx::query(INTERRUPTIONS)
             .bind(job)
             .bind(occurrence.timestamp_millis())
             .fetch_one(&pool)

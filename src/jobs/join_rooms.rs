@@ -8,12 +8,12 @@ use serde_json::Value;
 
 use crate::change::{Change, Check, Fact, Lane, Made, Plan, Topic, Work};
 use crate::clock::Timestamp;
-use crate::glob::{Matched, UserGlob, chosen, unmatched};
-use crate::job::{Answer, Context, Failure, Job, Needs};
+use crate::glob::{Matched, Selection, UserGlob, select, unmatched};
+use crate::job::{Answer, Context, Failure, Job, Needs, Volume};
 use crate::keys;
 use crate::keys::{Key, Mistake, Rate, Table};
 use crate::length::spoken;
-use crate::report::Action;
+use crate::report::{Action, Exempt};
 use crate::synapse::{self, Identity, MemberEvent, Permissions, Reader, UserRow, Version, Writer};
 use crate::text_values;
 use crate::words;
@@ -30,7 +30,7 @@ keys! {
         /// Whom to join again: "never" anybody who left, "left" who left of their own accord, "kicked" those and who was kicked. Nobody banned, ever.
         pub rejoin: Rejoin = "\"never\"",
         /// Joins a second into one room; Synapse counts them against `rc_joins_per_room`, so that more locks real users out of the room.
-        pub joins_per_second: Rate = "0.5",
+        pub joins_per_second: Rate where "0.001" to "10000" = "0.5",
         /// Also accounts whose `user_type` is bot or support.
         pub include_bots: bool = "false",
     }
@@ -99,13 +99,18 @@ impl Job for JoinRooms {
         let mut seen = Matched::default();
         let listed =
             context.reader.users(|done, total| context.reading("accounts", done, total)).await?;
-        let wanted: Vec<UserRow> = listed
+        let wanted: Vec<Listed> = listed
             .into_iter()
-            .filter(|row| {
-                chosen(&row.name, &self.keys.users, &self.keys.except_users, &mut seen)
-                    && self.may_join(row, identity)
+            .filter_map(|row| {
+                let exempt =
+                    match select(&row.name, &self.keys.users, &self.keys.except_users, &mut seen) {
+                        Selection::Unmatched => return None,
+                        Selection::Excluded => Some(Exempt::Excluded),
+                        Selection::Chosen => self.exempt(&row, identity),
+                    };
+                let ghost = || ghosts.contains_key(&row.name).then_some(Exempt::Bridge);
+                Some(Listed { exempt: exempt.or_else(ghost), user_id: row.name })
             })
-            .filter(|row| !ghosts.contains_key(&row.name))
             .collect();
         for pattern in unmatched(&self.keys.users, &self.keys.except_users, &seen) {
             plan.notes.push(format!("`{pattern}` matched no account"));
@@ -114,7 +119,7 @@ impl Job for JoinRooms {
         let mut known = HashSet::new();
         for (index, RoomName(name)) in self.keys.rooms.iter().enumerate() {
             context.reading("rooms", index as u64, self.keys.rooms.len() as u64);
-            match self.look_at(context, identity, name, &wanted, &mut known).await {
+            match self.look_at(context, identity, name, &wanted, &mut known, plan).await {
                 Ok(room) => rooms.extend(room),
                 Err(Trouble::Room(problem)) => plan.problem(Action::JoinRoom, name, problem),
                 Err(Trouble::Run(failure)) => return Err(failure),
@@ -123,7 +128,16 @@ impl Job for JoinRooms {
         context.reading("rooms", self.keys.rooms.len() as u64, self.keys.rooms.len() as u64);
         let unfit = self.unfit(context, &rooms).await?;
         for room in &mut rooms {
-            room.missing.retain(|missing| !unfit.contains(&missing.user_id));
+            let name = &room.name;
+            room.missing.retain(|missing| match unfit.get(&missing.user_id) {
+                None => true,
+                Some(exempt) => {
+                    if let Some(exempt) = *exempt {
+                        plan.leave_alone(exempt, || target(&missing.user_id, name));
+                    }
+                    false
+                }
+            });
             // Asked last: a room in which only ghosts are missing needs no power to invite.
             let asked = match (room.missing.is_empty(), &room.permissions) {
                 (false, Some(permissions)) => {
@@ -144,6 +158,9 @@ impl Job for JoinRooms {
         Ok(())
     }
 }
+
+/// No room was upgraded more often: each upgrade names a room before it, and anybody can write any name there.
+const MOST_ROOMS: usize = 100;
 
 /// What keeps a room from being worked on, or the whole run.
 enum Trouble {
@@ -166,6 +183,13 @@ struct RoomPlan {
     missing: Vec<Missing>,
 }
 
+/// An account that `users` matches.
+struct Listed {
+    user_id: String,
+    /// Why it is joined to no room, as far as the list of accounts shows.
+    exempt: Option<Exempt>,
+}
+
 struct Missing {
     user_id: String,
     /// The membership in this room at the time of the plan.
@@ -174,13 +198,16 @@ struct Missing {
 
 impl JoinRooms {
     /// What the list of accounts tells; ghosts and suspension show only one by one.
-    fn may_join(&self, row: &UserRow, identity: &Identity) -> bool {
+    fn exempt(&self, row: &UserRow, identity: &Identity) -> Option<Exempt> {
         let bot = matches!(row.user_type.as_deref(), Some("bot" | "support"));
-        row.name != identity.account.name
-            && !row.deactivated
-            && !row.locked
-            && !row.is_guest
-            && (self.keys.include_bots || !bot)
+        match () {
+            () if row.name == identity.account.name => Some(Exempt::OwnAccount),
+            () if row.deactivated => Some(Exempt::Deactivated),
+            () if row.locked => Some(Exempt::Locked),
+            () if row.is_guest => Some(Exempt::Guest),
+            () if bot && !self.keys.include_bots => Some(Exempt::Bot),
+            () => None,
+        }
     }
 
     /// `None` for a room that another name led to before.
@@ -189,8 +216,9 @@ impl JoinRooms {
         context: &Context<'_>,
         identity: &Identity,
         name: &str,
-        wanted: &[UserRow],
+        wanted: &[Listed],
         known: &mut HashSet<String>,
+        plan: &mut Plan,
     ) -> Result<Option<RoomPlan>, Trouble> {
         let reader = context.reader;
         let room_id = id_of(reader, name).await?;
@@ -198,25 +226,30 @@ impl JoinRooms {
             return Ok(None);
         }
         let open = open(reader, identity, room_id).await?;
-        let outside: Vec<&str> = wanted
-            .iter()
-            .map(|row| row.name.as_str())
-            .filter(|user| !open.inside.contains(*user))
-            .collect();
+        let mut outside: Vec<&str> = Vec::new();
+        for Listed { user_id, exempt } in wanted {
+            match exempt {
+                _ if open.inside.contains(user_id) => {}
+                Some(exempt) => plan.leave_alone(*exempt, || target(user_id, name)),
+                None => outside.push(user_id),
+            }
+        }
         if outside.is_empty() {
             let (permissions, missing) = (None, Vec::new());
             return Ok(Some(RoomPlan { name: name.to_owned(), open, permissions, missing }));
         }
         let permissions = reader.permissions(&open.room_id).await?;
         let events = self.chain(reader, &open.room_id, permissions.predecessor.clone()).await?;
-        let missing = outside
-            .into_iter()
-            .filter(|user| self.welcome(&events, user))
-            .map(|user| Missing {
-                user_id: user.to_owned(),
-                was: events[0].get(user).map(|event| event.membership.clone()),
-            })
-            .collect();
+        let mut missing = Vec::new();
+        for user in outside {
+            match self.welcome(&events, user) {
+                Ok(()) => missing.push(Missing {
+                    user_id: user.to_owned(),
+                    was: events[0].get(user).map(|event| event.membership.clone()),
+                }),
+                Err(exempt) => plan.leave_alone(exempt, || target(user, name)),
+            }
+        }
         Ok(Some(RoomPlan { name: name.to_owned(), open, permissions: Some(permissions), missing }))
     }
 
@@ -230,6 +263,11 @@ impl JoinRooms {
         let mut chain = vec![reader.member_events(room_id).await?];
         let (mut next, mut visited) = (predecessor, HashSet::from([room_id.to_owned()]));
         while let Some(room) = next.take().filter(|room| visited.insert(room.clone())) {
+            if visited.len() > MOST_ROOMS {
+                return Err(Trouble::Room(format!(
+                    "the rooms that it replaced do not end: {MOST_ROOMS} were read"
+                )));
+            }
             match reader.member_events(&room).await {
                 Ok(events) => chain.push(events),
                 // A room that was purged, or that nobody from here ever was in, holds no memory to respect.
@@ -242,36 +280,41 @@ impl JoinRooms {
     }
 
     /// Whether the user may be joined, by the latest word there is: an invitation or a knock is none about the rooms before.
-    fn welcome(&self, chain: &[HashMap<String, MemberEvent>], user: &str) -> bool {
+    fn welcome(&self, chain: &[HashMap<String, MemberEvent>], user: &str) -> Result<(), Exempt> {
         let mut left = None;
         for event in chain.iter().filter_map(|events| events.get(user)) {
             match event.membership.as_str() {
-                "ban" => return false,
+                "ban" => return Err(Exempt::Banned),
                 // Whoever was let in again since is banned no more, whatever the rooms before remember.
                 "join" => break,
                 "leave" => left = left.or(Some(event)),
                 _ => {}
             }
         }
-        left.is_none_or(|event| match self.keys.rejoin {
-            Rejoin::Never => false,
-            Rejoin::Left => event.by_self,
-            Rejoin::Kicked => true,
-        })
+        match (left.map(|event| event.by_self), self.keys.rejoin) {
+            (None, _)
+            | (Some(true), Rejoin::Left | Rejoin::Kicked)
+            | (Some(false), Rejoin::Kicked) => Ok(()),
+            (Some(true), Rejoin::Never) => Err(Exempt::Left),
+            (Some(false), Rejoin::Never | Rejoin::Left) => Err(Exempt::Kicked),
+        }
     }
 
     /// Asks about everybody who is missing somewhere: ghosts, whom it remembers, and the suspended are left out.
+    ///
+    /// Without a reason for an account that is gone.
     async fn unfit(
         &self,
         context: &Context<'_>,
         rooms: &[RoomPlan],
-    ) -> Result<HashSet<String>, Failure> {
+    ) -> Result<HashMap<String, Option<Exempt>>, Failure> {
         let asked: BTreeSet<String> = rooms
             .iter()
             .flat_map(|room| room.missing.iter().map(|missing| missing.user_id.clone()))
             .collect();
         let total = asked.len() as u64;
-        let (mut unfit, mut ghosts, mut done) = (HashSet::new(), Vec::new(), 0);
+        context.expect_reading(Volume { what: "missing accounts", items: total });
+        let (mut unfit, mut ghosts, mut done) = (HashMap::new(), Vec::new(), 0);
         let mut answers = stream::iter(asked)
             .map(|user_id| async move { (context.reader.user(&user_id).await, user_id) })
             .buffer_unordered(context.concurrency);
@@ -280,7 +323,7 @@ impl JoinRooms {
             context.reading("missing accounts", done, total);
             let user = match answer {
                 Err(error) if error.is_not_found() => {
-                    unfit.insert(user_id);
+                    unfit.insert(user_id, None);
                     continue;
                 }
                 answer => answer?,
@@ -292,8 +335,15 @@ impl JoinRooms {
                     value: appservice.clone(),
                 });
             }
-            if user.appservice_id.is_some() || user.suspended || user.deactivated || user.locked {
-                unfit.insert(user_id);
+            let exempt = match () {
+                () if user.appservice_id.is_some() => Some(Exempt::Bridge),
+                () if user.deactivated => Some(Exempt::Deactivated),
+                () if user.locked => Some(Exempt::Locked),
+                () if user.suspended => Some(Exempt::Suspended),
+                () => None,
+            };
+            if exempt.is_some() {
+                unfit.insert(user_id, exempt);
             }
             // Written as it goes: a sweep over many ghosts that is cut off must not begin from nothing.
             if ghosts.len() == 500 {
@@ -415,6 +465,10 @@ fn remote_alias(error: synapse::Error) -> Trouble {
     }
 }
 
+fn target(user_id: &str, room: &str) -> String {
+    format!("{user_id} -> {room}")
+}
+
 #[derive(Debug)]
 struct Join {
     user_id: String,
@@ -431,7 +485,7 @@ impl Change for Join {
     }
 
     fn target(&self) -> String {
-        format!("{} -> {}", self.user_id, self.room)
+        target(&self.user_id, &self.room)
     }
 
     fn lane(&self) -> Lane {

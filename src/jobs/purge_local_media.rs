@@ -8,34 +8,34 @@ use futures_util::future::BoxFuture;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use serde_json::Value;
 
-use super::steps::Step;
+use super::steps::{Call, Step};
 use crate::age::{Age, Moment};
 use crate::change::{Change, Fact, Lane, Made, Plan, Store, Topic, Walk, Work};
 use crate::clock::{Timestamp, spoken};
-use crate::job::{Context, Failure, Job, Needs};
+use crate::job::{Context, Failure, Job, Needs, Volume};
 use crate::keys;
 use crate::keys::{Key, Mistake, Table};
 use crate::length::Length;
-use crate::report::{Action, Share};
+use crate::report::{Action, Exempt, Share};
 use crate::size::Size;
-use crate::synapse::{self, File, Version, Writer};
+use crate::synapse::{self, File, Reader, Version, Writer};
 use crate::words::counted;
 
 keys! {
     #[expect(dead_code, reason = "`Age::read` reads its keys itself, so that it judges them where another key is wrong")]
     pub struct Keys {
         /// Only files not accessed for this long, counted back from the start of the run; a file never accessed counts from its upload. Exactly one of `older_than` and `before`.
-        pub older_than: Option<Length>,
+        pub older_than: Option<Length> where "\"0s\"" to "\"3650d\"",
         /// Only files not accessed since this moment.
         pub before: Option<Moment>,
         /// Allows an age under 7 days.
         pub allow_recent: bool = "false",
         /// Only files larger than this.
-        pub larger_than: Size = "\"0B\"",
+        pub larger_than: Size where "\"0B\"" to "\"1024TiB\"" = "\"0B\"",
         /// Keeps the avatars of users and rooms, and every file that was a user's avatar in some room; not a room's former avatars.
         pub keep_avatars: bool = "true",
-        /// The most files of one call to Synapse: batches start at 200 and double or halve so that a call takes 5 to 20 s.
-        pub batch_files: u32 = "20000",
+        /// The most files of one call to Synapse. Batches start at 200 files and grow while a call takes less than about 10 s, or while most of its time does not depend on their size; they shrink when calls take more than 20 s, never below 200.
+        pub batch_files: u32 where "1" to "1000000" = "20000",
         /// Where the homeserver keeps its media in object storage: deletes the entries although Synapse never deletes the objects.
         pub orphan_objects: bool = "false",
     }
@@ -72,6 +72,10 @@ impl Job for PurgeLocalMedia {
         Some(Self { age, larger_than, keep_avatars, batch_files, orphan_objects })
     }
 
+    async fn volume(&self, reader: &Reader) -> Result<Option<Volume>, synapse::Error> {
+        Ok(Some(Volume { what: OWNERS, items: reader.count_media_owners().await? }))
+    }
+
     async fn plan(&self, context: &Context<'_>, plan: &mut Plan) -> Result<(), Failure> {
         if context.reader.keeps_objects() && !self.orphan_objects {
             return Err(Failure::Refused(
@@ -96,31 +100,35 @@ impl Job for PurgeLocalMedia {
         }
         let mut files = found.files;
         files.sort_unstable_by(|a, b| (a.used_ms, &a.id).cmp(&(b.used_ms, &b.id)));
-        plan.bytes = Some(files.iter().map(|file| file.bytes).sum());
-        plan.work = Work::Walk(Box::new(Candidates {
+        let candidates = Candidates {
             until_ms: before.timestamp_millis(),
             files: files.into(),
+            owners: found.owners,
             kept: found.kept.into(),
             next: 0,
             end: None,
-            step: Step {
-                size: i64::from(self.batch_files.min(FIRST_BATCH)),
-                least: 1,
-                most: i64::from(self.batch_files),
-            },
+            sent: 0,
+            step: Step::new(FIRST_BATCH, FIRST_BATCH, i64::from(self.batch_files)),
             larger_than: self.larger_than,
             keep_avatars: self.keep_avatars,
-        }));
+        };
+        (plan.bytes, plan.sample) = (candidates.bytes(), candidates.sample());
+        plan.work = Work::Walk(Box::new(candidates));
         Ok(())
     }
 }
 
-const FIRST_BATCH: u32 = 200;
+/// Files of the first call, and of every later one at least: smaller calls would hardly be faster.
+const FIRST_BATCH: i64 = 200;
+/// What is asked about one by one.
+const OWNERS: &str = "accounts with files";
 /// Accounts of the sample.
 const SAMPLE: usize = 10;
 
 struct Found {
     files: Vec<Candidate>,
+    /// The accounts that the files belong to.
+    owners: Vec<Box<str>>,
     /// Left out because Synapse kept them before.
     kept: Vec<Candidate>,
 }
@@ -131,6 +139,8 @@ struct Candidate {
     used_ms: i64,
     bytes: u64,
     id: Box<str>,
+    /// Its place among the owners.
+    owner: u32,
 }
 
 impl PurgeLocalMedia {
@@ -143,9 +153,10 @@ impl PurgeLocalMedia {
     ) -> Result<Found, Failure> {
         // A file is older than its last access: only who uploaded before the moment can have candidates.
         let owners = context.reader.media_owners(Some(before)).await?;
-        let total: u64 = owners.iter().map(|owner| owner.media_count).sum();
-        let (mut found, mut read, mut shares, mut unlisted) =
-            (Found { files: Vec::new(), kept: Vec::new() }, 0, Vec::new(), 0);
+        context.expect_reading(Volume { what: OWNERS, items: owners.len() as u64 });
+        let total = owners.iter().fold(0, |sum: u64, owner| sum.saturating_add(owner.media_count));
+        let mut found = Found { files: Vec::new(), owners: Vec::new(), kept: Vec::new() };
+        let (mut read, mut unlisted) = (0, 0);
         let mut lists = stream::iter(owners)
             .map(|owner| async move {
                 let Some(user_id) = owner.user_id else {
@@ -160,33 +171,34 @@ impl PurgeLocalMedia {
             .buffer_unordered(context.concurrency);
         context.reading("files", 0, total);
         while let Some((user_id, count, files)) = lists.try_next().await? {
-            read += count;
+            read = count.saturating_add(read);
             context.reading("files", read.min(total), total);
             let Some(files) = files else {
-                unlisted += count;
+                unlisted = count.saturating_add(unlisted);
                 continue;
             };
-            let mut share = Share { user_id, files: 0, bytes: 0 };
-            for file in files.iter().filter(|file| self.would_go(file, before)) {
+            let owner = u32::try_from(found.owners.len()).unwrap_or(u32::MAX);
+            let before_it = found.files.len() + found.kept.len();
+            for file in files.iter().filter(|file| self.is_old(file, before)) {
+                if let Some(exempt) = exempt(file) {
+                    plan.leave_alone(exempt, || target(&file.media_id, &user_id));
+                    continue;
+                }
                 let bytes = file.media_length.unwrap_or(0);
-                let candidate =
-                    Candidate { used_ms: file.used_ms(), bytes, id: file.media_id.as_str().into() };
+                let id = file.media_id.as_str().into();
+                let candidate = Candidate { used_ms: file.used_ms(), bytes, id, owner };
                 if kept.get(&file.media_id).is_some_and(|used| *used == file.used_ms().to_string())
                 {
+                    plan.leave_alone(Exempt::Kept, || target(&file.media_id, &user_id));
                     found.kept.push(candidate);
                     continue;
                 }
-                share.files += 1;
-                share.bytes += bytes;
                 found.files.push(candidate);
             }
-            if share.files > 0 {
-                shares.push(share);
+            if found.files.len() + found.kept.len() > before_it {
+                found.owners.push(user_id.into());
             }
         }
-        shares.sort_unstable_by(|a, b| (b.bytes, &a.user_id).cmp(&(a.bytes, &b.user_id)));
-        shares.truncate(SAMPLE);
-        plan.sample = shares;
         if unlisted > 0 {
             plan.notes.push(format!(
                 "{} of accounts that Synapse does not list cannot be counted beforehand",
@@ -196,13 +208,25 @@ impl PurgeLocalMedia {
         Ok(found)
     }
 
-    /// Synapse's own rule (1.163, `get_local_media_ids`), but for avatars, which no list shows.
-    fn would_go(&self, file: &File, before: Timestamp) -> bool {
+    /// Whether age and size choose the file; one without a size is chosen, and exempt.
+    fn is_old(&self, file: &File, before: Timestamp) -> bool {
         file.used_ms() < before.timestamp_millis()
-            && file.media_length.is_some_and(|bytes| bytes > self.larger_than.0)
-            && file.quarantined_by.is_none()
-            && !file.safe_from_quarantine
+            && file.media_length.is_none_or(|bytes| bytes == 0 || bytes > self.larger_than.0)
     }
+}
+
+/// Synapse's own rule (1.163, `get_local_media_ids`), but for avatars, which no list shows.
+fn exempt(file: &File) -> Option<Exempt> {
+    match () {
+        () if file.quarantined_by.is_some() => Some(Exempt::Quarantined),
+        () if file.safe_from_quarantine => Some(Exempt::Protected),
+        () if file.media_length.is_none_or(|bytes| bytes == 0) => Some(Exempt::Empty),
+        () => None,
+    }
+}
+
+fn target(media_id: &str, user_id: &str) -> String {
+    format!("{media_id} of {user_id}")
 }
 
 /// The candidates in the order of their last use, deleted by a cut-off that walks upward.
@@ -210,11 +234,14 @@ impl PurgeLocalMedia {
 struct Candidates {
     until_ms: i64,
     files: Arc<[Candidate]>,
+    owners: Vec<Box<str>>,
     kept: Arc<[Candidate]>,
     /// The first file that is not behind the cut-off yet.
     next: usize,
     /// Where `at_most` ends the walk.
     end: Option<usize>,
+    /// Files of the last call.
+    sent: i64,
     step: Step,
     larger_than: Size,
     keep_avatars: bool,
@@ -223,6 +250,10 @@ struct Candidates {
 impl Candidates {
     fn end(&self) -> usize {
         self.end.unwrap_or(self.files.len())
+    }
+
+    fn left_files(&self) -> &[Candidate] {
+        &self.files[self.next..self.end()]
     }
 
     /// The largest number of files up to `length` that a cut-off can part from the rest: files used in the same millisecond go together.
@@ -263,11 +294,34 @@ impl Walk for Candidates {
         (self.end() - self.next) as u64
     }
 
+    fn bytes(&self) -> Option<u64> {
+        Some(self.left_files().iter().map(|file| file.bytes).sum())
+    }
+
+    fn sample(&self) -> Vec<Share> {
+        let mut shares: Vec<Share> = self
+            .owners
+            .iter()
+            .map(|owner| Share { user_id: owner.to_string(), files: 0, bytes: 0 })
+            .collect();
+        for file in self.left_files() {
+            if let Some(share) = shares.get_mut(file.owner as usize) {
+                share.files += 1;
+                share.bytes += file.bytes;
+            }
+        }
+        shares.retain(|share| share.files > 0);
+        shares.sort_unstable_by(|a, b| (b.bytes, &a.user_id).cmp(&(a.bytes, &b.user_id)));
+        shares.truncate(SAMPLE);
+        shares
+    }
+
     fn next(&mut self, last: Option<Duration>) -> Option<Box<dyn Change>> {
         let (start, end) = (self.next, self.end());
         if start >= end {
             return None;
         }
+        let last = last.map(|took| Call { size: self.sent, took });
         let size = usize::try_from(self.step.next(last)).unwrap_or(1);
         let mut stop = self.parting((start + size).min(end));
         if stop <= start {
@@ -275,6 +329,7 @@ impl Walk for Candidates {
             stop = (start + 1..=end).find(|stop| self.parting(*stop) == *stop).unwrap_or(end);
         }
         self.next = stop;
+        self.sent = i64::try_from(stop - start).unwrap_or(i64::MAX);
         let before_ms = self.files.get(stop).map_or(self.until_ms, |first_kept| first_kept.used_ms);
         Some(Box::new(Batch {
             before_ms,
@@ -375,13 +430,14 @@ impl Batch {
         Made {
             done,
             skipped,
-            bytes: files.iter().filter_map(|(_, bytes)| *bytes).sum(),
+            bytes: files.iter().filter_map(|(_, bytes)| *bytes).fold(0, u64::saturating_add),
             detail: (skipped > 0).then(|| {
                 format!("Synapse kept {} of this batch, {kept}", counted(skipped, "file", "files"))
             }),
             files,
             // Only avatars stay what they are; anything else is planned again the next night.
             facts: if self.keep_avatars { facts } else { Vec::new() },
+            answer: None,
         }
     }
 }
@@ -398,15 +454,22 @@ mod tests {
         let files: Vec<Candidate> = used
             .iter()
             .enumerate()
-            .map(|(index, ms)| Candidate { used_ms: *ms, bytes: 1, id: format!("f{index}").into() })
+            .map(|(index, ms)| Candidate {
+                used_ms: *ms,
+                bytes: 1,
+                id: format!("f{index}").into(),
+                owner: 0,
+            })
             .collect();
-        let step = Step { size: batch, least: 1, most: batch };
+        let step = Step::new(batch, 1, batch);
         Candidates {
             until_ms: 1000,
             files: files.into(),
+            owners: Vec::new(),
             kept: Arc::default(),
             next: 0,
             end: None,
+            sent: 0,
             step,
             larger_than: Size(0),
             keep_avatars: true,

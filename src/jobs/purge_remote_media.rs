@@ -7,7 +7,7 @@ use chrono::TimeDelta;
 use futures_util::future::BoxFuture;
 use serde_json::Value;
 
-use super::steps::Step;
+use super::steps::{Call, Step};
 use crate::age::{Age, Moment};
 use crate::change::{Change, Fact, Lane, Made, Plan, Store, Topic, Walk, Work};
 use crate::clock::{Timestamp, spoken};
@@ -22,7 +22,7 @@ keys! {
     #[expect(dead_code, reason = "`Age::read` reads its keys itself, so that it judges them where another key is wrong")]
     pub struct Keys {
         /// Only cached files not accessed for this long, counted back from the start of the run. Exactly one of `older_than` and `before`.
-        pub older_than: Option<Length>,
+        pub older_than: Option<Length> where "\"0s\"" to "\"3650d\"",
         /// Only cached files not accessed since this moment.
         pub before: Option<Moment>,
         /// Allows an age under 7 days.
@@ -76,7 +76,8 @@ impl Job for PurgeRemoteMedia {
         plan.work = Work::Walk(Box::new(Cache {
             until_ms,
             reached_ms: i64::min(reached, until_ms - 1),
-            step: Step { size: FIRST_STEP_MS, least: LEAST_STEP_MS, most: MOST_STEP_MS },
+            sent_ms: 0,
+            step: Step::new(FIRST_STEP_MS, LEAST_STEP_MS, MOST_STEP_MS),
         }));
         Ok(())
     }
@@ -85,7 +86,8 @@ impl Job for PurgeRemoteMedia {
 /// 2014-08-01, before the first Matrix server: nothing was accessed earlier.
 const MATRIX_BEGAN_MS: i64 = 1_406_851_200_000;
 const FIRST_STEP_MS: i64 = TimeDelta::days(15).num_milliseconds();
-const LEAST_STEP_MS: i64 = TimeDelta::minutes(10).num_milliseconds();
+/// Shorter steps would be more calls, each with the part of its time that does not depend on how many files go.
+const LEAST_STEP_MS: i64 = TimeDelta::days(1).num_milliseconds();
 /// Old years are nearly empty, and a step that grew over them must not swallow a full month.
 const MOST_STEP_MS: i64 = TimeDelta::days(60).num_milliseconds();
 
@@ -94,6 +96,8 @@ const MOST_STEP_MS: i64 = TimeDelta::days(60).num_milliseconds();
 struct Cache {
     until_ms: i64,
     reached_ms: i64,
+    /// The span of the last call.
+    sent_ms: i64,
     step: Step,
 }
 
@@ -122,7 +126,10 @@ impl Walk for Cache {
         if self.reached_ms >= self.until_ms {
             return None;
         }
-        self.reached_ms = (self.reached_ms + self.step.next(last)).min(self.until_ms);
+        let last = last.map(|took| Call { size: self.sent_ms, took });
+        let reached = (self.reached_ms + self.step.next(last)).min(self.until_ms);
+        self.sent_ms = reached - self.reached_ms;
+        self.reached_ms = reached;
         Some(Box::new(Purge { before_ms: self.reached_ms }))
     }
 }

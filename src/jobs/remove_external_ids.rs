@@ -8,16 +8,16 @@ use serde_json::Value;
 use toml::Spanned;
 use toml::de::DeValue;
 
-use crate::change::{Change, Check, Made, Plan, Work};
+use crate::change::{Change, Check, Lane, Made, Plan, Work};
 use crate::clock::Timestamp;
-use crate::glob::{Glob, Matched, UserGlob, chosen, unmatched};
-use crate::job::{Context, Failure, Job, Needs};
+use crate::glob::{Glob, Matched, Selection, UserGlob, select, unmatched};
+use crate::job::{Context, Failure, Job, Needs, Volume};
 use crate::keys;
 use crate::keys::{Key, Mistake, Table, Value as ConfigValue, wrong_type};
-use crate::report::Action;
-use crate::synapse::{self, Cause, ExternalId, Reader, User, Version, Writer};
+use crate::report::{Action, Exempt};
+use crate::synapse::{self, Cause, ExternalId, Reader, User, UserRow, Version, Writer};
 use crate::words;
-use crate::words::{grouped, not_one_of};
+use crate::words::{counted, grouped, not_one_of};
 
 keys! {
     pub struct Keys {
@@ -59,7 +59,9 @@ impl Job for RemoveExternalIds {
     const KIND: &'static str = "remove-external-ids";
     const ABOUT: &'static str = "Removes the external ids (SSO identities) of given providers from accounts, so that they no longer log in there, and may belong to another account. \
         Keeps every other id, never creates an account and never reactivates one; the daemon's own account, and without include_admins every server admin, is left alone. \
-        The list as it was is recorded with each change. Whoever loses the only id and has no password cannot log in any more.";
+        Changes one account at a time, whatever the limits of the homeserver, since workers of Synapse miss some of several changes at once. \
+        The list as it was is recorded with each change. It is read again right before each request that replaces it, and an id that a login linked meanwhile is kept; \
+        Synapse cannot replace a list only if it is unchanged, so that an id linked in the few milliseconds in between is lost. Whoever loses the only id and has no password cannot log in any more.";
     const KEYS: &'static [Key] = Keys::KEYS;
     const ACTION: Action = Action::RemoveExternalId;
     const NEEDS: Needs = Needs {
@@ -93,29 +95,60 @@ impl Job for RemoveExternalIds {
         Some(Self { choice, users, except_users })
     }
 
+    async fn volume(&self, reader: &Reader) -> Result<Option<Volume>, synapse::Error> {
+        if !self.users.iter().any(|glob| glob.0.text == "*") {
+            return Ok(None);
+        }
+        let all = reader.count_accounts().await?;
+        let accounts = &self.choice.accounts;
+        let items = match (accounts.may_hold(true, false), accounts.may_hold(false, false)) {
+            (true, true) => all,
+            (true, false) => all.saturating_sub(reader.count_usable_accounts().await?),
+            (false, _) => reader.count_usable_accounts().await?,
+        };
+        Ok(Some(Volume { what: "accounts", items }))
+    }
+
     async fn plan(&self, context: &Context<'_>, plan: &mut Plan) -> Result<(), Failure> {
-        let own = context.identity().await?.account.name.clone();
+        let account = &context.identity().await?.account;
+        let own = account.name.clone();
         let mut seen = Seen {
             users: Matched::default(),
             unmatched: self.choice.external_ids.iter().collect(),
             held: BTreeMap::new(),
+            unread: 0,
             last_ones: 0,
         };
+        seen.hold(account, &self.choice, false);
         let (mut changes, mut read, mut total, mut broken) = (Vec::new(), 0, 0, 0);
         let mut pages = std::pin::pin!(context.reader.user_pages());
         while let Some(page) = pages.next().await {
             let (rows, all) = page?;
-            (total, read) = (all, read + rows.len() as u64);
+            let listed = rows.len() as u64;
+            (total, read) = (all, read + listed);
+            // The own account was read to begin with.
+            seen.unread += rows.iter().filter(|row| row.name != own).count() as u64;
             let rows: Vec<_> = rows
                 .into_iter()
                 .filter(|row| {
-                    chosen(&row.name, &self.users, &self.except_users, &mut seen.users)
-                        && row.name != own
-                        && (self.choice.include_admins || !row.admin)
-                        && self.choice.accounts.may_hold(row.deactivated, row.locked)
+                    let exempt =
+                        match select(&row.name, &self.users, &self.except_users, &mut seen.users) {
+                            Selection::Unmatched => return false,
+                            Selection::Excluded => Some(Exempt::Excluded),
+                            Selection::Chosen if row.name == own => Some(Exempt::OwnAccount),
+                            Selection::Chosen => self.choice.exempt(row),
+                        };
+                    if let Some(exempt) = exempt {
+                        plan.leave_alone(exempt, || row.name.clone());
+                    }
+                    exempt.is_none()
                 })
                 .collect();
             let mut done = read - rows.len() as u64;
+            if read == listed {
+                let items = share(all, rows.len() as u64, listed);
+                context.expect_reading(Volume { what: "accounts", items });
+            }
             let mut answers = stream::iter(rows)
                 .map(|row| async move {
                     let user = context.reader.user(&row.name).await;
@@ -126,7 +159,10 @@ impl Job for RemoveExternalIds {
                 done += 1;
                 context.reading("accounts", done, total);
                 let user = match user {
-                    Err(error) if error.is_not_found() => continue,
+                    Err(error) if error.is_not_found() => {
+                        seen.unread -= 1;
+                        continue;
+                    }
                     Err(error) if broken < BROKEN && is_about_account(&error) => {
                         broken += 1;
                         plan.problem(Action::RemoveExternalId, &user_id, error.words());
@@ -135,10 +171,16 @@ impl Job for RemoveExternalIds {
                     user => user?,
                 };
                 broken = 0;
+                seen.unread -= 1;
                 let (gone, left) = self.choice.split(&user);
                 seen.look(&user, &self.choice, &gone, &left);
+                if !self.choice.selects(&user) {
+                    plan.leave_alone(Exempt::NotSelected, || user.name.clone());
+                } else if gone.is_empty() && self.choice.is_kept_for_last(&user, &left) {
+                    plan.leave_alone(Exempt::LastId, || user.name.clone());
+                }
                 if !gone.is_empty() {
-                    changes.push(Removal { user_id: user.name, gone, choice: self.choice.clone() });
+                    changes.push(Removal { user_id, gone, choice: self.choice.clone() });
                 }
             }
         }
@@ -155,7 +197,7 @@ impl Job for RemoveExternalIds {
 
 impl RemoveExternalIds {
     fn note(&self, plan: &mut Plan, seen: &Seen<'_>) {
-        let Seen { users, unmatched: unmatched_ids, held, last_ones } = seen;
+        let Seen { users, unmatched: unmatched_ids, held: _, unread: _, last_ones } = seen;
         if *last_ones > 0 {
             let are = match last_ones {
                 1 => "is the only one of an active account, which then needs",
@@ -171,18 +213,9 @@ impl RemoveExternalIds {
             .providers
             .iter()
             .map(|provider| provider.0.as_str())
-            .filter(|provider| !held.contains_key(*provider))
+            .filter(|provider| seen.held.get(*provider).is_none_or(|held| held.selected == 0))
             .collect();
-        if !missing.is_empty() {
-            let names: Vec<String> = missing.iter().map(|name| format!("`{name}`")).collect();
-            let others: Vec<String> = held
-                .iter()
-                .map(|(provider, count)| format!("`{provider}` {}", grouped(*count)))
-                .collect();
-            let others =
-                if others.is_empty() { "no provider at all".to_owned() } else { others.join(", ") };
-            plan.notes.push(format!("{} held by nobody; seen: {others}", names.join(", ")));
-        }
+        plan.notes.extend(seen.missing(&missing));
         if missing.len() < self.choice.providers.len() {
             for glob in unmatched_ids {
                 plan.notes.push(format!("`{}` matched no id of these providers", glob.text));
@@ -192,6 +225,17 @@ impl RemoveExternalIds {
             plan.notes.push(format!("`{pattern}` matched no account"));
         }
     }
+}
+
+/// Providers that a note names at most, beside those that were asked for.
+const MOST_PROVIDERS: usize = 50;
+/// How many of all accounts are to be read, by the first page: nearly all counts as all.
+fn share(all: u64, selected: u64, listed: u64) -> u64 {
+    if selected * 100 >= listed * 95 {
+        return all;
+    }
+    let estimated = u128::from(all) * u128::from(selected) / u128::from(listed.max(1));
+    u64::try_from(estimated).unwrap_or(all)
 }
 
 /// So many accounts in a row that cannot be read are no longer about themselves.
@@ -207,16 +251,28 @@ struct Seen<'a> {
     users: Matched,
     /// The globs over external ids that matched none so far.
     unmatched: Vec<&'a Glob>,
-    /// How many ids each provider has.
-    held: BTreeMap<String, u64>,
+    /// Who holds ids of each provider.
+    held: BTreeMap<String, Holders>,
+    /// Accounts that were only seen in the list, which shows no ids.
+    unread: u64,
     /// Ids that go and leave an active account without any.
     last_ones: u64,
 }
 
+/// Who holds ids of a provider, among the accounts that were read.
+#[derive(Debug, Default)]
+struct Holders {
+    ids: u64,
+    /// Accounts that the job is about.
+    selected: u64,
+    /// All other accounts.
+    others: u64,
+}
+
 impl Seen<'_> {
     fn look(&mut self, user: &User, choice: &Choice, gone: &[ExternalId], left: &[ExternalId]) {
+        self.hold(user, choice, choice.selects(user));
         for id in &user.external_ids {
-            *self.held.entry(id.auth_provider.clone()).or_default() += 1;
             if choice.is_of_providers(id) {
                 self.unmatched.retain(|glob| !glob.matches(&id.external_id));
             }
@@ -225,22 +281,107 @@ impl Seen<'_> {
             self.last_ones += gone.len() as u64;
         }
     }
+
+    /// Counts the ids of an account that was read.
+    fn hold(&mut self, user: &User, choice: &Choice, selected: bool) {
+        let mut counted: Vec<&str> = Vec::new();
+        for ExternalId { auth_provider, .. } in &user.external_ids {
+            // A note names them all: few are configured, and whatever else is in the answers must not fill it.
+            let is_known = self.held.contains_key(auth_provider);
+            if !is_known && self.held.len() >= MOST_PROVIDERS && !choice.names(auth_provider) {
+                continue;
+            }
+            let name: String = auth_provider.chars().take(255).collect();
+            let held = self.held.entry(name).or_default();
+            held.ids += 1;
+            if !counted.contains(&auth_provider.as_str()) {
+                counted.push(auth_provider);
+                *(if selected { &mut held.selected } else { &mut held.others }) += 1;
+            }
+        }
+    }
+
+    /// Says of providers that no selected account holds no more than what was read.
+    fn missing(&self, missing: &[&str]) -> Vec<String> {
+        let (mut notes, mut unheld) = (Vec::new(), Vec::new());
+        for provider in missing {
+            match self.held.get(*provider) {
+                Some(Holders { others, .. }) => notes.push(format!(
+                    "`{provider}` held by no selected account; {}{} {} it",
+                    if self.unread > 0 { "at least " } else { "" },
+                    counted(*others, "other account", "other accounts"),
+                    if *others == 1 { "holds" } else { "hold" }
+                )),
+                None => unheld.push(format!("`{provider}`")),
+            }
+        }
+        if !unheld.is_empty() {
+            notes.push(match self.unread {
+                0 => format!("{} held by nobody", unheld.join(", ")),
+                unread => format!(
+                    "{} held by no selected account; {} outside the selection {} not read",
+                    unheld.join(", "),
+                    counted(unread, "account", "accounts"),
+                    if unread == 1 { "was" } else { "were" }
+                ),
+            });
+        }
+        if !missing.is_empty() {
+            let all: Vec<String> = self
+                .held
+                .iter()
+                .map(|(provider, held)| format!("`{provider}` {}", grouped(held.ids)))
+                .collect();
+            notes.push(if all.is_empty() {
+                "seen: no provider at all".to_owned()
+            } else {
+                format!("seen: {}", all.join(", "))
+            });
+        }
+        notes
+    }
 }
 
 impl Choice {
+    fn names(&self, provider: &str) -> bool {
+        self.providers.iter().any(|named| named.0 == provider)
+    }
+
     fn is_of_providers(&self, id: &ExternalId) -> bool {
-        self.providers.iter().any(|provider| provider.0 == id.auth_provider)
+        self.names(&id.auth_provider)
+    }
+
+    fn is_meant(&self, id: &ExternalId) -> bool {
+        self.is_of_providers(id)
+            && self.external_ids.iter().any(|glob| glob.matches(&id.external_id))
+    }
+
+    /// Why an account is not even read, as far as the list of accounts shows.
+    fn exempt(&self, row: &UserRow) -> Option<Exempt> {
+        match () {
+            () if row.admin && !self.include_admins => Some(Exempt::Admin),
+            () if !self.accounts.may_hold(row.deactivated, row.locked) => Some(Exempt::NotSelected),
+            () => None,
+        }
+    }
+
+    /// Whether `keep_last` alone spares the ids of a selected account from which nothing goes.
+    fn is_kept_for_last(&self, user: &User, left: &[ExternalId]) -> bool {
+        self.keep_last && left.iter().any(|id| self.is_meant(id)) && self.selects(user)
+    }
+
+    /// Whether the account is one that the job is about, as far as it alone tells.
+    fn selects(&self, user: &User) -> bool {
+        self.accounts.hold(Class::of(user)) && (self.include_admins || !user.admin)
     }
 
     /// The ids to remove and the ids to keep, as the account is now; nothing to remove where it is not meant (any more).
     fn split(&self, user: &User) -> (Vec<ExternalId>, Vec<ExternalId>) {
-        if !self.accounts.hold(Class::of(user)) || (user.admin && !self.include_admins) {
+        if !self.selects(user) {
             return (Vec::new(), user.external_ids.clone());
         }
-        let (gone, left): (Vec<_>, Vec<_>) = user.external_ids.iter().cloned().partition(|id| {
-            self.is_of_providers(id)
-                && self.external_ids.iter().any(|glob| glob.matches(&id.external_id))
-        });
+        let (gone, left): (Vec<_>, Vec<_>) =
+            user.external_ids.iter().cloned().partition(|id| self.is_meant(id));
         if self.keep_last && left.is_empty() && Class::of(user) == Class::Active {
             return (Vec::new(), gone);
         }
@@ -270,6 +411,10 @@ impl Change for Removal {
         self.gone.len() as u64
     }
 
+    fn lane(&self) -> Lane {
+        Lane::ExternalIds
+    }
+
     fn check<'a>(&'a self, reader: &'a Reader) -> BoxFuture<'a, Result<Check, synapse::Error>> {
         Box::pin(async move {
             let user = match reader.user(&self.user_id).await {
@@ -296,18 +441,20 @@ impl Change for Removal {
             let current: Vec<ExternalId> = before
                 .and_then(|list| serde_json::from_value(list.clone()).ok())
                 .unwrap_or_default();
-            let (gone, mut left): (Vec<_>, Vec<_>) =
+            let (gone, left): (Vec<_>, Vec<_>) =
                 current.iter().cloned().partition(|id| self.gone.contains(id));
             // Synapse (1.163) forgets its cached answer to "whose id is this" only for ids that a PUT names: without
             // naming them once more, a removed id would go on logging in for up to half an hour.
-            writer.set_external_ids(&self.user_id, &current).await?;
-            let mut answered = writer.set_external_ids(&self.user_id, &left).await?.external_ids;
-            answered.sort_unstable();
-            left.sort_unstable();
-            if answered != left {
+            writer.swap_external_ids(&self.user_id, &current, &current).await?;
+            let answered =
+                writer.swap_external_ids(&self.user_id, &current, &left).await?.external_ids;
+            // What a login linked after the list was sent is in the answer, too, and stays.
+            if gone.iter().any(|id| answered.contains(id))
+                || left.iter().any(|id| !answered.contains(id))
+            {
                 return Err(synapse::Error::contradicted(
                     &self.user_id,
-                    "Synapse answered another list of external ids than it was sent: somebody else changed the account at this moment",
+                    "Synapse answered another list of external ids than it was sent: somebody else changed the account at the same time",
                 ));
             }
             let (planned, done) = (self.gone.len(), gone.len());

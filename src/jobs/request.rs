@@ -6,15 +6,17 @@ use minijinja::{Environment, ErrorKind, UndefinedBehavior};
 use reqwest::{Method, Url};
 use serde_json::Value;
 
-use crate::change::{Change, Made, Plan, Work};
+use crate::change::{Change, Lane, Made, Plan, Work};
 use crate::clock::Timestamp;
 use crate::job::{Context, Failure, Job, Needs};
 use crate::keys;
 use crate::keys::{Key, Mistake, Table};
 use crate::length::Length;
 use crate::report::Action;
+use crate::size::Size;
 use crate::synapse::{self, Base, RawRequest, Version, Writer};
 use crate::words;
+use crate::words::grouped;
 
 keys! {
     pub struct Keys {
@@ -24,14 +26,18 @@ keys! {
         pub path: RawPath,
         /// Which of the homeserver's addresses: "homeserver" (`url`) or "media" (`media_url`).
         pub base: Where = "\"homeserver\"",
-        /// Query parameters, a table of strings, numbers and booleans.
+        /// Query parameters, a table of strings, numbers and booleans; all of them go out as text.
         pub query: Option<Value>,
-        /// The JSON body.
+        /// The JSON body. A string that is one expression and nothing else is sent with the type of its value: `{{ ago_ms('90d') }}` as a number, `{{ ago_ms('90d') | string }}` as a string.
         pub body: Option<Value>,
         /// The statuses that count as success.
-        pub expect: Vec<u16> = "[200]",
+        pub expect: Vec<u16> where "100" to "599" = "[200]",
         /// Whether it may be sent again when it is unknown what became of it.
         pub repeatable: bool = "false",
+        /// Shows the values of query and body in log, history and dry run; otherwise only their names and types, because a value may be a secret.
+        pub log_body: bool = "false",
+        /// Whether the first 4 KiB of the answer are kept in the history and shown by `run` and `runs show`; tokens and passwords in JSON are masked.
+        pub keep_answer: bool = "true",
     }
 }
 
@@ -91,9 +97,9 @@ impl Job for Request {
         }
         // A template that cannot be filled in is a mistake of the config, not of the night it runs in.
         for (key, rendered) in [
-            ("path", render(&job.keys.path.0, now).and_then(|path| raw_path(&path))),
-            ("query", filled(job.keys.query.as_ref(), now).map(drop)),
-            ("body", filled(job.keys.body.as_ref(), now).map(drop)),
+            ("path", render("path", &job.keys.path.0, now).and_then(|path| raw_path(&path))),
+            ("query", filled("query", job.keys.query.as_ref(), now).map(drop)),
+            ("body", filled("body", job.keys.body.as_ref(), now).map(drop)),
         ] {
             if let Err(error) = rendered {
                 mistakes.push(Mistake::new(table.span_of(key), error));
@@ -108,14 +114,22 @@ impl Job for Request {
 
     async fn plan(&self, context: &Context<'_>, plan: &mut Plan) -> Result<(), Failure> {
         let raw = self.filled(context.at).map_err(Failure::Refused)?;
-        plan.work = Work::Changes(vec![Box::new(Send { raw })]);
+        plan.work = Work::Changes(vec![Box::new(Send {
+            raw,
+            shown: self.shown(),
+            keep_answer: self.keys.keep_answer,
+        })]);
         Ok(())
     }
 }
 
 impl Request {
+    fn shown(&self) -> Shown {
+        if self.keys.log_body { Shown::Values } else { Shown::Types }
+    }
+
     fn filled(&self, at: Timestamp) -> Result<RawRequest, String> {
-        let query = match filled(self.keys.query.as_ref(), at)? {
+        let query = match filled("query", self.keys.query.as_ref(), at)? {
             Some(Value::Object(map)) => map
                 .into_iter()
                 .map(|(key, value)| {
@@ -128,7 +142,7 @@ impl Request {
                 .collect(),
             _ => Vec::new(),
         };
-        let path = render(&self.keys.path.0, at)?;
+        let path = render("path", &self.keys.path.0, at)?;
         raw_path(&path)?;
         Ok(RawRequest {
             method: self.keys.method.as_str().parse().unwrap_or(Method::GET),
@@ -138,7 +152,7 @@ impl Request {
             },
             path,
             query,
-            body: filled(self.keys.body.as_ref(), at)?,
+            body: filled("body", self.keys.body.as_ref(), at)?,
             expect: self.keys.expect.clone(),
             repeatable: self.keys.repeatable,
         })
@@ -148,6 +162,15 @@ impl Request {
 #[derive(Debug)]
 struct Send {
     raw: RawRequest,
+    shown: Shown,
+    keep_answer: bool,
+}
+
+/// What log, history and dry run show of query and body.
+#[derive(Debug, Clone, Copy)]
+enum Shown {
+    Types,
+    Values,
 }
 
 impl Change for Send {
@@ -157,15 +180,30 @@ impl Change for Send {
 
     fn target(&self) -> String {
         let RawRequest { method, path, query, body, .. } = &self.raw;
-        let query: Vec<String> =
-            query.iter().map(|(key, value)| format!("{key}={value}")).collect();
-        let query = if query.is_empty() {
-            String::new()
-        } else {
-            format!("{}{}", if path.contains('?') { '&' } else { '?' }, query.join("&"))
-        };
-        let body = body.as_ref().map(|body| format!(" {body}")).unwrap_or_default();
-        format!("{method} {path}{query}{body}")
+        let (path, own_query) = path.split_once('?').unwrap_or((path, ""));
+        let own_query = own_query.split('&').filter(|parameter| !parameter.is_empty()).map(
+            |parameter| match (self.shown, parameter.split_once('=')) {
+                (Shown::Types, Some((key, _))) => format!("{key}=…"),
+                _ => parameter.to_owned(),
+            },
+        );
+        let query = query.iter().map(|(key, value)| match self.shown {
+            Shown::Types => format!("{key}=…"),
+            Shown::Values => format!("{key}={value}"),
+        });
+        let query: Vec<String> = own_query.chain(query).collect();
+        let query = if query.is_empty() { String::new() } else { format!("?{}", query.join("&")) };
+        let body = body.as_ref().map(|body| match self.shown {
+            Shown::Types => format!(" {}", types(body)),
+            Shown::Values => format!(" {body}"),
+        });
+        format!("{method} {path}{query}{}", body.unwrap_or_default())
+    }
+
+    fn lane(&self) -> Lane {
+        let sets_ids =
+            self.raw.body.as_ref().is_some_and(|body| body.get("external_ids").is_some());
+        if sets_ids { Lane::ExternalIds } else { Lane::Free }
     }
 
     fn make<'a>(
@@ -178,36 +216,171 @@ impl Change for Send {
                 Err(error) if error.may_be_at_work() && !self.raw.repeatable => {
                     Err(error.never_again())
                 }
-                answered => answered.map(|()| Made::things(1)),
+                answered => answered.map(|body| Made {
+                    answer: kept(&body).filter(|_| self.keep_answer),
+                    ..Made::things(1)
+                }),
             }
         })
     }
 }
 
-/// Fills every string of a value.
-fn filled(value: Option<&Value>, at: Timestamp) -> Result<Option<Value>, String> {
-    fn fill(value: &Value, at: Timestamp) -> Result<Value, String> {
+/// At most this much of an answer is kept, in bytes.
+const KEPT: usize = 4096;
+/// Keys of Synapse's answers whose values are secrets, which stand in no history.
+const SECRETS: &[&str] =
+    &["access_token", "refresh_token", "login_token", "id_token", "password", "client_secret"];
+
+/// What is kept of an answer; `None` where it is empty.
+fn kept(body: &[u8]) -> Option<String> {
+    let masked = serde_json::from_slice(body)
+        .ok()
+        .and_then(|mut value| mask(&mut value).then(|| value.to_string()));
+    let mut text = masked.unwrap_or_else(|| String::from_utf8_lossy(body).into_owned());
+    if text.len() > KEPT {
+        text.truncate(text.floor_char_boundary(KEPT - '…'.len_utf8()));
+        text.push('…');
+    }
+    (!text.is_empty()).then_some(text)
+}
+
+/// Replaces secrets, and returns whether there were any.
+fn mask(value: &mut Value) -> bool {
+    match value {
+        Value::Object(map) => map.iter_mut().fold(false, |masked, (key, value)| {
+            if SECRETS.contains(&key.as_str()) && !value.is_null() {
+                *value = Value::String("***".to_owned());
+                return true;
+            }
+            mask(value) || masked
+        }),
+        Value::Array(items) => items.iter_mut().map(mask).filter(|masked| *masked).count() > 0,
+        _ => false,
+    }
+}
+
+/// Returns a JSON value with the type of each value in the value's place.
+fn types(value: &Value) -> String {
+    match value {
+        Value::Null => "<null>".to_owned(),
+        Value::Bool(_) => "<boolean>".to_owned(),
+        Value::Number(_) => "<number>".to_owned(),
+        Value::String(_) => "<string>".to_owned(),
+        Value::Array(items) => {
+            format!("[{}]", items.iter().map(types).collect::<Vec<_>>().join(", "))
+        }
+        Value::Object(map) => {
+            let entries: Vec<String> = map
+                .iter()
+                .map(|(key, value)| format!("{}: {}", Value::from(key.as_str()), types(value)))
+                .collect();
+            format!("{{{}}}", entries.join(", "))
+        }
+    }
+}
+
+/// Fills every string of a value; `name` is where it stands, for errors, which must not quote what may be a secret.
+fn filled(name: &str, value: Option<&Value>, at: Timestamp) -> Result<Option<Value>, String> {
+    fn fill(name: &str, value: &Value, at: Timestamp) -> Result<Value, String> {
         Ok(match value {
-            Value::String(text) => Value::String(render(text, at)?),
-            Value::Array(items) => {
-                Value::Array(items.iter().map(|item| fill(item, at)).collect::<Result<_, _>>()?)
-            }
-            Value::Object(map) => {
-                Value::Object(
-                    map.iter()
-                        .map(|(key, item)| Ok((key.clone(), fill(item, at)?)))
-                        .collect::<Result<_, String>>()?,
-                )
-            }
+            Value::String(text) => evaluate(name, text, at)?,
+            Value::Array(items) => Value::Array(
+                items
+                    .iter()
+                    .enumerate()
+                    .map(|(index, item)| fill(&format!("{name}[{index}]"), item, at))
+                    .collect::<Result<_, _>>()?,
+            ),
+            Value::Object(map) => Value::Object(
+                map.iter()
+                    .map(|(key, item)| Ok((key.clone(), fill(&format!("{name}.{key}"), item, at)?)))
+                    .collect::<Result<_, String>>()?,
+            ),
             other => other.clone(),
         })
     }
-    value.map(|value| fill(value, at)).transpose()
+    value.map(|value| fill(name, value, at)).transpose()
 }
 
-fn render(template: &str, at: Timestamp) -> Result<String, String> {
+/// Evaluates a template that is one expression to its value, and renders any other as text.
+fn evaluate(name: &str, template: &str, at: Timestamp) -> Result<Value, String> {
+    let environment = environment(at);
+    // What does not compile is several expressions, or an error that rendering reports.
+    let Some(expression) =
+        only_expression(template).and_then(|text| environment.compile_expression(text).ok())
+    else {
+        return render(name, template, at).map(Value::String);
+    };
+    let value = expression.eval(()).map_err(|error| not_rendered(name, &error))?;
+    if value.is_undefined() {
+        return Err(not_rendered(name, &ErrorKind::UndefinedError.into()));
+    }
+    if f64::try_from(value.clone()).is_ok_and(|number| !number.is_finite()) {
+        return Err(format!("the value of the template in `{name}` is not a number in JSON"));
+    }
+    let value = serde_json::to_value(&value)
+        .map_err(|error| format!("the value of the template in `{name}` is not JSON: {error}"))?;
+    if value.to_string().len() > LARGEST_TEXT {
+        return Err(not_rendered(name, &ErrorKind::WriteFailure.into()));
+    }
+    Ok(value)
+}
+
+/// Returns what stands between `{{` and `}}` where a template begins and ends with them.
+fn only_expression(template: &str) -> Option<&str> {
+    let inner = template.strip_prefix("{{")?.strip_suffix("}}")?;
+    let inner = inner.strip_prefix(['-', '+']).unwrap_or(inner);
+    Some(inner.strip_suffix(['-', '+']).unwrap_or(inner))
+}
+
+fn render(name: &str, template: &str, at: Timestamp) -> Result<String, String> {
+    let mut output = Bounded(Vec::new());
+    environment(at)
+        .template_from_str(template)
+        .and_then(|template| template.render_captured_to((), &mut output).map(drop))
+        .map_err(|error| not_rendered(name, &error))?;
+    String::from_utf8(output.0).map_err(|error| error.to_string())
+}
+
+fn not_rendered(name: &str, error: &minijinja::Error) -> String {
+    let problem = match error.kind() {
+        ErrorKind::OutOfFuel => {
+            format!("it takes more than {} steps: shorten its loops", grouped(STEPS))
+        }
+        ErrorKind::WriteFailure => {
+            format!("it gives more than {} of text", Size(LARGEST_TEXT as u64))
+        }
+        kind => error.detail().map_or_else(|| kind.to_string(), str::to_owned),
+    };
+    format!("the template in `{name}` cannot be filled in: {problem}")
+}
+
+/// How many steps one template may take, which bounds its memory, too: a step is an instruction or 64 bytes.
+const STEPS: u64 = 100_000;
+/// How many bytes of text one template may give.
+const LARGEST_TEXT: usize = 1 << 20;
+
+/// A buffer for a template's text that takes [`LARGEST_TEXT`].
+struct Bounded(Vec<u8>);
+
+impl std::io::Write for Bounded {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        if self.0.len() + bytes.len() > LARGEST_TEXT {
+            return Err(std::io::ErrorKind::StorageFull.into());
+        }
+        self.0.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+fn environment(at: Timestamp) -> Environment<'static> {
     let mut environment = Environment::new();
     environment.set_undefined_behavior(UndefinedBehavior::Strict);
+    environment.set_fuel(Some(STEPS));
     environment.add_function("ago_ms", move |length: String| {
         ago(at, &length).map(|moment| moment.timestamp_millis())
     });
@@ -217,12 +390,7 @@ fn render(template: &str, at: Timestamp) -> Result<String, String> {
     environment.add_function("now_ms", move || at.timestamp_millis());
     // minijinja's own filter leaves `/` as it is, and a room id may hold one.
     environment.add_filter("urlencode", |text: String| percent_encoded(&text));
-    environment.render_str(template, ()).map_err(|error| {
-        format!(
-            "the template {template:?} cannot be filled in: {}",
-            error.detail().map_or_else(|| error.kind().to_string(), str::to_owned)
-        )
-    })
+    environment
 }
 
 fn percent_encoded(text: &str) -> String {
@@ -293,9 +461,22 @@ mod tests {
             "{{ now_ms() }}",
             "{{ '#a/b:ü' | urlencode }}",
         ]
-        .map(|template| render(template, at).unwrap());
+        .map(|template| render("path", template, at).unwrap());
         assert_eq!(rendered, ["1792800000000", "1795388400", "1795392000000", "%23a%2Fb%3A%C3%BC"]);
-        insta::assert_snapshot!(render("{{ ago_ms('6mo') }}", at).unwrap_err(), @r#"the template "{{ ago_ms('6mo') }}" cannot be filled in: "6mo": months are not a unit here: write the days, "180d""#);
+        insta::assert_snapshot!(render("path", "{{ ago_ms('6mo') }}", at).unwrap_err(), @r#"the template in `path` cannot be filled in: "6mo": months are not a unit here: write the days, "180d""#);
+    }
+
+    #[test]
+    fn what_is_kept_of_an_answer_is_short_and_holds_no_secret() {
+        assert_eq!(kept(b""), None);
+        let as_it_is = "{ \"b\": 1,  \"a\": null }\n";
+        assert_eq!(kept(as_it_is.as_bytes()).as_deref(), Some(as_it_is));
+        let secret =
+            br#"{"user_id": "@a:hs", "logins": [{"access_token": "syt_x"}], "password": null}"#;
+        insta::assert_snapshot!(kept(secret).unwrap(), @r#"{"logins":[{"access_token":"***"}],"password":null,"user_id":"@a:hs"}"#);
+        let long = kept("ü".repeat(KEPT).as_bytes()).unwrap();
+        assert_eq!((long.len() <= KEPT, long.chars().last()), (true, Some('…')));
+        assert_eq!(kept(b"\xff\xfe").as_deref(), Some("\u{fffd}\u{fffd}"));
     }
 
     #[test]

@@ -187,7 +187,7 @@ const FAMILIES: &[Family] = &[
     },
     Family {
         name: "microglia_job_waiting",
-        help: "Whether a run waits for a place, a window or a retry.",
+        help: "Whether a run waits for a slot, a window or a retry.",
         kind: "gauge",
         values: |job| one(f64::from(u8::from(job.waiting || job.missed))),
     },
@@ -205,13 +205,11 @@ const FAMILIES: &[Family] = &[
     },
     Family {
         name: "microglia_job_last_run_duration_seconds",
-        help: "How long the last run took.",
+        help: "How long the last run worked, without waiting for a slot or a retry.",
         kind: "gauge",
         values: |job| {
-            let took = job.last_run.as_ref().and_then(|run| {
-                Some((run.finished_at? - run.started_at).to_std().ok()?.as_secs_f64())
-            });
-            took.map(one).unwrap_or_default()
+            let worked = job.last_run.as_ref().and_then(Report::worked);
+            worked.map(|worked| one(worked.as_secs_f64())).unwrap_or_default()
         },
     },
     Family {
@@ -233,7 +231,7 @@ const FAMILIES: &[Family] = &[
     },
     Family {
         name: "microglia_job_last_run_things",
-        help: "What became of the things of the last run's plan; planned is absent where a kind cannot know.",
+        help: "What became of the things of the last run's plan; planned and remaining are absent where they are unknown.",
         kind: "gauge",
         values: |job| {
             let Some(run) = &job.last_run else {
@@ -246,7 +244,7 @@ const FAMILIES: &[Family] = &[
                 ("done", Some(run.done)),
                 ("failed", Some(run.failed)),
                 ("skipped", Some(run.skipped)),
-                ("remaining", Some(run.remaining)),
+                ("remaining", run.remaining),
             ];
             states
                 .into_iter()

@@ -12,9 +12,10 @@ use futures_util::stream::FuturesUnordered;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::{Ending, Run, Stopped, record};
+use super::{Ending, Phase, Run, Stopped, record};
 use crate::change::{Change, Check, Lane, Made, Plan, Walk, Work};
 use crate::history;
+use crate::keys::Rate;
 use crate::report::{ChangeRecord, Event, State};
 use crate::synapse::{self, Writer};
 
@@ -30,6 +31,8 @@ pub(super) enum Abort {
     Stopped(Stopped),
     Synapse(synapse::Error),
     History(history::Error),
+    /// A lock no longer keeps other runs out, and why.
+    LockLost(String),
 }
 
 impl From<history::Error> for Abort {
@@ -53,6 +56,8 @@ struct Making<'a> {
 
 /// So many internal errors in a row are no longer about their targets.
 const BROKEN: u32 = 5;
+/// A target that differs from its record so often is left as it is.
+const LOOKS: u32 = 5;
 
 /// Changes with their numbers in the history.
 type Numbered = VecDeque<(i64, Box<dyn Change>)>;
@@ -60,6 +65,7 @@ type Queue = Mutex<Numbered>;
 
 impl Run<'_> {
     pub(super) async fn make_all(&self, plan: Plan, first_seq: i64, server: &str) -> Ending {
+        self.enter(Phase::Changing);
         let given_up = CancellationToken::new();
         let making = Making {
             run: self,
@@ -91,6 +97,7 @@ impl Run<'_> {
                 "the history cannot be written, and what cannot be recorded is not done: {error}"
             )),
             Abort::Synapse(error) => self.ending_of(&error),
+            Abort::LockLost(why) => Ending::Failed(why),
         }
     }
 
@@ -119,7 +126,7 @@ impl Run<'_> {
                 files => files as u64,
             };
             let files: Vec<_> = gone.into_iter().filter(|(_, bytes)| bytes.is_some()).collect();
-            let bytes: u64 = files.iter().filter_map(|(_, bytes)| *bytes).sum();
+            let bytes = files.iter().filter_map(|(_, bytes)| *bytes).fold(0, u64::saturating_add);
             // What was not made is in the new plan, which replaces it.
             if made > 0 {
                 (record.state, record.count) = (State::Done, made);
@@ -141,7 +148,7 @@ impl Run<'_> {
             {
                 let mut report = self.report();
                 report.done += made;
-                report.bytes_freed = report.bytes_freed.map(|freed| freed + bytes);
+                report.bytes_freed = report.bytes_freed.map(|freed| freed.saturating_add(bytes));
             }
             if record.state != State::Planned {
                 self.tell(Event::Changed(record));
@@ -177,6 +184,8 @@ impl Making<'_> {
     fn may_go_on(&self) -> bool {
         if let Some(stopped) = self.run.stopped() {
             self.abort(Abort::Stopped(stopped));
+        } else if let Err(why) = self.run.hold_locks() {
+            self.abort(Abort::LockLost(why));
         }
         self.abort.lock().unwrap_or_else(PoisonError::into_inner).is_none()
     }
@@ -190,6 +199,7 @@ impl Making<'_> {
 
     async fn lanes(&self, changes: Vec<Box<dyn Change>>, first_seq: i64) {
         let mut free: VecDeque<_> = VecDeque::new();
+        let mut external_ids: VecDeque<_> = VecDeque::new();
         let mut rooms: Vec<(String, f64, Numbered)> = Vec::new();
         for (seq, change) in (first_seq..).zip(changes) {
             match change.lane() {
@@ -199,15 +209,14 @@ impl Making<'_> {
                         None => rooms.push((room_id, per_second, VecDeque::from([(seq, change)]))),
                     }
                 }
+                Lane::ExternalIds => external_ids.push_back((seq, change)),
                 Lane::Free | Lane::Media(_) => free.push_back((seq, change)),
             }
         }
         let free: Queue = Mutex::new(free);
         let rooms: Vec<(Duration, Queue)> = rooms
             .into_iter()
-            .map(|(_, per_second, queue)| {
-                (Duration::from_secs_f64(1.0 / per_second), Mutex::new(queue))
-            })
+            .map(|(_, per_second, queue)| (Rate(per_second).interval(), Mutex::new(queue)))
             .collect();
         let mut workers: FuturesUnordered<BoxFuture<'_, ()>> = FuturesUnordered::new();
         for _ in 0..self.run.concurrency {
@@ -215,6 +224,9 @@ impl Making<'_> {
         }
         for (interval, queue) in &rooms {
             workers.push(Box::pin(self.work(queue, *interval)));
+        }
+        if !external_ids.is_empty() {
+            workers.push(Box::pin(self.work_alone(Mutex::new(external_ids))));
         }
         while workers.next().await.is_some() {}
     }
@@ -239,6 +251,14 @@ impl Making<'_> {
         }
     }
 
+    /// Works off changes of external ids while no other run on the homeserver makes any.
+    async fn work_alone(&self, external_ids: Queue) {
+        match self.run.external_ids_lock(self.server).await {
+            Ok(_lock) => self.work(&external_ids, Duration::ZERO).await,
+            Err(abort) => self.abort(abort),
+        }
+    }
+
     async fn walk(&self, mut walk: Box<dyn Walk>, problems: usize) {
         self.next_seq.fetch_add(i64::try_from(problems).unwrap_or(0), Ordering::Relaxed);
         let mut last = None;
@@ -257,7 +277,7 @@ impl Making<'_> {
 
     /// Makes one change and records it; answers whether anything was sent.
     async fn one(&self, seq: i64, change: &dyn Change) -> bool {
-        let outcome = self.checked(seq, change).await;
+        let outcome = self.checked(seq, change, 1).await;
         let sent = !matches!(outcome, Ok(None));
         match outcome {
             Ok(_) => {}
@@ -265,14 +285,16 @@ impl Making<'_> {
         }
         let (done, total) = {
             let report = self.run.report();
-            (report.done + report.failed + report.skipped, report.planned)
+            (report.done.saturating_add(report.failed + report.skipped), report.planned)
         };
         self.run.tell(Event::Changing { done, total });
         sent
     }
 
     /// `Ok(None)` where the target did not need the change any more.
-    async fn checked(&self, seq: i64, change: &dyn Change) -> Result<Option<()>, Abort> {
+    ///
+    /// `look` counts how often the change has looked at its target.
+    async fn checked(&self, seq: i64, change: &dyn Change, look: u32) -> Result<Option<()>, Abort> {
         if let Lane::Room { .. } = change.lane() {
             self.run.wait_for(self.writer.join_turn()).await.map_err(Abort::Stopped)?;
         }
@@ -310,7 +332,7 @@ impl Making<'_> {
         let id = run.report().id;
         let media = match change.lane() {
             Lane::Media(store) => Some(store),
-            Lane::Free | Lane::Room { .. } => None,
+            Lane::Free | Lane::Room { .. } | Lane::ExternalIds => None,
         };
         if let Some(store) = media {
             run.runner.history.media_call_sent(self.server, store).await?;
@@ -331,6 +353,12 @@ impl Making<'_> {
         } else {
             change.make(&self.writer, record.before.as_ref()).await
         };
+        // The target is not what was recorded, so that the record would lie: look, and record, again.
+        let changed =
+            made.as_ref().is_err_and(|error| matches!(error.cause, synapse::Cause::Changed));
+        if changed && look < LOOKS {
+            return Box::pin(self.checked(seq, change, look + 1)).await;
+        }
         let answered = !made.as_ref().is_err_and(synapse::Error::may_be_at_work);
         let recorded = self.made(seq, change, record, made).await;
         // Last, so that a call is never over before what it did is on record.
@@ -355,6 +383,7 @@ impl Making<'_> {
                 self.broken.store(0, Ordering::Relaxed);
                 (record.state, record.detail) = (State::Done, made.detail.clone());
                 record.count = made.done;
+                record.answer.clone_from(&made.answer);
                 self.settle(seq, record, &made).await?;
             }
             Err(error) if error.is_about_target() => {
@@ -400,12 +429,12 @@ impl Making<'_> {
         let recorded = history.made(id, seq, &record, self.server, &made.files, &made.facts).await;
         {
             let mut report = self.run.report();
-            report.done += made.done;
+            report.done = report.done.saturating_add(made.done);
             report.skipped += made.skipped;
             report.failed += if record.state == State::Failed { record.count } else { 0 };
-            report.bytes_freed = report.bytes_freed.map(|freed| freed + made.bytes);
+            report.bytes_freed = report.bytes_freed.map(|freed| freed.saturating_add(made.bytes));
             // Synapse may delete files that no list showed.
-            let known = report.done + report.skipped + report.failed;
+            let known = report.done.saturating_add(report.skipped + report.failed);
             report.planned = report.planned.map(|planned| planned.max(known));
         }
         if record.state != State::Planned {

@@ -8,7 +8,8 @@ use crate::change::{Plan, Work};
 use crate::history;
 use crate::keys::Limit;
 use crate::report::{CHANGES_SHOWN, ChangeRecord, Event, Mode, State};
-use crate::words::counted;
+use crate::size::Size;
+use crate::words::{counted, grouped};
 
 impl Run<'_> {
     /// Judges the plan, and makes its changes unless this is a dry run.
@@ -21,39 +22,54 @@ impl Run<'_> {
         self.problems.store(problems, Ordering::Relaxed);
         self.some_fine.store(plan.some_fine, Ordering::Relaxed);
         let count = plan.count();
-        let (done, cut) = {
-            let mut report = self.report();
-            (report.failed, report.remaining) = (problems, 0);
-            report.sample.clone_from(&plan.sample);
-            let before = report.done + report.skipped;
-            report.planned = count.map(|count| before + count + problems);
-            report.bytes_planned = plan.bytes.map(|bytes| bytes + report.bytes_freed.unwrap_or(0));
-            if plan.bytes.is_some() {
-                report.bytes_freed.get_or_insert(0);
-            }
-            (before, self.spec.common.at_most.filter(|_| count.is_some()))
+        let (done, bytes) = {
+            let report = self.report();
+            (report.done + report.skipped, plan.bytes)
         };
-        let notes = std::mem::take(&mut plan.notes);
-        let mut nothing_fits = None;
+        let cut = self.spec.common.at_most.filter(|_| count.is_some());
+        let mut notes = std::mem::take(&mut plan.notes);
+        let (mut nothing_fits, mut left) = (None, 0);
         let kept = match cut {
             Some(most) => {
                 let most = u64::from(most).saturating_sub(done);
                 let kept = plan.keep(most);
-                let left = count.unwrap_or(0) - kept.min(count.unwrap_or(0));
-                self.report().remaining = left;
+                left = count.unwrap_or(0).saturating_sub(kept);
                 if kept == 0 && left > 0 && most > 0 {
                     nothing_fits = Some(format!(
                         "at_most = {} is too small: the first of the plan go together and are more, so that nothing would ever be done; raise it",
                         most + done
                     ));
+                } else if left > 0 {
+                    let bytes = bytes.unwrap_or(0).saturating_sub(plan.bytes.unwrap_or(0));
+                    notes.push(left_for_later(left, bytes));
                 }
                 Some(kept)
             }
             None => count,
         };
+        {
+            let mut report = self.report();
+            report.failed = problems;
+            report.remaining = kept.map(|_| left);
+            report.sample.clone_from(&plan.sample);
+            report.left_alone.clone_from(&plan.left_alone);
+            report.planned = kept.map(|kept| done + kept + problems);
+            report.bytes_planned =
+                plan.bytes.map(|bytes| bytes.saturating_add(report.bytes_freed.unwrap_or(0)));
+            if plan.bytes.is_some() {
+                report.bytes_freed.get_or_insert(0);
+            }
+        }
+        self.left_by_at_most.store(left, Ordering::Relaxed);
         *self.notes.lock().unwrap_or_else(PoisonError::into_inner) = notes;
         let planned = self.report().planned;
         self.tell(Event::Planned { planned, bytes: plan.bytes });
+        let named = std::mem::take(&mut plan.left_alone_named);
+        if !named.is_empty() {
+            let all: u64 = plan.left_alone.values().sum();
+            let more = all.saturating_sub(named.len() as u64);
+            self.tell(Event::LeftAlone { named, more });
+        }
         if let Some(refusal) = nothing_fits {
             self.record_plan(&plan).await.map_err(unrecorded)?;
             return Ok(Ending::Refused(refusal));
@@ -100,6 +116,7 @@ impl Run<'_> {
                 count: walk.left().unwrap_or(0),
                 state: State::Planned,
                 detail: None,
+                answer: None,
                 before: None,
             }],
         };
@@ -128,4 +145,11 @@ impl Run<'_> {
             recorded => recorded,
         }
     }
+}
+
+/// What `at_most` leaves out of this run, in one sentence.
+fn left_for_later(items: u64, bytes: u64) -> String {
+    let size = if bytes > 0 { format!(" ({})", Size(bytes)) } else { String::new() };
+    let are = if items == 1 { "is" } else { "are" };
+    format!("{} more{size} {are} left for later runs by at_most", grouped(items))
 }

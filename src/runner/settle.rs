@@ -1,5 +1,6 @@
-//! Media calls, one at a time for a homeserver, and none while a lost one may be at work.
+//! What goes one at a time for a homeserver: media calls, none while a lost one may be at work, and changes of external ids.
 
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -7,7 +8,7 @@ use tokio::time::Instant;
 use super::Run;
 use super::changes::Abort;
 use crate::change::Store;
-use crate::report::Event;
+use crate::report::{Event, WaitReason};
 use crate::state_dir::Lock;
 
 /// When a media call whose answer was lost counts as over.
@@ -34,44 +35,66 @@ impl Run<'_> {
     /// Waits until no other job or process purges media on the homeserver, and no lost call may be at work there.
     ///
     /// A plan that is made while files still vanish is not true: the lock is held from before the plan to the last call.
-    pub(super) async fn media_place(&self, server: &str) -> Result<Option<Lock>, Abort> {
+    pub(super) async fn media_place(&self, server: &str) -> Result<Option<Arc<Lock>>, Abort> {
         let history = &self.runner.history;
-        let lock = self.media_lock(server).await?;
+        let lock =
+            self.homeserver_lock("media", server, "another job's media purge to end").await?;
         if let Some(call) = history.lost_media_call(server).await? {
-            self.tell(Event::Waiting(format!(
-                "the answer to a media purge sent at {} was lost, and Synapse works on regardless: until nothing more goes, no other is sent",
+            let what = format!(
+                "the media purge sent at {} to end: its answer was lost, and Synapse works on regardless; no other is sent while files still go",
                 crate::clock::spoken(call.sent_at)
-            )));
-            self.until_still(call.store).await?;
+            );
+            self.tell(Event::Waiting(what.clone()));
+            self.waits(WaitReason::Slot, what, self.until_still(call.store)).await?;
             history.media_call_over(server).await?;
             self.tell(Event::Resumed);
         }
         Ok(lock)
     }
 
-    async fn media_lock(&self, server: &str) -> Result<Option<Lock>, Abort> {
+    /// Waits until no other job or process changes external ids on the homeserver.
+    pub(super) async fn external_ids_lock(&self, server: &str) -> Result<Option<Arc<Lock>>, Abort> {
+        let waiting = "another run's changes of external ids to end";
+        self.homeserver_lock("external-ids", server, waiting).await
+    }
+
+    /// Waits for a lock of the whole homeserver; it goes by the server's own name, whatever the address.
+    async fn homeserver_lock(
+        &self,
+        what: &str,
+        server: &str,
+        waiting: &str,
+    ) -> Result<Option<Arc<Lock>>, Abort> {
         let Some(dir) = &self.runner.dir else { return Ok(None) };
-        let name: String = server
+        let server: String = server
             .chars()
             .map(|c| if c.is_ascii_alphanumeric() || c == '.' || c == '-' { c } else { '_' })
             .collect();
-        let mut waiting = false;
-        loop {
-            // The dot keeps it apart from the locks of jobs.
-            if let Some(lock) =
-                dir.try_lock(&format!("media.{name}")).map_err(crate::history::Error::Io)?
-            {
-                if waiting {
-                    self.tell(Event::Resumed);
-                }
-                return Ok(Some(lock));
-            }
-            if !waiting {
-                self.tell(Event::Waiting("for another job's media purge to end".to_owned()));
-                waiting = true;
-            }
-            self.wait(super::LOOK_FOR_PLACE).await?;
+        // The dot keeps it apart from the locks of jobs.
+        let name = format!("{what}.{server}");
+        let free = || dir.try_lock(&name).map_err(crate::history::Error::Io);
+        if let Some(lock) = free()? {
+            return Ok(Some(self.hold(lock)));
         }
+        self.tell(Event::Waiting(waiting.to_owned()));
+        let next = async {
+            loop {
+                self.wait(super::LOOK_FOR_PLACE).await?;
+                if let Some(lock) = free()? {
+                    return Ok::<_, Abort>(lock);
+                }
+            }
+        };
+        let lock = self.waits(WaitReason::Slot, waiting.to_owned(), next).await?;
+        self.tell(Event::Resumed);
+        Ok(Some(self.hold(lock)))
+    }
+
+    /// Remembers a lock that has to be checked before each change.
+    fn hold(&self, lock: Lock) -> Arc<Lock> {
+        let lock = Arc::new(lock);
+        self.locks.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::downgrade(&lock));
+        lock
     }
 
     /// Counts the files that the lost call may delete again and again; of the remote cache nothing can be seen.
@@ -89,7 +112,8 @@ impl Run<'_> {
                 Some(owners) => {
                     blind_since = Instant::now();
                     let sum = owners.iter().fold((0, 0), |(files, bytes), owner| {
-                        (files + owner.media_count, bytes + owner.media_length.unwrap_or(0))
+                        let length = owner.media_length.unwrap_or(0);
+                        (owner.media_count.saturating_add(files), length.saturating_add(bytes))
                     });
                     if last.replace(sum) != Some(sum) {
                         since = Instant::now();

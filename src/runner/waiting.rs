@@ -1,15 +1,24 @@
 //! What a run waits for: a place among the runs, a moment, an answer; and what ends its waiting.
 
-use std::sync::Arc;
+use std::convert::Infallible;
+use std::pin::pin;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
-use super::{Ending, LOOK_FOR_PLACE, Places, Run, Stopped};
-use crate::report::{Event, Mode};
+use super::{Ending, LOOK_FOR_PLACE, Phase, Places, Run, Stopped, truncated};
+use crate::report::{Event, Mode, WaitReason, Waiting};
+use crate::synapse::Silence;
 
 /// How often to look whether the window is over while something is waited for.
 const LOOK_AT_CLOCK: Duration = Duration::from_secs(1);
+/// How often to look whether the homeserver answers.
+const LOOK_FOR_ANSWERS: Duration = Duration::from_millis(500);
+/// A shorter silence is over before anybody wonders.
+const HICCUP: Duration = Duration::from_secs(2);
+/// A shorter wait is over before anybody reads of it.
+const WORTH_RECORDING: Duration = Duration::from_secs(1);
 
 impl Run<'_> {
     /// Waits for one of the homeserver's places for runs; it is given back on drop.
@@ -17,22 +26,78 @@ impl Run<'_> {
         if let Some(place) = self.free_place(places)? {
             return Ok(place);
         }
-        self.tell(Event::Waiting(format!("for another run on {} to end", self.spec.homeserver)));
-        let place: Box<dyn Send> = match places {
+        let what = format!("another run on {} to end", self.spec.homeserver);
+        self.tell(Event::Waiting(what.clone()));
+        let place = self.waits(WaitReason::Slot, what, self.next_place(places)).await?;
+        self.tell(Event::Resumed);
+        Ok(place)
+    }
+
+    async fn next_place(&self, places: &Places) -> Result<Box<dyn Send>, Ending> {
+        match places {
             // In the order in which they came.
             Places::Shared(places) => tokio::select! {
-                place = Arc::clone(places).acquire_owned() => Box::new(place),
-                stopped = self.until_stopped() => return Err(Ending::Stopped(stopped)),
+                place = Arc::clone(places).acquire_owned() => Ok(Box::new(place)),
+                stopped = self.until_stopped() => Err(Ending::Stopped(stopped)),
             },
             Places::Locks(_) => loop {
                 self.pause(LOOK_FOR_PLACE).await.map_err(Ending::Stopped)?;
                 if let Some(place) = self.free_place(places)? {
-                    break place;
+                    return Ok(place);
                 }
             },
+        }
+    }
+
+    /// Waits for what is no part of the work; a wait that lasts is recorded, so that other processes can tell.
+    pub(super) async fn waits<T, E>(
+        &self,
+        reason: WaitReason,
+        what: String,
+        ready: impl Future<Output = Result<T, E>>,
+    ) -> Result<T, E> {
+        let before = self.enter(Phase::Waiting(what.clone()));
+        let waiting = Waiting { what, since: truncated(self.runner.clock.now()) };
+        *self.wait.lock().unwrap_or_else(PoisonError::into_inner) = Some((reason, Instant::now()));
+        let mut ready = pin!(ready);
+        let waited = if let Ok(waited) = timeout(WORTH_RECORDING, &mut ready).await {
+            waited
+        } else {
+            self.record_wait(Some(waiting)).await;
+            let waited = ready.await;
+            self.record_wait(None).await;
+            waited
         };
-        self.tell(Event::Resumed);
-        Ok(place)
+        self.count_wait();
+        // A run that is stopped while it waits ends in this phase.
+        if waited.is_ok() {
+            self.enter(before);
+        }
+        waited
+    }
+
+    /// A run waits also where that cannot be recorded.
+    async fn record_wait(&self, waiting: Option<Waiting>) {
+        let report = {
+            let mut report = self.report();
+            report.waiting = waiting;
+            report.clone()
+        };
+        if let Err(error) = self.runner.history.save(&report).await {
+            tracing::debug!(job = %report.job, "cannot record that the run waits: {error}");
+        }
+    }
+
+    /// Adds the wait that is over, or that the end of the run cut short, to what the run waited.
+    pub(super) fn count_wait(&self) {
+        let over = self.wait.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let Some((reason, since)) = over else { return };
+        let mut report = self.report();
+        report.waiting = None;
+        report.waited_seconds += since.elapsed().as_secs_f64();
+        if !report.waited_for.contains(&reason) {
+            report.waited_for.push(reason);
+        }
     }
 
     fn free_place(&self, places: &Places) -> Result<Option<Box<dyn Send>>, Ending> {
@@ -47,8 +112,10 @@ impl Run<'_> {
 
     fn locked_place(&self, places: u32) -> Result<Option<Box<dyn Send>>, Ending> {
         let Some(dir) = &self.runner.dir else { return Ok(Some(Box::new(()))) };
+        let address = self.reader.address().file_name();
         for place in 0..places {
-            match dir.try_lock(&format!("homeserver-{}.{place}", self.spec.homeserver)) {
+            // The dot keeps it apart from the locks of jobs.
+            match dir.try_lock(&format!("address-{address}.{place}")) {
                 Ok(Some(lock)) => return Ok(Some(Box::new(lock))),
                 Ok(None) => {}
                 Err(error) if self.order.mode == Mode::DryRun => {
@@ -63,6 +130,27 @@ impl Run<'_> {
             }
         }
         Ok(None)
+    }
+
+    /// Tells when the homeserver stops answering, and when it answers again.
+    pub(super) async fn watch_answers(&self) -> Infallible {
+        let mut silent_since: Option<Instant> = None;
+        loop {
+            tokio::time::sleep(LOOK_FOR_ANSWERS).await;
+            let silence = self.reader.silence().filter(|silence| silence.since.elapsed() > HICCUP);
+            match (silent_since, silence) {
+                (None, Some(Silence { since, problem })) => {
+                    silent_since = Some(since);
+                    let since = truncated(self.runner.clock.now() - since.elapsed());
+                    self.tell(Event::Silent { since, problem });
+                }
+                (Some(since), None) => {
+                    silent_since = None;
+                    self.tell(Event::Answering { after_seconds: since.elapsed().as_secs() });
+                }
+                _ => {}
+            }
+        }
     }
 
     /// Sleeps, unless the run is to stop first.

@@ -1,33 +1,43 @@
 //! Adopting a config: what is unchanged goes on, the rest is swapped, started or retired.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
-use tokio::sync::Semaphore;
 
 use super::{Entry, Supervisor};
 use crate::config::{Config, Homeserver};
 use crate::history::{self, Known};
-use crate::report::Outcome;
 use crate::runner::{Place, Places};
-use crate::synapse::{Reader, Transport};
+use crate::synapse::{Address, Limits, Reader, Settings, Slots, Transport};
 
 /// A homeserver as runs use it, with what it was made from.
 pub(super) struct Live {
     connection_fingerprint: u64,
     place: Place,
-    /// What all places of the homeserver share, whatever else is changed.
-    places: Arc<Semaphore>,
-    max_concurrent_runs: u32,
     /// Held while it is asked who it is.
     asked: Arc<tokio::sync::Mutex<()>>,
+}
+
+/// What all that use an address share, whatever name they have for it, also across reloads.
+#[derive(Clone)]
+pub(super) struct Shared {
+    slots: Arc<Slots>,
+    limits: Arc<Limits>,
+}
+
+impl Shared {
+    /// Whether a run that goes on with an earlier configuration still counts.
+    fn in_use(&self) -> bool {
+        Arc::strong_count(&self.limits) > 1 || Arc::strong_count(self.slots.semaphore()) > 1
+    }
 }
 
 /// A homeserver that is new or changed, set up and not used yet.
 struct Fresh<'a> {
     homeserver: &'a Homeserver,
     transport: Transport,
+    slots: Arc<Slots>,
 }
 
 /// What adopting a config did, by the names of the jobs.
@@ -49,7 +59,14 @@ impl Supervisor {
     /// All or nothing: a homeserver that cannot be set up leaves everything as it was.
     pub async fn adopt(&self, config: &Config) -> Result<Adopted, anyhow::Error> {
         let mut new = Vec::new();
+        let mut addresses = self.state().addresses.clone();
         for homeserver in config.homeservers.values() {
+            let address = homeserver.address();
+            let Some((runs, limits)) = config.limits(&address) else { continue };
+            let shared = addresses.entry(address).or_insert_with(|| Shared {
+                slots: Arc::new(Slots::new(runs)),
+                limits: Arc::new(Limits::new(limits)),
+            });
             let fingerprint = homeserver.connection_fingerprint();
             if self
                 .state()
@@ -57,13 +74,14 @@ impl Supervisor {
                 .get(&homeserver.name)
                 .is_none_or(|live| live.connection_fingerprint != fingerprint)
             {
-                let transport =
-                    Transport::new(homeserver.settings(), self.metrics.observer(&homeserver.name))
-                        .map_err(|error| anyhow::anyhow!("{}: {error}", homeserver.name))?;
-                new.push(Fresh { homeserver, transport });
+                let settings =
+                    Settings { limits: Arc::clone(&shared.limits), ..homeserver.settings() };
+                let transport = Transport::new(settings, self.metrics.observer(&homeserver.name))
+                    .map_err(|error| anyhow::anyhow!("{}: {error}", homeserver.name))?;
+                new.push(Fresh { homeserver, transport, slots: Arc::clone(&shared.slots) });
             }
         }
-        let adopted = self.swap(config, new);
+        let adopted = self.swap(config, new, addresses);
         self.describe(&self.know().await).await;
         Ok(adopted)
     }
@@ -92,7 +110,12 @@ impl Supervisor {
         })
     }
 
-    fn swap(&self, config: &Config, new: Vec<Fresh<'_>>) -> Adopted {
+    fn swap(
+        &self,
+        config: &Config,
+        new: Vec<Fresh<'_>>,
+        addresses: BTreeMap<Address, Shared>,
+    ) -> Adopted {
         let now = self.clock.now();
         let (mut state, mut agenda) = (self.state(), self.agenda());
         let gone: Vec<String> = state
@@ -105,15 +128,10 @@ impl Supervisor {
             state.homeservers.remove(&name);
             self.metrics.forget_homeserver(&name);
         }
-        for Fresh { homeserver, transport } in new {
-            let max_concurrent_runs = homeserver.keys.max_concurrent_runs;
-            let places = state.homeservers.get(&homeserver.name).map_or_else(
-                || Arc::new(Semaphore::new(max_concurrent_runs as usize)),
-                |live| resized(&live.places, live.max_concurrent_runs, max_concurrent_runs),
-            );
+        for Fresh { homeserver, transport, slots } in new {
             let place = Place {
                 transport: Arc::new(transport),
-                places: Places::Shared(Arc::clone(&places)),
+                places: Places::Shared(Arc::clone(slots.semaphore())),
                 max_concurrent_requests: homeserver.keys.max_concurrent_requests,
             };
             state.homeservers.insert(
@@ -121,18 +139,23 @@ impl Supervisor {
                 Live {
                     connection_fingerprint: homeserver.connection_fingerprint(),
                     place,
-                    places,
-                    max_concurrent_runs,
                     asked: Arc::default(),
                 },
             );
+        }
+        state.addresses = addresses;
+        // Also of homeservers that are unchanged: another name for the address may have lower limits.
+        for live in state.homeservers.values_mut() {
+            if let Some((_, limits)) = config.limits(&live.place.transport.address) {
+                live.place.max_concurrent_requests = limits.max_concurrent_requests;
+            }
         }
         let mut adopted = Adopted::default();
         let removed: Vec<String> =
             state.jobs.keys().filter(|name| config.job(name).is_none()).cloned().collect();
         for name in removed {
             if let Some(Entry { running: Some(running), .. }) = state.jobs.remove(&name) {
-                running.stop.at_boundary(Outcome::Cancelled);
+                running.stop.cancelled_by("a reload that removed the job");
                 state.leaving.insert(name.clone(), running);
             }
             agenda.remove(&name);
@@ -182,6 +205,14 @@ impl Supervisor {
                 }
             }
         }
+        state.addresses.retain(|address, shared| match config.limits(address) {
+            Some((runs, limits)) => {
+                shared.slots.resize(runs);
+                shared.limits.set(limits);
+                true
+            }
+            None => shared.in_use(),
+        });
         adopted
     }
 
@@ -202,18 +233,4 @@ impl Supervisor {
             });
         }
     }
-}
-
-/// Changes the number of places that runs share; one that is taken goes when it is given back.
-fn resized(places: &Arc<Semaphore>, from: u32, to: u32) -> Arc<Semaphore> {
-    places.add_permits(to.saturating_sub(from) as usize);
-    if to < from {
-        let places = Arc::clone(places);
-        tokio::spawn(async move {
-            if let Ok(taken) = places.acquire_many_owned(from - to).await {
-                taken.forget();
-            }
-        });
-    }
-    Arc::clone(places)
 }

@@ -1,7 +1,5 @@
 //! What runs tell, as metrics.
 
-use std::time::Duration;
-
 use super::{Entry, State, Supervisor};
 use crate::clock::Timestamp;
 use crate::history::Known;
@@ -45,16 +43,18 @@ impl Supervisor {
             Event::Ended(report) => self.ended(job, report),
             Event::Reading { .. }
             | Event::Planned { .. }
+            | Event::LeftAlone { .. }
             | Event::Changing { .. }
-            | Event::Slow(_) => {}
+            | Event::Slow(_)
+            | Event::Silent { .. }
+            | Event::Answering { .. }
+            | Event::Warning(_) => {}
         }
     }
 
     fn ended(&self, job: &str, report: &Report) {
-        let took = report
-            .finished_at
-            .map_or(Duration::ZERO, |end| (end - report.started_at).to_std().unwrap_or_default());
-        self.metrics.run_duration.with_label_values(&[&report.kind]).observe(took.as_secs_f64());
+        let worked = report.worked().unwrap_or_default();
+        self.metrics.run_duration.with_label_values(&[&report.kind]).observe(worked.as_secs_f64());
         let state = self.state();
         let mode = state.jobs.get(job).map_or(report.mode, |entry| entry.spec.common.mode);
         self.metrics.jobs.update(job, |series| {

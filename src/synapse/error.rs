@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use reqwest::Method;
 
+use crate::size::Size;
+
 /// A request that did not get the answer it was sent for.
 #[derive(Debug, Clone, thiserror::Error)]
 pub struct Error {
@@ -20,10 +22,14 @@ pub struct Error {
 pub enum Cause {
     /// The request was never sent.
     Unreachable(String),
+    /// The request could not be built, as with a token that no header can carry: it was never sent.
+    NotSent(String),
     /// The run ended while the request waited for its turn or was asked to wait: it did nothing.
     GivenUp,
     /// The request was sent, and no whole answer came back: Synapse may have done it, or be doing it still.
     Lost(String),
+    /// The answer is larger than its endpoint's limit, and was not read to its end.
+    TooLarge(Size),
     /// Synapse's own error envelope.
     Synapse { status: u16, errcode: String, error: String, retry_after: Option<Duration> },
     /// An error without Matrix's envelope: something in front of Synapse answered.
@@ -34,6 +40,8 @@ pub enum Cause {
     Unexpected(String),
     /// The answer differs from what was sent, for this one target.
     Contradicted(String),
+    /// The target is not what it was when its state was recorded: the change was not made.
+    Changed,
 }
 
 impl Error {
@@ -68,7 +76,11 @@ impl Error {
                     || (*status == 500 && self.method == Method::GET && !self.is_about_token())
             }
             Cause::NotSynapse { status, .. } => matches!(status, 408 | 429 | 500..=599),
-            Cause::Unexpected(_) | Cause::Contradicted(_) => false,
+            Cause::NotSent(_)
+            | Cause::TooLarge(_)
+            | Cause::Unexpected(_)
+            | Cause::Contradicted(_)
+            | Cause::Changed => false,
         }
     }
 
@@ -88,7 +100,7 @@ impl Error {
                             | "M_NOT_JSON"
                     )
             }
-            Cause::Contradicted(_) => true,
+            Cause::Contradicted(_) | Cause::Changed => true,
             _ => false,
         }
     }
@@ -98,8 +110,8 @@ impl Error {
         match &self.cause {
             Cause::Synapse { status: 401, .. } => true,
             Cause::Synapse { status: 403, error, .. } => error == NOT_ADMIN,
-            Cause::Synapse { status: 500, error, .. } => {
-                error.starts_with("Invalid username claim")
+            Cause::Synapse { status: 500, errcode, error, .. } => {
+                error.starts_with("Invalid username claim") || is_no_account(errcode, error)
             }
             _ => false,
         }
@@ -117,7 +129,7 @@ impl Error {
     /// Whether the request may have been carried out, or may be at work still, although no good answer came.
     pub fn may_be_at_work(&self) -> bool {
         match &self.cause {
-            Cause::Lost(_) | Cause::Undecodable { .. } => true,
+            Cause::Lost(_) | Cause::TooLarge(_) | Cause::Undecodable { .. } => true,
             Cause::NotSynapse { status, .. } => *status >= 500,
             // A process of Synapse that waits for another one answers with these.
             Cause::Synapse { status, .. } => matches!(status, 502..=504),
@@ -135,6 +147,15 @@ impl Error {
         }
     }
 
+    /// Whether this is no answer of Synapse: it is down, or something in front of it says so.
+    pub(super) fn is_silence(&self) -> bool {
+        match &self.cause {
+            Cause::Unreachable(_) | Cause::Lost(_) => true,
+            Cause::NotSynapse { status, .. } => matches!(status, 502..=504),
+            _ => false,
+        }
+    }
+
     pub(super) fn is_limited(&self) -> bool {
         matches!(
             &self.cause,
@@ -146,8 +167,16 @@ impl Error {
     pub fn words(&self) -> String {
         match &self.cause {
             Cause::Unreachable(problem) => format!("not reachable: {problem}"),
+            Cause::NotSent(problem) => {
+                format!("the request cannot be built, and was not sent: {problem}")
+            }
             Cause::GivenUp => "the run ended while this waited to be sent".to_owned(),
             Cause::Lost(problem) => format!("the answer was lost: {problem}"),
+            Cause::TooLarge(most) => {
+                format!(
+                    "the answer is larger than {most}, the most that is read from this endpoint"
+                )
+            }
             Cause::Synapse { status, errcode, error, .. } => format!("{status} {errcode}: {error}"),
             Cause::NotSynapse { status, excerpt, .. } if excerpt.is_empty() => {
                 format!("{status} with an empty body, which is not Synapse's way to say no")
@@ -159,8 +188,17 @@ impl Error {
                 format!("cannot read the answer ({problem}): {excerpt}")
             }
             Cause::Unexpected(problem) | Cause::Contradicted(problem) => problem.clone(),
+            Cause::Changed => {
+                "somebody else changes this account again and again: it was left as it is"
+                    .to_owned()
+            }
         }
     }
+}
+
+/// Whether Synapse, with status 500, says that it does not have the account that MAS named for the token.
+pub(super) fn is_no_account(errcode: &str, error: &str) -> bool {
+    errcode == "M_FORBIDDEN" && error == "User not found"
 }
 
 pub(super) const NOT_ADMIN: &str = "You are not a server admin";
@@ -179,10 +217,49 @@ impl fmt::Display for Error {
 /// The beginning of a body, on one line, for an error message.
 pub(super) fn excerpt(body: &[u8]) -> String {
     const LONGEST: usize = 160;
-    let text = String::from_utf8_lossy(&body[..body.len().min(4 * LONGEST)]);
-    let line: String = text.split_whitespace().collect::<Vec<_>>().join(" ");
-    match line.char_indices().nth(LONGEST) {
+    line(&String::from_utf8_lossy(&body[..body.len().min(4 * LONGEST)]), LONGEST)
+}
+
+/// A text that somebody else wrote, on one line without control characters, cut off after so many characters.
+pub(super) fn line(text: &str, longest: usize) -> String {
+    // Each character takes four bytes at most, and whitespace in a row becomes one space.
+    let text: String = text.chars().take(8 * longest).collect();
+    let words = text.split(|c: char| c.is_whitespace() || c.is_control());
+    let line = words.filter(|word| !word.is_empty()).collect::<Vec<_>>().join(" ");
+    match line.char_indices().nth(longest) {
         Some((end, _)) => format!("{}…", &line[..end]),
         None => line,
     }
+}
+
+/// What a page of a proxy says: its title, else its first words.
+pub(super) fn title(body: &[u8]) -> String {
+    const LONGEST: usize = 100;
+    const LOOKED_AT: usize = 16 * 1024;
+    let text = String::from_utf8_lossy(&body[..body.len().min(LOOKED_AT)]);
+    if !text.trim_start().starts_with('<') {
+        return line(&text, LONGEST);
+    }
+    let lower = text.to_ascii_lowercase();
+    let title = lower.find("<title").and_then(|start| {
+        let start = start + lower[start..].find('>')? + 1;
+        let end = start + lower[start..].find("</title")?;
+        Some(&text[start..end])
+    });
+    line(&without_tags(title.unwrap_or(&text)), LONGEST)
+}
+
+/// The text between the tags of a page, without scripts and styles.
+fn without_tags(page: &str) -> String {
+    let (mut text, mut rest) = (String::new(), page);
+    while let Some((before, tag)) = rest.split_once('<') {
+        text.extend([before, " "]);
+        let end = match tag.get(..5).map(str::to_ascii_lowercase).as_deref() {
+            Some("style") => "</style>",
+            Some("scrip") => "</script>",
+            _ => ">",
+        };
+        rest = tag.split_once(end).map_or("", |(_, after)| after);
+    }
+    text + rest
 }

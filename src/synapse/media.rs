@@ -5,30 +5,36 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 
 use super::error::Error;
+use super::pages::Pages;
 use super::reader::Reader;
 use super::transport::Base;
-use super::{PageToken, flag};
+use super::{PageToken, count, flag, id, optional_count, optional_id};
 use crate::clock::Timestamp;
 
 /// An account's uploads, as the statistics count them.
 #[derive(Debug, Clone, Deserialize)]
 pub struct MediaOwner {
+    #[serde(default, deserialize_with = "optional_id")]
     pub user_id: Option<String>,
+    #[serde(deserialize_with = "count")]
     pub media_count: u64,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "optional_count")]
     pub media_length: Option<u64>,
 }
 
 /// An uploaded file. Nothing in it tells whether it is an avatar.
 #[derive(Debug, Clone, Deserialize)]
 pub struct File {
+    #[serde(deserialize_with = "id")]
     pub media_id: String,
     /// `None` while the upload is pending.
+    #[serde(default, deserialize_with = "optional_count")]
     pub media_length: Option<u64>,
     /// Milliseconds since 1970.
     pub created_ts: i64,
     /// Milliseconds since 1970; `None` where the file was never accessed.
     pub last_access_ts: Option<i64>,
+    #[serde(default, deserialize_with = "optional_id")]
     pub quarantined_by: Option<String>,
     #[serde(default, deserialize_with = "flag")]
     pub safe_from_quarantine: bool,
@@ -50,7 +56,11 @@ impl Reader {
         struct Page {
             users: Vec<MediaOwner>,
             next_token: Option<PageToken>,
+            #[serde(default, deserialize_with = "optional_count")]
+            total: Option<u64>,
         }
+        const LIST: &str = "/_synapse/admin/v1/statistics/users/media";
+        let mut pages = Pages::of(LIST, PAGE);
         let mut owners: BTreeMap<Option<String>, MediaOwner> = BTreeMap::new();
         let mut from: Option<PageToken> = None;
         loop {
@@ -58,18 +68,27 @@ impl Reader {
             query.extend(until.map(|until| ("until_ts", until.timestamp_millis().to_string())));
             query.extend(from.as_ref().map(|from| ("from", from.to_string())));
             // Served by the main process, even where a worker serves the files themselves.
-            let page: Page =
-                self.get("/_synapse/admin/v1/statistics/users/media", &[], query).await?;
-            let empty = page.users.is_empty();
+            let page: Page = self.get(LIST, &[], query).await?;
+            from = pages.next(page.users.len(), page.total, page.next_token)?;
             owners.extend(page.users.into_iter().map(|owner| (owner.user_id.clone(), owner)));
-            match page.next_token {
-                Some(next) if !empty && Some(&next) != from.as_ref() => from = Some(next),
-                _ => break,
+            if from.is_none() {
+                break;
             }
         }
         let mut owners: Vec<MediaOwner> = owners.into_values().collect();
         owners.sort_by_key(|owner| std::cmp::Reverse(owner.media_length));
         Ok(owners)
+    }
+
+    /// How many accounts have files.
+    pub async fn count_media_owners(&self) -> Result<u64, Error> {
+        #[derive(Deserialize)]
+        struct Page {
+            total: u64,
+        }
+        let query = vec![("limit", "1".to_owned())];
+        let page: Page = self.get("/_synapse/admin/v1/statistics/users/media", &[], query).await?;
+        Ok(page.total)
     }
 
     /// The account's files uploaded before `until`, oldest first; `M_NOT_FOUND` where Synapse does not know the account.
@@ -78,7 +97,10 @@ impl Reader {
         struct Page {
             media: Vec<File>,
             next_token: Option<PageToken>,
+            #[serde(default, deserialize_with = "optional_count")]
+            total: Option<u64>,
         }
+        let mut pages = Pages::of(format!("/_synapse/admin/v1/users/{user_id}/media"), PAGE);
         let (mut files, mut from): (Vec<File>, Option<PageToken>) = (Vec::new(), None);
         loop {
             let mut query = vec![
@@ -99,11 +121,9 @@ impl Reader {
                     .take_while(|file| file.created_ts < until.timestamp_millis()),
             );
             let all_old = files.len() - before == read;
-            match page.next_token {
-                Some(next) if read > 0 && all_old && Some(&next) != from.as_ref() => {
-                    from = Some(next);
-                }
-                _ => return Ok(files),
+            from = pages.next(read, page.total, page.next_token.filter(|_| all_old))?;
+            if from.is_none() {
+                return Ok(files);
             }
         }
     }

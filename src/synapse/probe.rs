@@ -5,7 +5,8 @@ use std::fmt;
 use chrono::{DateTime, TimeDelta, Utc};
 use serde::Deserialize;
 
-use super::error::Error;
+use super::error::{self, Cause, Error};
+use super::id;
 use super::reader::Reader;
 use super::transport::Base;
 use super::users::User;
@@ -65,8 +66,10 @@ impl Reader {
             date.and_then(|date| DateTime::parse_from_rfc2822(&date).ok()).map(|date| {
                 let date = date.with_timezone(&Utc);
                 // `Date` has whole seconds and was written somewhere between the two looks at our clock.
+                // A proxy can send a date at the end of what a timestamp can hold.
+                let latest = date.checked_add_signed(TimeDelta::seconds(1));
                 match () {
-                    () if asked > date + TimeDelta::seconds(1) => asked - date,
+                    () if latest.is_some_and(|latest| asked > latest) => asked - date,
                     () if answered < date => answered - date,
                     () => TimeDelta::zero(),
                 }
@@ -84,6 +87,7 @@ impl Reader {
     pub async fn whoami(&self) -> Result<(String, Option<String>), Error> {
         #[derive(Deserialize)]
         struct Whoami {
+            #[serde(deserialize_with = "id")]
             user_id: String,
         }
         let answer = self
@@ -100,6 +104,7 @@ impl Reader {
         }
         let answer = self.get_from(Base::Homeserver, VERSION_ENDPOINT, &[], vec![]).await?;
         let text = answer.decode::<Answer>()?.server_version;
+        let text = error::line(&text, 100);
         match Version::parse(&text) {
             Some(_) => Ok(text),
             None => Err(answer.unexpected(format!(
@@ -112,7 +117,8 @@ impl Reader {
     pub async fn delegates_to_mas(&self) -> Result<bool, Error> {
         match self.get_from(Base::Homeserver, "/_matrix/client/v1/auth_metadata", &[], vec![]).await
         {
-            Ok(_) => Ok(true),
+            // Where it fails with 500, Synapse delegates as well: it asked MAS for the answer, and MAS did not give it.
+            Ok(_) | Err(Error { cause: Cause::Synapse { status: 500, .. }, .. }) => Ok(true),
             Err(error) if error.is_unrecognized() || error.is_not_found() => Ok(false),
             Err(error) => Err(error),
         }

@@ -1,17 +1,20 @@
 //! What a job has of a homeserver: questions, all of them GET.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use reqwest::Method;
 use serde::de::DeserializeOwned;
 use tokio::sync::OnceCell;
 use tokio_util::sync::CancellationToken;
 
+use super::address::Address;
 use super::error::Error;
-use super::pace::Watch;
+use super::pace::{Silence, Watch};
 use super::probe::Identity;
-use super::transport::{Answer, Base, Call, Repeat, Transport};
+use super::transport::{Answer, Base, Call, Repeat, Transport, Turn};
 use crate::clock::Clock;
+use crate::keys::{Limit, Rate};
 
 /// Reads one homeserver for one run; clones share the run's identity and its watch over slow answers.
 #[derive(Debug, Clone)]
@@ -20,11 +23,18 @@ pub struct Reader {
     pub(super) watch: Arc<Watch>,
     pub(super) clock: Clock,
     pub(super) identity: Arc<OnceCell<Identity>>,
+    answered: Arc<AtomicU64>,
 }
 
 impl Reader {
     pub fn new(transport: Arc<Transport>, clock: Clock) -> Self {
-        Self { transport, watch: Arc::default(), clock, identity: Arc::default() }
+        Self {
+            transport,
+            watch: Arc::default(),
+            clock,
+            identity: Arc::default(),
+            answered: Arc::default(),
+        }
     }
 
     /// The name that the config gives the homeserver.
@@ -32,14 +42,34 @@ impl Reader {
         &self.transport.name
     }
 
+    /// What the homeserver's limits belong to.
+    pub fn address(&self) -> &Address {
+        &self.transport.address
+    }
+
     /// Whether media lives in object storage, where Synapse deletes nothing.
     pub fn keeps_objects(&self) -> bool {
         self.transport.media_in_object_storage
     }
 
+    /// How many requests may be sent to the homeserver in a second.
+    pub fn requests_per_second(&self) -> Limit<Rate> {
+        self.transport.requests_per_second()
+    }
+
+    /// How many questions were answered, by this reader and its clones.
+    pub fn answered(&self) -> u64 {
+        self.answered.load(Ordering::Relaxed)
+    }
+
     /// Whether answers take so long that requests are sent at half the rate.
     pub fn is_slow(&self) -> bool {
         self.watch.is_slow()
+    }
+
+    /// Since when the homeserver has not answered this run.
+    pub fn silence(&self) -> Option<Silence> {
+        self.watch.silence()
     }
 
     pub(super) async fn get<T: DeserializeOwned>(
@@ -66,9 +96,12 @@ impl Reader {
             query,
             body: None,
             repeat: Repeat::Safe,
+            turn: Turn::Own,
             timeout: Some(self.transport.request_timeout()),
         };
         // Who gives up a question lets go of it.
-        self.transport.send(&call, &self.watch, &CancellationToken::new()).await
+        let answer = self.transport.send(&call, &self.watch, &CancellationToken::new()).await;
+        self.answered.fetch_add(1, Ordering::Relaxed);
+        answer
     }
 }

@@ -5,8 +5,9 @@ use std::collections::HashMap;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::error::Error;
+use super::error::{self, Error};
 use super::reader::Reader;
+use super::{id, ids};
 
 /// What a room remembers of one user: the latest membership event.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,9 +33,9 @@ pub struct Permissions {
 
 #[derive(Deserialize)]
 struct Event {
-    #[serde(default)]
+    #[serde(default, deserialize_with = "id")]
     sender: String,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "id")]
     state_key: String,
     #[serde(default)]
     content: Value,
@@ -45,6 +46,7 @@ impl Reader {
     pub async fn resolve_alias(&self, alias: &str) -> Result<String, Error> {
         #[derive(Deserialize)]
         struct Answer {
+            #[serde(deserialize_with = "id")]
             room_id: String,
         }
         let answer: Answer =
@@ -56,6 +58,7 @@ impl Reader {
     pub async fn joined_members(&self, room_id: &str) -> Result<Vec<String>, Error> {
         #[derive(Deserialize)]
         struct Answer {
+            #[serde(deserialize_with = "ids")]
             members: Vec<String>,
         }
         let answer: Answer =
@@ -73,7 +76,7 @@ impl Reader {
             .into_iter()
             .map(|event| {
                 let membership =
-                    event.content["membership"].as_str().unwrap_or_default().to_owned();
+                    error::line(event.content["membership"].as_str().unwrap_or_default(), 20);
                 let by_self = event.sender == event.state_key;
                 (event.state_key, MemberEvent { membership, by_self })
             })
@@ -83,9 +86,9 @@ impl Reader {
     /// The room that replaced this one, where it is tombstoned; an empty text where the tombstone names none.
     pub async fn replacement(&self, room_id: &str) -> Result<Option<String>, Error> {
         let tombstone = self.state(room_id, "m.room.tombstone").await?;
-        Ok(tombstone
-            .first()
-            .map(|event| event.content["replacement_room"].as_str().unwrap_or_default().to_owned()))
+        Ok(tombstone.first().map(|event| {
+            error::line(event.content["replacement_room"].as_str().unwrap_or_default(), 255)
+        }))
     }
 
     /// The room that this one replaced.

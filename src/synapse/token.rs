@@ -1,7 +1,9 @@
 //! The access token, read again for each request so that a rotated file serves at once.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use secrecy::{ExposeSecret, SecretString};
@@ -15,37 +17,49 @@ pub struct Token {
 /// The last good content of the file.
 struct Last {
     text: SecretString,
-    /// Whether it was said that the file gives nothing now.
-    missed: bool,
+    /// Why the file gives no token now, where that was said.
+    problem: Option<&'static str>,
 }
+
+/// No token is longer, and no proxy takes a longer header.
+const LONGEST: usize = 8 * 1024;
+const UNREADABLE: &str = "is empty or cannot be read";
 
 impl Token {
     pub fn inline(text: SecretString) -> Self {
-        Self { file: None, last: Mutex::new(Last { text, missed: false }) }
+        Self { file: None, last: Mutex::new(Last { text, problem: None }) }
     }
 
     /// A token that was read from `file` a moment ago.
+    ///
+    /// No warning is logged where root read it and has become a user who may not: the command that did so knows.
     pub fn from_file(file: PathBuf, text: SecretString) -> Self {
-        Self { file: Some(file), last: Mutex::new(Last { text, missed: false }) }
+        let problem = File::open(&file)
+            .is_err_and(|error| error.kind() == std::io::ErrorKind::PermissionDenied)
+            .then_some(UNREADABLE);
+        Self { file: Some(file), last: Mutex::new(Last { text, problem }) }
     }
 
-    /// The token as it is now; while its file cannot be read, or is empty in the middle of a rotation, the last good one.
+    /// The token as it is now; the last good one while its file holds none, as in the middle of a rotation.
     pub fn current(&self) -> SecretString {
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(file) = &self.file {
-            let read = std::fs::read_to_string(file).unwrap_or_default();
-            let text = trimmed(&read);
-            let missed = text.is_empty();
-            if missed && !last.missed {
-                tracing::warn!(
-                    "{} is empty or cannot be read: what was in it before serves until a restart",
-                    file.display()
-                );
+            match read(file) {
+                Ok(text) => {
+                    if text.expose_secret() != last.text.expose_secret() {
+                        last.text = text;
+                    }
+                    last.problem = None;
+                }
+                Err(problem) => {
+                    if last.problem.replace(problem) != Some(problem) {
+                        tracing::warn!(
+                            "{} {problem}: the token read before stays in use until the file holds a token again, or until a restart",
+                            file.display()
+                        );
+                    }
+                }
             }
-            if !missed && text != last.text.expose_secret() {
-                last.text = SecretString::from(text.to_owned());
-            }
-            last.missed = missed;
         }
         last.text.clone()
     }
@@ -62,6 +76,25 @@ impl Token {
                     .to_owned()
             }
         }
+    }
+}
+
+/// Reads a token that can go into a header: visible ASCII characters and nothing else.
+fn read(file: &Path) -> Result<SecretString, &'static str> {
+    let mut bytes = Vec::new();
+    // One byte more than the longest token and its newline shows that there is more.
+    File::open(file)
+        .and_then(|file| file.take(LONGEST as u64 + 3).read_to_end(&mut bytes))
+        .map_err(|_| UNREADABLE)?;
+    let text = String::from_utf8(bytes).map_err(|_| "holds characters that are not ASCII")?;
+    match trimmed(&text) {
+        "" => Err(UNREADABLE),
+        token if token.len() > LONGEST => Err("holds more than 8 KiB, which is no token"),
+        token if !token.is_ascii() => Err("holds characters that are not ASCII"),
+        token if !token.bytes().all(|byte| byte.is_ascii_graphic()) => {
+            Err("holds more than one word, or control characters")
+        }
+        token => Ok(SecretString::from(token.to_owned())),
     }
 }
 

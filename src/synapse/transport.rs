@@ -7,14 +7,16 @@ use reqwest::{Method, StatusCode, Url, header};
 use secrecy::ExposeSecret;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
-use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::address::Address;
 use super::error::{self, Cause, Error};
-use super::pace::{Pacer, Watch, unless};
+use super::pace::{Limits, Watch, unless};
 use super::token::Token;
 use crate::keys::{Limit, Rate};
+use crate::length::Length;
+use crate::size::Size;
 
 /// What a homeserver needs to be talked to.
 #[derive(Debug)]
@@ -25,9 +27,8 @@ pub struct Settings {
     pub token: Token,
     /// PEM certificates to trust besides the system's.
     pub ca: Option<Vec<u8>>,
-    pub max_concurrent_requests: u32,
-    pub max_requests_per_second: Limit<Rate>,
-    pub max_joins_per_second: Limit<Rate>,
+    /// Shared by all transports to one address.
+    pub limits: Arc<Limits>,
     pub request_timeout: Duration,
     /// Whether media lives in object storage, where Synapse deletes nothing.
     pub media_in_object_storage: bool,
@@ -50,13 +51,12 @@ pub struct Answered {
 /// A connection pool to one homeserver with its limits, shared by all runs on it.
 pub struct Transport {
     pub name: String,
+    pub address: Address,
     http: reqwest::Client,
     url: Url,
     media_url: Url,
     token: Token,
-    places: Semaphore,
-    requests: Pacer,
-    joins: Pacer,
+    limits: Arc<Limits>,
     request_timeout: Duration,
     pub(super) media_in_object_storage: bool,
     observer: Observer,
@@ -74,6 +74,18 @@ pub enum Base {
 pub(super) enum Repeat {
     Safe,
     Never,
+    /// Not even where it did nothing, because it rests on what was read just before it.
+    Once,
+}
+
+/// How a request takes its place in the rate of requests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Turn {
+    Own,
+    /// Takes the turn of the next request along, which then need not wait.
+    WithNext,
+    /// The request before it took this one's turn.
+    Taken,
 }
 
 /// One request. `endpoint` is a route template whose `{}` are filled with `ids`, encoded.
@@ -85,6 +97,7 @@ pub(super) struct Call<'a> {
     pub query: Vec<(&'static str, String)>,
     pub body: Option<serde_json::Value>,
     pub repeat: Repeat,
+    pub turn: Turn,
     /// Media purges have none: Synapse works on regardless, and only the run's time limit ends the waiting.
     pub timeout: Option<Duration>,
 }
@@ -101,6 +114,34 @@ pub struct RawRequest {
     pub repeatable: bool,
 }
 
+/// A request under way, as the watch over a run's answers sees it.
+///
+/// Only reads count while they are open: a purge of media takes as long as it takes.
+struct Question<'a> {
+    watch: &'a Watch,
+    number: Option<u64>,
+}
+
+impl<'a> Question<'a> {
+    fn of(watch: &'a Watch, method: &Method) -> Self {
+        Self { watch, number: (*method == Method::GET).then(|| watch.asked()) }
+    }
+
+    fn ended(mut self, error: Option<&Error>) {
+        let number = self.number.take().unwrap_or_else(|| self.watch.asked());
+        let silent = error.filter(|error| error.is_silence());
+        self.watch.answered(number, silent.map(Error::words));
+    }
+}
+
+impl Drop for Question<'_> {
+    fn drop(&mut self) {
+        if let Some(number) = self.number {
+            self.watch.forget(number);
+        }
+    }
+}
+
 /// What both kinds of requests share while they are sent, and sent again.
 #[derive(Clone, Copy)]
 struct Repeated<'a> {
@@ -108,6 +149,7 @@ struct Repeated<'a> {
     endpoint: &'static str,
     path: &'a str,
     repeat: Repeat,
+    turn: Turn,
     watch: &'a Watch,
     given_up: &'a CancellationToken,
 }
@@ -123,14 +165,20 @@ pub(super) struct Answer {
 }
 
 /// Sent again this often, within one attempt of a run, when a repeat is safe.
-const REPEATS: u32 = 3;
+pub(super) const REPEATS: u32 = 3;
 /// Told to wait this often by one request, Synapse is left alone until the run's next attempt.
-const LIMITED: u32 = 8;
+pub(super) const LIMITED: u32 = 8;
 /// A longer wait than this is left to the run's retries.
-const LONGEST_WAIT: Duration = Duration::from_mins(1);
+pub(super) const LONGEST_WAIT: Duration = Duration::from_mins(1);
+/// A longer wish to be left alone counts as this: no proxy knows that far ahead.
+const LONGEST_WISH: Duration = Duration::from_hours(24);
 /// Below the 60 s after which proxies close an idle connection: a POST on a connection that just closed is ambiguous.
 const IDLE: Duration = Duration::from_secs(30);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// The most that is read of a list, such as the state of a room with 100,000 members.
+const LARGEST_LIST: Size = Size(64 << 20);
+/// The most that is read of an answer about one object, and of an error.
+const LARGEST_OBJECT: Size = Size(1 << 20);
 
 impl Transport {
     pub fn new(settings: Settings, observer: Observer) -> Result<Self, String> {
@@ -161,17 +209,20 @@ impl Transport {
             .map_err(|error| format!("cannot set up TLS: {}", with_sources(&error)))?;
         Ok(Self {
             name: settings.name,
+            address: Address::of(&settings.url),
             http,
             media_url: settings.media_url.unwrap_or_else(|| settings.url.clone()),
             url: settings.url,
             token: settings.token,
-            places: Semaphore::new(settings.max_concurrent_requests as usize),
-            requests: Pacer::new(settings.max_requests_per_second),
-            joins: Pacer::new(settings.max_joins_per_second),
+            limits: settings.limits,
             request_timeout: settings.request_timeout,
             media_in_object_storage: settings.media_in_object_storage,
             observer,
         })
+    }
+
+    pub(super) fn requests_per_second(&self) -> Limit<Rate> {
+        self.limits.requests_per_second()
     }
 
     pub(super) fn request_timeout(&self) -> Duration {
@@ -180,7 +231,7 @@ impl Transport {
 
     /// Waits for a turn among all joins to this homeserver.
     pub(super) async fn join_turn(&self) {
-        self.joins.wait(1).await;
+        self.limits.joins.wait(1).await;
     }
 
     /// Sends a call until it is answered or may not be sent again; an error status is an error.
@@ -209,6 +260,7 @@ impl Transport {
             endpoint: call.endpoint,
             path: url.path(),
             repeat: call.repeat,
+            turn: call.turn,
             watch,
             given_up,
         };
@@ -245,6 +297,7 @@ impl Transport {
             endpoint: "(request)",
             path: url.path(),
             repeat: if raw.repeatable { Repeat::Safe } else { Repeat::Never },
+            turn: Turn::Own,
             watch,
             given_up,
         };
@@ -257,7 +310,7 @@ impl Transport {
         request: impl Fn() -> reqwest::RequestBuilder,
         accept: impl Fn(u16) -> bool,
     ) -> Result<Answer, Error> {
-        let Repeated { method, endpoint, path, repeat, watch, given_up } = *repeated;
+        let Repeated { method, endpoint, path, repeat, turn: turns, watch, given_up } = *repeated;
         let (mut repeats, mut limited, mut rotated) = (0, 0, false);
         // An earlier sending that may have done it must not be forgotten because a later one waits, or was not let in.
         let mut unsure: Option<Error> = None;
@@ -272,17 +325,24 @@ impl Transport {
         loop {
             let token = self.token.current();
             let turn = async {
-                let place = self.places.acquire().await;
-                self.requests.wait(if watch.is_slow() { 2 } else { 1 }).await;
+                let place = self.limits.places.semaphore().acquire().await;
+                let each = if watch.is_slow() { 2 } else { 1 };
+                match turns {
+                    Turn::Own => self.limits.requests.wait(each).await,
+                    Turn::WithNext => self.limits.requests.wait(2 * each).await,
+                    Turn::Taken => {}
+                }
                 place
             };
             let outcome = match unless(given_up, turn).await {
                 Err(cause) => return Err(or_unsure(waiting(cause), unsure)),
                 Ok(_place) => {
                     let start = Instant::now();
+                    let question = Question::of(watch, method);
                     let outcome = self
-                        .once(method, path, request().bearer_auth(token.expose_secret()), &accept)
+                        .once(repeated, request().bearer_auth(token.expose_secret()), &accept)
                         .await;
+                    question.ended(outcome.as_ref().err());
                     let took = start.elapsed();
                     self.observe(method, endpoint, &outcome, took);
                     if outcome.is_ok() && *method == Method::GET {
@@ -295,6 +355,12 @@ impl Transport {
                 Ok(answer) => return Ok(answer),
                 Err(error) => error,
             };
+            let rotated_now = error.is_about_token()
+                && !rotated
+                && self.token.current().expose_secret() != token.expose_secret();
+            if repeat == Repeat::Once && !rotated_now {
+                return Err(error);
+            }
             // What Synapse refused it did not do, so that it can be sent again whatever it is.
             let wait = if error.is_limited() {
                 let wait = error.retry_after().unwrap_or(Duration::from_secs(1 << limited.min(5)));
@@ -304,10 +370,7 @@ impl Transport {
                 limited += 1;
                 tracing::debug!(homeserver = %self.name, wait_ms = wait.as_millis(), "{} asks to wait", self.name);
                 wait.mul_f64(1.0 + fastrand::f64() * 0.1)
-            } else if error.is_about_token()
-                && !rotated
-                && self.token.current().expose_secret() != token.expose_secret()
-            {
+            } else if rotated_now {
                 rotated = true;
                 continue;
             } else {
@@ -334,16 +397,19 @@ impl Transport {
 
     async fn once(
         &self,
-        method: &Method,
-        path: &str,
+        repeated: &Repeated<'_>,
         request: reqwest::RequestBuilder,
         accept: impl Fn(u16) -> bool,
     ) -> Result<Answer, Error> {
+        let Repeated { method, path, endpoint, .. } = *repeated;
         let fail =
             |cause, advice| Error { method: method.clone(), path: path.to_owned(), cause, advice };
         #[expect(clippy::disallowed_methods, reason = "this is the one place")]
         let response = request.send().await.map_err(|error| {
             let problem = with_sources(&error);
+            if error.is_builder() {
+                return fail(Cause::NotSent(problem), None);
+            }
             if !error.is_connect() {
                 return fail(Cause::Lost(problem), None);
             }
@@ -365,14 +431,18 @@ impl Transport {
         };
         let (date, retry_after, location) =
             (header(header::DATE), header(header::RETRY_AFTER), header(header::LOCATION));
-        let body = response
-            .bytes()
-            .await
-            .map_err(|error| fail(Cause::Lost(with_sources(&error)), None))?;
-        if accept(status.as_u16()) {
+        let accepted = accept(status.as_u16());
+        let most = if accepted { largest(endpoint) } else { LARGEST_OBJECT };
+        let body = self.body(response, most).await.map_err(|cause| {
+            let advice = matches!(cause, Cause::TooLarge(_)).then(|| {
+                "Check that the homeserver's URL leads to Synapse's own listener; if it does, the answer is too large for microglia: please report it".to_owned()
+            });
+            fail(cause, advice)
+        })?;
+        if accepted {
             return Ok(Answer {
                 status,
-                body: body.into(),
+                body,
                 date,
                 method: method.clone(),
                 path: path.to_owned(),
@@ -386,6 +456,34 @@ impl Transport {
         };
         let advice = self.advice(&cause, path, location.as_deref());
         Err(fail(cause, advice))
+    }
+
+    /// Reads a body up to `most` bytes, and for no longer than `request_timeout` after its head came.
+    ///
+    /// The second bound matters for media calls, which have no time limit of their own: once the answer has begun, Synapse
+    /// has finished the work.
+    async fn body(&self, mut response: reqwest::Response, most: Size) -> Result<Vec<u8>, Cause> {
+        if response.content_length().is_some_and(|length| length > most.0) {
+            return Err(Cause::TooLarge(most));
+        }
+        let read = async {
+            let mut body = Vec::new();
+            while let Some(chunk) =
+                response.chunk().await.map_err(|error| Cause::Lost(with_sources(&error)))?
+            {
+                if (body.len() + chunk.len()) as u64 > most.0 {
+                    return Err(Cause::TooLarge(most));
+                }
+                body.extend_from_slice(&chunk);
+            }
+            Ok(body)
+        };
+        tokio::time::timeout(self.request_timeout, read).await.unwrap_or_else(|_| {
+            Err(Cause::Lost(format!(
+                "the answer began, and its end did not come within {}",
+                Length(self.request_timeout)
+            )))
+        })
     }
 
     fn observe(
@@ -438,8 +536,18 @@ impl Transport {
 
     fn advice(&self, cause: &Cause, path: &str, location: Option<&str>) -> Option<String> {
         let admin_path = path.contains("/_synapse/");
+        let key = if path.contains("media") { "media_url" } else { "url" };
         match cause {
             Cause::Synapse { status: 401, errcode, .. } if errcode == "M_USER_LOCKED" => Some("The account of the token is locked: unlock it, or use another server admin's token".to_owned()),
+            Cause::Synapse { status: 401, error, .. } if error.starts_with("Token doesn't grant access") => {
+                Some("This token does not give access to the Matrix client-server API, as those that MAS gives out for client credentials: use a personal or compatibility token with the scopes urn:matrix:client:api:* and urn:synapse:admin:*".to_owned())
+            }
+            Cause::Synapse { status: 503, error, .. } if error.starts_with("Unable to introspect") => {
+                Some("MAS did not answer Synapse, which asks it about every token: check that MAS is running and that Synapse can reach it".to_owned())
+            }
+            Cause::Synapse { status: 500, errcode, error, .. } if error::is_no_account(errcode, error) => {
+                Some("MAS knows the token's account, and Synapse does not have it yet: log in once with this account, with any Matrix client".to_owned())
+            }
             Cause::Synapse { status: 401, .. } => Some(format!("The access token is not valid: {}", self.token.remedy())),
             Cause::Synapse { status: 403, error, .. } if error == error::NOT_ADMIN => {
                 Some("The token's account is no server admin: make it one (under MAS the token needs the scope urn:synapse:admin:*), or use the token of one".to_owned())
@@ -454,7 +562,16 @@ impl Transport {
                 Some("Synapse does not know this endpoint: it is too old, it delegates to MAS, or a worker answered; `url` should be the main process' own listener".to_owned())
             }
             Cause::NotSynapse { status: 300..=399, .. } => {
-                Some(format!("Redirects are not followed{}: set `url` to Synapse's own listener", location.map(|to| format!(" (to {to})")).unwrap_or_default()))
+                Some(format!("Redirects are not followed{}: set `url` to Synapse's own listener", location.map(|to| format!(" (to {})", error::line(to, 200))).unwrap_or_default()))
+            }
+            Cause::NotSynapse { status: 502, .. } => {
+                Some(format!("The proxy cannot reach Synapse: check that Synapse is running and that the proxy's upstream address is right, or set `{key}` to Synapse's own listener"))
+            }
+            Cause::NotSynapse { status: 503, .. } => {
+                Some(format!("The proxy has no Synapse to pass the request on to: check that Synapse is running and that the proxy has not taken it out of service, or set `{key}` to Synapse's own listener"))
+            }
+            Cause::NotSynapse { status: 504, .. } => {
+                Some(format!("The proxy gave up waiting, and Synapse may still be working on the request: raise the proxy's read timeout, or set `{key}` to Synapse's own listener"))
             }
             Cause::NotSynapse { status: 401 | 403 | 404, .. } if admin_path => {
                 Some("A proxy answered, and most hide /_synapse/admin: set `url` to Synapse's own listener, such as http://127.0.0.1:8008".to_owned())
@@ -480,11 +597,22 @@ impl Answer {
             method: self.method.clone(),
             path: self.path.clone(),
             cause: Cause::Undecodable {
-                problem: problem.to_string(),
+                // It may quote a value of any length.
+                problem: error::line(&problem.to_string(), 200),
                 excerpt: error::excerpt(&self.body),
             },
             advice: None,
         })
+    }
+
+    /// An error for an answer that shows its object other than it has to be for a change.
+    pub(super) fn changed(&self) -> Error {
+        Error {
+            method: self.method.clone(),
+            path: self.path.clone(),
+            cause: Cause::Changed,
+            advice: None,
+        }
     }
 
     /// An error for an answer that reports something else than was asked for.
@@ -498,34 +626,61 @@ impl Answer {
     }
 }
 
+/// The most that is read of an endpoint's answer.
+fn largest(endpoint: &str) -> Size {
+    match endpoint {
+        "/_matrix/client/v3/account/whoami"
+        | "/_matrix/client/v1/auth_metadata"
+        | "/_matrix/client/v3/directory/room/{}"
+        | "/_synapse/admin/v1/server_version"
+        | "/_synapse/admin/v1/rooms/{}/block"
+        | "/_synapse/admin/v1/join/{}"
+        | "/_synapse/admin/v1/media/{}/{}"
+        | "/_synapse/admin/v1/purge_media_cache"
+        | "/_synapse/admin/v2/users/{}" => LARGEST_OBJECT,
+        _ => LARGEST_LIST,
+    }
+}
+
 fn refusal(status: StatusCode, body: &[u8], retry_after: Option<&str>) -> Cause {
     #[derive(Deserialize)]
     struct Envelope {
         errcode: String,
         #[serde(default)]
         error: String,
-        retry_after_ms: Option<u64>,
+        #[serde(default)]
+        retry_after_ms: serde_json::Value,
     }
     match serde_json::from_slice::<Envelope>(body) {
         Ok(envelope) => Cause::Synapse {
             status: status.as_u16(),
-            errcode: envelope.errcode,
-            error: envelope.error,
-            retry_after: envelope
-                .retry_after_ms
-                .map(Duration::from_millis)
-                .or_else(|| seconds(retry_after)),
+            errcode: error::line(&envelope.errcode, 100),
+            error: error::line(&envelope.error, 500),
+            retry_after: milliseconds(&envelope.retry_after_ms).or_else(|| seconds(retry_after)),
         },
         Err(_) => Cause::NotSynapse {
             status: status.as_u16(),
-            excerpt: error::excerpt(body),
+            excerpt: error::title(body),
             retry_after: seconds(retry_after),
         },
     }
 }
 
+/// A wish as Synapse writes it; anything but a number that is not negative is none.
+fn milliseconds(wish: &serde_json::Value) -> Option<Duration> {
+    let milliseconds = wish.as_f64().filter(|milliseconds| *milliseconds >= 0.0)?;
+    Some(Duration::from_secs_f64((milliseconds / 1000.0).min(LONGEST_WISH.as_secs_f64())))
+}
+
+/// The `Retry-After` header, where it counts seconds.
 fn seconds(retry_after: Option<&str>) -> Option<Duration> {
-    retry_after?.trim().parse().ok().map(Duration::from_secs)
+    let digits = retry_after?.trim();
+    if digits.is_empty() || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
+        return None;
+    }
+    // Digits that are no u64 are too many.
+    let seconds = digits.parse().unwrap_or(u64::MAX);
+    Some(Duration::from_secs(seconds).min(LONGEST_WISH))
 }
 
 /// An error with what caused it, in one line: reqwest's own text names only the outermost.
@@ -552,6 +707,45 @@ impl Base {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::keys::Limit;
+    use crate::synapse::LimitValues;
+
+    #[tokio::test]
+    async fn a_request_that_cannot_be_built_was_not_sent() {
+        let settings = Settings {
+            name: "main".to_owned(),
+            url: "http://127.0.0.1:9".parse().unwrap(),
+            media_url: None,
+            token: Token::inline("to\u{1}ken".into()),
+            ca: None,
+            limits: Arc::new(Limits::new(LimitValues {
+                max_concurrent_requests: 1,
+                max_requests_per_second: Limit::Unlimited,
+                max_joins_per_second: Limit::Unlimited,
+            })),
+            request_timeout: Duration::from_mins(1),
+            media_in_object_storage: false,
+        };
+        let transport = Transport::new(settings, Arc::new(|_| {})).unwrap();
+        let call = Call {
+            method: Method::POST,
+            base: Base::Media,
+            endpoint: "/_synapse/admin/v1/purge_media_cache",
+            ids: &[],
+            query: vec![],
+            body: None,
+            repeat: Repeat::Never,
+            turn: Turn::Own,
+            timeout: None,
+        };
+        let sent = transport.send(&call, &Watch::default(), &CancellationToken::new()).await;
+        let error = sent.unwrap_err();
+        assert!(!error.may_be_at_work() && !error.is_transient(), "{error:?}");
+        assert_eq!(
+            error.words(),
+            "the request cannot be built, and was not sent: failed to parse header value"
+        );
+    }
 
     #[test]
     fn whoever_asks_to_wait_is_heard_in_the_body_before_the_header() {

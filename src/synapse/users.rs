@@ -7,14 +7,16 @@ use serde::{Deserialize, Serialize};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::error::Error;
+use super::pages::Pages;
 use super::reader::Reader;
 use super::transport::Base;
-use super::{PageToken, flag};
+use super::{Id, PageToken, flag, id, optional_count, optional_id};
 
 /// An account as the list shows it: neither external ids nor suspension nor the bridge that owns it.
 #[derive(Debug, Clone, Deserialize)]
 #[expect(clippy::struct_excessive_bools, reason = "Synapse's own fields")]
 pub struct UserRow {
+    #[serde(deserialize_with = "id")]
     pub name: String,
     pub user_type: Option<String>,
     #[serde(default, deserialize_with = "flag")]
@@ -31,6 +33,7 @@ pub struct UserRow {
 #[derive(Debug, Clone, Deserialize)]
 #[expect(clippy::struct_excessive_bools, reason = "Synapse's own fields")]
 pub struct User {
+    #[serde(deserialize_with = "id")]
     pub name: String,
     pub user_type: Option<String>,
     #[serde(default, deserialize_with = "flag")]
@@ -43,6 +46,7 @@ pub struct User {
     #[serde(default, deserialize_with = "flag")]
     pub suspended: bool,
     /// The bridge that owns the account.
+    #[serde(default, deserialize_with = "optional_id")]
     pub appservice_id: Option<String>,
     #[serde(default)]
     pub external_ids: Vec<ExternalId>,
@@ -68,11 +72,12 @@ const PAGE: usize = 1000;
 struct Page {
     users: Vec<UserRow>,
     next_token: Option<PageToken>,
-    #[serde(default)]
-    total: u64,
+    #[serde(default, deserialize_with = "optional_count")]
+    total: Option<u64>,
 }
 
 impl Reader {
+    const USERS: &'static str = "/_synapse/admin/v2/users";
     pub(super) const USER: &'static str = "/_synapse/admin/v2/users/{}";
 
     /// One account; `M_NOT_FOUND` where there is none.
@@ -97,27 +102,48 @@ impl Reader {
                     ("limit", PAGE.to_string()),
                 ];
                 query.extend(from.map(|from| ("from", from.to_string())));
-                reader.get::<Page>("/_synapse/admin/v2/users", &[], query).await
+                reader.get::<Page>(Self::USERS, &[], query).await
             }))
         };
         let first = ask(self.clone(), None);
         stream::unfold(
-            (self.clone(), Some(first), None::<PageToken>, HashSet::<String>::new()),
-            move |(reader, pending, last, before)| async move {
-                let mut page = match joined(pending?).await {
-                    Ok(page) => page,
-                    Err(error) => return Some((Err(error), (reader, None, None, before))),
+            (self.clone(), Some(first), Pages::of(Self::USERS, PAGE), HashSet::<String>::new()),
+            move |(reader, pending, mut pages, before)| async move {
+                let followed = joined(pending?).await.and_then(|mut page| {
+                    let next = pages.next(page.users.len(), page.total, page.next_token.take())?;
+                    Ok((page, next))
+                });
+                let (mut page, next) = match followed {
+                    Ok(followed) => followed,
+                    Err(error) => return Some((Err(error), (reader, None, pages, before))),
                 };
-                // A token that does not move on, or comes with an empty page, would be asked for without end.
-                let next = page
-                    .next_token
-                    .filter(|next| !page.users.is_empty() && Some(next) != last.as_ref());
-                let pending = next.clone().map(|next| ask(reader.clone(), Some(next)));
+                let pending = next.map(|next| ask(reader.clone(), Some(next)));
                 let names = page.users.iter().map(|row| row.name.clone()).collect();
                 page.users.retain(|row| !before.contains(&row.name));
-                Some((Ok((page.users, page.total)), (reader, pending, next, names)))
+                let total = page.total.unwrap_or(0);
+                Some((Ok((page.users, total)), (reader, pending, pages, names)))
             },
         )
+    }
+
+    /// How many accounts there are but guests, deactivated and locked ones included.
+    pub async fn count_accounts(&self) -> Result<u64, Error> {
+        self.count_listed("true").await
+    }
+
+    /// The same without the deactivated ones.
+    pub async fn count_usable_accounts(&self) -> Result<u64, Error> {
+        self.count_listed("false").await
+    }
+
+    async fn count_listed(&self, deactivated: &str) -> Result<u64, Error> {
+        let query = vec![
+            ("guests", "false".to_owned()),
+            ("deactivated", deactivated.to_owned()),
+            ("locked", "true".to_owned()),
+            ("limit", "1".to_owned()),
+        ];
+        Ok(self.get::<Page>(Self::USERS, &[], query).await?.total.unwrap_or(0))
     }
 
     /// All accounts but guests; for jobs that need them all at hand.
@@ -137,11 +163,15 @@ impl Reader {
     pub async fn memberships(&self, user_id: &str) -> Result<HashMap<String, String>, Error> {
         #[derive(Deserialize)]
         struct Answer {
-            memberships: HashMap<String, String>,
+            memberships: HashMap<Id, Id>,
         }
         let answer: Answer =
             self.get("/_synapse/admin/v1/users/{}/memberships", &[user_id], vec![]).await?;
-        Ok(answer.memberships)
+        Ok(answer
+            .memberships
+            .into_iter()
+            .map(|(room, membership)| (room.0, membership.0))
+            .collect())
     }
 
     pub(super) async fn answers(

@@ -1,14 +1,20 @@
 //! What changes a homeserver. Only the runner makes a writer, and never in a dry run.
 
+use std::time::Duration;
+
 use reqwest::Method;
 use serde::Deserialize;
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
-use super::error::Error;
+use super::error::{Cause, Error};
+use super::pace::unless;
 use super::reader::Reader;
-use super::transport::{Answer, Base, Call, RawRequest, Repeat};
+use super::transport::{
+    Answer, Base, Call, LIMITED, LONGEST_WAIT, REPEATS, RawRequest, Repeat, Turn,
+};
 use super::users::{ExternalId, User};
+use super::{count, ids};
 use crate::clock::Timestamp;
 
 #[derive(Debug)]
@@ -35,6 +41,7 @@ impl Writer {
     ) -> Result<Vec<String>, Error> {
         #[derive(Deserialize)]
         struct Deleted {
+            #[serde(deserialize_with = "ids")]
             deleted_media: Vec<String>,
         }
         let query = vec![
@@ -50,6 +57,7 @@ impl Writer {
     pub async fn purge_media_cache(&self, before: Timestamp) -> Result<u64, Error> {
         #[derive(Deserialize)]
         struct Deleted {
+            #[serde(deserialize_with = "count")]
             deleted: u64,
         }
         let query = vec![("before_ts", before.timestamp_millis().to_string())];
@@ -70,6 +78,7 @@ impl Writer {
             query,
             body: None,
             repeat: Repeat::Never,
+            turn: Turn::Own,
             timeout: None,
         })
         .await
@@ -93,26 +102,90 @@ impl Writer {
         answer.decode::<Joined>().map(drop)
     }
 
-    /// Replaces the whole list of an account's external ids and answers the account as it is then.
+    /// Replaces the whole list of an account's external ids where it still is `expected`, and answers the account as it
+    /// is then; else the error is [`Cause::Changed`], and nothing was done.
     ///
-    /// Synapse creates an account that does not exist: an answer that says so is an error.
-    pub async fn set_external_ids(
+    /// Synapse's API cannot compare and set: the list is read, and the new one is sent as soon as the answer is there,
+    /// ahead of the rate limit. What a login links within these few milliseconds is lost. For the same reason a change
+    /// that Synapse did not accept now begins with the reading again. Synapse creates an account that does not exist: an
+    /// answer that says so is an error.
+    pub async fn swap_external_ids(
         &self,
         user_id: &str,
-        external_ids: &[ExternalId],
+        expected: &[ExternalId],
+        new: &[ExternalId],
     ) -> Result<User, Error> {
-        let answer = self
-            .call(Method::PUT, Reader::USER, &[user_id], json!({ "external_ids": external_ids }))
-            .await?;
+        let mut tries = 0;
+        loop {
+            let error = match self.swap_once(user_id, expected, new).await {
+                Err(error) if error.is_limited() && tries < LIMITED => error,
+                Err(error) if matches!(error.cause, Cause::Unreachable(_)) && tries < REPEATS => {
+                    error
+                }
+                outcome => return outcome,
+            };
+            let wait = error.retry_after().unwrap_or(Duration::from_secs(1 << tries.min(5)));
+            if wait > LONGEST_WAIT {
+                return Err(error);
+            }
+            tries += 1;
+            unless(&self.given_up, tokio::time::sleep(wait)).await.map_err(|cause| Error {
+                cause,
+                advice: None,
+                ..error
+            })?;
+        }
+    }
+
+    async fn swap_once(
+        &self,
+        user_id: &str,
+        expected: &[ExternalId],
+        new: &[ExternalId],
+    ) -> Result<User, Error> {
+        let timeout = Some(self.reader.transport.request_timeout());
+        let call = Call {
+            method: Method::GET,
+            base: Base::Homeserver,
+            endpoint: Reader::USER,
+            ids: &[user_id],
+            query: vec![],
+            body: None,
+            repeat: Repeat::Safe,
+            turn: Turn::WithNext,
+            timeout,
+        };
+        let answer = self.send(call).await?;
+        let mut now = answer.decode::<User>()?.external_ids;
+        let mut expected = expected.to_vec();
+        now.sort_unstable();
+        expected.sort_unstable();
+        if now != expected {
+            return Err(answer.changed());
+        }
+        let call = Call {
+            method: Method::PUT,
+            base: Base::Homeserver,
+            endpoint: Reader::USER,
+            ids: &[user_id],
+            query: vec![],
+            body: Some(json!({ "external_ids": new })),
+            repeat: Repeat::Once,
+            turn: Turn::Taken,
+            timeout,
+        };
+        let answer = self.send(call).await?;
         if answer.status.as_u16() == 201 {
             return Err(answer.unexpected(format!("Synapse created the account {user_id}, which was there a moment ago: deactivate it and find out who removed the old one")));
         }
         answer.decode()
     }
 
-    /// Sends what the user wrote.
-    pub async fn request(&self, raw: &RawRequest) -> Result<(), Error> {
-        self.reader.transport.send_raw(raw, &self.reader.watch, &self.given_up).await.map(drop)
+    /// Sends what the user wrote; returns the body of the answer.
+    pub async fn request(&self, raw: &RawRequest) -> Result<Vec<u8>, Error> {
+        let answer =
+            self.reader.transport.send_raw(raw, &self.reader.watch, &self.given_up).await?;
+        Ok(answer.body)
     }
 
     async fn call(
@@ -131,6 +204,7 @@ impl Writer {
             query: vec![],
             body: Some(body),
             repeat: Repeat::Never,
+            turn: Turn::Own,
             timeout,
         })
         .await

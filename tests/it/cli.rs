@@ -283,7 +283,7 @@ joins_per_second = 2
       only plans and reports; mode = "apply" makes it change things
     yearly: purge-remote-media on main, 30 12 1 7 * (Asia/Tokyo), apply
       next: YEAR-07-01 12:30:00 JST, YEAR+1-07-01 12:30:00 JST, YEAR+2-07-01 12:30:00 JST
-    microglia.toml: no mistake; 1 homeserver, 3 jobs
+    microglia.toml: no errors, 1 warning; 1 homeserver, 3 jobs
     "#);
     insta::assert_snapshot!(output.stderr.replace(&program.path("").display().to_string(), ""), @r#"
     warning: microglia.toml:24:20: above 0.5 joins a second a sweep uses up Synapse's rc_joins_per_room (1 a second by default), and real users are refused in that room for as long
@@ -342,7 +342,7 @@ async fn jobs_are_listed_with_their_last_run_and_the_offset_of_their_zone() {
     assert_eq!(lines[0], "JOB KIND HOMESERVER SCHEDULE MODE NEXT LAST RUN");
     assert_eq!(lines[1], "by-hand request main by hand only dry-run disabled never");
     assert!(lines[2].starts_with("sweep remove-external-ids main 30 12 1 7 * dry-run "), "{table}");
-    assert!(lines[2].ends_with("JST succeeded: 3 planned, 3 done"), "{table}");
+    assert!(lines[2].ends_with("UTC succeeded: 3 planned, 3 done"), "{table}");
     assert!(
         table.contains("\nno daemon runs on ") && table.ends_with("`microglia serve`\n"),
         "{table}"
@@ -380,6 +380,7 @@ async fn runs_are_listed_newest_first_and_shown_with_their_changes() {
             "id",
             "job",
             "kind",
+            "left_alone",
             "message",
             "mode",
             "outcome",
@@ -389,6 +390,7 @@ async fn runs_are_listed_newest_first_and_shown_with_their_changes() {
             "skipped",
             "started_at",
             "trigger",
+            "waited_seconds",
         ]
     );
     let ids = |runs: &Value| {
@@ -460,7 +462,9 @@ async fn each_kind_shows_every_key_with_its_type_its_default_and_its_meaning() {
                 Some(default) => format!("default {default}"),
                 None => "optional".to_owned(),
             };
-            let head = format!("\n  {} ({default}): {}\n      ", key.name, (key.value)());
+            let range = key.range.map(|(least, greatest)| format!(", from {least} to {greatest}"));
+            let value = (key.value)() + &range.unwrap_or_default();
+            let head = format!("\n  {} ({default}): {value}\n      ", key.name);
             let about =
                 one.split_once(&head).unwrap_or_else(|| panic!("{head:?} is not in {one}")).1;
             let first_words: Vec<&str> = key.about.split_whitespace().take(5).collect();
@@ -478,7 +482,7 @@ async fn each_kind_shows_every_key_with_its_type_its_default_and_its_meaning() {
 
       Needs Synapse 1.78 or later.
 
-      older_than (optional): a length of time such as "90d", "12h", "10m" or "30s"
+      older_than (optional): a length of time such as "90d", "12h", "10m" or "30s", from "0s" to "3650d"
           Only files not accessed for this long, counted back from the start of the run; a file
           never accessed counts from its upload. Exactly one of `older_than` and `before`.
     "#);
@@ -590,6 +594,7 @@ async fn a_run_prints_its_report_on_stdout_and_what_it_logs_on_stderr() {
     run 2: sweep (remove-external-ids on main), dry run, TIME
       succeeded after TOOK: 2 planned
       2 of the planned ids are the only ones of active accounts, which then need a password or another identity to log in (`keep_last = true` leaves those alone)
+      left alone: 1 own-account
       planned  remove-external-id @user000000:fake.test -> saml:s0
       planned  remove-external-id @user000001:fake.test -> saml:s1
     Nothing was changed. To make these changes now: microglia run sweep --apply; on schedule: set mode = "apply" in the job

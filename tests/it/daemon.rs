@@ -11,6 +11,8 @@ mod lifecycle;
 mod panics;
 mod reload;
 mod schedule;
+mod slow_clients;
+mod waiting;
 mod waits;
 
 use chrono::{DateTime, TimeDelta, Timelike, Utc};
@@ -76,7 +78,7 @@ async fn was_down(program: &Program) {
 /// The daemon with an admin token, `secret`.
 fn with_admin(fake: &Fake, jobs: &str) -> Program {
     let program = Program::new(&fake.url(), crate::fake::TOKEN, jobs);
-    program.write("admin-token", "secret\n");
+    program.write("admin-token", "secret-of-the-tests\n");
     edit(&program, "[daemon]\n", "[daemon]\nadmin_token_file = \"admin-token\"\n");
     program
 }
@@ -88,6 +90,6 @@ fn edit(program: &Program, from: &str, to: &str) {
     program.write("microglia.toml", &config.replace(from, to));
 }
 
-async fn until_log(daemon: &Daemon, text: &str) {
+pub async fn until_log(daemon: &Daemon, text: &str) {
     crate::program::until(text, 30, async || daemon.log().contains(text)).await;
 }

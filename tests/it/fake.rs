@@ -19,7 +19,7 @@ use std::{
     net::SocketAddr,
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     thread,
     time::{Duration, Instant},
 };
@@ -32,7 +32,12 @@ use hyper::{
     service::service_fn,
 };
 use hyper_util::rt::TokioIo;
-use tokio::{net::TcpListener, sync::oneshot, task::JoinHandle, time::sleep};
+use tokio::{
+    net::TcpListener,
+    sync::oneshot,
+    task::JoinHandle,
+    time::{Sleep, sleep},
+};
 
 use self::endpoints::{Answer, percent_decoded};
 pub use self::world::{
@@ -250,6 +255,18 @@ pub enum Trouble {
     Hang,
     /// 302 to that URL. Not done.
     Redirect(String),
+    /// Whatever answer the test writes; as JSON where it begins with `{`. Not done.
+    Answer { status: u16, headers: Vec<(&'static str, String)>, body: String },
+    /// That status and a body that never ends. Not done.
+    Endless(u16),
+    /// The head announces so many bytes, and none of them follow. Not done.
+    Announced(u64),
+    /// The right answer, of which one byte comes every 100 ms. Done.
+    Trickle,
+    /// The right answer with one header replaced. Done.
+    Header(&'static str, &'static str),
+    /// The right answer, after which something else happens at once. Done.
+    Then(fn(&mut World)),
 }
 
 impl Trouble {
@@ -262,6 +279,18 @@ impl Trouble {
             Self::Proxy(status) => Some(Answer::of_proxy(*status)),
             Self::Synapse(status, errcode, error) => Some(Answer::refusal(*status, errcode, error)),
             Self::Redirect(url) => Some(Answer::of_proxy(302).with_header(header::LOCATION, url)),
+            Self::Answer { status, headers, body } => {
+                let mut answer = Answer::of_proxy(*status);
+                if body.starts_with('{') {
+                    (answer.content_type, answer.of_proxy) = ("application/json", false);
+                }
+                answer.body = body.clone().into_bytes();
+                Some(headers.iter().fold(answer, |answer, (name, value)| {
+                    answer.with_header(header::HeaderName::from_static(name), value)
+                }))
+            }
+            Self::Endless(status) => Some(Answer::refusal(*status, "M_UNKNOWN", "")),
+            Self::Announced(_) => Some(Answer::refusal(200, "M_UNKNOWN", "")),
             _ => None,
         }
     }
@@ -420,6 +449,20 @@ async fn reply(
         }
         Some(Trouble::BrokenJson) => Ok(response(&shared, answer.broken(), Pieces::all)),
         Some(Trouble::CutBody) => Ok(response(&shared, answer, Pieces::half)),
+        Some(Trouble::Endless(_)) => Ok(response(&shared, answer, Pieces::endless)),
+        Some(Trouble::Announced(bytes)) => {
+            let answer = answer.with_header(header::CONTENT_LENGTH, &bytes.to_string());
+            Ok(response(&shared, answer, Pieces::none))
+        }
+        Some(Trouble::Trickle) => Ok(response(&shared, answer, Pieces::trickle)),
+        Some(Trouble::Header(name, value)) => {
+            let answer = answer.with_header(header::HeaderName::from_static(name), value);
+            Ok(response(&shared, answer, Pieces::all))
+        }
+        Some(Trouble::Then(happens)) => {
+            happens(&mut shared.state().world);
+            Ok(response(&shared, answer, Pieces::all))
+        }
         _ => Ok(response(&shared, answer, Pieces::all)),
     }
 }
@@ -571,15 +614,20 @@ fn response(shared: &Shared, answer: Answer, pieces: fn(Vec<u8>) -> Pieces) -> R
         let state = shared.state();
         (state.world.http_date(), state.world.version.clone())
     };
-    let server =
-        if answer.of_proxy { "nginx/1.26.2".to_owned() } else { format!("Synapse/{version}") };
+    let server = if answer.of_proxy {
+        "nginx/1.26.2".to_owned()
+    } else {
+        format!("Synapse/{}", version.escape_default())
+    };
     let mut response = Response::builder()
         .status(answer.status)
         .header(header::DATE, date)
         .header(header::SERVER, server)
         .header(header::CONTENT_TYPE, answer.content_type);
     for (name, value) in answer.headers {
-        response = response.header(name, value);
+        if let Some(headers) = response.headers_mut() {
+            headers.insert(name, value.parse().expect("a value that HTTP allows"));
+        }
     }
     response.body(pieces(answer.body)).expect("headers that HTTP allows")
 }
@@ -594,7 +642,15 @@ enum End {
     Regular,
     CutAfterFlush,
     Cut,
+    /// The same bytes again and again.
+    Never(Bytes),
+    /// What is left, byte by byte.
+    Slow(Bytes, Pin<Box<Sleep>>),
+    /// Nothing more, and no end.
+    Silent,
 }
+
+const TRICKLE: Duration = Duration::from_millis(100);
 
 impl Pieces {
     fn all(body: Vec<u8>) -> Self {
@@ -604,6 +660,18 @@ impl Pieces {
     fn half(mut body: Vec<u8>) -> Self {
         body.truncate(body.len() / 2);
         Self { bytes: Some(body.into()), end: End::CutAfterFlush }
+    }
+
+    fn endless(_: Vec<u8>) -> Self {
+        Self { bytes: None, end: End::Never(vec![b' '; 64 * 1024].into()) }
+    }
+
+    fn none(_: Vec<u8>) -> Self {
+        Self { bytes: None, end: End::Silent }
+    }
+
+    fn trickle(body: Vec<u8>) -> Self {
+        Self { bytes: None, end: End::Slow(body.into(), Box::pin(sleep(TRICKLE))) }
     }
 }
 
@@ -620,8 +688,16 @@ impl Body for Pieces {
         {
             return Poll::Ready(Some(Ok(Frame::data(bytes))));
         }
-        match self.end {
+        match &mut self.end {
             End::Regular => Poll::Ready(None),
+            End::Never(bytes) => Poll::Ready(Some(Ok(Frame::data(bytes.clone())))),
+            End::Slow(rest, _) if rest.is_empty() => Poll::Ready(None),
+            End::Slow(rest, next) => {
+                ready!(next.as_mut().poll(context));
+                next.set(sleep(TRICKLE));
+                Poll::Ready(Some(Ok(Frame::data(rest.split_to(1)))))
+            }
+            End::Silent => Poll::Pending,
             // hyper throws away what it has not flushed when a body fails, and flushes when a body is not ready.
             End::CutAfterFlush => {
                 self.end = End::Cut;

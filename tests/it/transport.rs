@@ -1,5 +1,14 @@
 //! Talking HTTP to a homeserver: what is sent, what is sent again, and what a person is told.
 
+mod bodies;
+mod headers;
+mod ids;
+mod mas;
+mod numbers;
+mod pages;
+mod proxies;
+mod tokens;
+
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -110,13 +119,13 @@ async fn each_kind_of_no_says_who_said_it_and_what_to_do() {
         all.push('\n');
     }
     insta::assert_snapshot!(all, @r#"
-    failed: GET /_synapse/admin/v2/users/@microglia:fake.test: 404 from something that is not Synapse: <html> <head><title>404 Not Found</title></head> <body> <center><h1>404 Not Found</h1></center> <hr><center>nginx/1.26.2</center> </body> </html>. A proxy answered, and most hide /_synapse/admin: set `url` to Synapse's own listener, such as http://127.0.0.1:8008
-    failed: GET /_synapse/admin/v2/users/@microglia:fake.test: 403 from something that is not Synapse: <html> <head><title>403 Forbidden</title></head> <body> <center><h1>403 Forbidden</h1></center> <hr><center>nginx/1.26.2</center> </body> </html>. A proxy answered, and most hide /_synapse/admin: set `url` to Synapse's own listener, such as http://127.0.0.1:8008
-    failed: GET /_matrix/client/v3/account/whoami: 404 from something that is not Synapse: <html> <head><title>404 Not Found</title></head> <body> <center><h1>404 Not Found</h1></center> <hr><center>nginx/1.26.2</center> </body> </html>. Something else than Synapse answered: set `url` to Synapse's own listener, such as http://127.0.0.1:8008
+    failed: GET /_synapse/admin/v2/users/@microglia:fake.test: 404 from something that is not Synapse: 404 Not Found. A proxy answered, and most hide /_synapse/admin: set `url` to Synapse's own listener, such as http://127.0.0.1:8008
+    failed: GET /_synapse/admin/v2/users/@microglia:fake.test: 403 from something that is not Synapse: 403 Forbidden. A proxy answered, and most hide /_synapse/admin: set `url` to Synapse's own listener, such as http://127.0.0.1:8008
+    failed: GET /_matrix/client/v3/account/whoami: 404 from something that is not Synapse: 404 Not Found. Something else than Synapse answered: set `url` to Synapse's own listener, such as http://127.0.0.1:8008
     refused: GET /_synapse/admin/v2/users/@microglia:fake.test: 404 M_UNRECOGNIZED: Unrecognized request. Synapse does not know this endpoint: it is too old, it delegates to MAS, or a worker answered; `url` should be the main process' own listener
     failed: GET /_synapse/admin/v2/users/@microglia:fake.test: 404 M_NOT_FOUND: User not found
     failed: GET /_synapse/admin/v2/users/@microglia:fake.test: 400 M_INVALID_PARAM: Query parameter limit must be an integer
-    failed: GET /_synapse/admin/v2/users/@microglia:fake.test: 302 from something that is not Synapse: <html> <head><title>302 Found</title></head> <body> <center><h1>302 Found</h1></center> <hr><center>nginx/1.26.2</center> </body> </html>. Redirects are not followed (to https://example.com/login): set `url` to Synapse's own listener
+    failed: GET /_synapse/admin/v2/users/@microglia:fake.test: 302 from something that is not Synapse: 302 Found. Redirects are not followed (to https://example.com/login): set `url` to Synapse's own listener
     failed: GET /_matrix/client/v3/account/whoami: 401 M_UNKNOWN_TOKEN: Invalid access token passed. The access token is not valid: put a valid token of a server admin into token; it is used from the next request on
     failed: GET /_matrix/client/v3/account/whoami: 401 M_USER_LOCKED: User account has been locked. The account of the token is locked: unlock it, or use another server admin's token
     failed: GET /_matrix/client/v3/account/whoami: 401 M_MISSING_TOKEN: Missing access token. The access token is not valid: put a valid token of a server admin into token; it is used from the next request on
@@ -260,7 +269,7 @@ async fn what_passes_is_tried_again_within_the_run_and_what_lasts_fails_clearly(
         format!("{requests} requests, {said}")
     });
     insta::assert_snapshot!(futures_util::future::join_all(lasting).await.join("\n"), @r#"
-    4 requests, failed: GET /_synapse/admin/v2/users/@microglia:fake.test: 502 from something that is not Synapse: <html> <head><title>502 Bad Gateway</title></head> <body> <center><h1>502 Bad Gateway</h1></center> <hr><center>nginx/1.26.2</center> </body> </html>
+    4 requests, failed: GET /_synapse/admin/v2/users/@microglia:fake.test: 502 from something that is not Synapse: 502 Bad Gateway. The proxy cannot reach Synapse: check that Synapse is running and that the proxy's upstream address is right, or set `url` to Synapse's own listener
     4 requests, failed: GET /_synapse/admin/v2/users/@microglia:fake.test: the answer was lost: unexpected EOF during chunk size line
     "#);
 }
@@ -274,7 +283,7 @@ async fn a_homeserver_that_is_down_fails_the_run_after_its_retries() {
     let report: Value = serde_json::from_str(&output.stdout).unwrap();
     assert_eq!((output.code, report["attempts"].as_i64()), (1, Some(2)), "{report}");
     insta::assert_snapshot!(message(&program, &fake, &report), @r#"GET /_matrix/client/v3/account/whoami: not reachable: Connection refused (os error 111). Nothing answers at URL: is Synapse running, and is the homeserver's URL right?"#);
-    assert!(output.stderr.contains("attempt 2 follows in 0 s"), "{}", output.stderr);
+    assert!(output.stderr.contains("attempt 2 of 2 follows in 0 s"), "{}", output.stderr);
     fake.come_up();
     assert_eq!(figures(&program.apply("sweep").await), "succeeded: 1/1/0/0/0");
 }

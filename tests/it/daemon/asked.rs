@@ -19,7 +19,7 @@ async fn a_run_by_hand_goes_through_the_daemon_with_its_progress_and_its_report(
     let ran = program.run(&["run", "by-hand"]).await;
     assert_eq!(ran.code, 0, "{ran:?}");
     assert!(ran.stdout.starts_with("run 1: by-hand (request on main), apply, "), "{}", ran.stdout);
-    assert!(daemon.log().contains("attempt 2 follows in 0 s"), "{}", daemon.log());
+    assert!(daemon.log().contains("attempt 2 of 3 follows in 0 s"), "{}", daemon.log());
     assert!(daemon.log().contains("by-hand: run 1 starts (apply, manual)"), "{}", daemon.log());
     assert!(daemon.log().contains("by-hand: run 1 succeeded"), "{}", daemon.log());
     let dry = program.dry_run("by-hand").await;
@@ -98,7 +98,7 @@ async fn a_job_runs_once_at_a_time_and_is_cancelled_by_command_or_ctrl_c() {
         let second = program.run(&["run", "lobby"]).await;
         let already = format!("error: lobby is running already (run {id})\n");
         assert!(second.code == 1 && second.stderr.ends_with(&already), "{second:?}");
-        assert_eq!(daemon.post("/api/v1/jobs/lobby/run", "secret", "").await.0, 409);
+        assert_eq!(daemon.post("/api/v1/jobs/lobby/run", "secret-of-the-tests", "").await.0, 409);
         assert_eq!(daemon.of_job("lobby", "microglia_job_running", &[]).await, 1.0);
         if by_command {
             assert_eq!(program.run(&["cancel", "lobby"]).await.code, 0);
@@ -215,6 +215,30 @@ async fn healthcheck_finds_the_daemon_and_a_broken_edit_does_not_make_it_look_de
     }
     daemon.stop().await;
     assert_eq!(program.run(&["healthcheck"]).await.code, 1);
+}
+
+#[tokio::test]
+async fn healthcheck_finds_a_daemon_whose_listen_was_edited_and_one_whose_socket_is_gone() {
+    let fake = Fake::start();
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let program = Program::new(&fake.url(), TOKEN, &ping("a", ""));
+    let old = format!("[daemon]\nlisten = \"127.0.0.1:{port}\"\n");
+    edit(&program, "[daemon]\n", &old);
+    let daemon = program.serve().await;
+    edit(&program, &old, "[daemon]\nlisten = \"127.0.0.1:1\"\n");
+    assert_eq!(program.run(&["reload"]).await.code, 0);
+    let healthy = program.run(&["healthcheck"]).await;
+    assert_eq!((healthy.code, healthy.stdout.as_str()), (0, "ok\n"), "{healthy:?}");
+    let ready = program.run(&["healthcheck", "--ready"]).await;
+    assert_eq!(ready.code, 0, "{ready:?}");
+    assert!(ready.stdout.starts_with("ready\nhomeserver main: "), "{ready:?}");
+    std::fs::remove_file(program.path("state/control.sock")).unwrap();
+    let unknown = program.run(&["healthcheck"]).await;
+    assert_eq!(unknown.code, 1, "{unknown:?}");
+    assert!(unknown.stderr.contains("http://127.0.0.1:1/healthz cannot be asked"), "{unknown:?}");
+    edit(&program, "127.0.0.1:1\"", &format!("127.0.0.1:{port}\""));
+    assert_eq!(program.run(&["healthcheck", "--ready"]).await.code, 0);
+    daemon.stop().await;
 }
 
 #[tokio::test]

@@ -221,9 +221,9 @@ async fn a_job_that_waits_to_be_caught_up_can_be_run_by_hand_and_what_it_missed_
         "{heard:?}"
     );
     assert!(begun.waits(), "a run by hand does not stand for it");
-    begun.supervisor.cancel("night").unwrap();
+    begun.supervisor.cancel("night", "a test").unwrap();
     assert!(!begun.waits());
-    let refused = begun.supervisor.cancel("night").unwrap_err();
+    let refused = begun.supervisor.cancel("night", "a test").unwrap_err();
     assert_eq!(refused.to_string(), "night is not running");
     begun.stop().await;
     // What was cancelled is not missed afterwards.

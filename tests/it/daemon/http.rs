@@ -173,7 +173,7 @@ async fn only_the_admin_token_acts_and_names_people() {
         world.room("!lobby:fake.test").banned("@user000001:fake.test", "@microglia:fake.test");
     });
     let program = Program::new(&fake.url(), TOKEN, &sweep("lobby", 1000, ""));
-    program.write("admin-token", "secret\n");
+    program.write("admin-token", "secret-of-the-tests\n");
     let daemon = program.serve().await;
     let posts = [
         "/-/reload",
@@ -183,7 +183,11 @@ async fn only_the_admin_token_acts_and_names_people() {
         "/api/v1/resume",
     ];
     for path in posts {
-        assert_eq!(daemon.post(path, "secret", "").await.0, 403, "{path} without a token file");
+        assert_eq!(
+            daemon.post(path, "secret-of-the-tests", "").await.0,
+            403,
+            "{path} without a token file"
+        );
         assert_eq!(daemon.get(path).await.0, 405, "{path}");
     }
     edit(&program, "[daemon]\n", "[daemon]\nadmin_token_file = \"admin-token\"\n");
@@ -193,18 +197,22 @@ async fn only_the_admin_token_acts_and_names_people() {
         assert_eq!(daemon.http("POST", path, &[], "").await.0, 401, "{path}");
     }
     let (status, body) =
-        daemon.post("/api/v1/jobs/lobby/run", "secret", "{\"mode\": \"apply\"}").await;
+        daemon.post("/api/v1/jobs/lobby/run", "secret-of-the-tests", "{\"mode\": \"apply\"}").await;
     assert_eq!((status, body.as_str()), (202, "{\"id\":1}"));
     until("its end", 20, async || !program.ended("lobby").await.is_empty()).await;
     assert_eq!(joined(&fake), 1);
     for (body, status) in [("{\"mode\": \"wrong\"}", 400), ("{\"x\": 1}", 400), ("nonsense", 400)] {
-        assert_eq!(daemon.post("/api/v1/jobs/lobby/run", "secret", body).await.0, status, "{body}");
+        assert_eq!(
+            daemon.post("/api/v1/jobs/lobby/run", "secret-of-the-tests", body).await.0,
+            status,
+            "{body}"
+        );
     }
-    assert_eq!(daemon.post("/api/v1/jobs/unknown/run", "secret", "").await.0, 404);
-    assert_eq!(daemon.post("/api/v1/jobs/lobby/cancel", "secret", "").await.0, 409);
-    assert_eq!(daemon.post("/api/v1/pause", "secret", "").await.0, 200);
+    assert_eq!(daemon.post("/api/v1/jobs/unknown/run", "secret-of-the-tests", "").await.0, 404);
+    assert_eq!(daemon.post("/api/v1/jobs/lobby/cancel", "secret-of-the-tests", "").await.0, 409);
+    assert_eq!(daemon.post("/api/v1/pause", "secret-of-the-tests", "").await.0, 200);
     assert_eq!(daemon.metric("microglia_paused", &[]).await, Some(1.0));
-    assert_eq!(daemon.post("/api/v1/resume", "secret", "").await.0, 200);
+    assert_eq!(daemon.post("/api/v1/resume", "secret-of-the-tests", "").await.0, 200);
 
     let gets = [
         "/",
@@ -220,11 +228,11 @@ async fn only_the_admin_token_acts_and_names_people() {
         let (status, body) = daemon.get(path).await;
         assert_eq!(status, 200, "{path}: {body}");
         assert!(!body.contains("@user") && !body.contains("@microglia"), "{path}: {body}");
-        assert!(!body.contains("secret") && !body.contains(TOKEN), "{path}: {body}");
+        assert!(!body.contains("secret-of-the-tests") && !body.contains(TOKEN), "{path}: {body}");
     }
     let plain = daemon.get_json("/api/v1/runs/1").await;
     assert_eq!(plain.get("changes"), None);
-    let admin = [("Authorization", "Bearer secret")];
+    let admin = [("Authorization", "Bearer secret-of-the-tests")];
     let (_, body) = daemon.http("GET", "/api/v1/runs/1", &admin, "").await;
     let mut shown: Value = serde_json::from_str(&body).unwrap();
     assert_eq!(shown["changes"][0]["target"], "@user000000:fake.test -> !lobby:fake.test");
@@ -248,10 +256,10 @@ async fn only_the_admin_token_acts_and_names_people() {
 
     // A rotated token is the one that counts from the next request on.
     program.write("admin-token", "rotated\n");
-    assert_eq!(daemon.post("/api/v1/resume", "secret", "").await.0, 401);
+    assert_eq!(daemon.post("/api/v1/resume", "secret-of-the-tests", "").await.0, 401);
     assert_eq!(daemon.post("/api/v1/resume", "rotated", "").await.0, 200);
     let log = daemon.stop().await;
-    assert!(!log.contains("secret") && !log.contains(TOKEN), "{log}");
+    assert!(!log.contains("secret-of-the-tests") && !log.contains(TOKEN), "{log}");
 }
 
 #[tokio::test]
@@ -260,9 +268,9 @@ async fn what_is_too_large_is_refused_and_who_is_slow_holds_up_nobody() {
     let program = with_admin(&fake, &ping("a", ""));
     let daemon = program.serve().await;
     let fits = format!("{{\"mode\": \"dry-run\"{}}}", " ".repeat(60 * 1024));
-    assert_eq!(daemon.post("/api/v1/jobs/a/run", "secret", &fits).await.0, 202);
+    assert_eq!(daemon.post("/api/v1/jobs/a/run", "secret-of-the-tests", &fits).await.0, 202);
     let large = format!("{{\"mode\": \"dry-run\"{}}}", " ".repeat(65 * 1024));
-    assert_eq!(daemon.post("/api/v1/jobs/a/run", "secret", &large).await.0, 413);
+    assert_eq!(daemon.post("/api/v1/jobs/a/run", "secret-of-the-tests", &large).await.0, 413);
     let many: Vec<String> = (0..100).map(|number| format!("X-{number}")).collect();
     let many: Vec<(&str, &str)> = many.iter().map(|name| (name.as_str(), "x")).collect();
     assert_eq!(daemon.http("GET", "/healthz", &many, "").await.0, 431);
@@ -270,8 +278,8 @@ async fn what_is_too_large_is_refused_and_who_is_slow_holds_up_nobody() {
     assert_eq!(daemon.http("GET", "/healthz", &[("X-Long", &long)], "").await.0, 431);
     let mut slow = Vec::new();
     for half in [
-        "GET /healthz HTTP/1.1\r\nHost: a\r\nX-",
-        "POST /api/v1/jobs/a/run HTTP/1.1\r\nHost: a\r\nContent-Length: 100\r\n\r\n{",
+        "GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\nX-",
+        "POST /api/v1/jobs/a/run HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 100\r\n\r\n{",
     ] {
         for _ in 0..60 {
             let mut stream = TcpStream::connect(&daemon.address).await.unwrap();
@@ -290,5 +298,140 @@ async fn what_is_too_large_is_refused_and_who_is_slow_holds_up_nobody() {
     let mut answer = [0; 12];
     slow[119].read_exact(&mut answer).await.unwrap();
     assert_eq!(String::from_utf8_lossy(&answer), "HTTP/1.1 401");
+    daemon.stop().await;
+}
+
+/// Sends a request as it is written here; the status, the header and the body of the response.
+async fn raw(daemon: &Daemon, request: &str) -> (u16, String, String) {
+    let mut stream = TcpStream::connect(&daemon.address).await.unwrap();
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    let read = stream.read_to_string(&mut answer);
+    let limit = std::time::Duration::from_secs(20);
+    tokio::time::timeout(limit, read).await.expect("no end of the response").unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap_or_else(|| panic!("{answer:?}"));
+    let status = head.split(' ').nth(1).unwrap().parse().unwrap();
+    (status, head.to_lowercase(), body.to_owned())
+}
+
+/// The status and body of a request with this `Host`.
+async fn as_host(daemon: &Daemon, host: &str, path: &str) -> (u16, String) {
+    let request = format!("GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
+    let (status, _, body) = raw(daemon, &request).await;
+    (status, body)
+}
+
+#[tokio::test]
+async fn a_name_that_is_not_allowed_as_host_reaches_metrics_and_health_only() {
+    let program = with_admin(&Fake::start(), &ping("a", ""));
+    let daemon = program.serve().await;
+    for path in ["/metrics", "/healthz", "/readyz"] {
+        assert_eq!(as_host(&daemon, "microglia.monitoring.svc:8749", path).await.0, 200, "{path}");
+    }
+    let (_, port) = daemon.address.rsplit_once(':').unwrap();
+    let own = ["127.0.0.1", "127.0.0.1:8749", "localhost", "LOCALHOST:1", "[::1]:8749", "10.1.2.3"];
+    for host in own.map(str::to_owned).into_iter().chain([format!("localhost:{port}")]) {
+        let (status, body) = as_host(&daemon, &host, "/api/v1/jobs").await;
+        assert_eq!(status, 200, "{host}: {body}");
+    }
+    let refusal = r#"{"error":"this daemon does not serve \"rebound.example\": use its IP address, or add the name to daemon.allowed_hosts"}"#;
+    for path in ["/api/v1/jobs", "/api/v1/runs", "/api/v1/runs/1", "/", "/-/reload", "/nothing"] {
+        let answer = as_host(&daemon, "rebound.example:8749", path).await;
+        assert_eq!(answer, (421, refusal.to_owned()), "{path}");
+    }
+    for host in ["127.0.0.1.rebound.example", "localhost.rebound.example", "", "a b", "[::1", "@"] {
+        assert_eq!(as_host(&daemon, host, "/api/v1/jobs").await.0, 421, "{host:?}");
+    }
+    // A browser names the host of an absolute URL there, too.
+    assert_eq!(as_host(&daemon, "127.0.0.1", "http://rebound.example/api/v1/jobs").await.0, 421);
+    edit(&program, "[daemon]\n", "[daemon]\nallowed_hosts = [\"rebound.example\"]\n");
+    assert_eq!(program.run(&["reload"]).await.code, 0);
+    assert_eq!(as_host(&daemon, "Rebound.Example.:8749", "/api/v1/jobs").await.0, 200);
+    daemon.stop().await;
+}
+
+#[tokio::test]
+async fn a_page_of_another_site_cannot_post() {
+    let program = with_admin(&Fake::start(), &ping("a", ""));
+    edit(&program, "[daemon]\n", "[daemon]\nallowed_hosts = [\"status.example\"]\n");
+    let daemon = program.serve().await;
+    let post = async |origin: &str| {
+        let headers = [("Authorization", "Bearer secret"), ("Origin", origin)];
+        daemon.http("POST", "/api/v1/resume", &headers, "").await
+    };
+    for origin in ["http://evil.example", "null", "http://127.0.0.1", "http://localhost:3000"] {
+        let refusal = format!(
+            r#"{{"error":"a page of {origin} may not do this: only pages of this daemon or of a name in daemon.allowed_hosts may"}}"#
+        );
+        assert_eq!(post(origin).await, (403, refusal), "{origin}");
+    }
+    for origin in [format!("http://{}", daemon.address), "https://status.example".to_owned()] {
+        assert_eq!(post(&origin).await.0, 200, "{origin}");
+    }
+    daemon.stop().await;
+}
+
+#[tokio::test]
+async fn every_refusal_of_the_api_is_json_with_an_error() {
+    let program = with_admin(&Fake::start(), &ping("a", ""));
+    let daemon = program.serve().await;
+    let admin = "Authorization: Bearer secret\r\n";
+    let cases = [
+        ("GET /api/v1/runs?limit=abc", "", "", 400, "limit"),
+        ("GET /api/v1/runs?limit=-1", "", "", 400, "limit"),
+        ("GET /api/v1/runs?limit=99999999999", "", "", 400, "limit"),
+        ("GET /api/v1/runs/abc", "", "", 400, "abc"),
+        ("GET /api/v1/runs/1?offset=x", "", "", 400, "offset"),
+        ("GET /api/v1/runs/%ff", "", "", 400, "UTF-8"),
+        ("GET /api/v1/runs/7", "", "", 404, "there is no run 7"),
+        ("GET /api/v1/nothing", "", "", 404, "/api/v1/nothing"),
+        ("DELETE /api/v1/runs", "", "", 405, "DELETE"),
+        ("GET /-/reload", "", "", 405, "GET"),
+        ("POST /api/v1/jobs/a/run", "", "", 401, "admin token"),
+        ("POST /api/v1/jobs/a/run", admin, "{\"mode\":", 400, "EOF"),
+        ("POST /api/v1/jobs/a/run", admin, "[]", 400, "invalid"),
+        ("POST /api/v1/jobs/%ff/run", admin, "", 400, "UTF-8"),
+        ("POST /api/v1/jobs/b/run", admin, "", 404, "b"),
+    ];
+    for (line, headers, body, status, words) in cases {
+        let request = format!(
+            "{line} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n{headers}Content-Length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        let (found, head, text) = raw(&daemon, &request).await;
+        assert_eq!(found, status, "{line}: {text}");
+        assert!(head.contains("content-type: application/json"), "{line}: {head}");
+        let error: Value = serde_json::from_str(&text).unwrap_or_else(|_| panic!("{line}: {text}"));
+        let error = error["error"].as_str().unwrap_or_else(|| panic!("{line}: {text}"));
+        assert!(error.contains(words), "{line}: {error}");
+    }
+    // A body that is shorter than announced.
+    let short = format!(
+        "POST /api/v1/jobs/a/run HTTP/1.1\r\nHost: 127.0.0.1\r\n{admin}Transfer-Encoding: chunked\r\n\r\nnonsense\r\n"
+    );
+    let (status, _, text) = raw(&daemon, &short).await;
+    assert!(status == 400 && text.starts_with("{\"error\":"), "{status} {text}");
+    let head = "HEAD /api/v1/jobs HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n";
+    let (status, head, text) = raw(&daemon, head).await;
+    assert!(status == 200 && text.is_empty() && head.contains("content-length: "), "{head}");
+    daemon.stop().await;
+}
+
+#[tokio::test]
+async fn what_a_change_replaced_is_named_on_the_machine_itself_only() {
+    let mut world = World::new();
+    world.users(1, |_| User::default().external("saml", "s1"));
+    let fake = Fake::of(world);
+    let job =
+        "[jobs.ids]\nkind = \"remove-external-ids\"\nproviders = [\"saml\"]\naccounts = \"all\"\n";
+    let program = with_admin(&fake, job);
+    let daemon = program.serve().await;
+    assert_eq!(program.run(&["run", "ids", "--apply"]).await.code, 0);
+    let admin = [("Authorization", "Bearer secret")];
+    let (_, body) = daemon.http("GET", "/api/v1/runs/1", &admin, "").await;
+    let shown: Value = serde_json::from_str(&body).unwrap();
+    assert_eq!(shown["changes"][0]["before"], "only on the machine itself", "{body}");
+    let here = program.json(&["runs", "show", "1", "--json"]).await;
+    assert!(here["changes"][0]["before"].to_string().contains("s1"), "{here}");
     daemon.stop().await;
 }

@@ -153,11 +153,11 @@ async fn a_second_signal_ends_it_at_once() {
     fake.fault(Fault::new("GET", PING, Trouble::Hang).always());
     let program = with_admin(&fake, &ping("hangs", "mode = \"apply\""));
     let mut daemon = program.serve().await;
-    assert_eq!(daemon.post("/api/v1/jobs/hangs/run", "secret", "").await.0, 202);
+    assert_eq!(daemon.post("/api/v1/jobs/hangs/run", "secret-of-the-tests", "").await.0, 202);
     until("the request", 20, async || fake.count("GET", PING) == 1).await;
     daemon.signal("TERM");
     until_log(&daemon, "1 run under way: up to 30 s").await;
-    assert_eq!(daemon.post("/api/v1/jobs/hangs/run", "secret", "").await.0, 503);
+    assert_eq!(daemon.post("/api/v1/jobs/hangs/run", "secret-of-the-tests", "").await.0, 503);
     daemon.signal("TERM");
     let asked = Instant::now();
     assert_eq!(daemon.exit().await, 1);
@@ -182,7 +182,7 @@ async fn a_quiet_day_of_twenty_jobs_is_forty_lines() {
     let before = lines().len();
     for number in 0..20 {
         let path = format!("/api/v1/jobs/job-{number:02}/run");
-        assert_eq!(daemon.post(&path, "secret", "").await.0, 202);
+        assert_eq!(daemon.post(&path, "secret-of-the-tests", "").await.0, 202);
     }
     until("all ended", 30, async || {
         daemon.metric("microglia_run_duration_seconds_count", &[]).await == Some(20.0)

@@ -28,7 +28,7 @@ async fn a_config_with_mistakes_changes_nothing_and_every_mistake_is_told() {
     assert_eq!(refused.code, 1, "{refused:?}");
     assert!(mistakes.iter().all(|mistake| refused.stderr.contains(mistake)), "{}", refused.stderr);
     assert_eq!(daemon.metric(SUCCESSFUL, &[]).await, Some(0.0));
-    let (status, body) = daemon.post("/-/reload", "secret", "").await;
+    let (status, body) = daemon.post("/-/reload", "secret-of-the-tests", "").await;
     let body: Value = serde_json::from_str(&body).unwrap();
     assert_eq!(status, 400, "{body}");
     let told = body["mistakes"].as_array().unwrap();
@@ -52,7 +52,7 @@ async fn a_config_with_mistakes_changes_nothing_and_every_mistake_is_told() {
     assert_eq!(names(&daemon.get_json("/api/v1/jobs").await), ["goes", "stays"]);
 
     program.write("microglia.toml", &good.replace("[jobs.goes]", "[jobs.comes]"));
-    let (status, body) = daemon.post("/-/reload", "secret", "").await;
+    let (status, body) = daemon.post("/-/reload", "secret-of-the-tests", "").await;
     assert_eq!(status, 200, "{body}");
     assert_eq!(
         body,
@@ -71,12 +71,44 @@ async fn a_config_with_mistakes_changes_nothing_and_every_mistake_is_told() {
     edit(&program, "[daemon]", "[daemon]\nlisten = \"127.0.0.1:1\"");
     edit(&program, "\"state\"", "\"elsewhere\"");
     // The socket is where the daemon is, not where the edit says it will be.
-    let (status, body) = daemon.post("/-/reload", "secret", "").await;
+    let (status, body) = daemon.post("/-/reload", "secret-of-the-tests", "").await;
     assert_eq!(status, 200, "{body}");
     let body: Value = serde_json::from_str(&body).unwrap();
     let needed = body["restart_needed"].to_string();
     assert!(needed.contains("daemon.listen") && needed.contains("daemon.state_dir"), "{needed}");
     until_log(&daemon, "daemon.listen: ").await;
+    daemon.stop().await;
+}
+
+#[tokio::test]
+async fn a_rate_out_of_range_is_a_failed_reload_however_it_is_asked_for() {
+    let fake = Fake::start();
+    let program = with_admin(&fake, &ping("stays", ""));
+    edit(&program, "[daemon]\n", "[daemon]\nwatch_config = \"1s\"\n");
+    let daemon = program.serve().await;
+    let good = program.read("microglia.toml");
+    let rate = "max_requests_per_second = ";
+    let reported = "expected \"unlimited\" or a number, from 0.001 to 10000";
+    let unlimited = format!("{rate}\"unlimited\"");
+    program.write("microglia.toml", &good.replace(&unlimited, &format!("{rate}1e-300")));
+    until("watch_config", 20, async || daemon.log().contains(reported)).await;
+    let reloaded = program.run(&["reload"]).await;
+    assert_eq!(reloaded.code, 1, "{reloaded:?}");
+    assert!(reloaded.stderr.contains(reported), "{reloaded:?}");
+    let (status, body) = daemon.post("/-/reload", "secret-of-the-tests", "").await;
+    assert_eq!(status, 400, "{body}");
+    let body: Value = serde_json::from_str(&body).unwrap();
+    assert!(body["mistakes"][0].as_str().unwrap().contains(reported), "{body}");
+    let before = daemon.log().matches(reported).count();
+    daemon.signal("HUP");
+    until("SIGHUP", 20, async || daemon.log().matches(reported).count() > before).await;
+    assert_eq!(daemon.metric(SUCCESSFUL, &[]).await, Some(0.0));
+    // The file is still watched.
+    program.write("microglia.toml", &good.replace("[jobs.stays]", "[jobs.comes]"));
+    until("the next configuration", 20, async || {
+        names(&daemon.get_json("/api/v1/jobs").await) == ["comes"]
+    })
+    .await;
     daemon.stop().await;
 }
 
@@ -146,7 +178,10 @@ async fn unchanged_jobs_go_on_and_changed_ones_end_with_the_old_definition() {
         async || daemon.of_job("yearly", "microglia_job_next_run_timestamp_seconds", &[]).await;
     let before = next().await;
     for job in ["changed", "removed", "unchanged"] {
-        assert_eq!(daemon.post(&format!("/api/v1/jobs/{job}/run"), "secret", "").await.0, 202);
+        assert_eq!(
+            daemon.post(&format!("/api/v1/jobs/{job}/run"), "secret-of-the-tests", "").await.0,
+            202
+        );
     }
     until("their requests", 20, async || fake.count("GET", PING) == 3).await;
     let config = program.read("microglia.toml");
@@ -172,7 +207,7 @@ async fn unchanged_jobs_go_on_and_changed_ones_end_with_the_old_definition() {
     assert_eq!(daemon.of_job("removed", "microglia_job_running", &[]).await, 1.0);
     for job in ["changed", "removed"] {
         assert_eq!(
-            daemon.post(&format!("/api/v1/jobs/{job}/run"), "secret", "").await.0,
+            daemon.post(&format!("/api/v1/jobs/{job}/run"), "secret-of-the-tests", "").await.0,
             409,
             "{job}"
         );
@@ -188,7 +223,7 @@ async fn unchanged_jobs_go_on_and_changed_ones_end_with_the_old_definition() {
     assert_eq!(program.ended("changed").await, ["manual succeeded"]);
     assert_eq!(target("1").await, format!("GET {PING}"));
     assert_eq!(program.run(&["run", "changed"]).await.code, 0);
-    assert_eq!(target("4").await, format!("GET {PING}?new=1"));
+    assert_eq!(target("4").await, format!("GET {PING}?new=…"));
     daemon.stop().await;
 }
 
@@ -276,7 +311,10 @@ async fn places_of_a_homeserver_outlive_a_reload() {
         with_admin(&fake, &[ping("a", apply), ping("b", apply), ping("c", apply)].concat());
     let daemon = program.serve().await;
     let start = async |job: &str| {
-        assert_eq!(daemon.post(&format!("/api/v1/jobs/{job}/run"), "secret", "").await.0, 202);
+        assert_eq!(
+            daemon.post(&format!("/api/v1/jobs/{job}/run"), "secret-of-the-tests", "").await.0,
+            202
+        );
     };
     start("a").await;
     until("its request", 20, async || fake.count("GET", PING) == 1).await;
@@ -323,7 +361,7 @@ async fn a_hundred_reloads_of_five_hundred_jobs_leave_nothing_behind() {
             "microglia.toml",
             &format!("{head}[homeservers.main]\nrequest_timeout = \"{limit}s\"\nurl{rest}"),
         );
-        let (status, body) = daemon.post("/-/reload", "secret", "").await;
+        let (status, body) = daemon.post("/-/reload", "secret-of-the-tests", "").await;
         assert_eq!(status, 200, "{body}");
         assert_eq!(body.matches("job-").count(), 500);
         assert!(body.contains("\"unchanged\":[]"), "{body}");

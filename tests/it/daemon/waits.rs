@@ -55,9 +55,16 @@ async fn a_cancelled_run_gives_up_what_waits_and_waits_for_what_was_sent() {
         changes(&report),
         [
             "done @user000000:fake.test -> saml:s0 (1)",
-            "planned @user000001:fake.test -> saml:s1 (1)"
+            "planned @user000001:fake.test -> saml:s1 (1): not attempted: the run was cancelled"
         ]
     );
+    let message = report["message"].as_str().unwrap();
+    assert!(message.starts_with("cancelled by "), "{message}");
+    assert!(message.contains(" between two changes; 1 of 2 changes made; "), "{message}");
+    let owner = std::fs::metadata(program.path("token")).unwrap();
+    let uid = format!("uid {}", std::os::unix::fs::MetadataExt::uid(&owner));
+    assert!(message.contains(&uid), "{message}");
+    assert!(daemon.log().contains("ids: its run is cancelled by "), "{}", daemon.log());
     assert_eq!(fake.count("PUT", ACCOUNT), 3, "nothing more was sent");
     daemon.stop().await;
 }
@@ -149,7 +156,7 @@ async fn the_end_of_the_window_ends_what_waits_for_a_change_for_a_retry_or_for_t
     let window = "window = \"01:00-06:00\"";
     let cases = [
         ("PUT", ACCOUNT, LONG, "succeeded: 2/0/0/0/2"),
-        ("GET", "/_synapse/admin/v2/users", LONG, "failed: null/0/0/0/0"),
+        ("GET", "/_synapse/admin/v2/users", LONG, "failed: null/0/0/0/null"),
         (
             "PUT",
             ACCOUNT,

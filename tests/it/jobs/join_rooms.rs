@@ -294,6 +294,7 @@ async fn only_who_is_missing_and_may_be_swept_in_is_joined() {
     assert_eq!(printed.code, 0);
     let after_heading: Vec<&str> = printed.stdout.lines().skip(2).collect();
     insta::assert_snapshot!(after_heading.join("\n"), @"
+      left alone: 1 left, 2 kicked, 1 banned, 2 deactivated, 1 locked, 1 suspended, 1 bridge, 1 own-account
       planned  join-room @bot:hs.test -> #lobby:hs.test
       planned  join-room @support:hs.test -> #lobby:hs.test
     Nothing was changed. To make these changes now: microglia run bots --apply
@@ -593,7 +594,7 @@ async fn globs_over_more_users_than_a_page_are_planned_whole_and_worked_off_in_p
     for first in [10, 13] {
         let report = program.apply("parts").await;
         let left = 91 - (first as u64 - 10);
-        assert_eq!(figures(&report), format!("succeeded: {left}/3/0/0/{}", left - 3));
+        assert_eq!(figures(&report), format!("succeeded: 3/3/0/0/{}", left - 3));
         let done: Vec<String> = many[first..first + 3]
             .iter()
             .map(|user| format!("done {user} -> #lobby:hs.test (1)"))
@@ -702,14 +703,17 @@ async fn an_interrupt_ends_a_paced_sweep_between_two_joins() {
     send("INT", &child);
     let (output, report) = ended(child).await;
     assert_eq!((output.code, figures(&report)), (1, "cancelled: 3/1/0/0/2".to_owned()));
-    assert_eq!(text(&report, "message"), "stopped between two changes");
+    assert_eq!(
+        text(&report, "message"),
+        "cancelled by SIGINT (Ctrl-C) between two changes; 1 of 3 changes made"
+    );
     let kept = program.json(&["runs", "show", "1", "--json"]).await;
     assert_eq!(
         changes(&kept),
         [
             "done @a:fake.test -> #lobby:fake.test (1)",
-            "planned @b:fake.test -> #lobby:fake.test (1)",
-            "planned @c:fake.test -> #lobby:fake.test (1)",
+            "planned @b:fake.test -> #lobby:fake.test (1): not attempted: the run was cancelled",
+            "planned @c:fake.test -> #lobby:fake.test (1): not attempted: the run was cancelled",
         ]
     );
     assert_eq!(kept, report);
@@ -913,8 +917,8 @@ async fn the_end_of_the_window_ends_a_sweep_between_two_joins() {
     assert_eq!(joins(&fake), ["@a -> lobby", "@b -> lobby"]);
     let report = run().await;
     insta::assert_snapshot!(format!("{}\n{}", figures(&report), text(&report, "message")), @"
-    refused: null/0/0/0/0
-    it is outside the job's window 01:00-06:00, which opens at 2026-11-24 01:00 UTC; a dry run may look at any time
+    refused: null/0/0/0/null
+    it is outside the job's window 01:00-06:00, which opens at 2026-11-24 01:00 UTC; a dry run may look at any time, and `--ignore-window` lifts that once
     ");
 }
 

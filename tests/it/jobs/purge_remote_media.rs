@@ -93,7 +93,7 @@ async fn a_cache_that_another_process_serves_is_refused_before_anything_is_asked
     for mode in ["--dry-run", "--apply"] {
         let report = program.json(&["run", "cache", mode, "--json"]).await;
         let message = report["message"].as_str().unwrap();
-        assert_eq!(figures(&report), "refused: null/0/0/0/0", "{mode}: {message}");
+        assert_eq!(figures(&report), "refused: null/0/0/0/null", "{mode}: {message}");
         assert!(message.contains("set `media_url` to the worker that does"), "{message}");
     }
     assert_eq!(fake.count("POST", ""), 0);
@@ -159,7 +159,7 @@ async fn a_run_that_is_cut_short_goes_on_where_it_came_to() {
     let program = Program::new(&fake.url(), TOKEN, &format!("{JOB}time_limit = \"4s\"\n"));
     fake.fault(Fault::new("POST", PURGE, Trouble::Hang).after(8));
     let report = program.apply("cache").await;
-    assert_eq!(figures(&report), "timed-out: null/0/0/0/0");
+    assert_eq!(figures(&report), "timed-out: null/0/0/0/null");
     let before = calls(&fake);
     fake.no_more_faults();
     let config = program.read("microglia.toml");

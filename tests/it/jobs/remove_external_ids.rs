@@ -5,7 +5,7 @@ use std::time::Duration;
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::fake::{Fake, Fault, TOKEN, Trouble, User};
+use crate::fake::{Fake, Fault, TOKEN, Trouble, User, World};
 use crate::homeserver::{Account, Messages, Synapse, encoded};
 use crate::program::{Output, Program, changes, figures, until};
 
@@ -317,25 +317,74 @@ async fn accounts_beyond_the_first_page_are_found_and_nothing_is_sent_where_noth
 
 #[tokio::test]
 async fn an_answer_that_contradicts_fails_that_account_and_the_others_go_on() {
-    let synapse = Synapse::start().await;
-    for localpart in ["alice", "bob", "carol"] {
-        let account = synapse.register(localpart).await;
-        synapse.external_ids(&account.user_id, &[("oidc-old", localpart)]).await;
-    }
-    // Somebody links an id to bob at the very moment.
-    synapse
-        .sql("CREATE TRIGGER at_this_moment AFTER DELETE ON user_external_ids WHEN OLD.external_id = 'bob'
-            BEGIN INSERT OR IGNORE INTO user_external_ids VALUES ('saml', 'bob', OLD.user_id); END")
-        .await;
-    let program = program(&synapse, &ids(""));
+    let fake = fake_with(&["alice", "bob", "carol"]);
+    // The second PUT is the one that removes the id.
+    let other = Trouble::Answer {
+        status: 200,
+        headers: Vec::new(),
+        body: r#"{"name": "@bob:fake.test", "external_ids": [{"auth_provider": "oidc-old", "external_id": "bob"}]}"#
+            .to_owned(),
+    };
+    fake.fault(Fault::new("PUT", &path_of("@bob:fake.test"), other).after(1));
+    let program = Program::new(&fake.url(), TOKEN, &ids(""));
     let report = program.apply("ids").await;
     insta::assert_snapshot!(format!("{}\n{}", figures(&report), changes(&report).join("\n")), @"
     partial: 3/2/1/0/0
-    done @alice:hs.test -> oidc-old:alice (1)
-    done @carol:hs.test -> oidc-old:carol (1)
-    failed @bob:hs.test -> oidc-old:bob (1): Synapse answered another list of external ids than it was sent: somebody else changed the account at this moment
+    done @alice:fake.test -> oidc-old:alice (1)
+    done @carol:fake.test -> oidc-old:carol (1)
+    failed @bob:fake.test -> oidc-old:bob (1): Synapse answered another list of external ids than it was sent: somebody else changed the account at the same time
     ");
-    assert_eq!(synapse.external_ids_of("@bob:hs.test").await, [pair("saml", "bob")]);
+}
+
+/// Links one identity, as a login does.
+fn link(world: &mut World, external_id: &str) {
+    let new = ("saml".to_owned(), external_id.to_owned());
+    let user = world.user("@a:fake.test");
+    if !user.external_ids.contains(&new) {
+        user.external_ids.push(new);
+    }
+}
+
+#[tokio::test]
+async fn an_identity_that_a_login_links_meanwhile_is_kept_and_recorded() {
+    let path = path_of("@a:fake.test");
+    let login: fn(&mut World) = |world| link(world, "new");
+    // Read for the plan, for the record, and before each of the two PUTs.
+    for (method, after) in [("GET", 0), ("GET", 1), ("PUT", 0), ("PUT", 1)] {
+        let fake = fake_with(&["a"]);
+        fake.fault(Fault::new(method, &path, Trouble::Then(login)).after(after));
+        let program = Program::new(&fake.url(), TOKEN, &ids(""));
+        let report = program.apply("ids").await;
+        let when = format!("after {method} {after}");
+        assert_eq!(changes(&report), ["done @a:fake.test -> oidc-old:a (1)"], "{when}");
+        let left = fake.world(|world| world.user("@a:fake.test").external_ids.clone());
+        assert_eq!(left, [("saml".to_owned(), "new".to_owned())], "{when}");
+        let before = report["changes"][0]["before"].as_array().unwrap().len();
+        // What was linked after the last PUT was not replaced by anything.
+        assert_eq!(before, if (method, after) == ("PUT", 1) { 1 } else { 2 }, "{when}: {report}");
+        let login = fake.world(|world| world.login_by("oidc-old", "a"));
+        assert_eq!(login, None, "{when}");
+    }
+}
+
+#[tokio::test]
+async fn an_account_that_changes_all_the_time_is_left_alone() {
+    let fake = fake_with(&["a", "b"]);
+    let login: fn(&mut World) = |world| {
+        let number = world.user("@a:fake.test").external_ids.len();
+        link(world, &format!("new{number}"));
+    };
+    fake.fault(Fault::new("GET", &path_of("@a:fake.test"), Trouble::Then(login)).always());
+    let program = Program::new(&fake.url(), TOKEN, &ids(""));
+    let report = program.apply("ids").await;
+    insta::assert_snapshot!(format!("{}\n{}", figures(&report), changes(&report).join("\n")), @"
+    partial: 2/1/1/0/0
+    done @b:fake.test -> oidc-old:b (1)
+    failed @a:fake.test -> oidc-old:a (1): somebody else changes this account again and again: it was left as it is
+    ");
+    let left = fake.world(|world| world.user("@a:fake.test").external_ids.len());
+    assert_eq!(left, 12, "the plan's read, and two of each look");
+    assert_eq!(fake.count("PUT", &path_of("@a:fake.test")), 0);
 }
 
 #[tokio::test]
@@ -366,13 +415,46 @@ async fn a_plan_says_who_would_lose_the_only_id_and_what_matched_nothing() {
     `@nobody:fake.test` matched no account;
     `@*:other.test` matched no account
     ");
-    insta::assert_snapshot!(message(&program.dry_run("own").await), @"`oidc-old` held by nobody; seen: no provider at all");
+    insta::assert_snapshot!(message(&program.dry_run("own").await), @"`oidc-old` held by no selected account; 816 accounts outside the selection were not read; seen: no provider at all");
     let kept = program.dry_run("keep").await;
     assert_eq!(
         (message(&kept), targets(&kept)),
         ("none", vec!["@alice:fake.test -> oidc-old:a1", "@dora:fake.test -> oidc-old:dora"])
     );
     assert_eq!(fake.count("PUT", "/"), 0);
+}
+
+#[tokio::test]
+async fn a_provider_that_no_selected_account_holds_is_told_from_one_that_nobody_holds() {
+    let fake = fake_with(&["bob"]);
+    fake.world(|world| {
+        for name in ["x", "y", "z"] {
+            *world.user(&format!("@{name}:fake.test")) = old(name).external("oidc-google", name);
+            world.user(&format!("@{name}:fake.test")).suspended = true;
+        }
+        *world.user("@gone:fake.test") = User::default().external("saml", "gone");
+        world.user("@gone:fake.test").deactivated = true;
+    });
+    let of = |name: &str, accounts: &str, provider: &str| {
+        job(name, &format!("accounts = \"{accounts}\"\nproviders = [\"{provider}\"]"))
+    };
+    let jobs = [
+        of("unread", "deactivated", "oidc-google"),
+        of("read", "active", "oidc-google"),
+        of("nobody", "all", "cas"),
+        of("held", "deactivated", "saml"),
+    ];
+    let program = Program::new(&fake.url(), TOKEN, &jobs.concat());
+    let mut messages = Vec::new();
+    for name in ["unread", "read", "nobody", "held"] {
+        messages.push(message(&program.dry_run(name).await).to_owned());
+    }
+    insta::assert_snapshot!(messages.join("\n"), @"
+    `oidc-google` held by no selected account; 4 accounts outside the selection were not read; seen: `saml` 1
+    `oidc-google` held by no selected account; at least 3 other accounts hold it; seen: `oidc-google` 3, `oidc-old` 4
+    `cas` held by nobody; seen: `oidc-google` 3, `oidc-old` 4, `saml` 1
+    none
+    ");
 }
 
 #[tokio::test]
@@ -393,10 +475,10 @@ async fn limits_count_ids_rather_than_accounts() {
     assert_eq!(figures(&report), "refused: 6/0/0/0/6");
     insta::assert_snapshot!(message(&report), @"the plan has 6 things, more than max_changes = 5: look at it with `microglia run ids --dry-run`; if it is right, run it once with `--max-changes 6`, raise max_changes, or set at_most to work it off in parts; 6 of the planned ids are the only ones of active accounts, which then need a password or another identity to log in (`keep_last = true` leaves those alone)");
     let report = program.apply("one").await;
-    assert_eq!(figures(&report), "refused: 6/0/0/0/6");
+    assert_eq!(figures(&report), "refused: 0/0/0/0/6");
     insta::assert_snapshot!(message(&report), @"at_most = 1 is too small: the first of the plan go together and are more, so that nothing would ever be done; raise it; 6 of the planned ids are the only ones of active accounts, which then need a password or another identity to log in (`keep_last = true` leaves those alone)");
     assert_eq!(fake.count("PUT", "/"), 0);
-    assert_eq!(figures(&program.apply("four").await), "succeeded: 6/4/0/0/2");
+    assert_eq!(figures(&program.apply("four").await), "succeeded: 4/4/0/0/2");
     assert_eq!(
         targets(&program.dry_run("ids").await),
         ["@c:fake.test -> oidc-old:c1, oidc-old:c2"]
@@ -455,11 +537,12 @@ async fn an_account_that_synapse_created_is_an_alarm_that_stops_the_run() {
     let fake = fake_with(&["a", "b", "c"]);
     let read_again =
         Fault::new("GET", &path_of("@b:fake.test"), Trouble::Delay(Duration::from_secs(1)));
-    fake.fault(read_again.after(1));
+    // For the plan, for the record, and right before the first PUT.
+    fake.fault(read_again.after(2));
     let program = one_by_one(&fake, "");
     let vanish = async {
         until("the account is read again", 20, || async {
-            fake.count("GET", &path_of("@b:fake.test")) == 2
+            fake.count("GET", &path_of("@b:fake.test")) == 3
         })
         .await;
         fake.world(|world| world.users.remove("@b:fake.test"));
@@ -523,10 +606,10 @@ async fn a_token_that_dies_stops_the_run_at_once_and_it_says_what_to_do() {
     let report = report(&output);
     assert_eq!((output.code, figures(&report)), (1, "failed: 3/0/1/0/2".to_owned()));
     let file = program.path("token").display().to_string();
-    insta::assert_snapshot!(message(&report).replace(&file, "TOKEN_FILE"), @"PUT /_synapse/admin/v2/users/@a:fake.test: 401 M_UNKNOWN_TOKEN: Invalid access token passed. The access token is not valid: put a valid token of a server admin into TOKEN_FILE; it is used from the next request on; 3 of the planned ids are the only ones of active accounts, which then need a password or another identity to log in (`keep_last = true` leaves those alone)");
-    // Naming the ids once more was answered, removing them was not.
-    assert_eq!(fake.count("PUT", USER), 2);
-    assert_eq!(fake.requests().last().unwrap().method, "PUT");
+    insta::assert_snapshot!(message(&report).replace(&file, "TOKEN_FILE"), @"GET /_synapse/admin/v2/users/@a:fake.test: 401 M_UNKNOWN_TOKEN: Invalid access token passed. The access token is not valid: put a valid token of a server admin into TOKEN_FILE; it is used from the next request on; 3 of the planned ids are the only ones of active accounts, which then need a password or another identity to log in (`keep_last = true` leaves those alone)");
+    // Naming the ids once more was answered; the look before removing them was not.
+    assert_eq!(fake.count("PUT", USER), 1);
+    assert_eq!(fake.requests().last().unwrap().method, "GET");
     assert_eq!(held(&fake, "@a:fake.test"), [pair("oidc-old", "a")]);
     assert!(!format!("{output:?}").contains(TOKEN));
 }
@@ -688,7 +771,7 @@ async fn under_mas_the_job_is_refused_and_says_where_the_links_live() {
     fake.world(|world| world.mas = true);
     let program = Program::new(&fake.url(), TOKEN, &ids(""));
     let report = program.dry_run("ids").await;
-    assert_eq!(figures(&report), "refused: null/0/0/0/0");
+    assert_eq!(figures(&report), "refused: null/0/0/0/null");
     insta::assert_snapshot!(message(&report), @"accounts of this homeserver live in the Matrix Authentication Service, and so do the links to their identities: remove them there (its Admin API, upstream-oauth-links, or `mas-cli`), what Synapse holds is not used");
     assert_eq!(
         fake.count("*", "/_synapse/admin/v2/users"),

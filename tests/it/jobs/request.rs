@@ -95,8 +95,85 @@ async fn templates_are_filled_from_the_start_of_the_run() {
     let before = ago(&report, TimeDelta::hours(12)).timestamp();
     assert_eq!(seen.query, format!("before={before}&plain=%7Bago_ms%7D"));
     let body: Value = serde_json::from_str(&seen.body).unwrap();
-    let wanted = json!({ "since": ms(0).to_string(), "nested": [{ "text": format!("up to {}", ms(90)) }], "number": 1 });
+    let wanted =
+        json!({ "since": ms(0), "nested": [{ "text": format!("up to {}", ms(90)) }], "number": 1 });
     assert_eq!(body, wanted);
+}
+
+#[tokio::test]
+async fn a_string_that_is_one_expression_is_sent_with_the_type_of_its_value() {
+    let fake = Fake::start();
+    let body = r#"
+method = "POST"
+path = "/ask/{{ ago_seconds('1h') }}"
+query = { before_ts = "{{ ago_ms('30d') }}", flag = "{{ 1 == 1 }}" }
+expect = [404]
+
+[jobs.ask.body]
+number = "{{ ago_ms('90d') }}"
+trimmed = "{{- ago_seconds('90d') -}}"
+string = "{{ ago_ms('90d') | string }}"
+sum = "{{ 1 + 1 }}"
+half = "{{ 1 / 2 }}"
+boolean = "{{ 1 == 1 }}"
+list = "{{ [1, 'a', true] }}"
+map = "{{ {'a': {'b': 1}} }}"
+null = "{{ none }}"
+braces = "{{ '}} {{' }}"
+two = "{{ 1 }}{{ 2 }}"
+space = " {{ 1 }}"
+statement = "{% if true %}1{% endif %}"
+plain = "1"
+nested = [["{{ 1 }}"]]
+"#;
+    let report = program(&fake, body).apply("ask").await;
+    assert_eq!(figures(&report), "succeeded: 1/1/0/0/0", "{report}");
+    let [seen] = &asked(&fake)[..] else { panic!("{:?}", asked(&fake)) };
+    let at = |days| ago(&report, TimeDelta::days(days));
+    let sent: Value = serde_json::from_str(&seen.body).unwrap();
+    let expected = json!({
+        "number": at(90).timestamp_millis(),
+        "trimmed": at(90).timestamp(),
+        "string": at(90).timestamp_millis().to_string(),
+        "sum": 2,
+        "half": 0.5,
+        "boolean": true,
+        "list": [1, "a", true],
+        "map": { "a": { "b": 1 } },
+        "null": null,
+        "braces": "}} {{",
+        "two": "12",
+        "space": " 1",
+        "statement": "1",
+        "plain": "1",
+        "nested": [[1]],
+    });
+    assert_eq!(sent, expected);
+    // A URL holds text only.
+    let hour = ago(&report, TimeDelta::hours(1)).timestamp();
+    assert_eq!(seen.path, format!("/ask/{hour}"));
+    assert_eq!(seen.query, format!("before_ts={}&flag=true", at(30).timestamp_millis()));
+}
+
+#[tokio::test]
+async fn a_real_synapse_takes_a_computed_timestamp_in_a_body() {
+    let synapse = Synapse::start().await;
+    let room = synapse.create_room(&synapse.admin, json!({})).await;
+    let path = format!("/_synapse/admin/v1/purge_history/{}", encoded(&room));
+    let purge = |name: &str, timestamp: &str| {
+        job(
+            name,
+            &format!(
+                "method = \"POST\"\npath = \"{path}\"\nbody = {{ purge_up_to_ts = \"{{{{ {timestamp} }}}}\" }}"
+            ),
+        )
+    };
+    let jobs = purge("purge", "ago_ms('0s')") + &purge("text", "ago_ms('0s') | string");
+    let program = Program::new(&synapse.url, &synapse.admin.token, &jobs);
+    assert_eq!(figures(&program.apply("purge").await), "succeeded: 1/1/0/0/0");
+    let refused = program.apply("text").await;
+    let change = &changes(&refused)[0];
+    assert!(change.contains("400 M_BAD_JSON: purge_up_to_ts must be an int"), "{change}");
 }
 
 #[tokio::test]
@@ -109,7 +186,7 @@ async fn a_dry_run_shows_the_filled_request_and_sends_nothing() {
     assert_eq!(output.code, 0, "{output:?}");
     let text: Vec<&str> = output.stdout.lines().skip(2).collect();
     insta::assert_snapshot!(without_moments(&text.join("\n")), @r#"
-      planned  request POST /ask/%23a%2Fb%20c%3A%C3%BC%25/MS?before=S&plain={ago_ms} {"nested":[{"text":"up to MS"}],"number":1,"since":"MS"}
+      planned  request POST /ask/%23a%2Fb%20c%3A%C3%BC%25/MS?before=…&plain=… {"nested": [{"text": <string>}], "number": <number>, "since": <number>}
     Nothing was changed. To make these changes now: microglia run ask --apply; on schedule: set mode = "apply" in the job
     "#);
     let report = program.dry_run("ask").await;
@@ -119,6 +196,78 @@ async fn a_dry_run_shows_the_filled_request_and_sends_nothing() {
             .contains(&ago(&report, TimeDelta::days(30)).timestamp_millis().to_string())
     );
     assert_eq!(fake.requests().len(), 0);
+}
+
+#[tokio::test]
+async fn values_in_query_and_body_are_in_no_output_unless_log_body_asks_for_them() {
+    let fake = Fake::start();
+    let keys = r#"
+method = "POST"
+path = "/ask/{{ 'id' }}?key=s3cret&flag"
+query = { access_token = "s3cret" }
+body = { new_password = "s3cret", devices = ["s3cret", 1, true], nothing = "{{ none }}" }
+expect = [404]
+"#;
+    let program = program(&fake, keys);
+    let mut said = String::new();
+    for command in [&["run", "ask"][..], &["run", "ask", "--apply"], &["runs", "show", "2"]] {
+        let output = program.run(command).await;
+        assert_eq!(output.code, 0, "{output:?}");
+        said.push_str(&format!("{output:?}"));
+    }
+    let history = std::fs::read(program.path("state/history.db")).unwrap();
+    said.push_str(&String::from_utf8_lossy(&history));
+    assert!(!said.contains("s3cret"), "{said}");
+    insta::assert_snapshot!(changes(&program.dry_run("ask").await)[0], @r#"planned POST /ask/id?key=…&flag&access_token=… {"devices": [<string>, <number>, <boolean>], "new_password": <string>, "nothing": <null>} (1)"#);
+    assert!(asked(&fake)[0].body.contains(r#""new_password":"s3cret""#), "{:?}", asked(&fake));
+    program.write("microglia.toml", &(program.read("microglia.toml") + "log_body = true\n"));
+    insta::assert_snapshot!(changes(&program.dry_run("ask").await)[0], @r#"planned POST /ask/id?key=s3cret&flag&access_token=s3cret {"devices":["s3cret",1,true],"new_password":"s3cret","nothing":null} (1)"#);
+}
+
+#[tokio::test]
+async fn an_endless_template_is_an_error_and_holds_up_neither_check_nor_the_daemon() {
+    let endless = "{% for a in range(90000) %}{% for b in range(90000) %}{% for c in range(90000) %}{% endfor %}{% endfor %}{% endfor %}";
+    let bomb = "{% for a in range(1000) %}{{ 'x' * 5000 }}{% endfor %}";
+    let fake = Fake::start();
+    let program = program(&fake, "method = \"GET\"\npath = \"/ask\"");
+    let good = program.read("microglia.toml");
+    let daemon = program.serve().await;
+    for (key, template, problem) in [
+        (
+            "path = \"/{}\"",
+            endless,
+            "14:8: the template in `path` cannot be filled in: it takes more than 100,000 steps: shorten its loops",
+        ),
+        (
+            "body = [\"{}\"]",
+            endless,
+            "15:8: the template in `body[0]` cannot be filled in: it takes more than 100,000 steps: shorten its loops",
+        ),
+        (
+            "query = { a = \"{}\" }",
+            bomb,
+            "15:9: the template in `query.a` cannot be filled in: it gives more than 1.0 MiB of text",
+        ),
+        (
+            "body = \"{{ 'xxxxxxxx' * 200000 }}{}\"",
+            "",
+            "15:8: the template in `body` cannot be filled in: ",
+        ),
+    ] {
+        let line = key.replace("{}", template);
+        let config = match key.starts_with("path") {
+            true => good.replace("path = \"/ask\"", &line),
+            false => good.replace("path = \"/ask\"", &format!("path = \"/ask\"\n{line}")),
+        };
+        program.write("microglia.toml", &config);
+        let limit = std::time::Duration::from_secs(20);
+        let output = tokio::time::timeout(limit, program.run(&["check"])).await.unwrap();
+        assert_eq!(output.code, 2, "{key}: {output:?}");
+        assert!(output.stderr.contains(problem), "{key}: {output:?}");
+        daemon.signal("HUP");
+        until("the failed reload", 20, async || daemon.log().contains(problem)).await;
+    }
+    daemon.stop().await;
 }
 
 #[tokio::test]
@@ -151,7 +300,7 @@ async fn an_unexpected_status_fails_with_the_words_of_the_answer() {
       failed GET /ask (1): 404 M_UNRECOGNIZED: Unrecognized request
       GET /ask: 404 M_UNRECOGNIZED: Unrecognized request. Synapse does not know this endpoint: it is too old, it delegates to MAS, or a worker answered; `url` should be the main process' own listener
     failed: 1/0/1/0/0
-      failed POST /_synapse/admin/v1/purge_media_cache?before_ts=5 (1): 400 M_INVALID_PARAM: Query parameter before_ts you provided is from the year 1970. Double check that you are providing a timestamp in milliseconds.
+      failed POST /_synapse/admin/v1/purge_media_cache?before_ts=… (1): 400 M_INVALID_PARAM: Query parameter before_ts you provided is from the year 1970. Double check that you are providing a timestamp in milliseconds.
       1 target failed: the changes say why
     ");
 }
@@ -204,10 +353,10 @@ async fn what_must_not_be_repeated_is_sent_once_and_what_may_is_sent_again() {
       failed POST /ask (1): the answer was lost: unexpected EOF during chunk size line; whether Synapse did it is not known, and it is not sent again because `repeatable` is false
     CutBody, repeatable = true: sent 2 times, 1 attempts, succeeded: 1/1/0/0/0
     Proxy(502), repeatable = false: sent 1 times, 1 attempts, failed: 1/0/1/0/0
-      failed POST /ask (1): 502 from something that is not Synapse: <html> <head><title>502 Bad Gateway</title></head> <body> <center><h1>502 Bad Gateway</h1></center> <hr><center>nginx/1.26.2</center> </body> </html>; whether Synapse did it is not known, and it is not sent again because `repeatable` is false
+      failed POST /ask (1): 502 from something that is not Synapse: 502 Bad Gateway; whether Synapse did it is not known, and it is not sent again because `repeatable` is false
     Proxy(502), repeatable = true: sent 2 times, 1 attempts, succeeded: 1/1/0/0/0
     ProxyAfter(504), repeatable = false: sent 1 times, 1 attempts, failed: 1/0/1/0/0
-      failed POST /ask (1): 504 from something that is not Synapse: <html> <head><title>504 Gateway Timeout</title></head> <body> <center><h1>504 Gateway Timeout</h1></center> <hr><center>nginx/1.26.2</center> </body> </html>; whether Synapse did it is not known, and it is not sent again because `repeatable` is false
+      failed POST /ask (1): 504 from something that is not Synapse: 504 Gateway Timeout; whether Synapse did it is not known, and it is not sent again because `repeatable` is false
     ProxyAfter(504), repeatable = true: sent 2 times, 1 attempts, succeeded: 1/1/0/0/0
     Hang, repeatable = false: sent 1 times, 1 attempts, failed: 1/0/1/0/0
       failed POST /ask (1): the answer was lost: no answer within the time allowed; whether Synapse did it is not known, and it is not sent again because `repeatable` is false
@@ -287,8 +436,8 @@ async fn a_wrong_clock_is_refused_before_anything_is_sent() {
         text.push_str(&format!("{offset}: {}, {message}\n", figures(&report)));
     }
     insta::assert_snapshot!(text, @"
-    -95: refused: null/0/0/0/0, the clock here is _ min __ s ahead of that of main: moments would be counted wrongly; set the clocks right (NTP) first
-    95: refused: null/0/0/0/0, the clock here is _ min __ s behind that of main: moments would be counted wrongly; set the clocks right (NTP) first
+    -95: refused: null/0/0/0/null, the clock here is _ min __ s ahead of that of main: moments would be counted wrongly; set the clocks right (NTP) first
+    95: refused: null/0/0/0/null, the clock here is _ min __ s behind that of main: moments would be counted wrongly; set the clocks right (NTP) first
     30: succeeded: 1/1/0/0/0, none
     ");
     assert_eq!(asked(&fake).len(), 1);
@@ -349,30 +498,30 @@ async fn slips_in_the_config_are_named() {
        14 | path = "/x/{{ '#room:hs' }}"
           |        ^^^^^^^^^^^^^^^^^^^^^
     microglia.toml: 1 mistake
-    error: microglia.toml:14:8: the template "/x/{{ ago_ms('6mo') }}" cannot be filled in: "6mo": months are not a unit here: write the days, "180d"
+    error: microglia.toml:14:8: the template in `path` cannot be filled in: "6mo": months are not a unit here: write the days, "180d"
        14 | path = "/x/{{ ago_ms('6mo') }}"
           |        ^^^^^^^^^^^^^^^^^^^^^^^^
     microglia.toml: 1 mistake
-    error: microglia.toml:14:8: the template "/x/{{ ago_ms() }}" cannot be filled in: missing argument
+    error: microglia.toml:14:8: the template in `path` cannot be filled in: missing argument
        14 | path = "/x/{{ ago_ms() }}"
           |        ^^^^^^^^^^^^^^^^^^^
     microglia.toml: 1 mistake
-    error: microglia.toml:14:8: the template "/x/{{ days_ago(3) }}" cannot be filled in: days_ago is unknown
+    error: microglia.toml:14:8: the template in `path` cannot be filled in: days_ago is unknown
        14 | path = "/x/{{ days_ago(3) }}"
           |        ^^^^^^^^^^^^^^^^^^^^^^
     microglia.toml: 1 mistake
-    error: microglia.toml:14:8: the template "/x/{{ then }}" cannot be filled in: undefined value
+    error: microglia.toml:14:8: the template in `path` cannot be filled in: undefined value
        14 | path = "/x/{{ then }}"
           |        ^^^^^^^^^^^^^^^
     microglia.toml: 1 mistake
-    error: microglia.toml:14:8: the template "/x/{{ now_ms() " cannot be filled in: unexpected end of input, expected end of variable block
+    error: microglia.toml:14:8: the template in `path` cannot be filled in: unexpected end of input, expected end of variable block
        14 | path = "/x/{{ now_ms() "
           |        ^^^^^^^^^^^^^^^^^
     microglia.toml: 1 mistake
     error: microglia.toml:15:9: expected a table of strings, numbers and booleans such as { before_ts = "{{ ago_ms('30d') }}" }; a parameter that comes twice can stand in `path`
        15 | query = { a = [1], b = "{{ now() }}" }
           |         ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-    microglia.toml:15:9: the template "{{ now() }}" cannot be filled in: now is unknown
+    microglia.toml:15:9: the template in `query.b` cannot be filled in: now is unknown
        15 | query = { a = [1], b = "{{ now() }}" }
           |         ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
     microglia.toml: 2 mistakes
@@ -386,11 +535,11 @@ async fn slips_in_the_config_are_named() {
     error: microglia.toml:15:40: JSON has no such number
        15 | body = { a = ["{{ ago_ms(30) }}"], b = nan }
           |                                        ^^^
-    microglia.toml:16:11: expected a whole number from 0 to 65535
+    microglia.toml:16:11: expected a whole number
        16 | expect = [99999]
           |           ^^^^^
     microglia.toml: 2 mistakes
-    error: microglia.toml:15:8: the template "{{ ago_ms(30) }}" cannot be filled in: "30" has no unit: did you mean "30d" (days), "30h", "30m" (minutes) or "30s"?
+    error: microglia.toml:15:8: the template in `body[0]` cannot be filled in: "30" has no unit: did you mean "30d" (days), "30h", "30m" (minutes) or "30s"?
        15 | body = ["{{ ago_ms(30) }}", "{% if %}"]
           |        ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
     microglia.toml: 1 mistake
@@ -449,4 +598,46 @@ async fn a_real_synapse_does_what_is_asked() {
         format!("made at {}", ago(&report, TimeDelta::zero()).timestamp())
     );
     assert_eq!(figures(&report), "succeeded: 1/1/0/0/0");
+}
+
+#[tokio::test]
+async fn the_answer_is_shown_and_stored_with_secrets_masked_and_control_characters_escaped() {
+    let fake = Fake::start();
+    fake.world(|world| world.version = "1.163.2\u{1b}[2J".to_owned());
+    let keys = "method = \"GET\"\npath = \"/_synapse/admin/v1/server_version\"\nmode = \"apply\"\n";
+    let program = program(&fake, keys);
+    let ran = program.run(&["run", "ask"]).await;
+    let answer = "           answer:\n             {\n               \"server_version\": \"1.163.2\\u001b[2J\"\n             }\n";
+    assert!(ran.stdout.ends_with(answer), "{}", ran.stdout);
+    let shown = program.run(&["runs", "show", "1"]).await.stdout;
+    assert!(shown.ends_with(answer), "{shown}");
+    let shown = program.json(&["runs", "show", "1", "--json"]).await;
+    assert_eq!(shown["changes"][0]["answer"], r#"{"server_version":"1.163.2\u001b[2J"}"#);
+}
+
+#[tokio::test]
+async fn an_answer_is_stored_only_where_it_may_be_and_served_only_to_the_admin() {
+    let fake = Fake::start();
+    let keys = "method = \"GET\"\npath = \"/_synapse/admin/v1/server_version\"\nmode = \"apply\"\n";
+    let silent = format!("{keys}keep_answer = false\n\n[jobs.open]\nkind = \"request\"\n{keys}");
+    let program = program(&fake, &silent);
+    let config = program.read("microglia.toml");
+    program.write(
+        "microglia.toml",
+        &config.replace("[daemon]\n", "[daemon]\nadmin_token_file = \"admin\"\n"),
+    );
+    program.write("admin", "a-secret-of-this-test");
+    let report = program.apply("ask").await;
+    assert_eq!(figures(&report), "succeeded: 1/1/0/0/0");
+    assert_eq!(report["changes"][0]["answer"], Value::Null);
+    let daemon = program.serve().await;
+    assert_eq!(program.run(&["run", "open"]).await.code, 0);
+    let (_, public) = daemon.get("/api/v1/runs/2").await;
+    assert!(!public.contains("server_version"), "{public}");
+    let token = [("Authorization", "Bearer a-secret-of-this-test")];
+    let (_, seen) = daemon.http("GET", "/api/v1/runs/2", &token, "").await;
+    let seen: Value = serde_json::from_str(&seen).unwrap();
+    assert_eq!(seen["changes"][0]["answer"], r#"{"server_version":"1.163.2"}"#);
+    let log = daemon.stop().await;
+    assert!(!log.contains("1.163.2\\\"}"), "answers do not stand in the log: {log}");
 }

@@ -1,0 +1,100 @@
+//! Health and readiness, as HTTP and the control socket report them.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+use tokio::sync::Mutex;
+
+use crate::history::History;
+use crate::metrics::{HomeserverState, Metrics};
+use crate::ticker::Ticker;
+
+/// What the probes look at.
+pub struct Health {
+    pub ticker: Arc<Ticker>,
+    pub history: History,
+    pub metrics: Arc<Metrics>,
+    last_write: Mutex<Option<Write>>,
+}
+
+/// An attempt to write the history.
+struct Write {
+    began: Instant,
+    problem: Option<String>,
+}
+
+/// What a probe asks for.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Probe {
+    /// The process and its ticker live.
+    Health,
+    /// Runs can start and be recorded.
+    Readiness,
+}
+
+/// A history on a disk that hangs must not keep a probe waiting.
+const HISTORY_TIMEOUT: Duration = Duration::from_secs(5);
+
+impl Health {
+    pub fn new(ticker: Arc<Ticker>, history: History, metrics: Arc<Metrics>) -> Self {
+        Self { ticker, history, metrics, last_write: Mutex::default() }
+    }
+
+    /// Returns the text of the response, and as an error the one of a probe that failed.
+    pub async fn check(&self, probe: Probe) -> Result<String, String> {
+        self.ticks()?;
+        match probe {
+            Probe::Health => Ok("ok\n".to_owned()),
+            Probe::Readiness => {
+                let homeservers = self.homeservers();
+                match self.history_problem().await {
+                    None => Ok(format!("ready\n{homeservers}")),
+                    Some(problem) => Err(format!(
+                        "the history cannot be written, so that runs in apply mode are refused: {problem}\n{homeservers}"
+                    )),
+                }
+            }
+        }
+    }
+
+    fn ticks(&self) -> Result<(), String> {
+        let ticked = self.ticker.alive();
+        ticked
+            .map(drop)
+            .map_err(|ago| format!("the ticker has not ticked for {} s\n", ago.as_secs()))
+    }
+
+    /// Writes the history, once for all who ask meanwhile: a probe must not wait for the writes of many others.
+    async fn history_problem(&self) -> Option<String> {
+        let asked = Instant::now();
+        let mut last = self.last_write.lock().await;
+        if let Some(write) = last.as_ref().filter(|write| write.began >= asked) {
+            return write.problem.clone();
+        }
+        let began = Instant::now();
+        let problem = match tokio::time::timeout(HISTORY_TIMEOUT, self.history.probe()).await {
+            Ok(written) => written.err().map(|error| error.to_string()),
+            Err(_) => Some(format!("no write within {} s", HISTORY_TIMEOUT.as_secs())),
+        };
+        *last = Some(Write { began, problem: problem.clone() });
+        problem
+    }
+
+    /// One line per homeserver. None of them decides about readiness: a restart of the daemon repairs no homeserver.
+    fn homeservers(&self) -> String {
+        let line = |(name, state)| format!("homeserver {name}: {}\n", describe(state));
+        self.metrics.homeserver_states().into_iter().map(line).collect()
+    }
+}
+
+fn describe(state: HomeserverState) -> &'static str {
+    match (state.up, state.token_valid) {
+        (None, _) => "not asked yet",
+        (Some(false), _) => "down",
+        (Some(true), None) => "up, token not checked yet",
+        (Some(true), Some(true)) => "up, token valid",
+        (Some(true), Some(false)) => "up, token refused",
+    }
+}

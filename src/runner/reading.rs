@@ -1,0 +1,121 @@
+//! How far the reading of a run has come, and what it would take to finish.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::length::{rounded_up, spoken};
+use crate::words::grouped;
+
+/// The list that a run reads at present.
+#[derive(Debug)]
+pub(super) struct Reading {
+    /// What the list holds; empty before the first answer.
+    what: String,
+    done: u64,
+    total: u64,
+    /// When the list was begun, and how many questions were answered by then.
+    since: (Instant, u64),
+    /// When something was heard of it last, and how many questions were answered by then.
+    last: (Instant, u64),
+}
+
+impl Reading {
+    pub(super) fn begin(answered: u64) -> Self {
+        let now = (Instant::now(), answered);
+        Self { what: String::new(), done: 0, total: 0, since: now, last: now }
+    }
+
+    pub(super) fn advance(&mut self, what: &str, done: u64, total: u64, answered: u64) {
+        if self.what != what {
+            what.clone_into(&mut self.what);
+            self.since = self.last;
+        }
+        (self.done, self.total) = (done, total);
+        self.last = (Instant::now(), answered);
+    }
+
+    /// How far the reading has come; `None` where nothing was read yet.
+    pub(super) fn so_far(&self, answered: u64) -> Option<String> {
+        Some(self.progress(answered)?.so_far())
+    }
+
+    /// What to say of a run that began at `start` and reached its time limit; `None` where nothing was read yet.
+    pub(super) fn unfinished(&self, start: Instant, answered: u64) -> Option<String> {
+        let before = self.since.0.saturating_duration_since(start);
+        Some(self.progress(answered)?.unfinished(before))
+    }
+
+    fn progress(&self, answered: u64) -> Option<Progress<'_>> {
+        let (since, answered_before) = self.since;
+        (!self.what.is_empty()).then(|| Progress {
+            what: &self.what,
+            done: self.done,
+            total: self.total,
+            took: since.elapsed(),
+            requests: answered.saturating_sub(answered_before),
+        })
+    }
+}
+
+struct Progress<'a> {
+    what: &'a str,
+    done: u64,
+    total: u64,
+    /// The time that this list took so far.
+    took: Duration,
+    /// Requests in that time.
+    requests: u64,
+}
+
+#[expect(clippy::cast_precision_loss, reason = "rounded figures do as well")]
+impl Progress<'_> {
+    fn so_far(&self) -> String {
+        let Self { what, done, total, took, requests } = self;
+        let of = if *total > 0 { format!(" of {}", grouped(*total)) } else { String::new() };
+        let rate = *requests as f64 / took.as_secs_f64().max(0.001);
+        let rate = if rate < 10.0 { format!("{rate:.1}") } else { format!("{rate:.0}") };
+        format!("{what}: {}{of} in {} at {rate} requests a second", grouped(*done), spoken(*took))
+    }
+
+    /// `before` is how long the run took before it began with this list.
+    fn unfinished(&self, before: Duration) -> String {
+        let Self { done, total, took, .. } = self;
+        let needed = (0 < *done && done < total)
+            .then(|| Duration::try_from_secs_f64(took.as_secs_f64() * *total as f64 / *done as f64))
+            .and_then(Result::ok)
+            .map(|all| format!(" to at least {}", spoken(rounded_up(all.saturating_add(before)))))
+            .unwrap_or_default();
+        format!("reading {}; raise time_limit{needed}", self.so_far())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_read_tells_how_long_all_of_it_takes() {
+        let said = |what, done, total, before, took, requests| {
+            let [before, took] = [before, took].map(Duration::from_secs);
+            Progress { what, done, total, took, requests }.unfinished(before)
+        };
+        insta::assert_snapshot!(
+            [
+                said("accounts", 180_000, 1_000_000, 0, 3600, 180_000),
+                said("files", 5, 10, 1800, 1800, 900),
+                said("accounts", 0, 1_000_000, 0, 3600, 3),
+                said("rooms", 7, 0, 0, 60, 7),
+                said("accounts", 1, u64::MAX, 0, 3600, 1),
+            ]
+            .join("\n"),
+            @"
+        reading accounts: 180,000 of 1,000,000 in 1 h at 50 requests a second; raise time_limit to at least 5 h 40 min
+        reading files: 5 of 10 in 30 min at 0.5 requests a second; raise time_limit to at least 1 h 30 min
+        reading accounts: 0 of 1,000,000 in 1 h at 0.0 requests a second; raise time_limit
+        reading rooms: 7 in 1 min at 0.1 requests a second; raise time_limit
+        reading accounts: 1 of 18,446,744,073,709,551,615 in 1 h at 0.0 requests a second; raise time_limit
+        "
+        );
+    }
+}

@@ -1,0 +1,57 @@
+//! How much of an answer is read, and for how long.
+
+use std::time::{Duration, Instant};
+
+use super::{ONCE, OWN, WHOAMI, message, sweep, told, with_users};
+use crate::fake::{Fake, Fault, TOKEN, Trouble};
+use crate::program::Program;
+
+#[tokio::test]
+async fn an_answer_without_end_is_read_up_to_the_limit_of_its_endpoint() {
+    let mut all = String::new();
+    for (path, status) in [(WHOAMI, 200), (WHOAMI, 500), (OWN, 200)] {
+        let (said, requests) = told(path, Trouble::Endless(status)).await;
+        all.push_str(&format!("{requests} request, {status}: {said}\n"));
+    }
+    let fake = with_users(1);
+    // The first request that fits is for the daemon's own account.
+    fake.fault(Fault::new("GET", "/_synapse/admin/v2/users", Trouble::Endless(200)).after(1));
+    let program = sweep(&fake, ONCE);
+    let report = program.apply("sweep").await;
+    all.push_str(&format!("a list: {}", message(&program, &fake, &report)));
+    insta::assert_snapshot!(all, @"
+    1 request, 200: failed: GET /_matrix/client/v3/account/whoami: the answer is larger than 1.0 MiB, the most that is read from this endpoint. Check that the homeserver's URL leads to Synapse's own listener; if it does, the answer is too large for microglia: please report it
+    1 request, 500: failed: GET /_matrix/client/v3/account/whoami: the answer is larger than 1.0 MiB, the most that is read from this endpoint. Check that the homeserver's URL leads to Synapse's own listener; if it does, the answer is too large for microglia: please report it
+    1 request, 200: failed: GET /_synapse/admin/v2/users/@microglia:fake.test: the answer is larger than 1.0 MiB, the most that is read from this endpoint. Check that the homeserver's URL leads to Synapse's own listener; if it does, the answer is too large for microglia: please report it
+    a list: GET /_synapse/admin/v2/users: the answer is larger than 64.0 MiB, the most that is read from this endpoint. Check that the homeserver's URL leads to Synapse's own listener; if it does, the answer is too large for microglia: please report it
+    ");
+}
+
+#[tokio::test]
+async fn an_answer_that_announces_more_than_the_limit_is_not_read_at_all() {
+    let (said, requests) = told(WHOAMI, Trouble::Announced(1 << 40)).await;
+    assert_eq!(requests, 1, "{said}");
+    insta::assert_snapshot!(said, @"failed: GET /_matrix/client/v3/account/whoami: the answer is larger than 1.0 MiB, the most that is read from this endpoint. Check that the homeserver's URL leads to Synapse's own listener; if it does, the answer is too large for microglia: please report it");
+}
+
+#[tokio::test]
+async fn an_answer_that_trickles_ends_with_the_request_timeout_even_where_a_purge_has_none() {
+    let fake = Fake::start();
+    fake.fault(
+        Fault::new("POST", "/_synapse/admin/v1/purge_media_cache", Trouble::Trickle).always(),
+    );
+    let program = Program::new(
+        &fake.url(),
+        TOKEN,
+        &format!(
+            "request_timeout = \"1s\"\n[jobs.cache]\nkind = \"purge-remote-media\"\nolder_than = \"30d\"\ntime_limit = \"50s\"\n{ONCE}"
+        ),
+    );
+    let start = Instant::now();
+    let report = program.apply("cache").await;
+    assert!(start.elapsed() < Duration::from_secs(30), "{:?}", start.elapsed());
+    assert_eq!(report["outcome"], "failed", "{report}");
+    let message = message(&program, &fake, &report);
+    let why = "POST /_synapse/admin/v1/purge_media_cache: the answer was lost: the answer began, and its end did not come within 1s";
+    assert!(message.starts_with(why), "{message}");
+}

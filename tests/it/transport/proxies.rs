@@ -1,0 +1,50 @@
+//! What a person is told when a proxy answers in Synapse's place.
+
+use super::{ONCE, OWN, told};
+use crate::fake::{Fake, Fault, TOKEN, Trouble};
+use crate::program::Program;
+
+fn page(status: u16, body: &str) -> Trouble {
+    Trouble::Answer { status, headers: Vec::new(), body: body.to_owned() }
+}
+
+#[tokio::test]
+async fn of_a_proxys_page_the_title_is_shown_and_what_to_check() {
+    let long = format!(
+        "<HTML><Title lang=en>\r\n Gateway\x1b[31m  &amp; <b>time</b>-out {}</TITLE><body>hidden",
+        "x".repeat(200)
+    );
+    let nos = [
+        page(502, "<html><head><title>502 Bad Gateway</title></head><body>nginx</body></html>"),
+        page(503, "upstream connect error or disconnect/reset before headers"),
+        page(504, &long),
+        page(
+            404,
+            "<html><head><style>p { color: red }</style></head><body><h1>Not here</h1><p>Sorry</p></body></html>",
+        ),
+        page(404, ""),
+    ];
+    let mut all = String::new();
+    for trouble in nos {
+        all.push_str(&told(OWN, trouble).await.0);
+        all.push('\n');
+    }
+    insta::assert_snapshot!(all, @"
+    failed: GET /_synapse/admin/v2/users/@microglia:fake.test: 502 from something that is not Synapse: 502 Bad Gateway. The proxy cannot reach Synapse: check that Synapse is running and that the proxy's upstream address is right, or set `url` to Synapse's own listener
+    failed: GET /_synapse/admin/v2/users/@microglia:fake.test: 503 from something that is not Synapse: upstream connect error or disconnect/reset before headers. The proxy has no Synapse to pass the request on to: check that Synapse is running and that the proxy has not taken it out of service, or set `url` to Synapse's own listener
+    failed: GET /_synapse/admin/v2/users/@microglia:fake.test: 504 from something that is not Synapse: Gateway [31m &amp; time -out xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx…. The proxy gave up waiting, and Synapse may still be working on the request: raise the proxy's read timeout, or set `url` to Synapse's own listener
+    failed: GET /_synapse/admin/v2/users/@microglia:fake.test: 404 from something that is not Synapse: Not here Sorry. A proxy answered, and most hide /_synapse/admin: set `url` to Synapse's own listener, such as http://127.0.0.1:8008
+    failed: GET /_synapse/admin/v2/users/@microglia:fake.test: 404 with an empty body, which is not Synapse's way to say no. A proxy answered, and most hide /_synapse/admin: set `url` to Synapse's own listener, such as http://127.0.0.1:8008
+    ");
+}
+
+#[tokio::test]
+async fn a_proxy_that_gives_up_on_a_purge_names_the_address_of_the_media_endpoints() {
+    let fake = Fake::start();
+    let purge = "/_synapse/admin/v1/purge_media_cache";
+    fake.fault(Fault::new("POST", purge, Trouble::Proxy(504)).always());
+    let job = "[jobs.cache]\nkind = \"purge-remote-media\"\nolder_than = \"30d\"\n";
+    let program = Program::new(&fake.url(), TOKEN, &format!("{job}{ONCE}"));
+    let report = program.apply("cache").await;
+    insta::assert_snapshot!(report["message"].as_str().unwrap().split("; ").next().unwrap(), @"POST /_synapse/admin/v1/purge_media_cache: 504 from something that is not Synapse: 504 Gateway Timeout. The proxy gave up waiting, and Synapse may still be working on the request: raise the proxy's read timeout, or set `media_url` to Synapse's own listener");
+}
