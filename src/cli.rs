@@ -19,13 +19,13 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser, Subcommand};
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::clock::Clock;
 use crate::config::{Config, Environment, NotLoaded};
-use crate::escape;
-use crate::health::Probe;
+use crate::history::state_dir::{become_owner, is_locked};
 use crate::history::{self, History, Page};
-use crate::report::Report;
-use crate::state_dir::{become_owner, is_locked};
+use crate::plan::report::Report;
+use crate::values::clock::Clock;
+use crate::values::escape;
+use crate::web::health::Probe;
 
 /// Recurring housekeeping for Synapse, the Matrix homeserver.
 ///
@@ -146,7 +146,7 @@ pub fn main() -> ExitCode {
             let ended = runtime.block_on(async {
                 let ends_in_order = matches!(cli.command, Command::Serve | Command::Run(_));
                 tokio::select! {
-                    ended = command(cli) => ended,
+                    ended = Box::pin(command(cli)) => ended,
                     () = signalled(), if !ends_in_order => Err(Ended::Unsuccessful),
                 }
             });
@@ -198,7 +198,7 @@ async fn command(cli: Cli) -> Result<(), Ended> {
             let probe = if ready { Probe::Readiness } else { Probe::Health };
             remote::healthcheck(&path, probe).await
         }
-        Command::Check(options) => check::run(&path, &options).await,
+        Command::Check(options) => Box::pin(check::run(&path, &options)).await,
         Command::Run(options) => run::run(&path, &options).await,
         Command::Jobs(options) => jobs::run(&path, &options).await,
         Command::Runs(options) => runs::run(&path, &options).await,
@@ -245,7 +245,7 @@ fn enter(dir: &Path) -> Result<(), Ended> {
 async fn look(config: &Config, clock: &Clock) -> Result<History, Ended> {
     let dir = &config.daemon.state_dir;
     enter(dir)?;
-    let looked = History::look(dir, clock.clone()).await;
+    let looked = History::open_read_only(dir, clock.clone()).await;
     match looked {
         Ok(Some(history)) => Ok(history),
         Ok(None) => Ok(History::none(clock.clone(), "there is no history yet")),

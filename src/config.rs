@@ -18,12 +18,12 @@ use toml::de::DeTable;
 pub use entries::{CommonKeys, DaemonKeys, HeadKeys, HomeserverKeys, Overlap, Retries, TABLES};
 pub use place::{Found, NotLoaded, content};
 
-use crate::clock::Timestamp;
-use crate::job::AnyJob;
-use crate::keys::{Limit, Mistake, Rate};
-use crate::length::Length;
-use crate::schedule::{Schedule, Zone};
+use crate::jobs::job::AnyJob;
 use crate::synapse::{Address, LimitValues, Limits, Settings, Token};
+use crate::values::clock::Timestamp;
+use crate::values::duration::HumanDuration;
+use crate::values::schedule::{Schedule, Zone};
+use crate::values::schema::{ConfigError, Limit, Rate};
 use parser::Parser;
 use secrets::Secrets;
 
@@ -45,9 +45,9 @@ pub struct Daemon {
     pub listen: SocketAddr,
     pub timezone: Zone,
     pub state_dir: PathBuf,
-    pub shutdown_grace: Length,
-    pub keep_history: Length,
-    pub watch_config: Option<Length>,
+    pub shutdown_grace: HumanDuration,
+    pub keep_history: HumanDuration,
+    pub watch_config: Option<HumanDuration>,
     /// Names under which the HTTP API is served, in lower case.
     pub allowed_hosts: Vec<String>,
     pub admin_token_file: Option<PathBuf>,
@@ -114,7 +114,7 @@ impl Config {
     ) -> Result<Self, NotLoaded> {
         let text = &place::read(path)?;
         let (root, errors) = DeTable::parse_recoverable(text);
-        let mut mistakes: Vec<Mistake> = errors.iter().map(place::syntax).collect();
+        let mut mistakes: Vec<ConfigError> = errors.iter().map(place::syntax).collect();
         let broken = errors.iter().any(|error| !error.message().contains("duplicate key"));
         let mut parser =
             Parser { path, environment, now, mistakes: Vec::new(), warnings: Vec::new(), secrets };

@@ -13,17 +13,17 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use crate::clock::Clock;
 use crate::config::{Config, Environment};
-use crate::control;
-use crate::health::Health;
+use crate::history::state_dir::{DaemonLock, Held, StateDir, identity, this_user};
 use crate::history::{self, History};
-use crate::metrics::Metrics;
-use crate::reload::Reloader;
+use crate::observe::metrics::Metrics;
 use crate::runner::{Runner, Settle};
-use crate::state_dir::{DaemonLock, Held, StateDir, identity, this_user};
-use crate::supervisor::{LAST_WORDS, Supervisor};
-use crate::ticker::Ticker;
+use crate::scheduler::reload::Reloader;
+use crate::scheduler::supervisor::{LAST_WORDS, Supervisor};
+use crate::scheduler::ticker::Ticker;
+use crate::values::clock::Clock;
+use crate::web::control;
+use crate::web::health::Health;
 use crate::web::{self, App};
 use tasks::Tasks;
 
@@ -136,7 +136,7 @@ pub async fn serve(
     tracing::info!(
         "microglia {} serves http://{address} with {}",
         env!("CARGO_PKG_VERSION"),
-        crate::words::counted(adopted.added.len() as u64, "job", "jobs")
+        crate::values::text::format_count(adopted.added.len() as u64, "job", "jobs")
     );
     notify(&[NotifyState::Ready, NotifyState::Status(&supervisor.next_in_words())]);
 

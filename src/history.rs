@@ -2,6 +2,7 @@
 
 mod jobs;
 mod read;
+pub mod state_dir;
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -13,10 +14,10 @@ use serde_json::Value;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
 use sqlx::{QueryBuilder, Row, SqlitePool};
 
-use crate::change::{Fact, Store, Topic};
-use crate::clock::{Clock, Timestamp};
-use crate::report::{CHANGES_SHOWN, ChangeRecord, Outcome, Report, State};
-use crate::state_dir::{Lock, StateDir, identity, is_regular};
+use crate::history::state_dir::{Lock, StateDir, identity, is_regular};
+use crate::plan::change::{Fact, Store, Topic};
+use crate::plan::report::{CHANGES_SHOWN, ChangeRecord, Outcome, Report, State};
+use crate::values::clock::{Clock, Timestamp};
 
 /// What is known of earlier runs. One without a database keeps nothing and knows nothing: only a dry run may use it.
 #[derive(Debug, Clone)]
@@ -111,7 +112,7 @@ pub struct LostCall {
 
 /// A scheduled job as the history knows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Known {
+pub struct ScheduleState {
     /// Since when it is enabled with its present schedule.
     pub since: Timestamp,
     /// The last occurrence that was run or skipped.
@@ -155,7 +156,7 @@ impl History {
     }
 
     /// Opens the history of a directory to look at; `None` where there is none yet.
-    pub async fn look(dir: &Path, clock: Clock) -> Result<Option<Self>, Error> {
+    pub async fn open_read_only(dir: &Path, clock: Clock) -> Result<Option<Self>, Error> {
         let path = dir.join(FILE);
         if !is_regular(&path)? {
             return Ok(None);
@@ -240,7 +241,10 @@ impl History {
     }
 
     /// Counts what could not be written.
-    async fn counted<T>(&self, write: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+    async fn counting_errors<T>(
+        &self,
+        write: impl Future<Output = Result<T, Error>>,
+    ) -> Result<T, Error> {
         let written = write.await;
         if written.is_err() {
             self.write_errors.fetch_add(1, Ordering::Relaxed);
@@ -250,7 +254,7 @@ impl History {
 
     /// Records that a run begins; its id is what everything else is recorded under.
     pub async fn begin(&self, report: &Report) -> Result<i64, Error> {
-        self.counted(async {
+        self.counting_errors(async {
         let mut transaction = self.kept()?.begin().await?;
         let row = sqlx::query(
             "INSERT INTO runs (job, kind, homeserver, mode, cause, scheduled_for, started_at, attempts) VALUES ($1, $2, $3, $4, $5, $6, $7, $8) RETURNING id",
@@ -276,7 +280,7 @@ impl History {
 
     /// Records where the run stands, or how it ended.
     pub async fn save(&self, report: &Report) -> Result<(), Error> {
-        self.counted(async {
+        self.counting_errors(async {
         let (Some(pool), Some(id)) = (self.writable(), report.id) else { return Ok(()) };
         sqlx::query(
             "UPDATE runs SET finished_at = $2, attempts = $3, outcome = $4, message = $5, planned = $6, done = $7, failed = $8, skipped = $9, \
@@ -310,7 +314,7 @@ impl History {
 
     /// Replaces what the run had planned and not made, or failed to make, by a new plan; answers the number of its first change.
     pub async fn plan(&self, run: Option<i64>, changes: &[ChangeRecord]) -> Result<i64, Error> {
-        self.counted(async {
+        self.counting_errors(async {
             let (Some(pool), Some(run)) = (self.writable(), run) else { return Ok(0) };
             let mut transaction = pool.begin().await?;
             sqlx::query("DELETE FROM changes WHERE run = $1 AND state = 'planned'")
@@ -364,7 +368,7 @@ impl History {
         seq: i64,
         change: &ChangeRecord,
     ) -> Result<(), Error> {
-        self.counted(async {
+        self.counting_errors(async {
         let (pool, Some(run)) = (self.kept()?, run) else { return Ok(()) };
         sqlx::query(
             "INSERT INTO changes (run, seq, action, target, count, state, before) VALUES ($1, $2, $3, $4, $5, 'making', $6) \
@@ -393,7 +397,7 @@ impl History {
         files: &[(String, Option<u64>)],
         facts: &[Fact],
     ) -> Result<(), Error> {
-        self.counted(async {
+        self.counting_errors(async {
         let (pool, Some(run)) = (self.kept()?, run) else { return Ok(()) };
         let mut transaction = pool.begin().await?;
         sqlx::query(
@@ -427,8 +431,8 @@ impl History {
     }
 
     /// Records what was learned; without a history it is forgotten.
-    pub async fn learn(&self, server: &str, facts: &[Fact]) -> Result<(), Error> {
-        self.counted(async {
+    pub async fn remember(&self, server: &str, facts: &[Fact]) -> Result<(), Error> {
+        self.counting_errors(async {
             let Some(pool) = self.writable() else { return Ok(()) };
             let mut transaction = pool.begin().await?;
             insert_facts(&mut transaction, server, facts).await?;
@@ -455,7 +459,7 @@ impl History {
 
     /// Records that a media call goes out, before it does.
     pub async fn media_call_sent(&self, server: &str, store: Store) -> Result<(), Error> {
-        self.counted(async {
+        self.counting_errors(async {
         let pool = self.kept()?;
         let uploaded_until = match store {
             Store::Local { until } => Some(until.timestamp_millis()),
@@ -474,7 +478,7 @@ impl History {
 
     /// Forgets a media call: it was answered, or is certainly over.
     pub async fn media_call_over(&self, server: &str) -> Result<(), Error> {
-        self.counted(async {
+        self.counting_errors(async {
             let pool = self.kept()?;
             sqlx::query("DELETE FROM media_calls WHERE server = $1")
                 .bind(server)
@@ -503,7 +507,7 @@ impl History {
 
     /// Ends the record of changes that were sent and whose answer was never seen.
     pub async fn abandon(&self, run: Option<i64>, why: &str) -> Result<u64, Error> {
-        self.counted(async {
+        self.counting_errors(async {
         let (Some(pool), Some(run)) = (self.writable(), run) else { return Ok(0) };
         let rows = sqlx::query("UPDATE changes SET state = 'failed', detail = $2 WHERE run = $1 AND state = 'making' RETURNING count").bind(run).bind(why).fetch_all(&pool).await?;
         rows.iter().map(|row| Ok(unsigned(row.try_get("count")?))).sum()
@@ -513,7 +517,7 @@ impl History {
 
     /// Gives the reason why planned changes were not attempted.
     pub async fn explain_planned(&self, run: Option<i64>, why: &str) -> Result<(), Error> {
-        self.counted(async {
+        self.counting_errors(async {
             let (Some(pool), Some(run)) = (self.writable(), run) else { return Ok(()) };
             sqlx::query(
                 "UPDATE changes SET detail = $2 WHERE run = $1 AND state = 'planned' AND detail IS NULL",
@@ -529,7 +533,7 @@ impl History {
 
     /// Calls the unended runs of a job interrupted: nobody is at work on them, since the caller holds the job's lock.
     pub async fn interrupt(&self, job: &str) -> Result<(), Error> {
-        self.counted(async {
+        self.counting_errors(async {
         let (Some(read), Some(pool)) = (self.readable(), self.writable()) else { return Ok(()) };
         let rows = sqlx::query(UNENDED_OF_JOB)
             .bind(job)
@@ -571,7 +575,7 @@ impl History {
     ///
     /// Of the last run of a scheduled job and of its last success the figures stay: the metrics are made of them.
     pub async fn forget_before(&self, moment: Timestamp) -> Result<u64, Error> {
-        self.counted(async {
+        self.counting_errors(async {
             let Some(pool) = self.writable() else { return Ok(0) };
             let mut transaction = pool.begin().await?;
             let mut gone = 0;

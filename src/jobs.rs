@@ -1,5 +1,6 @@
 //! The table of kinds: one file a kind, one line here.
 
+pub mod job;
 mod join_rooms;
 mod purge_local_media;
 mod purge_remote_media;
@@ -7,7 +8,7 @@ mod remove_external_ids;
 mod request;
 mod steps;
 
-use crate::job::Kind;
+use crate::jobs::job::Kind;
 
 pub static KINDS: &[Kind] = &[
     Kind::of::<purge_local_media::PurgeLocalMedia>(),
@@ -24,7 +25,7 @@ pub fn kind(name: &str) -> Option<&'static Kind> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::keys::Key;
+    use crate::values::schema::Key;
 
     #[test]
     fn kinds_and_their_keys_are_named_once_and_documented() {

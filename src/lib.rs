@@ -48,9 +48,9 @@
 //!
 //! # Decisions
 //!
-//! - Config tables are read key by key (`keys!`), not through serde's derive: each key reports its own mistake with its
+//! - Config tables are read key by key (`schema!`), not through serde's derive: each key reports its own mistake with its
 //!   place, and the same definition is what `kinds` prints.
-//! - A media purge is a [`change::Walk`]: its changes are cut to size while it goes on, so that a call takes 5 to 20 s
+//! - A media purge is a [`change::BatchPlan`]: its changes are cut to size while it goes on, so that a call takes 5 to 20 s
 //!   where the part of its time that does not depend on its size allows that.
 //! - Until when occurrences of a job are dealt with is recorded when a run begins, when one is skipped while no run is at
 //!   work, and, for those skipped during a run, when that has ended: what is later is missed at the next start. A run that
@@ -58,34 +58,15 @@
 //! - The daemon shares a homeserver's places for runs by a semaphore, the command line by locks in the state directory:
 //!   only one of them runs jobs at a time.
 
-pub mod age;
-pub mod agenda;
-pub mod change;
 pub mod cli;
-pub mod clock;
 pub mod config;
-pub mod control;
 pub mod daemon;
-pub mod escape;
-pub mod glob;
-pub mod health;
 pub mod history;
-pub mod job;
 pub mod jobs;
-pub mod keys;
-pub mod length;
-pub mod listing;
-pub mod metrics;
-pub mod reload;
-pub mod report;
+pub mod observe;
+pub mod plan;
 pub mod runner;
-pub mod schedule;
 pub mod scheduler;
-pub mod size;
-pub mod state_dir;
-pub mod supervisor;
 pub mod synapse;
-pub mod telling;
-pub mod ticker;
+pub mod values;
 pub mod web;
-pub mod words;

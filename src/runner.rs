@@ -21,17 +21,17 @@ use tokio_util::sync::CancellationToken;
 use reading::Reading;
 pub use settle::Settle;
 
-use crate::change::Plan;
-use crate::clock::{Clock, Timestamp};
 use crate::config::JobSpec;
+use crate::history::state_dir::{Held, Lock, StateDir};
 use crate::history::{self, History};
-use crate::job::{Budget, Context, Failure, Memory};
-use crate::keys::Limit;
-use crate::length::spoken;
-use crate::report::{ChangeRecord, Event, Mode, Outcome, Report, State, Trigger, WaitReason};
-use crate::schedule::Window;
-use crate::state_dir::{Held, Lock, StateDir};
+use crate::jobs::job::{Budget, Context, Failure, Memory};
+use crate::plan::change::Plan;
+use crate::plan::report::{ChangeRecord, Event, Mode, Outcome, Report, State, Trigger, WaitReason};
 use crate::synapse::{self, Reader, Transport};
+use crate::values::clock::{Clock, Timestamp};
+use crate::values::duration::format_duration;
+use crate::values::schedule::Window;
+use crate::values::schema::Limit;
 
 /// Runs jobs, one run of a job at a time in the whole state directory.
 #[derive(Debug, Clone)]
@@ -45,7 +45,7 @@ pub struct Runner {
 
 /// How this run differs from what the config says.
 #[derive(Debug, Clone)]
-pub struct Order {
+pub struct RunParams {
     pub mode: Mode,
     pub max_changes: Limit<u32>,
     pub window: WindowRule,
@@ -65,15 +65,15 @@ pub enum WindowRule {
 
 /// A homeserver as runs use it.
 #[derive(Debug, Clone)]
-pub struct Place {
+pub struct HomeserverHandle {
     pub transport: Arc<Transport>,
-    pub places: Places,
+    pub places: RunSlots,
     pub max_concurrent_requests: u32,
 }
 
 /// How many runs a homeserver takes at a time.
 #[derive(Debug, Clone)]
-pub enum Places {
+pub enum RunSlots {
     /// Shared by all runs of this process, which is the only one that runs: the daemon.
     Shared(Arc<Semaphore>),
     /// Shared by all processes, through locks in the state directory.
@@ -159,7 +159,7 @@ impl Stop {
     }
 }
 
-impl Order {
+impl RunParams {
     /// What the config says, started by hand.
     pub fn manual(spec: &JobSpec) -> Self {
         Self {
@@ -191,7 +191,7 @@ enum Phase {
 struct Run<'a> {
     runner: &'a Runner,
     spec: &'a JobSpec,
-    order: &'a Order,
+    order: &'a RunParams,
     reader: Reader,
     stop: &'a Stop,
     deadline: Instant,
@@ -241,7 +241,7 @@ enum Ending {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Stopped {
-    Asked(Outcome),
+    RunOverrides(Outcome),
     TimeLimit,
     Window,
 }
@@ -256,8 +256,8 @@ impl Runner {
     pub async fn run(
         &self,
         spec: &JobSpec,
-        place: &Place,
-        order: &Order,
+        place: &HomeserverHandle,
+        order: &RunParams,
         stop: &Stop,
         tell: Listener,
     ) -> Result<Report, Busy> {
@@ -440,7 +440,7 @@ impl Run<'_> {
         (self.tell)(event);
     }
 
-    async fn to_the_end(&self, places: &Places) -> (Outcome, Option<String>) {
+    async fn to_the_end(&self, places: &RunSlots) -> (Outcome, Option<String>) {
         let attempts = AssertUnwindSafe(self.attempts(places)).catch_unwind();
         tokio::select! {
             ended = attempts => ended.unwrap_or_else(|panic| (Outcome::Panicked, Some(format!("a bug in microglia, please report it: {}", panic_text(&*panic))))),
@@ -449,7 +449,7 @@ impl Run<'_> {
         }
     }
 
-    async fn attempts(&self, places: &Places) -> (Outcome, Option<String>) {
+    async fn attempts(&self, places: &RunSlots) -> (Outcome, Option<String>) {
         let retries = &self.spec.common.retries;
         loop {
             let attempt = {
@@ -497,7 +497,7 @@ impl Run<'_> {
                 "attempt {} of {} at {}",
                 attempt + 1,
                 retries.attempts,
-                crate::clock::spoken(self.runner.clock.now() + wait)
+                crate::values::clock::format_time(self.runner.clock.now() + wait)
             );
             let waited = self.waits(WaitReason::Retry, next, self.pause(wait)).await;
             self.report().message = None;
@@ -608,7 +608,7 @@ impl Run<'_> {
             let direction = if ahead > chrono::TimeDelta::zero() { "ahead of" } else { "behind" };
             return Err(Failure::Refused(format!(
                 "the clock here is {} {direction} that of {}: moments would be counted wrongly; set the clocks right (NTP) first",
-                spoken(ahead.abs().to_std().unwrap_or_default()),
+                format_duration(ahead.abs().to_std().unwrap_or_default()),
                 self.spec.homeserver
             )));
         }
@@ -629,7 +629,7 @@ impl Run<'_> {
 }
 
 fn record(
-    change: &dyn crate::change::Change,
+    change: &dyn crate::plan::change::Change,
     state: State,
     detail: Option<String>,
 ) -> ChangeRecord {

@@ -3,6 +3,9 @@
 mod connections;
 mod origin;
 
+pub mod control;
+pub mod health;
+
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,13 +27,13 @@ use subtle::ConstantTimeEq;
 
 pub use connections::serve;
 
-use crate::clock::Clock;
-use crate::health::{Health, Probe};
 use crate::history::{History, Page};
-use crate::metrics;
-use crate::reload::Reloader;
-use crate::report::{CHANGES_SHOWN, Event, Report};
-use crate::supervisor::{Asked, Refusal, Supervisor};
+use crate::observe::metrics;
+use crate::plan::report::{CHANGES_SHOWN, Event, Report};
+use crate::scheduler::reload::Reloader;
+use crate::scheduler::supervisor::{Refusal, RunOverrides, Supervisor};
+use crate::values::clock::Clock;
+use crate::web::health::{Health, Probe};
 
 /// What the endpoints answer from.
 pub struct App {
@@ -224,7 +227,7 @@ async fn reload(State(app): Shared, headers: HeaderMap) -> Result<Response, Refu
 }
 
 async fn jobs(State(app): Shared, headers: HeaderMap) -> Result<Response, Refused> {
-    let mut listed = app.supervisor.listed().await.map_err(unreadable)?;
+    let mut listed = app.supervisor.job_list().await.map_err(unreadable)?;
     for report in listed.iter_mut().filter_map(|job| job.last_run.as_mut()) {
         app.unnamed(&headers, report);
     }
@@ -303,8 +306,8 @@ async fn run(
     app.admit(&headers)?;
     let Path(job) = job?;
     let body = whole(body).await?;
-    let asked: Asked = if body.is_empty() {
-        Asked::default()
+    let asked: RunOverrides = if body.is_empty() {
+        RunOverrides::default()
     } else {
         serde_json::from_slice(&body)
             .map_err(|error| Refused::because(StatusCode::BAD_REQUEST, error))?

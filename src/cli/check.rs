@@ -9,14 +9,14 @@ use serde_json::json;
 
 use super::table::local;
 use super::{Ended, environment, print, print_json, say_warning};
-use crate::clock::Clock;
 use crate::config::{Config, Found, Homeserver};
-use crate::escape::line;
-use crate::job::{Answer, Budget};
-use crate::listing::{listed, upcoming};
-use crate::report::Mode;
+use crate::jobs::job::{Answer, Budget};
+use crate::plan::report::Mode;
+use crate::scheduler::job_list::{job_list, upcoming};
 use crate::synapse::{Error, Reader, Transport};
-use crate::words::counted;
+use crate::values::clock::Clock;
+use crate::values::escape::line;
+use crate::values::text::format_count;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Options {
@@ -63,7 +63,7 @@ pub(super) async fn run(path: &Path, options: &Options) -> Result<(), Ended> {
         print_json(&json!({
             "errors": [],
             "warnings": config.warnings.iter().map(Found::as_json).collect::<Vec<_>>(),
-            "jobs": listed(&config.jobs, HashMap::new(), clock.now()),
+            "jobs": job_list(&config.jobs, HashMap::new(), clock.now()),
             "online": options.online.then_some(&answers.given),
         }))?;
     } else if options.online {
@@ -104,13 +104,13 @@ fn print_config(path: &Path, config: &Config, clock: &Clock) -> Result<(), Ended
     }
     let warnings = match config.warnings.len() {
         0 => "no warnings".to_owned(),
-        warnings => counted(warnings as u64, "warning", "warnings"),
+        warnings => format_count(warnings as u64, "warning", "warnings"),
     };
     text.push_str(&format!(
         "{}: no errors, {warnings}; {}, {}\n",
         path.display(),
-        counted(config.homeservers.len() as u64, "homeserver", "homeservers"),
-        counted(config.jobs.len() as u64, "job", "jobs")
+        format_count(config.homeservers.len() as u64, "homeserver", "homeservers"),
+        format_count(config.jobs.len() as u64, "job", "jobs")
     ));
     print(&text)
 }

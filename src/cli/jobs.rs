@@ -4,10 +4,10 @@ use std::path::Path;
 
 use super::table::{figures, local, standing, table, text, waits};
 use super::{Ended, load_without_secrets, look, print, print_json, seen_now};
-use crate::clock::Clock;
-use crate::control::Connection;
-use crate::listing::{listed, upcoming};
-use crate::report::Mode;
+use crate::plan::report::Mode;
+use crate::scheduler::job_list::{job_list, upcoming};
+use crate::values::clock::Clock;
+use crate::web::control::Connection;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Options {
@@ -28,7 +28,7 @@ pub(super) async fn run(path: &Path, options: &Options) -> Result<(), Ended> {
         *run = seen_now(&history, &config.daemon.state_dir, run.clone()).await?;
     }
     if options.json {
-        return print_json(&listed(&config.jobs, last_runs, clock.now()));
+        return print_json(&job_list(&config.jobs, last_runs, clock.now()));
     }
     // One zone for the whole table, so that its rows compare; each time names it.
     let zone = config.daemon.timezone.0;

@@ -2,10 +2,9 @@
 
 use super::{Ended, print};
 use crate::config::TABLES;
-use crate::job::Kind;
+use crate::jobs::job::Kind;
 use crate::jobs::{KINDS, kind};
-use crate::keys::Key;
-use crate::words;
+use crate::values::schema::Key;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Options {
@@ -23,8 +22,9 @@ pub(super) fn run(options: &Options) -> Result<(), Ended> {
         return print(&text);
     };
     let names: Vec<&str> = KINDS.iter().map(|kind| kind.name).collect();
-    let kind = kind(name)
-        .ok_or_else(|| Ended::Usage(format!("kind {}", words::not_one_of(name, &names))))?;
+    let kind = kind(name).ok_or_else(|| {
+        Ended::Usage(format!("kind {}", crate::values::text::not_one_of(name, &names)))
+    })?;
     let mut text = described(kind);
     for (table, keys) in TABLES {
         text.push_str(&format!("[{table}]\n\n"));

@@ -2,8 +2,8 @@
 
 use std::sync::{Mutex, PoisonError};
 
-use crate::report::{Event, LeftAlone};
-use crate::words::grouped;
+use crate::plan::report::{Event, LeftAlone};
+use crate::values::text::format_number;
 
 /// Remembers what the last plan of a run left alone.
 #[derive(Debug, Default)]
@@ -24,7 +24,7 @@ impl Named {
             .map(|LeftAlone { reason, target }| format!("  left alone ({reason}): {target}\n"))
             .collect();
         if *more > 0 {
-            text.push_str(&format!("  and {} more left alone\n", grouped(*more)));
+            text.push_str(&format!("  and {} more left alone\n", format_number(*more)));
         }
         text
     }

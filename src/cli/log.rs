@@ -6,7 +6,7 @@ use std::io::IsTerminal;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::format::debug_fn;
 
-use crate::escape::Line;
+use crate::values::escape::Line;
 
 /// Starts the log; `levels` is what `RUST_LOG` overrides.
 #[expect(clippy::disallowed_methods, reason = "the environment is read in `cli` only")]

@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressState, ProgressStyle};
 
-use crate::escape::line;
-use crate::length::spoken;
-use crate::report::Event;
+use crate::plan::report::Event;
+use crate::values::duration::format_duration;
+use crate::values::escape::line;
 
 /// Shows a run's events as one line that moves.
 pub(super) struct Progress {
@@ -146,7 +146,7 @@ impl Progress {
                     let _ = match seconds {
                         0 => text.write_str("now"),
                         1..10 => write!(text, "{seconds} s left"),
-                        _ => write!(text, "{} left", spoken(Duration::from_secs(seconds))),
+                        _ => write!(text, "{} left", format_duration(Duration::from_secs(seconds))),
                     };
                 };
                 self.bar.set_style(style.progress_chars("=> ").with_key("left", left));

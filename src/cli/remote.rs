@@ -8,10 +8,10 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use super::{Ended, enter, environment, load, print, say_error};
-use crate::clock::Clock;
 use crate::config;
-use crate::control::{Connection, Request, Response};
-use crate::health::Probe;
+use crate::values::clock::Clock;
+use crate::web::control::{Connection, Request, Response};
+use crate::web::health::Probe;
 
 pub(super) async fn reload(path: &Path) -> Result<(), Ended> {
     match ask(path, &Request::Reload).await? {
@@ -70,8 +70,8 @@ pub(super) async fn pause(path: &Path, paused: bool) -> Result<(), Ended> {
 pub(super) fn unexpected(response: Response) -> Ended {
     match response {
         Response::Refused(
-            refusal @ (crate::supervisor::Refusal::Unknown(_)
-            | crate::supervisor::Refusal::Usage(_)),
+            refusal @ (crate::scheduler::supervisor::Refusal::Unknown(_)
+            | crate::scheduler::supervisor::Refusal::Usage(_)),
         ) => Ended::Usage(refusal.to_string()),
         Response::Refused(refusal) => {
             say_error(&refusal.to_string());

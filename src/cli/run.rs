@@ -11,17 +11,17 @@ use super::progress::Progress;
 use super::remote::unexpected;
 use super::runs::{changes, summary};
 use super::{Ended, enter, load, load_without_secrets, log, print, print_json, say};
-use crate::clock::{Clock, Timestamp};
 use crate::config::{Config, JobSpec};
-use crate::control::{Connection, Request, Response};
 use crate::history::History;
-use crate::keys::Limit;
-use crate::report::{Event, Mode, Outcome, Report};
-use crate::runner::{Order, Place, Places, Runner, Settle, Stop, WindowRule};
-use crate::state_dir::StateDir;
-use crate::supervisor::{Asked, Refusal};
+use crate::history::state_dir::StateDir;
+use crate::plan::report::{Event, Mode, Outcome, Report};
+use crate::runner::{HomeserverHandle, RunParams, RunSlots, Runner, Settle, Stop, WindowRule};
+use crate::scheduler::supervisor::{Refusal, RunOverrides};
 use crate::synapse::{Limits, Settings, Transport};
-use crate::words::not_one_of;
+use crate::values::clock::{Clock, Timestamp};
+use crate::values::schema::Limit;
+use crate::values::text::not_one_of;
+use crate::web::control::{Connection, Request, Response};
 
 #[derive(Debug, clap::Args)]
 #[expect(clippy::struct_excessive_bools, reason = "flags of the command line")]
@@ -77,7 +77,7 @@ pub(super) async fn run(path: &Path, options: &Options) -> Result<(), Ended> {
     for warning in &config.warnings {
         tracing::warn!("{}", warning.line());
     }
-    let order = Order {
+    let order = RunParams {
         mode: match (options.dry_run, options.apply) {
             (true, _) => Mode::DryRun,
             (_, true) => Mode::Apply,
@@ -85,7 +85,7 @@ pub(super) async fn run(path: &Path, options: &Options) -> Result<(), Ended> {
         },
         max_changes: options.max_changes.map_or(spec.common.max_changes, Limit::Of),
         window: if options.ignore_window { WindowRule::Ignore } else { WindowRule::Keep },
-        ..Order::manual(spec)
+        ..RunParams::manual(spec)
     };
     let named = Arc::new(Named::default());
     let report = match connection {
@@ -154,7 +154,7 @@ async fn in_daemon(
         .homeservers
         .get(&spec.homeserver)
         .map(|homeserver| spec.fingerprint(homeserver.fingerprint()));
-    let asked = Asked {
+    let asked = RunOverrides {
         mode,
         max_changes: options.max_changes,
         ignore_window: options.ignore_window,
@@ -209,7 +209,7 @@ async fn in_daemon(
 async fn here(
     config: &Config,
     spec: &JobSpec,
-    order: &Order,
+    order: &RunParams,
     clock: &Clock,
     named: Arc<Named>,
 ) -> Result<Report, Ended> {
@@ -222,9 +222,9 @@ async fn here(
         .ok_or_else(|| anyhow::anyhow!("no homeserver {}", spec.homeserver))?;
     let settings = Settings { limits: Arc::new(Limits::new(limits)), ..homeserver.settings() };
     let transport = Transport::new(settings, Arc::new(|_| {})).map_err(anyhow::Error::msg)?;
-    let place = Place {
+    let place = HomeserverHandle {
         transport: Arc::new(transport),
-        places: Places::Locks(runs),
+        places: RunSlots::Locks(runs),
         max_concurrent_requests: limits.max_concurrent_requests,
     };
     let (dir, history) = open(config, clock).await;
@@ -232,7 +232,7 @@ async fn here(
         Runner { history: history.clone(), dir, clock: clock.clone(), settle: Settle::default() };
     let (stop, progress, name) =
         (Stop::default(), Progress::new(&spec.homeserver), spec.name.clone());
-    let told = crate::telling::log(&spec.name, &spec.homeserver);
+    let told = crate::observe::run_log::log(&spec.name, &spec.homeserver);
     let tell = Arc::new(move |event: Event| {
         progress.hear(&event);
         named.hear(&event);

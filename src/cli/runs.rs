@@ -7,13 +7,13 @@ use chrono_tz::Tz;
 use super::run::job;
 use super::table::{figures, local, standing, table, text, waits};
 use super::{Ended, load_without_secrets, look, print, print_json, seen_now, unreadable};
-use crate::clock::Clock;
-use crate::escape::line;
 use crate::history::Page;
-use crate::length::spoken;
-use crate::report::{CHANGES_SHOWN, Mode, Outcome, Report};
-use crate::size::Size;
-use crate::words::grouped;
+use crate::plan::report::{CHANGES_SHOWN, Mode, Outcome, Report};
+use crate::values::clock::Clock;
+use crate::values::duration::format_duration;
+use crate::values::escape::line;
+use crate::values::size::Size;
+use crate::values::text::format_number;
 
 #[derive(Debug, clap::Args)]
 #[command(args_conflicts_with_subcommands = true)]
@@ -79,7 +79,7 @@ pub(super) async fn run(path: &Path, options: &Options) -> Result<(), Ended> {
                 super::say(&format!("no run{what} is recorded in {dir}"));
                 return Ok(());
             }
-            print(&listed(&runs, zone))
+            print(&job_list(&runs, zone))
         }
         Some(Show::Show { id, offset, limit, media, json }) => {
             let run =
@@ -118,7 +118,7 @@ pub(super) async fn run(path: &Path, options: &Options) -> Result<(), Ended> {
     }
 }
 
-fn listed(runs: &[Report], zone: Tz) -> String {
+fn job_list(runs: &[Report], zone: Tz) -> String {
     let mut rows = table(&[
         "RUN", "STARTED", "JOB", "MODE", "TRIGGER", "OUTCOME", "TOOK", "THINGS", "MESSAGE",
     ]);
@@ -137,7 +137,7 @@ fn listed(runs: &[Report], zone: Tz) -> String {
             run.mode.as_str(),
             run.trigger.as_str(),
             standing(run),
-            &run.worked().map_or_else(|| "-".to_owned(), spoken),
+            &run.worked().map_or_else(|| "-".to_owned(), format_duration),
             &figures(run),
             &message.join("; "),
         ]);
@@ -186,7 +186,7 @@ pub(super) fn summary(run: &Report, zone: Tz) -> String {
         let reasons: Vec<String> = run
             .left_alone
             .iter()
-            .map(|(reason, count)| format!("{} {reason}", grouped(*count)))
+            .map(|(reason, count)| format!("{} {reason}", format_number(*count)))
             .collect();
         text.push_str(&format!("  left alone: {}\n", reasons.join(", ")));
     }

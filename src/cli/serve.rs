@@ -3,10 +3,10 @@
 use std::path::Path;
 
 use super::{Ended, environment, load, log};
-use crate::clock::Clock;
 use crate::config::Config;
 use crate::daemon;
-use crate::state_dir::{become_owner, this_user};
+use crate::history::state_dir::{become_owner, this_user};
+use crate::values::clock::Clock;
 
 /// What the crates below us say is for debugging them.
 const LEVELS: &str = "info,tokio_cron_scheduler=warn,sqlx=error";

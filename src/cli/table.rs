@@ -3,10 +3,10 @@
 use chrono_tz::Tz;
 use comfy_table::{ContentArrangement, Table, presets};
 
-use crate::clock::Timestamp;
-use crate::escape::line;
-use crate::report::{Report, Waiting};
-use crate::words::grouped;
+use crate::plan::report::{Report, Waiting};
+use crate::values::clock::Timestamp;
+use crate::values::escape::line;
+use crate::values::text::format_number;
 
 pub(super) fn table(header: &[&str]) -> Table {
     let mut table = Table::new();
@@ -44,7 +44,7 @@ pub(super) fn waits(waiting: &Waiting, zone: Tz) -> String {
 pub(super) fn figures(report: &Report) -> String {
     let mut parts = Vec::new();
     if let Some(planned) = report.planned {
-        parts.push(format!("{} planned", grouped(planned)));
+        parts.push(format!("{} planned", format_number(planned)));
     }
     for (count, name) in [
         (report.done, "done"),
@@ -53,7 +53,7 @@ pub(super) fn figures(report: &Report) -> String {
         (report.remaining.unwrap_or(0), "remaining"),
     ] {
         if count > 0 {
-            parts.push(format!("{} {name}", grouped(count)));
+            parts.push(format!("{} {name}", format_number(count)));
         }
     }
     match (parts.is_empty(), report.outcome) {

@@ -8,15 +8,15 @@ use toml::Spanned;
 use toml::de::DeValue;
 
 use crate::jobs::KINDS;
-use crate::keys;
-use crate::keys::{Key, Limit, Mistake, Rate, Table, Value, read_text, wrong_type};
-use crate::length::Length;
-use crate::report::Mode;
-use crate::schedule::{Schedule, Window, Zone};
-use crate::text_values;
-use crate::words;
+use crate::plan::report::Mode;
+use crate::values::duration::HumanDuration;
+use crate::values::schedule::{Schedule, Window, Zone};
+use crate::values::schema::schema;
+use crate::values::schema::text_values;
+use crate::values::schema::{ConfigError, Key, Limit, Rate, Table, Value, read_text, wrong_type};
+use crate::values::string_enum::string_enum;
 
-keys! {
+schema! {
     pub struct DaemonKeys {
         /// Where the status page, metrics and health are served; default: `$MICROGLIA_LISTEN`, else 127.0.0.1:8749.
         pub listen: Option<Listen>,
@@ -25,9 +25,9 @@ keys! {
         /// Where history, locks and control socket live; default: `$STATE_DIRECTORY`, else /var/lib/microglia.
         pub state_dir: Option<PathBuf>,
         /// How long running runs may go on after SIGTERM.
-        pub shutdown_grace: Length where "\"0s\"" to "\"1d\"" = "\"30s\"",
+        pub shutdown_grace: HumanDuration where "\"0s\"" to "\"1d\"" = "\"30s\"",
         /// How long runs are remembered.
-        pub keep_history: Length where "\"1h\"" to "\"3650d\"" = "\"90d\"",
+        pub keep_history: HumanDuration where "\"1h\"" to "\"3650d\"" = "\"90d\"",
         /// How often to look whether this file changed, or "off".
         pub watch_config: Switch where "\"1s\"" to "\"1d\"" = "\"off\"",
         /// Names by which clients may reach the HTTP API, besides localhost and any IP address; metrics and health are served under every name.
@@ -37,7 +37,7 @@ keys! {
     }
 }
 
-keys! {
+schema! {
     pub struct HomeserverKeys {
         /// Synapse's own listener, rather than the public proxy.
         pub url: BaseUrl,
@@ -58,13 +58,13 @@ keys! {
         /// Joins a second over all rooms.
         pub max_joins_per_second: Limit<Rate> where "0.001" to "10000" = "5",
         /// How long an answer may take; media purges ignore it, since Synapse works on regardless.
-        pub request_timeout: Length where "\"1s\"" to "\"1d\"" = "\"60s\"",
+        pub request_timeout: HumanDuration where "\"1s\"" to "\"1d\"" = "\"60s\"",
         /// Whether media lives in object storage: Synapse never deletes the objects.
         pub media_in_object_storage: bool = "false",
     }
 }
 
-keys! {
+schema! {
     pub struct HeadKeys {
         /// What the job does: `microglia kinds` lists them.
         pub kind: KindName,
@@ -73,7 +73,7 @@ keys! {
     }
 }
 
-keys! {
+schema! {
     pub struct CommonKeys {
         /// Where it runs: a name, or a list for one job per homeserver; may be left out where there is only one.
         pub homeserver: Option<Names>,
@@ -90,7 +90,7 @@ keys! {
         /// Hours of the day: a run starts only inside and stops at the end between two changes; `run --ignore-window` lifts it once.
         pub window: Option<Window>,
         /// How long a run may take, all attempts together; `check --online` warns where reading alone takes longer.
-        pub time_limit: Length where "\"1s\"" to "\"365d\"" = "\"1h\"",
+        pub time_limit: HumanDuration where "\"1s\"" to "\"365d\"" = "\"1h\"",
         /// How a run that fails for a passing reason is tried again: `attempts` (tries in all), `first_delay`, `max_delay`.
         pub retries: Retries = "{}",
         /// What happens to an occurrence that comes while the job runs: "skip", or "queue" one.
@@ -98,23 +98,23 @@ keys! {
         /// An occurrence missed while the daemon was down, no older than this, runs once at start; or "off".
         pub catch_up: Switch where "\"1s\"" to "\"365d\"" = "\"24h\"",
         /// A fixed delay below this, from the job's name and the homeserver's URL.
-        pub splay: Length where "\"0s\"" to "\"7d\"" = "\"0s\"",
+        pub splay: HumanDuration where "\"0s\"" to "\"7d\"" = "\"0s\"",
     }
 }
 
-keys! {
+schema! {
     #[derive(Copy)]
     pub struct Retries {
         /// Tries in all; 1 means none again.
         pub attempts: u32 where "1" to "100" = "3",
         /// The longest first delay; each delay is drawn at random below a bound that doubles.
-        pub first_delay: Length where "\"0s\"" to "\"1d\"" = "\"10s\"",
+        pub first_delay: HumanDuration where "\"0s\"" to "\"1d\"" = "\"10s\"",
         /// The longest delay.
-        pub max_delay: Length where "\"0s\"" to "\"1d\"" = "\"10m\"",
+        pub max_delay: HumanDuration where "\"0s\"" to "\"1d\"" = "\"10m\"",
     }
 }
 
-words! {
+string_enum! {
     /// What happens to an occurrence that comes while the job still runs.
     pub enum Overlap {
         Skip = "skip",
@@ -199,14 +199,14 @@ impl std::str::FromStr for KindName {
         if names.contains(&text) {
             Ok(Self(text.to_owned()))
         } else {
-            Err(format!("kind {}", words::not_one_of(text, &names)))
+            Err(format!("kind {}", crate::values::text::not_one_of(text, &names)))
         }
     }
 }
 
 /// A length of time, or "off".
 #[derive(Debug, Clone, Copy)]
-pub struct Switch(pub Option<Length>);
+pub struct Switch(pub Option<HumanDuration>);
 
 impl std::str::FromStr for Switch {
     type Err = String;
@@ -214,7 +214,7 @@ impl std::str::FromStr for Switch {
     fn from_str(text: &str) -> Result<Self, String> {
         match text {
             "off" => Ok(Self(None)),
-            text => match text.parse::<Length>() {
+            text => match text.parse::<HumanDuration>() {
                 Ok(length) if length.0.is_zero() => {
                     Err(format!("{text:?} is no time at all: write \"off\""))
                 }
@@ -235,11 +235,11 @@ pub struct Names {
 impl Value for Names {
     const TYPE: &'static str = "a name or a list of names";
 
-    fn read(value: &Spanned<DeValue<'_>>, mistakes: &mut Vec<Mistake>) -> Option<Self> {
+    fn read(value: &Spanned<DeValue<'_>>, mistakes: &mut Vec<ConfigError>) -> Option<Self> {
         match value.get_ref() {
             DeValue::String(name) => Some(Self { names: vec![name.to_string()], list: false }),
             DeValue::Array(items) if items.is_empty() => {
-                mistakes.push(Mistake::new(
+                mistakes.push(ConfigError::new(
                     value.span(),
                     "this list is empty: name at least one homeserver",
                 ));
@@ -262,7 +262,7 @@ impl Value for Names {
 impl Value for Retries {
     const TYPE: &'static str = "{ attempts = 3, first_delay = \"10s\", max_delay = \"10m\" }";
 
-    fn read(value: &Spanned<DeValue<'_>>, mistakes: &mut Vec<Mistake>) -> Option<Self> {
+    fn read(value: &Spanned<DeValue<'_>>, mistakes: &mut Vec<ConfigError>) -> Option<Self> {
         let Some(entries) = value.get_ref().as_table() else {
             mistakes.push(wrong_type(value, &format!("a table such as {}", <Self as Value>::TYPE)));
             return None;
@@ -288,7 +288,7 @@ impl Value for Switch {
         self.0.is_within(least, greatest)
     }
 
-    fn read(value: &Spanned<DeValue<'_>>, mistakes: &mut Vec<Mistake>) -> Option<Self> {
+    fn read(value: &Spanned<DeValue<'_>>, mistakes: &mut Vec<ConfigError>) -> Option<Self> {
         read_text(value, <Self as Value>::TYPE, mistakes)
     }
 }

@@ -16,12 +16,11 @@ use super::entries::{
 };
 use super::secrets::{Secrets, pasted};
 use super::{Config, Daemon, Environment, Homeserver, JobSpec, LISTEN, STATE_DIR, beside};
-use crate::clock::Timestamp;
 use crate::jobs::{KINDS, kind};
-use crate::keys::{Key, Mistake, Table, unknown_key, wrong_type};
-use crate::schedule::{Schedule, Zone};
 use crate::synapse::Address;
-use crate::words;
+use crate::values::clock::Timestamp;
+use crate::values::schedule::{Schedule, Zone};
+use crate::values::schema::{ConfigError, Key, Table, unknown_key, wrong_type};
 
 /// Whoever has the admin token may start jobs over HTTP: it must not be guessed.
 const SHORTEST_ADMIN_TOKEN: usize = 16;
@@ -30,8 +29,8 @@ pub(super) struct Parser<'a> {
     pub path: &'a Path,
     pub environment: &'a Environment,
     pub now: Timestamp,
-    pub mistakes: Vec<Mistake>,
-    pub warnings: Vec<Mistake>,
+    pub mistakes: Vec<ConfigError>,
+    pub warnings: Vec<ConfigError>,
     pub secrets: Secrets,
 }
 
@@ -44,7 +43,7 @@ impl Parser<'_> {
                 continue;
             }
             self.mistakes.push(match table_of(name) {
-                Some(table) => Mistake::new(
+                Some(table) => ConfigError::new(
                     key.span(),
                     format!("`{name}` belongs in {table}: write it below that heading"),
                 ),
@@ -75,7 +74,7 @@ impl Parser<'_> {
             }
         }
         if jobs.is_empty() {
-            self.warnings.push(Mistake::new(
+            self.warnings.push(ConfigError::new(
                 0..0,
                 "there is no job: add a table such as [jobs.nightly-media]",
             ));
@@ -131,7 +130,7 @@ impl Parser<'_> {
             let length = read.1.expose_secret().len();
             // It is empty where secrets are not read.
             if (1..SHORTEST_ADMIN_TOKEN).contains(&length) {
-                self.mistakes.push(Mistake::new(
+                self.mistakes.push(ConfigError::new(
                     file.span(),
                     format!("the admin token in {} is shorter than {SHORTEST_ADMIN_TOKEN} characters: write a longer one, such as the output of `openssl rand -hex 32`", read.0.display()),
                 ));
@@ -145,7 +144,7 @@ impl Parser<'_> {
             (None, Some(text)) => match text.parse::<Listen>() {
                 Ok(listen) => listen.0,
                 Err(error) => {
-                    self.mistakes.push(Mistake::new(
+                    self.mistakes.push(ConfigError::new(
                         table.span.clone(),
                         format!("$MICROGLIA_LISTEN: {error}"),
                     ));
@@ -182,7 +181,7 @@ impl Parser<'_> {
 
     fn homeservers(&mut self, table: &DeTable<'_>) -> Vec<(String, Option<Homeserver>)> {
         if table.is_empty() {
-            self.mistakes.push(Mistake::new(0..0, "there is no homeserver: add [homeservers.main] with `url = \"http://127.0.0.1:8008\"` and `access_token_file = \"token\"`"));
+            self.mistakes.push(ConfigError::new(0..0, "there is no homeserver: add [homeservers.main] with `url = \"http://127.0.0.1:8008\"` and `access_token_file = \"token\"`"));
         }
         let mut homeservers = Vec::new();
         for (name, value) in table {
@@ -213,7 +212,7 @@ impl Parser<'_> {
             let Some(homeserver) = homeserver else { continue };
             let Some(first) = known.insert(homeserver.address(), name) else { continue };
             let span = table.get_key_value(name.as_str()).map_or(0..0, |(key, _)| key.span());
-            self.warnings.push(Mistake::new(
+            self.warnings.push(ConfigError::new(
                 span,
                 format!("`{name}` has the same address as `{first}`: they share their limits, the lowest of each"),
             ));
@@ -240,13 +239,14 @@ impl Parser<'_> {
         let file = file("access_token_file");
         let token = match (inline, file) {
             (Some(text), None) if text.get_ref().trim().is_empty() => {
-                self.mistakes.push(Mistake::new(text.span(), "the token is empty"));
+                self.mistakes.push(ConfigError::new(text.span(), "the token is empty"));
                 None
             }
             (Some(text), None) => {
                 self.secrets.warn_inline(&text, &mut self.warnings);
                 if let Some(warning) = pasted(text.get_ref()) {
-                    self.warnings.push(Mistake::new(text.span(), format!("the token {warning}")));
+                    self.warnings
+                        .push(ConfigError::new(text.span(), format!("the token {warning}")));
                 }
                 Some((None, SecretString::from(text.into_inner())))
             }
@@ -255,12 +255,12 @@ impl Parser<'_> {
                 .read(&file, "access_token_file", &mut self.mistakes, &mut self.warnings)
                 .map(|(path, secret)| (Some(path), secret)),
             (Some(_), Some(_)) => {
-                self.mistakes.push(Mistake::new(table.span_of("access_token"), "`access_token` and `access_token_file` are both given: keep exactly one, better the file"));
+                self.mistakes.push(ConfigError::new(table.span_of("access_token"), "`access_token` and `access_token_file` are both given: keep exactly one, better the file"));
                 None
             }
             (None, None) => {
                 if !table.has("access_token") && !table.has("access_token_file") {
-                    self.mistakes.push(Mistake::new(
+                    self.mistakes.push(ConfigError::new(
                         table.span.clone(),
                         "the token is missing: add `access_token_file = \"token\"`",
                     ));
@@ -271,7 +271,7 @@ impl Parser<'_> {
         let ((token_file, token), keys, ca) = (token?, keys?, ca?);
         for (key, url) in [("url", Some(&keys.url)), ("media_url", keys.media_url.as_ref())] {
             if url.is_some_and(|url| url.0.scheme() == "http" && !is_loopback(&url.0)) {
-                self.warnings.push(Mistake::new(
+                self.warnings.push(ConfigError::new(
                     table.span_of(key),
                     "the token crosses the network unencrypted: use https://, or Synapse's listener on this machine",
                 ));
@@ -290,14 +290,14 @@ impl Parser<'_> {
     ) -> Option<&'t DeTable<'i>> {
         let text = name.get_ref();
         if text.is_empty() || text.starts_with('.') || !text.chars().all(allowed) {
-            self.mistakes.push(Mistake::new(
+            self.mistakes.push(ConfigError::new(
                 name.span(),
                 format!("`{text}` is no name for a {what}: use {allowed_text}"),
             ));
         }
         let table = value.get_ref().as_table();
         if table.is_none() {
-            self.mistakes.push(Mistake::new(
+            self.mistakes.push(ConfigError::new(
                 name.span(),
                 format!("a {what} is a table: write [{what}s.{text}]"),
             ));
@@ -311,7 +311,7 @@ impl Parser<'_> {
             .keys()
             .filter(|key| HeadKeys::KEYS.iter().any(|head| head.name == key.get_ref().as_ref()))
         {
-            self.mistakes.push(Mistake::new(
+            self.mistakes.push(ConfigError::new(
                 key.span(),
                 format!("`{}` has no default: each job names its own", key.get_ref()),
             ));
@@ -345,7 +345,7 @@ impl Parser<'_> {
         table.reject_unknown(&[HeadKeys::KEYS, CommonKeys::KEYS, kind.keys], &mut self.mistakes);
         for key in ["max_changes", "at_most"] {
             if !kind.counts && own.contains_key(key) {
-                self.mistakes.push(Mistake::new(
+                self.mistakes.push(ConfigError::new(
                     table.span_of(key),
                     format!(
                         "`{key}` means nothing for {}, which cannot count beforehand: take it out",
@@ -360,19 +360,21 @@ impl Parser<'_> {
             return Vec::new();
         };
         self.warnings.extend(
-            job.warnings().into_iter().map(|(key, text)| Mistake::new(table.span_of(key), text)),
+            job.warnings()
+                .into_iter()
+                .map(|(key, text)| ConfigError::new(table.span_of(key), text)),
         );
         let zone = common.timezone.unwrap_or(daemon_zone);
         if let Some(warning) =
             head.schedule.as_ref().and_then(|schedule| too_often(schedule, self.now))
         {
-            self.warnings.push(Mistake::new(table.span_of("schedule"), warning));
+            self.warnings.push(ConfigError::new(table.span_of("schedule"), warning));
         }
         // Days on which clocks change do not count, as in UTC.
         if let (Some(schedule), Some(window)) = (&head.schedule, common.window)
             && schedule.next_in(window, self.now, Zone(chrono_tz::UTC)).is_none()
         {
-            self.mistakes.push(Mistake::new(
+            self.mistakes.push(ConfigError::new(
                 table.span_of("window"),
                 format!("the schedule {:?} never comes in the window {window}, so that the job would never run: change one of them", schedule.as_str()),
             ));
@@ -408,14 +410,14 @@ impl Parser<'_> {
             if let [only] = known {
                 return vec![(*only).to_owned()];
             }
-            self.mistakes.push(Mistake::new(table.span.clone(), format!("there are several homeservers: add `homeserver = \"…\"`, one of {}, or a list of them", known.join(", "))));
+            self.mistakes.push(ConfigError::new(table.span.clone(), format!("there are several homeservers: add `homeserver = \"…\"`, one of {}, or a list of them", known.join(", "))));
             return Vec::new();
         };
         for name in &names.get_ref().names {
             if !known.contains(&name.as_str()) {
-                self.mistakes.push(Mistake::new(
+                self.mistakes.push(ConfigError::new(
                     names.span(),
-                    format!("homeserver {}", words::not_one_of(name, known)),
+                    format!("homeserver {}", crate::values::text::not_one_of(name, known)),
                 ));
             }
         }

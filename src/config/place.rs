@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::keys::Mistake;
-use crate::state_dir::this_user;
-use crate::words::nearest;
+use crate::history::state_dir::this_user;
+use crate::values::schema::ConfigError;
+use crate::values::text::nearest;
 
 /// A mistake or a warning with the line that it is in.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -32,7 +32,7 @@ pub struct NotLoaded {
 }
 
 impl Found {
-    pub(super) fn at(path: &Path, text: &str, mistake: &Mistake) -> Self {
+    pub(super) fn at(path: &Path, text: &str, mistake: &ConfigError) -> Self {
         let start = floor(text, mistake.span.start);
         let line_start = text[..start].rfind('\n').map_or(0, |newline| newline + 1);
         let source = text[line_start..].lines().next().unwrap_or("");
@@ -129,7 +129,7 @@ impl Found {
 }
 
 impl NotLoaded {
-    pub(super) fn mistakes(path: &Path, text: &str, mistakes: &[Mistake]) -> Self {
+    pub(super) fn mistakes(path: &Path, text: &str, mistakes: &[ConfigError]) -> Self {
         Self {
             file: path.to_owned(),
             problem: None,
@@ -216,7 +216,7 @@ pub(super) fn read(path: &Path) -> Result<String, NotLoaded> {
     })
 }
 
-pub(super) fn syntax(error: &toml::de::Error) -> Mistake {
+pub(super) fn syntax(error: &toml::de::Error) -> ConfigError {
     let text = match error.message() {
         message if message.contains("duplicate key") => {
             "this name is used twice: keep one of them".to_owned()
@@ -227,5 +227,5 @@ pub(super) fn syntax(error: &toml::de::Error) -> Mistake {
         }
         message => message.lines().collect::<Vec<_>>().join(", "),
     };
-    Mistake::new(error.span().unwrap_or(0..0), text)
+    ConfigError::new(error.span().unwrap_or(0..0), text)
 }

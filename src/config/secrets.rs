@@ -7,9 +7,9 @@ use secrecy::SecretString;
 use toml::Spanned;
 
 use super::Environment;
-use crate::keys::Mistake;
-use crate::state_dir::this_user;
+use crate::history::state_dir::this_user;
 use crate::synapse::trimmed;
+use crate::values::schema::ConfigError;
 
 pub(super) struct Secrets {
     config: PathBuf,
@@ -52,15 +52,15 @@ impl Secrets {
         &mut self,
         path: &Spanned<PathBuf>,
         key: &str,
-        mistakes: &mut Vec<Mistake>,
-        warnings: &mut Vec<Mistake>,
+        mistakes: &mut Vec<ConfigError>,
+        warnings: &mut Vec<ConfigError>,
     ) -> Option<(PathBuf, SecretString)> {
         let file = self.find(path.get_ref());
         if self.unread {
             return Some((file, SecretString::default()));
         }
         let mut mistake = |text: String| {
-            mistakes.push(Mistake::new(path.span(), text));
+            mistakes.push(ConfigError::new(path.span(), text));
             None
         };
         let text = match std::fs::read_to_string(&file) {
@@ -97,28 +97,28 @@ impl Secrets {
             ));
         }
         if let Some(warning) = pasted(secret) {
-            warnings.push(Mistake::new(
+            warnings.push(ConfigError::new(
                 path.span(),
                 format!("the secret in {} {warning}", file.display()),
             ));
         }
         if everybody_may_read(&file) {
-            warnings.push(Mistake::new(path.span(), format!("everybody on this machine may read {}: chmod 600 it, owned by the user that runs microglia", file.display())));
+            warnings.push(ConfigError::new(path.span(), format!("everybody on this machine may read {}: chmod 600 it, owned by the user that runs microglia", file.display())));
         }
         Some((file, SecretString::from(secret.to_owned())))
     }
 
     /// A token in the config is as secret as the config's own file.
-    pub(super) fn warn_inline(&self, token: &Spanned<String>, warnings: &mut Vec<Mistake>) {
+    pub(super) fn warn_inline(&self, token: &Spanned<String>, warnings: &mut Vec<ConfigError>) {
         if everybody_may_read(&self.config) {
-            warnings.push(Mistake::new(token.span(), format!("everybody on this machine may read this token: chmod 640 {}, or use `access_token_file`", self.config.display())));
+            warnings.push(ConfigError::new(token.span(), format!("everybody on this machine may read this token: chmod 640 {}, or use `access_token_file`", self.config.display())));
         }
     }
 
     pub(super) fn certificates(
         &mut self,
         path: &Spanned<PathBuf>,
-        mistakes: &mut Vec<Mistake>,
+        mistakes: &mut Vec<ConfigError>,
     ) -> Option<Vec<u8>> {
         if self.unread {
             return Some(Vec::new());
@@ -127,7 +127,7 @@ impl Secrets {
         let pem = match std::fs::read(&file) {
             Ok(pem) => pem,
             Err(error) => {
-                mistakes.push(Mistake::new(
+                mistakes.push(ConfigError::new(
                     path.span(),
                     format!("{} cannot be read: {error}", file.display()),
                 ));
@@ -137,7 +137,7 @@ impl Secrets {
         match reqwest::Certificate::from_pem_bundle(&pem) {
             Ok(certificates) if !certificates.is_empty() => Some(pem),
             _ => {
-                mistakes.push(Mistake::new(
+                mistakes.push(ConfigError::new(
                     path.span(),
                     format!("{} holds no certificate in PEM form", file.display()),
                 ));

@@ -5,10 +5,12 @@ use std::collections::HashMap;
 use sqlx::sqlite::{SqliteConnectOptions, SqlitePoolOptions};
 use sqlx::{QueryBuilder, Row, SqlitePool};
 
-use super::{Error, FILE, History, Known, Page, Pause, ROWS_AT_ONCE, moment, read, unsigned};
-use crate::clock::Timestamp;
-use crate::report::Report;
-use crate::state_dir::StateDir;
+use super::{
+    Error, FILE, History, Page, Pause, ROWS_AT_ONCE, ScheduleState, moment, read, unsigned,
+};
+use crate::history::state_dir::StateDir;
+use crate::plan::report::Report;
+use crate::values::clock::Timestamp;
 
 const PAUSED: &str = "paused";
 const RESUMED_AT: &str = "resumed_at";
@@ -64,16 +66,19 @@ impl History {
     }
 
     /// Makes the scheduled jobs known, and forgets the others; a job whose schedule is another one is known since now.
-    pub async fn know(&self, jobs: &[(String, String)]) -> Result<HashMap<String, Known>, Error> {
-        self.counted(async {
+    pub async fn upsert_schedules(
+        &self,
+        jobs: &[(String, String)],
+    ) -> Result<HashMap<String, ScheduleState>, Error> {
+        self.counting_errors(async {
             let Some(pool) = self.writable() else { return Ok(HashMap::new()) };
             let now = self.clock.now().timestamp_millis();
             let mut transaction = pool.begin().await?;
             let rows = sqlx::query("SELECT * FROM jobs").fetch_all(&mut *transaction).await?;
-            let mut known: HashMap<String, (String, Known)> = HashMap::new();
+            let mut known: HashMap<String, (String, ScheduleState)> = HashMap::new();
             for row in &rows {
                 let dealt_with: Option<i64> = row.try_get("dealt_with")?;
-                let value = Known {
+                let value = ScheduleState {
                     since: moment(row.try_get("since")?),
                     dealt_with: dealt_with.map(moment),
                 };
@@ -103,9 +108,11 @@ impl History {
                     .await?;
             }
             transaction.commit().await?;
-            let fresh: HashMap<String, Known> = new
+            let fresh: HashMap<String, ScheduleState> = new
                 .into_iter()
-                .map(|(name, _)| (name.clone(), Known { since: moment(now), dealt_with: None }))
+                .map(|(name, _)| {
+                    (name.clone(), ScheduleState { since: moment(now), dealt_with: None })
+                })
                 .collect();
             let kept = known
                 .into_iter()
@@ -118,7 +125,7 @@ impl History {
 
     /// Records that an occurrence and all before it will not be run any more, so that none counts as missed.
     pub async fn dealt_with(&self, job: &str, occurrence: Timestamp) -> Result<(), Error> {
-        self.counted(async {
+        self.counting_errors(async {
             let Some(pool) = self.writable() else { return Ok(()) };
             sqlx::query(
                 "UPDATE jobs SET dealt_with = $2 WHERE name = $1 AND COALESCE(dealt_with, 0) < $2",
@@ -159,7 +166,7 @@ impl History {
     }
 
     async fn set(&self, name: &str, value: i64) -> Result<(), Error> {
-        self.counted(async {
+        self.counting_errors(async {
             let pool = self.kept()?;
             sqlx::query("INSERT OR REPLACE INTO switches (name, value) VALUES ($1, $2)")
                 .bind(name)

@@ -6,7 +6,7 @@ use sqlx::sqlite::SqliteRow;
 use sqlx::{Row, Sqlite};
 
 use super::{CUT_OFF, Error, History, Page, Standing, moment, unsigned};
-use crate::report::{Action, ChangeRecord, Mode, Outcome, Report, State, Waiting};
+use crate::plan::report::{Action, ChangeRecord, Mode, Outcome, Report, State, Waiting};
 
 // Two statements: SQLite plans one with `$1 IS NULL OR job = $1` without the index on the job.
 const RUNS: &str = "SELECT * FROM runs ORDER BY id DESC LIMIT $1";

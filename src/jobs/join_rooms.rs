@@ -6,20 +6,20 @@ use futures_util::future::BoxFuture;
 use futures_util::{StreamExt, stream};
 use serde_json::Value;
 
-use crate::change::{Change, Check, Fact, Lane, Made, Plan, Topic, Work};
-use crate::clock::Timestamp;
-use crate::glob::{Matched, Selection, UserGlob, select, unmatched};
-use crate::job::{Answer, Context, Failure, Job, Needs, Volume};
-use crate::keys;
-use crate::keys::{Key, Mistake, Rate, Table};
-use crate::length::spoken;
-use crate::report::{Action, Exempt};
+use crate::jobs::job::{Answer, Context, Failure, Job, Needs, Volume};
+use crate::plan::change::{Change, ChangeResult, Check, Fact, Lane, Plan, Topic, Work};
+use crate::plan::report::{Action, Exempt};
 use crate::synapse::{self, Identity, MemberEvent, Permissions, Reader, UserRow, Version, Writer};
-use crate::text_values;
-use crate::words;
-use crate::words::counted;
+use crate::values::clock::Timestamp;
+use crate::values::duration::format_duration;
+use crate::values::glob::{Matched, Selection, UserGlob, select, unmatched};
+use crate::values::schema::schema;
+use crate::values::schema::text_values;
+use crate::values::schema::{ConfigError, Key, Rate, Table};
+use crate::values::string_enum::string_enum;
+use crate::values::text::format_count;
 
-keys! {
+schema! {
     pub struct Keys {
         /// The rooms, as aliases (#room:example.com) or ids (!id).
         pub rooms: Vec<RoomName>,
@@ -36,7 +36,7 @@ keys! {
     }
 }
 
-words! {
+string_enum! {
     pub enum Rejoin {
         Never = "never",
         Left = "left",
@@ -64,7 +64,11 @@ impl Job for JoinRooms {
         media: false,
     };
 
-    fn read(table: &Table<'_, '_>, _now: Timestamp, mistakes: &mut Vec<Mistake>) -> Option<Self> {
+    fn read(
+        table: &Table<'_, '_>,
+        _now: Timestamp,
+        mistakes: &mut Vec<ConfigError>,
+    ) -> Option<Self> {
         table.reject_empty(&["rooms", "users"], mistakes);
         Some(Self { keys: Keys::read(table, mistakes)? })
     }
@@ -99,7 +103,7 @@ impl Job for JoinRooms {
         let mut seen = Matched::default();
         let listed =
             context.reader.users(|done, total| context.reading("accounts", done, total)).await?;
-        let wanted: Vec<Listed> = listed
+        let wanted: Vec<ListedJob> = listed
             .into_iter()
             .filter_map(|row| {
                 let exempt =
@@ -109,7 +113,7 @@ impl Job for JoinRooms {
                         Selection::Chosen => self.exempt(&row, identity),
                     };
                 let ghost = || ghosts.contains_key(&row.name).then_some(Exempt::Bridge);
-                Some(Listed { exempt: exempt.or_else(ghost), user_id: row.name })
+                Some(ListedJob { exempt: exempt.or_else(ghost), user_id: row.name })
             })
             .collect();
         for pattern in unmatched(&self.keys.users, &self.keys.except_users, &seen) {
@@ -138,7 +142,7 @@ impl Job for JoinRooms {
                     false
                 }
             });
-            // Asked last: a room in which only ghosts are missing needs no power to invite.
+            // Checked last: a room in which only ghosts are missing needs no power to invite.
             let asked = match (room.missing.is_empty(), &room.permissions) {
                 (false, Some(permissions)) => {
                     may_bring_in(context.reader, identity, &room.open, permissions).await
@@ -184,7 +188,7 @@ struct RoomPlan {
 }
 
 /// An account that `users` matches.
-struct Listed {
+struct ListedJob {
     user_id: String,
     /// Why it is joined to no room, as far as the list of accounts shows.
     exempt: Option<Exempt>,
@@ -216,7 +220,7 @@ impl JoinRooms {
         context: &Context<'_>,
         identity: &Identity,
         name: &str,
-        wanted: &[Listed],
+        wanted: &[ListedJob],
         known: &mut HashSet<String>,
         plan: &mut Plan,
     ) -> Result<Option<RoomPlan>, Trouble> {
@@ -227,7 +231,7 @@ impl JoinRooms {
         }
         let open = open(reader, identity, room_id).await?;
         let mut outside: Vec<&str> = Vec::new();
-        for Listed { user_id, exempt } in wanted {
+        for ListedJob { user_id, exempt } in wanted {
             match exempt {
                 _ if open.inside.contains(user_id) => {}
                 Some(exempt) => plan.leave_alone(*exempt, || target(user_id, name)),
@@ -347,10 +351,10 @@ impl JoinRooms {
             }
             // Written as it goes: a sweep over many ghosts that is cut off must not begin from nothing.
             if ghosts.len() == 500 {
-                context.memory.learn(&std::mem::take(&mut ghosts)).await;
+                context.memory.remember(&std::mem::take(&mut ghosts)).await;
             }
         }
-        context.memory.learn(&ghosts).await;
+        context.memory.remember(&ghosts).await;
         Ok(unfit)
     }
 
@@ -378,8 +382,8 @@ impl JoinRooms {
             let takes = std::time::Duration::from_secs_f64(f64::from(*joins) / per_second);
             plan.notes.push(format!(
                 "at {per_second} joins a second the {} into {room} take about {}",
-                counted(u64::from(*joins), "join", "joins"),
-                spoken(takes)
+                format_count(u64::from(*joins), "join", "joins"),
+                format_duration(takes)
             ));
         }
         plan.work = Work::Changes(changes);
@@ -520,10 +524,10 @@ impl Change for Join {
         &'a self,
         writer: &'a Writer,
         _before: Option<&'a Value>,
-    ) -> BoxFuture<'a, Result<Made, synapse::Error>> {
+    ) -> BoxFuture<'a, Result<ChangeResult, synapse::Error>> {
         Box::pin(async move {
             writer.join(&self.room_id, &self.user_id).await?;
-            Ok(Made::things(1))
+            Ok(ChangeResult::things(1))
         })
     }
 }

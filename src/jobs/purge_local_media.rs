@@ -9,23 +9,23 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use serde_json::Value;
 
 use super::steps::{Call, Step};
-use crate::age::{Age, Moment};
-use crate::change::{Change, Fact, Lane, Made, Plan, Store, Topic, Walk, Work};
-use crate::clock::{Timestamp, spoken};
-use crate::job::{Context, Failure, Job, Needs, Volume};
-use crate::keys;
-use crate::keys::{Key, Mistake, Table};
-use crate::length::Length;
-use crate::report::{Action, Exempt, Share};
-use crate::size::Size;
+use crate::jobs::job::{Context, Failure, Job, Needs, Volume};
+use crate::plan::change::{BatchPlan, Change, ChangeResult, Fact, Lane, Plan, Store, Topic, Work};
+use crate::plan::report::{Action, Exempt, OwnerUsage};
 use crate::synapse::{self, File, Reader, Version, Writer};
-use crate::words::counted;
+use crate::values::age::{Age, Moment};
+use crate::values::clock::{Timestamp, format_time};
+use crate::values::duration::HumanDuration;
+use crate::values::schema::schema;
+use crate::values::schema::{ConfigError, Key, Table};
+use crate::values::size::Size;
+use crate::values::text::format_count;
 
-keys! {
+schema! {
     #[expect(dead_code, reason = "`Age::read` reads its keys itself, so that it judges them where another key is wrong")]
     pub struct Keys {
         /// Only files not accessed for this long, counted back from the start of the run; a file never accessed counts from its upload. Exactly one of `older_than` and `before`.
-        pub older_than: Option<Length> where "\"0s\"" to "\"3650d\"",
+        pub older_than: Option<HumanDuration> where "\"0s\"" to "\"3650d\"",
         /// Only files not accessed since this moment.
         pub before: Option<Moment>,
         /// Allows an age under 7 days.
@@ -65,7 +65,11 @@ impl Job for PurgeLocalMedia {
         media: true,
     };
 
-    fn read(table: &Table<'_, '_>, now: Timestamp, mistakes: &mut Vec<Mistake>) -> Option<Self> {
+    fn read(
+        table: &Table<'_, '_>,
+        now: Timestamp,
+        mistakes: &mut Vec<ConfigError>,
+    ) -> Option<Self> {
         let (keys, age) = (Keys::read(table, mistakes), Age::read(table, now, mistakes));
         let (Keys { larger_than, keep_avatars, batch_files, orphan_objects, .. }, age) =
             (keys?, age?);
@@ -94,7 +98,7 @@ impl Job for PurgeLocalMedia {
         if !found.kept.is_empty() {
             plan.notes.push(format!(
                 "{} that Synapse kept before, most likely avatars, {} left out",
-                counted(found.kept.len() as u64, "file", "files"),
+                format_count(found.kept.len() as u64, "file", "files"),
                 if found.kept.len() == 1 { "is" } else { "are" }
             ));
         }
@@ -113,7 +117,7 @@ impl Job for PurgeLocalMedia {
             keep_avatars: self.keep_avatars,
         };
         (plan.bytes, plan.sample) = (candidates.bytes(), candidates.sample());
-        plan.work = Work::Walk(Box::new(candidates));
+        plan.work = Work::BatchPlan(Box::new(candidates));
         Ok(())
     }
 }
@@ -202,7 +206,7 @@ impl PurgeLocalMedia {
         if unlisted > 0 {
             plan.notes.push(format!(
                 "{} of accounts that Synapse does not list cannot be counted beforehand",
-                counted(unlisted, "file", "files")
+                format_count(unlisted, "file", "files")
             ));
         }
         Ok(found)
@@ -269,7 +273,7 @@ impl Candidates {
     }
 }
 
-impl Walk for Candidates {
+impl BatchPlan for Candidates {
     fn action(&self) -> Action {
         Action::PurgeLocalMedia
     }
@@ -298,11 +302,11 @@ impl Walk for Candidates {
         Some(self.left_files().iter().map(|file| file.bytes).sum())
     }
 
-    fn sample(&self) -> Vec<Share> {
-        let mut shares: Vec<Share> = self
+    fn sample(&self) -> Vec<OwnerUsage> {
+        let mut shares: Vec<OwnerUsage> = self
             .owners
             .iter()
-            .map(|owner| Share { user_id: owner.to_string(), files: 0, bytes: 0 })
+            .map(|owner| OwnerUsage { user_id: owner.to_string(), files: 0, bytes: 0 })
             .collect();
         for file in self.left_files() {
             if let Some(share) = shares.get_mut(file.owner as usize) {
@@ -387,7 +391,7 @@ impl Change for Batch {
         &'a self,
         writer: &'a Writer,
         _before: Option<&'a Value>,
-    ) -> BoxFuture<'a, Result<Made, synapse::Error>> {
+    ) -> BoxFuture<'a, Result<ChangeResult, synapse::Error>> {
         Box::pin(async move {
             let deleted = writer
                 .delete_local_media(self.before(), self.larger_than.0, self.keep_avatars)
@@ -402,7 +406,7 @@ impl Batch {
         Timestamp::from_timestamp_millis(self.before_ms).unwrap_or_default()
     }
 
-    fn outcome(&self, deleted: Vec<String>) -> Made {
+    fn outcome(&self, deleted: Vec<String>) -> ChangeResult {
         let known = self.files().iter().chain(self.kept.iter());
         let sizes: HashMap<&str, u64> = known.map(|file| (&*file.id, file.bytes)).collect();
         let files: Vec<(String, Option<u64>)> = deleted
@@ -427,12 +431,15 @@ impl Batch {
         } else {
             "used meanwhile, or not to be deleted: its log says why"
         };
-        Made {
+        ChangeResult {
             done,
             skipped,
             bytes: files.iter().filter_map(|(_, bytes)| *bytes).fold(0, u64::saturating_add),
             detail: (skipped > 0).then(|| {
-                format!("Synapse kept {} of this batch, {kept}", counted(skipped, "file", "files"))
+                format!(
+                    "Synapse kept {} of this batch, {kept}",
+                    format_count(skipped, "file", "files")
+                )
             }),
             files,
             // Only avatars stay what they are; anything else is planned again the next night.
@@ -443,7 +450,7 @@ impl Batch {
 }
 
 fn spoken_ms(ms: i64) -> String {
-    spoken(Timestamp::from_timestamp_millis(ms).unwrap_or_default())
+    format_time(Timestamp::from_timestamp_millis(ms).unwrap_or_default())
 }
 
 #[cfg(test)]

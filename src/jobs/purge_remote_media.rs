@@ -8,21 +8,21 @@ use futures_util::future::BoxFuture;
 use serde_json::Value;
 
 use super::steps::{Call, Step};
-use crate::age::{Age, Moment};
-use crate::change::{Change, Fact, Lane, Made, Plan, Store, Topic, Walk, Work};
-use crate::clock::{Timestamp, spoken};
-use crate::job::{Context, Failure, Job, Needs};
-use crate::keys;
-use crate::keys::{Key, Mistake, Table};
-use crate::length::Length;
-use crate::report::Action;
+use crate::jobs::job::{Context, Failure, Job, Needs};
+use crate::plan::change::{BatchPlan, Change, ChangeResult, Fact, Lane, Plan, Store, Topic, Work};
+use crate::plan::report::Action;
 use crate::synapse::{self, Version, Writer};
+use crate::values::age::{Age, Moment};
+use crate::values::clock::{Timestamp, format_time};
+use crate::values::duration::HumanDuration;
+use crate::values::schema::schema;
+use crate::values::schema::{ConfigError, Key, Table};
 
-keys! {
+schema! {
     #[expect(dead_code, reason = "`Age::read` reads its keys itself, so that it judges them where another key is wrong")]
     pub struct Keys {
         /// Only cached files not accessed for this long, counted back from the start of the run. Exactly one of `older_than` and `before`.
-        pub older_than: Option<Length> where "\"0s\"" to "\"3650d\"",
+        pub older_than: Option<HumanDuration> where "\"0s\"" to "\"3650d\"",
         /// Only cached files not accessed since this moment.
         pub before: Option<Moment>,
         /// Allows an age under 7 days.
@@ -50,7 +50,11 @@ impl Job for PurgeRemoteMedia {
         media: true,
     };
 
-    fn read(table: &Table<'_, '_>, now: Timestamp, mistakes: &mut Vec<Mistake>) -> Option<Self> {
+    fn read(
+        table: &Table<'_, '_>,
+        now: Timestamp,
+        mistakes: &mut Vec<ConfigError>,
+    ) -> Option<Self> {
         let (keys, age) = (Keys::read(table, mistakes), Age::read(table, now, mistakes));
         keys?;
         Some(Self { age: age? })
@@ -73,7 +77,7 @@ impl Job for PurgeRemoteMedia {
             .and_then(|ms| ms.parse().ok())
             .unwrap_or(MATRIX_BEGAN_MS);
         plan.notes.push("Synapse lists its cache of remote media nowhere: there is no preview of how many files will go".to_owned());
-        plan.work = Work::Walk(Box::new(Cache {
+        plan.work = Work::BatchPlan(Box::new(Cache {
             until_ms,
             reached_ms: i64::min(reached, until_ms - 1),
             sent_ms: 0,
@@ -101,7 +105,7 @@ struct Cache {
     step: Step,
 }
 
-impl Walk for Cache {
+impl BatchPlan for Cache {
     fn action(&self) -> Action {
         Action::PurgeRemoteMedia
     }
@@ -164,7 +168,7 @@ impl Change for Purge {
         &'a self,
         writer: &'a Writer,
         _before: Option<&'a Value>,
-    ) -> BoxFuture<'a, Result<Made, synapse::Error>> {
+    ) -> BoxFuture<'a, Result<ChangeResult, synapse::Error>> {
         Box::pin(async move {
             let deleted = writer
                 .purge_media_cache(
@@ -176,11 +180,11 @@ impl Change for Purge {
                 key: String::new(),
                 value: self.before_ms.to_string(),
             }];
-            Ok(Made { facts, ..Made::things(deleted) })
+            Ok(ChangeResult { facts, ..ChangeResult::things(deleted) })
         })
     }
 }
 
 fn spoken_ms(ms: i64) -> String {
-    spoken(Timestamp::from_timestamp_millis(ms).unwrap_or_default())
+    format_time(Timestamp::from_timestamp_millis(ms).unwrap_or_default())
 }

@@ -8,18 +8,18 @@ use serde_json::Value;
 use toml::Spanned;
 use toml::de::DeValue;
 
-use crate::change::{Change, Check, Lane, Made, Plan, Work};
-use crate::clock::Timestamp;
-use crate::glob::{Glob, Matched, Selection, UserGlob, select, unmatched};
-use crate::job::{Context, Failure, Job, Needs, Volume};
-use crate::keys;
-use crate::keys::{Key, Mistake, Table, Value as ConfigValue, wrong_type};
-use crate::report::{Action, Exempt};
+use crate::jobs::job::{Context, Failure, Job, Needs, Volume};
+use crate::plan::change::{Change, ChangeResult, Check, Lane, Plan, Work};
+use crate::plan::report::{Action, Exempt};
 use crate::synapse::{self, Cause, ExternalId, Reader, User, UserRow, Version, Writer};
-use crate::words;
-use crate::words::{counted, grouped, not_one_of};
+use crate::values::clock::Timestamp;
+use crate::values::glob::{Glob, Matched, Selection, UserGlob, select, unmatched};
+use crate::values::schema::schema;
+use crate::values::schema::{ConfigError, Key, Table, Value as ConfigValue, wrong_type};
+use crate::values::string_enum::string_enum;
+use crate::values::text::{format_count, format_number, not_one_of};
 
-keys! {
+schema! {
     pub struct Keys {
         /// Identities of these providers, named as Synapse stores them: an OIDC provider is "oidc-" and its `idp_id`.
         pub providers: Vec<Provider>,
@@ -74,7 +74,11 @@ impl Job for RemoveExternalIds {
         media: false,
     };
 
-    fn read(table: &Table<'_, '_>, _now: Timestamp, mistakes: &mut Vec<Mistake>) -> Option<Self> {
+    fn read(
+        table: &Table<'_, '_>,
+        _now: Timestamp,
+        mistakes: &mut Vec<ConfigError>,
+    ) -> Option<Self> {
         table.reject_empty(&["providers", "external_ids", "users"], mistakes);
         let Keys {
             providers,
@@ -205,7 +209,7 @@ impl RemoveExternalIds {
             };
             plan.notes.push(format!(
                 "{} of the planned ids {are} a password or another identity to log in (`keep_last = true` leaves those alone)",
-                grouped(*last_ones)
+                format_number(*last_ones)
             ));
         }
         let missing: Vec<&str> = self
@@ -309,7 +313,7 @@ impl Seen<'_> {
                 Some(Holders { others, .. }) => notes.push(format!(
                     "`{provider}` held by no selected account; {}{} {} it",
                     if self.unread > 0 { "at least " } else { "" },
-                    counted(*others, "other account", "other accounts"),
+                    format_count(*others, "other account", "other accounts"),
                     if *others == 1 { "holds" } else { "hold" }
                 )),
                 None => unheld.push(format!("`{provider}`")),
@@ -321,7 +325,7 @@ impl Seen<'_> {
                 unread => format!(
                     "{} held by no selected account; {} outside the selection {} not read",
                     unheld.join(", "),
-                    counted(unread, "account", "accounts"),
+                    format_count(unread, "account", "accounts"),
                     if unread == 1 { "was" } else { "were" }
                 ),
             });
@@ -330,7 +334,7 @@ impl Seen<'_> {
             let all: Vec<String> = self
                 .held
                 .iter()
-                .map(|(provider, held)| format!("`{provider}` {}", grouped(held.ids)))
+                .map(|(provider, held)| format!("`{provider}` {}", format_number(held.ids)))
                 .collect();
             notes.push(if all.is_empty() {
                 "seen: no provider at all".to_owned()
@@ -436,7 +440,7 @@ impl Change for Removal {
         &'a self,
         writer: &'a Writer,
         before: Option<&'a Value>,
-    ) -> BoxFuture<'a, Result<Made, synapse::Error>> {
+    ) -> BoxFuture<'a, Result<ChangeResult, synapse::Error>> {
         Box::pin(async move {
             let current: Vec<ExternalId> = before
                 .and_then(|list| serde_json::from_value(list.clone()).ok())
@@ -458,7 +462,7 @@ impl Change for Removal {
                 ));
             }
             let (planned, done) = (self.gone.len(), gone.len());
-            Ok(Made {
+            Ok(ChangeResult {
                 done: done as u64,
                 skipped: (planned - done) as u64,
                 detail: (done < planned).then(|| {
@@ -466,7 +470,7 @@ impl Change for Removal {
                         "{done} of the {planned} planned ids: the others were not there any more"
                     )
                 }),
-                ..Made::default()
+                ..ChangeResult::default()
             })
         })
     }
@@ -488,9 +492,9 @@ impl std::str::FromStr for Provider {
     }
 }
 
-crate::text_values! { Provider: "the name of a provider such as \"oidc-google\""; }
+crate::values::schema::text_values! { Provider: "the name of a provider such as \"oidc-google\""; }
 
-words! {
+string_enum! {
     /// What an account is, as far as this job asks; each is exactly one.
     pub enum Class {
         Active = "active",
@@ -532,7 +536,7 @@ impl Accounts {
 impl ConfigValue for Accounts {
     const TYPE: &'static str = "\"all\", or one or more of \"active\", \"deactivated\", \"locked\"";
 
-    fn read(value: &Spanned<DeValue<'_>>, mistakes: &mut Vec<Mistake>) -> Option<Self> {
+    fn read(value: &Spanned<DeValue<'_>>, mistakes: &mut Vec<ConfigError>) -> Option<Self> {
         match value.get_ref() {
             DeValue::String(text) if text == "all" => Some(Self(Class::ALL.to_vec())),
             DeValue::String(text) => {
@@ -540,7 +544,7 @@ impl ConfigValue for Accounts {
                     Some(Self(vec![class]))
                 } else {
                     let words = ["all", "active", "deactivated", "locked"];
-                    mistakes.push(Mistake::new(value.span(), not_one_of(text, &words)));
+                    mistakes.push(ConfigError::new(value.span(), not_one_of(text, &words)));
                     None
                 }
             }
@@ -548,7 +552,7 @@ impl ConfigValue for Accounts {
                 Vec::<Class>::read(value, mistakes).map(Self)
             }
             DeValue::Array(_) => {
-                mistakes.push(Mistake::new(value.span(), format!("expected {}", Self::TYPE)));
+                mistakes.push(ConfigError::new(value.span(), format!("expected {}", Self::TYPE)));
                 None
             }
             _ => {

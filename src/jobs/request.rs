@@ -6,19 +6,19 @@ use minijinja::{Environment, ErrorKind, UndefinedBehavior};
 use reqwest::{Method, Url};
 use serde_json::Value;
 
-use crate::change::{Change, Lane, Made, Plan, Work};
-use crate::clock::Timestamp;
-use crate::job::{Context, Failure, Job, Needs};
-use crate::keys;
-use crate::keys::{Key, Mistake, Table};
-use crate::length::Length;
-use crate::report::Action;
-use crate::size::Size;
+use crate::jobs::job::{Context, Failure, Job, Needs};
+use crate::plan::change::{Change, ChangeResult, Lane, Plan, Work};
+use crate::plan::report::Action;
 use crate::synapse::{self, Base, RawRequest, Version, Writer};
-use crate::words;
-use crate::words::grouped;
+use crate::values::clock::Timestamp;
+use crate::values::duration::HumanDuration;
+use crate::values::schema::schema;
+use crate::values::schema::{ConfigError, Key, Table};
+use crate::values::size::Size;
+use crate::values::string_enum::string_enum;
+use crate::values::text::format_number;
 
-keys! {
+schema! {
     pub struct Keys {
         /// The HTTP method.
         pub method: Verb,
@@ -41,7 +41,7 @@ keys! {
     }
 }
 
-words! {
+string_enum! {
     pub enum Verb {
         Get = "GET",
         Post = "POST",
@@ -51,7 +51,7 @@ words! {
     }
 }
 
-words! {
+string_enum! {
     pub enum Where {
         Homeserver = "homeserver",
         Media = "media",
@@ -78,7 +78,11 @@ impl Job for Request {
         media: false,
     };
 
-    fn read(table: &Table<'_, '_>, now: Timestamp, mistakes: &mut Vec<Mistake>) -> Option<Self> {
+    fn read(
+        table: &Table<'_, '_>,
+        now: Timestamp,
+        mistakes: &mut Vec<ConfigError>,
+    ) -> Option<Self> {
         let before = mistakes.len();
         table.reject_empty(&["expect"], mistakes);
         let job = Self { keys: Keys::read(table, mistakes)? };
@@ -90,7 +94,7 @@ impl Job for Request {
             Some(_) => None,
         };
         if parameters != Some(true) {
-            mistakes.push(Mistake::new(
+            mistakes.push(ConfigError::new(
                 table.span_of("query"),
                 "expected a table of strings, numbers and booleans such as { before_ts = \"{{ ago_ms('30d') }}\" }; a parameter that comes twice can stand in `path`",
             ));
@@ -102,7 +106,7 @@ impl Job for Request {
             ("body", filled("body", job.keys.body.as_ref(), now).map(drop)),
         ] {
             if let Err(error) = rendered {
-                mistakes.push(Mistake::new(table.span_of(key), error));
+                mistakes.push(ConfigError::new(table.span_of(key), error));
             }
         }
         (mistakes.len() == before).then_some(job)
@@ -210,15 +214,15 @@ impl Change for Send {
         &'a self,
         writer: &'a Writer,
         _before: Option<&'a Value>,
-    ) -> BoxFuture<'a, Result<Made, synapse::Error>> {
+    ) -> BoxFuture<'a, Result<ChangeResult, synapse::Error>> {
         Box::pin(async move {
             match writer.request(&self.raw).await {
                 Err(error) if error.may_be_at_work() && !self.raw.repeatable => {
                     Err(error.never_again())
                 }
-                answered => answered.map(|body| Made {
+                answered => answered.map(|body| ChangeResult {
                     answer: kept(&body).filter(|_| self.keep_answer),
-                    ..Made::things(1)
+                    ..ChangeResult::things(1)
                 }),
             }
         })
@@ -345,7 +349,7 @@ fn render(name: &str, template: &str, at: Timestamp) -> Result<String, String> {
 fn not_rendered(name: &str, error: &minijinja::Error) -> String {
     let problem = match error.kind() {
         ErrorKind::OutOfFuel => {
-            format!("it takes more than {} steps: shorten its loops", grouped(STEPS))
+            format!("it takes more than {} steps: shorten its loops", format_number(STEPS))
         }
         ErrorKind::WriteFailure => {
             format!("it gives more than {} of text", Size(LARGEST_TEXT as u64))
@@ -406,7 +410,7 @@ fn percent_encoded(text: &str) -> String {
 }
 
 fn ago(at: Timestamp, length: &str) -> Result<Timestamp, minijinja::Error> {
-    let length: Length = length
+    let length: HumanDuration = length
         .parse()
         .map_err(|error: String| minijinja::Error::new(ErrorKind::InvalidOperation, error))?;
     at.checked_sub_signed(length.as_chrono().max(TimeDelta::zero()))
@@ -446,7 +450,7 @@ fn raw_path(path: &str) -> Result<(), String> {
     }
 }
 
-crate::text_values! { RawPath: "a path such as \"/_synapse/admin/v1/…\""; }
+crate::values::schema::text_values! { RawPath: "a path such as \"/_synapse/admin/v1/…\""; }
 
 #[cfg(test)]
 mod tests {

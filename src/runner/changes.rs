@@ -13,11 +13,11 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::{Ending, Phase, Run, Stopped, record};
-use crate::change::{Change, Check, Lane, Made, Plan, Walk, Work};
 use crate::history;
-use crate::keys::Rate;
-use crate::report::{ChangeRecord, Event, State};
+use crate::plan::change::{BatchPlan, Change, ChangeResult, Check, Lane, Plan, Work};
+use crate::plan::report::{ChangeRecord, Event, State};
 use crate::synapse::{self, Writer};
+use crate::values::schema::Rate;
 
 /// A change whose answer was lost: the next plan tells whether it was made.
 pub(super) struct Lost {
@@ -79,7 +79,7 @@ impl Run<'_> {
         let made = async {
             match plan.work {
                 Work::Changes(changes) => making.lanes(changes, first_seq).await,
-                Work::Walk(walk) => making.walk(walk, plan.problems.len()).await,
+                Work::BatchPlan(walk) => making.walk(walk, plan.problems.len()).await,
             }
         };
         tokio::select! {
@@ -259,7 +259,7 @@ impl Making<'_> {
         }
     }
 
-    async fn walk(&self, mut walk: Box<dyn Walk>, problems: usize) {
+    async fn walk(&self, mut walk: Box<dyn BatchPlan>, problems: usize) {
         self.next_seq.fetch_add(i64::try_from(problems).unwrap_or(0), Ordering::Relaxed);
         let mut last = None;
         while self.may_go_on() {
@@ -310,7 +310,7 @@ impl Making<'_> {
                 self.settle(
                     seq,
                     record(change, State::Skipped, Some(why)),
-                    &Made { skipped: change.count(), ..Made::default() },
+                    &ChangeResult { skipped: change.count(), ..ChangeResult::default() },
                 )
                 .await?;
                 return Ok(None);
@@ -319,7 +319,7 @@ impl Making<'_> {
                 self.settle(
                     seq,
                     record(change, State::Failed, Some(error.words())),
-                    &Made::default(),
+                    &ChangeResult::default(),
                 )
                 .await?;
                 return Ok(None);
@@ -374,7 +374,7 @@ impl Making<'_> {
         seq: i64,
         change: &dyn Change,
         mut record: ChangeRecord,
-        made: Result<Made, synapse::Error>,
+        made: Result<ChangeResult, synapse::Error>,
     ) -> Result<(), Abort> {
         let run = self.run;
         let media = matches!(change.lane(), Lane::Media(_));
@@ -389,7 +389,7 @@ impl Making<'_> {
             Err(error) if error.is_about_target() => {
                 let broken = matches!(error.cause, synapse::Cause::Synapse { status: 500.., .. });
                 (record.state, record.detail) = (State::Failed, Some(error.words()));
-                self.settle(seq, record, &Made::default()).await?;
+                self.settle(seq, record, &ChangeResult::default()).await?;
                 // The next media call would take this one's files along.
                 let broken = broken && self.broken.fetch_add(1, Ordering::Relaxed) + 1 >= BROKEN;
                 if media || broken {
@@ -411,7 +411,7 @@ impl Making<'_> {
                 } else {
                     (State::Failed, Some(error.words()))
                 };
-                self.settle(seq, record, &Made::default()).await?;
+                self.settle(seq, record, &ChangeResult::default()).await?;
                 let given_up = matches!(error.cause, synapse::Cause::GivenUp);
                 return Err(match run.stopped().filter(|_| given_up) {
                     Some(stopped) => Abort::Stopped(stopped),
@@ -423,7 +423,12 @@ impl Making<'_> {
     }
 
     /// Records what became of a change, in the history, in the report, and for everybody who listens, even where the history fails.
-    async fn settle(&self, seq: i64, record: ChangeRecord, made: &Made) -> Result<(), Abort> {
+    async fn settle(
+        &self,
+        seq: i64,
+        record: ChangeRecord,
+        made: &ChangeResult,
+    ) -> Result<(), Abort> {
         let id = self.run.report().id;
         let history = &self.run.runner.history;
         let recorded = history.made(id, seq, &record, self.server, &made.files, &made.facts).await;

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use super::{Ending, Phase, Run, Stopped, truncated};
 use crate::history::{self, History};
-use crate::report::{Mode, Outcome, Report};
-use crate::words::{counted, grouped};
+use crate::plan::report::{Mode, Outcome, Report};
+use crate::values::text::{format_count, format_number};
 
 /// Said of a change that was sent and not answered before the run ended.
 const UNANSWERED: &str = "no answer came before the run ended: it may have been made";
@@ -41,20 +41,20 @@ impl Run<'_> {
                 Outcome::Succeeded,
                 Some(format!(
                     "stopped at the end of the job's window; {} left",
-                    grouped(report.remaining.unwrap_or(0))
+                    format_number(report.remaining.unwrap_or(0))
                 )),
             ),
             Ending::Stopped(Stopped::Window) => (
                 Outcome::Partial,
                 Some(format!(
                     "stopped at the end of the job's window; {} left",
-                    grouped(report.remaining.unwrap_or(0))
+                    format_number(report.remaining.unwrap_or(0))
                 )),
             ),
             Ending::Stopped(Stopped::TimeLimit) => {
                 (Outcome::TimedOut, Some(self.time_limit_reached()))
             }
-            Ending::Stopped(Stopped::Asked(outcome)) => {
+            Ending::Stopped(Stopped::RunOverrides(outcome)) => {
                 (outcome, Some(format!("{} {}", self.stop.in_words(), self.stopped_where(&report))))
             }
             // Refused means that nothing was changed.
@@ -86,10 +86,10 @@ impl Run<'_> {
             _ if report.mode == Mode::DryRun => return phase,
             _ if !self.judged.load(Ordering::Relaxed) => "nothing was changed".to_owned(),
             Some(planned) => {
-                let of = counted(planned, "change", "changes");
-                format!("{} of {of} made", grouped(report.done))
+                let of = format_count(planned, "change", "changes");
+                format!("{} of {of} made", format_number(report.done))
             }
-            None => format!("{} made", counted(report.done, "change", "changes")),
+            None => format!("{} made", format_count(report.done, "change", "changes")),
         };
         format!("{phase}; {made}")
     }
@@ -146,7 +146,7 @@ impl Run<'_> {
         };
         if unknown > 0 {
             let job = &report.job;
-            tracing::warn!(target: "microglia::audit", %job, run = id.unwrap_or_default(), "{job}: run {}: {} may have been made: no answer came", id.unwrap_or_default(), counted(unknown, "thing", "things"));
+            tracing::warn!(target: "microglia::audit", %job, run = id.unwrap_or_default(), "{job}: run {}: {} may have been made: no answer came", id.unwrap_or_default(), format_count(unknown, "thing", "things"));
         }
         self.count_remaining(&mut report);
         report.waited_seconds = (report.waited_seconds * 10.0).round() / 10.0;
@@ -191,5 +191,5 @@ fn not_attempted(outcome: Outcome) -> Option<&'static str> {
 }
 
 fn failures(failed: u64) -> String {
-    format!("{} failed: the changes say why", counted(failed, "target", "targets"))
+    format!("{} failed: the changes say why", format_count(failed, "target", "targets"))
 }

@@ -4,12 +4,12 @@ use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 
 use super::{Ending, Run, record};
-use crate::change::{Plan, Work};
 use crate::history;
-use crate::keys::Limit;
-use crate::report::{CHANGES_SHOWN, ChangeRecord, Event, Mode, State};
-use crate::size::Size;
-use crate::words::{counted, grouped};
+use crate::plan::change::{Plan, Work};
+use crate::plan::report::{CHANGES_SHOWN, ChangeRecord, Event, Mode, State};
+use crate::values::schema::Limit;
+use crate::values::size::Size;
+use crate::values::text::{format_count, format_number};
 
 impl Run<'_> {
     /// Judges the plan, and makes its changes unless this is a dry run.
@@ -81,7 +81,7 @@ impl Run<'_> {
             let sum = kept + done;
             let refusal = format!(
                 "the plan has {}, more than max_changes = {most}: {}; if it is right, run it once with `--max-changes {sum}`, raise max_changes, or set at_most to work it off in parts",
-                counted(sum, "thing", "things"),
+                format_count(sum, "thing", "things"),
                 match self.order.mode {
                     Mode::DryRun => "in apply mode nothing of it would be made".to_owned(),
                     Mode::Apply =>
@@ -108,9 +108,9 @@ impl Run<'_> {
                 changes.iter().map(|change| record(change.as_ref(), State::Planned, None)).collect()
             }
             // A walk is recorded call by call while it is made.
-            Work::Walk(_) if self.order.mode == Mode::Apply => Vec::new(),
-            Work::Walk(walk) if walk.left() == Some(0) => Vec::new(),
-            Work::Walk(walk) => vec![ChangeRecord {
+            Work::BatchPlan(_) if self.order.mode == Mode::Apply => Vec::new(),
+            Work::BatchPlan(walk) if walk.left() == Some(0) => Vec::new(),
+            Work::BatchPlan(walk) => vec![ChangeRecord {
                 action: walk.action(),
                 target: walk.target(),
                 count: walk.left().unwrap_or(0),
@@ -120,7 +120,7 @@ impl Run<'_> {
                 before: None,
             }],
         };
-        records.extend(plan.problems.iter().map(crate::change::Problem::record));
+        records.extend(plan.problems.iter().map(crate::plan::change::Problem::record));
         let (id, report) = {
             let report = self.report();
             (report.id, report.clone())
@@ -151,5 +151,5 @@ impl Run<'_> {
 fn left_for_later(items: u64, bytes: u64) -> String {
     let size = if bytes > 0 { format!(" ({})", Size(bytes)) } else { String::new() };
     let are = if items == 1 { "is" } else { "are" };
-    format!("{} more{size} {are} left for later runs by at_most", grouped(items))
+    format!("{} more{size} {are} left for later runs by at_most", format_number(items))
 }

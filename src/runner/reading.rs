@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::length::{rounded_up, spoken};
-use crate::words::grouped;
+use crate::values::duration::{format_duration, rounded_up};
+use crate::values::text::format_number;
 
 /// The list that a run reads at present.
 #[derive(Debug)]
@@ -72,10 +72,14 @@ struct Progress<'a> {
 impl Progress<'_> {
     fn so_far(&self) -> String {
         let Self { what, done, total, took, requests } = self;
-        let of = if *total > 0 { format!(" of {}", grouped(*total)) } else { String::new() };
+        let of = if *total > 0 { format!(" of {}", format_number(*total)) } else { String::new() };
         let rate = *requests as f64 / took.as_secs_f64().max(0.001);
         let rate = if rate < 10.0 { format!("{rate:.1}") } else { format!("{rate:.0}") };
-        format!("{what}: {}{of} in {} at {rate} requests a second", grouped(*done), spoken(*took))
+        format!(
+            "{what}: {}{of} in {} at {rate} requests a second",
+            format_number(*done),
+            format_duration(*took)
+        )
     }
 
     /// `before` is how long the run took before it began with this list.
@@ -84,7 +88,9 @@ impl Progress<'_> {
         let needed = (0 < *done && done < total)
             .then(|| Duration::try_from_secs_f64(took.as_secs_f64() * *total as f64 / *done as f64))
             .and_then(Result::ok)
-            .map(|all| format!(" to at least {}", spoken(rounded_up(all.saturating_add(before)))))
+            .map(|all| {
+                format!(" to at least {}", format_duration(rounded_up(all.saturating_add(before))))
+            })
             .unwrap_or_default();
         format!("reading {}; raise time_limit{needed}", self.so_far())
     }

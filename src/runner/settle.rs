@@ -7,9 +7,9 @@ use tokio::time::Instant;
 
 use super::Run;
 use super::changes::Abort;
-use crate::change::Store;
-use crate::report::{Event, WaitReason};
-use crate::state_dir::Lock;
+use crate::history::state_dir::Lock;
+use crate::plan::change::Store;
+use crate::plan::report::{Event, WaitReason};
 
 /// When a media call whose answer was lost counts as over.
 #[derive(Debug, Clone, Copy)]
@@ -42,7 +42,7 @@ impl Run<'_> {
         if let Some(call) = history.lost_media_call(server).await? {
             let what = format!(
                 "the media purge sent at {} to end: its answer was lost, and Synapse works on regardless; no other is sent while files still go",
-                crate::clock::spoken(call.sent_at)
+                crate::values::clock::format_time(call.sent_at)
             );
             self.tell(Event::Waiting(what.clone()));
             self.waits(WaitReason::Slot, what, self.until_still(call.store)).await?;

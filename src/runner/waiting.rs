@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use tokio::time::{Instant, timeout};
 
-use super::{Ending, LOOK_FOR_PLACE, Phase, Places, Run, Stopped, truncated};
-use crate::report::{Event, Mode, WaitReason, Waiting};
+use super::{Ending, LOOK_FOR_PLACE, Phase, Run, RunSlots, Stopped, truncated};
+use crate::plan::report::{Event, Mode, WaitReason, Waiting};
 use crate::synapse::Silence;
 
 /// How often to look whether the window is over while something is waited for.
@@ -22,7 +22,7 @@ const WORTH_RECORDING: Duration = Duration::from_secs(1);
 
 impl Run<'_> {
     /// Waits for one of the homeserver's places for runs; it is given back on drop.
-    pub(super) async fn place(&self, places: &Places) -> Result<Box<dyn Send>, Ending> {
+    pub(super) async fn place(&self, places: &RunSlots) -> Result<Box<dyn Send>, Ending> {
         if let Some(place) = self.free_place(places)? {
             return Ok(place);
         }
@@ -33,14 +33,14 @@ impl Run<'_> {
         Ok(place)
     }
 
-    async fn next_place(&self, places: &Places) -> Result<Box<dyn Send>, Ending> {
+    async fn next_place(&self, places: &RunSlots) -> Result<Box<dyn Send>, Ending> {
         match places {
             // In the order in which they came.
-            Places::Shared(places) => tokio::select! {
+            RunSlots::Shared(places) => tokio::select! {
                 place = Arc::clone(places).acquire_owned() => Ok(Box::new(place)),
                 stopped = self.until_stopped() => Err(Ending::Stopped(stopped)),
             },
-            Places::Locks(_) => loop {
+            RunSlots::Locks(_) => loop {
                 self.pause(LOOK_FOR_PLACE).await.map_err(Ending::Stopped)?;
                 if let Some(place) = self.free_place(places)? {
                     return Ok(place);
@@ -100,13 +100,13 @@ impl Run<'_> {
         }
     }
 
-    fn free_place(&self, places: &Places) -> Result<Option<Box<dyn Send>>, Ending> {
+    fn free_place(&self, places: &RunSlots) -> Result<Option<Box<dyn Send>>, Ending> {
         match places {
-            Places::Shared(places) => {
+            RunSlots::Shared(places) => {
                 let place = Arc::clone(places).try_acquire_owned().ok();
                 Ok(place.map(|place| Box::new(place) as Box<dyn Send>))
             }
-            Places::Locks(places) => self.locked_place(*places),
+            RunSlots::Locks(places) => self.locked_place(*places),
         }
     }
 
@@ -191,7 +191,7 @@ impl Run<'_> {
     /// Whether the run has to end before its next change.
     pub(super) fn stopped(&self) -> Option<Stopped> {
         if let Some(outcome) = self.stop.outcome() {
-            return Some(Stopped::Asked(outcome));
+            return Some(Stopped::RunOverrides(outcome));
         }
         if Instant::now() >= self.deadline {
             return Some(Stopped::TimeLimit);

@@ -5,11 +5,11 @@
 
 use chrono::TimeDelta;
 
-use crate::clock::Timestamp;
 use crate::config::Overlap;
-use crate::metrics::Skipped;
-use crate::report::Trigger;
-use crate::schedule::{Schedule, Window, Zone};
+use crate::observe::metrics::Skipped;
+use crate::plan::report::Trigger;
+use crate::values::clock::Timestamp;
+use crate::values::schedule::{Schedule, Window, Zone};
 
 /// When a job is to run, as its definition says.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -96,7 +96,10 @@ pub enum Decision {
     /// Ask the run under way to end at its next change boundary.
     Stop,
     /// Tell that an occurrence was missed, and when it can be caught up; `None` where it can be at once.
-    Missed { occurrence: Timestamp, opens: Option<Timestamp> },
+    Missed {
+        occurrence: Timestamp,
+        opens: Option<Timestamp>,
+    },
     /// Tell that what was missed is not caught up.
     GivenUp(Why),
 }
@@ -474,9 +477,7 @@ impl JobState {
     /// The last occurrence by `until`, from one on that is known.
     fn latest(&self, known: Timestamp, until: Timestamp) -> Timestamp {
         let schedule = self.timing.schedule.as_ref();
-        schedule
-            .and_then(|schedule| schedule.last(known, until, self.timing.zone))
-            .unwrap_or(known)
+        schedule.and_then(|schedule| schedule.last(known, until, self.timing.zone)).unwrap_or(known)
     }
 
     /// When the job's window opens; `None` where it is open, or there is none.

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use reqwest::Method;
 
-use crate::size::Size;
+use crate::values::size::Size;
 
 /// A request that did not get the answer it was sent for.
 #[derive(Debug, Clone, thiserror::Error)]

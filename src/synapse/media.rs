@@ -9,7 +9,7 @@ use super::pages::Pages;
 use super::reader::Reader;
 use super::transport::Base;
 use super::{PageToken, count, flag, id, optional_count, optional_id};
-use crate::clock::Timestamp;
+use crate::values::clock::Timestamp;
 
 /// An account's uploads, as the statistics count them.
 #[derive(Debug, Clone, Deserialize)]

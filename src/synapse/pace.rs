@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::error::Cause;
-use crate::keys::{Limit, Rate};
+use crate::values::schema::{Limit, Rate};
 
 /// How fast an address may be asked, as numbers.
 #[derive(Debug, Clone, Copy)]

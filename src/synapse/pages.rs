@@ -7,7 +7,7 @@ use reqwest::Method;
 
 use super::PageToken;
 use super::error::{Cause, Error};
-use crate::words::{counted, grouped};
+use crate::values::text::{format_count, format_number};
 
 /// What was read of one list so far.
 #[derive(Debug)]
@@ -81,12 +81,12 @@ impl Pages {
     fn endless(&self, sign: &str) -> Error {
         let of = match self.total {
             Some(MOST_ROWS) | None => String::new(),
-            Some(total) => format!(" of {}", grouped(total)),
+            Some(total) => format!(" of {}", format_number(total)),
         };
         let problem = format!(
             "this list does not end: {sign}, after {}{of} on {}",
-            counted(self.rows, "row", "rows"),
-            counted(u64::from(self.read), "page", "pages")
+            format_count(self.rows, "row", "rows"),
+            format_count(u64::from(self.read), "page", "pages")
         );
         Error {
             method: Method::GET,

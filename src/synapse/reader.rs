@@ -13,8 +13,8 @@ use super::error::Error;
 use super::pace::{Silence, Watch};
 use super::probe::Identity;
 use super::transport::{Answer, Base, Call, Repeat, Transport, Turn};
-use crate::clock::Clock;
-use crate::keys::{Limit, Rate};
+use crate::values::clock::Clock;
+use crate::values::schema::{Limit, Rate};
 
 /// Reads one homeserver for one run; clones share the run's identity and its watch over slow answers.
 #[derive(Debug, Clone)]

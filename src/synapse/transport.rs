@@ -14,9 +14,9 @@ use super::address::Address;
 use super::error::{self, Cause, Error};
 use super::pace::{Limits, Watch, unless};
 use super::token::Token;
-use crate::keys::{Limit, Rate};
-use crate::length::Length;
-use crate::size::Size;
+use crate::values::duration::HumanDuration;
+use crate::values::schema::{Limit, Rate};
+use crate::values::size::Size;
 
 /// What a homeserver needs to be talked to.
 #[derive(Debug)]
@@ -481,7 +481,7 @@ impl Transport {
         tokio::time::timeout(self.request_timeout, read).await.unwrap_or_else(|_| {
             Err(Cause::Lost(format!(
                 "the answer began, and its end did not come within {}",
-                Length(self.request_timeout)
+                HumanDuration(self.request_timeout)
             )))
         })
     }
@@ -707,8 +707,8 @@ impl Base {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::keys::Limit;
     use crate::synapse::LimitValues;
+    use crate::values::schema::Limit;
 
     #[tokio::test]
     async fn a_request_that_cannot_be_built_was_not_sent() {

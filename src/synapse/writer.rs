@@ -15,7 +15,7 @@ use super::transport::{
 };
 use super::users::{ExternalId, User};
 use super::{count, ids};
-use crate::clock::Timestamp;
+use crate::values::clock::Timestamp;
 
 #[derive(Debug)]
 pub struct Writer {

@@ -148,7 +148,7 @@ struct Open {
 }
 
 /// A connection's place, given back when it is dropped.
-struct Place {
+struct HomeserverHandle {
     number: u64,
     connections: Arc<Connections>,
     evicted: CancellationToken,
@@ -169,7 +169,7 @@ impl Connections {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn enter(self: &Arc<Self>) -> Place {
+    fn enter(self: &Arc<Self>) -> HomeserverHandle {
         let mut open = self.open();
         if open.places.len() >= MOST_CONNECTIONS {
             open.evict(|_| true);
@@ -178,7 +178,7 @@ impl Connections {
         open.next += 1;
         let (evicted, traffic) = (CancellationToken::new(), Arc::<Traffic>::default());
         open.places.insert(number, (evicted.clone(), Arc::clone(&traffic)));
-        Place { number, connections: Arc::clone(self), evicted, traffic }
+        HomeserverHandle { number, connections: Arc::clone(self), evicted, traffic }
     }
 
     fn evict_oldest(&self) {
@@ -215,7 +215,7 @@ impl Open {
     }
 }
 
-impl Drop for Place {
+impl Drop for HomeserverHandle {
     fn drop(&mut self) {
         self.connections.open().places.remove(&self.number);
     }
@@ -321,10 +321,11 @@ mod tests {
     #[test]
     fn the_oldest_connection_that_is_not_being_answered_makes_room() {
         let connections = Arc::new(Connections::default());
-        let places: Vec<Place> = (0..MOST_CONNECTIONS).map(|_| connections.enter()).collect();
+        let places: Vec<HomeserverHandle> =
+            (0..MOST_CONNECTIONS).map(|_| connections.enter()).collect();
         let answering = Answering::of(&places[0].traffic);
         let _one_more = connections.enter();
-        let evicted = |places: &[Place]| -> Vec<u64> {
+        let evicted = |places: &[HomeserverHandle]| -> Vec<u64> {
             let evicted = places.iter().filter(|place| place.evicted.is_cancelled());
             evicted.map(|place| place.number).collect()
         };
@@ -340,7 +341,7 @@ mod tests {
     #[test]
     fn responses_that_wait_for_their_readers_are_bounded_over_all_connections() {
         let connections = Arc::new(Connections::default());
-        let places: Vec<Place> = (0..4).map(|_| connections.enter()).collect();
+        let places: Vec<HomeserverHandle> = (0..4).map(|_| connections.enter()).collect();
         for place in &places {
             connections.make_room(MOST_UNREAD / 2, &place.traffic);
         }

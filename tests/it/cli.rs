@@ -453,7 +453,7 @@ async fn each_kind_shows_every_key_with_its_type_its_default_and_its_meaning() {
             kind.name
         );
         let common = microglia::config::TABLES.iter().flat_map(|(_, keys)| keys.iter());
-        let counts = |key: &&microglia::keys::Key| {
+        let counts = |key: &&microglia::values::schema::Key| {
             kind.counts || !matches!(key.name, "max_changes" | "at_most")
         };
         for key in kind.keys.iter().chain(common.filter(counts)) {
@@ -643,11 +643,11 @@ async fn the_log_is_json_on_demand_and_says_what_happened() {
     assert_eq!(
         said,
         [
-            "INFO microglia::telling run=1",
-            "WARN microglia::telling run=1",
+            "INFO microglia::observe::run_log run=1",
+            "WARN microglia::observe::run_log run=1",
             "INFO microglia::audit run=1",
             "INFO microglia::audit run=1",
-            "INFO microglia::telling run=1",
+            "INFO microglia::observe::run_log run=1",
         ],
         "{}",
         output.stderr

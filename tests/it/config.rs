@@ -1259,15 +1259,16 @@ async fn the_configs_that_are_shipped_are_good_and_name_every_key() {
             .map(|(key, _)| key.to_owned())
             .collect()
     };
-    let wanted = |name: &str, table: &dyn Fn(&str) -> bool, known: &[microglia::keys::Key]| {
-        let named = keys(table);
-        let missing: Vec<&str> = known
-            .iter()
-            .map(|key| key.name)
-            .filter(|key| !named.iter().any(|named| named == key))
-            .collect();
-        assert_eq!(missing, [""; 0], "keys of {name} that config/microglia.toml does not show");
-    };
+    let wanted =
+        |name: &str, table: &dyn Fn(&str) -> bool, known: &[microglia::values::schema::Key]| {
+            let named = keys(table);
+            let missing: Vec<&str> = known
+                .iter()
+                .map(|key| key.name)
+                .filter(|key| !named.iter().any(|named| named == key))
+                .collect();
+            assert_eq!(missing, [""; 0], "keys of {name} that config/microglia.toml does not show");
+        };
     for (name, known) in TABLES {
         let head = name.split([' ', ',']).next().unwrap();
         let head = head.trim_end_matches("NAME");

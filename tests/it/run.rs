@@ -3,13 +3,13 @@
 use std::sync::Arc;
 
 use chrono::TimeDelta;
-use microglia::clock::{Clock, Timestamp};
 use microglia::config::{Config, Environment};
 use microglia::history::History;
-use microglia::report::Mode;
-use microglia::runner::{Order, Place, Places, Runner, Settle, Stop};
-use microglia::state_dir::StateDir;
+use microglia::history::state_dir::StateDir;
+use microglia::plan::report::Mode;
+use microglia::runner::{HomeserverHandle, RunParams, RunSlots, Runner, Settle, Stop};
 use microglia::synapse::Transport;
+use microglia::values::clock::{Clock, Timestamp};
 use serde_json::{Value, json};
 
 use crate::fake::{Fake, TOKEN, User};
@@ -170,7 +170,7 @@ async fn a_run_that_cannot_finish_reading_says_how_far_it_got_and_what_it_would_
     let daemon = program.serve().await;
     let things = async |state: &str| {
         let labels = ["job_name=\"sweep\"", &format!("state=\"{state}\"")];
-        daemon.metric("microglia_job_last_run_things", &labels).await
+        daemon.metric("microglia_job_last_run_items", &labels).await
     };
     assert_eq!((things("done").await, things("remaining").await), (Some(0.0), None));
     daemon.stop().await;
@@ -203,13 +203,13 @@ async fn a_window_that_ends_while_a_run_reads_says_how_far_it_got() {
         settle: Settle::default(),
     };
     let transport = Transport::new(config.homeservers["main"].settings(), Arc::new(|_| {}));
-    let place = Place {
+    let place = HomeserverHandle {
         transport: Arc::new(transport.unwrap()),
-        places: Places::Locks(1),
+        places: RunSlots::Locks(1),
         max_concurrent_requests: 4,
     };
     let spec = config.job("sweep").unwrap();
-    let order = Order { mode: Mode::Apply, ..Order::manual(spec) };
+    let order = RunParams { mode: Mode::Apply, ..RunParams::manual(spec) };
     let stop = Stop::default();
     let report = runner.run(spec, &place, &order, &stop, Arc::new(|_| {})).await.unwrap();
     let report = serde_json::to_value(report).unwrap();

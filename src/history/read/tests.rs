@@ -5,11 +5,11 @@ use proptest::prelude::*;
 use sqlx::{Executor, QueryBuilder};
 
 use super::*;
-use crate::clock::{Clock, Timestamp};
 use crate::history::jobs::{INTERRUPTIONS, UNENDED, interrupted_sql};
+use crate::history::state_dir::StateDir;
 use crate::history::{UNENDED_OF_JOB, forget_sql};
-use crate::report::Trigger;
-use crate::state_dir::StateDir;
+use crate::plan::report::Trigger;
+use crate::values::clock::{Clock, Timestamp};
 
 const NOW: Timestamp = Timestamp::UNIX_EPOCH;
 

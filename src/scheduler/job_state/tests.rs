@@ -202,305 +202,551 @@ fn play(timing: Timing, start: &str, steps: &[(&str, Step, &str)]) -> Vec<String
 type Row = (&'static str, Timing, &'static str, Vec<(&'static str, Step, &'static str)>);
 
 /// A rule, the job, when it is first heard of, and what is decided at each step.
+#[expect(clippy::too_many_lines, reason = "a table")]
 fn rules() -> Vec<Row> {
     vec![
-        ("an occurrence starts a run when it comes and not before", nightly(), "22 12:00", vec![
-            ("23 03:29:59", WAKE, ""),
-            ("23 03:30", WAKE, "start schedule 23 03:30"),
-            ("23 03:30", STARTED, ""),
-            ("23 03:31", FINISHED, ""),
-            ("23 03:31", WAKE, ""),
-            ("24 03:30", WAKE, "start schedule 24 03:30"),
-        ]),
-        ("after a stall or a suspend one run stands for all that came", hourly(), "23 00:30", vec![
-            ("23 05:10", WAKE, "start schedule 23 05:00"),
-            ("23 05:10", STARTED, ""),
-            ("23 05:11", FINISHED, ""),
-            ("23 05:12", Restart, ""),
-            ("23 06:00", WAKE, "start schedule 23 06:00"),
-        ]),
-        ("a manual job starts only when a person asks", Timing { schedule: None, ..nightly() }, "22 12:00", vec![
-            ("24 12:00", WAKE, ""),
-            ("24 12:00", REQUESTED, "start manual"),
-            ("24 12:00", STARTED, ""),
-            ("24 12:01", FINISHED, ""),
-            ("24 12:02", Restart, ""),
-        ]),
-        ("a disabled job starts only when a person asks, and misses nothing", disabled(hourly()), "22 12:00", vec![
-            ("23 12:00", WAKE, ""),
-            ("23 12:00", REQUESTED, "start manual"),
-            ("23 12:01", FINISHED, ""),
-            ("23 14:30", Restart, ""),
-        ]),
-        ("what comes during a run is skipped, and is dealt with when the run has ended", hourly(), "23 00:30", vec![
-            ("23 01:00", WAKE, "start schedule 23 01:00"),
-            ("23 01:00", STARTED, ""),
-            ("23 02:00", WAKE, "skip overlap"),
-            ("23 03:00", WAKE, "skip overlap"),
-            ("23 03:10", FINISHED, "remember 23 03:00"),
-            ("23 03:20", Restart, ""),
-        ]),
-        ("what was skipped during a run that is cut off is missed", hourly(), "23 00:30", vec![
-            ("23 01:00", WAKE, "start schedule 23 01:00"),
-            ("23 01:00", STARTED, ""),
-            ("23 02:00", WAKE, "skip overlap"),
-            ("23 02:10", CUT_OFF, ""),
-            ("23 02:20", Restart, "missed 23 02:00, start catch-up 23 02:00"),
-        ]),
-        ("a run by hand overlaps like any other", hourly(), "23 00:30", vec![
-            ("23 00:50", REQUESTED, "start manual"),
-            ("23 00:50", STARTED, ""),
-            ("23 01:00", WAKE, "skip overlap"),
-            ("23 01:10", FINISHED, "remember 23 01:00"),
-        ]),
-        ("one occurrence is queued, the others are skipped and stay skipped", queueing(hourly()), "23 00:30", vec![
-            ("23 01:00", WAKE, "start schedule 23 01:00"),
-            ("23 01:00", STARTED, ""),
-            ("23 02:00", WAKE, ""),
-            ("23 03:00", WAKE, "skip overlap"),
-            ("23 03:10", FINISHED, "start schedule 23 02:00"),
-            ("23 03:10", STARTED, ""),
-            ("23 03:20", FINISHED, "remember 23 03:00"),
-            ("23 03:30", Restart, ""),
-        ]),
-        ("what was queued is missed when the daemon stops first", queueing(hourly()), "23 00:30", vec![
-            ("23 01:00", WAKE, "start schedule 23 01:00"),
-            ("23 01:00", STARTED, ""),
-            ("23 02:00", WAKE, ""),
-            ("23 02:10", Draining(Event::Ended(Ending::Finished)), ""),
-            ("23 02:20", Restart, "missed 23 02:00, start catch-up 23 02:00"),
-        ]),
-        ("nothing that comes starts while the daemon stops, and it is missed", hourly(), "23 00:30", vec![
-            ("23 01:00", Draining(Event::Wake), ""),
-            ("23 01:01", Restart, "missed 23 01:00, start catch-up 23 01:00"),
-        ]),
-        ("another process that runs the job counts as an overlap", hourly(), "23 00:30", vec![
-            ("23 01:00", WAKE, "start schedule 23 01:00"),
-            ("23 01:00", BUSY, "skip overlap, remember 23 01:00"),
-            ("23 01:10", Restart, ""),
-        ]),
-        ("what comes outside the window is skipped for good", in_window(hourly(), "02:00-04:00"), "23 00:30", vec![
-            ("23 01:00", WAKE, "skip window, remember 23 01:00"),
-            ("23 02:00", WAKE, "start schedule 23 02:00"),
-            ("23 02:00", STARTED, ""),
-            ("23 02:10", FINISHED, ""),
-            ("23 04:00", WAKE, "skip window, remember 23 04:00"),
-            ("23 04:10", Restart, ""),
-        ]),
-        ("a run by hand starts outside the window: the runner decides what it may do", in_window(nightly(), "03:00-05:00"), "22 12:00", vec![
-            ("22 13:00", REQUESTED, "start manual"),
-        ]),
-        ("what comes during a pause is skipped for good", hourly(), "23 00:30", vec![
-            ("23 01:00", PAUSED, "skip paused, remember 23 01:00"),
-            ("23 01:30", WAKE, ""),
-            ("23 01:40", Restart, ""),
-            ("23 02:00", WAKE, "start schedule 23 02:00"),
-        ]),
-        ("a run by hand starts during a pause", hourly(), "23 00:30", vec![
-            ("23 00:40", Paused(Event::Requested), "start manual"),
-        ]),
-        ("what came while the daemon was down runs once, for the last occurrence", hourly(), "23 00:30", vec![
-            ("23 01:00", WAKE, "start schedule 23 01:00"),
-            ("23 01:00", STARTED, ""),
-            ("23 01:10", FINISHED, ""),
-            ("23 05:10", Restart, "missed 23 05:00, start catch-up 23 05:00"),
-            ("23 05:10", STARTED, ""),
-            ("23 05:11", FINISHED, ""),
-            ("23 05:12", Restart, ""),
-        ]),
-        ("nothing is missed at a first start", nightly(), "23 12:00", vec![
-            ("23 12:00", Restart, ""),
-            ("24 02:00", Restart, ""),
-        ]),
-        ("what is too old to be caught up is counted and forgotten", Timing { catch_up: Some(TimeDelta::hours(6)), ..nightly() }, "22 12:00", vec![
-            ("23 09:31", Restart, "skip missed, remember 23 09:31"),
-            ("23 09:32", Restart, ""),
-        ]),
-        ("with catch_up off nothing is caught up", Timing { catch_up: None, ..nightly() }, "22 12:00", vec![
-            ("23 03:31", Restart, "skip missed, remember 23 03:31"),
-        ]),
-        ("what was missed waits for its window, through restarts, and is one run", in_window(nightly(), "03:00-05:00"), "22 12:00", vec![
-            ("23 12:00", Restart, "missed 23 03:30 opens 24 03:00"),
-            ("23 20:00", Restart, "missed 23 03:30 opens 24 03:00"),
-            ("24 02:59:59", WAKE, ""),
-            ("24 03:00", WAKE, "start catch-up 23 03:30"),
-            ("24 03:00", STARTED, ""),
-            ("24 03:10", FINISHED, ""),
-            ("24 03:20", Restart, ""),
-            ("24 03:30", WAKE, "start schedule 24 03:30"),
-        ]),
-        ("what comes outside the window while a missed one waits loses it at no restart", in_window(timing("30 */6 * * *"), "00:00-02:00"), "22 03:00", vec![
-            ("23 03:00", Restart, "missed 23 00:30 opens 24 00:00"),
-            ("23 06:30", WAKE, "skip window"),
-            ("23 07:00", Restart, "missed 23 06:30 opens 24 00:00"),
-            ("23 12:30", WAKE, "skip window"),
-            ("23 18:30", WAKE, "skip window"),
-            ("24 00:00", WAKE, "start catch-up 23 18:30"),
-            ("24 00:00", STARTED, ""),
-            ("24 00:10", FINISHED, ""),
-        ]),
-        ("what is due when the window opens stands for what was missed before", in_window(nightly(), "03:30-05:00"), "22 12:00", vec![
-            ("23 12:00", Restart, "missed 23 03:30 opens 24 03:30"),
-            ("24 03:30", WAKE, "start schedule 24 03:30"),
-        ]),
-        ("a job that waits to be caught up can be run by hand, and catches up after", in_window(nightly(), "03:00-05:00"), "22 12:00", vec![
-            ("23 12:00", Restart, "missed 23 03:30 opens 24 03:00"),
-            ("24 02:59", REQUESTED, "start manual"),
-            ("24 02:59", STARTED, ""),
-            ("24 03:00", WAKE, ""),
-            ("24 03:05", FINISHED, "start catch-up 23 03:30"),
-        ]),
-        ("what waits to be caught up is given up when a person cancels it", in_window(nightly(), "03:00-05:00"), "22 12:00", vec![
-            ("23 12:00", Restart, "missed 23 03:30 opens 24 03:00"),
-            ("23 13:00", CANCELLED, "given up cancelled, remember 23 13:00"),
-            ("23 13:10", Restart, ""),
-        ]),
-        ("a pause forgets what waits to be caught up", in_window(nightly(), "03:00-05:00"), "22 12:00", vec![
-            ("23 12:00", Restart, "missed 23 03:30 opens 24 03:00"),
-            ("23 13:00", PAUSED, "skip paused, remember 23 03:30"),
-            ("23 13:10", Restart, ""),
-        ]),
-        ("another schedule forgets what waits to be caught up", in_window(nightly(), "03:00-05:00"), "22 12:00", vec![
-            ("23 12:00", Restart, "missed 23 03:30 opens 24 03:00"),
-            ("23 12:10", redefined(in_window(timing("45 3 * * *"), "03:00-05:00")), "given up redefined"),
-            ("24 03:00", WAKE, ""),
-            ("24 03:45", WAKE, "start schedule 24 03:45"),
-        ]),
-        ("a window that is lifted lets start at once what waits for it", in_window(nightly(), "03:00-05:00"), "22 12:00", vec![
-            ("23 12:00", Restart, "missed 23 03:30 opens 24 03:00"),
-            ("23 12:10", redefined(nightly()), "start catch-up 23 03:30"),
-        ]),
-        ("an interrupted run is caught up once with the attempts that are left, and not again", nightly(), "22 12:00", vec![
-            ("23 03:30", WAKE, "start schedule 23 03:30"),
-            ("23 03:30", STARTED, ""),
-            ("23 03:31", CUT_OFF, ""),
-            ("23 03:40", Restart, "missed 23 03:30, start catch-up 23 03:30 after 1"),
-            ("23 03:40", STARTED, ""),
-            ("23 03:41", CUT_OFF, ""),
-            ("23 03:50", Restart, ""),
-        ]),
-        ("an occurrence that came after an interrupted run stands for it", nightly(), "22 12:00", vec![
-            ("23 03:30", WAKE, "start schedule 23 03:30"),
-            ("23 03:30", STARTED, ""),
-            ("23 03:31", CUT_OFF, ""),
-            ("24 03:40", Restart, "missed 24 03:30, start catch-up 24 03:30"),
-        ]),
-        ("a run by hand that is cut off is not caught up", nightly(), "22 12:00", vec![
-            ("22 13:00", REQUESTED, "start manual"),
-            ("22 13:00", STARTED, ""),
-            ("22 13:01", CUT_OFF, ""),
-            ("22 13:10", Restart, ""),
-        ]),
-        ("a splay holds a run back, and overlaps meanwhile", splayed(hourly(), 70), "23 00:30", vec![
-            ("23 01:00", WAKE, ""),
-            ("23 02:00", WAKE, "skip overlap"),
-            ("23 02:10", WAKE, "start schedule 23 01:00"),
-            ("23 02:10", STARTED, ""),
-            ("23 02:20", FINISHED, "remember 23 02:00"),
-        ]),
-        ("a run whose splay is over goes by the pause and the window of then", splayed(in_window(hourly(), "01:00-02:00"), 65), "23 00:30", vec![
-            ("23 01:00", WAKE, ""),
-            ("23 02:05", WAKE, "skip window, remember 23 01:00, skip window, remember 23 02:00"),
-        ]),
-        ("a pause during the splay skips the run", splayed(hourly(), 10), "23 00:30", vec![
-            ("23 01:00", WAKE, ""),
-            ("23 01:10", PAUSED, "skip paused, remember 23 01:00"),
-        ]),
-        ("a run that is cancelled during its splay is dealt with", splayed(hourly(), 10), "23 00:30", vec![
-            ("23 01:00", WAKE, ""),
-            ("23 01:05", CANCELLED, "given up cancelled, remember 23 01:00"),
-            ("23 01:06", Restart, ""),
-        ]),
-        ("a run that a stop cuts off during its splay is missed", splayed(hourly(), 10), "23 00:30", vec![
-            ("23 01:00", WAKE, ""),
-            ("23 01:05", Restart, "missed 23 01:00, start catch-up 23 01:00"),
-        ]),
-        ("a job that is disabled during its splay does not run", splayed(hourly(), 10), "23 00:30", vec![
-            ("23 01:00", WAKE, ""),
-            ("23 01:05", redefined(disabled(splayed(hourly(), 10))), "given up redefined"),
-            ("23 01:10", WAKE, ""),
-        ]),
-        ("a cancelled run is asked to stop", hourly(), "23 00:30", vec![
-            ("23 01:00", WAKE, "start schedule 23 01:00"),
-            ("23 01:00", STARTED, ""),
-            ("23 01:05", CANCELLED, "stop"),
-            ("23 01:06", FINISHED, ""),
-        ]),
-        ("a changed definition with the same schedule keeps what is queued and missed", queueing(hourly()), "23 00:30", vec![
-            ("23 01:00", WAKE, "start schedule 23 01:00"),
-            ("23 01:00", STARTED, ""),
-            ("23 02:00", WAKE, ""),
-            ("23 02:05", redefined(queueing(hourly())), ""),
-            ("23 02:10", FINISHED, "start schedule 23 02:00"),
-        ]),
-        ("another schedule forgets what is queued", queueing(hourly()), "23 00:30", vec![
-            ("23 01:00", WAKE, "start schedule 23 01:00"),
-            ("23 01:00", STARTED, ""),
-            ("23 02:00", WAKE, ""),
-            ("23 02:05", redefined(queueing(timing("30 * * * *"))), ""),
-            ("23 02:06", recalled("23 02:05", ""), ""),
-            ("23 02:10", FINISHED, ""),
-            ("23 02:30", WAKE, "start schedule 23 02:30"),
-        ]),
-        ("a job that is enabled again misses nothing of the time between", hourly(), "23 00:30", vec![
-            ("23 00:40", redefined(disabled(hourly())), ""),
-            ("23 05:10", redefined(hourly()), ""),
-            ("23 05:10", recalled("23 05:10", ""), ""),
-            ("23 06:00", WAKE, "start schedule 23 06:00"),
-        ]),
-        ("a clock set back does not silence intervals", timing("* * * * *"), "23 10:00", vec![
-            ("23 10:01", WAKE, "start schedule 23 10:01"),
-            ("23 10:01", STARTED, ""),
-            ("23 10:01:10", FINISHED, ""),
-            ("23 09:01:30", SET_BACK, ""),
-            ("23 09:02", WAKE, "start schedule 23 09:02"),
-        ]),
-        ("a clock set back by less than three hours repeats no fixed time", timing("30 9 * * *"), "23 09:00", vec![
-            ("23 09:30", WAKE, "start schedule 23 09:30"),
-            ("23 09:30", STARTED, ""),
-            ("23 09:31", FINISHED, ""),
-            ("23 08:31", SET_BACK, ""),
-            ("23 09:30", WAKE, ""),
-            ("24 09:30", WAKE, "start schedule 24 09:30"),
-        ]),
-        ("a clock set back by a day repeats a fixed time", timing("30 9 * * *"), "23 09:00", vec![
-            ("23 09:30", WAKE, "start schedule 23 09:30"),
-            ("23 09:30", STARTED, ""),
-            ("23 09:31", FINISHED, ""),
-            ("22 08:31", SET_BACK, ""),
-            ("22 09:30", WAKE, "start schedule 22 09:30"),
-        ]),
-        ("a fixed time is not repeated when the clock was set back and the daemon restarted", timing("30 9 * * *"), "23 09:00", vec![
-            ("23 09:30", WAKE, "start schedule 23 09:30"),
-            ("23 09:30", STARTED, ""),
-            ("23 09:31", FINISHED, ""),
-            ("23 08:40", Restart, ""),
-            ("23 09:30", WAKE, ""),
-            ("24 09:30", WAKE, "start schedule 24 09:30"),
-        ]),
-        ("a clock set forward is one run, like a stall", hourly(), "23 00:30", vec![
-            ("24 00:30", WAKE, "start schedule 24 00:00"),
-        ]),
-        ("a clock set back does not hold a run back for longer than its splay", splayed(hourly(), 10), "23 05:30", vec![
-            ("23 06:00", WAKE, ""),
-            ("23 02:00", SET_BACK, ""),
-            ("23 02:10", WAKE, "start schedule 23 06:00"),
-        ]),
-        ("what a history that cannot be written refused is missed when it can be again", nightly(), "22 12:00", vec![
-            ("23 03:30", WAKE, "start schedule 23 03:30"),
-            ("23 03:30", REFUSED, ""),
-            ("23 03:30", FINISHED, ""),
-            ("23 03:40", recalled("22 12:00", ""), "missed 23 03:30, start catch-up 23 03:30"),
-        ]),
-        ("what is under way when a history is opened is not run again", nightly(), "22 12:00", vec![
-            ("23 03:30", WAKE, "start schedule 23 03:30"),
-            ("23 03:30", REFUSED, ""),
-            ("23 03:40", recalled("22 12:00", ""), ""),
-            ("23 03:41", FINISHED, ""),
-        ]),
-        ("what was missed during a pause is skipped when the history is read", nightly(), "22 12:00", vec![
-            ("23 03:40", Paused(Event::Recalled(Recalled { since: at("22 12:00"), watermark: None, interrupted: None })), "skip paused, remember 23 03:30"),
-        ]),
+        (
+            "an occurrence starts a run when it comes and not before",
+            nightly(),
+            "22 12:00",
+            vec![
+                ("23 03:29:59", WAKE, ""),
+                ("23 03:30", WAKE, "start schedule 23 03:30"),
+                ("23 03:30", STARTED, ""),
+                ("23 03:31", FINISHED, ""),
+                ("23 03:31", WAKE, ""),
+                ("24 03:30", WAKE, "start schedule 24 03:30"),
+            ],
+        ),
+        (
+            "after a stall or a suspend one run stands for all that came",
+            hourly(),
+            "23 00:30",
+            vec![
+                ("23 05:10", WAKE, "start schedule 23 05:00"),
+                ("23 05:10", STARTED, ""),
+                ("23 05:11", FINISHED, ""),
+                ("23 05:12", Restart, ""),
+                ("23 06:00", WAKE, "start schedule 23 06:00"),
+            ],
+        ),
+        (
+            "a manual job starts only when a person asks",
+            Timing { schedule: None, ..nightly() },
+            "22 12:00",
+            vec![
+                ("24 12:00", WAKE, ""),
+                ("24 12:00", REQUESTED, "start manual"),
+                ("24 12:00", STARTED, ""),
+                ("24 12:01", FINISHED, ""),
+                ("24 12:02", Restart, ""),
+            ],
+        ),
+        (
+            "a disabled job starts only when a person asks, and misses nothing",
+            disabled(hourly()),
+            "22 12:00",
+            vec![
+                ("23 12:00", WAKE, ""),
+                ("23 12:00", REQUESTED, "start manual"),
+                ("23 12:01", FINISHED, ""),
+                ("23 14:30", Restart, ""),
+            ],
+        ),
+        (
+            "what comes during a run is skipped, and is dealt with when the run has ended",
+            hourly(),
+            "23 00:30",
+            vec![
+                ("23 01:00", WAKE, "start schedule 23 01:00"),
+                ("23 01:00", STARTED, ""),
+                ("23 02:00", WAKE, "skip overlap"),
+                ("23 03:00", WAKE, "skip overlap"),
+                ("23 03:10", FINISHED, "remember 23 03:00"),
+                ("23 03:20", Restart, ""),
+            ],
+        ),
+        (
+            "what was skipped during a run that is cut off is missed",
+            hourly(),
+            "23 00:30",
+            vec![
+                ("23 01:00", WAKE, "start schedule 23 01:00"),
+                ("23 01:00", STARTED, ""),
+                ("23 02:00", WAKE, "skip overlap"),
+                ("23 02:10", CUT_OFF, ""),
+                ("23 02:20", Restart, "missed 23 02:00, start catch-up 23 02:00"),
+            ],
+        ),
+        (
+            "a run by hand overlaps like any other",
+            hourly(),
+            "23 00:30",
+            vec![
+                ("23 00:50", REQUESTED, "start manual"),
+                ("23 00:50", STARTED, ""),
+                ("23 01:00", WAKE, "skip overlap"),
+                ("23 01:10", FINISHED, "remember 23 01:00"),
+            ],
+        ),
+        (
+            "one occurrence is queued, the others are skipped and stay skipped",
+            queueing(hourly()),
+            "23 00:30",
+            vec![
+                ("23 01:00", WAKE, "start schedule 23 01:00"),
+                ("23 01:00", STARTED, ""),
+                ("23 02:00", WAKE, ""),
+                ("23 03:00", WAKE, "skip overlap"),
+                ("23 03:10", FINISHED, "start schedule 23 02:00"),
+                ("23 03:10", STARTED, ""),
+                ("23 03:20", FINISHED, "remember 23 03:00"),
+                ("23 03:30", Restart, ""),
+            ],
+        ),
+        (
+            "what was queued is missed when the daemon stops first",
+            queueing(hourly()),
+            "23 00:30",
+            vec![
+                ("23 01:00", WAKE, "start schedule 23 01:00"),
+                ("23 01:00", STARTED, ""),
+                ("23 02:00", WAKE, ""),
+                ("23 02:10", Draining(Event::Ended(Ending::Finished)), ""),
+                ("23 02:20", Restart, "missed 23 02:00, start catch-up 23 02:00"),
+            ],
+        ),
+        (
+            "nothing that comes starts while the daemon stops, and it is missed",
+            hourly(),
+            "23 00:30",
+            vec![
+                ("23 01:00", Draining(Event::Wake), ""),
+                ("23 01:01", Restart, "missed 23 01:00, start catch-up 23 01:00"),
+            ],
+        ),
+        (
+            "another process that runs the job counts as an overlap",
+            hourly(),
+            "23 00:30",
+            vec![
+                ("23 01:00", WAKE, "start schedule 23 01:00"),
+                ("23 01:00", BUSY, "skip overlap, remember 23 01:00"),
+                ("23 01:10", Restart, ""),
+            ],
+        ),
+        (
+            "what comes outside the window is skipped for good",
+            in_window(hourly(), "02:00-04:00"),
+            "23 00:30",
+            vec![
+                ("23 01:00", WAKE, "skip window, remember 23 01:00"),
+                ("23 02:00", WAKE, "start schedule 23 02:00"),
+                ("23 02:00", STARTED, ""),
+                ("23 02:10", FINISHED, ""),
+                ("23 04:00", WAKE, "skip window, remember 23 04:00"),
+                ("23 04:10", Restart, ""),
+            ],
+        ),
+        (
+            "a run by hand starts outside the window: the runner decides what it may do",
+            in_window(nightly(), "03:00-05:00"),
+            "22 12:00",
+            vec![("22 13:00", REQUESTED, "start manual")],
+        ),
+        (
+            "what comes during a pause is skipped for good",
+            hourly(),
+            "23 00:30",
+            vec![
+                ("23 01:00", PAUSED, "skip paused, remember 23 01:00"),
+                ("23 01:30", WAKE, ""),
+                ("23 01:40", Restart, ""),
+                ("23 02:00", WAKE, "start schedule 23 02:00"),
+            ],
+        ),
+        (
+            "a run by hand starts during a pause",
+            hourly(),
+            "23 00:30",
+            vec![("23 00:40", Paused(Event::Requested), "start manual")],
+        ),
+        (
+            "what came while the daemon was down runs once, for the last occurrence",
+            hourly(),
+            "23 00:30",
+            vec![
+                ("23 01:00", WAKE, "start schedule 23 01:00"),
+                ("23 01:00", STARTED, ""),
+                ("23 01:10", FINISHED, ""),
+                ("23 05:10", Restart, "missed 23 05:00, start catch-up 23 05:00"),
+                ("23 05:10", STARTED, ""),
+                ("23 05:11", FINISHED, ""),
+                ("23 05:12", Restart, ""),
+            ],
+        ),
+        (
+            "nothing is missed at a first start",
+            nightly(),
+            "23 12:00",
+            vec![("23 12:00", Restart, ""), ("24 02:00", Restart, "")],
+        ),
+        (
+            "what is too old to be caught up is counted and forgotten",
+            Timing { catch_up: Some(TimeDelta::hours(6)), ..nightly() },
+            "22 12:00",
+            vec![
+                ("23 09:31", Restart, "skip missed, remember 23 09:31"),
+                ("23 09:32", Restart, ""),
+            ],
+        ),
+        (
+            "with catch_up off nothing is caught up",
+            Timing { catch_up: None, ..nightly() },
+            "22 12:00",
+            vec![("23 03:31", Restart, "skip missed, remember 23 03:31")],
+        ),
+        (
+            "what was missed waits for its window, through restarts, and is one run",
+            in_window(nightly(), "03:00-05:00"),
+            "22 12:00",
+            vec![
+                ("23 12:00", Restart, "missed 23 03:30 opens 24 03:00"),
+                ("23 20:00", Restart, "missed 23 03:30 opens 24 03:00"),
+                ("24 02:59:59", WAKE, ""),
+                ("24 03:00", WAKE, "start catch-up 23 03:30"),
+                ("24 03:00", STARTED, ""),
+                ("24 03:10", FINISHED, ""),
+                ("24 03:20", Restart, ""),
+                ("24 03:30", WAKE, "start schedule 24 03:30"),
+            ],
+        ),
+        (
+            "what comes outside the window while a missed one waits loses it at no restart",
+            in_window(timing("30 */6 * * *"), "00:00-02:00"),
+            "22 03:00",
+            vec![
+                ("23 03:00", Restart, "missed 23 00:30 opens 24 00:00"),
+                ("23 06:30", WAKE, "skip window"),
+                ("23 07:00", Restart, "missed 23 06:30 opens 24 00:00"),
+                ("23 12:30", WAKE, "skip window"),
+                ("23 18:30", WAKE, "skip window"),
+                ("24 00:00", WAKE, "start catch-up 23 18:30"),
+                ("24 00:00", STARTED, ""),
+                ("24 00:10", FINISHED, ""),
+            ],
+        ),
+        (
+            "what is due when the window opens stands for what was missed before",
+            in_window(nightly(), "03:30-05:00"),
+            "22 12:00",
+            vec![
+                ("23 12:00", Restart, "missed 23 03:30 opens 24 03:30"),
+                ("24 03:30", WAKE, "start schedule 24 03:30"),
+            ],
+        ),
+        (
+            "a job that waits to be caught up can be run by hand, and catches up after",
+            in_window(nightly(), "03:00-05:00"),
+            "22 12:00",
+            vec![
+                ("23 12:00", Restart, "missed 23 03:30 opens 24 03:00"),
+                ("24 02:59", REQUESTED, "start manual"),
+                ("24 02:59", STARTED, ""),
+                ("24 03:00", WAKE, ""),
+                ("24 03:05", FINISHED, "start catch-up 23 03:30"),
+            ],
+        ),
+        (
+            "what waits to be caught up is given up when a person cancels it",
+            in_window(nightly(), "03:00-05:00"),
+            "22 12:00",
+            vec![
+                ("23 12:00", Restart, "missed 23 03:30 opens 24 03:00"),
+                ("23 13:00", CANCELLED, "given up cancelled, remember 23 13:00"),
+                ("23 13:10", Restart, ""),
+            ],
+        ),
+        (
+            "a pause forgets what waits to be caught up",
+            in_window(nightly(), "03:00-05:00"),
+            "22 12:00",
+            vec![
+                ("23 12:00", Restart, "missed 23 03:30 opens 24 03:00"),
+                ("23 13:00", PAUSED, "skip paused, remember 23 03:30"),
+                ("23 13:10", Restart, ""),
+            ],
+        ),
+        (
+            "another schedule forgets what waits to be caught up",
+            in_window(nightly(), "03:00-05:00"),
+            "22 12:00",
+            vec![
+                ("23 12:00", Restart, "missed 23 03:30 opens 24 03:00"),
+                (
+                    "23 12:10",
+                    redefined(in_window(timing("45 3 * * *"), "03:00-05:00")),
+                    "given up redefined",
+                ),
+                ("24 03:00", WAKE, ""),
+                ("24 03:45", WAKE, "start schedule 24 03:45"),
+            ],
+        ),
+        (
+            "a window that is lifted lets start at once what waits for it",
+            in_window(nightly(), "03:00-05:00"),
+            "22 12:00",
+            vec![
+                ("23 12:00", Restart, "missed 23 03:30 opens 24 03:00"),
+                ("23 12:10", redefined(nightly()), "start catch-up 23 03:30"),
+            ],
+        ),
+        (
+            "an interrupted run is caught up once with the attempts that are left, and not again",
+            nightly(),
+            "22 12:00",
+            vec![
+                ("23 03:30", WAKE, "start schedule 23 03:30"),
+                ("23 03:30", STARTED, ""),
+                ("23 03:31", CUT_OFF, ""),
+                ("23 03:40", Restart, "missed 23 03:30, start catch-up 23 03:30 after 1"),
+                ("23 03:40", STARTED, ""),
+                ("23 03:41", CUT_OFF, ""),
+                ("23 03:50", Restart, ""),
+            ],
+        ),
+        (
+            "an occurrence that came after an interrupted run stands for it",
+            nightly(),
+            "22 12:00",
+            vec![
+                ("23 03:30", WAKE, "start schedule 23 03:30"),
+                ("23 03:30", STARTED, ""),
+                ("23 03:31", CUT_OFF, ""),
+                ("24 03:40", Restart, "missed 24 03:30, start catch-up 24 03:30"),
+            ],
+        ),
+        (
+            "a run by hand that is cut off is not caught up",
+            nightly(),
+            "22 12:00",
+            vec![
+                ("22 13:00", REQUESTED, "start manual"),
+                ("22 13:00", STARTED, ""),
+                ("22 13:01", CUT_OFF, ""),
+                ("22 13:10", Restart, ""),
+            ],
+        ),
+        (
+            "a splay holds a run back, and overlaps meanwhile",
+            splayed(hourly(), 70),
+            "23 00:30",
+            vec![
+                ("23 01:00", WAKE, ""),
+                ("23 02:00", WAKE, "skip overlap"),
+                ("23 02:10", WAKE, "start schedule 23 01:00"),
+                ("23 02:10", STARTED, ""),
+                ("23 02:20", FINISHED, "remember 23 02:00"),
+            ],
+        ),
+        (
+            "a run whose splay is over goes by the pause and the window of then",
+            splayed(in_window(hourly(), "01:00-02:00"), 65),
+            "23 00:30",
+            vec![
+                ("23 01:00", WAKE, ""),
+                (
+                    "23 02:05",
+                    WAKE,
+                    "skip window, remember 23 01:00, skip window, remember 23 02:00",
+                ),
+            ],
+        ),
+        (
+            "a pause during the splay skips the run",
+            splayed(hourly(), 10),
+            "23 00:30",
+            vec![("23 01:00", WAKE, ""), ("23 01:10", PAUSED, "skip paused, remember 23 01:00")],
+        ),
+        (
+            "a run that is cancelled during its splay is dealt with",
+            splayed(hourly(), 10),
+            "23 00:30",
+            vec![
+                ("23 01:00", WAKE, ""),
+                ("23 01:05", CANCELLED, "given up cancelled, remember 23 01:00"),
+                ("23 01:06", Restart, ""),
+            ],
+        ),
+        (
+            "a run that a stop cuts off during its splay is missed",
+            splayed(hourly(), 10),
+            "23 00:30",
+            vec![
+                ("23 01:00", WAKE, ""),
+                ("23 01:05", Restart, "missed 23 01:00, start catch-up 23 01:00"),
+            ],
+        ),
+        (
+            "a job that is disabled during its splay does not run",
+            splayed(hourly(), 10),
+            "23 00:30",
+            vec![
+                ("23 01:00", WAKE, ""),
+                ("23 01:05", redefined(disabled(splayed(hourly(), 10))), "given up redefined"),
+                ("23 01:10", WAKE, ""),
+            ],
+        ),
+        (
+            "a cancelled run is asked to stop",
+            hourly(),
+            "23 00:30",
+            vec![
+                ("23 01:00", WAKE, "start schedule 23 01:00"),
+                ("23 01:00", STARTED, ""),
+                ("23 01:05", CANCELLED, "stop"),
+                ("23 01:06", FINISHED, ""),
+            ],
+        ),
+        (
+            "a changed definition with the same schedule keeps what is queued and missed",
+            queueing(hourly()),
+            "23 00:30",
+            vec![
+                ("23 01:00", WAKE, "start schedule 23 01:00"),
+                ("23 01:00", STARTED, ""),
+                ("23 02:00", WAKE, ""),
+                ("23 02:05", redefined(queueing(hourly())), ""),
+                ("23 02:10", FINISHED, "start schedule 23 02:00"),
+            ],
+        ),
+        (
+            "another schedule forgets what is queued",
+            queueing(hourly()),
+            "23 00:30",
+            vec![
+                ("23 01:00", WAKE, "start schedule 23 01:00"),
+                ("23 01:00", STARTED, ""),
+                ("23 02:00", WAKE, ""),
+                ("23 02:05", redefined(queueing(timing("30 * * * *"))), ""),
+                ("23 02:06", recalled("23 02:05", ""), ""),
+                ("23 02:10", FINISHED, ""),
+                ("23 02:30", WAKE, "start schedule 23 02:30"),
+            ],
+        ),
+        (
+            "a job that is enabled again misses nothing of the time between",
+            hourly(),
+            "23 00:30",
+            vec![
+                ("23 00:40", redefined(disabled(hourly())), ""),
+                ("23 05:10", redefined(hourly()), ""),
+                ("23 05:10", recalled("23 05:10", ""), ""),
+                ("23 06:00", WAKE, "start schedule 23 06:00"),
+            ],
+        ),
+        (
+            "a clock set back does not silence intervals",
+            timing("* * * * *"),
+            "23 10:00",
+            vec![
+                ("23 10:01", WAKE, "start schedule 23 10:01"),
+                ("23 10:01", STARTED, ""),
+                ("23 10:01:10", FINISHED, ""),
+                ("23 09:01:30", SET_BACK, ""),
+                ("23 09:02", WAKE, "start schedule 23 09:02"),
+            ],
+        ),
+        (
+            "a clock set back by less than three hours repeats no fixed time",
+            timing("30 9 * * *"),
+            "23 09:00",
+            vec![
+                ("23 09:30", WAKE, "start schedule 23 09:30"),
+                ("23 09:30", STARTED, ""),
+                ("23 09:31", FINISHED, ""),
+                ("23 08:31", SET_BACK, ""),
+                ("23 09:30", WAKE, ""),
+                ("24 09:30", WAKE, "start schedule 24 09:30"),
+            ],
+        ),
+        (
+            "a clock set back by a day repeats a fixed time",
+            timing("30 9 * * *"),
+            "23 09:00",
+            vec![
+                ("23 09:30", WAKE, "start schedule 23 09:30"),
+                ("23 09:30", STARTED, ""),
+                ("23 09:31", FINISHED, ""),
+                ("22 08:31", SET_BACK, ""),
+                ("22 09:30", WAKE, "start schedule 22 09:30"),
+            ],
+        ),
+        (
+            "a fixed time is not repeated when the clock was set back and the daemon restarted",
+            timing("30 9 * * *"),
+            "23 09:00",
+            vec![
+                ("23 09:30", WAKE, "start schedule 23 09:30"),
+                ("23 09:30", STARTED, ""),
+                ("23 09:31", FINISHED, ""),
+                ("23 08:40", Restart, ""),
+                ("23 09:30", WAKE, ""),
+                ("24 09:30", WAKE, "start schedule 24 09:30"),
+            ],
+        ),
+        (
+            "a clock set forward is one run, like a stall",
+            hourly(),
+            "23 00:30",
+            vec![("24 00:30", WAKE, "start schedule 24 00:00")],
+        ),
+        (
+            "a clock set back does not hold a run back for longer than its splay",
+            splayed(hourly(), 10),
+            "23 05:30",
+            vec![
+                ("23 06:00", WAKE, ""),
+                ("23 02:00", SET_BACK, ""),
+                ("23 02:10", WAKE, "start schedule 23 06:00"),
+            ],
+        ),
+        (
+            "what a history that cannot be written refused is missed when it can be again",
+            nightly(),
+            "22 12:00",
+            vec![
+                ("23 03:30", WAKE, "start schedule 23 03:30"),
+                ("23 03:30", REFUSED, ""),
+                ("23 03:30", FINISHED, ""),
+                ("23 03:40", recalled("22 12:00", ""), "missed 23 03:30, start catch-up 23 03:30"),
+            ],
+        ),
+        (
+            "what is under way when a history is opened is not run again",
+            nightly(),
+            "22 12:00",
+            vec![
+                ("23 03:30", WAKE, "start schedule 23 03:30"),
+                ("23 03:30", REFUSED, ""),
+                ("23 03:40", recalled("22 12:00", ""), ""),
+                ("23 03:41", FINISHED, ""),
+            ],
+        ),
+        (
+            "what was missed during a pause is skipped when the history is read",
+            nightly(),
+            "22 12:00",
+            vec![(
+                "23 03:40",
+                Paused(Event::Recalled(Recalled {
+                    since: at("22 12:00"),
+                    watermark: None,
+                    interrupted: None,
+                })),
+                "skip paused, remember 23 03:30",
+            )],
+        ),
     ]
 }
 
@@ -511,7 +757,11 @@ fn every_rule_of_scheduling_holds() {
         let played = play(timing, start, &steps);
         for ((time, _, expected), decided) in steps.iter().zip(&played) {
             if expected != decided {
-                wrong.push(format!("{rule}\n  at {time} expected: {expected}\n  {:>w$} decided: {decided}", "", w = time.len() + 2));
+                wrong.push(format!(
+                    "{rule}\n  at {time} expected: {expected}\n  {:>w$} decided: {decided}",
+                    "",
+                    w = time.len() + 2
+                ));
             }
         }
     }
@@ -584,8 +834,8 @@ impl Account {
 
     fn on(&mut self, event: Event) -> Result<(), TestCaseError> {
         let now = Now { time: self.now, paused: self.paused, draining: false };
-        let ends = matches!(event, Event::Ended(_)) as usize;
-        let ran = self.driven.state.run.is_some_and(|run| run.held_until.is_none()) as usize;
+        let ends = usize::from(matches!(event, Event::Ended(_)));
+        let ran = usize::from(self.driven.state.run.is_some_and(|run| run.held_until.is_none()));
         let decisions = self.driven.decide(now, event);
         self.check(&decisions, ran - ends)
     }
@@ -682,8 +932,7 @@ impl Account {
             Chance::Redefine(number) => {
                 let timing = definition(*number);
                 let old = &self.driven.state.timing;
-                let another =
-                    (&old.schedule, old.enabled) != (&timing.schedule, timing.enabled);
+                let another = (&old.schedule, old.enabled) != (&timing.schedule, timing.enabled);
                 if another {
                     (self.driven.since, self.driven.recorded) = (self.now, None);
                     self.driven.interrupted = None;

@@ -3,15 +3,15 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use microglia::agenda::Due;
-use microglia::clock::Clock;
 use microglia::config::{Config, Environment};
 use microglia::history::History;
-use microglia::metrics::Metrics;
-use microglia::report::{Event, Mode, Outcome};
+use microglia::history::state_dir::StateDir;
+use microglia::observe::metrics::Metrics;
+use microglia::plan::report::{Event, Mode, Outcome};
 use microglia::runner::{Runner, Settle};
-use microglia::state_dir::StateDir;
-use microglia::supervisor::{Asked, Supervisor};
+use microglia::scheduler::agenda::Due;
+use microglia::scheduler::supervisor::{RunOverrides, Supervisor};
+use microglia::values::clock::Clock;
 
 use super::*;
 use crate::fake::{Fault, TOKEN, Trouble};
@@ -210,7 +210,7 @@ async fn a_job_that_waits_to_be_caught_up_can_be_run_by_hand_and_what_it_missed_
     Begun::at(&fake, &program, "2026-11-22T12:00:00Z").await.stop().await;
     let begun = Begun::at(&fake, &program, "2026-11-23T12:00:00Z").await;
     until("it waits", 5, async || begun.waits()).await;
-    let asked = Asked { mode: Some(Mode::DryRun), ..Asked::default() };
+    let asked = RunOverrides { mode: Some(Mode::DryRun), ..RunOverrides::default() };
     let mut events = begun.supervisor.run("night", &asked).unwrap();
     let mut heard = Vec::new();
     while let Some(event) = events.recv().await {

@@ -26,7 +26,7 @@ microglia_job_consecutive_failures gauge homeserver,job_name
 microglia_job_info gauge homeserver,job_name,kind,mode,schedule,timezone
 microglia_job_last_run_duration_seconds gauge homeserver,job_name
 microglia_job_last_run_outcome gauge homeserver,job_name,outcome
-microglia_job_last_run_things gauge homeserver,job_name,state
+microglia_job_last_run_items gauge homeserver,job_name,state
 microglia_job_last_run_timestamp_seconds gauge homeserver,job_name
 microglia_job_last_success_timestamp_seconds gauge homeserver,job_name
 microglia_job_next_run_timestamp_seconds gauge homeserver,job_name
@@ -356,7 +356,7 @@ async fn a_page_of_another_site_cannot_post() {
     edit(&program, "[daemon]\n", "[daemon]\nallowed_hosts = [\"status.example\"]\n");
     let daemon = program.serve().await;
     let post = async |origin: &str| {
-        let headers = [("Authorization", "Bearer secret"), ("Origin", origin)];
+        let headers = [("Authorization", "Bearer secret-of-the-tests"), ("Origin", origin)];
         daemon.http("POST", "/api/v1/resume", &headers, "").await
     };
     for origin in ["http://evil.example", "null", "http://127.0.0.1", "http://localhost:3000"] {
@@ -375,7 +375,7 @@ async fn a_page_of_another_site_cannot_post() {
 async fn every_refusal_of_the_api_is_json_with_an_error() {
     let program = with_admin(&Fake::start(), &ping("a", ""));
     let daemon = program.serve().await;
-    let admin = "Authorization: Bearer secret\r\n";
+    let admin = "Authorization: Bearer secret-of-the-tests\r\n";
     let cases = [
         ("GET /api/v1/runs?limit=abc", "", "", 400, "limit"),
         ("GET /api/v1/runs?limit=-1", "", "", 400, "limit"),
@@ -427,7 +427,7 @@ async fn what_a_change_replaced_is_named_on_the_machine_itself_only() {
     let program = with_admin(&fake, job);
     let daemon = program.serve().await;
     assert_eq!(program.run(&["run", "ids", "--apply"]).await.code, 0);
-    let admin = [("Authorization", "Bearer secret")];
+    let admin = [("Authorization", "Bearer secret-of-the-tests")];
     let (_, body) = daemon.http("GET", "/api/v1/runs/1", &admin, "").await;
     let shown: Value = serde_json::from_str(&body).unwrap();
     assert_eq!(shown["changes"][0]["before"], "only on the machine itself", "{body}");

@@ -2,18 +2,18 @@
 
 use std::sync::{Arc, PoisonError};
 
-use microglia::clock::{Clock, Timestamp};
 use microglia::config::{Config, Environment};
 use microglia::history::History;
-use microglia::job::{Context, Failure, Job, Needs};
-use microglia::keys::{Key, Mistake, Table};
-use microglia::metrics::Metrics;
-use microglia::report::Action;
+use microglia::history::state_dir::StateDir;
+use microglia::jobs::job::{Context, Failure, Job, Needs};
+use microglia::observe::metrics::Metrics;
+use microglia::plan::report::Action;
 use microglia::runner::{Runner, Settle};
-use microglia::state_dir::StateDir;
-use microglia::supervisor::Supervisor;
+use microglia::scheduler::supervisor::Supervisor;
+use microglia::scheduler::ticker::Ticker;
 use microglia::synapse::Version;
-use microglia::ticker::Ticker;
+use microglia::values::clock::{Clock, Timestamp};
+use microglia::values::schema::{ConfigError, Key, Table};
 
 use super::ping;
 use crate::fake::TOKEN;
@@ -35,11 +35,15 @@ impl Job for Panics {
         media: false,
     };
 
-    fn read(_: &Table<'_, '_>, _: Timestamp, _: &mut Vec<Mistake>) -> Option<Self> {
+    fn read(_: &Table<'_, '_>, _: Timestamp, _: &mut Vec<ConfigError>) -> Option<Self> {
         None
     }
 
-    async fn plan(&self, _: &Context<'_>, _: &mut microglia::change::Plan) -> Result<(), Failure> {
+    async fn plan(
+        &self,
+        _: &Context<'_>,
+        _: &mut microglia::plan::change::Plan,
+    ) -> Result<(), Failure> {
         std::panic::panic_any("it is a test")
     }
 }

@@ -3,13 +3,13 @@
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use microglia::clock::Clock;
 use microglia::config::{Config, Environment};
 use microglia::history::History;
-use microglia::report::{Event, Outcome};
-use microglia::runner::{Order, Place, Places, Runner, Settle, Stop};
-use microglia::state_dir::StateDir;
+use microglia::history::state_dir::StateDir;
+use microglia::plan::report::{Event, Outcome};
+use microglia::runner::{HomeserverHandle, RunParams, RunSlots, Runner, Settle, Stop};
 use microglia::synapse::{Reader, Transport};
+use microglia::values::clock::Clock;
 
 use super::*;
 use crate::fake::{Fault, TOKEN, Trouble};
@@ -131,9 +131,9 @@ async fn run_at(
             .unwrap();
     let homeserver = &config.homeservers["main"];
     let transport = Arc::new(Transport::new(homeserver.settings(), Arc::new(|_| {})).unwrap());
-    let place = Place {
+    let place = HomeserverHandle {
         transport: Arc::clone(&transport),
-        places: Places::Locks(1),
+        places: RunSlots::Locks(1),
         max_concurrent_requests: homeserver.keys.max_concurrent_requests,
     };
     let dir = StateDir::open(&program.path("state")).unwrap();
@@ -141,7 +141,7 @@ async fn run_at(
     let runner = Runner { history, dir: Some(dir), clock, settle: Settle::default() };
     let spec = &config.jobs[0];
     let tell = Arc::new(move |event: Event| more(&event, &transport));
-    let report = runner.run(spec, &place, &Order::manual(spec), stop, tell).await.unwrap();
+    let report = runner.run(spec, &place, &RunParams::manual(spec), stop, tell).await.unwrap();
     serde_json::to_value(report).unwrap()
 }
 

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::{
     Process, Seen,
-    world::{Doomed, Listed, Media, Room, Token, User, World},
+    world::{Doomed, ListedJob, Media, Room, Token, User, World},
 };
 
 /// Answers one request, and does what it asks for but the deletion of files.
@@ -628,7 +628,7 @@ fn users(world: &mut World, call: &Call) -> Answered {
                         .text("user_id")
                         .is_none_or(|part| user_id.contains(&part.to_lowercase()))
             })
-            .map(|(user_id, _)| Listed::plain(user_id))
+            .map(|(user_id, _)| ListedJob::plain(user_id))
             .collect();
         if backwards {
             listed.reverse();
@@ -709,7 +709,7 @@ impl Page {
         Ok(Self { from: size(from), limit: size(limit) })
     }
 
-    fn of_list<'a>(&self, list: &'a [Listed]) -> &'a [Listed] {
+    fn of_list<'a>(&self, list: &'a [ListedJob]) -> &'a [ListedJob] {
         let start = self.from.min(list.len());
         &list[start..start.saturating_add(self.limit).min(list.len())]
     }
@@ -960,7 +960,7 @@ fn media_statistics(world: &mut World, call: &Call) -> Answered {
     let page = Page::of(world, call)?;
     let listing = world.listing(call.list_key(), |world| {
         let sums = |owner: &String| {
-            let mut sums = Listed::plain(owner);
+            let mut sums = ListedJob::plain(owner);
             for (_, media) in world.files_of(owner) {
                 if media.created_ms >= from_ts
                     && until_ts.is_none_or(|until_ts| media.created_ms <= until_ts)
@@ -1028,7 +1028,7 @@ fn user_media(world: &mut World, call: &Call) -> Answered {
         if backwards {
             files.reverse();
         }
-        files.into_iter().map(|(id, _)| Listed::plain(id)).collect()
+        files.into_iter().map(|(id, _)| ListedJob::plain(id)).collect()
     });
     let rows: Vec<_> = page
         .of_list(&listing)

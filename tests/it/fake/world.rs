@@ -37,7 +37,7 @@ pub struct World {
     files: BTreeMap<String, Media>,
     files_by_owner: BTreeMap<String, BTreeSet<String>>,
     /// Lists that were paged through lately, by what was asked for.
-    listings: HashMap<String, Arc<Vec<Listed>>>,
+    listings: HashMap<String, Arc<Vec<ListedJob>>>,
     /// Synapse's cache of who has which external id, stale for those that were removed.
     lookups: HashMap<(String, String), Option<String>>,
     complaints: Vec<String>,
@@ -222,8 +222,8 @@ impl World {
     pub(super) fn listing(
         &mut self,
         key: String,
-        make: impl FnOnce(&Self) -> Vec<Listed>,
-    ) -> Arc<Vec<Listed>> {
+        make: impl FnOnce(&Self) -> Vec<ListedJob>,
+    ) -> Arc<Vec<ListedJob>> {
         if let Some(listing) = self.listings.get(&key) {
             return Arc::clone(listing);
         }
@@ -436,13 +436,13 @@ pub enum Doomed {
 }
 
 /// A row of a list: an account or a file, with sums where the list has them.
-pub(super) struct Listed {
+pub(super) struct ListedJob {
     pub name: String,
     pub count: u64,
     pub bytes: u64,
 }
 
-impl Listed {
+impl ListedJob {
     pub fn plain(name: &str) -> Self {
         Self { name: name.to_owned(), count: 0, bytes: 0 }
     }

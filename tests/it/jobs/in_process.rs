@@ -5,15 +5,13 @@ use std::{
     time::Duration,
 };
 
-use microglia::{
-    clock::Clock,
-    config::{Config, Environment},
-    history::History,
-    report::{Event, Mode},
-    runner::{Order, Place, Places, Runner, Settle, Stop},
-    state_dir::StateDir,
-    synapse::Transport,
-};
+use microglia::config::{Config, Environment};
+use microglia::history::History;
+use microglia::history::state_dir::StateDir;
+use microglia::plan::report::{Event, Mode};
+use microglia::runner::{HomeserverHandle, RunParams, RunSlots, Runner, Settle, Stop};
+use microglia::synapse::Transport;
+use microglia::values::clock::Clock;
 use serde_json::Value;
 
 use crate::program::Program;
@@ -40,15 +38,15 @@ pub async fn apply(program: &Program, job: &str) -> Ran {
     let spec = config.job(job).unwrap();
     let homeserver = &config.homeservers[&spec.homeserver];
     let transport = Transport::new(homeserver.settings(), Arc::new(|_| {})).unwrap();
-    let place = Place {
+    let place = HomeserverHandle {
         transport: Arc::new(transport),
-        places: Places::Locks(homeserver.keys.max_concurrent_runs),
+        places: RunSlots::Locks(homeserver.keys.max_concurrent_runs),
         max_concurrent_requests: homeserver.keys.max_concurrent_requests,
     };
     let dir = StateDir::open(&config.daemon.state_dir).unwrap();
     let history = History::open(&dir, clock.clone()).await.unwrap();
     let runner = Runner { history: history.clone(), dir: Some(dir), clock, settle: SOON };
-    let order = Order { mode: Mode::Apply, ..Order::manual(spec) };
+    let order = RunParams { mode: Mode::Apply, ..RunParams::manual(spec) };
     let waited = Arc::new(Mutex::new(Vec::new()));
     let heard = Arc::clone(&waited);
     let tell = Arc::new(move |event: Event| {

@@ -5,12 +5,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
-use microglia::clock::Clock;
 use microglia::config::{Config, Environment};
 use microglia::history::History;
-use microglia::runner::{Order, Place, Places, Runner, Settle, Stop};
-use microglia::state_dir::StateDir;
+use microglia::history::state_dir::StateDir;
+use microglia::runner::{HomeserverHandle, RunParams, RunSlots, Runner, Settle, Stop};
 use microglia::synapse::Transport;
+use microglia::values::clock::Clock;
 use reqwest::Method;
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, BufReader};
@@ -900,14 +900,14 @@ async fn the_end_of_the_window_ends_a_sweep_between_two_joins() {
         settle: Settle::default(),
     };
     let transport = Transport::new(config.homeservers["main"].settings(), Arc::new(|_| {}));
-    let place = Place {
+    let place = HomeserverHandle {
         transport: Arc::new(transport.unwrap()),
-        places: Places::Locks(1),
+        places: RunSlots::Locks(1),
         max_concurrent_requests: 4,
     };
     let spec = config.job("sweep").unwrap();
     let run = async || {
-        let (order, stop) = (Order::manual(spec), Stop::default());
+        let (order, stop) = (RunParams::manual(spec), Stop::default());
         let report = runner.run(spec, &place, &order, &stop, Arc::new(|_| {})).await.unwrap();
         serde_json::to_value(report).unwrap()
     };

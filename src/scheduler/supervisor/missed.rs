@@ -7,12 +7,12 @@ use std::time::Duration;
 use chrono::TimeDelta;
 
 use super::{Adopted, Entry, Supervisor};
-use crate::clock::{Timestamp, spoken};
 use crate::config::{Config, JobSpec};
-use crate::history::{self, Known, Pause};
-use crate::metrics::Skipped;
-use crate::report::{Outcome, Report, Trigger};
-use crate::runner::Order;
+use crate::history::{self, Pause, ScheduleState};
+use crate::observe::metrics::Skipped;
+use crate::plan::report::{Outcome, Report, Trigger};
+use crate::runner::RunParams;
+use crate::values::clock::{Timestamp, format_time};
 
 /// An occurrence that is to be caught up. It holds up nothing: the job may be run by hand meanwhile.
 #[derive(Debug, Clone, Copy)]
@@ -32,7 +32,7 @@ impl Supervisor {
         let ended = self.end_interrupted().await;
         let adopted = self.adopt(config).await?;
         self.count_interrupted(&ended);
-        let known = self.know().await;
+        let known = self.upsert_schedules().await;
         Self::written(self.catch_up(&known).await);
         Ok(adopted)
     }
@@ -48,7 +48,7 @@ impl Supervisor {
             Self::written(history.set_pause(pause).await);
         }
         let ended = self.end_interrupted().await;
-        let known = self.know().await;
+        let known = self.upsert_schedules().await;
         self.describe(&known).await;
         self.count_interrupted(&ended);
         Self::written(self.catch_up(&known).await);
@@ -110,7 +110,7 @@ impl Supervisor {
     /// Has what came while the daemon was down, or had no history, and what was interrupted, run once.
     async fn catch_up(
         self: &Arc<Self>,
-        known: &HashMap<String, Known>,
+        known: &HashMap<String, ScheduleState>,
     ) -> Result<(), history::Error> {
         let interrupted = self.runner.history.interrupted().await?;
         let now = self.clock.now();
@@ -178,7 +178,7 @@ impl Supervisor {
             .filter(|_| spec.is_outside_window(self.clock.now()))
             .map(|window| format!(" when its window {window} opens"))
             .unwrap_or_default();
-        tracing::info!(%job, "{job}: the occurrence of {} was missed or interrupted, and is caught up{when}", spoken(missed.occurrence));
+        tracing::info!(%job, "{job}: the occurrence of {} was missed or interrupted, and is caught up{when}", format_time(missed.occurrence));
         if self.still_waits(&job) && !std::mem::replace(&mut self.state().looks_at_missed, true) {
             self.tasks.spawn(Arc::clone(self).look_at_missed());
         }
@@ -225,12 +225,12 @@ impl Supervisor {
             self.skip(job, Some(latest), Skipped::Paused);
             return false;
         }
-        let order = Order {
+        let order = RunParams {
             trigger: Trigger::CatchUp,
             scheduled_for: Some(latest),
             // A later occurrence has all its attempts.
             attempts_made: if latest == missed.occurrence { missed.attempts_made } else { 0 },
-            ..Order::manual(&entry.spec)
+            ..RunParams::manual(&entry.spec)
         };
         self.launch(entry, order, None);
         false

@@ -21,8 +21,8 @@ use tokio_cron_scheduler::{
 };
 use uuid::Uuid;
 
-use crate::agenda::{Agenda, Due};
-use crate::clock::Clock;
+use crate::scheduler::agenda::{Agenda, Due};
+use crate::values::clock::Clock;
 
 /// Looks at the agenda twice a second and sends what is due.
 pub struct Ticker {
@@ -102,7 +102,7 @@ impl InitStore for Store {
 }
 
 impl DataStore<JobStoredData> for Store {
-    /// Asked after a dispatch only: a record that is no cron job spares the crate parsing a pattern.
+    /// Asked for after a dispatch only: a record that is no cron job spares the crate parsing a pattern.
     fn get(&mut self, id: Uuid) -> Answer<Option<JobStoredData>> {
         let job = Some(job_stored_data::Job::NonCronJob(NonCronJob {
             repeating: true,

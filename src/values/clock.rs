@@ -33,7 +33,7 @@ impl fmt::Debug for Clock {
     }
 }
 
-/// `2026-05-27 03:30 UTC`, for sentences.
-pub fn spoken(moment: Timestamp) -> String {
+/// `2026-05-27 03:30:00 UTC`, for sentences.
+pub fn format_time(moment: Timestamp) -> String {
     moment.format("%Y-%m-%d %H:%M:%S UTC").to_string()
 }

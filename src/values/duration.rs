@@ -4,16 +4,16 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
-use crate::text_quantities;
+use crate::values::schema::text_quantities;
 
 /// A whole number of days, hours, minutes or seconds, at most ten years.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Length(pub Duration);
+pub struct HumanDuration(pub Duration);
 
 const DAY: u64 = 86_400;
 const LONGEST: u64 = 3650 * DAY;
 
-impl Length {
+impl HumanDuration {
     pub fn days(days: u64) -> Self {
         Self(Duration::from_secs(days * DAY))
     }
@@ -23,7 +23,7 @@ impl Length {
     }
 }
 
-impl FromStr for Length {
+impl FromStr for HumanDuration {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
@@ -78,7 +78,7 @@ fn other_unit(text: &str, number: u64, unit: &str) -> Option<String> {
     Some(format!("{text:?}: {name} not a unit here: write the days, \"{meant}d\""))
 }
 
-impl fmt::Display for Length {
+impl fmt::Display for HumanDuration {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let seconds = self.0.as_secs();
         for (unit, size) in [("d", DAY), ("h", 3600), ("m", 60)] {
@@ -90,10 +90,10 @@ impl fmt::Display for Length {
     }
 }
 
-text_quantities! { Length: "a length of time such as \"90d\", \"12h\", \"10m\" or \"30s\""; }
+text_quantities! { HumanDuration: "a length of time such as \"90d\", \"12h\", \"10m\" or \"30s\""; }
 
 /// A duration as a person says it: `0.4 s`, `12 s`, `3 min 20 s`, `2 h 5 min`, `3 d 4 h`.
-pub fn spoken(duration: Duration) -> String {
+pub fn format_duration(duration: Duration) -> String {
     let seconds = duration.as_secs();
     match seconds {
         0..10 => format!("{:.1} s", duration.as_secs_f64()),
@@ -133,14 +133,14 @@ mod tests {
         for (text, seconds) in
             [("90d", 7_776_000), ("12h", 43_200), ("10m", 600), ("30s", 30), ("0s", 0)]
         {
-            let length: Length = text.parse().unwrap();
+            let length: HumanDuration = text.parse().unwrap();
             assert_eq!((length.0.as_secs(), length.to_string()), (seconds, text.to_owned()));
         }
     }
 
     #[test]
     fn other_units_are_refused_and_the_days_are_named() {
-        let refusal = |text: &str| text.parse::<Length>().unwrap_err();
+        let refusal = |text: &str| text.parse::<HumanDuration>().unwrap_err();
         insta::assert_snapshot!(refusal("6mo"), @r#""6mo": months are not a unit here: write the days, "180d""#);
         insta::assert_snapshot!(refusal("2w"), @r#""2w": weeks are not a unit here: write the days, "14d""#);
         insta::assert_snapshot!(refusal("1y"), @r#""1y": years are not a unit here: write the days, "365d""#);
@@ -153,14 +153,14 @@ mod tests {
     #[test]
     fn a_length_is_rounded_up_to_one_that_a_person_would_choose() {
         let rounded = [1, 61, 121, 3541, 20_000, 90_001]
-            .map(|seconds| spoken(rounded_up(Duration::from_secs(seconds))));
+            .map(|seconds| format_duration(rounded_up(Duration::from_secs(seconds))));
         assert_eq!(rounded, ["10 s", "1 min 10 s", "3 min", "1 h", "5 h 40 min", "1 d 2 h"]);
     }
 
     #[test]
     fn durations_are_spoken_in_two_units_at_most() {
         let said = [400, 12_000, 200_000, 7_500_000, 273_600_000]
-            .map(|ms| spoken(Duration::from_millis(ms)));
+            .map(|ms| format_duration(Duration::from_millis(ms)));
         assert_eq!(said, ["0.4 s", "12 s", "3 min 20 s", "2 h 5 min", "3 d 4 h"]);
     }
 }

@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::Mutex;
 
 use crate::history::History;
-use crate::metrics::{HomeserverState, Metrics};
-use crate::ticker::Ticker;
+use crate::observe::metrics::{HomeserverState, Metrics};
+use crate::scheduler::ticker::Ticker;
 
 /// What the probes look at.
 pub struct Health {

@@ -13,10 +13,10 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::health::{Health, Probe};
-use crate::reload::Reloader;
-use crate::report::{Event, Report};
-use crate::supervisor::{Adopted, Asked, Refusal, Supervisor};
+use crate::plan::report::{Event, Report};
+use crate::scheduler::reload::Reloader;
+use crate::scheduler::supervisor::{Adopted, Refusal, RunOverrides, Supervisor};
+use crate::web::health::{Health, Probe};
 
 /// What the command line asks, one JSON line.
 #[derive(Debug, Serialize, Deserialize)]
@@ -30,7 +30,7 @@ pub enum Request {
     Resume,
     Run {
         job: String,
-        asked: Asked,
+        asked: RunOverrides,
     },
     /// What `/healthz` and `/readyz` answer over HTTP.
     Probe(Probe),

@@ -7,14 +7,14 @@ use serde::{Deserialize, Serialize};
 
 use super::{Entry, Supervisor};
 use crate::config::{Config, Homeserver};
-use crate::history::{self, Known};
-use crate::runner::{Place, Places};
+use crate::history::{self, ScheduleState};
+use crate::runner::{HomeserverHandle, RunSlots};
 use crate::synapse::{Address, Limits, Reader, Settings, Slots, Transport};
 
 /// A homeserver as runs use it, with what it was made from.
 pub(super) struct Live {
     connection_fingerprint: u64,
-    place: Place,
+    place: HomeserverHandle,
     /// Held while it is asked who it is.
     asked: Arc<tokio::sync::Mutex<()>>,
 }
@@ -82,12 +82,12 @@ impl Supervisor {
             }
         }
         let adopted = self.swap(config, new, addresses);
-        self.describe(&self.know().await).await;
+        self.describe(&self.upsert_schedules().await).await;
         Ok(adopted)
     }
 
     /// Makes the scheduled jobs known to the history, and answers what it knows of them.
-    pub(super) async fn know(&self) -> HashMap<String, Known> {
+    pub(super) async fn upsert_schedules(&self) -> HashMap<String, ScheduleState> {
         let scheduled: Vec<(String, String)> = {
             let state = self.state();
             let specs = state.jobs.values().map(|entry| &entry.spec);
@@ -99,7 +99,7 @@ impl Supervisor {
                 })
                 .collect()
         };
-        Self::written(self.runner.history.know(&scheduled).await)
+        Self::written(self.runner.history.upsert_schedules(&scheduled).await)
     }
 
     /// A history that cannot be used keeps no schedule from running; it is counted, logged, and shown in `/readyz`.
@@ -129,9 +129,9 @@ impl Supervisor {
             self.metrics.forget_homeserver(&name);
         }
         for Fresh { homeserver, transport, slots } in new {
-            let place = Place {
+            let place = HomeserverHandle {
                 transport: Arc::new(transport),
-                places: Places::Shared(Arc::clone(slots.semaphore())),
+                places: RunSlots::Shared(Arc::clone(slots.semaphore())),
                 max_concurrent_requests: homeserver.keys.max_concurrent_requests,
             };
             state.homeservers.insert(

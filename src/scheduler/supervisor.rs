@@ -13,18 +13,18 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::agenda::{Agenda, Due};
-use crate::clock::{Clock, Timestamp};
 use crate::config::{JobSpec, Overlap};
 use crate::history::{self, Pause};
-use crate::keys::Limit;
-use crate::listing::{Listed, listed};
-use crate::metrics::{Metrics, Skipped};
-use crate::report::{Event, Mode, Outcome, Trigger};
-use crate::runner::{Order, Place, Runner, Stop, WindowRule};
+use crate::observe::metrics::{Metrics, Skipped};
+use crate::observe::run_log;
+use crate::plan::report::{Event, Mode, Outcome, Trigger};
+use crate::runner::{HomeserverHandle, RunParams, Runner, Stop, WindowRule};
+use crate::scheduler::agenda::{Agenda, Due};
+use crate::scheduler::job_list::{ListedJob, job_list};
 use crate::synapse::Address;
-use crate::telling;
-use crate::words::not_one_of;
+use crate::values::clock::{Clock, Timestamp};
+use crate::values::schema::Limit;
+use crate::values::text::not_one_of;
 
 pub use adopt::Adopted;
 use adopt::{Live, Shared};
@@ -61,7 +61,7 @@ struct State {
 struct Entry {
     spec: Arc<JobSpec>,
     fingerprint: u64,
-    place: Place,
+    place: HomeserverHandle,
     /// Since when the job is known with its present schedule.
     since: Timestamp,
     running: Option<Running>,
@@ -86,7 +86,7 @@ struct Running {
 /// What a run that was asked for may differ in.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Asked {
+pub struct RunOverrides {
     pub mode: Option<Mode>,
     pub max_changes: Option<u32>,
     /// Lifts the job's window for this run.
@@ -192,10 +192,10 @@ impl Supervisor {
         }
         // It stands for what was missed before it.
         entry.missed = None;
-        let order = Order {
+        let order = RunParams {
             trigger: Trigger::Schedule,
             scheduled_for: Some(due.occurrence),
-            ..Order::manual(&entry.spec)
+            ..RunParams::manual(&entry.spec)
         };
         self.launch(entry, order, None);
     }
@@ -223,7 +223,7 @@ impl Supervisor {
     fn launch(
         self: &Arc<Self>,
         entry: &mut Entry,
-        order: Order,
+        order: RunParams,
         listener: Option<mpsc::UnboundedSender<Event>>,
     ) {
         let stop = Stop::default();
@@ -238,8 +238,8 @@ impl Supervisor {
     async fn carry_out(
         self: Arc<Self>,
         mut spec: Arc<JobSpec>,
-        mut place: Place,
-        mut order: Order,
+        mut place: HomeserverHandle,
+        mut order: RunParams,
         stop: Stop,
         listener: Option<mpsc::UnboundedSender<Event>>,
     ) {
@@ -251,11 +251,11 @@ impl Supervisor {
             // It goes by the config of now: a job that was set to dry-run while it waited must not make changes.
             if let Some(entry) = self.state().jobs.get(&job) {
                 (spec, place) = (Arc::clone(&entry.spec), entry.place.clone());
-                let Order { mode, max_changes, .. } = Order::manual(&spec);
+                let RunParams { mode, max_changes, .. } = RunParams::manual(&spec);
                 (order.mode, order.max_changes) = (mode, max_changes);
             }
         }
-        let (log, supervisor) = (telling::log(&spec.name, &spec.homeserver), Arc::clone(&self));
+        let (log, supervisor) = (run_log::log(&spec.name, &spec.homeserver), Arc::clone(&self));
         let (name, heard) = (job.clone(), listener.clone());
         let tell = Arc::new(move |event: Event| {
             supervisor.hear(&name, &event);
@@ -312,7 +312,7 @@ impl Supervisor {
     }
 
     /// What keeps a scheduled run from starting that came about while it waited.
-    fn overtaken(&self, spec: &JobSpec, order: &Order) -> Option<(Timestamp, Skipped)> {
+    fn overtaken(&self, spec: &JobSpec, order: &RunParams) -> Option<(Timestamp, Skipped)> {
         let occurrence = order.scheduled_for?;
         match () {
             () if self.is_paused() => Some((occurrence, Skipped::Paused)),
@@ -325,7 +325,7 @@ impl Supervisor {
     pub fn run(
         self: &Arc<Self>,
         job: &str,
-        asked: &Asked,
+        asked: &RunOverrides,
     ) -> Result<mpsc::UnboundedReceiver<Event>, Refusal> {
         let mut state = self.state();
         if self.draining.is_cancelled() {
@@ -344,7 +344,7 @@ impl Supervisor {
                 entry.spec.job.kind().name
             )));
         }
-        let mut order = Order::manual(&entry.spec);
+        let mut order = RunParams::manual(&entry.spec);
         order.mode = asked.mode.unwrap_or(order.mode);
         order.max_changes = asked.max_changes.map_or(order.max_changes, Limit::Of);
         if asked.ignore_window {
@@ -404,11 +404,11 @@ impl Supervisor {
     }
 
     /// The jobs as `jobs --json` lists them.
-    pub async fn listed(&self) -> Result<Vec<Listed>, history::Error> {
+    pub async fn job_list(&self) -> Result<Vec<ListedJob>, history::Error> {
         let last_runs = self.runner.history.last_runs().await?;
         let specs: Vec<JobSpec> =
             self.state().jobs.values().map(|entry| (*entry.spec).clone()).collect();
-        Ok(listed(&specs, last_runs, self.clock.now()))
+        Ok(job_list(&specs, last_runs, self.clock.now()))
     }
 
     /// What runs next, in words.
@@ -421,10 +421,12 @@ impl Supervisor {
         };
         let next = match first {
             _ if paused => "paused".to_owned(),
-            Some(due) => format!("next {} at {}", due.job, crate::clock::spoken(due.occurrence)),
+            Some(due) => {
+                format!("next {} at {}", due.job, crate::values::clock::format_time(due.occurrence))
+            }
             None => "nothing scheduled".to_owned(),
         };
-        let jobs = crate::words::counted(count as u64, "job", "jobs");
+        let jobs = crate::values::text::format_count(count as u64, "job", "jobs");
         format!("{jobs}, {running} running, {next}")
     }
 
@@ -445,7 +447,7 @@ impl Supervisor {
         if !stops.is_empty() {
             tracing::info!(
                 "{} under way: up to {} s to reach the end or the next change boundary",
-                crate::words::counted(stops.len() as u64, "run", "runs"),
+                crate::values::text::format_count(stops.len() as u64, "run", "runs"),
                 grace.as_secs()
             );
         }

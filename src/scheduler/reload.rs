@@ -6,11 +6,11 @@ use std::time::Duration;
 
 use secrecy::SecretString;
 
-use crate::clock::Clock;
 use crate::config::{self, Config, Daemon, Environment};
-use crate::metrics::{Metrics, seconds};
-use crate::supervisor::{Adopted, Supervisor};
+use crate::observe::metrics::{Metrics, seconds};
+use crate::scheduler::supervisor::{Adopted, Supervisor};
 use crate::synapse::Token;
+use crate::values::clock::Clock;
 
 /// How long reading and parsing the config may take.
 const LONGEST_LOAD: Duration = Duration::from_secs(10);

@@ -2,9 +2,9 @@
 
 use std::sync::Mutex;
 
-use crate::report::{Event, Mode, Outcome, Report, State};
-use crate::size::Size;
-use crate::words::grouped;
+use crate::plan::report::{Event, Mode, Outcome, Report, State};
+use crate::values::size::Size;
+use crate::values::text::format_number;
 
 /// Writes a run's events into the log; changes go to the target `microglia::audit`.
 pub fn log(job: &str, homeserver: &str) -> impl Fn(Event) + Send + Sync + use<> {
@@ -61,8 +61,10 @@ fn ended(report: &Report) {
     let Report { job, homeserver, mode, done, failed, skipped, remaining, .. } = report;
     let (run, outcome) = (report.id.unwrap_or_default(), report.outcome.unwrap_or(Outcome::Failed));
     let worked = report.worked_in_words().unwrap_or_default();
-    let planned =
-        report.planned.map(|planned| format!("{} planned, ", grouped(planned))).unwrap_or_default();
+    let planned = report
+        .planned
+        .map(|planned| format!("{} planned, ", format_number(planned)))
+        .unwrap_or_default();
     let bytes = report
         .bytes_freed
         .filter(|_| *mode == Mode::Apply)

@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use wildmatch::WildMatch;
 
-use crate::text_values;
+use crate::values::schema::text_values;
 
 /// A pattern over a whole text; `*` crosses every character.
 ///

@@ -5,11 +5,11 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::clock::Timestamp;
-use crate::length::spoken;
-use crate::words;
+use crate::values::clock::Timestamp;
+use crate::values::duration::format_duration;
+use crate::values::string_enum::string_enum;
 
-words! {
+string_enum! {
     /// Whether a run makes its changes or only plans them.
     pub enum Mode {
         DryRun = "dry-run",
@@ -17,7 +17,7 @@ words! {
     }
 }
 
-words! {
+string_enum! {
     /// What started a run.
     pub enum Trigger {
         Schedule = "schedule",
@@ -26,7 +26,7 @@ words! {
     }
 }
 
-words! {
+string_enum! {
     /// How a run ended.
     pub enum Outcome {
         Succeeded = "succeeded",
@@ -43,7 +43,7 @@ words! {
     }
 }
 
-words! {
+string_enum! {
     /// What became of a change.
     pub enum State {
         Planned = "planned",
@@ -54,7 +54,7 @@ words! {
     }
 }
 
-words! {
+string_enum! {
     /// What changes do; a closed set, because it is a metric label.
     pub enum Action {
         PurgeLocalMedia = "purge-local-media",
@@ -65,7 +65,7 @@ words! {
     }
 }
 
-words! {
+string_enum! {
     /// What a run can wait for.
     pub enum WaitReason {
         /// Another run on the homeserver, or another purge of its media, to end.
@@ -84,7 +84,7 @@ pub struct Waiting {
     pub since: Timestamp,
 }
 
-words! {
+string_enum! {
     /// Why the rules of a kind left something out of a plan.
     pub enum Exempt {
         /// The member left the room.
@@ -155,7 +155,7 @@ pub struct Report {
     pub left_alone: BTreeMap<Exempt, u64>,
     /// The accounts with the most bytes of a media plan.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub sample: Vec<Share>,
+    pub sample: Vec<OwnerUsage>,
     /// Left out where reports are listed, and where no person may be named.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub changes: Option<Vec<ChangeRecord>>,
@@ -171,14 +171,14 @@ impl Report {
 
     /// `0.1 s (waited 1 min 37 s for a slot)`; `None` until the run has ended.
     pub fn worked_in_words(&self) -> Option<String> {
-        let worked = spoken(self.worked()?);
+        let worked = format_duration(self.worked()?);
         let waited = Duration::try_from_secs_f64(self.waited_seconds).unwrap_or_default();
         if waited < WORTH_SAYING {
             return Some(worked);
         }
         let reasons: Vec<String> =
             self.waited_for.iter().map(|reason| format!("a {reason}")).collect();
-        Some(format!("{worked} (waited {} for {})", spoken(waited), reasons.join(" and ")))
+        Some(format!("{worked} (waited {} for {})", format_duration(waited), reasons.join(" and ")))
     }
 }
 
@@ -187,7 +187,7 @@ const WORTH_SAYING: Duration = Duration::from_millis(100);
 
 /// One account's part of a media plan.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Share {
+pub struct OwnerUsage {
     pub user_id: String,
     pub files: u64,
     pub bytes: u64,

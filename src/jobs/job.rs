@@ -6,14 +6,14 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 
-use crate::change::{Fact, Plan, Topic};
-use crate::clock::Timestamp;
 use crate::history::{self, History};
-use crate::keys::{Key, Limit, Mistake, Rate, Table};
-use crate::length::{Length, rounded_up, spoken};
-use crate::report::{Action, Event};
+use crate::plan::change::{Fact, Plan, Topic};
+use crate::plan::report::{Action, Event};
 use crate::synapse::{self, Identity, Reader, Version};
-use crate::words::grouped;
+use crate::values::clock::Timestamp;
+use crate::values::duration::{HumanDuration, format_duration, rounded_up};
+use crate::values::schema::{ConfigError, Key, Limit, Rate, Table};
+use crate::values::text::format_number;
 
 /// A kind, written for its author: the struct is the kind's own config.
 pub trait Job: Debug + Send + Sync + Sized + 'static {
@@ -27,7 +27,8 @@ pub trait Job: Debug + Send + Sync + Sized + 'static {
     const ACTION: Action;
 
     /// Reads the kind's keys; a mistake that takes several keys together is found here.
-    fn read(table: &Table<'_, '_>, now: Timestamp, mistakes: &mut Vec<Mistake>) -> Option<Self>;
+    fn read(table: &Table<'_, '_>, now: Timestamp, mistakes: &mut Vec<ConfigError>)
+    -> Option<Self>;
 
     /// Whether a run that was cut off may be run again although something of it may have been sent.
     fn is_repeatable(&self) -> bool {
@@ -97,7 +98,7 @@ pub struct Volume {
 #[derive(Debug, Clone, Copy)]
 pub struct Budget {
     pub requests_per_second: Limit<Rate>,
-    pub time_limit: Length,
+    pub time_limit: HumanDuration,
 }
 
 impl Budget {
@@ -109,17 +110,17 @@ impl Budget {
         (takes > self.time_limit.0).then(|| {
             format!(
                 "{} {} at {rate} requests a second take at least {}; time_limit is {}: raise it to at least {}",
-                grouped(volume.items),
+                format_number(volume.items),
                 volume.what,
-                spoken(to_the_minute(takes)),
+                format_duration(to_the_minute(takes)),
                 self.time_limit,
-                spoken(rounded_up(takes))
+                format_duration(rounded_up(takes))
             )
         })
     }
 }
 
-/// Rounds up what is spoken in hours and minutes.
+/// Rounds up what is given in hours and minutes.
 fn to_the_minute(takes: Duration) -> Duration {
     match takes.as_secs() {
         0..3600 => takes,
@@ -188,8 +189,8 @@ impl<'a> Memory<'a> {
     }
 
     /// Remembers as well as it can: what is forgotten is asked again.
-    pub async fn learn(&self, facts: &[Fact]) {
-        if let Err(error) = self.history.learn(self.server, facts).await {
+    pub async fn remember(&self, facts: &[Fact]) {
+        if let Err(error) = self.history.remember(self.server, facts).await {
             tracing::warn!(
                 "{} facts about {} could not be remembered and will be asked again: {error}",
                 facts.len(),
@@ -221,7 +222,7 @@ pub trait AnyJob: Debug + Send + Sync {
 }
 
 /// Reads a kind's keys from a job's table, at a moment that ages are judged by.
-pub type Read = fn(&Table<'_, '_>, Timestamp, &mut Vec<Mistake>) -> Option<Arc<dyn AnyJob>>;
+pub type Read = fn(&Table<'_, '_>, Timestamp, &mut Vec<ConfigError>) -> Option<Arc<dyn AnyJob>>;
 
 /// One row of the table of kinds.
 #[derive(Debug)]

@@ -13,8 +13,8 @@ use prometheus::{
 
 pub use jobs::{JobSeries, Skipped};
 
-use crate::clock::Timestamp;
 use crate::synapse::{Answered, Observer};
+use crate::values::clock::Timestamp;
 use jobs::Jobs;
 
 /// What the last request or probe showed of a homeserver; `None` before the first one.

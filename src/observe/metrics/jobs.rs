@@ -9,11 +9,11 @@ use std::fmt::Write;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::seconds;
-use crate::clock::Timestamp;
-use crate::report::{Action, Mode, Outcome, Report};
-use crate::words;
+use crate::plan::report::{Action, Mode, Outcome, Report};
+use crate::values::clock::Timestamp;
+use crate::values::string_enum::string_enum;
 
-words! {
+string_enum! {
     /// Why an occurrence was not run.
     pub enum Skipped {
         Overlap = "overlap",
@@ -230,7 +230,7 @@ const FAMILIES: &[Family] = &[
         },
     },
     Family {
-        name: "microglia_job_last_run_things",
+        name: "microglia_job_last_run_items",
         help: "What became of the things of the last run's plan; planned and remaining are absent where they are unknown.",
         kind: "gauge",
         values: |job| {

@@ -1,10 +1,10 @@
 //! What runs tell, as metrics.
 
 use super::{Entry, State, Supervisor};
-use crate::clock::Timestamp;
-use crate::history::Known;
-use crate::metrics::JobSeries;
-use crate::report::{Event, Outcome, Report, State as ChangeState, Trigger};
+use crate::history::ScheduleState;
+use crate::observe::metrics::JobSeries;
+use crate::plan::report::{Event, Outcome, Report, State as ChangeState, Trigger};
+use crate::values::clock::Timestamp;
 use std::collections::{BTreeMap, HashMap};
 
 impl Supervisor {
@@ -110,7 +110,7 @@ impl Supervisor {
     }
 
     /// Gives each job its series: a new one what the history knows of it, an old one its new description.
-    pub(super) async fn describe(&self, known: &HashMap<String, Known>) {
+    pub(super) async fn describe(&self, known: &HashMap<String, ScheduleState>) {
         let history = &self.runner.history;
         let to_recall = history.problem().is_none() && {
             let (state, table) = (self.state(), self.metrics.jobs.table());

@@ -5,23 +5,24 @@ use std::ops::Range;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use crate::words::nearest;
+use crate::values::string_enum::StringEnum;
+use crate::values::text::nearest;
 
 /// Something wrong in the config: where it is, what it is and how to mend it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Mistake {
+pub struct ConfigError {
     /// Bytes of the config text.
     pub span: Range<usize>,
     pub text: String,
 }
 
-impl Mistake {
+impl ConfigError {
     pub fn new(span: Range<usize>, text: impl Into<String>) -> Self {
         Self { span, text: text.into() }
     }
 }
 
-/// A key as it is documented; made by [`keys!`](crate::keys!) from the struct that is parsed.
+/// A key as it is documented; made by `schema!` from the struct that is parsed.
 #[derive(Debug, Clone, Copy)]
 pub struct Key {
     pub name: &'static str,
@@ -53,7 +54,7 @@ pub trait Value: Sized {
     }
 
     /// Reads the value, or adds at least one mistake.
-    fn read(value: &Spanned<DeValue<'_>>, mistakes: &mut Vec<Mistake>) -> Option<Self>;
+    fn read(value: &Spanned<DeValue<'_>>, mistakes: &mut Vec<ConfigError>) -> Option<Self>;
 
     /// Whether the value lies in a range, whose ends are TOML and belong to it.
     fn is_within(&self, _least: &str, _greatest: &str) -> bool {
@@ -70,6 +71,14 @@ pub trait Value: Sized {
 pub fn between<T: Value + PartialOrd>(value: &T, least: &str, greatest: &str) -> bool {
     from_default::<T>(least).is_some_and(|least| *value >= least)
         && from_default::<T>(greatest).is_some_and(|greatest| *value <= greatest)
+}
+
+impl<T: StringEnum> Value for T {
+    const TYPE: &'static str = <T as StringEnum>::TYPE;
+
+    fn read(value: &Spanned<DeValue<'_>>, mistakes: &mut Vec<ConfigError>) -> Option<Self> {
+        read_text(value, <T as StringEnum>::TYPE, mistakes)
+    }
 }
 
 /// A table of the config, with the place that a missing key is reported at.
@@ -93,7 +102,7 @@ impl Table<'_, '_> {
         &self,
         key: &str,
         default: Option<&str>,
-        mistakes: &mut Vec<Mistake>,
+        mistakes: &mut Vec<ConfigError>,
     ) -> Option<T> {
         if let Some(value) = self.entries.get(key) {
             return T::read(value, mistakes);
@@ -103,7 +112,7 @@ impl Table<'_, '_> {
         }
         let absent = T::absent();
         if absent.is_none() {
-            mistakes.push(Mistake::new(
+            mistakes.push(ConfigError::new(
                 self.span.clone(),
                 format!("`{key}` is missing: add `{key} = …`, {}", T::describe()),
             ));
@@ -117,7 +126,7 @@ impl Table<'_, '_> {
         key: &str,
         default: Option<&str>,
         range: Option<(&str, &str)>,
-        mistakes: &mut Vec<Mistake>,
+        mistakes: &mut Vec<ConfigError>,
     ) -> Option<T> {
         let (Some((least, greatest)), Some(value)) = (range, self.entries.get(key)) else {
             return self.read(key, default, mistakes);
@@ -131,7 +140,7 @@ impl Table<'_, '_> {
         };
         if out_of_range {
             let text = format!("expected {}, from {least} to {greatest}", T::describe());
-            mistakes.push(Mistake::new(value.span(), text));
+            mistakes.push(ConfigError::new(value.span(), text));
             return None;
         }
         mistakes.append(&mut own);
@@ -139,13 +148,13 @@ impl Table<'_, '_> {
     }
 
     /// Reports each of these lists that is there and holds nothing.
-    pub fn reject_empty(&self, lists: &[&str], mistakes: &mut Vec<Mistake>) {
+    pub fn reject_empty(&self, lists: &[&str], mistakes: &mut Vec<ConfigError>) {
         for name in lists {
             let value = self.entries.get(*name);
             if value
                 .is_some_and(|value| value.get_ref().as_array().is_some_and(|list| list.is_empty()))
             {
-                mistakes.push(Mistake::new(
+                mistakes.push(ConfigError::new(
                     self.span_of(name),
                     format!("`{name}` is empty: it needs at least one entry"),
                 ));
@@ -154,7 +163,7 @@ impl Table<'_, '_> {
     }
 
     /// Reports the keys that are in none of the lists.
-    pub fn reject_unknown(&self, known: &[&[Key]], mistakes: &mut Vec<Mistake>) {
+    pub fn reject_unknown(&self, known: &[&[Key]], mistakes: &mut Vec<ConfigError>) {
         let names: Vec<&str> =
             known.iter().flat_map(|keys| keys.iter().map(|key| key.name)).collect();
         for key in self.entries.keys() {
@@ -171,19 +180,19 @@ pub fn from_default<T: Value>(default: &str) -> Option<T> {
     T::read(&DeValue::parse(default).ok()?, &mut Vec::new())
 }
 
-pub fn unknown_key(span: Range<usize>, name: &str, known: &[&str]) -> Mistake {
+pub fn unknown_key(span: Range<usize>, name: &str, known: &[&str]) -> ConfigError {
     let hint = match nearest(name, known.iter().copied()) {
         Some(near) => format!("did you mean `{near}`?"),
         None => format!("expected one of: {}", known.join(", ")),
     };
-    Mistake::new(span, format!("unknown key `{name}`, {hint}"))
+    ConfigError::new(span, format!("unknown key `{name}`, {hint}"))
 }
 
 /// Reads a string that parses itself; the parser's error says what to write instead.
 pub fn read_text<T>(
     value: &Spanned<DeValue<'_>>,
     expected: &str,
-    mistakes: &mut Vec<Mistake>,
+    mistakes: &mut Vec<ConfigError>,
 ) -> Option<T>
 where
     T: std::str::FromStr<Err: std::fmt::Display>,
@@ -192,10 +201,12 @@ where
         mistakes.push(wrong_type(value, expected));
         return None;
     };
-    text.parse().map_err(|error| mistakes.push(Mistake::new(value.span(), format!("{error}")))).ok()
+    text.parse()
+        .map_err(|error| mistakes.push(ConfigError::new(value.span(), format!("{error}"))))
+        .ok()
 }
 
-pub fn wrong_type(value: &Spanned<DeValue<'_>>, expected: &str) -> Mistake {
+pub fn wrong_type(value: &Spanned<DeValue<'_>>, expected: &str) -> ConfigError {
     let found = match value.get_ref() {
         DeValue::String(_) => "a string",
         DeValue::Integer(_) => "a number",
@@ -205,47 +216,49 @@ pub fn wrong_type(value: &Spanned<DeValue<'_>>, expected: &str) -> Mistake {
         DeValue::Array(_) => "a list",
         DeValue::Table(_) => "a table",
     };
-    Mistake::new(value.span(), format!("expected {expected}, found {found}"))
+    ConfigError::new(value.span(), format!("expected {expected}, found {found}"))
 }
 
 /// Makes quantities whose config value is a string that parses itself readable.
-#[macro_export]
 macro_rules! text_quantities {
     ($($type:ty: $expected:literal;)+) => { $(
-        impl $crate::keys::Value for $type {
+        impl $crate::values::schema::Value for $type {
             const TYPE: &'static str = $expected;
             const QUANTITY: bool = true;
 
             fn is_within(&self, least: &str, greatest: &str) -> bool {
-                $crate::keys::between(self, least, greatest)
+                $crate::values::schema::between(self, least, greatest)
             }
 
-            fn read(value: &toml::Spanned<toml::de::DeValue<'_>>, mistakes: &mut Vec<$crate::keys::Mistake>) -> Option<Self> {
-                $crate::keys::read_text(value, Self::TYPE, mistakes)
+            fn read(value: &toml::Spanned<toml::de::DeValue<'_>>, mistakes: &mut Vec<$crate::values::schema::ConfigError>) -> Option<Self> {
+                $crate::values::schema::read_text(value, Self::TYPE, mistakes)
             }
         }
     )+ };
 }
+
+pub(crate) use text_quantities;
 
 /// Makes types whose config value is a string that parses itself readable.
-#[macro_export]
 macro_rules! text_values {
     ($($type:ty: $expected:literal;)+) => { $(
-        impl $crate::keys::Value for $type {
+        impl $crate::values::schema::Value for $type {
             const TYPE: &'static str = $expected;
-            fn read(value: &toml::Spanned<toml::de::DeValue<'_>>, mistakes: &mut Vec<$crate::keys::Mistake>) -> Option<Self> {
-                $crate::keys::read_text(value, Self::TYPE, mistakes)
+            fn read(value: &toml::Spanned<toml::de::DeValue<'_>>, mistakes: &mut Vec<$crate::values::schema::ConfigError>) -> Option<Self> {
+                $crate::values::schema::read_text(value, Self::TYPE, mistakes)
             }
         }
     )+ };
 }
+
+pub(crate) use text_values;
 
 text_values! { String: "a string"; std::path::PathBuf: "a path as a string"; }
 
 impl Value for bool {
     const TYPE: &'static str = "true or false";
 
-    fn read(value: &Spanned<DeValue<'_>>, mistakes: &mut Vec<Mistake>) -> Option<Self> {
+    fn read(value: &Spanned<DeValue<'_>>, mistakes: &mut Vec<ConfigError>) -> Option<Self> {
         let read = value.get_ref().as_bool();
         if read.is_none() {
             mistakes.push(wrong_type(value, Self::TYPE));
@@ -263,7 +276,7 @@ impl Value for u32 {
         between(self, least, greatest)
     }
 
-    fn read(value: &Spanned<DeValue<'_>>, mistakes: &mut Vec<Mistake>) -> Option<Self> {
+    fn read(value: &Spanned<DeValue<'_>>, mistakes: &mut Vec<ConfigError>) -> Option<Self> {
         match value
             .get_ref()
             .as_integer()
@@ -271,7 +284,7 @@ impl Value for u32 {
         {
             Some(Ok(number)) => return Some(number),
             Some(Err(_)) => {
-                mistakes.push(Mistake::new(value.span(), format!("expected {}", Self::TYPE)));
+                mistakes.push(ConfigError::new(value.span(), format!("expected {}", Self::TYPE)));
             }
             None => mistakes.push(wrong_type(value, Self::TYPE)),
         }
@@ -288,7 +301,7 @@ impl Value for u16 {
         between(self, least, greatest)
     }
 
-    fn read(value: &Spanned<DeValue<'_>>, mistakes: &mut Vec<Mistake>) -> Option<Self> {
+    fn read(value: &Spanned<DeValue<'_>>, mistakes: &mut Vec<ConfigError>) -> Option<Self> {
         match value
             .get_ref()
             .as_integer()
@@ -296,7 +309,7 @@ impl Value for u16 {
         {
             Some(Ok(number)) => return Some(number),
             Some(Err(_)) => {
-                mistakes.push(Mistake::new(value.span(), format!("expected {}", Self::TYPE)));
+                mistakes.push(ConfigError::new(value.span(), format!("expected {}", Self::TYPE)));
             }
             None => mistakes.push(wrong_type(value, Self::TYPE)),
         }
@@ -327,7 +340,7 @@ impl Value for Rate {
         between(self, least, greatest)
     }
 
-    fn read(value: &Spanned<DeValue<'_>>, mistakes: &mut Vec<Mistake>) -> Option<Self> {
+    fn read(value: &Spanned<DeValue<'_>>, mistakes: &mut Vec<ConfigError>) -> Option<Self> {
         let number: Option<f64> = match value.get_ref() {
             DeValue::Integer(number) => number.as_str().parse().ok(),
             DeValue::Float(number) => number.as_str().parse().ok(),
@@ -367,11 +380,11 @@ macro_rules! limits {
                 self.number().is_none_or(|number| number.is_within(least, greatest))
             }
 
-            fn read(value: &Spanned<DeValue<'_>>, mistakes: &mut Vec<Mistake>) -> Option<Self> {
+            fn read(value: &Spanned<DeValue<'_>>, mistakes: &mut Vec<ConfigError>) -> Option<Self> {
                 match value.get_ref().as_str() {
                     Some("unlimited") => Some(Self::Unlimited),
                     Some(_) => {
-                        mistakes.push(Mistake::new(value.span(), format!("expected {}", Self::TYPE)));
+                        mistakes.push(ConfigError::new(value.span(), format!("expected {}", Self::TYPE)));
                         None
                     }
                     None => <$number>::read(value, mistakes).map(Self::Of),
@@ -397,7 +410,7 @@ impl<T: Value> Value for Option<T> {
         T::describe()
     }
 
-    fn read(value: &Spanned<DeValue<'_>>, mistakes: &mut Vec<Mistake>) -> Option<Self> {
+    fn read(value: &Spanned<DeValue<'_>>, mistakes: &mut Vec<ConfigError>) -> Option<Self> {
         T::read(value, mistakes).map(Some)
     }
 
@@ -414,7 +427,7 @@ impl<T: Value> Value for Spanned<T> {
         T::describe()
     }
 
-    fn read(value: &Spanned<DeValue<'_>>, mistakes: &mut Vec<Mistake>) -> Option<Self> {
+    fn read(value: &Spanned<DeValue<'_>>, mistakes: &mut Vec<ConfigError>) -> Option<Self> {
         T::read(value, mistakes).map(|inner| Self::new(value.span(), inner))
     }
 }
@@ -432,7 +445,7 @@ impl<T: Value> Value for Vec<T> {
         format!("a list, each of it {}", T::describe())
     }
 
-    fn read(value: &Spanned<DeValue<'_>>, mistakes: &mut Vec<Mistake>) -> Option<Self> {
+    fn read(value: &Spanned<DeValue<'_>>, mistakes: &mut Vec<ConfigError>) -> Option<Self> {
         let Some(items) = value.get_ref().as_array() else {
             mistakes.push(wrong_type(value, &Self::describe()));
             return None;
@@ -446,22 +459,24 @@ impl<T: Value> Value for Vec<T> {
 impl Value for serde_json::Value {
     const TYPE: &'static str = "any value";
 
-    fn read(value: &Spanned<DeValue<'_>>, mistakes: &mut Vec<Mistake>) -> Option<Self> {
+    fn read(value: &Spanned<DeValue<'_>>, mistakes: &mut Vec<ConfigError>) -> Option<Self> {
         match value.get_ref() {
             DeValue::String(text) => Some(text.as_ref().into()),
             DeValue::Boolean(flag) => Some((*flag).into()),
             DeValue::Datetime(date) => Some(date.to_string().into()),
             DeValue::Integer(number) => i64::from_str_radix(number.as_str(), number.radix())
                 .map_err(|_| {
-                    mistakes
-                        .push(Mistake::new(value.span(), "this number does not fit into 64 bits"));
+                    mistakes.push(ConfigError::new(
+                        value.span(),
+                        "this number does not fit into 64 bits",
+                    ));
                 })
                 .ok()
                 .map(Self::from),
             DeValue::Float(number) => {
                 let number = number.as_str().parse().ok().and_then(serde_json::Number::from_f64);
                 if number.is_none() {
-                    mistakes.push(Mistake::new(value.span(), "JSON has no such number"));
+                    mistakes.push(ConfigError::new(value.span(), "JSON has no such number"));
                 }
                 number.map(Self::Number)
             }
@@ -480,8 +495,7 @@ impl Value for serde_json::Value {
 /// A field's doc comment is the text that `kinds` prints, its `where "…" to "…"` the range and its `= "…"` the default as
 /// TOML. `read` reports every mistake,
 /// not just the first; a key that is not a field is for the caller to reject, who may share the table among several structs.
-#[macro_export]
-macro_rules! keys {
+macro_rules! schema {
     (
         $(#[$meta:meta])*
         pub struct $name:ident {
@@ -495,18 +509,18 @@ macro_rules! keys {
         }
 
         impl $name {
-            pub const KEYS: &'static [$crate::keys::Key] = &[$($crate::keys::Key {
+            pub const KEYS: &'static [$crate::values::schema::Key] = &[$($crate::values::schema::Key {
                 name: stringify!($field),
-                value: <$type as $crate::keys::Value>::describe,
-                default: $crate::keys!(@default $($default)?),
-                required: !<$type as $crate::keys::Value>::OPTIONAL && $crate::keys!(@default $($default)?).is_none(),
-                range: $crate::keys!(@range $($least $greatest)?),
-                quantity: <$type as $crate::keys::Value>::QUANTITY,
+                value: <$type as $crate::values::schema::Value>::describe,
+                default: $crate::values::schema::schema!(@default $($default)?),
+                required: !<$type as $crate::values::schema::Value>::OPTIONAL && $crate::values::schema::schema!(@default $($default)?).is_none(),
+                range: $crate::values::schema::schema!(@range $($least $greatest)?),
+                quantity: <$type as $crate::values::schema::Value>::QUANTITY,
                 about: concat!($($about),+),
             },)*];
 
-            pub fn read(table: &$crate::keys::Table<'_, '_>, mistakes: &mut Vec<$crate::keys::Mistake>) -> Option<Self> {
-                $(let $field = table.read_within::<$type>(stringify!($field), $crate::keys!(@default $($default)?), $crate::keys!(@range $($least $greatest)?), mistakes);)*
+            pub fn read(table: &$crate::values::schema::Table<'_, '_>, mistakes: &mut Vec<$crate::values::schema::ConfigError>) -> Option<Self> {
+                $(let $field = table.read_within::<$type>(stringify!($field), $crate::values::schema::schema!(@default $($default)?), $crate::values::schema::schema!(@range $($least $greatest)?), mistakes);)*
                 Some(Self { $($field: $field?,)* })
             }
         }
@@ -516,3 +530,5 @@ macro_rules! keys {
     (@default) => { None::<&'static str> };
     (@default $default:literal) => { Some($default) };
 }
+
+pub(crate) use schema;

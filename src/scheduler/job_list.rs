@@ -6,13 +6,13 @@ use std::hash::BuildHasher;
 use chrono::SecondsFormat;
 use serde::Serialize;
 
-use crate::clock::Timestamp;
 use crate::config::JobSpec;
-use crate::report::{Mode, Report};
+use crate::plan::report::{Mode, Report};
+use crate::values::clock::Timestamp;
 
 /// A job as it is listed.
 #[derive(Debug, Serialize)]
-pub struct Listed {
+pub struct ListedJob {
     pub name: String,
     pub kind: &'static str,
     pub homeserver: String,
@@ -25,13 +25,13 @@ pub struct Listed {
     pub last_run: Option<Report>,
 }
 
-pub fn listed(
+pub fn job_list(
     jobs: &[JobSpec],
     mut last_runs: HashMap<String, Report, impl BuildHasher>,
     now: Timestamp,
-) -> Vec<Listed> {
+) -> Vec<ListedJob> {
     jobs.iter()
-        .map(|job| Listed {
+        .map(|job| ListedJob {
             name: job.name.clone(),
             kind: job.job.kind().name,
             homeserver: job.homeserver.clone(),

@@ -7,9 +7,9 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 use serde_json::Value;
 
-use crate::clock::Timestamp;
-use crate::report::{Action, Exempt, LeftAlone, Share, State};
+use crate::plan::report::{Action, Exempt, LeftAlone, OwnerUsage, State};
 use crate::synapse::{Error, Reader, Writer};
+use crate::values::clock::Timestamp;
 
 /// One mutation of a homeserver.
 pub trait Change: Debug + Send + Sync {
@@ -42,7 +42,7 @@ pub trait Change: Debug + Send + Sync {
         &'a self,
         writer: &'a Writer,
         before: Option<&'a Value>,
-    ) -> BoxFuture<'a, Result<Made, Error>>;
+    ) -> BoxFuture<'a, Result<ChangeResult, Error>>;
 }
 
 /// What a change found when it looked at its target again.
@@ -83,7 +83,7 @@ pub enum Store {
 
 /// What a change that Synapse answered did.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub struct Made {
+pub struct ChangeResult {
     pub done: u64,
     /// Planned, and kept by Synapse.
     pub skipped: u64,
@@ -96,7 +96,7 @@ pub struct Made {
     pub answer: Option<String>,
 }
 
-impl Made {
+impl ChangeResult {
     pub fn things(done: u64) -> Self {
         Self { done, ..Self::default() }
     }
@@ -110,7 +110,7 @@ pub struct Fact {
     pub value: String,
 }
 
-crate::words! {
+crate::values::string_enum::string_enum! {
     /// What facts are about.
     pub enum Topic {
         /// An account that a bridge owns: key is its id, value the bridge's.
@@ -131,7 +131,7 @@ pub struct Plan {
     /// Sentences for the report's message.
     pub notes: Vec<String>,
     pub bytes: Option<u64>,
-    pub sample: Vec<Share>,
+    pub sample: Vec<OwnerUsage>,
     /// What the rules of the kind left out, by reason.
     pub left_alone: BTreeMap<Exempt, u64>,
     /// The first [`LEFT_ALONE_NAMED`] of that.
@@ -148,7 +148,7 @@ pub enum Work {
     /// Known one by one.
     Changes(Vec<Box<dyn Change>>),
     /// Cut to size while the run goes on.
-    Walk(Box<dyn Walk>),
+    BatchPlan(Box<dyn BatchPlan>),
 }
 
 impl Default for Work {
@@ -165,7 +165,7 @@ pub struct Problem {
 }
 
 /// Changes that are cut as the run goes on, so that each takes Synapse a bearable time.
-pub trait Walk: Debug + Send + Sync {
+pub trait BatchPlan: Debug + Send + Sync {
     fn action(&self) -> Action;
 
     /// The whole of it, as one line of a plan.
@@ -186,7 +186,7 @@ pub trait Walk: Debug + Send + Sync {
     }
 
     /// The accounts with the most bytes of what is left.
-    fn sample(&self) -> Vec<Share> {
+    fn sample(&self) -> Vec<OwnerUsage> {
         Vec::new()
     }
 
@@ -199,7 +199,7 @@ impl Plan {
     pub fn count(&self) -> Option<u64> {
         match &self.work {
             Work::Changes(changes) => Some(changes.iter().map(|change| change.count()).sum()),
-            Work::Walk(walk) => walk.left(),
+            Work::BatchPlan(walk) => walk.left(),
         }
     }
 
@@ -209,7 +209,7 @@ impl Plan {
             Work::Changes(changes) => {
                 changes.iter().flat_map(|change| change.things()).map(|(thing, _)| thing).collect()
             }
-            Work::Walk(walk) => walk.things(),
+            Work::BatchPlan(walk) => walk.things(),
         }
     }
 
@@ -228,7 +228,7 @@ impl Plan {
                 changes.truncate(length);
                 kept
             }
-            Work::Walk(walk) => {
+            Work::BatchPlan(walk) => {
                 let kept = walk.keep(most);
                 (self.bytes, self.sample) = (walk.bytes(), walk.sample());
                 kept
@@ -250,8 +250,8 @@ impl Plan {
 }
 
 impl Problem {
-    pub fn record(&self) -> crate::report::ChangeRecord {
-        crate::report::ChangeRecord {
+    pub fn record(&self) -> crate::plan::report::ChangeRecord {
+        crate::plan::report::ChangeRecord {
             action: self.action,
             target: self.target.clone(),
             count: 1,

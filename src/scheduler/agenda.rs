@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use chrono::TimeDelta;
 
-use crate::clock::Timestamp;
-use crate::schedule::{Schedule, Zone};
+use crate::values::clock::Timestamp;
+use crate::values::schedule::{Schedule, Zone};
 
 /// The next occurrence of each job.
 #[derive(Debug, Default)]

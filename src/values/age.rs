@@ -4,13 +4,13 @@ use chrono::{DateTime, TimeDelta, Utc};
 use toml::Spanned;
 use toml::de::DeValue;
 
-use crate::clock::{self, Timestamp};
-use crate::keys::{Mistake, Table, Value, wrong_type};
-use crate::length::{Length, spoken};
+use crate::values::clock::{self, Timestamp};
+use crate::values::duration::{HumanDuration, format_duration};
+use crate::values::schema::{ConfigError, Table, Value, wrong_type};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Age {
-    OlderThan(Length),
+    OlderThan(HumanDuration),
     Before(Timestamp),
 }
 
@@ -26,7 +26,7 @@ impl Age {
         } else {
             Err(format!(
                 "{} is in the future, and everything would be older",
-                clock::spoken(cut_off)
+                clock::format_time(cut_off)
             ))
         }
     }
@@ -45,14 +45,15 @@ impl Age {
     pub fn read(
         table: &Table<'_, '_>,
         now: Timestamp,
-        mistakes: &mut Vec<Mistake>,
+        mistakes: &mut Vec<ConfigError>,
     ) -> Option<Self> {
         let said_elsewhere = &mut Vec::new();
-        let older_than = table.read::<Option<Length>>("older_than", None, said_elsewhere).flatten();
+        let older_than =
+            table.read::<Option<HumanDuration>>("older_than", None, said_elsewhere).flatten();
         let before = table.read::<Option<Moment>>("before", None, said_elsewhere).flatten();
         let allow_recent: bool = table.read("allow_recent", Some("false"), said_elsewhere)?;
         if table.has("older_than") && table.has("before") {
-            mistakes.push(Mistake::new(
+            mistakes.push(ConfigError::new(
                 table.span_of("before"),
                 "`older_than` and `before` are both given: keep exactly one",
             ));
@@ -63,25 +64,25 @@ impl Age {
             (None, Some(Moment(moment))) => (Self::Before(moment), "before"),
             _ => {
                 if !table.has("older_than") && !table.has("before") {
-                    mistakes.push(Mistake::new(table.span.clone(), "an age is missing: add `older_than = \"180d\"`, or `before = 2023-01-01T00:00:00Z`"));
+                    mistakes.push(ConfigError::new(table.span.clone(), "an age is missing: add `older_than = \"180d\"`, or `before = 2023-01-01T00:00:00Z`"));
                 }
                 return None;
             }
         };
         let cut_off = age.cut_off(now);
         if cut_off > now {
-            mistakes.push(Mistake::new(
+            mistakes.push(ConfigError::new(
                 table.span_of(key),
                 format!(
                     "{} is in the future: nothing but a moment in the past makes sense here",
-                    clock::spoken(cut_off)
+                    clock::format_time(cut_off)
                 ),
             ));
             return None;
         }
         if !allow_recent && cut_off > now - TimeDelta::days(i64::try_from(YOUNGEST).unwrap_or(7)) {
-            let age = spoken((now - cut_off).to_std().unwrap_or_default());
-            mistakes.push(Mistake::new(table.span_of(key), format!("this is {age}, younger than {YOUNGEST} days: write at least \"{YOUNGEST}d\", or set `allow_recent = true` if it is meant")));
+            let age = format_duration((now - cut_off).to_std().unwrap_or_default());
+            mistakes.push(ConfigError::new(table.span_of(key), format!("this is {age}, younger than {YOUNGEST} days: write at least \"{YOUNGEST}d\", or set `allow_recent = true` if it is meant")));
             return None;
         }
         Some(age)
@@ -95,7 +96,7 @@ pub struct Moment(pub Timestamp);
 impl Value for Moment {
     const TYPE: &'static str = "a moment such as 2023-01-01T00:00:00Z, without quotes";
 
-    fn read(value: &Spanned<DeValue<'_>>, mistakes: &mut Vec<Mistake>) -> Option<Self> {
+    fn read(value: &Spanned<DeValue<'_>>, mistakes: &mut Vec<ConfigError>) -> Option<Self> {
         let Some(date) = value.get_ref().as_datetime() else {
             mistakes.push(wrong_type(value, Self::TYPE));
             return None;
@@ -103,7 +104,7 @@ impl Value for Moment {
         let moment = DateTime::parse_from_rfc3339(&date.to_string())
             .map(|moment| Self(moment.with_timezone(&Utc)));
         if moment.is_err() {
-            mistakes.push(Mistake::new(
+            mistakes.push(ConfigError::new(
                 value.span(),
                 format!("expected {}: a date needs its time and its offset", Self::TYPE),
             ));

@@ -7,9 +7,9 @@ use chrono::{DateTime, Duration, NaiveTime, TimeZone, Utc};
 use chrono_tz::Tz;
 use croner4::parser::{CronParser, Seconds, Year};
 
-use crate::clock::Timestamp;
-use crate::text_values;
-use crate::words::nearest;
+use crate::values::clock::Timestamp;
+use crate::values::schema::text_values;
+use crate::values::text::nearest;
 
 /// A cron pattern of five fields, six with leading seconds, or an `@` word; days of month and of week together mean OR.
 ///

@@ -1,0 +1,4 @@
+//! What a run would do and did: changes, plans, reports and events, as data.
+
+pub mod change;
+pub mod report;
