@@ -189,7 +189,7 @@ async fn signalled() {
 async fn command(cli: Cli) -> Result<(), Ended> {
     let path = cli.config;
     match cli.command {
-        Command::Serve => serve::run(&path).await,
+        Command::Serve => Box::pin(serve::run(&path)).await,
         Command::Reload => remote::reload(&path).await,
         Command::Cancel { job } => remote::cancel(&path, &job).await,
         Command::Pause => remote::pause(&path, true).await,
@@ -199,9 +199,9 @@ async fn command(cli: Cli) -> Result<(), Ended> {
             remote::healthcheck(&path, probe).await
         }
         Command::Check(options) => Box::pin(check::run(&path, &options)).await,
-        Command::Run(options) => run::run(&path, &options).await,
-        Command::Jobs(options) => jobs::run(&path, &options).await,
-        Command::Runs(options) => runs::run(&path, &options).await,
+        Command::Run(options) => Box::pin(run::run(&path, &options)).await,
+        Command::Jobs(options) => Box::pin(jobs::run(&path, &options)).await,
+        Command::Runs(options) => Box::pin(runs::run(&path, &options)).await,
         Command::Kinds(options) => kinds::run(&options),
         Command::Man => man::run(Cli::command()),
         Command::Completions { shell } => {
