@@ -101,7 +101,7 @@ pub type Listener = Arc<dyn Fn(Event) + Send + Sync>;
 
 /// The job runs already.
 #[derive(Debug, thiserror::Error)]
-#[error("{job} is running already{}", run.map(|id| format!(" (run {id})")).unwrap_or_default())]
+#[error("{job} is already running{}", run.map(|id| format!(" (run {id})")).unwrap_or_default())]
 pub struct Busy {
     pub job: String,
     pub run: Option<i64>,

@@ -16,7 +16,7 @@ use crate::history::History;
 use crate::history::state_dir::StateDir;
 use crate::plan::report::{Event, Mode, Outcome, Report};
 use crate::runner::{HomeserverHandle, RunParams, RunSlots, Runner, Settle, Stop, WindowRule};
-use crate::scheduler::supervisor::{Refusal, RunOverrides};
+use crate::scheduler::{Refusal, RunOverrides};
 use crate::synapse::{Limits, Settings, Transport};
 use crate::values::clock::{Clock, Timestamp};
 use crate::values::schema::Limit;

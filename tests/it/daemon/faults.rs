@@ -180,7 +180,7 @@ async fn a_history_that_cannot_be_opened_at_the_start_is_opened_as_soon_as_it_ca
     assert!(status == 503 && why.contains("the history cannot be opened: "), "{status} {why}");
     // Nobody knows, so that they are.
     assert_eq!(daemon.metric("microglia_paused", &[]).await, Some(1.0));
-    assert!(daemon.log().contains("whether scheduled runs are paused cannot be read"));
+    assert!(daemon.log().contains("cannot read the pause state"));
     assert_eq!((joined(&fake), ran("lobby").await), (0, 0.0));
     std::fs::remove_dir(&kept).unwrap();
     std::fs::rename(&aside, &kept).unwrap();

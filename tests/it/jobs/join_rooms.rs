@@ -766,8 +766,8 @@ async fn a_second_interrupt_ends_the_run_without_waiting_for_the_join_under_way(
         changes(&report),
         [
             "failed @a:fake.test -> #lobby:fake.test (1): no answer came before the run ended: it may have been made",
-            "planned @b:fake.test -> #lobby:fake.test (1)",
-            "planned @c:fake.test -> #lobby:fake.test (1)",
+            "planned @b:fake.test -> #lobby:fake.test (1): not attempted: the run was cancelled",
+            "planned @c:fake.test -> #lobby:fake.test (1): not attempted: the run was cancelled",
         ]
     );
 }
@@ -935,7 +935,7 @@ async fn a_job_runs_once_at_a_time_and_another_on_its_homeserver_after_it() {
     assert_eq!((busy.code, busy.stdout.as_str()), (1, ""));
     assert_eq!(
         busy.stderr.lines().last(),
-        Some("error: first is running already (run 1)"),
+        Some("error: first is already running (run 1)"),
         "{busy:?}"
     );
     assert_eq!(figures(&second), "succeeded: 4/4/0/0/0");
