@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use tokio::sync::mpsc;
+use tokio::sync::{broadcast, mpsc};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -20,6 +20,7 @@ use crate::observe::run_log;
 use crate::plan::report::{Event, Mode, Outcome, Trigger};
 use crate::runner::{HomeserverHandle, RunParams, Runner, Stop, WindowRule};
 use crate::scheduler::agenda::{Agenda, Due};
+use crate::scheduler::job_event::JobEvent;
 use crate::scheduler::job_list::{ListedJob, job_list};
 use crate::synapse::Address;
 use crate::values::clock::{Clock, Timestamp};
@@ -40,6 +41,7 @@ pub struct Supervisor {
     clock: Clock,
     state: Mutex<State>,
     tasks: TaskTracker,
+    events: broadcast::Sender<JobEvent>,
     /// Cancelled when nothing more may start.
     draining: CancellationToken,
 }
@@ -116,6 +118,9 @@ pub enum Refusal {
     Usage(String),
 }
 
+/// How far a subscriber to the events of all runs may fall behind before it misses some.
+const EVENTS_KEPT: usize = 1024;
+
 /// How long after a cut-off runs may take to record that they were cut off.
 pub const LAST_WORDS: Duration = Duration::from_secs(5);
 
@@ -128,6 +133,7 @@ impl Supervisor {
             clock,
             state: Mutex::default(),
             tasks: TaskTracker::new(),
+            events: broadcast::Sender::new(EVENTS_KEPT),
             draining: CancellationToken::new(),
         })
     }
@@ -259,6 +265,9 @@ impl Supervisor {
         let (name, heard) = (job.clone(), listener.clone());
         let tell = Arc::new(move |event: Event| {
             supervisor.hear(&name, &event);
+            if supervisor.events.receiver_count() > 0 {
+                let _ = supervisor.events.send(JobEvent { job: name.clone(), event: event.clone() });
+            }
             if let Some(heard) = &heard {
                 let _ = heard.send(event.clone());
             }
@@ -319,6 +328,11 @@ impl Supervisor {
             () if spec.is_outside_window(self.clock.now()) => Some((occurrence, Skipped::Window)),
             () => None,
         }
+    }
+
+    /// Returns the events of all runs from now on.
+    pub fn subscribe(&self) -> broadcast::Receiver<JobEvent> {
+        self.events.subscribe()
     }
 
     /// Starts a run by hand; what it tells comes out of the channel, and ends with the run.
