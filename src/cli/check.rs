@@ -7,8 +7,10 @@ use std::sync::Arc;
 use serde::Serialize;
 use serde_json::json;
 
-use super::table::local;
-use super::{Ended, environment, print, print_json, say_warning};
+use super::context::environment;
+use super::failure::Failure;
+use super::output::{print, print_json, print_warning};
+use super::table::format_local;
 use crate::config::{Config, Found, Homeserver};
 use crate::jobs::job::{Answer, Budget};
 use crate::plan::report::Mode;
@@ -31,7 +33,7 @@ pub(super) struct Options {
     no_secrets: bool,
 }
 
-pub(super) async fn run(path: &Path, options: &Options) -> Result<(), Ended> {
+pub(super) async fn run(path: &Path, options: &Options) -> Result<(), Failure> {
     let clock = Clock::system();
     let (environment, now) = (environment(), clock.now());
     let loaded = match options.no_secrets {
@@ -44,7 +46,7 @@ pub(super) async fn run(path: &Path, options: &Options) -> Result<(), Ended> {
             let errors =
                 json!({ "errors": errors.as_json(), "warnings": [], "jobs": [], "online": null });
             print_json(&errors)?;
-            return Err(Ended::Reported);
+            return Err(Failure::InvalidConfig);
         }
         Err(errors) => return Err(errors.into()),
     };
@@ -73,13 +75,13 @@ pub(super) async fn run(path: &Path, options: &Options) -> Result<(), Ended> {
             _ => format!("homeservers asked: {noes} answers are NO or unknown, see above"),
         })?;
     }
-    if noes == 0 { Ok(()) } else { Err(Ended::Unsuccessful) }
+    if noes == 0 { Ok(()) } else { Err(Failure::Unsuccessful) }
 }
 
 /// Prints the warnings, the jobs with their next occurrences, and a summary.
-fn print_config(path: &Path, config: &Config, clock: &Clock) -> Result<(), Ended> {
+fn print_config(path: &Path, config: &Config, clock: &Clock) -> Result<(), Failure> {
     for warning in &config.warnings {
-        say_warning(&warning.to_string());
+        print_warning(&warning.to_string());
     }
     let mut text = String::new();
     for job in &config.jobs {
@@ -93,8 +95,10 @@ fn print_config(path: &Path, config: &Config, clock: &Clock) -> Result<(), Ended
             job.zone,
             job.common.mode
         ));
-        let next: Vec<String> =
-            upcoming(job, clock.now(), 3).into_iter().map(|next| local(next, job.zone.0)).collect();
+        let next: Vec<String> = upcoming(job, clock.now(), 3)
+            .into_iter()
+            .map(|next| format_local(next, job.zone.0))
+            .collect();
         if !next.is_empty() {
             text.push_str(&format!("  next: {}\n", next.join(", ")));
         }
@@ -146,15 +150,15 @@ struct Answers<'a> {
 }
 
 impl Answers<'_> {
-    fn yes(&mut self, question: &str, answer: &str) -> Result<(), Ended> {
+    fn yes(&mut self, question: &str, answer: &str) -> Result<(), Failure> {
         self.add(question, Some(true), answer)
     }
 
-    fn no(&mut self, question: &str, answer: &str) -> Result<(), Ended> {
+    fn no(&mut self, question: &str, answer: &str) -> Result<(), Failure> {
         self.add(question, Some(false), answer)
     }
 
-    fn add(&mut self, question: &str, ok: Option<bool>, answer: &str) -> Result<(), Ended> {
+    fn add(&mut self, question: &str, ok: Option<bool>, answer: &str) -> Result<(), Failure> {
         let homeserver = self.homeserver.to_owned();
         if self.told == Told::AtOnce {
             let prefix = match ok {
@@ -170,12 +174,12 @@ impl Answers<'_> {
     }
 
     /// Neither yes nor no: what had to be asked did not answer, which says nothing about the question.
-    fn unknown(&mut self, question: &str, why: &str) -> Result<(), Ended> {
+    fn unknown(&mut self, question: &str, why: &str) -> Result<(), Failure> {
         self.add(question, None, why)
     }
 
     /// No, where Synapse said so of the token; unknown otherwise.
-    fn refused(&mut self, question: &str, error: &Error) -> Result<(), Ended> {
+    fn refused(&mut self, question: &str, error: &Error) -> Result<(), Failure> {
         let text = error.to_string();
         if error.is_about_token() {
             self.no(question, &text)
@@ -189,7 +193,7 @@ impl Answers<'_> {
         config: &Config,
         homeserver: &Homeserver,
         clock: &Clock,
-    ) -> Result<(), Ended> {
+    ) -> Result<(), Failure> {
         let transport =
             Transport::new(homeserver.settings(), Arc::new(|_| {})).map_err(anyhow::Error::msg)?;
         let reader = Reader::new(Arc::new(transport), clock.clone());

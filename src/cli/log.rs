@@ -6,6 +6,7 @@ use std::io::IsTerminal;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::format::debug_fn;
 
+use super::output::stderr_takes_colours;
 use crate::values::escape::Line;
 
 /// Starts the log; `levels` is what `RUST_LOG` overrides.
@@ -24,7 +25,7 @@ pub(super) fn start(levels: &str) {
         .with_writer(std::io::stderr)
         // It would panic where nobody reads stderr any more.
         .log_internal_errors(false)
-        .with_ansi(super::stderr_takes_colours());
+        .with_ansi(stderr_takes_colours());
     match (json, journal) {
         (true, _) => {
             log.json().flatten_event(true).with_current_span(false).with_span_list(false).init();

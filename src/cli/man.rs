@@ -4,7 +4,8 @@ use clap::{Arg, Command};
 use clap_mangen::Man;
 use clap_mangen::roff::{Roff, bold, roman};
 
-use super::{EXIT_CODES, Ended, print};
+use super::failure::{EXIT_CODES, Failure};
+use super::output::print;
 use crate::jobs::KINDS;
 
 const EXAMPLES: [(&str, &str); 5] = [
@@ -49,7 +50,7 @@ const FILES: [(&str, &str); 3] = [
     ),
 ];
 
-pub(super) fn run(cli: Command) -> Result<(), Ended> {
+pub(super) fn run(cli: Command) -> Result<(), Failure> {
     // `help` would have a section that only says that it is there.
     let mut cli = cli.disable_help_subcommand(true);
     cli.build();

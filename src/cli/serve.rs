@@ -2,7 +2,9 @@
 
 use std::path::Path;
 
-use super::{Ended, environment, load, log};
+use super::context::{environment, load};
+use super::failure::Failure;
+use super::log;
 use crate::config::Config;
 use crate::daemon;
 use crate::history::state_dir::{become_owner, this_user};
@@ -11,7 +13,7 @@ use crate::values::clock::Clock;
 /// What the crates below us say is for debugging them.
 const LEVELS: &str = "info,tokio_cron_scheduler=warn,sqlx=error";
 
-pub(super) async fn run(path: &Path) -> Result<(), Ended> {
+pub(super) async fn run(path: &Path) -> Result<(), Failure> {
     let clock = Clock::system();
     let config = load(path, &clock)?;
     let switched = become_owner(&config.daemon.state_dir)?;

@@ -266,7 +266,8 @@ impl Supervisor {
         let tell = Arc::new(move |event: Event| {
             supervisor.hear(&name, &event);
             if supervisor.events.receiver_count() > 0 {
-                let _ = supervisor.events.send(JobEvent { job: name.clone(), event: event.clone() });
+                let _ =
+                    supervisor.events.send(JobEvent { job: name.clone(), event: event.clone() });
             }
             if let Some(heard) = &heard {
                 let _ = heard.send(event.clone());

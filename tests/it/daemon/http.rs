@@ -25,8 +25,8 @@ microglia_job_changes_total counter action,homeserver,job_name,state
 microglia_job_consecutive_failures gauge homeserver,job_name
 microglia_job_info gauge homeserver,job_name,kind,mode,schedule,timezone
 microglia_job_last_run_duration_seconds gauge homeserver,job_name
-microglia_job_last_run_outcome gauge homeserver,job_name,outcome
 microglia_job_last_run_items gauge homeserver,job_name,state
+microglia_job_last_run_outcome gauge homeserver,job_name,outcome
 microglia_job_last_run_timestamp_seconds gauge homeserver,job_name
 microglia_job_last_success_timestamp_seconds gauge homeserver,job_name
 microglia_job_next_run_timestamp_seconds gauge homeserver,job_name
@@ -430,7 +430,7 @@ async fn what_a_change_replaced_is_named_on_the_machine_itself_only() {
     let admin = [("Authorization", "Bearer secret-of-the-tests")];
     let (_, body) = daemon.http("GET", "/api/v1/runs/1", &admin, "").await;
     let shown: Value = serde_json::from_str(&body).unwrap();
-    assert_eq!(shown["changes"][0]["before"], "only on the machine itself", "{body}");
+    assert_eq!(shown["changes"][0]["before"], "only available on the control socket", "{body}");
     let here = program.json(&["runs", "show", "1", "--json"]).await;
     assert!(here["changes"][0]["before"].to_string().contains("s1"), "{here}");
     daemon.stop().await;
