@@ -16,7 +16,7 @@ use crate::values::clock::{Clock, Timestamp};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Options {
-    /// As a JSON list.
+    /// Print a JSON list.
     #[arg(long)]
     json: bool,
 }

@@ -44,7 +44,7 @@ fn described(kind: &Kind) -> String {
         text.push_str(&format!("  Needs Synapse {} or later.\n", kind.needs.synapse));
     }
     if !kind.counts {
-        text.push_str("  Cannot count beforehand: max_changes and at_most mean nothing here.\n");
+        text.push_str("  Cannot count beforehand: max_changes and at_most are errors.\n");
     }
     text.push('\n');
     text.extend(kind.keys.iter().map(key_described));

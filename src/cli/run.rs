@@ -69,14 +69,11 @@ pub(super) async fn run(path: &Path, options: &Options) -> Result<(), Failure> {
         tracing::warn!("{}", warning.line());
     }
     let left_alone = Arc::new(LeftAloneList::default());
-    let report = match daemon {
-        Some(client) => {
-            run_in_daemon::run(client, &config, spec, options.overrides(), &left_alone).await?
-        }
-        None => {
-            let params = options.params(spec);
-            run_in_process::run(&config, spec, &params, &clock, Arc::clone(&left_alone)).await?
-        }
+    let report = if let Some(client) = daemon {
+        run_in_daemon::run(client, &config, spec, options.overrides(), &left_alone).await?
+    } else {
+        let params = options.params(spec);
+        run_in_process::run(&config, spec, &params, &clock, Arc::clone(&left_alone)).await?
     };
     options.print(&report, spec, &left_alone, clock.now())?;
     match report.outcome {

@@ -28,7 +28,7 @@ pub(super) struct Options {
     /// The maximum number of runs.
     #[arg(long, default_value_t = 20)]
     limit: u32,
-    /// As a JSON list.
+    /// Print a JSON list.
     #[arg(long)]
     json: bool,
 }
@@ -52,7 +52,7 @@ struct ShowOptions {
     /// Print the ids of the files that the run deleted instead.
     #[arg(long)]
     media: bool,
-    /// As one JSON document.
+    /// Print one JSON document.
     #[arg(long)]
     json: bool,
 }

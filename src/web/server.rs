@@ -40,14 +40,13 @@ pub(crate) async fn serve<L: Listener>(listener: L, router: Router, stop: Cancel
             () = stop.cancelled() => break,
             accepted = listener.accept_peer() => accepted,
         };
-        match accepted {
-            Ok((stream, peer)) => server.spawn(stream, peer),
-            Err(_) => {
-                // Most likely there is no file descriptor left.
-                server.open.free_one();
-                sleep(ACCEPT_RETRY_DELAY).await;
-            }
-        }
+        let Ok((stream, peer)) = accepted else {
+            // Most likely there is no file descriptor left.
+            server.open.free_one();
+            sleep(ACCEPT_RETRY_DELAY).await;
+            continue;
+        };
+        server.spawn(stream, peer);
     }
     drop(listener);
     let _ = timeout(SHUTDOWN_TIMEOUT, server.graceful.shutdown()).await;

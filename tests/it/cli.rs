@@ -278,9 +278,9 @@ joins_per_second = 2
     }
     insta::assert_snapshot!(stdout, @r#"
     fast: join-rooms on main, by hand only (UTC), dry-run
-      only plans and reports; mode = "apply" makes it change things
+      only plans and reports; set mode = "apply" to make its changes
     off: purge-local-media on main, @daily (UTC), dry-run, disabled
-      only plans and reports; mode = "apply" makes it change things
+      only plans and reports; set mode = "apply" to make its changes
     yearly: purge-remote-media on main, 30 12 1 7 * (Asia/Tokyo), apply
       next: YEAR-07-01 12:30:00 JST, YEAR+1-07-01 12:30:00 JST, YEAR+2-07-01 12:30:00 JST
     microglia.toml: no errors, 1 warning; 1 homeserver, 3 jobs
