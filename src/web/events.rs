@@ -165,8 +165,10 @@ mod tests {
         }
         drop(sender);
         let response = RunEvents::from_start("a", receiver).await.unwrap().into_sse();
-        // The task that takes the events from the run goes first.
-        tokio::task::yield_now().await;
+        // The task that takes the events from the run goes first; it pauses now and then.
+        for _ in 0..MAX_WAITING {
+            tokio::task::yield_now().await;
+        }
         let body = to_bytes(response.into_body(), usize::MAX).await.unwrap();
         let body = String::from_utf8(body.to_vec()).unwrap();
         body.lines().filter_map(|line| line.strip_prefix("event: ")).map(str::to_owned).collect()

@@ -76,7 +76,7 @@ async fn the_api_on_the_control_socket_needs_no_token_and_withholds_nothing() {
     assert_eq!(ask(&program, "POST /api/v1/resume").await.1, r#"{"paused":false}"#);
     let (_, reloaded) = ask(&program, "POST /-/reload").await;
     assert_eq!(reloaded, r#"{"added":[],"changed":[],"removed":[],"unchanged":["ids"]}"#);
-    assert!(daemon.log().contains("config reloaded (the control socket)"), "{}", daemon.log());
+    until_log(&daemon, "config reloaded (the control socket)").await;
     assert_eq!(program.run(&["run", "ids", "--apply"]).await.code, 0);
     let (_, shown) = ask(&program, "GET /api/v1/runs/1").await;
     let shown: Value = serde_json::from_str(&shown).unwrap();
@@ -101,7 +101,8 @@ async fn a_run_that_is_cancelled_on_the_control_socket_says_which_user_cancelled
     let report: Value =
         serde_json::from_slice(&caller.wait_with_output().await.unwrap().stdout).unwrap();
     let message = report["message"].as_str().unwrap();
-    let uid = nix::unistd::getuid();
+    let owner = program.path("state").metadata().unwrap();
+    let uid = std::os::unix::fs::MetadataExt::uid(&owner);
     assert!(message.starts_with("cancelled by "), "{message}");
     assert!(message.contains(&format!("uid {uid}")), "{message}");
     daemon.stop().await;
