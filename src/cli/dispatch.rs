@@ -55,7 +55,7 @@ fn report(failure: Failure) -> ExitCode {
             print_error(&text);
             ExitCode::from(2)
         }
-        // Whoever reads stdout has read enough.
+        // The reader of stdout, such as `head`, has read enough.
         Failure::Error(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Failure::Error(error) => {
             print_error(&format!("{error:#}"));

@@ -33,7 +33,7 @@ pub(crate) struct Limits {
 pub(super) enum WhenFull {
     /// Clients that read slowly, or not at all, must not keep a probe from being answered.
     CloseOldest,
-    /// Whoever follows a run stays connected.
+    /// Clients that follow a run must stay connected.
     Refuse,
 }
 

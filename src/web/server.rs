@@ -27,7 +27,7 @@ use super::turns::{Turn, Turns};
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(3);
 /// Between two attempts to accept a connection after one failed.
 const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(100);
-/// Connections beyond the limit that are told so; the oldest is closed for the next one.
+/// Connections beyond the limit that get a response saying so; the oldest is closed for the next one.
 const MAX_REFUSALS: usize = 32;
 
 /// Serves until `stop`, then waits for responses under way.

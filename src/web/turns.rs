@@ -1,4 +1,4 @@
-//! Turns of requests that cost work, so that any number of them leaves time for a probe.
+//! Limits how many expensive requests are answered at a time, to leave time for probes.
 
 use axum::http::{Method, Request};
 use tokio::sync::{Semaphore, SemaphorePermit};
@@ -41,7 +41,7 @@ impl Turns {
             Turn::Api => &self.api,
         };
         let permit = turns.acquire().await.ok();
-        // Whoever waits is woken when the turn before ends; without this a single client would go on without a pause.
+        // Lets a waiting request go first; otherwise a single client could take every turn.
         tokio::task::yield_now().await;
         permit
     }
