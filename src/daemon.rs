@@ -21,9 +21,7 @@ use crate::scheduler::reload::Reloader;
 use crate::scheduler::supervisor::{LAST_WORDS, Supervisor};
 use crate::scheduler::ticker::Ticker;
 use crate::values::clock::Clock;
-use crate::web::control;
-use crate::web::health::Health;
-use crate::web::{self, App};
+use crate::web::{self, App, Health};
 use tasks::Tasks;
 
 /// How often homeservers are asked whether they are there.
@@ -89,8 +87,8 @@ pub async fn serve(
     let listener = TcpListener::bind(daemon.listen).await.with_context(|| {
         format!("cannot listen on {}: is another daemon there? set daemon.listen", daemon.listen)
     })?;
-    let socket = control::listen(&daemon.state_dir).with_context(unusable)?;
-    let socket_path = daemon.state_dir.join(control::SOCKET);
+    let socket = web::listen(&daemon.state_dir).with_context(unusable)?;
+    let socket_path = daemon.state_dir.join(web::SOCKET);
     let socket_identity = identity(&socket_path);
     let config = Arc::new(config);
     let adopted = supervisor.start(&config).await?;
@@ -116,17 +114,14 @@ pub async fn serve(
         supervisor: Arc::clone(&supervisor),
         reloader: Arc::clone(&reloader),
         history: history.clone(),
-        health: Arc::clone(&health),
-        clock: clock.clone(),
-    });
-    let address = listener.local_addr()?;
-    servers.spawn("HTTP listener", web::serve(listener, web::router(app), stop.clone()));
-    let services = control::Services {
-        supervisor: Arc::clone(&supervisor),
-        reloader: Arc::clone(&reloader),
         health,
-    };
-    servers.spawn("control socket", control::serve(socket, services, stop.clone()));
+        clock: clock.clone(),
+        stop: stop.clone(),
+    });
+    let router = web::router(app);
+    let address = listener.local_addr()?;
+    servers.spawn("HTTP listener", web::serve(listener, router.clone(), stop.clone()));
+    servers.spawn("control socket", web::serve(socket, router, stop.clone()));
     chores.spawn("config watcher", Arc::clone(&reloader).watch());
     chores.spawn("homeserver probe", probe(Arc::clone(&supervisor)));
     chores.spawn("history opener", open_history(history.clone(), Arc::clone(&supervisor)));

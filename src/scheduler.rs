@@ -3,6 +3,7 @@
 mod adopt;
 pub mod agenda;
 mod homeservers;
+mod job_event;
 pub mod job_list;
 mod job_metrics;
 pub mod job_state;
@@ -16,5 +17,6 @@ pub mod supervisor;
 pub mod ticker;
 mod watermarks;
 
+pub use job_event::JobEvent;
 pub use owner::Owner;
 pub use request::{Adopted, Refusal, RunOverrides};

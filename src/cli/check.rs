@@ -1,37 +1,40 @@
-//! `microglia check`: every mistake of the config, when each job is due, and what the homeservers say.
+//! `microglia check`: errors in the configuration, the next occurrences of jobs, and checks of the homeservers.
 
 use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 
+use chrono::TimeDelta;
 use serde::Serialize;
 use serde_json::json;
 
-use super::table::local;
-use super::{Ended, environment, print, print_json, say_warning};
-use crate::config::{Config, Found, Homeserver};
+use super::context::environment;
+use super::failure::Failure;
+use super::output::{print, print_json, print_warning};
+use super::table::format_local;
+use crate::config::{Config, Found, Homeserver, JobSpec};
 use crate::jobs::job::{Answer, Budget};
 use crate::plan::report::Mode;
 use crate::scheduler::job_list::{job_list, upcoming};
-use crate::synapse::{Error, Reader, Transport};
+use crate::synapse::{Error, Identity, Reader, Transport};
 use crate::values::clock::Clock;
 use crate::values::escape::line;
 use crate::values::text::format_count;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Options {
-    /// Also asks each homeserver: reachable, version, token, server admin, media, MAS, rooms.
+    /// Also check each homeserver: reachable, version, token, server admin, media, MAS, rooms.
     #[arg(long)]
     online: bool,
-    /// As one JSON document: errors, warnings, jobs, and with --online the answers.
+    /// Print one JSON document: errors, warnings, jobs, and with --online its results.
     #[arg(long)]
     json: bool,
-    /// Reads no secret file, for CI.
+    /// Read no secret file, for CI.
     #[arg(long, conflicts_with = "online")]
     no_secrets: bool,
 }
 
-pub(super) async fn run(path: &Path, options: &Options) -> Result<(), Ended> {
+pub(super) async fn run(path: &Path, options: &Options) -> Result<(), Failure> {
     let clock = Clock::system();
     let (environment, now) = (environment(), clock.now());
     let loaded = match options.no_secrets {
@@ -44,42 +47,42 @@ pub(super) async fn run(path: &Path, options: &Options) -> Result<(), Ended> {
             let errors =
                 json!({ "errors": errors.as_json(), "warnings": [], "jobs": [], "online": null });
             print_json(&errors)?;
-            return Err(Ended::Reported);
+            return Err(Failure::InvalidConfig);
         }
         Err(errors) => return Err(errors.into()),
     };
     if !options.json {
         print_config(path, &config, &clock)?;
     }
-    let mut answers = Answers { homeserver: "", told: options.told(), given: Vec::new() };
+    let mut results = Results { homeserver: "", printing: options.printing(), list: Vec::new() };
     if options.online {
         for homeserver in config.homeservers.values() {
-            answers.homeserver = &homeserver.name;
-            answers.ask(&config, homeserver, &clock).await?;
+            results.homeserver = &homeserver.name;
+            results.check(&config, homeserver, &clock).await?;
         }
     }
-    let noes = answers.given.iter().filter(|answer| answer.ok != Some(true)).count() as u64;
+    let problems = results.list.iter().filter(|result| result.ok != Some(true)).count() as u64;
     if options.json {
         print_json(&json!({
             "errors": [],
             "warnings": config.warnings.iter().map(Found::as_json).collect::<Vec<_>>(),
             "jobs": job_list(config.jobs.iter(), HashMap::new(), clock.now()),
-            "online": options.online.then_some(&answers.given),
+            "online": options.online.then_some(&results.list),
         }))?;
     } else if options.online {
-        print(&match noes {
-            0 => "homeservers asked: every answer is good".to_owned(),
-            1 => "homeservers asked: 1 answer is NO or unknown, see above".to_owned(),
-            _ => format!("homeservers asked: {noes} answers are NO or unknown, see above"),
+        print(&match problems {
+            0 => "homeservers: all checks passed".to_owned(),
+            1 => "homeservers: 1 check is NO or unknown, see above".to_owned(),
+            _ => format!("homeservers: {problems} checks are NO or unknown, see above"),
         })?;
     }
-    if noes == 0 { Ok(()) } else { Err(Ended::Unsuccessful) }
+    if problems == 0 { Ok(()) } else { Err(Failure::Unsuccessful) }
 }
 
 /// Prints the warnings, the jobs with their next occurrences, and a summary.
-fn print_config(path: &Path, config: &Config, clock: &Clock) -> Result<(), Ended> {
+fn print_config(path: &Path, config: &Config, clock: &Clock) -> Result<(), Failure> {
     for warning in &config.warnings {
-        say_warning(&warning.to_string());
+        print_warning(&warning.to_string());
     }
     let mut text = String::new();
     for job in &config.jobs {
@@ -93,13 +96,15 @@ fn print_config(path: &Path, config: &Config, clock: &Clock) -> Result<(), Ended
             job.zone,
             job.common.mode
         ));
-        let next: Vec<String> =
-            upcoming(job, clock.now(), 3).into_iter().map(|next| local(next, job.zone.0)).collect();
+        let next: Vec<String> = upcoming(job, clock.now(), 3)
+            .into_iter()
+            .map(|next| format_local(next, job.zone.0))
+            .collect();
         if !next.is_empty() {
             text.push_str(&format!("  next: {}\n", next.join(", ")));
         }
         if job.common.mode == Mode::DryRun {
-            text.push_str("  only plans and reports; mode = \"apply\" makes it change things\n");
+            text.push_str("  only plans and reports; set mode = \"apply\" to make its changes\n");
         }
     }
     let warnings = match config.warnings.len() {
@@ -115,67 +120,55 @@ fn print_config(path: &Path, config: &Config, clock: &Clock) -> Result<(), Ended
     print(&text)
 }
 
-/// Whether each answer is printed as soon as it is known.
+/// A purge refuses to run where the clocks are further apart.
+const CLOCK_TOLERANCE: TimeDelta = TimeDelta::seconds(60);
+
+/// When the result of a check is printed.
 #[derive(Debug, Clone, Copy, PartialEq)]
-enum Told {
-    AtOnce,
+enum Printing {
+    Immediately,
+    /// As part of one JSON document.
     AtTheEnd,
 }
 
 impl Options {
-    fn told(&self) -> Told {
-        if self.json { Told::AtTheEnd } else { Told::AtOnce }
+    fn printing(&self) -> Printing {
+        if self.json { Printing::AtTheEnd } else { Printing::Immediately }
     }
 }
 
-/// An answer to a question of `--online`, as `--json` prints it.
+/// The result of a check of `--online`, as `--json` prints it.
 #[derive(Debug, Serialize)]
-struct Asked {
+struct CheckResult {
     homeserver: String,
     question: String,
-    /// `null` where the question got no answer, which says neither yes nor no.
+    /// `null` where the homeserver did not respond, which says neither yes nor no.
     ok: Option<bool>,
     answer: String,
 }
 
-/// The answers so far.
-struct Answers<'a> {
+/// The results so far.
+struct Results<'a> {
     homeserver: &'a str,
-    told: Told,
-    given: Vec<Asked>,
+    printing: Printing,
+    list: Vec<CheckResult>,
 }
 
-impl Answers<'_> {
-    fn yes(&mut self, question: &str, answer: &str) -> Result<(), Ended> {
+impl Results<'_> {
+    fn yes(&mut self, question: &str, answer: &str) -> Result<(), Failure> {
         self.add(question, Some(true), answer)
     }
 
-    fn no(&mut self, question: &str, answer: &str) -> Result<(), Ended> {
+    fn no(&mut self, question: &str, answer: &str) -> Result<(), Failure> {
         self.add(question, Some(false), answer)
     }
 
-    fn add(&mut self, question: &str, ok: Option<bool>, answer: &str) -> Result<(), Ended> {
-        let homeserver = self.homeserver.to_owned();
-        if self.told == Told::AtOnce {
-            let prefix = match ok {
-                Some(true) => "",
-                Some(false) => "NO: ",
-                None => "unknown: ",
-            };
-            print(&format!("{homeserver}: {question}: {prefix}{}", line(answer)))?;
-        }
-        let (question, answer) = (question.to_owned(), answer.to_owned());
-        self.given.push(Asked { homeserver, question, ok, answer });
-        Ok(())
-    }
-
-    /// Neither yes nor no: what had to be asked did not answer, which says nothing about the question.
-    fn unknown(&mut self, question: &str, why: &str) -> Result<(), Ended> {
+    fn unknown(&mut self, question: &str, why: &str) -> Result<(), Failure> {
         self.add(question, None, why)
     }
 
-    /// No, where Synapse said so of the token; unknown otherwise.
-    fn refused(&mut self, question: &str, error: &Error) -> Result<(), Ended> {
+    /// No, where Synapse rejects the token; unknown otherwise.
+    fn failed(&mut self, question: &str, error: &Error) -> Result<(), Failure> {
         let text = error.to_string();
         if error.is_about_token() {
             self.no(question, &text)
@@ -184,12 +177,27 @@ impl Answers<'_> {
         }
     }
 
-    async fn ask(
+    fn add(&mut self, question: &str, ok: Option<bool>, answer: &str) -> Result<(), Failure> {
+        let homeserver = self.homeserver.to_owned();
+        if self.printing == Printing::Immediately {
+            let prefix = match ok {
+                Some(true) => "",
+                Some(false) => "NO: ",
+                None => "unknown: ",
+            };
+            print(&format!("{homeserver}: {question}: {prefix}{}", line(answer)))?;
+        }
+        let (question, answer) = (question.to_owned(), answer.to_owned());
+        self.list.push(CheckResult { homeserver, question, ok, answer });
+        Ok(())
+    }
+
+    async fn check(
         &mut self,
         config: &Config,
         homeserver: &Homeserver,
         clock: &Clock,
-    ) -> Result<(), Ended> {
+    ) -> Result<(), Failure> {
         let transport =
             Transport::new(homeserver.settings(), Arc::new(|_| {})).map_err(anyhow::Error::msg)?;
         let reader = Reader::new(Arc::new(transport), clock.clone());
@@ -197,25 +205,38 @@ impl Answers<'_> {
             Ok(version) => self.yes("reachable", &format!("yes, Synapse {version}"))?,
             Err(error) => return self.no("reachable", &error.to_string()),
         }
-        let account = match reader.whoami().await {
-            Ok((account, _)) => account,
-            Err(error) => return self.refused("token valid", &error),
-        };
-        self.yes("token valid", &format!("yes, of {account}"))?;
+        match reader.whoami().await {
+            Ok((account, _)) => self.yes("token valid", &format!("yes, of {account}"))?,
+            Err(error) => return self.failed("token valid", &error),
+        }
         let identity = match reader.identity().await {
             Ok(identity) => identity,
-            Err(error) => return self.refused("server admin", &error),
+            Err(error) => return self.failed("server admin", &error),
         };
         self.yes("server admin", "yes")?;
-        match identity.clock_ahead {
-            Some(ahead) if ahead.abs() > chrono::TimeDelta::seconds(60) => self.no("clocks agree", &format!("the clock here is {} s off: set the clocks right (NTP), purges are refused until then", ahead.num_seconds()))?,
-            Some(_) => self.yes("clocks agree", "yes")?,
-            None => self.yes("clocks agree", "cannot tell, a proxy drops the Date header")?,
+        self.check_identity(&reader, identity).await?;
+        for job in config.jobs.iter().filter(|job| job.homeserver == homeserver.name) {
+            self.check_job(job, homeserver, &reader, identity).await?;
         }
-        self.yes(
-            "accounts in MAS",
-            if identity.mas { "yes: remove-external-ids is refused" } else { "no" },
-        )?;
+        Ok(())
+    }
+
+    /// Checks what matters to every job.
+    async fn check_identity(
+        &mut self,
+        reader: &Reader,
+        identity: &Identity,
+    ) -> Result<(), Failure> {
+        match identity.clock_ahead {
+            Some(ahead) if ahead.abs() > CLOCK_TOLERANCE => {
+                let off = ahead.num_seconds();
+                self.no("clocks agree", &format!("the local clock is {off} s off: synchronize the clocks (NTP); purges are refused until then"))?;
+            }
+            Some(_) => self.yes("clocks agree", "yes")?,
+            None => self.yes("clocks agree", "unknown: a proxy removes the Date header")?,
+        }
+        let mas = if identity.mas { "yes: remove-external-ids is refused" } else { "no" };
+        self.yes("accounts in MAS", mas)?;
         match reader.serves_media(&identity.server_name).await {
             Ok(true) => self.yes("media endpoints", "yes")?,
             Ok(false) => self.no(
@@ -227,38 +248,46 @@ impl Answers<'_> {
         if identity.account.user_type.as_deref() != Some("bot") {
             self.yes(
                 "account's user_type",
-                "not bot; as a bot it needs no consent and is left out of sweeps and statistics",
+                "not bot; a bot needs no consent and is left out of sweeps and statistics",
             )?;
         }
-        for job in config.jobs.iter().filter(|job| job.homeserver == homeserver.name) {
-            let needed = job.job.kind().needs.synapse;
-            if identity.version < needed {
-                self.no(
-                    &format!("version for {}", job.name),
-                    &format!("{} needs Synapse {needed} or later", job.job.kind().name),
-                )?;
-            }
-            if let Some(why) = job.job.kind().needs.not_under_mas.filter(|_| identity.mas) {
-                self.no(&format!("{} under MAS", job.name), why)?;
-            }
-            let budget = Budget {
-                requests_per_second: homeserver.keys.max_requests_per_second,
-                time_limit: job.common.time_limit,
-            };
-            // A homeserver that cannot tell has said so above.
-            let volume = job.job.volume(&reader).await.ok().flatten();
-            if let Some(warning) = volume.and_then(|volume| budget.warning(volume)) {
-                self.yes(
-                    &format!("{} reads within its time_limit", job.name),
-                    &format!("probably not: {warning}"),
-                )?;
-            }
-            for Answer { question, answer } in job.job.check(&reader, identity).await {
-                let question = format!("{} {question}", job.name);
-                match answer {
-                    Ok(answer) => self.yes(&question, &answer)?,
-                    Err(problem) => self.no(&question, &problem)?,
-                }
+        Ok(())
+    }
+
+    async fn check_job(
+        &mut self,
+        job: &JobSpec,
+        homeserver: &Homeserver,
+        reader: &Reader,
+        identity: &Identity,
+    ) -> Result<(), Failure> {
+        let needs = &job.job.kind().needs;
+        if identity.version < needs.synapse {
+            self.no(
+                &format!("version for {}", job.name),
+                &format!("{} needs Synapse {} or later", job.job.kind().name, needs.synapse),
+            )?;
+        }
+        if let Some(why) = needs.not_under_mas.filter(|_| identity.mas) {
+            self.no(&format!("{} under MAS", job.name), why)?;
+        }
+        let budget = Budget {
+            requests_per_second: homeserver.keys.max_requests_per_second,
+            time_limit: job.common.time_limit,
+        };
+        // Where the volume cannot be read, a check above says why.
+        let volume = job.job.volume(reader).await.ok().flatten();
+        if let Some(warning) = volume.and_then(|volume| budget.warning(volume)) {
+            self.yes(
+                &format!("{} reads within its time_limit", job.name),
+                &format!("probably not: {warning}"),
+            )?;
+        }
+        for Answer { question, answer } in job.job.check(reader, identity).await {
+            let question = format!("{} {question}", job.name);
+            match answer {
+                Ok(answer) => self.yes(&question, &answer)?,
+                Err(problem) => self.no(&question, &problem)?,
             }
         }
         Ok(())

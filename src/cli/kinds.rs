@@ -1,6 +1,7 @@
 //! `microglia kinds`: what each kind does, and its keys.
 
-use super::{Ended, print};
+use super::failure::Failure;
+use super::output::print;
 use crate::config::TABLES;
 use crate::jobs::job::Kind;
 use crate::jobs::{KINDS, kind};
@@ -12,7 +13,7 @@ pub(super) struct Options {
     kind: Option<String>,
 }
 
-pub(super) fn run(options: &Options) -> Result<(), Ended> {
+pub(super) fn run(options: &Options) -> Result<(), Failure> {
     let Some(name) = &options.kind else {
         let mut text = String::new();
         for kind in KINDS {
@@ -23,7 +24,7 @@ pub(super) fn run(options: &Options) -> Result<(), Ended> {
     };
     let names: Vec<&str> = KINDS.iter().map(|kind| kind.name).collect();
     let kind = kind(name).ok_or_else(|| {
-        Ended::Usage(format!("kind {}", crate::values::text::not_one_of(name, &names)))
+        Failure::Usage(format!("kind {}", crate::values::text::not_one_of(name, &names)))
     })?;
     let mut text = described(kind);
     for (table, keys) in TABLES {
@@ -43,7 +44,7 @@ fn described(kind: &Kind) -> String {
         text.push_str(&format!("  Needs Synapse {} or later.\n", kind.needs.synapse));
     }
     if !kind.counts {
-        text.push_str("  Cannot count beforehand: max_changes and at_most mean nothing here.\n");
+        text.push_str("  Cannot count beforehand: max_changes and at_most are errors.\n");
     }
     text.push('\n');
     text.extend(kind.keys.iter().map(key_described));

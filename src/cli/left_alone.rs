@@ -1,22 +1,22 @@
-//! What the rules of a kind left out of a run's plan, by name.
+//! The items that the rules of a kind left out of a run's plan.
 
 use std::sync::{Mutex, PoisonError};
 
 use crate::plan::report::{Event, LeftAlone};
 use crate::values::text::format_number;
 
-/// Remembers what the last plan of a run left alone.
+/// What the last plan of a run left alone, and how many more items there are than are named.
 #[derive(Debug, Default)]
-pub(super) struct Named(Mutex<(Vec<LeftAlone>, u64)>);
+pub(super) struct LeftAloneList(Mutex<(Vec<LeftAlone>, u64)>);
 
-impl Named {
-    pub(super) fn hear(&self, event: &Event) {
+impl LeftAloneList {
+    pub(super) fn observe(&self, event: &Event) {
         if let Event::LeftAlone { named, more } = event {
             *self.0.lock().unwrap_or_else(PoisonError::into_inner) = (named.clone(), *more);
         }
     }
 
-    /// A line for each, and how many more there are.
+    /// One line per item.
     pub(super) fn text(&self) -> String {
         let (named, more) = &*self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let mut text: String = named

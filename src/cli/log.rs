@@ -6,9 +6,10 @@ use std::io::IsTerminal;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::format::debug_fn;
 
+use super::output::stderr_takes_colours;
 use crate::values::escape::Line;
 
-/// Starts the log; `levels` is what `RUST_LOG` overrides.
+/// Starts logging; `RUST_LOG` overrides `levels`.
 #[expect(clippy::disallowed_methods, reason = "the environment is read in `cli` only")]
 pub(super) fn start(levels: &str) {
     let filter = std::env::var("RUST_LOG")
@@ -22,9 +23,9 @@ pub(super) fn start(levels: &str) {
     let log = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
-        // It would panic where nobody reads stderr any more.
+        // It would panic once stderr is closed.
         .log_internal_errors(false)
-        .with_ansi(super::stderr_takes_colours());
+        .with_ansi(stderr_takes_colours());
     match (json, journal) {
         (true, _) => {
             log.json().flatten_event(true).with_current_span(false).with_span_list(false).init();
@@ -34,9 +35,9 @@ pub(super) fn start(levels: &str) {
     }
 }
 
-/// People read the message, which names what the fields name; those are for machines.
+/// Prints the message only, because it contains what the fields contain; those are for JSON.
 ///
-/// An event is one line, whatever text of a homeserver it quotes: nobody else can write a line into the log.
+/// Keeps each event on one line: text that it quotes from a homeserver cannot forge log lines.
 fn message_only() -> impl for<'writer> tracing_subscriber::fmt::FormatFields<'writer> {
     debug_fn(|writer, field, value| match field.name() {
         "message" => write!(Line(writer), "{value:?}"),

@@ -4,53 +4,53 @@ use clap::{Arg, Command};
 use clap_mangen::Man;
 use clap_mangen::roff::{Roff, bold, roman};
 
-use super::{EXIT_CODES, Ended, print};
+use super::failure::{EXIT_CODES, Failure};
+use super::output::print;
 use crate::jobs::KINDS;
 
 const EXAMPLES: [(&str, &str); 5] = [
     (
         "microglia check --online",
-        "Every mistake of the config at once, what each homeserver says to its token, and when each job is due.",
+        "Reports every error in the configuration at once, checks each homeserver, and lists when each job is due.",
     ),
-    ("microglia run nightly-media --dry-run", "What the job would do: nothing is changed."),
-    ("microglia run nightly-media --apply", "The same for real, now."),
-    ("microglia runs show 42", "Each change of a recorded run, and what it replaced."),
-    ("microglia reload", "Has the daemon adopt the edited config, or says why it did not."),
+    ("microglia run nightly-media --dry-run", "Shows what the job would do, and changes nothing."),
+    ("microglia run nightly-media --apply", "Runs the job now and makes its changes."),
+    ("microglia runs show 42", "Shows each change of a recorded run, and what it replaced."),
+    (
+        "microglia reload",
+        "Makes the daemon adopt the edited configuration, or reports why it did not.",
+    ),
 ];
 
 const ENVIRONMENT: [(&str, &str); 6] = [
-    ("MICROGLIA_CONFIG", "The config file, where --config is not given."),
-    ("MICROGLIA_LISTEN", "Where the daemon listens, where daemon.listen is not set."),
+    ("MICROGLIA_CONFIG", "The configuration file, if --config is not given."),
+    ("MICROGLIA_LISTEN", "The address to listen on, if daemon.listen is not set."),
     (
         "STATE_DIRECTORY",
-        "The state directory, where daemon.state_dir is not set. systemd sets it for StateDirectory=.",
+        "The state directory, if daemon.state_dir is not set. systemd sets it for StateDirectory=.",
     ),
     (
         "CREDENTIALS_DIRECTORY",
-        "Where files of secrets with relative names are looked for first. systemd sets it for LoadCredential=.",
+        "The directory searched first for secret files with relative paths. systemd sets it for LoadCredential=.",
     ),
-    ("RUST_LOG", "The levels of the log on stderr, such as debug or microglia=debug,warn."),
-    ("MICROGLIA_LOG_FORMAT", "json makes each line of the log a JSON object."),
+    ("RUST_LOG", "Log levels, such as debug or microglia=debug,warn."),
+    ("MICROGLIA_LOG_FORMAT", "Set to json to log one JSON object per line."),
 ];
 
 const FILES: [(&str, &str); 3] = [
     (
         "/etc/microglia/microglia.toml",
-        "The config. Files that it names by a relative path, such as the one with the access token, are looked for \
-         beside it.",
+        "The configuration. Relative paths in it, such as that of the access token file, are relative to its directory.",
     ),
-    (
-        "/var/lib/microglia",
-        "The state: the history with every run, every change and what it replaced, and the locks.",
-    ),
+    ("/var/lib/microglia", "The state directory: the history of runs and changes, and the locks."),
     (
         "/var/lib/microglia/control.sock",
-        "The socket by which the commands reach the running daemon.",
+        "The socket through which commands reach the running daemon.",
     ),
 ];
 
-pub(super) fn run(cli: Command) -> Result<(), Ended> {
-    // `help` would have a section that only says that it is there.
+pub(super) fn run(cli: Command) -> Result<(), Failure> {
+    // A section for `help` would say nothing.
     let mut cli = cli.disable_help_subcommand(true);
     cli.build();
     let man = Man::new(cli.clone());
@@ -69,7 +69,7 @@ pub(super) fn run(cli: Command) -> Result<(), Ended> {
     commands(&mut rest, &cli);
     section(&mut rest, "KINDS OF JOBS", KINDS.iter().map(|kind| (kind.name, kind.about)));
     rest.control("PP", []);
-    rest.text([bold("microglia kinds "), roman("KIND describes the keys of one.")]);
+    rest.text([bold("microglia kinds "), roman("KIND describes the keys of a kind.")]);
     section(&mut rest, "EXAMPLES", EXAMPLES);
     section(&mut rest, "EXIT STATUS", EXIT_CODES);
     section(&mut rest, "ENVIRONMENT", ENVIRONMENT);
@@ -96,12 +96,12 @@ fn commands(page: &mut Roff, parent: &Command) {
 
 fn usage(command: &Command) -> String {
     let usage = command.clone().render_usage().to_string();
-    // A second form is that of the commands below it, which have their own.
+    // The second line is the usage of subcommands, which have sections of their own.
     let first = usage.lines().next().unwrap_or_default();
     first.trim_start_matches("Usage: ").to_owned()
 }
 
-/// What the help of an argument says, with what it takes where it may be left out.
+/// The help of an argument, with its possible values and its default.
 fn meaning(arg: &Arg) -> String {
     let mut text = arg.get_help().cloned().unwrap_or_default().to_string();
     if arg.get_num_args().is_some_and(|count| count.takes_values()) {

@@ -1,4 +1,4 @@
-//! Progress on a terminal: a bar on stderr, nothing where nobody looks.
+//! A progress bar on stderr, where that is a terminal.
 
 use std::fmt::Write;
 use std::sync::{Mutex, PoisonError};
@@ -6,24 +6,25 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressState, ProgressStyle};
 
+use super::output::print_message;
 use crate::plan::report::Event;
 use crate::values::duration::format_duration;
 use crate::values::escape::line;
 
-/// Shows a run's events as one line that moves.
+/// Shows the events of a run in one line.
 pub(super) struct Progress {
     bar: ProgressBar,
     homeserver: String,
     shown: Mutex<Shown>,
 }
 
-/// What the line shows, so that it begins anew where that changes.
+/// What the line shows; it is set up again when the key changes.
 #[derive(Debug, Default)]
 struct Shown {
     key: String,
-    /// What the run told last.
+    /// From the last event.
     view: View,
-    /// Said instead while the homeserver does not answer, unless the run waits until a known time.
+    /// Shown instead while the homeserver does not respond, unless the run waits until a known time.
     silence: Option<String>,
 }
 
@@ -32,7 +33,7 @@ struct View {
     what: String,
     done: u64,
     total: u64,
-    /// Until when it lasts, where that is known.
+    /// When it ends, where that is known.
     until: Option<Instant>,
 }
 
@@ -43,13 +44,13 @@ impl Progress {
             homeserver: homeserver.to_owned(),
             shown: Mutex::default(),
         };
-        // Without a first view the bar is a full one: nothing of nothing is all of it.
+        // Without a first view the bar would show 0 of 0 as complete.
         progress.show(View { what: format!("asking {homeserver}"), ..View::default() });
         progress.bar.enable_steady_tick(Duration::from_millis(200));
         progress
     }
 
-    pub(super) fn hear(&self, event: &Event) {
+    pub(super) fn observe(&self, event: &Event) {
         if self.bar.is_hidden() {
             return;
         }
@@ -72,9 +73,9 @@ impl Progress {
             Event::Waiting(what) => {
                 self.show(View { what: format!("waiting for {what}"), ..View::default() });
             }
-            Event::Warning(warning) => self.say(&format!("warning: {}", line(warning))),
+            Event::Warning(warning) => self.print(&format!("warning: {}", line(warning))),
             Event::Retrying { attempt, attempts, wait_seconds, because } => {
-                self.say(&format!("failed: {}", line(because)));
+                self.print(&format!("failed: {}", line(because)));
                 self.show(View {
                     what: format!("waiting for attempt {attempt} of {attempts}"),
                     until: Some(Instant::now() + Duration::from_secs(*wait_seconds)),
@@ -93,10 +94,10 @@ impl Progress {
                 )));
             }
             Event::Answering { after_seconds } => {
-                self.say(&format!("{homeserver} answers again after {after_seconds} s"));
+                self.print(&format!("{homeserver} answers again after {after_seconds} s"));
                 self.set_silence(None);
             }
-            Event::Slow(true) => self.say("Synapse answers slowly: sending at half the rate"),
+            Event::Slow(true) => self.print("Synapse answers slowly: sending at half the rate"),
             Event::Ended(_) => self.bar.finish_and_clear(),
             _ => {}
         }
@@ -111,9 +112,9 @@ impl Progress {
         self.show(view);
     }
 
-    /// Leaves a line above the one that moves.
-    fn say(&self, text: &str) {
-        self.bar.suspend(|| super::say(text));
+    /// Prints a line above the bar.
+    fn print(&self, text: &str) {
+        self.bar.suspend(|| print_message(text));
     }
 
     fn shown(&self) -> std::sync::MutexGuard<'_, Shown> {
@@ -141,7 +142,7 @@ impl Progress {
                 let until = *until;
                 let left = move |_: &ProgressState, text: &mut dyn Write| {
                     let left = until.map(|until| until.saturating_duration_since(Instant::now()));
-                    // Whole seconds, so that the line is calm.
+                    // Whole seconds, because tenths would flicker.
                     let seconds = left.unwrap_or_default().as_secs();
                     let _ = match seconds {
                         0 => text.write_str("now"),

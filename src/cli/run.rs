@@ -4,43 +4,40 @@ use std::io::IsTerminal;
 use std::path::Path;
 use std::sync::Arc;
 
-use tokio::signal::unix::{SignalKind, signal};
+use anyhow::anyhow;
 
-use super::left_alone::Named;
-use super::progress::Progress;
-use super::remote::unexpected;
-use super::runs::{changes, summary};
-use super::{Ended, enter, load, load_without_secrets, log, print, print_json, say};
+use super::client::Client;
+use super::context::{become_owner, find_job, load, load_without_secrets};
+use super::failure::Failure;
+use super::left_alone::LeftAloneList;
+use super::output::{print, print_json, print_message};
+use super::report_text::{changes, summary};
+use super::{log, run_in_daemon, run_in_process};
 use crate::config::{Config, JobSpec};
-use crate::history::History;
-use crate::history::state_dir::StateDir;
-use crate::plan::report::{Event, Mode, Outcome, Report};
-use crate::runner::{HomeserverHandle, RunParams, RunSlots, Runner, Settle, Stop, WindowRule};
-use crate::scheduler::{Refusal, RunOverrides};
-use crate::synapse::{Limits, Settings, Transport};
+use crate::plan::report::{Mode, Outcome, Report};
+use crate::runner::{RunParams, WindowRule};
+use crate::scheduler::RunOverrides;
 use crate::values::clock::{Clock, Timestamp};
 use crate::values::schema::Limit;
-use crate::values::text::not_one_of;
-use crate::web::control::{Connection, Request, Response};
 
 #[derive(Debug, clap::Args)]
 #[expect(clippy::struct_excessive_bools, reason = "flags of the command line")]
 pub(super) struct Options {
     /// The job's name.
     job: String,
-    /// Plans and reports, whatever mode the config says.
+    /// Plans and reports, whatever the configured mode.
     #[arg(long, conflicts_with = "apply")]
     dry_run: bool,
-    /// Makes the changes, whatever mode the config says.
+    /// Makes the changes, whatever the configured mode.
     #[arg(long)]
     apply: bool,
-    /// Allows a plan of so many things this once.
+    /// Allows a plan of up to N items, for this run only.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     max_changes: Option<u32>,
-    /// Runs outside the job's window, and beyond its end, this once.
+    /// Runs outside the job's window and beyond its end, for this run only.
     #[arg(long)]
     ignore_window: bool,
-    /// Names what the rules of the kind left alone, up to 1,000 of it.
+    /// Names the items that the rules of the kind left alone, up to 1,000.
     #[arg(long, short)]
     verbose: bool,
     /// Prints the report as one JSON document.
@@ -48,257 +45,123 @@ pub(super) struct Options {
     json: bool,
 }
 
-/// Changes shown below the summary.
-const SHOWN: usize = 20;
+/// How many changes the summary is followed by.
+const CHANGES_PRINTED: usize = 20;
 
-pub(super) async fn run(path: &Path, options: &Options) -> Result<(), Ended> {
+pub(super) async fn run(path: &Path, options: &Options) -> Result<(), Failure> {
     let clock = Clock::system();
     let config = load_without_secrets(path, &clock)?;
     // Before root becomes the owner of the state directory, who may not be allowed to read the secrets.
     let with_secrets = load(path, &clock);
-    enter(&config.daemon.state_dir)?;
-    let connection = connection(&config).await?;
-    // Only who asks the homeserver needs the token.
-    let config = if connection.is_some() { config } else { with_secrets? };
-    let spec = job(&config, &options.job)?;
+    become_owner(&config.daemon.state_dir)?;
+    let daemon = connect(&config).await?;
+    // Only the process that sends requests to the homeserver needs the token.
+    let config = if daemon.is_some() { config } else { with_secrets? };
+    let spec = find_job(&config, &options.job)?;
     if options.max_changes.is_some() && !spec.job.kind().counts {
-        return Err(Ended::Usage(format!(
+        return Err(Failure::Usage(format!(
             "--max-changes means nothing for {}, which cannot count beforehand",
             spec.job.kind().name
         )));
     }
-    let terminal = std::io::stderr().is_terminal();
-    // On a terminal the bar and the summary show what the lines would say.
-    log::start(if terminal {
-        "warn,sqlx=error,microglia::telling=off"
-    } else {
-        "warn,sqlx=error,microglia::audit=info"
-    });
+    start_log();
     for warning in &config.warnings {
         tracing::warn!("{}", warning.line());
     }
-    let order = RunParams {
-        mode: match (options.dry_run, options.apply) {
-            (true, _) => Mode::DryRun,
-            (_, true) => Mode::Apply,
-            (false, false) => spec.common.mode,
-        },
-        max_changes: options.max_changes.map_or(spec.common.max_changes, Limit::Of),
-        window: if options.ignore_window { WindowRule::Ignore } else { WindowRule::Keep },
-        ..RunParams::manual(spec)
-    };
-    let named = Arc::new(Named::default());
-    let report = match connection {
-        Some(connection) => in_daemon(connection, &config, spec, options, &named).await?,
-        None => here(&config, spec, &order, &clock, Arc::clone(&named)).await?,
-    };
-    if options.json {
-        let left_alone = named.text();
-        if options.verbose && !left_alone.is_empty() {
-            say(left_alone.trim_end());
-        }
-        print_json(&report)?;
+    let left_alone = Arc::new(LeftAloneList::default());
+    let report = if let Some(client) = daemon {
+        run_in_daemon::run(client, &config, spec, options.overrides(), &left_alone).await?
     } else {
-        let mut text = shown(&report, spec, options, clock.now());
-        if options.verbose {
-            text.push_str(&named.text());
-        }
-        print(&text)?;
-    }
+        let params = options.params(spec);
+        run_in_process::run(&config, spec, &params, &clock, Arc::clone(&left_alone)).await?
+    };
+    options.print(&report, spec, &left_alone, clock.now())?;
     match report.outcome {
         Some(Outcome::Succeeded) => Ok(()),
-        _ => Err(Ended::Unsuccessful),
+        _ => Err(Failure::Unsuccessful),
     }
 }
 
-pub(super) fn job<'a>(config: &'a Config, name: &str) -> Result<&'a JobSpec, Ended> {
-    config.job(name).ok_or_else(|| {
-        let names: Vec<&str> = config.jobs.iter().map(|job| job.name.as_str()).collect();
-        let several: Vec<&str> =
-            names.iter().copied().filter(|known| known.split('@').next() == Some(name)).collect();
-        Ended::Usage(match several.is_empty() {
-            true => format!("job {}", not_one_of(name, &names)),
-            false => format!(
-                "job `{name}` runs on several homeservers: name one of {}",
-                several.join(", ")
-            ),
-        })
-    })
-}
-
-/// To the daemon that holds the state directory; `None` where there is none.
-async fn connection(config: &Config) -> Result<Option<Connection>, Ended> {
+/// Connects to the daemon that owns the state directory; `None` where there is none.
+async fn connect(config: &Config) -> Result<Option<Client>, Failure> {
     let dir = &config.daemon.state_dir;
-    Connection::open(dir).await.map_err(|error| {
-        Ended::Error(anyhow::anyhow!(
+    Client::connect(dir).await.map_err(|error| {
+        Failure::Error(anyhow!(
             "a daemon may run on {}, and its socket cannot be used ({error}): use sudo, or the daemon's own user",
             dir.display()
         ))
     })
 }
 
-/// Has the daemon run the job, which is the only one that runs where it lives.
-async fn in_daemon(
-    mut connection: Connection,
-    config: &Config,
-    spec: &JobSpec,
-    options: &Options,
-    named: &Named,
-) -> Result<Report, Ended> {
-    let mode = match (options.dry_run, options.apply) {
-        (true, _) => Some(Mode::DryRun),
-        (_, true) => Some(Mode::Apply),
-        (false, false) => None,
-    };
-    let fingerprint = config
-        .homeservers
-        .get(&spec.homeserver)
-        .map(|homeserver| spec.fingerprint(homeserver.fingerprint()));
-    let asked = RunOverrides {
-        mode,
-        max_changes: options.max_changes,
-        ignore_window: options.ignore_window,
-        fingerprint,
-    };
-    connection.ask(&Request::Run { job: spec.name.clone(), asked }).await?;
-    let progress = Progress::new(&spec.homeserver);
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut asked_to_stop = false;
-    loop {
-        let response = tokio::select! {
-            response = connection.next() => response?,
-            _ = interrupt.recv() => {
-                if asked_to_stop {
-                    say(&format!("the run goes on in the daemon: microglia runs {}", spec.name));
-                    return Err(Ended::Unsuccessful);
-                }
-                asked_to_stop = true;
-                say(&format!("\nstopping {} after the change under way; once more to leave it alone", spec.name));
-                if let Some(mut other) = Connection::open(&config.daemon.state_dir).await? {
-                    other.ask(&Request::Cancel { job: spec.name.clone() }).await?;
-                }
-                continue;
-            }
-        };
-        match response {
-            Some(Response::Event(event)) => {
-                progress.hear(&event);
-                named.hear(&event);
-            }
-            Some(Response::Report(report)) => {
-                progress.hear(&Event::Ended(report.clone()));
-                return Ok(*report);
-            }
-            Some(Response::Refused(refusal @ Refusal::Unknown(_))) => {
-                return Err(Ended::Usage(format!(
-                    "the running daemon says: {refusal} (it knows what it last loaded: `microglia reload`)"
-                )));
-            }
-            Some(other) => return Err(unexpected(other)),
-            None => {
-                return Err(Ended::Error(anyhow::anyhow!(
-                    "the daemon went away: `microglia runs {}` shows what it did",
-                    spec.name
-                )));
-            }
+/// On a terminal the progress bar and the summary show what the log would.
+fn start_log() {
+    log::start(match std::io::stderr().is_terminal() {
+        true => "warn,sqlx=error,microglia::telling=off",
+        false => "warn,sqlx=error,microglia::audit=info",
+    });
+}
+
+impl Options {
+    fn mode(&self) -> Option<Mode> {
+        match (self.dry_run, self.apply) {
+            (true, _) => Some(Mode::DryRun),
+            (_, true) => Some(Mode::Apply),
+            (false, false) => None,
         }
     }
-}
 
-/// Runs the job in this process.
-async fn here(
-    config: &Config,
-    spec: &JobSpec,
-    order: &RunParams,
-    clock: &Clock,
-    named: Arc<Named>,
-) -> Result<Report, Ended> {
-    let homeserver = config
-        .homeservers
-        .get(&spec.homeserver)
-        .ok_or_else(|| anyhow::anyhow!("no homeserver {}", spec.homeserver))?;
-    let (runs, limits) = config
-        .limits(&homeserver.address())
-        .ok_or_else(|| anyhow::anyhow!("no homeserver {}", spec.homeserver))?;
-    let settings = Settings { limits: Arc::new(Limits::new(limits)), ..homeserver.settings() };
-    let transport = Transport::new(settings, Arc::new(|_| {})).map_err(anyhow::Error::msg)?;
-    let place = HomeserverHandle {
-        transport: Arc::new(transport),
-        places: RunSlots::Locks(runs),
-        max_concurrent_requests: limits.max_concurrent_requests,
-    };
-    let (dir, history) = open(config, clock).await;
-    let runner =
-        Runner { history: history.clone(), dir, clock: clock.clone(), settle: Settle::default() };
-    let (stop, progress, name) =
-        (Stop::default(), Progress::new(&spec.homeserver), spec.name.clone());
-    let told = crate::observe::run_log::log(&spec.name, &spec.homeserver);
-    let tell = Arc::new(move |event: Event| {
-        progress.hear(&event);
-        named.hear(&event);
-        told(event);
-    });
-    let signals = tokio::spawn(stopped_by_signals(stop.clone(), name));
-    let report = runner.run(spec, &place, order, &stop, tell).await;
-    signals.abort();
-    history.close().await;
-    report.map_err(|busy| {
-        super::say_error(&busy.to_string());
-        Ended::Unsuccessful
-    })
-}
+    fn overrides(&self) -> RunOverrides {
+        RunOverrides {
+            mode: self.mode(),
+            max_changes: self.max_changes,
+            ignore_window: self.ignore_window,
+            fingerprint: None,
+        }
+    }
 
-/// The state directory and its history, or the reason why there are none.
-async fn open(config: &Config, clock: &Clock) -> (Option<StateDir>, History) {
-    let path = &config.daemon.state_dir;
-    let problem = |error: &dyn std::fmt::Display| {
-        format!(
-            "the state directory {} cannot be used ({error}): run as the daemon's user, or set daemon.state_dir",
-            path.display()
-        )
-    };
-    match StateDir::open(path) {
-        Err(error) => (None, History::none(clock.clone(), &problem(&error))),
-        Ok(dir) => match History::open(&dir, clock.clone()).await {
-            Ok(history) => (Some(dir), history),
-            Err(error) => (Some(dir), History::none(clock.clone(), &problem(&error))),
-        },
+    fn params(&self, spec: &JobSpec) -> RunParams {
+        RunParams {
+            mode: self.mode().unwrap_or(spec.common.mode),
+            max_changes: self.max_changes.map_or(spec.common.max_changes, Limit::Of),
+            window: if self.ignore_window { WindowRule::Ignore } else { WindowRule::Keep },
+            ..RunParams::manual(spec)
+        }
+    }
+
+    fn print(
+        &self,
+        report: &Report,
+        spec: &JobSpec,
+        left_alone: &LeftAloneList,
+        now: Timestamp,
+    ) -> Result<(), Failure> {
+        let left_alone = if self.verbose { left_alone.text() } else { String::new() };
+        if !self.json {
+            return print(&(report_text(report, spec, self, now) + &left_alone));
+        }
+        if !left_alone.is_empty() {
+            print_message(left_alone.trim_end());
+        }
+        print_json(report)
     }
 }
 
-/// The first signal ends the run between two changes, the second at once.
-async fn stopped_by_signals(stop: Stop, job: String) {
-    let (Ok(mut interrupt), Ok(mut terminate)) =
-        (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
-    else {
-        return;
-    };
-    let mut next = async || {
-        tokio::select! { _ = interrupt.recv() => "SIGINT (Ctrl-C)", _ = terminate.recv() => "SIGTERM" }
-    };
-    let first = next().await;
-    say(&format!("\nstopping {job} after the change under way; once more to stop at once"));
-    stop.cancelled_by(first);
-    let second = next().await;
-    stop.now(Outcome::Cancelled, &format!("by a second signal, {second}"));
-}
-
-fn shown(report: &Report, spec: &JobSpec, options: &Options, now: Timestamp) -> String {
+fn report_text(report: &Report, spec: &JobSpec, options: &Options, now: Timestamp) -> String {
     let mut text = summary(report, spec.zone.0);
-    text.push_str(&changes(report, SHOWN));
+    text.push_str(&changes(report, CHANGES_PRINTED));
     if report.mode == Mode::DryRun && report.outcome == Some(Outcome::Succeeded) {
         text.push_str(&advice(report, spec, options, now));
     }
     text
 }
 
-/// What to do after a dry run that succeeded.
+/// What to do after a successful dry run.
 fn advice(report: &Report, spec: &JobSpec, options: &Options, now: Timestamp) -> String {
     if report.planned == Some(0) {
         return "Nothing was changed, and there is nothing to change.\n".to_owned();
     }
     let mut flags =
-        options.max_changes.map(|most| format!(" --max-changes {most}")).unwrap_or_default();
+        options.max_changes.map(|limit| format!(" --max-changes {limit}")).unwrap_or_default();
     let mut advice = "Nothing was changed.".to_owned();
     flags.push_str(" --apply");
     if let Some(window) = spec.common.window.filter(|_| spec.is_outside_window(now)) {

@@ -1,4 +1,4 @@
-//! Tables for a terminal, and moments as people read them.
+//! Tables and their cells for a terminal.
 
 use chrono_tz::Tz;
 use comfy_table::{ContentArrangement, Table, presets};
@@ -8,7 +8,7 @@ use crate::values::clock::Timestamp;
 use crate::values::escape::line;
 use crate::values::text::format_number;
 
-pub(super) fn table(header: &[&str]) -> Table {
+pub(super) fn new_table(header: &[&str]) -> Table {
     let mut table = Table::new();
     table
         .load_style(presets::NOTHING)
@@ -17,17 +17,17 @@ pub(super) fn table(header: &[&str]) -> Table {
     table
 }
 
-/// A table's text without the spaces at the ends of its lines.
-pub(super) fn text(table: &Table) -> String {
+/// A table's text without trailing spaces.
+pub(super) fn table_text(table: &Table) -> String {
     table.to_string().lines().map(|line| format!("{}\n", line.trim())).collect()
 }
 
-pub(super) fn local(moment: Timestamp, zone: Tz) -> String {
-    moment.with_timezone(&zone).format("%Y-%m-%d %H:%M:%S %Z").to_string()
+pub(super) fn format_local(time: Timestamp, zone: Tz) -> String {
+    time.with_timezone(&zone).format("%Y-%m-%d %H:%M:%S %Z").to_string()
 }
 
-/// The outcome of a run, or what it does while it has none.
-pub(super) fn standing(run: &Report) -> &'static str {
+/// The outcome of a run, or its present state.
+pub(super) fn status(run: &Report) -> &'static str {
     match (run.outcome, &run.waiting) {
         (Some(outcome), _) => outcome.as_str(),
         (None, Some(_)) => "waiting",
@@ -36,12 +36,12 @@ pub(super) fn standing(run: &Report) -> &'static str {
 }
 
 /// `for another run on main to end, since 2026-11-24 17:03:20 UTC`.
-pub(super) fn waits(waiting: &Waiting, zone: Tz) -> String {
-    format!("for {}, since {}", line(&waiting.what), local(waiting.since, zone))
+pub(super) fn format_wait(waiting: &Waiting, zone: Tz) -> String {
+    format!("for {}, since {}", line(&waiting.what), format_local(waiting.since, zone))
 }
 
-/// The figures of a run in a few words.
-pub(super) fn figures(report: &Report) -> String {
+/// `120 planned, 118 done, 2 failed`.
+pub(super) fn format_counts(report: &Report) -> String {
     let mut parts = Vec::new();
     if let Some(planned) = report.planned {
         parts.push(format!("{} planned", format_number(planned)));

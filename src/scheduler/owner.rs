@@ -3,13 +3,14 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tokio::sync::mpsc;
+use tokio::sync::{broadcast, mpsc};
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
 use super::agenda::{Agenda, Due};
 use super::homeservers::Homeservers;
+use super::job_event::JobEvent;
 use super::job_state::{
-    Decision, Ending, Event as JobEvent, Interrupted, JobState, Now, Recalled, Start, Timing, Why,
+    Decision, Ending, Event as StateEvent, Interrupted, JobState, Now, Recalled, Start, Timing, Why,
 };
 use super::message::{Listener, Message, RunReply};
 use super::recollection::Recollection;
@@ -43,6 +44,8 @@ pub struct Owner {
     /// Whether that could not be read, and scheduled runs are only taken for paused.
     pub(super) pause_assumed: bool,
     pub(super) draining: bool,
+    /// For whoever follows the events of all runs.
+    events: broadcast::Sender<JobEvent>,
     pub(super) remember: mpsc::UnboundedSender<Remember>,
 }
 
@@ -76,11 +79,12 @@ pub(super) struct Parts {
     pub tasks: TaskTracker,
     pub messages: mpsc::UnboundedReceiver<Message>,
     pub sender: mpsc::WeakUnboundedSender<Message>,
+    pub events: broadcast::Sender<JobEvent>,
 }
 
 impl Owner {
     pub(super) fn new(parts: Parts) -> Self {
-        let Parts { runner, metrics, clock, agenda, tasks, messages, sender } = parts;
+        let Parts { runner, metrics, clock, agenda, tasks, messages, sender, events } = parts;
         Self {
             runner,
             metrics,
@@ -89,6 +93,7 @@ impl Owner {
             tasks,
             messages,
             sender,
+            events,
             // Until it runs nobody listens, and nothing is decided.
             remember: mpsc::unbounded_channel().0,
             jobs: BTreeMap::new(),
@@ -178,23 +183,23 @@ impl Owner {
         if due.set_back {
             let all: Vec<String> = self.jobs.keys().cloned().collect();
             for job in all {
-                self.on(&job, JobEvent::ClockSetBack);
+                self.on(&job, StateEvent::ClockSetBack);
             }
         }
         for job in &due.jobs {
-            self.on(job, JobEvent::Wake);
+            self.on(job, StateEvent::Wake);
         }
     }
 
     fn wake_all(&mut self) {
         let all: Vec<String> = self.jobs.keys().cloned().collect();
         for job in all {
-            self.on(&job, JobEvent::Wake);
+            self.on(&job, StateEvent::Wake);
         }
     }
 
     /// Has a job decide what follows from an event, and carries that out.
-    pub(super) fn on(&mut self, job: &str, event: JobEvent) {
+    pub(super) fn on(&mut self, job: &str, event: StateEvent) {
         let now = self.now();
         let entry = match self.jobs.get_mut(job) {
             Some(entry) => entry,
@@ -270,6 +275,7 @@ impl Owner {
             stop,
             listener,
             messages,
+            events: self.events.clone(),
         };
         self.tasks.spawn(run.carry_out());
     }
@@ -294,7 +300,7 @@ impl Owner {
         }
         let (sender, receiver) = mpsc::unbounded_channel();
         entry.requested = Some((overrides, sender));
-        self.on(job, JobEvent::Requested);
+        self.on(job, StateEvent::Requested);
         Ok(receiver)
     }
 
@@ -308,7 +314,7 @@ impl Owner {
         } else {
             return Err(Refusal::NotRunning(job.to_owned()));
         }
-        self.on(job, JobEvent::Cancelled);
+        self.on(job, StateEvent::Cancelled);
         Ok(())
     }
 
@@ -318,9 +324,12 @@ impl Owner {
             if let Some(running) = self.running(job) {
                 (running.started, running.run) = (true, report.id);
             }
-            self.on(job, JobEvent::Started { recorded: report.id.is_some() });
+            self.on(job, StateEvent::Started { recorded: report.id.is_some() });
         }
         self.observe(job, &event);
+        if self.events.receiver_count() > 0 {
+            let _ = self.events.send(JobEvent { job: job.to_owned(), event: event.clone() });
+        }
         if let Some(listener) = listener {
             let _ = listener.send(event);
         }
@@ -341,7 +350,7 @@ impl Owner {
         if let Some(entry) = self.jobs.get_mut(job) {
             entry.running = None;
         }
-        self.on(job, JobEvent::Ended(ending));
+        self.on(job, StateEvent::Ended(ending));
     }
 
     fn recall(&mut self, recollection: &Recollection, reopened: bool) {
@@ -367,7 +376,7 @@ impl Owner {
                 });
             let recalled =
                 Recalled { since: known.since, watermark: known.dealt_with, interrupted };
-            self.on(&job, JobEvent::Recalled(recalled));
+            self.on(&job, StateEvent::Recalled(recalled));
         }
     }
 

@@ -4,8 +4,9 @@ use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
 use futures_util::FutureExt;
-use tokio::sync::mpsc;
+use tokio::sync::{broadcast, mpsc};
 
+use super::job_event::JobEvent;
 use super::job_state::Ending;
 use super::message::{Listener, Message};
 use crate::config::JobSpec;
@@ -22,6 +23,7 @@ pub(super) struct RunTask {
     pub stop: Stop,
     pub listener: Option<Listener>,
     pub messages: mpsc::UnboundedSender<Message>,
+    pub events: broadcast::Sender<JobEvent>,
 }
 
 impl RunTask {
@@ -30,9 +32,11 @@ impl RunTask {
         let log = run_log::log(&job, &self.spec.homeserver);
         let (messages, listener, name) =
             (self.messages.clone(), self.listener.clone(), job.clone());
+        let events = self.events.clone();
         let emit = Arc::new(move |event: Event| {
             // Progress is for whoever listens; the owner would only forward it.
-            if listener.is_some() || !is_progress(&event) {
+            let is_followed = listener.is_some() || events.receiver_count() > 0;
+            if is_followed || !is_progress(&event) {
                 let event = event.clone();
                 let listener = listener.clone();
                 let _ = messages.send(Message::Event { job: name.clone(), event, listener });

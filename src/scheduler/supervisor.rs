@@ -3,10 +3,11 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{broadcast, mpsc, oneshot};
 use tokio_util::task::TaskTracker;
 
 use super::agenda::{Agenda, Due};
+use super::job_event::JobEvent;
 use super::job_list::{ListedJob, job_list};
 use super::message::Message;
 use super::owner::{Owner, Parts};
@@ -28,8 +29,11 @@ pub struct Supervisor {
     clock: Clock,
     pub agenda: Arc<Mutex<Agenda>>,
     tasks: TaskTracker,
+    events: broadcast::Sender<JobEvent>,
 }
 
+/// How far a subscriber to the events of all runs may fall behind before it misses some.
+const EVENTS_KEPT: usize = 1024;
 /// How long runs may take to record that they were cut off.
 pub const LAST_WORDS: Duration = Duration::from_secs(5);
 
@@ -38,6 +42,7 @@ impl Supervisor {
     pub fn new(runner: Runner, metrics: Arc<Metrics>, clock: Clock) -> (Arc<Self>, Owner) {
         let (messages, received) = mpsc::unbounded_channel();
         let (agenda, tasks) = (Arc::<Mutex<Agenda>>::default(), TaskTracker::new());
+        let events = broadcast::Sender::new(EVENTS_KEPT);
         let owner = Owner::new(Parts {
             runner: runner.clone(),
             metrics: Arc::clone(&metrics),
@@ -46,8 +51,9 @@ impl Supervisor {
             tasks: tasks.clone(),
             messages: received,
             sender: messages.downgrade(),
+            events: events.clone(),
         });
-        let supervisor = Self { messages, runner, metrics, clock, agenda, tasks };
+        let supervisor = Self { messages, runner, metrics, clock, agenda, tasks, events };
         (Arc::new(supervisor), owner)
     }
 
@@ -190,6 +196,11 @@ impl Supervisor {
         let (job, overrides) = (job.to_owned(), overrides.clone());
         let reply = self.ask(|reply| Message::Run { job, overrides, reply }).await;
         reply.unwrap_or(Err(Refusal::Draining))
+    }
+
+    /// Returns the events of all runs from now on.
+    pub fn subscribe(&self) -> broadcast::Receiver<JobEvent> {
+        self.events.subscribe()
     }
 
     /// Ends a job's run at its next change boundary, or gives up what waits to be run.

@@ -1,20 +1,19 @@
-//! Health and readiness, as HTTP and the control socket report them.
+//! Health and readiness.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use serde::{Deserialize, Serialize};
 use tokio::sync::Mutex;
 
 use crate::history::History;
 use crate::observe::metrics::{HomeserverState, Metrics};
 use crate::scheduler::ticker::Ticker;
 
-/// What the probes look at.
-pub struct Health {
-    pub ticker: Arc<Ticker>,
-    pub history: History,
-    pub metrics: Arc<Metrics>,
+/// Checks the ticker, the history, and what is known of the homeservers.
+pub(crate) struct Health {
+    pub(super) ticker: Arc<Ticker>,
+    history: History,
+    metrics: Arc<Metrics>,
     last_write: Mutex<Option<Write>>,
 }
 
@@ -24,11 +23,10 @@ struct Write {
     problem: Option<String>,
 }
 
-/// What a probe asks for.
-#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Probe {
-    /// The process and its ticker live.
+/// What is checked.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Probe {
+    /// The process and its ticker are alive.
     Health,
     /// Runs can start and be recorded.
     Readiness,
@@ -38,12 +36,12 @@ pub enum Probe {
 const HISTORY_TIMEOUT: Duration = Duration::from_secs(5);
 
 impl Health {
-    pub fn new(ticker: Arc<Ticker>, history: History, metrics: Arc<Metrics>) -> Self {
+    pub(crate) fn new(ticker: Arc<Ticker>, history: History, metrics: Arc<Metrics>) -> Self {
         Self { ticker, history, metrics, last_write: Mutex::default() }
     }
 
-    /// Returns the text of the response, and as an error the one of a probe that failed.
-    pub async fn check(&self, probe: Probe) -> Result<String, String> {
+    /// Returns the text of the response, as an error where the check failed.
+    pub(super) async fn check(&self, probe: Probe) -> Result<String, String> {
         self.ticks()?;
         match probe {
             Probe::Health => Ok("ok\n".to_owned()),
@@ -52,7 +50,7 @@ impl Health {
                 match self.history_problem().await {
                     None => Ok(format!("ready\n{homeservers}")),
                     Some(problem) => Err(format!(
-                        "the history cannot be written, so that runs in apply mode are refused: {problem}\n{homeservers}"
+                        "the history cannot be written: runs in apply mode are refused: {problem}\n{homeservers}"
                     )),
                 }
             }
@@ -66,11 +64,11 @@ impl Health {
             .map_err(|ago| format!("the ticker has not ticked for {} s\n", ago.as_secs()))
     }
 
-    /// Writes the history, once for all who ask meanwhile: a probe must not wait for the writes of many others.
+    /// Writes to the history once for all probes that wait: none must wait for the writes of many others.
     async fn history_problem(&self) -> Option<String> {
-        let asked = Instant::now();
+        let requested = Instant::now();
         let mut last = self.last_write.lock().await;
-        if let Some(write) = last.as_ref().filter(|write| write.began >= asked) {
+        if let Some(write) = last.as_ref().filter(|write| write.began >= requested) {
             return write.problem.clone();
         }
         let began = Instant::now();
@@ -82,7 +80,7 @@ impl Health {
         problem
     }
 
-    /// One line per homeserver. None of them decides about readiness: a restart of the daemon repairs no homeserver.
+    /// One line per homeserver. None of them affects readiness: restarting the daemon repairs no homeserver.
     fn homeservers(&self) -> String {
         let line = |(name, state)| format!("homeserver {name}: {}\n", describe(state));
         self.metrics.homeserver_states().into_iter().map(line).collect()
@@ -91,7 +89,7 @@ impl Health {
 
 fn describe(state: HomeserverState) -> &'static str {
     match (state.up, state.token_valid) {
-        (None, _) => "not asked yet",
+        (None, _) => "not checked yet",
         (Some(false), _) => "down",
         (Some(true), None) => "up, token not checked yet",
         (Some(true), Some(true)) => "up, token valid",

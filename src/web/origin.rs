@@ -1,17 +1,17 @@
-//! Which names the daemon is reached by, and which pages may ask it to do something.
+//! Protection from web pages of other sites: checks of the `Host` and `Origin` headers.
 //!
-//! In DNS rebinding a page lets its own name point at this machine, and its visitor's browser reads the API in the page's
-//! name. Such a request carries the name as `Host`. That takes a name: an IP address cannot be pointed elsewhere.
+//! In DNS rebinding a page points its own host name at this machine, and the visitor's browser then lets the page read
+//! the API. Such a request carries that name as `Host`. An IP address cannot be pointed elsewhere.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use axum::http::{HeaderMap, HeaderValue, Uri, header};
 
-/// Messages quote no more of what a client sent.
-const MOST_QUOTED: usize = 255;
+/// How many characters of a client's headers a message quotes.
+const MAX_QUOTED: usize = 255;
 
-/// Returns why a request that names this host is refused, as its URI or its `Host` header has it.
-pub(super) fn refused_host(uri: &Uri, headers: &HeaderMap, allowed: &[String]) -> Option<String> {
+/// Returns why a request is rejected whose URI or `Host` header names an unknown host.
+pub(super) fn host_rejection(uri: &Uri, headers: &HeaderMap, allowed: &[String]) -> Option<String> {
     let named = uri.authority().map(|authority| authority.as_str().as_bytes());
     let headers = headers.get_all(header::HOST).iter().map(HeaderValue::as_bytes);
     let mut hosts = named.into_iter().chain(headers).map(String::from_utf8_lossy);
@@ -22,10 +22,10 @@ pub(super) fn refused_host(uri: &Uri, headers: &HeaderMap, allowed: &[String]) -
     ))
 }
 
-/// Returns why a page of another site must not ask for a change.
+/// Returns why a request for a change is rejected that a page of another site makes.
 ///
-/// Browsers send `Origin` with every POST, other clients do not.
-pub(super) fn refused_origin(headers: &HeaderMap, allowed: &[String]) -> Option<String> {
+/// Browsers send `Origin` with every POST; other clients do not.
+pub(super) fn origin_rejection(headers: &HeaderMap, allowed: &[String]) -> Option<String> {
     let origin = headers.get(header::ORIGIN)?;
     let text = String::from_utf8_lossy(origin.as_bytes());
     let own = headers.get(header::HOST).map(|host| String::from_utf8_lossy(host.as_bytes()));
@@ -51,7 +51,7 @@ fn is_served(authority: &str, allowed: &[String]) -> bool {
 }
 
 fn quoted(text: &str) -> String {
-    text.chars().take(MOST_QUOTED).collect()
+    text.chars().take(MAX_QUOTED).collect()
 }
 
 /// The host of an authority, without its port.
@@ -145,12 +145,12 @@ mod tests {
     fn every_host_that_a_request_names_must_be_served() {
         let mut headers = HeaderMap::new();
         let uri = Uri::from_static("/api/v1/jobs");
-        assert_eq!(refused_host(&uri, &headers, &[]), None, "HTTP/1.0 names none");
+        assert_eq!(host_rejection(&uri, &headers, &[]), None, "HTTP/1.0 names none");
         headers.append(header::HOST, "127.0.0.1".parse().unwrap());
-        assert_eq!(refused_host(&uri, &headers, &[]), None);
+        assert_eq!(host_rejection(&uri, &headers, &[]), None);
         let absolute = Uri::from_static("http://evil.example/api/v1/jobs");
-        assert!(refused_host(&absolute, &headers, &[]).unwrap().contains("\"evil.example\""));
+        assert!(host_rejection(&absolute, &headers, &[]).unwrap().contains("\"evil.example\""));
         headers.append(header::HOST, "evil.example".parse().unwrap());
-        assert!(refused_host(&uri, &headers, &[]).unwrap().contains("\"evil.example\""));
+        assert!(host_rejection(&uri, &headers, &[]).unwrap().contains("\"evil.example\""));
     }
 }

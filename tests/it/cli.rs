@@ -45,15 +45,15 @@ async fn help_and_version_are_there_for_each_command() {
     insta::assert_snapshot!(shown.join("\n"), @r#"
     Recurring housekeeping for Synapse, the Matrix homeserver.
 
-    Reads a TOML file of jobs. Start with `microglia kinds`, write the file, let `microglia check
-    --online` look at it, look at what a job would do with `microglia run JOB --dry-run`, and do it with
+    Reads a TOML file of jobs. Start with `microglia kinds`, write the file, check it with `microglia
+    check --online`, preview a job with `microglia run JOB --dry-run`, and make its changes with
     `microglia run JOB --apply`.
 
     Usage: microglia [OPTIONS] <COMMAND>
 
     Options:
           --config <FILE>
-              The config file
+              The configuration file
 
               [env: MICROGLIA_CONFIG=]
               [default: /etc/microglia/microglia.toml]
@@ -64,10 +64,10 @@ async fn help_and_version_are_there_for_each_command() {
       -V, --version
               Print version
 
-    Exit codes: 0 succeeded (a dry run that worked is a success); 1 the run, the reload or `check
-    --online` did not succeed, or the job is already running; 2 wrong usage, or a mistake in the config
-    file.
-    Environment: RUST_LOG sets the levels of the log on stderr, MICROGLIA_LOG_FORMAT=json its form.
+    Exit codes: 0 success (a dry run that worked is a success); 1 the run, the reload or `check
+    --online` did not succeed, or the job is already running; 2 usage error, or an error in the
+    configuration file.
+    Environment: RUST_LOG sets the levels of the log on stderr, MICROGLIA_LOG_FORMAT=json selects JSON.
     "#);
     let commands: Vec<&str> = help
         .stdout
@@ -278,9 +278,9 @@ joins_per_second = 2
     }
     insta::assert_snapshot!(stdout, @r#"
     fast: join-rooms on main, by hand only (UTC), dry-run
-      only plans and reports; mode = "apply" makes it change things
+      only plans and reports; set mode = "apply" to make its changes
     off: purge-local-media on main, @daily (UTC), dry-run, disabled
-      only plans and reports; mode = "apply" makes it change things
+      only plans and reports; set mode = "apply" to make its changes
     yearly: purge-remote-media on main, 30 12 1 7 * (Asia/Tokyo), apply
       next: YEAR-07-01 12:30:00 JST, YEAR+1-07-01 12:30:00 JST, YEAR+2-07-01 12:30:00 JST
     microglia.toml: no errors, 1 warning; 1 homeserver, 3 jobs

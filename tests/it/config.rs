@@ -442,7 +442,7 @@ async fn check_online_prints_its_answers_in_json_too() {
     assert_eq!(output.code, 1);
     let text = program.run(&["check", "--online"]).await;
     let last = text.stdout.lines().last().unwrap().to_owned();
-    assert_eq!(last, "homeservers asked: 1 answer is NO or unknown, see above");
+    assert_eq!(last, "homeservers: 1 check is NO or unknown, see above");
 }
 
 #[tokio::test]

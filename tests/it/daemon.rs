@@ -4,6 +4,7 @@
 
 mod asked;
 mod catch_up;
+mod control_socket;
 mod faults;
 mod http;
 mod killed;

@@ -235,7 +235,7 @@ async fn healthcheck_finds_a_daemon_whose_listen_was_edited_and_one_whose_socket
     std::fs::remove_file(program.path("state/control.sock")).unwrap();
     let unknown = program.run(&["healthcheck"]).await;
     assert_eq!(unknown.code, 1, "{unknown:?}");
-    assert!(unknown.stderr.contains("http://127.0.0.1:1/healthz cannot be asked"), "{unknown:?}");
+    assert!(unknown.stderr.contains("cannot reach http://127.0.0.1:1/healthz"), "{unknown:?}");
     edit(&program, "127.0.0.1:1\"", &format!("127.0.0.1:{port}\""));
     assert_eq!(program.run(&["healthcheck", "--ready"]).await.code, 0);
     daemon.stop().await;

@@ -124,7 +124,7 @@ async fn a_full_disk_ends_and_refuses_what_makes_changes_and_leaves_the_rest_goi
     let done = usize::try_from(done).unwrap();
     assert!(before == done || before == done + 1, "{before} and {report}");
     let (status, why) = daemon.get("/readyz").await;
-    let refused = "the history cannot be written, so that runs in apply mode are refused";
+    let refused = "the history cannot be written: runs in apply mode are refused";
     assert!(status == 503 && why.starts_with(refused), "{status} {why}");
     assert_eq!(daemon.get("/healthz").await.0, 200);
     assert!(daemon.metric("microglia_history_write_errors_total", &[]).await > Some(0.0));

@@ -31,7 +31,7 @@ async fn a_config_with_mistakes_changes_nothing_and_every_mistake_is_told() {
     let (status, body) = daemon.post("/-/reload", "secret-of-the-tests", "").await;
     let body: Value = serde_json::from_str(&body).unwrap();
     assert_eq!(status, 400, "{body}");
-    let told = body["mistakes"].as_array().unwrap();
+    let told = body["errors"].as_array().unwrap();
     assert!(
         mistakes
             .iter()
@@ -98,7 +98,7 @@ async fn a_rate_out_of_range_is_a_failed_reload_however_it_is_asked_for() {
     let (status, body) = daemon.post("/-/reload", "secret-of-the-tests", "").await;
     assert_eq!(status, 400, "{body}");
     let body: Value = serde_json::from_str(&body).unwrap();
-    assert!(body["mistakes"][0].as_str().unwrap().contains(reported), "{body}");
+    assert!(body["errors"][0].as_str().unwrap().contains(reported), "{body}");
     let before = daemon.log().matches(reported).count();
     daemon.signal("HUP");
     until("SIGHUP", 20, async || daemon.log().matches(reported).count() > before).await;

@@ -84,11 +84,21 @@ async fn the_control_socket_refuses_more_callers_than_its_limit_and_recovers() {
     }
     let mut refusal = String::new();
     let last = callers.last_mut().unwrap();
+    last.write_all(b"POST /api/v1/pause HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+        .await
+        .unwrap();
     timeout(Duration::from_secs(10), last.read_to_string(&mut refusal))
         .await
         .expect("the last caller is refused at once")
         .unwrap();
-    assert_eq!(refusal.trim(), r#"{"failed":"too many callers at once: try again"}"#);
+    assert!(refusal.starts_with("HTTP/1.1 429 Too Many Requests\r\n"), "{refusal}");
+    let (_, body) = refusal.split_once("\r\n\r\n").unwrap();
+    assert_eq!(body, r#"{"error":"too many callers at once: try again"}"#);
+    let busy = program.run(&["pause"]).await;
+    assert_eq!(
+        (busy.code, busy.stderr.as_str()),
+        (1, "error: too many callers at once: try again\n")
+    );
     assert!(open_files(&daemon) < before + 200);
     drop(callers);
     until("a caller is served", 10, async || program.run(&["pause"]).await.code == 0).await;

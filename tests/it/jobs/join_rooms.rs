@@ -748,7 +748,7 @@ async fn a_second_interrupt_ends_the_run_without_waiting_for_the_join_under_way(
     send("INT", &child);
     let mut said = Vec::new();
     while let Some(line) = stderr.next_line().await.unwrap() {
-        let stopping = line.contains("once more to stop at once");
+        let stopping = line.contains("press Ctrl-C again to stop immediately");
         said.push(line);
         if stopping {
             break;
@@ -756,7 +756,7 @@ async fn a_second_interrupt_ends_the_run_without_waiting_for_the_join_under_way(
     }
     assert_eq!(
         said.last().map(String::as_str),
-        Some("stopping sweep after the change under way; once more to stop at once"),
+        Some("stopping sweep after the change under way; press Ctrl-C again to stop immediately"),
         "{said:?}"
     );
     send("INT", &child);

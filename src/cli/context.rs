@@ -1,0 +1,53 @@
+//! What commands start from: the environment, the configuration, and the state directory.
+
+use std::path::{Path, PathBuf};
+
+use super::failure::Failure;
+use crate::config::{Config, Environment, JobSpec};
+use crate::history::state_dir;
+use crate::values::clock::Clock;
+use crate::values::text::not_one_of;
+
+/// The environment's values for settings that the configuration leaves out.
+#[expect(clippy::disallowed_methods, reason = "the environment is read in `cli` only")]
+pub(super) fn environment() -> Environment {
+    let path = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    Environment {
+        listen: std::env::var("MICROGLIA_LISTEN").ok().filter(|text| !text.is_empty()),
+        // systemd joins several directories with colons; the first is ours.
+        state_directory: std::env::var("STATE_DIRECTORY")
+            .ok()
+            .and_then(|dirs| dirs.split(':').next().map(PathBuf::from))
+            .filter(|dir| !dir.as_os_str().is_empty()),
+        credentials_directory: path("CREDENTIALS_DIRECTORY"),
+    }
+}
+
+pub(super) fn load(path: &Path, clock: &Clock) -> Result<Config, Failure> {
+    Ok(Config::load(path, &environment(), clock.now())?)
+}
+
+pub(super) fn load_without_secrets(path: &Path, clock: &Clock) -> Result<Config, Failure> {
+    Ok(Config::load_without_secrets(path, &environment(), clock.now())?)
+}
+
+/// Makes a process of root become the owner of the state directory, before anything in it is opened.
+pub(super) fn become_owner(state_dir: &Path) -> Result<(), Failure> {
+    state_dir::become_owner(state_dir)?;
+    Ok(())
+}
+
+pub(super) fn find_job<'a>(config: &'a Config, name: &str) -> Result<&'a JobSpec, Failure> {
+    config.job(name).ok_or_else(|| {
+        let names: Vec<&str> = config.jobs.iter().map(|job| job.name.as_str()).collect();
+        let several: Vec<&str> =
+            names.iter().copied().filter(|known| known.split('@').next() == Some(name)).collect();
+        Failure::Usage(match several.is_empty() {
+            true => format!("job {}", not_one_of(name, &names)),
+            false => format!(
+                "job `{name}` runs on several homeservers: name one of {}",
+                several.join(", ")
+            ),
+        })
+    })
+}

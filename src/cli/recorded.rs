@@ -1,0 +1,46 @@
+//! The history as commands read it.
+
+use std::path::Path;
+
+use super::context::become_owner;
+use super::failure::Failure;
+use crate::config::Config;
+use crate::history::state_dir::is_locked;
+use crate::history::{self, History, Page};
+use crate::plan::report::Report;
+use crate::values::clock::Clock;
+
+/// Opens the history read-only; it is empty where there is none yet.
+pub(super) async fn open_history(config: &Config, clock: &Clock) -> Result<History, Failure> {
+    let dir = &config.daemon.state_dir;
+    become_owner(dir)?;
+    let opened = History::open_read_only(dir, clock.clone()).await;
+    match opened {
+        Ok(Some(history)) => Ok(history),
+        Ok(None) => Ok(History::none(clock.clone(), "there is no history yet")),
+        Err(error) => Err(unreadable(dir, &error)),
+    }
+}
+
+/// Shows a run as interrupted whose record has no end while nobody holds its job's lock.
+pub(super) async fn current(history: &History, dir: &Path, run: Report) -> Result<Report, Failure> {
+    // Where the lock cannot be read, the run may be under way.
+    if run.outcome.is_some() || is_locked(dir, &run.job).unwrap_or(true) {
+        return Ok(run);
+    }
+    let failed = |error| unreadable(dir, &error);
+    let id = run.id.unwrap_or_default();
+    // It may have ended since it was read.
+    let again = history.run(id, Page { offset: 0, limit: 0 }).await.map_err(failed)?;
+    match again.map(|again| Report { changes: run.changes.clone(), ..again }) {
+        Some(finished) if finished.outcome.is_some() => Ok(finished),
+        _ => history.as_interrupted(run).await.map_err(failed),
+    }
+}
+
+pub(super) fn unreadable(dir: &Path, error: &history::Error) -> Failure {
+    Failure::Error(anyhow::anyhow!(
+        "the history in {} cannot be read ({error}): use sudo, or the daemon's own user",
+        dir.display()
+    ))
+}

@@ -1,0 +1,98 @@
+//! `microglia run JOB` where no daemon runs: the run happens in this process.
+
+use std::sync::Arc;
+
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::failure::Failure;
+use super::left_alone::LeftAloneList;
+use super::output::{print_error, print_message};
+use super::progress::Progress;
+use crate::config::{Config, JobSpec};
+use crate::history::History;
+use crate::history::state_dir::StateDir;
+use crate::observe::run_log;
+use crate::plan::report::{Event, Outcome, Report};
+use crate::runner::{HomeserverHandle, RunParams, RunSlots, Runner, Settle, Stop};
+use crate::synapse::{Limits, Settings, Transport};
+use crate::values::clock::Clock;
+
+/// Runs the job in this process.
+pub(super) async fn run(
+    config: &Config,
+    spec: &JobSpec,
+    order: &RunParams,
+    clock: &Clock,
+    left_alone: Arc<LeftAloneList>,
+) -> Result<Report, Failure> {
+    let homeserver = config
+        .homeservers
+        .get(&spec.homeserver)
+        .ok_or_else(|| anyhow::anyhow!("no homeserver {}", spec.homeserver))?;
+    let (runs, limits) = config
+        .limits(&homeserver.address())
+        .ok_or_else(|| anyhow::anyhow!("no homeserver {}", spec.homeserver))?;
+    let settings = Settings { limits: Arc::new(Limits::new(limits)), ..homeserver.settings() };
+    let transport = Transport::new(settings, Arc::new(|_| {})).map_err(anyhow::Error::msg)?;
+    let homeserver = HomeserverHandle {
+        transport: Arc::new(transport),
+        places: RunSlots::Locks(runs),
+        max_concurrent_requests: limits.max_concurrent_requests,
+    };
+    let (dir, history) = open_state(config, clock).await;
+    let runner =
+        Runner { history: history.clone(), dir, clock: clock.clone(), settle: Settle::default() };
+    let (stop, progress, name) =
+        (Stop::default(), Progress::new(&spec.homeserver), spec.name.clone());
+    let log = run_log::log(&spec.name, &spec.homeserver);
+    let emit = Arc::new(move |event: Event| {
+        progress.observe(&event);
+        left_alone.observe(&event);
+        log(event);
+    });
+    let signals = tokio::spawn(stop_on_signals(stop.clone(), name));
+    let report = runner.run(spec, &homeserver, order, &stop, emit).await;
+    signals.abort();
+    history.close().await;
+    report.map_err(|busy| {
+        print_error(&busy.to_string());
+        Failure::Unsuccessful
+    })
+}
+
+/// The state directory and its history, or the reason why they cannot be used.
+async fn open_state(config: &Config, clock: &Clock) -> (Option<StateDir>, History) {
+    let path = &config.daemon.state_dir;
+    let problem = |error: &dyn std::fmt::Display| {
+        format!(
+            "the state directory {} cannot be used ({error}): run as the daemon's user, or set daemon.state_dir",
+            path.display()
+        )
+    };
+    match StateDir::open(path) {
+        Err(error) => (None, History::none(clock.clone(), &problem(&error))),
+        Ok(dir) => match History::open(&dir, clock.clone()).await {
+            Ok(history) => (Some(dir), history),
+            Err(error) => (Some(dir), History::none(clock.clone(), &problem(&error))),
+        },
+    }
+}
+
+/// The first signal ends the run between two changes, the second immediately.
+async fn stop_on_signals(stop: Stop, job: String) {
+    let (Ok(mut interrupt), Ok(mut terminate)) =
+        (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
+    else {
+        return;
+    };
+    let mut next = async || {
+        tokio::select! { _ = interrupt.recv() => "SIGINT (Ctrl-C)", _ = terminate.recv() => "SIGTERM" }
+    };
+    let first = next().await;
+    print_message(&format!(
+        "\nstopping {job} after the change under way; press Ctrl-C again to stop immediately"
+    ));
+    stop.cancelled_by(first);
+    let second = next().await;
+    stop.now(Outcome::Cancelled, &format!("by a second signal, {second}"));
+}

@@ -1,0 +1,12 @@
+//! An event of a run together with the job that it belongs to.
+
+use serde::{Deserialize, Serialize};
+
+use crate::plan::report::Event;
+
+/// What a subscriber to the events of all runs receives; a job has one run at a time.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct JobEvent {
+    pub job: String,
+    pub event: Event,
+}

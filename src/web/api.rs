@@ -1,0 +1,177 @@
+//! The endpoints of the JSON API that read the history and control the daemon.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Json;
+use axum::body::{Body, Bytes, to_bytes};
+use axum::extract::rejection::{PathRejection, QueryRejection};
+use axum::extract::{Path, Query, State};
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::{IntoResponse, Response};
+use serde::Deserialize;
+use serde_json::json;
+
+use super::access::Caller;
+use super::api_error::ApiError;
+use super::app::App;
+use super::events::{RunEvents, wants_events};
+use crate::history::Page;
+use crate::plan::report::CHANGES_SHOWN;
+use crate::scheduler::RunOverrides;
+
+const MAX_BODY_BYTES: usize = 64 * 1024;
+/// How long a client may take to send the body of a request.
+const BODY_TIMEOUT: Duration = Duration::from_secs(10);
+const DEFAULT_RUNS: u32 = 20;
+const MAX_RUNS: u32 = 1000;
+const MAX_CHANGES: u32 = 10_000;
+
+type Shared = State<Arc<App>>;
+
+pub(super) async fn reload(State(app): Shared, caller: Caller) -> Result<Response, ApiError> {
+    caller.authorize(&app)?;
+    let channel = caller.channel();
+    match to_completion(async move { app.reloader.reload(channel).await }).await? {
+        Ok(adopted) => Ok(Json(adopted).into_response()),
+        Err(errors) => Err(ApiError::rejected_config(&errors)),
+    }
+}
+
+pub(super) async fn job_list(State(app): Shared, caller: Caller) -> Result<Response, ApiError> {
+    let mut jobs = app.supervisor.job_list().await?;
+    for report in jobs.iter_mut().filter_map(|job| job.last_run.as_mut()) {
+        caller.redact(report);
+    }
+    Ok(Json(jobs).into_response())
+}
+
+#[derive(Deserialize)]
+pub(super) struct RunsQuery {
+    #[serde(default)]
+    job: String,
+    limit: Option<u32>,
+}
+
+pub(super) async fn run_list(
+    State(app): Shared,
+    caller: Caller,
+    query: Result<Query<RunsQuery>, QueryRejection>,
+) -> Result<Response, ApiError> {
+    let Query(query) = query?;
+    let job = Some(query.job.as_str()).filter(|job| !job.is_empty());
+    let limit = query.limit.unwrap_or(DEFAULT_RUNS).min(MAX_RUNS);
+    let mut runs = app.history.runs(job, limit).await?;
+    for report in &mut runs {
+        caller.redact(report);
+    }
+    Ok(Json(runs).into_response())
+}
+
+#[derive(Deserialize)]
+pub(super) struct PageQuery {
+    offset: Option<u32>,
+    limit: Option<u32>,
+}
+
+pub(super) async fn show_run(
+    State(app): Shared,
+    caller: Caller,
+    id: Result<Path<i64>, PathRejection>,
+    query: Result<Query<PageQuery>, QueryRejection>,
+) -> Result<Response, ApiError> {
+    let (Path(id), Query(query)) = (id?, query?);
+    let page = Page {
+        offset: query.offset.unwrap_or(0),
+        limit: query.limit.unwrap_or(CHANGES_SHOWN).min(MAX_CHANGES),
+    };
+    let report = app.history.run(id, page).await?;
+    let mut report = report
+        .ok_or_else(|| ApiError::new(StatusCode::NOT_FOUND, format!("there is no run {id}")))?;
+    caller.redact(&mut report);
+    Ok(Json(report).into_response())
+}
+
+/// Starts a run, which goes on whether or not the caller waits for the response.
+///
+/// On the control socket the response is the run's event stream where the caller accepts one: a caller that subscribed
+/// after the start would miss the first events.
+pub(super) async fn start_run(
+    State(app): Shared,
+    caller: Caller,
+    job: Result<Path<String>, PathRejection>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, ApiError> {
+    caller.authorize(&app)?;
+    let Path(job) = job?;
+    let overrides = overrides(body).await?;
+    let receiver = app.supervisor.run(&job, &overrides).await?;
+    let events = RunEvents::from_start(&job, receiver).await?;
+    if caller.is_local() && wants_events(&headers) {
+        return Ok((StatusCode::ACCEPTED, events.into_sse()).into_response());
+    }
+    Ok((StatusCode::ACCEPTED, Json(json!({ "id": events.run_id() }))).into_response())
+}
+
+pub(super) async fn cancel(
+    State(app): Shared,
+    caller: Caller,
+    job: Result<Path<String>, PathRejection>,
+) -> Result<Response, ApiError> {
+    caller.authorize(&app)?;
+    let Path(job) = job?;
+    app.supervisor.cancel(&job, &caller.name().await).await?;
+    Ok(Json(json!({})).into_response())
+}
+
+pub(super) async fn pause(State(app): Shared, caller: Caller) -> Result<Response, ApiError> {
+    set_paused(app, caller, true).await
+}
+
+pub(super) async fn resume(State(app): Shared, caller: Caller) -> Result<Response, ApiError> {
+    set_paused(app, caller, false).await
+}
+
+async fn set_paused(app: Arc<App>, caller: Caller, paused: bool) -> Result<Response, ApiError> {
+    caller.authorize(&app)?;
+    let recorded = to_completion(async move { app.supervisor.pause(paused).await }).await?;
+    recorded.map_err(|error| {
+        let error = format!("nothing was changed, because it cannot be recorded: {error}");
+        ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, error)
+    })?;
+    Ok(Json(json!({ "paused": paused })).into_response())
+}
+
+/// Runs in a task of its own: what was begun must not end halfway because the client disconnects.
+async fn to_completion<T: Send + 'static>(
+    work: impl Future<Output = T> + Send + 'static,
+) -> Result<T, ApiError> {
+    let finished = tokio::spawn(work).await;
+    finished.map_err(|error| ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, error))
+}
+
+async fn overrides(body: Body) -> Result<RunOverrides, ApiError> {
+    let body = read_body(body).await?;
+    if body.is_empty() {
+        return Ok(RunOverrides::default());
+    }
+    serde_json::from_slice(&body).map_err(|error| ApiError::new(StatusCode::BAD_REQUEST, error))
+}
+
+/// Fails on a body that is too large or arrives too slowly.
+async fn read_body(body: Body) -> Result<Bytes, ApiError> {
+    let read = tokio::time::timeout(BODY_TIMEOUT, to_bytes(body, MAX_BODY_BYTES)).await;
+    let read = read.map_err(|_| {
+        let error = format!("the body did not arrive within {} s", BODY_TIMEOUT.as_secs());
+        ApiError::new(StatusCode::REQUEST_TIMEOUT, error)
+    })?;
+    read.map_err(|error| {
+        // The type of this error belongs to a crate that is not a direct dependency.
+        let status = match error.to_string().contains("length limit exceeded") {
+            true => StatusCode::PAYLOAD_TOO_LARGE,
+            false => StatusCode::BAD_REQUEST,
+        };
+        ApiError::new(status, error)
+    })
+}

@@ -1,0 +1,70 @@
+//! Unsuccessful responses of the API, as JSON with an `error`.
+
+use std::fmt::Display;
+
+use axum::Json;
+use axum::extract::rejection::{PathRejection, QueryRejection};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use serde_json::{Value, json};
+
+use crate::history;
+use crate::scheduler::Refusal;
+
+/// A status and a body of the form `{"error": "…"}`.
+#[derive(Debug)]
+pub(super) struct ApiError {
+    status: StatusCode,
+    body: Value,
+}
+
+impl ApiError {
+    pub(super) fn new(status: StatusCode, error: impl Display) -> Self {
+        Self { status, body: json!({ "error": error.to_string() }) }
+    }
+
+    /// Also carries every error of a configuration that was rejected.
+    pub(super) fn rejected_config(errors: &[String]) -> Self {
+        let error = "the configuration has errors; keeping the previous configuration";
+        Self { status: StatusCode::BAD_REQUEST, body: json!({ "error": error, "errors": errors }) }
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        (self.status, Json(self.body)).into_response()
+    }
+}
+
+impl From<QueryRejection> for ApiError {
+    fn from(rejection: QueryRejection) -> Self {
+        Self::new(rejection.status(), rejection.body_text())
+    }
+}
+
+impl From<PathRejection> for ApiError {
+    fn from(rejection: PathRejection) -> Self {
+        Self::new(rejection.status(), rejection.body_text())
+    }
+}
+
+impl From<Refusal> for ApiError {
+    fn from(refusal: Refusal) -> Self {
+        let status = match refusal {
+            Refusal::Unknown(_) => StatusCode::NOT_FOUND,
+            Refusal::Running { .. } | Refusal::NotRunning(_) | Refusal::Edited(_) => {
+                StatusCode::CONFLICT
+            }
+            Refusal::Draining => StatusCode::SERVICE_UNAVAILABLE,
+            Refusal::Usage(_) => StatusCode::BAD_REQUEST,
+        };
+        Self::new(status, refusal)
+    }
+}
+
+impl From<history::Error> for ApiError {
+    fn from(error: history::Error) -> Self {
+        let error = format!("cannot use the history: {error}");
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, error)
+    }
+}

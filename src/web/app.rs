@@ -1,0 +1,22 @@
+//! What the HTTP service is made of.
+
+use std::sync::Arc;
+
+use tokio_util::sync::CancellationToken;
+
+use super::health::Health;
+use crate::history::History;
+use crate::scheduler::reload::Reloader;
+use crate::scheduler::supervisor::Supervisor;
+use crate::values::clock::Clock;
+
+/// The parts of the daemon that requests are answered from.
+pub(crate) struct App {
+    pub(crate) supervisor: Arc<Supervisor>,
+    pub(crate) reloader: Arc<Reloader>,
+    pub(crate) history: History,
+    pub(crate) health: Arc<Health>,
+    pub(crate) clock: Clock,
+    /// Ends event streams, which would otherwise hold up the shutdown.
+    pub(crate) stop: CancellationToken,
+}

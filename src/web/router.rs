@@ -1,0 +1,67 @@
+//! The endpoints of the HTTP service.
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::http::{Method, StatusCode, Uri};
+use axum::middleware;
+use axum::routing::{get, post};
+
+use super::access::reject_cross_site;
+use super::api::{cancel, job_list, pause, reload, resume, run_list, show_run, start_run};
+use super::api_error::ApiError;
+use super::app::App;
+use super::events::all_events;
+use super::probes::{healthz, metrics, readyz};
+
+const INDEX: &str = "microglia, housekeeping for Synapse\n\n\
+    GET  /metrics                     Prometheus metrics\n\
+    GET  /healthz                     200 while the daemon is alive\n\
+    GET  /readyz                      200 while runs can start and be recorded, even if a homeserver is down\n\
+    GET  /api/v1/jobs                 the jobs\n\
+    GET  /api/v1/runs?job=&limit=     recorded runs\n\
+    GET  /api/v1/runs/{id}            one run; its changes require the admin token\n\
+    GET  /api/v1/events?job=          server-sent events of runs, on the control socket only\n\n\
+    These require the admin token, except on the control socket:\n\n\
+    POST /-/reload\n\
+    POST /api/v1/jobs/{job}/run       optional overrides: {\"mode\": \"dry-run\", \"max_changes\": 5000, \"ignore_window\": true}\n\
+    POST /api/v1/jobs/{job}/cancel\n\
+    POST /api/v1/pause\n\
+    POST /api/v1/resume\n";
+
+pub(crate) fn router(app: Arc<App>) -> Router {
+    Router::new()
+        .route("/", get(async || INDEX))
+        .route("/metrics", get(metrics))
+        .route("/healthz", get(healthz))
+        .route("/readyz", get(readyz))
+        .route("/-/reload", post(reload))
+        .route("/api/v1/jobs", get(job_list))
+        .route("/api/v1/runs", get(run_list))
+        .route("/api/v1/runs/{id}", get(show_run))
+        .route("/api/v1/events", get(all_events))
+        .route("/api/v1/jobs/{job}/run", post(start_run))
+        .route("/api/v1/jobs/{job}/cancel", post(cancel))
+        .route("/api/v1/pause", post(pause))
+        .route("/api/v1/resume", post(resume))
+        .fallback(not_found)
+        .method_not_allowed_fallback(method_not_allowed)
+        .layer(middleware::from_fn_with_state(Arc::clone(&app), reject_cross_site))
+        .with_state(app)
+}
+
+/// Answers callers for whom there is no capacity.
+pub(super) fn overloaded() -> Router {
+    Router::new().fallback(async || {
+        ApiError::new(StatusCode::TOO_MANY_REQUESTS, "too many callers at once: try again")
+    })
+}
+
+async fn not_found(uri: Uri) -> ApiError {
+    ApiError::new(StatusCode::NOT_FOUND, format!("there is no endpoint {}", uri.path()))
+}
+
+async fn method_not_allowed(method: Method, uri: Uri) -> ApiError {
+    let error = format!("{} does not support {method}", uri.path());
+    ApiError::new(StatusCode::METHOD_NOT_ALLOWED, error)
+}
