@@ -17,7 +17,7 @@ use crate::config::{Config, Environment};
 use crate::history::state_dir::{DaemonLock, Held, StateDir, identity, this_user};
 use crate::history::{self, History};
 use crate::observe::metrics::Metrics;
-use crate::runner::{Runner, Settle};
+use crate::runner::{LostCallWait, Runner};
 use crate::scheduler::reload::Reloader;
 use crate::scheduler::supervisor::{LAST_WORDS, Supervisor};
 use crate::scheduler::ticker::Ticker;
@@ -81,7 +81,7 @@ pub async fn serve(
         history: history.clone(),
         dir: Some(dir.clone()),
         clock: clock.clone(),
-        settle: Settle::default(),
+        lost_call_wait: LostCallWait::default(),
     };
     let supervisor = Supervisor::new(runner, Arc::clone(&metrics), clock.clone());
     let listener = TcpListener::bind(daemon.listen).await.with_context(|| {

@@ -15,7 +15,7 @@ use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, S
 use sqlx::{QueryBuilder, Row, SqlitePool};
 
 use crate::history::state_dir::{Lock, StateDir, identity, is_regular};
-use crate::plan::change::{Fact, Store, Topic};
+use crate::plan::change::{Fact, MediaStore, Topic};
 use crate::plan::report::{CHANGES_SHOWN, ChangeRecord, Outcome, Report, State};
 use crate::values::clock::{Clock, Timestamp};
 
@@ -106,7 +106,7 @@ impl Default for Page {
 /// A media call whose answer was never recorded.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LostCall {
-    pub store: Store,
+    pub store: MediaStore,
     pub sent_at: Timestamp,
 }
 
@@ -458,12 +458,12 @@ impl History {
     }
 
     /// Records that a media call goes out, before it does.
-    pub async fn media_call_sent(&self, server: &str, store: Store) -> Result<(), Error> {
+    pub async fn media_call_sent(&self, server: &str, store: MediaStore) -> Result<(), Error> {
         self.counting_errors(async {
         let pool = self.kept()?;
         let uploaded_until = match store {
-            Store::Local { until } => Some(until.timestamp_millis()),
-            Store::Remote => None,
+            MediaStore::Local { until } => Some(until.timestamp_millis()),
+            MediaStore::Remote => None,
         };
         sqlx::query("INSERT OR REPLACE INTO media_calls (server, sent_at, uploaded_until) VALUES ($1, $2, $3)")
             .bind(server)
@@ -498,7 +498,8 @@ impl History {
         row.map(|row| {
             let until: Option<i64> = row.try_get("uploaded_until")?;
             Ok(LostCall {
-                store: until.map_or(Store::Remote, |until| Store::Local { until: moment(until) }),
+                store: until
+                    .map_or(MediaStore::Remote, |until| MediaStore::Local { until: moment(until) }),
                 sent_at: moment(row.try_get("sent_at")?),
             })
         })

@@ -19,7 +19,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use reading::Reading;
-pub use settle::Settle;
+pub use settle::LostCallWait;
 
 use crate::config::JobSpec;
 use crate::history::state_dir::{Held, Lock, StateDir};
@@ -40,7 +40,7 @@ pub struct Runner {
     /// `None` where there is no state directory to use: only a dry run goes on then.
     pub dir: Option<StateDir>,
     pub clock: Clock,
-    pub settle: Settle,
+    pub lost_call_wait: LostCallWait,
 }
 
 /// How this run differs from what the config says.
@@ -67,7 +67,7 @@ pub enum WindowRule {
 #[derive(Debug, Clone)]
 pub struct HomeserverHandle {
     pub transport: Arc<Transport>,
-    pub places: RunSlots,
+    pub slots: RunSlots,
     pub max_concurrent_requests: u32,
 }
 
@@ -336,7 +336,7 @@ impl Runner {
             locks: Mutex::new(locked.iter().flatten().map(Arc::downgrade).collect()),
         };
         let (outcome, message) = match begun {
-            Ok(()) => run.to_the_end(&place.places).await,
+            Ok(()) => run.to_the_end(&place.slots).await,
             Err(error) => (
                 Outcome::Refused,
                 Some(format!(

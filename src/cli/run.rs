@@ -15,7 +15,9 @@ use crate::config::{Config, JobSpec};
 use crate::history::History;
 use crate::history::state_dir::StateDir;
 use crate::plan::report::{Event, Mode, Outcome, Report};
-use crate::runner::{HomeserverHandle, RunParams, RunSlots, Runner, Settle, Stop, WindowRule};
+use crate::runner::{
+    HomeserverHandle, LostCallWait, RunParams, RunSlots, Runner, Stop, WindowRule,
+};
 use crate::scheduler::supervisor::{Refusal, RunOverrides};
 use crate::synapse::{Limits, Settings, Transport};
 use crate::values::clock::{Clock, Timestamp};
@@ -224,12 +226,16 @@ async fn here(
     let transport = Transport::new(settings, Arc::new(|_| {})).map_err(anyhow::Error::msg)?;
     let place = HomeserverHandle {
         transport: Arc::new(transport),
-        places: RunSlots::Locks(runs),
+        slots: RunSlots::Locks(runs),
         max_concurrent_requests: limits.max_concurrent_requests,
     };
     let (dir, history) = open(config, clock).await;
-    let runner =
-        Runner { history: history.clone(), dir, clock: clock.clone(), settle: Settle::default() };
+    let runner = Runner {
+        history: history.clone(),
+        dir,
+        clock: clock.clone(),
+        lost_call_wait: LostCallWait::default(),
+    };
     let (stop, progress, name) =
         (Stop::default(), Progress::new(&spec.homeserver), spec.name.clone());
     let told = crate::observe::run_log::log(&spec.name, &spec.homeserver);

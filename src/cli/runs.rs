@@ -137,7 +137,7 @@ fn job_list(runs: &[Report], zone: Tz) -> String {
             run.mode.as_str(),
             run.trigger.as_str(),
             standing(run),
-            &run.worked().map_or_else(|| "-".to_owned(), format_duration),
+            &run.work_duration().map_or_else(|| "-".to_owned(), format_duration),
             &figures(run),
             &message.join("; "),
         ]);
@@ -158,7 +158,7 @@ pub(super) fn summary(run: &Report, zone: Tz) -> String {
         if run.attempts > 1 { format!(", {} attempts", run.attempts) } else { String::new() }
     );
     let ended = match run.outcome {
-        Some(outcome) => match run.worked_in_words() {
+        Some(outcome) => match run.format_work_duration() {
             Some(worked) => format!("{outcome} after {worked}"),
             None => outcome.to_string(),
         },

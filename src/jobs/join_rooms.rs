@@ -150,7 +150,7 @@ impl Job for JoinRooms {
                 _ => Ok(()),
             };
             match asked {
-                Ok(()) => plan.some_fine = true,
+                Ok(()) => plan.some_up_to_date = true,
                 Err(Trouble::Room(problem)) => {
                     room.missing.clear();
                     plan.problem(Action::JoinRoom, &room.name, problem);
@@ -506,12 +506,12 @@ impl Change for Join {
                 ));
             }
             if !self.can_look_again {
-                return Ok(Check::Go(None));
+                return Ok(Check::Proceed(None));
             }
             // Who joined meanwhile would lose a nickname, who left would be brought back.
             let now = reader.memberships(&self.user_id).await?.remove(&self.room_id);
             Ok(match now {
-                now if now == self.was => Check::Go(now.map(Value::String)),
+                now if now == self.was => Check::Proceed(now.map(Value::String)),
                 now => Check::Skip(format!(
                     "the membership changed since the plan: it is `{}` now",
                     now.as_deref().unwrap_or("none")
@@ -520,14 +520,14 @@ impl Change for Join {
         })
     }
 
-    fn make<'a>(
+    fn apply<'a>(
         &'a self,
         writer: &'a Writer,
         _before: Option<&'a Value>,
     ) -> BoxFuture<'a, Result<ChangeResult, synapse::Error>> {
         Box::pin(async move {
             writer.join(&self.room_id, &self.user_id).await?;
-            Ok(ChangeResult::things(1))
+            Ok(ChangeResult::items(1))
         })
     }
 }

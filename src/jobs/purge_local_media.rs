@@ -10,7 +10,9 @@ use serde_json::Value;
 
 use super::steps::{Call, Step};
 use crate::jobs::job::{Context, Failure, Job, Needs, Volume};
-use crate::plan::change::{BatchPlan, Change, ChangeResult, Fact, Lane, Plan, Store, Topic, Work};
+use crate::plan::change::{
+    BatchPlan, Change, ChangeResult, Fact, Lane, MediaStore, Plan, Topic, Work,
+};
 use crate::plan::report::{Action, Exempt, OwnerUsage};
 use crate::synapse::{self, File, Reader, Version, Writer};
 use crate::values::age::{Age, Moment};
@@ -282,15 +284,15 @@ impl BatchPlan for Candidates {
         format!("local files last accessed before {}", spoken_ms(self.until_ms))
     }
 
-    fn left(&self) -> Option<u64> {
+    fn remaining(&self) -> Option<u64> {
         Some((self.end() - self.next) as u64)
     }
 
-    fn things(&self) -> HashSet<String> {
+    fn items(&self) -> HashSet<String> {
         self.files.iter().map(|file| file.id.to_string()).collect()
     }
 
-    fn keep(&mut self, most: u64) -> u64 {
+    fn truncate(&mut self, most: u64) -> u64 {
         let length = usize::try_from(most).unwrap_or(usize::MAX).saturating_add(self.next);
         if length < self.files.len() {
             self.end = Some(self.parting(length).max(self.next));
@@ -380,14 +382,14 @@ impl Change for Batch {
     }
 
     fn lane(&self) -> Lane {
-        Lane::Media(Store::Local { until: self.before() })
+        Lane::Media(MediaStore::Local { until: self.before() })
     }
 
-    fn things(&self) -> Vec<(String, Option<u64>)> {
+    fn items(&self) -> Vec<(String, Option<u64>)> {
         self.files().iter().map(|file| (file.id.to_string(), Some(file.bytes))).collect()
     }
 
-    fn make<'a>(
+    fn apply<'a>(
         &'a self,
         writer: &'a Writer,
         _before: Option<&'a Value>,
@@ -518,9 +520,12 @@ mod tests {
             [1, 3, 1]
         );
         let mut files = walk(&[10, 20, 20, 20, 30], 100);
-        assert_eq!(files.keep(3), 1);
+        assert_eq!(files.truncate(3), 1);
         let only = files.next(None).unwrap();
-        assert_eq!((only.count(), files.left(), files.next(None).is_none()), (1, Some(0), true));
-        assert_eq!(walk(&[20, 20], 100).keep(1), 0);
+        assert_eq!(
+            (only.count(), files.remaining(), files.next(None).is_none()),
+            (1, Some(0), true)
+        );
+        assert_eq!(walk(&[20, 20], 100).truncate(1), 0);
     }
 }

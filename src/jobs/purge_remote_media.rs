@@ -9,7 +9,9 @@ use serde_json::Value;
 
 use super::steps::{Call, Step};
 use crate::jobs::job::{Context, Failure, Job, Needs};
-use crate::plan::change::{BatchPlan, Change, ChangeResult, Fact, Lane, Plan, Store, Topic, Work};
+use crate::plan::change::{
+    BatchPlan, Change, ChangeResult, Fact, Lane, MediaStore, Plan, Topic, Work,
+};
 use crate::plan::report::Action;
 use crate::synapse::{self, Version, Writer};
 use crate::values::age::{Age, Moment};
@@ -114,15 +116,15 @@ impl BatchPlan for Cache {
         format!("cached remote files last accessed before {}", spoken_ms(self.until_ms))
     }
 
-    fn left(&self) -> Option<u64> {
+    fn remaining(&self) -> Option<u64> {
         None
     }
 
-    fn things(&self) -> HashSet<String> {
+    fn items(&self) -> HashSet<String> {
         HashSet::new()
     }
 
-    fn keep(&mut self, _most: u64) -> u64 {
+    fn truncate(&mut self, _most: u64) -> u64 {
         0
     }
 
@@ -157,14 +159,14 @@ impl Change for Purge {
     }
 
     fn lane(&self) -> Lane {
-        Lane::Media(Store::Remote)
+        Lane::Media(MediaStore::Remote)
     }
 
-    fn things(&self) -> Vec<(String, Option<u64>)> {
+    fn items(&self) -> Vec<(String, Option<u64>)> {
         Vec::new()
     }
 
-    fn make<'a>(
+    fn apply<'a>(
         &'a self,
         writer: &'a Writer,
         _before: Option<&'a Value>,
@@ -180,7 +182,7 @@ impl Change for Purge {
                 key: String::new(),
                 value: self.before_ms.to_string(),
             }];
-            Ok(ChangeResult { facts, ..ChangeResult::things(deleted) })
+            Ok(ChangeResult { facts, ..ChangeResult::items(deleted) })
         })
     }
 }

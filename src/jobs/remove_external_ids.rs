@@ -191,7 +191,7 @@ impl Job for RemoveExternalIds {
         context.reading("accounts", total, total);
         changes.sort_unstable_by(|a, b| a.user_id.cmp(&b.user_id));
         self.note(plan, &seen);
-        plan.some_fine = true;
+        plan.some_up_to_date = true;
         plan.work = Work::Changes(
             changes.into_iter().map(|change| Box::new(change) as Box<dyn Change>).collect(),
         );
@@ -432,11 +432,11 @@ impl Change for Removal {
             if gone.is_empty() {
                 return Ok(Check::Skip("the account changed since the plan, and nothing is to be removed from it any more".to_owned()));
             }
-            Ok(Check::Go(serde_json::to_value(&user.external_ids).ok()))
+            Ok(Check::Proceed(serde_json::to_value(&user.external_ids).ok()))
         })
     }
 
-    fn make<'a>(
+    fn apply<'a>(
         &'a self,
         writer: &'a Writer,
         before: Option<&'a Value>,

@@ -210,7 +210,7 @@ impl Change for Send {
         if sets_ids { Lane::ExternalIds } else { Lane::Free }
     }
 
-    fn make<'a>(
+    fn apply<'a>(
         &'a self,
         writer: &'a Writer,
         _before: Option<&'a Value>,
@@ -222,7 +222,7 @@ impl Change for Send {
                 }
                 answered => answered.map(|body| ChangeResult {
                     answer: kept(&body).filter(|_| self.keep_answer),
-                    ..ChangeResult::things(1)
+                    ..ChangeResult::items(1)
                 }),
             }
         })

@@ -28,17 +28,17 @@ pub trait Change: Debug + Send + Sync {
     }
 
     /// Each thing with its bytes, to find out by a new plan whether a change whose answer was lost was made.
-    fn things(&self) -> Vec<(String, Option<u64>)> {
+    fn items(&self) -> Vec<(String, Option<u64>)> {
         vec![(self.target(), None)]
     }
 
     /// Reads the target again just before the change: it may not need the change any more, or not allow it.
     fn check<'a>(&'a self, _reader: &'a Reader) -> BoxFuture<'a, Result<Check, Error>> {
-        Box::pin(async { Ok(Check::Go(None)) })
+        Box::pin(async { Ok(Check::Proceed(None)) })
     }
 
     /// Changes the homeserver. `before` is what `check` read; it is recorded by now.
-    fn make<'a>(
+    fn apply<'a>(
         &'a self,
         writer: &'a Writer,
         before: Option<&'a Value>,
@@ -49,7 +49,7 @@ pub trait Change: Debug + Send + Sync {
 #[derive(Debug, Clone, PartialEq)]
 pub enum Check {
     /// Go on; the value is what the change will replace.
-    Go(Option<Value>),
+    Proceed(Option<Value>),
     /// Leave it, and why.
     Skip(String),
 }
@@ -68,12 +68,12 @@ pub enum Lane {
     /// order and dropped there, so that a removed id goes on logging in (measured with 1.163).
     ExternalIds,
     /// A media call: one at a time for the whole homeserver, whatever the job or the process, and none while a lost one may be at work.
-    Media(Store),
+    Media(MediaStore),
 }
 
 /// The two media stores of a homeserver: only the local one can be looked at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Store {
+pub enum MediaStore {
     /// The call touches nothing that was uploaded after `until`.
     Local {
         until: Timestamp,
@@ -97,7 +97,7 @@ pub struct ChangeResult {
 }
 
 impl ChangeResult {
-    pub fn things(done: u64) -> Self {
+    pub fn items(done: u64) -> Self {
         Self { done, ..Self::default() }
     }
 }
@@ -137,7 +137,7 @@ pub struct Plan {
     /// The first [`LEFT_ALONE_NAMED`] of that.
     pub left_alone_named: Vec<LeftAlone>,
     /// Whether some target could be read and needs nothing, so that problems elsewhere are not the whole truth.
-    pub some_fine: bool,
+    pub some_up_to_date: bool,
 }
 
 /// How much of what was left alone is named.
@@ -172,13 +172,13 @@ pub trait BatchPlan: Debug + Send + Sync {
     fn target(&self) -> String;
 
     /// Things that are left; `None` where that cannot be known.
-    fn left(&self) -> Option<u64>;
+    fn remaining(&self) -> Option<u64>;
 
     /// The things that are left, as [`Change::things`] names them.
-    fn things(&self) -> HashSet<String>;
+    fn items(&self) -> HashSet<String>;
 
     /// Leaves all but the first `most` things; answers how many it keeps, never more than `most`.
-    fn keep(&mut self, most: u64) -> u64;
+    fn truncate(&mut self, most: u64) -> u64;
 
     /// Bytes of what is left; `None` where that cannot be known.
     fn bytes(&self) -> Option<u64> {
@@ -199,22 +199,22 @@ impl Plan {
     pub fn count(&self) -> Option<u64> {
         match &self.work {
             Work::Changes(changes) => Some(changes.iter().map(|change| change.count()).sum()),
-            Work::BatchPlan(walk) => walk.left(),
+            Work::BatchPlan(walk) => walk.remaining(),
         }
     }
 
     /// The things to change, as [`Change::things`] names them.
-    pub fn things(&self) -> HashSet<String> {
+    pub fn items(&self) -> HashSet<String> {
         match &self.work {
             Work::Changes(changes) => {
-                changes.iter().flat_map(|change| change.things()).map(|(thing, _)| thing).collect()
+                changes.iter().flat_map(|change| change.items()).map(|(thing, _)| thing).collect()
             }
-            Work::BatchPlan(walk) => walk.things(),
+            Work::BatchPlan(walk) => walk.items(),
         }
     }
 
     /// Leaves all but the first `most` things; answers how many it keeps, never more than `most`.
-    pub fn keep(&mut self, most: u64) -> u64 {
+    pub fn truncate(&mut self, most: u64) -> u64 {
         match &mut self.work {
             Work::Changes(changes) => {
                 let (mut kept, mut length) = (0, 0);
@@ -229,7 +229,7 @@ impl Plan {
                 kept
             }
             Work::BatchPlan(walk) => {
-                let kept = walk.keep(most);
+                let kept = walk.truncate(most);
                 (self.bytes, self.sample) = (walk.bytes(), walk.sample());
                 kept
             }

@@ -163,15 +163,15 @@ pub struct Report {
 
 impl Report {
     /// How long the run worked, without its waiting; `None` until it has ended.
-    pub fn worked(&self) -> Option<Duration> {
+    pub fn work_duration(&self) -> Option<Duration> {
         let lasted = (self.finished_at? - self.started_at).to_std().unwrap_or_default();
         let waited = Duration::try_from_secs_f64(self.waited_seconds).unwrap_or_default();
         Some(lasted.saturating_sub(waited))
     }
 
     /// `0.1 s (waited 1 min 37 s for a slot)`; `None` until the run has ended.
-    pub fn worked_in_words(&self) -> Option<String> {
-        let worked = format_duration(self.worked()?);
+    pub fn format_work_duration(&self) -> Option<String> {
+        let worked = format_duration(self.work_duration()?);
         let waited = Duration::try_from_secs_f64(self.waited_seconds).unwrap_or_default();
         if waited < WORTH_SAYING {
             return Some(worked);
@@ -269,6 +269,27 @@ pub enum Event {
     Ended(Box<Report>),
 }
 
+impl Event {
+    /// Whether this only says how far the run has come, which a progress bar shows and nothing else needs.
+    pub fn is_progress(&self) -> bool {
+        match self {
+            Self::Reading { .. } | Self::Changing { .. } => true,
+            Self::Started(_)
+            | Self::Planned { .. }
+            | Self::LeftAlone { .. }
+            | Self::Changed(_)
+            | Self::Waiting(_)
+            | Self::Resumed
+            | Self::Retrying { .. }
+            | Self::Slow(_)
+            | Self::Silent { .. }
+            | Self::Answering { .. }
+            | Self::Warning(_)
+            | Self::Ended(_) => false,
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -286,8 +307,9 @@ mod tests {
 
     #[test]
     fn waiting_is_no_part_of_the_work_and_is_said_beside_it() {
-        let said =
-            |seconds, reasons: &[WaitReason]| report(seconds, reasons).worked_in_words().unwrap();
+        let said = |seconds, reasons: &[WaitReason]| {
+            report(seconds, reasons).format_work_duration().unwrap()
+        };
         assert_eq!(said(0.0, &[]), "1 min 37 s");
         assert_eq!(said(0.04, &[WaitReason::Slot]), "1 min 37 s");
         assert_eq!(said(97.1, &[WaitReason::Slot]), "0.1 s (waited 1 min 37 s for a slot)");
@@ -297,6 +319,6 @@ mod tests {
         );
         // A clock that was set meanwhile makes no negative duration.
         assert_eq!(said(500.0, &[WaitReason::Retry]), "0.0 s (waited 8 min 20 s for a retry)");
-        assert_eq!(Report { finished_at: None, ..report(0.0, &[]) }.worked_in_words(), None);
+        assert_eq!(Report { finished_at: None, ..report(0.0, &[]) }.format_work_duration(), None);
     }
 }

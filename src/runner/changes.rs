@@ -165,7 +165,7 @@ impl Run<'_> {
         if !for_lost && skipped.is_empty() {
             return HashSet::new();
         }
-        let planned = plan.things();
+        let planned = plan.items();
         skipped.retain(|(target, count)| {
             let stays = !planned.contains(target);
             self.report().skipped -= if stays { 0 } else { *count };
@@ -300,7 +300,7 @@ impl Making<'_> {
         }
         let checked = self.run.wait_for(change.check(&self.run.reader)).await;
         let before = match checked.map_err(Abort::Stopped)? {
-            Ok(Check::Go(before)) => before,
+            Ok(Check::Proceed(before)) => before,
             Ok(Check::Skip(why)) => {
                 self.run
                     .skipped
@@ -347,11 +347,11 @@ impl Making<'_> {
             tokio::select! {
                 // First, because a call that was given up was not sent, and must not count as lost.
                 biased;
-                made = change.make(&self.writer, record.before.as_ref()) => made,
+                made = change.apply(&self.writer, record.before.as_ref()) => made,
                 () = time_limit => return Err(Abort::Stopped(Stopped::TimeLimit)),
             }
         } else {
-            change.make(&self.writer, record.before.as_ref()).await
+            change.apply(&self.writer, record.before.as_ref()).await
         };
         // The target is not what was recorded, so that the record would lie: look, and record, again.
         let changed =
@@ -400,7 +400,7 @@ impl Making<'_> {
                 run.lost.lock().unwrap_or_else(PoisonError::into_inner).push(Lost {
                     seq,
                     record,
-                    things: change.things(),
+                    things: change.items(),
                 });
                 return Err(Abort::Synapse(error));
             }

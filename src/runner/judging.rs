@@ -20,7 +20,7 @@ impl Run<'_> {
         let unknown = self.resolve_lost(&plan, server).await.map_err(unrecorded)?;
         let problems = plan.problems.len() as u64 + unknown;
         self.problems.store(problems, Ordering::Relaxed);
-        self.some_fine.store(plan.some_fine, Ordering::Relaxed);
+        self.some_fine.store(plan.some_up_to_date, Ordering::Relaxed);
         let count = plan.count();
         let (done, bytes) = {
             let report = self.report();
@@ -32,7 +32,7 @@ impl Run<'_> {
         let kept = match cut {
             Some(most) => {
                 let most = u64::from(most).saturating_sub(done);
-                let kept = plan.keep(most);
+                let kept = plan.truncate(most);
                 left = count.unwrap_or(0).saturating_sub(kept);
                 if kept == 0 && left > 0 && most > 0 {
                     nothing_fits = Some(format!(
@@ -109,11 +109,11 @@ impl Run<'_> {
             }
             // A walk is recorded call by call while it is made.
             Work::BatchPlan(_) if self.order.mode == Mode::Apply => Vec::new(),
-            Work::BatchPlan(walk) if walk.left() == Some(0) => Vec::new(),
+            Work::BatchPlan(walk) if walk.remaining() == Some(0) => Vec::new(),
             Work::BatchPlan(walk) => vec![ChangeRecord {
                 action: walk.action(),
                 target: walk.target(),
-                count: walk.left().unwrap_or(0),
+                count: walk.remaining().unwrap_or(0),
                 state: State::Planned,
                 detail: None,
                 answer: None,

@@ -8,25 +8,25 @@ use tokio::time::Instant;
 use super::Run;
 use super::changes::Abort;
 use crate::history::state_dir::Lock;
-use crate::plan::change::Store;
+use crate::plan::change::MediaStore;
 use crate::plan::report::{Event, WaitReason};
 
 /// When a media call whose answer was lost counts as over.
 #[derive(Debug, Clone, Copy)]
-pub struct Settle {
+pub struct LostCallWait {
     /// The media statistics must have stood still for this long.
-    pub still: Duration,
+    pub unchanged_for: Duration,
     /// Where nothing can be read, this long has to do.
-    pub blind: Duration,
-    pub look_every: Duration,
+    pub unobserved_for: Duration,
+    pub poll_interval: Duration,
 }
 
-impl Default for Settle {
+impl Default for LostCallWait {
     fn default() -> Self {
         Self {
-            still: Duration::from_mins(1),
-            blind: Duration::from_mins(10),
-            look_every: Duration::from_secs(5),
+            unchanged_for: Duration::from_mins(1),
+            unobserved_for: Duration::from_mins(10),
+            poll_interval: Duration::from_secs(5),
         }
     }
 }
@@ -98,15 +98,15 @@ impl Run<'_> {
     }
 
     /// Counts the files that the lost call may delete again and again; of the remote cache nothing can be seen.
-    async fn until_still(&self, store: Store) -> Result<(), Abort> {
-        let settle = self.runner.settle;
+    async fn until_still(&self, store: MediaStore) -> Result<(), Abort> {
+        let settle = self.runner.lost_call_wait;
         let start = Instant::now();
         let (mut last, mut since, mut blind_since) = (None, start, start);
         loop {
-            self.wait(settle.look_every.min(settle.still)).await?;
+            self.wait(settle.poll_interval.min(settle.unchanged_for)).await?;
             let counted = match store {
-                Store::Local { until } => self.reader.media_owners(Some(until)).await.ok(),
-                Store::Remote => None,
+                MediaStore::Local { until } => self.reader.media_owners(Some(until)).await.ok(),
+                MediaStore::Remote => None,
             };
             match counted {
                 Some(owners) => {
@@ -118,11 +118,11 @@ impl Run<'_> {
                     if last.replace(sum) != Some(sum) {
                         since = Instant::now();
                     }
-                    if since.elapsed() >= settle.still {
+                    if since.elapsed() >= settle.unchanged_for {
                         return Ok(());
                     }
                 }
-                None if blind_since.elapsed() >= settle.blind => return Ok(()),
+                None if blind_since.elapsed() >= settle.unobserved_for => return Ok(()),
                 None => since = Instant::now(),
             }
         }

@@ -208,7 +208,7 @@ const FAMILIES: &[Family] = &[
         help: "How long the last run worked, without waiting for a slot or a retry.",
         kind: "gauge",
         values: |job| {
-            let worked = job.last_run.as_ref().and_then(Report::worked);
+            let worked = job.last_run.as_ref().and_then(Report::work_duration);
             worked.map(|worked| one(worked.as_secs_f64())).unwrap_or_default()
         },
     },

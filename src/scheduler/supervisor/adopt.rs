@@ -131,7 +131,7 @@ impl Supervisor {
         for Fresh { homeserver, transport, slots } in new {
             let place = HomeserverHandle {
                 transport: Arc::new(transport),
-                places: RunSlots::Shared(Arc::clone(slots.semaphore())),
+                slots: RunSlots::Shared(Arc::clone(slots.semaphore())),
                 max_concurrent_requests: homeserver.keys.max_concurrent_requests,
             };
             state.homeservers.insert(

@@ -53,7 +53,7 @@ impl Supervisor {
     }
 
     fn ended(&self, job: &str, report: &Report) {
-        let worked = report.worked().unwrap_or_default();
+        let worked = report.work_duration().unwrap_or_default();
         self.metrics.run_duration.with_label_values(&[&report.kind]).observe(worked.as_secs_f64());
         let state = self.state();
         let mode = state.jobs.get(job).map_or(report.mode, |entry| entry.spec.common.mode);

@@ -8,7 +8,7 @@ use microglia::history::History;
 use microglia::history::state_dir::StateDir;
 use microglia::observe::metrics::Metrics;
 use microglia::plan::report::{Event, Mode, Outcome};
-use microglia::runner::{Runner, Settle};
+use microglia::runner::{LostCallWait, Runner};
 use microglia::scheduler::agenda::Due;
 use microglia::scheduler::supervisor::{RunOverrides, Supervisor};
 use microglia::values::clock::Clock;
@@ -40,7 +40,7 @@ impl Begun {
             history: history.clone(),
             dir: Some(dir.clone()),
             clock: clock.clone(),
-            settle: Settle::default(),
+            lost_call_wait: LostCallWait::default(),
         };
         let supervisor = Supervisor::new(runner, metrics, clock.clone());
         supervisor.start(&config(program, &clock)).await.unwrap();

@@ -8,7 +8,7 @@ use microglia::history::state_dir::StateDir;
 use microglia::jobs::job::{Context, Failure, Job, Needs};
 use microglia::observe::metrics::Metrics;
 use microglia::plan::report::Action;
-use microglia::runner::{Runner, Settle};
+use microglia::runner::{LostCallWait, Runner};
 use microglia::scheduler::supervisor::Supervisor;
 use microglia::scheduler::ticker::Ticker;
 use microglia::synapse::Version;
@@ -63,7 +63,7 @@ async fn a_panic_ends_the_run_and_the_job_stays_scheduled() {
         history: history.clone(),
         dir: Some(dir),
         clock: clock.clone(),
-        settle: Settle::default(),
+        lost_call_wait: LostCallWait::default(),
     };
     let supervisor = Supervisor::new(runner, Arc::clone(&metrics), clock.clone());
     supervisor.adopt(&config).await.unwrap();

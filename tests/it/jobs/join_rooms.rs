@@ -8,7 +8,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use microglia::config::{Config, Environment};
 use microglia::history::History;
 use microglia::history::state_dir::StateDir;
-use microglia::runner::{HomeserverHandle, RunParams, RunSlots, Runner, Settle, Stop};
+use microglia::runner::{HomeserverHandle, LostCallWait, RunParams, RunSlots, Runner, Stop};
 use microglia::synapse::Transport;
 use microglia::values::clock::Clock;
 use reqwest::Method;
@@ -897,12 +897,12 @@ async fn the_end_of_the_window_ends_a_sweep_between_two_joins() {
         history: History::open(&dir, clock.clone()).await.unwrap(),
         dir: Some(dir),
         clock,
-        settle: Settle::default(),
+        lost_call_wait: LostCallWait::default(),
     };
     let transport = Transport::new(config.homeservers["main"].settings(), Arc::new(|_| {}));
     let place = HomeserverHandle {
         transport: Arc::new(transport.unwrap()),
-        places: RunSlots::Locks(1),
+        slots: RunSlots::Locks(1),
         max_concurrent_requests: 4,
     };
     let spec = config.job("sweep").unwrap();

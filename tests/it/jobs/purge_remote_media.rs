@@ -139,7 +139,7 @@ async fn after_a_lost_answer_the_next_call_waits_blindly_and_the_walk_goes_on() 
     assert_eq!((&ran.report["outcome"], &ran.report["attempts"]), (&json!("succeeded"), &json!(2)));
     let calls = calls(&fake);
     let pause = calls[51].0 - calls[50].0;
-    assert!(pause >= SOON.blind, "{pause:?}");
+    assert!(pause >= SOON.unobserved_for, "{pause:?}");
     assert_eq!(fake.complaints(), [""; 0]);
     assert!(calls[51].1 >= calls[49].1, "the second attempt began anew");
     assert_eq!(fake.world(|world| world.remote.len()), 0);
@@ -168,7 +168,7 @@ async fn a_run_that_is_cut_short_goes_on_where_it_came_to() {
     let ran = in_process::apply(&program, "cache").await;
     assert_eq!(figures(&ran.report), "succeeded: null/10/0/0/0");
     let after = calls(&fake);
-    assert!(after[9].0 - start >= SOON.blind);
+    assert!(after[9].0 - start >= SOON.unobserved_for);
     assert!(after[9].1 > before[7].1, "the second run began anew");
 }
 
