@@ -22,7 +22,7 @@ use reading::Reading;
 pub use settle::Settle;
 
 use crate::config::JobSpec;
-use crate::history::state_dir::{Held, Lock, StateDir};
+use crate::history::state_dir::{Lock, LockState, StateDir};
 use crate::history::{self, History};
 use crate::jobs::job::{Budget, Context, Failure, Memory};
 use crate::plan::change::Plan;
@@ -300,7 +300,7 @@ impl Runner {
         let begun = match &locked {
             Ok(_) => self.begin(&mut report).await,
             // Without the job's lock nobody knows whether another run of it is at work.
-            Err(error) if order.mode == Mode::Apply => Err(history::Error::NotKept(
+            Err(error) if order.mode == Mode::Apply => Err(history::Error::Unavailable(
                 format!("the job's lock cannot be used ({error})").into(),
             )),
             Err(error) => {
@@ -363,8 +363,8 @@ impl Runner {
 
     /// Opens the record of a run; a dry run goes on without one.
     async fn begin(&self, report: &mut Report) -> Result<(), history::Error> {
-        let begun = match self.history.interrupt(&report.job).await {
-            Ok(()) => self.history.begin(report).await,
+        let begun = match self.history.mark_interrupted(&report.job).await {
+            Ok(()) => self.history.begin_run(report).await,
             Err(error) => Err(error),
         };
         match begun {
@@ -396,12 +396,12 @@ impl Run<'_> {
         locks.retain(|lock| lock.strong_count() > 0);
         for lock in locks.iter().filter_map(Weak::upgrade) {
             let path = lock.path();
-            match lock.hold() {
-                Ok(Held::Still) => {}
-                Ok(Held::Again) => {
+            match lock.ensure_held() {
+                Ok(LockState::Held) => {}
+                Ok(LockState::Relocked) => {
                     tracing::warn!("{} was deleted or replaced: locked again", path.display());
                 }
-                Ok(Held::Lost) => {
+                Ok(LockState::Lost) => {
                     return Err(format!(
                         "{} was deleted or replaced, and another process holds it: another run may make the same changes",
                         path.display()
@@ -460,7 +460,7 @@ impl Run<'_> {
             if attempt > self.order.attempts_made + 1 {
                 let report = self.report().clone();
                 // The count of attempts must outlive the program; a failure is met again at the next write.
-                let _ = self.runner.history.save(&report).await;
+                let _ = self.runner.history.update_run(&report).await;
             }
             let ending = match self.place(places).await {
                 Ok(_place) => self.attempt().await,
