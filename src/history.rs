@@ -15,7 +15,8 @@ use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, S
 use sqlx::{QueryBuilder, Row, SqlitePool};
 
 use crate::history::state_dir::{Lock, StateDir, identity, is_regular};
-use crate::plan::change::{Fact, Store, Topic};
+use crate::plan::change::Store;
+use crate::plan::facts::{Fact, Topic};
 use crate::plan::report::{CHANGES_SHOWN, ChangeRecord, Outcome, Report, State};
 use crate::values::clock::{Clock, Timestamp};
 

@@ -2,6 +2,7 @@
 
 mod changes;
 mod ended;
+mod facts;
 mod judging;
 mod reading;
 mod settle;
@@ -24,8 +25,9 @@ pub use settle::Settle;
 use crate::config::JobSpec;
 use crate::history::state_dir::{Lock, LockState, StateDir};
 use crate::history::{self, History};
-use crate::jobs::job::{Budget, Context, Failure, Memory};
+use crate::jobs::job::{Budget, Context, Failure};
 use crate::plan::change::Plan;
+use crate::plan::facts::{Fact, Facts};
 use crate::plan::report::{ChangeRecord, Event, Mode, Outcome, Report, State, Trigger, WaitReason};
 use crate::synapse::{self, Reader, Transport};
 use crate::values::clock::{Clock, Timestamp};
@@ -538,10 +540,11 @@ impl Run<'_> {
             };
             let mut plan = Plan::default();
             let tell = |event| self.tell(event);
+            let store = |facts: Vec<Fact>| self.store_facts(&server, facts).boxed();
             let context = Context {
                 at,
                 reader: &self.reader,
-                memory: Memory::new(&self.runner.history, &server),
+                facts: Facts::new(self.known_facts(&server).await?, &store),
                 tell: &tell,
                 concurrency: self.concurrency,
                 budget: Budget {
@@ -570,9 +573,6 @@ impl Run<'_> {
     fn not_planned(&self, failure: Failure) -> Ending {
         match failure {
             Failure::Refused(why) => Ending::Refused(why),
-            Failure::History(error) => {
-                Ending::Failed(format!("the history cannot be read: {error}"))
-            }
             Failure::Synapse(error) => self.ending_of(&error),
         }
     }
