@@ -248,7 +248,7 @@ async fn look(config: &Config, clock: &Clock) -> Result<History, Ended> {
     let looked = History::open_read_only(dir, clock.clone()).await;
     match looked {
         Ok(Some(history)) => Ok(history),
-        Ok(None) => Ok(History::none(clock.clone(), "there is no history yet")),
+        Ok(None) => Ok(History::unavailable(clock.clone(), "there is no history yet")),
         Err(error) => Err(unreadable(dir, &error)),
     }
 }

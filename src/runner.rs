@@ -2,6 +2,7 @@
 
 mod changes;
 mod ended;
+mod facts;
 mod judging;
 mod reading;
 mod settle;
@@ -22,10 +23,11 @@ use reading::Reading;
 pub use settle::LostCallWait;
 
 use crate::config::JobSpec;
-use crate::history::state_dir::{Held, Lock, StateDir};
+use crate::history::state_dir::{Lock, LockState, StateDir};
 use crate::history::{self, History};
-use crate::jobs::job::{Budget, Context, Failure, Memory};
+use crate::jobs::job::{Budget, Context, Failure};
 use crate::plan::change::Plan;
+use crate::plan::facts::{Fact, Facts};
 use crate::plan::report::{ChangeRecord, Event, Mode, Outcome, Report, State, Trigger, WaitReason};
 use crate::synapse::{self, Reader, Transport};
 use crate::values::clock::{Clock, Timestamp};
@@ -300,7 +302,7 @@ impl Runner {
         let begun = match &locked {
             Ok(_) => self.begin(&mut report).await,
             // Without the job's lock nobody knows whether another run of it is at work.
-            Err(error) if order.mode == Mode::Apply => Err(history::Error::NotKept(
+            Err(error) if order.mode == Mode::Apply => Err(history::Error::Unavailable(
                 format!("the job's lock cannot be used ({error})").into(),
             )),
             Err(error) => {
@@ -363,8 +365,8 @@ impl Runner {
 
     /// Opens the record of a run; a dry run goes on without one.
     async fn begin(&self, report: &mut Report) -> Result<(), history::Error> {
-        let begun = match self.history.interrupt(&report.job).await {
-            Ok(()) => self.history.begin(report).await,
+        let begun = match self.history.mark_interrupted(&report.job).await {
+            Ok(()) => self.history.begin_run(report).await,
             Err(error) => Err(error),
         };
         match begun {
@@ -396,12 +398,12 @@ impl Run<'_> {
         locks.retain(|lock| lock.strong_count() > 0);
         for lock in locks.iter().filter_map(Weak::upgrade) {
             let path = lock.path();
-            match lock.hold() {
-                Ok(Held::Still) => {}
-                Ok(Held::Again) => {
+            match lock.ensure_held() {
+                Ok(LockState::Held) => {}
+                Ok(LockState::Relocked) => {
                     tracing::warn!("{} was deleted or replaced: locked again", path.display());
                 }
-                Ok(Held::Lost) => {
+                Ok(LockState::Lost) => {
                     return Err(format!(
                         "{} was deleted or replaced, and another process holds it: another run may make the same changes",
                         path.display()
@@ -460,7 +462,7 @@ impl Run<'_> {
             if attempt > self.order.attempts_made + 1 {
                 let report = self.report().clone();
                 // The count of attempts must outlive the program; a failure is met again at the next write.
-                let _ = self.runner.history.save(&report).await;
+                let _ = self.runner.history.update_run(&report).await;
             }
             let ending = match self.place(places).await {
                 Ok(_place) => self.attempt().await,
@@ -538,10 +540,11 @@ impl Run<'_> {
             };
             let mut plan = Plan::default();
             let tell = |event| self.tell(event);
+            let store = |facts: Vec<Fact>| self.store_facts(&server, facts).boxed();
             let context = Context {
                 at,
                 reader: &self.reader,
-                memory: Memory::new(&self.runner.history, &server),
+                facts: Facts::new(self.known_facts(&server).await?, &store),
                 tell: &tell,
                 concurrency: self.concurrency,
                 budget: Budget {
@@ -570,9 +573,6 @@ impl Run<'_> {
     fn not_planned(&self, failure: Failure) -> Ending {
         match failure {
             Failure::Refused(why) => Ending::Refused(why),
-            Failure::History(error) => {
-                Ending::Failed(format!("the history cannot be read: {error}"))
-            }
             Failure::Synapse(error) => self.ending_of(&error),
         }
     }

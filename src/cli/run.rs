@@ -264,10 +264,10 @@ async fn open(config: &Config, clock: &Clock) -> (Option<StateDir>, History) {
         )
     };
     match StateDir::open(path) {
-        Err(error) => (None, History::none(clock.clone(), &problem(&error))),
+        Err(error) => (None, History::unavailable(clock.clone(), &problem(&error))),
         Ok(dir) => match History::open(&dir, clock.clone()).await {
             Ok(history) => (Some(dir), history),
-            Err(error) => (Some(dir), History::none(clock.clone(), &problem(&error))),
+            Err(error) => (Some(dir), History::unavailable(clock.clone(), &problem(&error))),
         },
     }
 }

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 
-use crate::history::{self, History};
-use crate::plan::change::{Fact, Plan, Topic};
+use crate::plan::change::Plan;
+use crate::plan::facts::{Facts, Topic};
 use crate::plan::report::{Action, Event};
 use crate::synapse::{self, Identity, Reader, Version};
 use crate::values::clock::Timestamp;
@@ -33,6 +33,11 @@ pub trait Job: Debug + Send + Sync + Sized + 'static {
     /// Whether a run that was cut off may be run again although something of it may have been sent.
     fn is_repeatable(&self) -> bool {
         true
+    }
+
+    /// The facts that the job needs from earlier runs.
+    fn topic(&self) -> Option<Topic> {
+        None
     }
 
     /// What `check` should warn of, with the key it is about.
@@ -133,17 +138,12 @@ pub struct Context<'a> {
     /// When the run started: ages count back from here.
     pub at: Timestamp,
     pub reader: &'a Reader,
-    pub memory: Memory<'a>,
+    /// What is known of the job's [topic](Job::topic).
+    pub facts: Facts<'a>,
     pub tell: &'a (dyn Fn(Event) + Send + Sync),
     /// How many questions to ask side by side.
     pub concurrency: usize,
     pub budget: Budget,
-}
-
-/// What earlier runs learned about this homeserver.
-pub struct Memory<'a> {
-    history: &'a History,
-    server: &'a str,
 }
 
 /// Why a plan could not be made.
@@ -151,8 +151,6 @@ pub struct Memory<'a> {
 pub enum Failure {
     #[error("{0}")]
     Synapse(#[from] synapse::Error),
-    #[error("the history cannot be used: {0}")]
-    History(#[from] history::Error),
     /// A guard: nothing is wrong with the homeserver, and nothing may be done.
     #[error("{0}")]
     Refused(String),
@@ -176,34 +174,11 @@ impl Context<'_> {
     }
 }
 
-impl<'a> Memory<'a> {
-    pub fn new(history: &'a History, server: &'a str) -> Self {
-        Self { history, server }
-    }
-
-    pub async fn facts(
-        &self,
-        topic: Topic,
-    ) -> Result<std::collections::HashMap<String, String>, Failure> {
-        Ok(self.history.facts(self.server, topic).await?)
-    }
-
-    /// Remembers as well as it can: what is forgotten is asked again.
-    pub async fn remember(&self, facts: &[Fact]) {
-        if let Err(error) = self.history.remember(self.server, facts).await {
-            tracing::warn!(
-                "{} facts about {} could not be remembered and will be asked again: {error}",
-                facts.len(),
-                self.server
-            );
-        }
-    }
-}
-
 /// A job whose kind is not known any more, as the runner uses it.
 pub trait AnyJob: Debug + Send + Sync {
     fn kind(&self) -> &'static Kind;
     fn is_repeatable(&self) -> bool;
+    fn topic(&self) -> Option<Topic>;
     fn warnings(&self) -> Vec<(&'static str, String)>;
     fn check<'a>(
         &'a self,
@@ -257,6 +232,10 @@ impl<J: Job> AnyJob for J {
 
     fn is_repeatable(&self) -> bool {
         Job::is_repeatable(self)
+    }
+
+    fn topic(&self) -> Option<Topic> {
+        Job::topic(self)
     }
 
     fn warnings(&self) -> Vec<(&'static str, String)> {

@@ -7,7 +7,8 @@ use futures_util::{StreamExt, stream};
 use serde_json::Value;
 
 use crate::jobs::job::{Answer, Context, Failure, Job, Needs, Volume};
-use crate::plan::change::{Change, ChangeResult, Check, Fact, Lane, Plan, Topic, Work};
+use crate::plan::change::{Change, ChangeResult, Check, Lane, Plan, Work};
+use crate::plan::facts::{Fact, Topic};
 use crate::plan::report::{Action, Exempt};
 use crate::synapse::{self, Identity, MemberEvent, Permissions, Reader, UserRow, Version, Writer};
 use crate::values::clock::Timestamp;
@@ -97,9 +98,13 @@ impl Job for JoinRooms {
         answers
     }
 
+    fn topic(&self) -> Option<Topic> {
+        Some(Topic::Ghost)
+    }
+
     async fn plan(&self, context: &Context<'_>, plan: &mut Plan) -> Result<(), Failure> {
         let identity = context.identity().await?;
-        let ghosts = context.memory.facts(Topic::Ghost).await?;
+        let ghosts = context.facts.known();
         let mut seen = Matched::default();
         let listed =
             context.reader.users(|done, total| context.reading("accounts", done, total)).await?;
@@ -351,10 +356,10 @@ impl JoinRooms {
             }
             // Written as it goes: a sweep over many ghosts that is cut off must not begin from nothing.
             if ghosts.len() == 500 {
-                context.memory.remember(&std::mem::take(&mut ghosts)).await;
+                context.facts.store(std::mem::take(&mut ghosts)).await;
             }
         }
-        context.memory.remember(&ghosts).await;
+        context.facts.store(ghosts).await;
         Ok(unfit)
     }
 

@@ -10,9 +10,8 @@ use serde_json::Value;
 
 use super::steps::{Call, Step};
 use crate::jobs::job::{Context, Failure, Job, Needs, Volume};
-use crate::plan::change::{
-    BatchPlan, Change, ChangeResult, Fact, Lane, MediaStore, Plan, Topic, Work,
-};
+use crate::plan::change::{BatchPlan, Change, ChangeResult, Lane, MediaStore, Plan, Work};
+use crate::plan::facts::{Fact, Topic};
 use crate::plan::report::{Action, Exempt, OwnerUsage};
 use crate::synapse::{self, File, Reader, Version, Writer};
 use crate::values::age::{Age, Moment};
@@ -82,6 +81,10 @@ impl Job for PurgeLocalMedia {
         Ok(Some(Volume { what: OWNERS, items: reader.count_media_owners().await? }))
     }
 
+    fn topic(&self) -> Option<Topic> {
+        self.keep_avatars.then_some(Topic::Kept)
+    }
+
     async fn plan(&self, context: &Context<'_>, plan: &mut Plan) -> Result<(), Failure> {
         if context.reader.keeps_objects() && !self.orphan_objects {
             return Err(Failure::Refused(
@@ -91,12 +94,7 @@ impl Job for PurgeLocalMedia {
             ));
         }
         let before = self.age.past_cut_off(context.at).map_err(Failure::Refused)?;
-        let kept = if self.keep_avatars {
-            context.memory.facts(Topic::Kept).await?
-        } else {
-            HashMap::new()
-        };
-        let found = self.candidates(context, before, &kept, plan).await?;
+        let found = self.candidates(context, before, context.facts.known(), plan).await?;
         if !found.kept.is_empty() {
             plan.notes.push(format!(
                 "{} that Synapse kept before, most likely avatars, {} left out",

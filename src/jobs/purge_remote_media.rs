@@ -9,9 +9,8 @@ use serde_json::Value;
 
 use super::steps::{Call, Step};
 use crate::jobs::job::{Context, Failure, Job, Needs};
-use crate::plan::change::{
-    BatchPlan, Change, ChangeResult, Fact, Lane, MediaStore, Plan, Topic, Work,
-};
+use crate::plan::change::{BatchPlan, Change, ChangeResult, Lane, MediaStore, Plan, Work};
+use crate::plan::facts::{Fact, Topic};
 use crate::plan::report::Action;
 use crate::synapse::{self, Version, Writer};
 use crate::values::age::{Age, Moment};
@@ -62,6 +61,10 @@ impl Job for PurgeRemoteMedia {
         Some(Self { age: age? })
     }
 
+    fn topic(&self) -> Option<Topic> {
+        Some(Topic::RemoteCutOff)
+    }
+
     async fn plan(&self, context: &Context<'_>, plan: &mut Plan) -> Result<(), Failure> {
         if !context.reader.serves_media(&context.identity().await?.server_name).await? {
             return Err(Failure::Refused(
@@ -71,13 +74,8 @@ impl Job for PurgeRemoteMedia {
         }
         let until_ms =
             self.age.past_cut_off(context.at).map_err(Failure::Refused)?.timestamp_millis();
-        let reached = context
-            .memory
-            .facts(Topic::RemoteCutOff)
-            .await?
-            .get("")
-            .and_then(|ms| ms.parse().ok())
-            .unwrap_or(MATRIX_BEGAN_MS);
+        let reached =
+            context.facts.known().get("").and_then(|ms| ms.parse().ok()).unwrap_or(MATRIX_BEGAN_MS);
         plan.notes.push("Synapse lists its cache of remote media nowhere: there is no preview of how many files will go".to_owned());
         plan.work = Work::BatchPlan(Box::new(Cache {
             until_ms,

@@ -11,7 +11,7 @@ use prometheus::{
     Registry, TextEncoder,
 };
 
-pub use jobs::{JobSeries, Skipped};
+pub use jobs::{JobMetrics, Skipped};
 
 use crate::synapse::{Answered, Observer};
 use crate::values::clock::Timestamp;
@@ -199,7 +199,7 @@ impl Metrics {
         self.homeservers().iter().map(|(name, state)| (name.clone(), *state)).collect()
     }
 
-    pub fn homeserver(&self, homeserver: &str, version: &str, mas: bool) {
+    pub fn set_homeserver_info(&self, homeserver: &str, version: &str, mas: bool) {
         let known = self.homeservers();
         if !known.contains_key(homeserver) {
             return;
@@ -211,7 +211,7 @@ impl Metrics {
     }
 
     /// Lets the series of a homeserver vanish.
-    pub fn forget_homeserver(&self, homeserver: &str) {
+    pub fn remove_homeserver(&self, homeserver: &str) {
         let mut known = self.homeservers();
         known.remove(homeserver);
         self.forget_info(homeserver);

@@ -7,6 +7,7 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 use serde_json::Value;
 
+use crate::plan::facts::Fact;
 use crate::plan::report::{Action, Exempt, LeftAlone, OwnerUsage, State};
 use crate::synapse::{Error, Reader, Writer};
 use crate::values::clock::Timestamp;
@@ -99,26 +100,6 @@ pub struct ChangeResult {
 impl ChangeResult {
     pub fn items(done: u64) -> Self {
         Self { done, ..Self::default() }
-    }
-}
-
-/// Something learned about a homeserver that later runs should know.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Fact {
-    pub topic: Topic,
-    pub key: String,
-    pub value: String,
-}
-
-crate::values::string_enum::string_enum! {
-    /// What facts are about.
-    pub enum Topic {
-        /// An account that a bridge owns: key is its id, value the bridge's.
-        Ghost = "ghost",
-        /// A file that Synapse kept: key is its id, value when it was last used, in milliseconds.
-        Kept = "kept",
-        /// Up to where the remote cache was purged: value in milliseconds.
-        RemoteCutOff = "remote-cut-off",
     }
 }
 

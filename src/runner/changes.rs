@@ -144,7 +144,7 @@ impl Run<'_> {
                 record.detail =
                     Some("the answer was lost: how many files went cannot be known".to_owned());
             }
-            self.runner.history.made(id, seq, &record, server, &files, &[]).await?;
+            self.runner.history.record_result(id, seq, &record, server, &files, &[]).await?;
             {
                 let mut report = self.report();
                 report.done += made;
@@ -269,7 +269,7 @@ impl Making<'_> {
             self.one(seq, change.as_ref()).await;
             last = Some(start.elapsed());
             let report = self.run.report().clone();
-            if let Err(error) = self.run.runner.history.save(&report).await {
+            if let Err(error) = self.run.runner.history.update_run(&report).await {
                 self.abort(error.into());
             }
         }
@@ -337,7 +337,7 @@ impl Making<'_> {
         if let Some(store) = media {
             run.runner.history.media_call_sent(self.server, store).await?;
         }
-        run.runner.history.making(id, seq, &record).await?;
+        run.runner.history.record_sent(id, seq, &record).await?;
         let made = if media.is_some() {
             // Only the time limit ends the waiting for a media call: Synapse works on regardless.
             let time_limit = async {
@@ -363,7 +363,7 @@ impl Making<'_> {
         let recorded = self.made(seq, change, record, made).await;
         // Last, so that a call is never over before what it did is on record.
         if media.is_some() && answered {
-            run.runner.history.media_call_over(self.server).await?;
+            run.runner.history.media_call_ended(self.server).await?;
         }
         recorded.map(Some)
     }
@@ -431,7 +431,8 @@ impl Making<'_> {
     ) -> Result<(), Abort> {
         let id = self.run.report().id;
         let history = &self.run.runner.history;
-        let recorded = history.made(id, seq, &record, self.server, &made.files, &made.facts).await;
+        let recorded =
+            history.record_result(id, seq, &record, self.server, &made.files, &made.facts).await;
         {
             let mut report = self.run.report();
             report.done = report.done.saturating_add(made.done);

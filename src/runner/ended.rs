@@ -131,7 +131,7 @@ impl Run<'_> {
             (report.id, report.mode)
         };
         let unknown =
-            if mode == Mode::Apply { history.abandon(id, UNANSWERED).await } else { Ok(0) };
+            if mode == Mode::Apply { history.fail_unanswered(id, UNANSWERED).await } else { Ok(0) };
         if let Some(why) = not_attempted(outcome).filter(|_| mode == Mode::Apply)
             && let Err(error) = history.explain_planned(id, why).await
         {
@@ -155,7 +155,7 @@ impl Run<'_> {
         let notes = std::mem::take(&mut *self.notes.lock().unwrap_or_else(PoisonError::into_inner));
         let sentences: Vec<String> = message.into_iter().chain(notes).collect();
         report.message = (!sentences.is_empty()).then(|| sentences.join("; "));
-        if let Err(error) = history.save(&report).await {
+        if let Err(error) = history.update_run(&report).await {
             tracing::error!(job = %report.job, "the end of run {} cannot be recorded yet: {error}", id.unwrap_or_default());
             tokio::spawn(save_later(history.clone(), report.clone()));
         }
@@ -173,8 +173,8 @@ impl Run<'_> {
 async fn save_later(history: History, report: Report) {
     loop {
         tokio::time::sleep(SAVE_AGAIN).await;
-        let unanswered = history.abandon(report.id, UNANSWERED).await;
-        if unanswered.is_ok() && history.save(&report).await.is_ok() {
+        let unanswered = history.fail_unanswered(report.id, UNANSWERED).await;
+        if unanswered.is_ok() && history.update_run(&report).await.is_ok() {
             return;
         }
     }

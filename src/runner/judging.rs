@@ -96,7 +96,7 @@ impl Run<'_> {
             return Ok(Ending::Finished);
         }
         let report = self.report().clone();
-        self.runner.history.save(&report).await.map_err(unrecorded)?;
+        self.runner.history.update_run(&report).await.map_err(unrecorded)?;
         self.judged.store(true, Ordering::Relaxed);
         Ok(self.make_all(plan, first, server).await)
     }
@@ -126,9 +126,9 @@ impl Run<'_> {
             (report.id, report.clone())
         };
         let recorded = async {
-            let first = self.runner.history.plan(id, &records).await?;
+            let first = self.runner.history.record_plan(id, &records).await?;
             // So that a run which is cut off is known to have planned so much.
-            self.runner.history.save(&report).await?;
+            self.runner.history.update_run(&report).await?;
             Ok(first)
         }
         .await;

@@ -46,7 +46,7 @@ impl Run<'_> {
             );
             self.tell(Event::Waiting(what.clone()));
             self.waits(WaitReason::Slot, what, self.until_still(call.store)).await?;
-            history.media_call_over(server).await?;
+            history.media_call_ended(server).await?;
             self.tell(Event::Resumed);
         }
         Ok(lock)

@@ -83,7 +83,7 @@ impl Run<'_> {
             report.waiting = waiting;
             report.clone()
         };
-        if let Err(error) = self.runner.history.save(&report).await {
+        if let Err(error) = self.runner.history.update_run(&report).await {
             tracing::debug!(job = %report.job, "cannot record that the run waits: {error}");
         }
     }

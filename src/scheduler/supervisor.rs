@@ -213,7 +213,7 @@ impl Supervisor {
     fn dealt_with(self: &Arc<Self>, job: &str, until: Timestamp) {
         let (supervisor, job) = (Arc::clone(self), job.to_owned());
         self.tasks.spawn(async move {
-            if let Err(error) = supervisor.runner.history.dealt_with(&job, until).await {
+            if let Err(error) = supervisor.runner.history.set_watermark(&job, until).await {
                 tracing::error!("{job}: a skipped occurrence cannot be recorded: {error}");
             }
         });

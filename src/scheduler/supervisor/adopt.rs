@@ -126,7 +126,7 @@ impl Supervisor {
             .collect();
         for name in gone {
             state.homeservers.remove(&name);
-            self.metrics.forget_homeserver(&name);
+            self.metrics.remove_homeserver(&name);
         }
         for Fresh { homeserver, transport, slots } in new {
             let place = HomeserverHandle {
@@ -226,7 +226,9 @@ impl Supervisor {
             let (name, metrics) = (name.clone(), Arc::clone(&self.metrics));
             tokio::spawn(async move {
                 match reader.identity().await {
-                    Ok(identity) => metrics.homeserver(&name, &identity.version_text, identity.mas),
+                    Ok(identity) => {
+                        metrics.set_homeserver_info(&name, &identity.version_text, identity.mas)
+                    }
                     Err(error) => tracing::warn!(homeserver = %name, "{name}: {error}"),
                 }
                 drop(asked);

@@ -119,7 +119,7 @@ impl Supervisor {
         for spec in specs.iter().filter(|spec| spec.common.enabled) {
             let job = &spec.name;
             let (Some(schedule), Some(known)) = (&spec.schedule, known.get(job)) else { continue };
-            if let Some(last) = known.dealt_with.filter(|last| *last > now) {
+            if let Some(last) = known.watermark.filter(|last| *last > now) {
                 // The clock was set back since.
                 self.agenda().remember(job, last, now);
             }
@@ -129,7 +129,7 @@ impl Supervisor {
                 _ => now,
             };
             // What was dealt with may have been of another schedule.
-            let from = known.dealt_with.map_or(known.since, |moment| moment.max(known.since));
+            let from = known.watermark.map_or(known.since, |moment| moment.max(known.since));
             let missed = schedule.last(from, until, spec.zone);
             let left = interrupted
                 .iter()
@@ -138,7 +138,7 @@ impl Supervisor {
                 .filter(|run| spec.job.is_repeatable() || run.done + run.failed == 0)
                 .and_then(|run| Some((run.scheduled_for?, run.attempts)))
                 .filter(|(occurrence, _)| {
-                    known.dealt_with == Some(*occurrence) && *occurrence > known.since
+                    known.watermark == Some(*occurrence) && *occurrence > known.since
                 });
             // An occurrence that came after the interrupted one stands for it.
             let (occurrence, attempts_made) = match (missed, left) {

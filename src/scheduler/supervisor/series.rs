@@ -2,7 +2,7 @@
 
 use super::{Entry, State, Supervisor};
 use crate::history::ScheduleState;
-use crate::observe::metrics::JobSeries;
+use crate::observe::metrics::JobMetrics;
 use crate::plan::report::{Event, Outcome, Report, State as ChangeState, Trigger};
 use crate::values::clock::Timestamp;
 use std::collections::{BTreeMap, HashMap};
@@ -160,9 +160,9 @@ impl Supervisor {
     }
 }
 
-fn blank(entry: &Entry) -> JobSeries {
+fn blank(entry: &Entry) -> JobMetrics {
     let spec = &entry.spec;
-    JobSeries {
+    JobMetrics {
         homeserver: spec.homeserver.clone(),
         kind: spec.job.kind().name,
         schedule: spec

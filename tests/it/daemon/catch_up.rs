@@ -34,7 +34,7 @@ impl Begun {
         let dir = StateDir::open(&program.path("state")).unwrap();
         let history = History::open(&dir, clock.clone())
             .await
-            .unwrap_or_else(|error| History::none(clock.clone(), &error.to_string()));
+            .unwrap_or_else(|error| History::unavailable(clock.clone(), &error.to_string()));
         let metrics = Arc::new(Metrics::new(clock.now()).unwrap());
         let runner = Runner {
             history: history.clone(),
@@ -417,7 +417,7 @@ async fn the_last_run_and_the_last_success_of_a_job_are_not_forgotten() {
         begun.due("six", &format!("2026-11-23T{occurrence}:00Z")).await;
         until("the run", 5, async || program.ended("six").await.len() == run + 1).await;
     }
-    assert_eq!(begun.history.forget_before(now() + TimeDelta::days(365)).await.unwrap(), 1);
+    assert_eq!(begun.history.delete_runs_before(now() + TimeDelta::days(365)).await.unwrap(), 1);
     begun.stop().await;
     let left = ["schedule succeeded", "schedule failed"];
     assert_eq!(program.ended("six").await, left);

@@ -1,0 +1,28 @@
+//! The facts that a job plans with: read before the plan, stored while it is made.
+
+use std::collections::HashMap;
+
+use super::{Ending, Run};
+use crate::plan::facts::Fact;
+
+impl Run<'_> {
+    /// Reads the facts of the job's topic; empty for a job that needs none.
+    pub(super) async fn known_facts(
+        &self,
+        server: &str,
+    ) -> Result<HashMap<String, String>, Ending> {
+        let Some(topic) = self.spec.job.topic() else { return Ok(HashMap::new()) };
+        let facts = self.runner.history.facts(server, topic).await;
+        facts.map_err(|error| Ending::Failed(format!("cannot read the history: {error}")))
+    }
+
+    /// Stores what the job found out; a failure costs only the requests that find it out again.
+    pub(super) async fn store_facts(&self, server: &str, facts: Vec<Fact>) {
+        if let Err(error) = self.runner.history.remember(server, &facts).await {
+            tracing::warn!(
+                "cannot store {} facts about {server}, which will be looked up again: {error}",
+                facts.len()
+            );
+        }
+    }
+}
