@@ -8,7 +8,7 @@ use futures_util::future::BoxFuture;
 use serde_json::Value;
 
 use super::steps::{Call, Step};
-use crate::jobs::job::{Context, Failure, Job, Needs};
+use crate::jobs::job::{Context, Job, Needs, PlanError};
 use crate::plan::change::{BatchPlan, Change, ChangeResult, Fact, Lane, Plan, Store, Topic, Work};
 use crate::plan::report::Action;
 use crate::synapse::{self, Version, Writer};
@@ -60,15 +60,18 @@ impl Job for PurgeRemoteMedia {
         Some(Self { age: age? })
     }
 
-    async fn plan(&self, context: &Context<'_>, plan: &mut Plan) -> Result<(), Failure> {
+    async fn plan(&self, context: &Context<'_>, plan: &mut Plan) -> Result<(), PlanError> {
         if !context.reader.serves_media(&context.identity().await?.server_name).await? {
-            return Err(Failure::Refused(
+            return Err(PlanError::Refused(
                 "the process that answered does not serve the media endpoints: set `media_url` to the worker that does"
                     .to_owned(),
             ));
         }
-        let until_ms =
-            self.age.past_cut_off(context.at).map_err(Failure::Refused)?.timestamp_millis();
+        let until_ms = self
+            .age
+            .past_cut_off(context.started_at)
+            .map_err(PlanError::Refused)?
+            .timestamp_millis();
         let reached = context
             .memory
             .facts(Topic::RemoteCutOff)
