@@ -25,7 +25,7 @@ pub use settle::LostCallWait;
 use crate::config::JobSpec;
 use crate::history::state_dir::{Lock, LockState, StateDir};
 use crate::history::{self, History};
-use crate::jobs::job::{Budget, Context, Failure};
+use crate::jobs::job::{Budget, Context, PlanError};
 use crate::plan::change::Plan;
 use crate::plan::facts::{Fact, Facts};
 use crate::plan::report::{ChangeRecord, Event, Mode, Outcome, Report, State, Trigger, WaitReason};
@@ -437,7 +437,7 @@ impl Run<'_> {
         if let (Event::Reading { what, done, total }, Some(reading)) =
             (&event, self.reading().as_mut())
         {
-            reading.advance(what, *done, *total, self.reader.answered());
+            reading.advance(what, *done, *total, self.reader.completed_requests());
         }
         (self.tell)(event);
     }
@@ -542,17 +542,17 @@ impl Run<'_> {
             let tell = |event| self.tell(event);
             let store = |facts: Vec<Fact>| self.store_facts(&server, facts).boxed();
             let context = Context {
-                at,
+                started_at: at,
                 reader: &self.reader,
                 facts: Facts::new(self.known_facts(&server).await?, &store),
-                tell: &tell,
+                emit: &tell,
                 concurrency: self.concurrency,
                 budget: Budget {
                     requests_per_second: self.reader.requests_per_second(),
                     time_limit: self.spec.common.time_limit,
                 },
             };
-            *self.reading() = Some(Reading::begin(self.reader.answered()));
+            *self.reading() = Some(Reading::begin(self.reader.completed_requests()));
             let planned = self.spec.job.plan(&context, &mut plan).await;
             planned.map_err(|failure| self.not_planned(failure))?;
             Ok((plan, server, media))
@@ -570,10 +570,10 @@ impl Run<'_> {
         }
     }
 
-    fn not_planned(&self, failure: Failure) -> Ending {
+    fn not_planned(&self, failure: PlanError) -> Ending {
         match failure {
-            Failure::Refused(why) => Ending::Refused(why),
-            Failure::Synapse(error) => self.ending_of(&error),
+            PlanError::Refused(why) => Ending::Refused(why),
+            PlanError::Synapse(error) => self.ending_of(&error),
         }
     }
 
@@ -587,11 +587,11 @@ impl Run<'_> {
     }
 
     /// Refuses where version, accounts or clock do not allow the kind; answers the server's name.
-    async fn guard_homeserver(&self) -> Result<String, Failure> {
+    async fn guard_homeserver(&self) -> Result<String, PlanError> {
         let needs = self.spec.job.kind().needs;
         let identity = self.reader.identity().await?;
         if identity.version < needs.synapse {
-            return Err(Failure::Refused(format!(
+            return Err(PlanError::Refused(format!(
                 "{} runs Synapse {}, and {} needs {} or later: upgrade Synapse",
                 self.spec.homeserver,
                 identity.version_text,
@@ -600,13 +600,13 @@ impl Run<'_> {
             )));
         }
         if let Some(why) = needs.not_under_mas.filter(|_| identity.mas) {
-            return Err(Failure::Refused(why.to_owned()));
+            return Err(PlanError::Refused(why.to_owned()));
         }
         if let Some(ahead) =
             identity.clock_ahead.filter(|ahead| needs.clock && ahead.abs() > CLOCK_TOLERANCE)
         {
             let direction = if ahead > chrono::TimeDelta::zero() { "ahead of" } else { "behind" };
-            return Err(Failure::Refused(format!(
+            return Err(PlanError::Refused(format!(
                 "the clock here is {} {direction} that of {}: moments would be counted wrongly; set the clocks right (NTP) first",
                 format_duration(ahead.abs().to_std().unwrap_or_default()),
                 self.spec.homeserver

@@ -10,7 +10,7 @@ use serde_json::json;
 use super::table::local;
 use super::{Ended, environment, print, print_json, say_warning};
 use crate::config::{Config, Found, Homeserver};
-use crate::jobs::job::{Answer, Budget};
+use crate::jobs::job::{Budget, CheckResult};
 use crate::plan::report::Mode;
 use crate::scheduler::job_list::{job_list, upcoming};
 use crate::synapse::{Error, Reader, Transport};
@@ -246,14 +246,14 @@ impl Answers<'_> {
                 time_limit: job.common.time_limit,
             };
             // A homeserver that cannot tell has said so above.
-            let volume = job.job.volume(&reader).await.ok().flatten();
+            let volume = job.job.read_estimate(&reader).await.ok().flatten();
             if let Some(warning) = volume.and_then(|volume| budget.warning(volume)) {
                 self.yes(
                     &format!("{} reads within its time_limit", job.name),
                     &format!("probably not: {warning}"),
                 )?;
             }
-            for Answer { question, answer } in job.job.check(&reader, identity).await {
+            for CheckResult { question, answer } in job.job.check(&reader, identity).await {
                 let question = format!("{} {question}", job.name);
                 match answer {
                     Ok(answer) => self.yes(&question, &answer)?,

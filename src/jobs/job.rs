@@ -50,15 +50,15 @@ pub trait Job: Debug + Send + Sync + Sized + 'static {
         &self,
         _reader: &Reader,
         _identity: &Identity,
-    ) -> impl Future<Output = Vec<Answer>> + Send {
+    ) -> impl Future<Output = Vec<CheckResult>> + Send {
         async { Vec::new() }
     }
 
     /// What the reading of a run takes, for `check --online`; `None` where that is not known beforehand.
-    fn volume(
+    fn read_estimate(
         &self,
         _reader: &Reader,
-    ) -> impl Future<Output = Result<Option<Volume>, synapse::Error>> + Send {
+    ) -> impl Future<Output = Result<Option<ReadEstimate>, synapse::Error>> + Send {
         async { Ok(None) }
     }
 
@@ -67,7 +67,7 @@ pub trait Job: Debug + Send + Sync + Sized + 'static {
         &self,
         context: &Context<'_>,
         plan: &mut Plan,
-    ) -> impl Future<Output = Result<(), Failure>> + Send;
+    ) -> impl Future<Output = Result<(), PlanError>> + Send;
 }
 
 /// What must hold before a run of a kind may plan.
@@ -86,14 +86,14 @@ pub struct Needs {
 
 /// A question that `check --online` asked; the error says what to do.
 #[derive(Debug)]
-pub struct Answer {
+pub struct CheckResult {
     pub question: String,
     pub answer: Result<String, String>,
 }
 
 /// What the reading of a run takes: one request for each item.
 #[derive(Debug, Clone, Copy)]
-pub struct Volume {
+pub struct ReadEstimate {
     /// What the items are, in the plural.
     pub what: &'static str,
     pub items: u64,
@@ -108,7 +108,7 @@ pub struct Budget {
 
 impl Budget {
     /// Says that the reading alone takes longer than the time limit; `None` where it does not, or the rate is unlimited.
-    pub fn warning(&self, volume: Volume) -> Option<String> {
+    pub fn warning(&self, volume: ReadEstimate) -> Option<String> {
         let rate = self.requests_per_second.number()?.0;
         #[expect(clippy::cast_precision_loss, reason = "a rounded time does as well")]
         let takes = Duration::try_from_secs_f64(volume.items as f64 / rate).ok()?;
@@ -136,11 +136,11 @@ fn to_the_minute(takes: Duration) -> Duration {
 /// What a job may use while it plans.
 pub struct Context<'a> {
     /// When the run started: ages count back from here.
-    pub at: Timestamp,
+    pub started_at: Timestamp,
     pub reader: &'a Reader,
     /// What is known of the job's [topic](Job::topic).
     pub facts: Facts<'a>,
-    pub tell: &'a (dyn Fn(Event) + Send + Sync),
+    pub emit: &'a (dyn Fn(Event) + Send + Sync),
     /// How many questions to ask side by side.
     pub concurrency: usize,
     pub budget: Budget,
@@ -148,7 +148,7 @@ pub struct Context<'a> {
 
 /// Why a plan could not be made.
 #[derive(Debug, thiserror::Error)]
-pub enum Failure {
+pub enum PlanError {
     #[error("{0}")]
     Synapse(#[from] synapse::Error),
     /// A guard: nothing is wrong with the homeserver, and nothing may be done.
@@ -158,18 +158,18 @@ pub enum Failure {
 
 impl Context<'_> {
     pub fn reading(&self, what: &str, done: u64, total: u64) {
-        (self.tell)(Event::Reading { what: what.to_owned(), done, total });
+        (self.emit)(Event::Reading { what: what.to_owned(), done, total });
     }
 
     /// Warns where what is about to be read takes longer than the run may.
-    pub fn expect_reading(&self, volume: Volume) {
+    pub fn expect_reading(&self, volume: ReadEstimate) {
         if let Some(warning) = self.budget.warning(volume) {
-            (self.tell)(Event::Warning(warning));
+            (self.emit)(Event::Warning(warning));
         }
     }
 
     /// Who we are there; the runner has asked by now.
-    pub async fn identity(&self) -> Result<&Identity, Failure> {
+    pub async fn identity(&self) -> Result<&Identity, PlanError> {
         Ok(self.reader.identity().await?)
     }
 }
@@ -184,16 +184,16 @@ pub trait AnyJob: Debug + Send + Sync {
         &'a self,
         reader: &'a Reader,
         identity: &'a Identity,
-    ) -> BoxFuture<'a, Vec<Answer>>;
-    fn volume<'a>(
+    ) -> BoxFuture<'a, Vec<CheckResult>>;
+    fn read_estimate<'a>(
         &'a self,
         reader: &'a Reader,
-    ) -> BoxFuture<'a, Result<Option<Volume>, synapse::Error>>;
+    ) -> BoxFuture<'a, Result<Option<ReadEstimate>, synapse::Error>>;
     fn plan<'a>(
         &'a self,
         context: &'a Context<'_>,
         plan: &'a mut Plan,
-    ) -> BoxFuture<'a, Result<(), Failure>>;
+    ) -> BoxFuture<'a, Result<(), PlanError>>;
 }
 
 /// Reads a kind's keys from a job's table, at a moment that ages are judged by.
@@ -246,22 +246,22 @@ impl<J: Job> AnyJob for J {
         &'a self,
         reader: &'a Reader,
         identity: &'a Identity,
-    ) -> BoxFuture<'a, Vec<Answer>> {
+    ) -> BoxFuture<'a, Vec<CheckResult>> {
         Box::pin(Job::check(self, reader, identity))
     }
 
-    fn volume<'a>(
+    fn read_estimate<'a>(
         &'a self,
         reader: &'a Reader,
-    ) -> BoxFuture<'a, Result<Option<Volume>, synapse::Error>> {
-        Box::pin(Job::volume(self, reader))
+    ) -> BoxFuture<'a, Result<Option<ReadEstimate>, synapse::Error>> {
+        Box::pin(Job::read_estimate(self, reader))
     }
 
     fn plan<'a>(
         &'a self,
         context: &'a Context<'_>,
         plan: &'a mut Plan,
-    ) -> BoxFuture<'a, Result<(), Failure>> {
+    ) -> BoxFuture<'a, Result<(), PlanError>> {
         Box::pin(Job::plan(self, context, plan))
     }
 }
@@ -275,7 +275,7 @@ mod tests {
         let warning = |items, requests_per_second| {
             let time_limit = "1h".parse().unwrap();
             let budget = Budget { requests_per_second, time_limit };
-            budget.warning(Volume { what: "accounts", items })
+            budget.warning(ReadEstimate { what: "accounts", items })
         };
         let fifty = Limit::Of(Rate(50.0));
         insta::assert_snapshot!(warning(500_000, fifty).unwrap(), @"500,000 accounts at 50 requests a second take at least 2 h 47 min; time_limit is 1h: raise it to at least 2 h 50 min");

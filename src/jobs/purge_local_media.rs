@@ -9,7 +9,7 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use serde_json::Value;
 
 use super::steps::{Call, Step};
-use crate::jobs::job::{Context, Failure, Job, Needs, Volume};
+use crate::jobs::job::{Context, Job, Needs, PlanError, ReadEstimate};
 use crate::plan::change::{BatchPlan, Change, ChangeResult, Lane, MediaStore, Plan, Work};
 use crate::plan::facts::{Fact, Topic};
 use crate::plan::report::{Action, Exempt, OwnerUsage};
@@ -77,23 +77,23 @@ impl Job for PurgeLocalMedia {
         Some(Self { age, larger_than, keep_avatars, batch_files, orphan_objects })
     }
 
-    async fn volume(&self, reader: &Reader) -> Result<Option<Volume>, synapse::Error> {
-        Ok(Some(Volume { what: OWNERS, items: reader.count_media_owners().await? }))
+    async fn read_estimate(&self, reader: &Reader) -> Result<Option<ReadEstimate>, synapse::Error> {
+        Ok(Some(ReadEstimate { what: OWNERS, items: reader.count_media_owners().await? }))
     }
 
     fn topic(&self) -> Option<Topic> {
         self.keep_avatars.then_some(Topic::Kept)
     }
 
-    async fn plan(&self, context: &Context<'_>, plan: &mut Plan) -> Result<(), Failure> {
+    async fn plan(&self, context: &Context<'_>, plan: &mut Plan) -> Result<(), PlanError> {
         if context.reader.keeps_objects() && !self.orphan_objects {
-            return Err(Failure::Refused(
+            return Err(PlanError::Refused(
                 "this homeserver keeps its media in object storage, where Synapse deletes nothing: the objects would stay, and nothing would know them any more. \
                  Set `orphan_objects = true` if a lifecycle rule of the bucket removes them"
                     .to_owned(),
             ));
         }
-        let before = self.age.past_cut_off(context.at).map_err(Failure::Refused)?;
+        let before = self.age.past_cut_off(context.started_at).map_err(PlanError::Refused)?;
         let found = self.candidates(context, before, context.facts.known(), plan).await?;
         if !found.kept.is_empty() {
             plan.notes.push(format!(
@@ -154,10 +154,10 @@ impl PurgeLocalMedia {
         before: Timestamp,
         kept: &HashMap<String, String>,
         plan: &mut Plan,
-    ) -> Result<Found, Failure> {
+    ) -> Result<Found, PlanError> {
         // A file is older than its last access: only who uploaded before the moment can have candidates.
         let owners = context.reader.media_owners(Some(before)).await?;
-        context.expect_reading(Volume { what: OWNERS, items: owners.len() as u64 });
+        context.expect_reading(ReadEstimate { what: OWNERS, items: owners.len() as u64 });
         let total = owners.iter().fold(0, |sum: u64, owner| sum.saturating_add(owner.media_count));
         let mut found = Found { files: Vec::new(), owners: Vec::new(), kept: Vec::new() };
         let (mut read, mut unlisted) = (0, 0);

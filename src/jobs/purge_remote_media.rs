@@ -8,7 +8,7 @@ use futures_util::future::BoxFuture;
 use serde_json::Value;
 
 use super::steps::{Call, Step};
-use crate::jobs::job::{Context, Failure, Job, Needs};
+use crate::jobs::job::{Context, Job, Needs, PlanError};
 use crate::plan::change::{BatchPlan, Change, ChangeResult, Lane, MediaStore, Plan, Work};
 use crate::plan::facts::{Fact, Topic};
 use crate::plan::report::Action;
@@ -65,15 +65,18 @@ impl Job for PurgeRemoteMedia {
         Some(Topic::RemoteCutOff)
     }
 
-    async fn plan(&self, context: &Context<'_>, plan: &mut Plan) -> Result<(), Failure> {
+    async fn plan(&self, context: &Context<'_>, plan: &mut Plan) -> Result<(), PlanError> {
         if !context.reader.serves_media(&context.identity().await?.server_name).await? {
-            return Err(Failure::Refused(
+            return Err(PlanError::Refused(
                 "the process that answered does not serve the media endpoints: set `media_url` to the worker that does"
                     .to_owned(),
             ));
         }
-        let until_ms =
-            self.age.past_cut_off(context.at).map_err(Failure::Refused)?.timestamp_millis();
+        let until_ms = self
+            .age
+            .past_cut_off(context.started_at)
+            .map_err(PlanError::Refused)?
+            .timestamp_millis();
         let reached =
             context.facts.known().get("").and_then(|ms| ms.parse().ok()).unwrap_or(MATRIX_BEGAN_MS);
         plan.notes.push("Synapse lists its cache of remote media nowhere: there is no preview of how many files will go".to_owned());

@@ -13,7 +13,7 @@ use prometheus::{
 
 pub use jobs::{JobMetrics, Skipped};
 
-use crate::synapse::{Answered, Observer};
+use crate::synapse::{CompletedRequest, Observer};
 use crate::values::clock::Timestamp;
 use jobs::Jobs;
 
@@ -155,7 +155,7 @@ impl Metrics {
     pub fn observer(self: &Arc<Self>, homeserver: &str) -> Observer {
         let (metrics, homeserver) = (Arc::clone(self), homeserver.to_owned());
         metrics.homeservers().entry(homeserver.clone()).or_default();
-        Arc::new(move |answered: &Answered| {
+        Arc::new(move |answered: &CompletedRequest| {
             // Held meanwhile, so that nothing is written behind a removal.
             let mut known = metrics.homeservers();
             let Some(state) = known.get_mut(&homeserver) else { return };

@@ -318,7 +318,7 @@ impl Making<'_> {
             Err(error) if error.is_about_target() => {
                 self.settle(
                     seq,
-                    record(change, State::Failed, Some(error.words())),
+                    record(change, State::Failed, Some(error.message())),
                     &ChangeResult::default(),
                 )
                 .await?;
@@ -359,7 +359,7 @@ impl Making<'_> {
         if changed && look < LOOKS {
             return Box::pin(self.checked(seq, change, look + 1)).await;
         }
-        let answered = !made.as_ref().is_err_and(synapse::Error::may_be_at_work);
+        let answered = !made.as_ref().is_err_and(synapse::Error::may_have_taken_effect);
         let recorded = self.made(seq, change, record, made).await;
         // Last, so that a call is never over before what it did is on record.
         if media.is_some() && answered {
@@ -388,7 +388,7 @@ impl Making<'_> {
             }
             Err(error) if error.is_about_target() => {
                 let broken = matches!(error.cause, synapse::Cause::Synapse { status: 500.., .. });
-                (record.state, record.detail) = (State::Failed, Some(error.words()));
+                (record.state, record.detail) = (State::Failed, Some(error.message()));
                 self.settle(seq, record, &ChangeResult::default()).await?;
                 // The next media call would take this one's files along.
                 let broken = broken && self.broken.fetch_add(1, Ordering::Relaxed) + 1 >= BROKEN;
@@ -396,7 +396,7 @@ impl Making<'_> {
                     return Err(Abort::Synapse(error));
                 }
             }
-            Err(error) if error.may_be_at_work() => {
+            Err(error) if error.may_have_taken_effect() => {
                 run.lost.lock().unwrap_or_else(PoisonError::into_inner).push(Lost {
                     seq,
                     record,
@@ -409,10 +409,10 @@ impl Making<'_> {
                 (record.state, record.detail) = if error.is_transient() {
                     (State::Planned, None)
                 } else {
-                    (State::Failed, Some(error.words()))
+                    (State::Failed, Some(error.message()))
                 };
                 self.settle(seq, record, &ChangeResult::default()).await?;
-                let given_up = matches!(error.cause, synapse::Cause::GivenUp);
+                let given_up = matches!(error.cause, synapse::Cause::Cancelled);
                 return Err(match run.stopped().filter(|_| given_up) {
                     Some(stopped) => Abort::Stopped(stopped),
                     None => Abort::Synapse(error),

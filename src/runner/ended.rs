@@ -95,8 +95,10 @@ impl Run<'_> {
     }
 
     fn window_ended_early(&self) -> String {
-        let so_far =
-            self.reading().as_ref().and_then(|reading| reading.so_far(self.reader.answered()));
+        let so_far = self
+            .reading()
+            .as_ref()
+            .and_then(|reading| reading.so_far(self.reader.completed_requests()));
         match so_far {
             Some(so_far) => format!("the job's window ended while the run was reading {so_far}"),
             None => "the job's window ended before it could begin".to_owned(),
@@ -109,7 +111,7 @@ impl Run<'_> {
         let unfinished = self
             .reading()
             .as_ref()
-            .and_then(|reading| reading.unfinished(start, self.reader.answered()));
+            .and_then(|reading| reading.unfinished(start, self.reader.completed_requests()));
         let reached = format!("the time limit of {time_limit} was reached");
         unfinished.map_or(reached.clone(), |unfinished| format!("{reached}; {unfinished}"))
     }

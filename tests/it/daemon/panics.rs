@@ -5,7 +5,7 @@ use std::sync::{Arc, PoisonError};
 use microglia::config::{Config, Environment};
 use microglia::history::History;
 use microglia::history::state_dir::StateDir;
-use microglia::jobs::job::{Context, Failure, Job, Needs};
+use microglia::jobs::job::{Context, Job, Needs, PlanError};
 use microglia::observe::metrics::Metrics;
 use microglia::plan::report::Action;
 use microglia::runner::{LostCallWait, Runner};
@@ -43,7 +43,7 @@ impl Job for Panics {
         &self,
         _: &Context<'_>,
         _: &mut microglia::plan::change::Plan,
-    ) -> Result<(), Failure> {
+    ) -> Result<(), PlanError> {
         std::panic::panic_any("it is a test")
     }
 }
