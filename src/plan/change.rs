@@ -8,7 +8,7 @@ use futures_util::future::BoxFuture;
 use serde_json::Value;
 
 use crate::plan::facts::Fact;
-use crate::plan::report::{Action, Exempt, LeftAlone, OwnerUsage, State};
+use crate::plan::report::{Action, ChangeRecord, Exempt, LeftAlone, OwnerUsage, State};
 use crate::synapse::{Error, Reader, Writer};
 use crate::values::clock::Timestamp;
 
@@ -44,6 +44,21 @@ pub trait Change: Debug + Send + Sync {
         writer: &'a Writer,
         before: Option<&'a Value>,
     ) -> BoxFuture<'a, Result<ChangeResult, Error>>;
+}
+
+impl dyn Change {
+    /// The record of the change before it is sent.
+    pub fn record(&self) -> ChangeRecord {
+        ChangeRecord {
+            action: self.action(),
+            target: self.target(),
+            count: self.count(),
+            state: State::Planned,
+            detail: None,
+            answer: None,
+            before: None,
+        }
+    }
 }
 
 /// What a change found when it looked at its target again.
@@ -231,8 +246,8 @@ impl Plan {
 }
 
 impl Problem {
-    pub fn record(&self) -> crate::plan::report::ChangeRecord {
-        crate::plan::report::ChangeRecord {
+    pub fn record(&self) -> ChangeRecord {
+        ChangeRecord {
             action: self.action,
             target: self.target.clone(),
             count: 1,

@@ -2,27 +2,26 @@
 
 use std::collections::HashMap;
 
-use super::{Ending, Run};
+use super::context::{Abort, RunContext};
+use crate::history::History;
 use crate::plan::facts::Fact;
 
-impl Run<'_> {
-    /// Reads the facts of the job's topic; empty for a job that needs none.
-    pub(super) async fn known_facts(
-        &self,
-        server: &str,
-    ) -> Result<HashMap<String, String>, Ending> {
-        let Some(topic) = self.spec.job.topic() else { return Ok(HashMap::new()) };
-        let facts = self.runner.history.facts(server, topic).await;
-        facts.map_err(|error| Ending::Failed(format!("cannot read the history: {error}")))
-    }
+/// Reads the facts of the job's topic; empty for a job that needs none.
+pub(super) async fn known_facts(
+    run: &RunContext<'_>,
+    server: &str,
+) -> Result<HashMap<String, String>, Abort> {
+    let Some(topic) = run.spec.job.topic() else { return Ok(HashMap::new()) };
+    let facts = run.history.facts(server, topic).await;
+    facts.map_err(|error| Abort::Failed(format!("cannot read the history: {error}")))
+}
 
-    /// Stores what the job found out; a failure costs only the requests that find it out again.
-    pub(super) async fn store_facts(&self, server: &str, facts: Vec<Fact>) {
-        if let Err(error) = self.runner.history.remember(server, &facts).await {
-            tracing::warn!(
-                "cannot store {} facts about {server}, which will be looked up again: {error}",
-                facts.len()
-            );
-        }
+/// Stores what the job found out; a failure costs only the requests that find it out again.
+pub(super) async fn store_facts(history: &History, server: &str, facts: Vec<Fact>) {
+    if let Err(error) = history.remember(server, &facts).await {
+        tracing::warn!(
+            "cannot store {} facts about {server}, which will be looked up again: {error}",
+            facts.len()
+        );
     }
 }

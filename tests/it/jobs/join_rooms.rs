@@ -588,7 +588,7 @@ async fn globs_over_more_users_than_a_page_are_planned_whole_and_worked_off_in_p
     let refused = program.run(&["run", "guarded", "--json"]).await;
     let report: Value = serde_json::from_str(&refused.stdout).unwrap();
     assert_eq!((refused.code, figures(&report)), (1, "refused: 91/0/0/0/91".to_owned()));
-    insta::assert_snapshot!(text(&report, "message").split("; `").next().unwrap(), @"the plan has 91 things, more than max_changes = 90: look at it with `microglia run guarded --dry-run`; if it is right, run it once with `--max-changes 91`, raise max_changes, or set at_most to work it off in parts");
+    insta::assert_snapshot!(text(&report, "message").split("; `").next().unwrap(), @"the plan has 91 items, more than max_changes = 90: look at it with `microglia run guarded --dry-run`; if it is right, run it once with `--max-changes 91`, raise max_changes, or set at_most to work it off in parts");
     assert_eq!(posts(&synapse), 0);
 
     for first in [10, 13] {
@@ -766,9 +766,13 @@ async fn a_second_interrupt_ends_the_run_without_waiting_for_the_join_under_way(
         changes(&report),
         [
             "failed @a:fake.test -> #lobby:fake.test (1): no answer came before the run ended: it may have been made",
-            "planned @b:fake.test -> #lobby:fake.test (1)",
-            "planned @c:fake.test -> #lobby:fake.test (1)",
+            "planned @b:fake.test -> #lobby:fake.test (1): not attempted: the run was cancelled",
+            "planned @c:fake.test -> #lobby:fake.test (1): not attempted: the run was cancelled",
         ]
+    );
+    assert_eq!(
+        text(&report, "message"),
+        "cancelled by SIGINT (Ctrl-C) in the middle of a change; 0 of 3 changes made; stopped at once by a second signal, SIGINT (Ctrl-C), without waiting for the change under way"
     );
 }
 
@@ -814,7 +818,7 @@ async fn a_join_whose_answer_was_lost_is_found_made_and_counted_once() {
     assert_eq!(report["attempts"], 2);
     insta::assert_snapshot!(changes(&report).join("\n"), @"
     done @a:fake.test -> #lobby:fake.test (1)
-    done @b:fake.test -> #lobby:fake.test (1): the answer was lost; found made when looked at again
+    done @b:fake.test -> #lobby:fake.test (1): the answer was lost; the new plan shows that it was applied
     done @c:fake.test -> #lobby:fake.test (1)
     ");
     assert_eq!(joins(&fake), ["@a -> lobby", "@b -> lobby", "@c -> lobby"]);
@@ -935,7 +939,7 @@ async fn a_job_runs_once_at_a_time_and_another_on_its_homeserver_after_it() {
     assert_eq!((busy.code, busy.stdout.as_str()), (1, ""));
     assert_eq!(
         busy.stderr.lines().last(),
-        Some("error: first is running already (run 1)"),
+        Some("error: first is already running (run 1)"),
         "{busy:?}"
     );
     assert_eq!(figures(&second), "succeeded: 4/4/0/0/0");

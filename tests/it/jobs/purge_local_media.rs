@@ -135,7 +135,7 @@ async fn a_plan_above_max_changes_is_refused_and_one_run_may_lift_the_limit() {
     assert_eq!(figures(&report), "refused: 5/0/0/0/5");
     assert_eq!(
         report["message"],
-        "the plan has 5 things, more than max_changes = 1: look at it with `microglia run purge --dry-run`; \
+        "the plan has 5 items, more than max_changes = 1: look at it with `microglia run purge --dry-run`; \
          if it is right, run it once with `--max-changes 5`, raise max_changes, or set at_most to work it off in parts"
     );
     assert_eq!(not_get(&synapse.requests()), [""; 0]);
@@ -230,10 +230,10 @@ async fn where_the_clocks_disagree_by_more_than_a_minute_nothing_is_done() {
             assert_eq!(figures(&report), "refused: null/0/0/0/null");
             let message = report["message"].as_str().unwrap();
             let (start, end) = message.split_once(direction).unwrap();
-            assert!(start.starts_with("the clock here is 1 min"), "{message}");
+            assert!(start.starts_with("the local clock is 1 min"), "{message}");
             assert_eq!(
                 end,
-                " that of main: moments would be counted wrongly; set the clocks right (NTP) first"
+                " that of main, and timestamps would be wrong: synchronize the clocks (NTP)"
             );
         }
         assert_eq!(media_requests(&fake), [""; 0]);

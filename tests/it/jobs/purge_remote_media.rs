@@ -114,7 +114,7 @@ async fn a_wrong_clock_or_an_old_synapse_is_refused() {
     assert_eq!(report["outcome"], "refused");
     let message = report["message"].as_str().unwrap();
     assert!(
-        message.starts_with("the clock here is 2 h") && message.contains("ahead of that of main"),
+        message.starts_with("the local clock is 2 h") && message.contains("ahead of that of main"),
         "{message}"
     );
     fake.world(|world| {

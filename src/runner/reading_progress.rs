@@ -9,7 +9,7 @@ use crate::values::text::format_number;
 
 /// The list that a run reads at present.
 #[derive(Debug)]
-pub(super) struct Reading {
+pub(super) struct ReadingProgress {
     /// What the list holds; empty before the first answer.
     what: String,
     done: u64,
@@ -20,7 +20,7 @@ pub(super) struct Reading {
     last: (Instant, u64),
 }
 
-impl Reading {
+impl ReadingProgress {
     pub(super) fn begin(answered: u64) -> Self {
         let now = (Instant::now(), answered);
         Self { what: String::new(), done: 0, total: 0, since: now, last: now }
