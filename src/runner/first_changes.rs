@@ -62,7 +62,7 @@ impl FirstChanges {
     pub fn settle(&mut self, seq: i64, mut record: ChangeRecord) {
         let earlier = self.planned.remove(&seq).into_iter().chain(self.sent.remove(&seq));
         if record.before.is_none() {
-            record.before = earlier.filter_map(|earlier| earlier.before).last();
+            record.before = earlier.filter_map(|earlier| earlier.before).next_back();
         }
         self.insert(seq, record);
     }
@@ -73,7 +73,6 @@ impl FirstChanges {
             State::Failed => &mut self.failed,
             State::Done | State::Skipped => &mut self.done,
         };
-        // Plans come in order, so that most of what is over the limit is not even stored.
         if changes.len() < LIMIT || changes.last_key_value().is_some_and(|(last, _)| seq < *last) {
             changes.insert(seq, record);
         }

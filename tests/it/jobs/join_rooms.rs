@@ -853,7 +853,7 @@ async fn a_synapse_that_cannot_tell_who_left_is_refused() {
     let output = program.run(&["run", "sweep", "--json"]).await;
     let report: Value = serde_json::from_str(&output.stdout).unwrap();
     assert_eq!((output.code, text(&report, "outcome")), (1, "refused"));
-    insta::assert_snapshot!(text(&report, "message"), @"main runs Synapse 1.122.0, and join-rooms needs 1.123 or later: upgrade Synapse");
+    insta::assert_snapshot!(text(&report, "message"), @"main runs Synapse 1.122.0, and join-rooms requires 1.123 or later: upgrade Synapse");
     assert_eq!(joins(&fake), Vec::<String>::new());
     fake.world(|world| world.version = "1.123.0".to_owned());
     assert_eq!(figures(&program.apply("sweep").await), "succeeded: 1/1/0/0/0");

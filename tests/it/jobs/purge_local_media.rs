@@ -252,7 +252,7 @@ async fn a_homeserver_that_cannot_purge_is_refused_with_the_reason() {
         (figures(&report), report["message"].as_str().unwrap()),
         (
             "refused: null/0/0/0/null".to_owned(),
-            "main runs Synapse 1.77.0, and purge-local-media needs 1.78 or later: upgrade Synapse"
+            "main runs Synapse 1.77.0, and purge-local-media requires 1.78 or later: upgrade Synapse"
         )
     );
 

@@ -124,7 +124,7 @@ async fn a_wrong_clock_or_an_old_synapse_is_refused() {
     let report = program.apply("cache").await;
     assert_eq!(
         report["message"],
-        "main runs Synapse 1.77.1, and purge-remote-media needs 1.78 or later: upgrade Synapse"
+        "main runs Synapse 1.77.1, and purge-remote-media requires 1.78 or later: upgrade Synapse"
     );
     assert_eq!(fake.count("POST", ""), 0);
 }
@@ -150,7 +150,7 @@ async fn after_a_lost_answer_the_next_call_waits_blindly_and_the_walk_goes_on() 
         .map(|change| &change["detail"])
         .filter(|detail| !detail.is_null())
         .collect();
-    assert_eq!(lost, ["the answer was lost: how many files went cannot be known"]);
+    assert_eq!(lost, ["the answer was lost: how many files were deleted is unknown"]);
 }
 
 #[tokio::test]

@@ -640,7 +640,11 @@ async fn a_lost_answer_is_looked_into_and_counted_once() {
         (Trouble::CutAfter, 1, ": the answer was lost; the new plan shows that it was applied"),
         (Trouble::CutBody, 1, ": the answer was lost; the new plan shows that it was applied"),
         (Trouble::BrokenJson, 1, ": the answer was lost; the new plan shows that it was applied"),
-        (Trouble::ProxyAfter(502), 1, ": the answer was lost; the new plan shows that it was applied"),
+        (
+            Trouble::ProxyAfter(502),
+            1,
+            ": the answer was lost; the new plan shows that it was applied",
+        ),
         (Trouble::CutBefore, 1, ""),
         (Trouble::CutAfter, 0, ""),
         (Trouble::Proxy(502), 0, ""),
