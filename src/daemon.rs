@@ -10,7 +10,6 @@ use anyhow::Context;
 use sd_notify::NotifyState;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{Config, Environment};
@@ -83,13 +82,17 @@ pub async fn serve(
         clock: clock.clone(),
         lost_call_wait: LostCallWait::default(),
     };
-    let supervisor = Supervisor::new(runner, Arc::clone(&metrics), clock.clone());
+    let (supervisor, owner) = Supervisor::new(runner, Arc::clone(&metrics), clock.clone());
+    // Those that end in good order when they are told to stop, and those that are aborted.
+    let (mut servers, mut chores) = (Tasks::default(), Tasks::default());
+    chores.spawn("scheduler", owner.run());
     let listener = TcpListener::bind(daemon.listen).await.with_context(|| {
         format!("cannot listen on {}: is another daemon there? set daemon.listen", daemon.listen)
     })?;
     let socket = control::listen(&daemon.state_dir).with_context(unusable)?;
     let socket_path = daemon.state_dir.join(control::SOCKET);
     let socket_identity = identity(&socket_path);
+    let config = Arc::new(config);
     let adopted = supervisor.start(&config).await?;
     for warning in &config.warnings {
         tracing::warn!("{}", warning.line());
@@ -102,16 +105,12 @@ pub async fn serve(
         Arc::clone(&metrics),
         clock.clone(),
     ));
-    let (sender, due) = mpsc::unbounded_channel();
-    let ticker = Ticker::start(Arc::clone(&supervisor.agenda), clock.clone(), sender)
+    let ticker = Ticker::start(Arc::clone(&supervisor.agenda), clock.clone(), supervisor.wakes())
         .await
         .map_err(|error| anyhow::anyhow!("the scheduler does not start: {error:?}"))?;
     let ticker = Arc::new(ticker);
 
     let stop = CancellationToken::new();
-    // Those that end in good order when they are told to stop, and those that are aborted.
-    let (mut servers, mut chores) = (Tasks::default(), Tasks::default());
-    chores.spawn("due jobs", Arc::clone(&supervisor).listen(due));
     let health = Arc::new(Health::new(Arc::clone(&ticker), history.clone(), metrics));
     let app = Arc::new(App {
         supervisor: Arc::clone(&supervisor),
@@ -138,7 +137,7 @@ pub async fn serve(
         env!("CARGO_PKG_VERSION"),
         crate::values::text::format_count(adopted.added.len() as u64, "job", "jobs")
     );
-    notify(&[NotifyState::Ready, NotifyState::Status(&supervisor.next_in_words())]);
+    notify(&[NotifyState::Ready, NotifyState::Status(&supervisor.status().await)]);
 
     let broken = tokio::select! {
         ended = signals.until_stop(&reloader, &supervisor) => ended.err(),
@@ -231,7 +230,7 @@ async fn reload_at_signal(reloader: Arc<Reloader>, supervisor: Arc<Supervisor>) 
     }
     // What is wrong with the config is in the log and in the metrics.
     let _ = reloader.reload("SIGHUP").await;
-    notify(&[NotifyState::Ready, NotifyState::Status(&supervisor.next_in_words())]);
+    notify(&[NotifyState::Ready, NotifyState::Status(&supervisor.status().await)]);
 }
 
 /// Keeps other daemons out of the state directory, and returns why that is no longer possible.
@@ -311,7 +310,7 @@ async fn watchdog(supervisor: Arc<Supervisor>, ticker: Arc<Ticker>) {
             Ok(_) => {}
             Err(ago) => tracing::error!("the ticker has not ticked for {} s", ago.as_secs()),
         }
-        let status = supervisor.next_in_words();
+        let status = supervisor.status().await;
         if status != told {
             notify(&[NotifyState::Status(&status)]);
             told = status;

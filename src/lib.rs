@@ -1,62 +1,88 @@
-//! microglia: recurring housekeeping for Synapse, planned, previewed, guarded and on time.
+//! microglia: recurring housekeeping for Synapse, planned first, guarded, recorded and on time.
 //!
-//! A job **reads** a homeserver and answers with a **plan**, a list of changes as data; a single runner checks the plan
-//! against its guards and, unless it is a dry run, **makes** the changes, telling one stream of events to log, metrics,
-//! history and progress.
+//! A job **reads** a homeserver and returns a **plan**, a list of changes as data. A single runner checks the plan against
+//! its guards and, unless the run is a dry run, **applies** the changes. It emits one stream of events for the log, the
+//! metrics and the progress display, and records each step in the history.
 //!
-//! # Floors
+//! # Rooms
 //!
-//! A module uses only what stands below it; `tests/architecture.rs` fails otherwise.
+//! Each folder of `src` is a room with one job. A room imports only from rooms below it, and no two files need each
+//! other: `tests/architecture.rs` fails otherwise, and also on a room that it does not know.
 //!
-//! | floor | modules | hold |
-//! |---|---|---|
-//! | 0 | `words` `escape` `keys` `clock` `glob` `length` `size` `schedule` `agenda` `age` | values that parse themselves, config tables as typed keys, and when a job is due |
-//! | 1 | `report` `state_dir` `synapse` `change` | what a run did, the locks, the homeserver's API, what would change |
-//! | 2 | `history` | runs, changes and what was learned, in SQLite |
-//! | 3, 4 | `job` `jobs` | what a kind is, and the table of kinds |
-//! | 5 | `config` | TOML text to settings and jobs, or every mistake with its place |
-//! | 6 | `runner` `telling` `listing` `metrics` `ticker` | one run; events as log lines and series; the seam to the scheduler |
-//! | 7 | `supervisor` | what is due, overlap, catch-up, adopting a config, draining |
-//! | 8, 9 | `reload` `health` `control` `web` `daemon` | the ways to reach the daemon, and its composition |
-//! | 10 | `cli` | one command a file |
+//! | room | job |
+//! |---|---|
+//! | [`cli`] | the command line, one command per file |
+//! | [`daemon`] | the composition of the daemon, its signals, and its orderly end |
+//! | [`web`] | the HTTP service on TCP and on the control socket: metrics, health, API |
+//! | [`scheduler`] | when what runs: the state of each job, the agenda, the task that carries out decisions, adopting a configuration |
+//! | [`runner`] | one run: read, guard, apply, finish |
+//! | [`observe`] | metrics and the log of runs |
+//! | [`config`] | the TOML file to settings and jobs, or every error with its location |
+//! | [`jobs`] | what a kind is, the table of kinds, and one file per kind |
+//! | [`history`] | runs, changes and what was learned, in SQLite; the locks of the state directory |
+//! | [`plan`] | changes, plans, reports and events, as data |
+//! | [`synapse`] | the homeserver's API: transport, reader and writer |
+//! | [`values`] | values that parse themselves: durations, sizes, globs, schedules, tables of the configuration |
 //!
-//! A new kind is one file in `src/jobs/` and its line in `src/jobs.rs`: config, `kinds`, metrics and the tests over the
-//! table take it from there.
+//! A new kind is one file in `src/jobs/` and its line in `src/jobs.rs`. The configuration, `kinds`, the metrics and the
+//! tests over the table take it from there.
+//!
+//! # The way of the data
+//!
+//! ```text
+//! microglia.toml -> config -> settings and jobs            or every error, with its location
+//!                                 |
+//!              scheduler::adopt <-+                        keeps unchanged jobs, swaps changed ones, retires the rest
+//!                     |
+//!    job state, time, event -> state, decisions            one pure function, one watermark per job
+//!                     |                                    <- the ticker (tokio-cron-scheduler) and the agenda
+//!    runner: read -> guard -> apply -> finish -> report
+//!                     |
+//!                     +-- events -> log, metrics, progress, event stream
+//! ```
 //!
 //! # Invariants
 //!
+//! They are absences, and cannot be seen in the code.
+//!
 //! 1. Only `synapse::transport` sends HTTP to a homeserver. It holds the token, encodes path segments, limits rate and
-//!    concurrency, retries, decodes, and names endpoint templates for the metrics.
-//! 2. A job has a [`synapse::Reader`], which can only ask. Only the runner makes a [`synapse::Writer`], never in a dry run.
-//! 3. Within an attempt all reading ends before the first change, save the look that a change takes at its own target
-//!    just before it is made ([`change::Change::check`]).
-//! 4. Log, metrics, progress and the control socket hear [`report::Event`]s and nothing else.
-//! 5. Time and environment come in as values; only [`clock::Clock`] asks the time, only `cli` reads the environment.
-//! 6. The history is written as it happens: a row when a run begins, each change before it is sent (with what it will
-//!    replace) and after it was answered. What cannot be recorded is not done.
-//! 7. One run of a job at a time in a state directory, whoever starts it: each holds the job's lock. Where a daemon
-//!    lives, the command line asks it.
-//! 8. A request whose answer was lost may still be at work: nothing that is not safe to repeat is repeated because of a
-//!    time-out. A retry of the run plans anew, and what is not planned again was made.
-//! 9. A change that only waits to be sent has done nothing: it is given up when its run has to end, and stays planned. One
-//!    that was sent is waited for.
-//! 10. Media calls go one at a time for a homeserver, and none while a lost one may be at work, across restarts.
-//! 11. Changes of external ids go one at a time for a homeserver, whatever the limits, across runs and processes: each is
-//!     read and written under the lock of [`change::Lane::ExternalIds`].
-//! 12. Limits belong to the address of a homeserver, not to its name: two names share them, and so does a run that goes on
-//!     while a reload renames its homeserver.
+//!    concurrency, retries, bounds and decodes answers, and names endpoint templates for the metrics.
+//! 2. A job has a [`synapse::Reader`], which can only read. Only the runner creates a [`synapse::Writer`], and never in a
+//!    dry run.
+//! 3. Within an attempt all reading ends before the first change, except that a change reads its own target again just
+//!    before it is applied ([`plan::change::Change::check`]).
+//! 4. What a run does reaches the log, the metrics, the progress display and the event stream only as
+//!    [`plan::report::Event`]s, which carry the report.
+//! 5. Time and the environment come in as values: only [`values::clock::Clock`] reads the time, only `cli` reads the
+//!    environment.
+//! 6. The history is written as it happens: a row when a run starts, each change before it is sent (with what it will
+//!    replace) and after it was answered, the end when it ends. What cannot be recorded is not done.
+//! 7. One run of a job at a time in a state directory, whoever starts it: each run holds the job's lock. Where a daemon
+//!    runs, the command line asks it to run the job.
+//! 8. A request whose answer was lost may still be at work. Nothing that is not safe to repeat is repeated because of a
+//!    timeout: a retry of the run reads and plans again, and what is no longer planned was done.
+//! 9. A change that only waits to be sent has done nothing: it is given up when its run has to end, and stays planned. A
+//!    change that was sent is waited for.
+//! 10. Media calls to a homeserver are made one at a time, and none while a lost call may be at work, across restarts.
+//! 11. Changes of external ids on a homeserver are made one at a time, whatever the limits, across runs and processes:
+//!     each is read and written under the lock of [`plan::change::Lane::ExternalIds`].
+//! 12. Limits belong to the address of a homeserver, not to its name. Two names for one address share them, and so does a
+//!     run that continues while a reload renames its homeserver.
+//! 13. Only [`scheduler::Owner`] changes the state of jobs, and only by carrying out what
+//!     [`scheduler::job_state::JobState::decide`] decides.
+//! 14. No permanent task ends unseen: the daemon stops with an error when one does.
 //!
 //! # Decisions
 //!
-//! - Config tables are read key by key (`schema!`), not through serde's derive: each key reports its own mistake with its
-//!   place, and the same definition is what `kinds` prints.
-//! - A media purge is a [`change::BatchPlan`]: its changes are cut to size while it goes on, so that a call takes 5 to 20 s
+//! - Tables of the configuration are read key by key (`schema!`), not through serde's derive: each key reports its own
+//!   error with its location, and the same definition is what `kinds` prints.
+//! - A media purge is a [`plan::change::BatchPlan`]: its changes are sized as it goes on, so that a call takes 5 to 20 s
 //!   where the part of its time that does not depend on its size allows that.
-//! - Until when occurrences of a job are dealt with is recorded when a run begins, when one is skipped while no run is at
-//!   work, and, for those skipped during a run, when that has ended: what is later is missed at the next start. A run that
-//!   was cut off is caught up while nothing later was dealt with.
-//! - The daemon shares a homeserver's places for runs by a semaphore, the command line by locks in the state directory:
-//!   only one of them runs jobs at a time.
+//! - Scheduling has one watermark per job: every occurrence up to it was run, skipped or given up. It moves when a run is
+//!   recorded as started, when an occurrence is skipped while no run is under way, and, for occurrences skipped during a
+//!   run, when that run has ended. Whatever is later counts as missed at the next start.
+//! - The daemon shares the run slots of a homeserver through a semaphore, the command line through locks in the state
+//!   directory: only one of them runs jobs at a time.
 
 pub mod cli;
 pub mod config;

@@ -31,7 +31,8 @@ use crate::history::{History, Page};
 use crate::observe::metrics;
 use crate::plan::report::{CHANGES_SHOWN, Event, Report};
 use crate::scheduler::reload::Reloader;
-use crate::scheduler::supervisor::{Refusal, RunOverrides, Supervisor};
+use crate::scheduler::supervisor::Supervisor;
+use crate::scheduler::{Refusal, RunOverrides};
 use crate::values::clock::Clock;
 use crate::web::health::{Health, Probe};
 
@@ -312,7 +313,7 @@ async fn run(
         serde_json::from_slice(&body)
             .map_err(|error| Refused::because(StatusCode::BAD_REQUEST, error))?
     };
-    let mut events = app.supervisor.run(&job, &asked)?;
+    let mut events = app.supervisor.run(&job, &asked).await?;
     while let Some(event) = events.recv().await {
         if let Event::Started(report) | Event::Ended(report) = event {
             return Ok((StatusCode::ACCEPTED, Json(json!({ "id": report.id }))).into_response());
@@ -320,7 +321,7 @@ async fn run(
     }
     Err(Refused::because(
         StatusCode::CONFLICT,
-        format!("{job} is running already, in another process"),
+        format!("{job} is already running, in another process"),
     ))
 }
 
@@ -349,7 +350,7 @@ async fn cancel(
 ) -> Result<Response, Refused> {
     app.admit(&headers)?;
     let Path(job) = job?;
-    app.supervisor.cancel(&job, &format!("{} (HTTP API)", peer.ip()))?;
+    app.supervisor.cancel(&job, &format!("{} (HTTP API)", peer.ip())).await?;
     Ok(Json(json!({})).into_response())
 }
 

@@ -1,4 +1,4 @@
-"""Writes the configuration of a Synapse that keeps to itself; prints its URL, and an address for microglia to listen on.
+"""Writes the configuration of a Synapse without federation; prints its URL, and an address for microglia to listen on.
 
 usage: homeserver.py DIRECTORY
 """
@@ -65,13 +65,13 @@ def main():
         "macaroon_secret_key": secrets.token_hex(),
         "form_secret": secrets.token_hex(),
         "bcrypt_rounds": 4,
-        # No traffic to anywhere.
+        # No traffic to other machines.
         "trusted_key_servers": [],
         "federation_domain_whitelist": [],
         "report_stats": False,
         "url_preview_enabled": False,
         "presence": {"enabled": False},
-        # Seeding is faster than any person.
+        # Seeding is faster than any user.
         "rc_message": unlimited,
         "rc_joins": {"local": unlimited, "remote": unlimited},
         "rc_joins_per_room": unlimited,

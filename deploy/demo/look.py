@@ -1,11 +1,11 @@
-"""Asks Synapse itself what is there, so that the demo need not take microglia's word for anything.
+"""Reads the state of Synapse directly, so that the demo does not rely on what microglia reports.
 
-usage: look.py DIRECTORY remember           writes what is there now to before.json
-       look.py DIRECTORY unchanged          exit 1, and what differs, when it is not as remembered
-       look.py DIRECTORY cleaned            the same against what the three jobs must have made of it
+usage: look.py DIRECTORY remember           writes the current state to before.json
+       look.py DIRECTORY unchanged          exit 1 and the differences if the state is not that of before.json
+       look.py DIRECTORY cleaned            the same for the state that the three jobs must have produced
        look.py DIRECTORY reports FILE       the same for what `microglia runs --json` claims
        look.py DIRECTORY joined USER ROOM   waits until USER is in ROOM
-       look.py metrics URL WORD…            prints the metrics whose line holds a WORD
+       look.py metrics URL WORD…            prints the metrics whose line contains a WORD
 """
 
 import copy
@@ -21,13 +21,13 @@ ADMIN = "/_synapse/admin"
 DAY = 24 * 60 * 60 * 1000
 OLDER_THAN = 180 * DAY
 
-# What the files' owners and the history of their avatars say; all else follows from the files' own times.
+# Avatars and former avatars. Everything else follows from the files' timestamps.
 KEPT = {"avatar.png", "former-avatar.png"}
 NEW = [user_id("frank"), user_id("grace")]
 
 
 def look(homeserver, rooms):
-    """Everything that a job could have touched, in the order that JSON keeps."""
+    """Returns everything that a job could have changed, in a fixed order."""
     users, files = {}, {}
     listed = homeserver.get(f"{ADMIN}/v3/users", guests="false", locked="true", limit=1000)["users"]
     for name in sorted(user["name"] for user in listed):
@@ -69,7 +69,7 @@ def is_to_be_removed(user, external_id):
 
 
 def cleaned(before):
-    """What the three jobs must make of `before`."""
+    """Returns the state that the three jobs must produce from `before`."""
     after = copy.deepcopy(before)
     after["files"] = {name: file for name, file in before["files"].items() if not may_go(file)}
     for people in after["members"].values():
@@ -81,7 +81,7 @@ def cleaned(before):
 
 
 def without_news(now):
-    """`now`, where the membership of a new member is no more than that: its event is Synapse's to write."""
+    """Returns `now` with only the membership of new members: the rest of their events is written by Synapse."""
     now = copy.deepcopy(now)
     for people in now["members"].values():
         for name in NEW:
@@ -112,7 +112,7 @@ def figures(seen):
     to_remove = sum(is_to_be_removed(*one) for one in held)
     old = [file for file in files if may_go(file)]
     return {
-        "files unused for 180 days, of no one's avatar, not withheld": len(old),
+        "files unused for 180 days (no avatars, not protected)": len(old),
         "all other files": len(files) - len(old),
         "bytes of all files": sum(file["bytes"] for file in files),
         **{f"members of {alias}": count for alias, count in joined.items()},
@@ -133,7 +133,7 @@ def compare(before, expected, now):
 
 
 def reports(before, runs):
-    """Compares what microglia recorded of the runs with what had to change."""
+    """Compares the runs that microglia recorded with what had to change."""
     gone = [file for file in before["files"].values() if may_go(file)]
     held = [(user, it) for user in before["users"].values() for it in user["external_ids"]]
     expected = {
@@ -165,7 +165,7 @@ def wait_until_joined(homeserver, room, who):
         if who in homeserver.get(f"{ADMIN}/v1/rooms", room, "members")["members"]:
             return
         time.sleep(0.5)
-    sys.exit(f"{who} is not in {room} after a minute")
+    sys.exit(f"{who} is not in {room} after one minute")
 
 
 def metrics(url, words):
@@ -174,7 +174,7 @@ def metrics(url, words):
         lines = answer.read().decode().splitlines()
     shown = [line for line in lines if not line.startswith("#") and any(word in line for word in words)]
     if not shown:
-        sys.exit(f"no metric holds any of {', '.join(words)}")
+        sys.exit(f"no metric contains any of {', '.join(words)}")
     print("\n".join(shown))
 
 

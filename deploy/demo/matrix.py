@@ -1,4 +1,4 @@
-"""What the demo's scripts need of HTTP: one homeserver, one token, JSON in and out."""
+"""HTTP for the demo's scripts: one homeserver, one token, JSON requests and responses."""
 
 import json
 import urllib.error
@@ -16,7 +16,7 @@ class Homeserver:
     def __init__(self, url, token=None):
         self.url = url
         self.token = token
-        # Nothing of the demo leaves this machine, whatever proxy the environment names.
+        # Ignores proxies of the environment: nothing leaves this machine.
         self.opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
     def acting_as(self, token):
@@ -32,7 +32,7 @@ class Homeserver:
         return self.call("POST", segments, query, body)
 
     def call(self, method, segments, query, body=None):
-        """Asks for the path of `segments`: all but the first are escaped."""
+        """Sends a request to the path of `segments`; all but the first are escaped."""
         base, *rest = segments
         path = "/".join([base, *(urllib.parse.quote(segment, safe="") for segment in rest)])
         url = f"{self.url}{path}"

@@ -1,4 +1,4 @@
-"""Fills the demo's homeserver with people, rooms, files and external ids, each there for a reason.
+"""Fills the demo's homeserver with users, rooms, files and external ids.
 
 usage: seed.py DIRECTORY              everything, and the file `token` for microglia
        seed.py DIRECTORY NEWCOMER     one more account
@@ -22,7 +22,7 @@ KIB = 1024
 
 PEOPLE = {
     "alice": "owns both rooms",
-    "bob": "goes by another name in the lobby",
+    "bob": "has another name in the lobby",
     "carol": "left the lobby of her own accord",
     "dave": "was kicked from both rooms",
     "erin": "was banned from both rooms",
@@ -33,7 +33,7 @@ PEOPLE = {
     "judy": "deactivated",
 }
 
-# An old provider, oidc-google, gave way to saml.
+# The provider oidc-google was replaced by saml.
 EXTERNAL_IDS = {
     "alice": ["oidc-google", "saml"],
     "bob": ["oidc-google"],
@@ -49,7 +49,7 @@ FILES = [
     ("bob", "scan.pdf", 4, 300 * KIB, 300, 200),
     ("heidi", "handover.odt", 2, 80 * KIB, 500, None),
     ("_bridge_zoe", "bridged.png", 2, 50 * KIB, 365, None),
-    # From here on every one must stay.
+    # None of the following may be deleted.
     ("carol", "minutes.odt", 4, 60 * KIB, 400, 10),
     ("dave", "draft.odt", 5, 100 * KIB, 170, None),
     ("frank", "today.png", 3, 100 * KIB, 0, None),
@@ -62,7 +62,7 @@ FILES = [
 
 
 def register_microglia(homeserver, shared_secret):
-    """Makes the account that microglia uses: a server admin, and a bot so that no consent form stops it."""
+    """Registers the account that microglia uses: a server admin, and a bot, which is not asked for consent."""
     nonce = homeserver.get(f"{ADMIN}/v1/register")["nonce"]
     account = {
         "nonce": nonce,
@@ -128,7 +128,7 @@ class Seed:
         return {"#lobby": lobby, "#staff": staff}
 
     def files(self):
-        """Uploads every file; they get their age later."""
+        """Uploads every file; see let_years_pass for their age."""
         ids = {}
         for owner, name, count, size, *_ in FILES:
             for _ in range(count):
@@ -145,7 +145,7 @@ class Seed:
 
     def profiles(self, rooms, ids):
         self.wear("alice", ids["alice", "avatar.png"][0], rooms["#lobby"])
-        # A former avatar is one that Synapse keeps, though no list of its Admin API says so.
+        # Synapse keeps former avatars, but its Admin API does not mark them.
         self.wear("bob", ids["bob", "former-avatar.png"][0], rooms["#lobby"])
         self.wear("bob", ids["bob", "avatar.png"][0], rooms["#lobby"])
         self.wear("bob", ids["bob", "avatar.png"][0], rooms["#staff"])
@@ -154,7 +154,7 @@ class Seed:
         bob.put(f"{CLIENT}/rooms", rooms["#lobby"], "state", "m.room.member", user_id("bob"), body=nickname)
 
     def wear(self, name, media_id, room):
-        """Sets an avatar and waits until `room` shows it: Synapse tells the rooms afterwards."""
+        """Sets an avatar and waits until `room` shows it: Synapse updates rooms in the background."""
         uri, person = f"mxc://{SERVER_NAME}/{media_id}", self.people[name]
         person.put(f"{CLIENT}/profile", user_id(name), "avatar_url", body={"avatar_url": uri})
         give_up = time.monotonic() + 60
@@ -163,11 +163,11 @@ class Seed:
             if member.get("avatar_url") == uri:
                 return
             if time.monotonic() > give_up:
-                raise SystemExit(f"{name}'s new avatar did not reach the room in a minute")
+                raise SystemExit(f"{name}'s new avatar did not reach the room within one minute")
             time.sleep(0.1)
 
     def let_years_pass(self, ids):
-        """Ages the files where Synapse keeps their times: no API can."""
+        """Changes the files' timestamps in Synapse's database: no API can do that."""
         now, day = int(time.time() * 1000), 24 * 60 * 60 * 1000
         database = sqlite3.connect(self.database, timeout=60)
         with database:
@@ -212,7 +212,7 @@ def main():
     for name, story in PEOPLE.items():
         held = " and ".join(EXTERNAL_IDS.get(name, [])) or "none"
         print(f"  {user_id(name):<22}  {story:<33} external ids: {held}")
-    print(f"  {user_id('_bridge_zoe'):<22}  a bridge's")
+    print(f"  {user_id('_bridge_zoe'):<22}  belongs to a bridge")
     total = sum(count * size for _, _, count, size, *_ in FILES)
     print(f"  {sum(file[2] for file in FILES)} files, {total / KIB / KIB:.1f} MiB, new and old")
 

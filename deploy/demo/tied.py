@@ -1,4 +1,4 @@
-"""Becomes a command that ends when the script that started it ends, however that ended.
+"""Runs a command that is terminated when the script that started it ends, for whatever reason.
 
 usage: tied.py PARENT COMMAND [ARGUMENT…]
 """
@@ -16,10 +16,10 @@ def main():
     try:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     except AttributeError:
-        pass  # not Linux: there a `kill -9` of the script leaves its commands running
-    # The script may have died before the line above.
+        pass  # not Linux: if the script is killed with SIGKILL, its commands keep running
+    # The script may have ended before the line above.
     if os.getppid() != int(parent):
-        sys.exit("the script that started this has ended already")
+        sys.exit("the script that started this has already ended")
     try:
         os.execvp(command[0], command)
     except OSError as error:

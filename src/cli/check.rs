@@ -63,7 +63,7 @@ pub(super) async fn run(path: &Path, options: &Options) -> Result<(), Ended> {
         print_json(&json!({
             "errors": [],
             "warnings": config.warnings.iter().map(Found::as_json).collect::<Vec<_>>(),
-            "jobs": job_list(&config.jobs, HashMap::new(), clock.now()),
+            "jobs": job_list(config.jobs.iter(), HashMap::new(), clock.now()),
             "online": options.online.then_some(&answers.given),
         }))?;
     } else if options.online {

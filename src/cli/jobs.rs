@@ -28,7 +28,7 @@ pub(super) async fn run(path: &Path, options: &Options) -> Result<(), Ended> {
         *run = seen_now(&history, &config.daemon.state_dir, run.clone()).await?;
     }
     if options.json {
-        return print_json(&job_list(&config.jobs, last_runs, clock.now()));
+        return print_json(&job_list(config.jobs.iter(), last_runs, clock.now()));
     }
     // One zone for the whole table, so that its rows compare; each time names it.
     let zone = config.daemon.timezone.0;

@@ -70,8 +70,7 @@ pub(super) async fn pause(path: &Path, paused: bool) -> Result<(), Ended> {
 pub(super) fn unexpected(response: Response) -> Ended {
     match response {
         Response::Refused(
-            refusal @ (crate::scheduler::supervisor::Refusal::Unknown(_)
-            | crate::scheduler::supervisor::Refusal::Usage(_)),
+            refusal @ (crate::scheduler::Refusal::Unknown(_) | crate::scheduler::Refusal::Usage(_)),
         ) => Ended::Usage(refusal.to_string()),
         Response::Refused(refusal) => {
             say_error(&refusal.to_string());

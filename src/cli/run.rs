@@ -18,7 +18,7 @@ use crate::plan::report::{Event, Mode, Outcome, Report};
 use crate::runner::{
     HomeserverHandle, LostCallWait, RunParams, RunSlots, Runner, Stop, WindowRule,
 };
-use crate::scheduler::supervisor::{Refusal, RunOverrides};
+use crate::scheduler::{Refusal, RunOverrides};
 use crate::synapse::{Limits, Settings, Transport};
 use crate::values::clock::{Clock, Timestamp};
 use crate::values::schema::Limit;

@@ -79,7 +79,7 @@ pub(super) async fn run(path: &Path, options: &Options) -> Result<(), Ended> {
                 super::say(&format!("no run{what} is recorded in {dir}"));
                 return Ok(());
             }
-            print(&job_list(&runs, zone))
+            print(&run_table(&runs, zone))
         }
         Some(Show::Show { id, offset, limit, media, json }) => {
             let run =
@@ -118,7 +118,7 @@ pub(super) async fn run(path: &Path, options: &Options) -> Result<(), Ended> {
     }
 }
 
-fn job_list(runs: &[Report], zone: Tz) -> String {
+fn run_table(runs: &[Report], zone: Tz) -> String {
     let mut rows = table(&[
         "RUN", "STARTED", "JOB", "MODE", "TRIGGER", "OUTCOME", "TOOK", "THINGS", "MESSAGE",
     ]);

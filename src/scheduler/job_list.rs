@@ -25,29 +25,27 @@ pub struct ListedJob {
     pub last_run: Option<Report>,
 }
 
-pub fn job_list(
-    jobs: &[JobSpec],
+/// The jobs as `jobs --json` prints them.
+pub fn job_list<'a>(
+    jobs: impl Iterator<Item = &'a JobSpec>,
     mut last_runs: HashMap<String, Report, impl BuildHasher>,
     now: Timestamp,
 ) -> Vec<ListedJob> {
-    jobs.iter()
-        .map(|job| ListedJob {
-            name: job.name.clone(),
-            kind: job.job.kind().name,
-            homeserver: job.homeserver.clone(),
-            schedule: job.schedule.as_ref().map(|schedule| schedule.as_str().to_owned()),
-            timezone: job.zone.to_string(),
-            mode: job.common.mode,
-            enabled: job.common.enabled,
-            next_runs: upcoming(job, now, 3)
-                .into_iter()
-                .map(|next| {
-                    next.with_timezone(&job.zone.0).to_rfc3339_opts(SecondsFormat::Secs, true)
-                })
-                .collect(),
-            last_run: last_runs.remove(&job.name),
-        })
-        .collect()
+    jobs.map(|job| ListedJob {
+        name: job.name.clone(),
+        kind: job.job.kind().name,
+        homeserver: job.homeserver.clone(),
+        schedule: job.schedule.as_ref().map(|schedule| schedule.as_str().to_owned()),
+        timezone: job.zone.to_string(),
+        mode: job.common.mode,
+        enabled: job.common.enabled,
+        next_runs: upcoming(job, now, 3)
+            .into_iter()
+            .map(|next| next.with_timezone(&job.zone.0).to_rfc3339_opts(SecondsFormat::Secs, true))
+            .collect(),
+        last_run: last_runs.remove(&job.name),
+    })
+    .collect()
 }
 
 /// The next moments at which the job is due and can run; none where it is disabled or only run by hand.

@@ -8,7 +8,8 @@ use secrecy::SecretString;
 
 use crate::config::{self, Config, Daemon, Environment};
 use crate::observe::metrics::{Metrics, seconds};
-use crate::scheduler::supervisor::{Adopted, Supervisor};
+use crate::scheduler::Adopted;
+use crate::scheduler::supervisor::Supervisor;
 use crate::synapse::Token;
 use crate::values::clock::Clock;
 
@@ -59,7 +60,7 @@ impl Reloader {
     pub async fn reload(&self, asked_by: &str) -> Result<Adopted, Vec<String>> {
         let _one = self.one_at_a_time.lock().await;
         let config = match self.load().await {
-            Ok(config) => config,
+            Ok(config) => Arc::new(config),
             Err(mistakes) => return Err(self.refused(mistakes)),
         };
         let mut adopted = match self.supervisor.adopt(&config).await {

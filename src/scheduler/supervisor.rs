@@ -1,453 +1,248 @@
-//! The daemon's runs: what is due, overlap, catch-up, pause, adopting a new config, draining.
+//! The scheduler as the rest of the daemon sees it: a handle to the task that owns the jobs.
 
-mod adopt;
-mod missed;
-mod series;
-
-use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
-use tokio::sync::mpsc;
-use tokio_util::sync::CancellationToken;
+use tokio::sync::{mpsc, oneshot};
 use tokio_util::task::TaskTracker;
 
-use crate::config::{JobSpec, Overlap};
+use super::agenda::{Agenda, Due};
+use super::job_list::{ListedJob, job_list};
+use super::message::Message;
+use super::owner::{Owner, Parts};
+use super::recollection::{Recollection, Standings};
+use super::request::{Adopted, Refusal, RunOverrides};
+use crate::config::{Config, JobSpec};
 use crate::history::{self, Pause};
-use crate::observe::metrics::{Metrics, Skipped};
-use crate::observe::run_log;
-use crate::plan::report::{Event, Mode, Outcome, Trigger};
-use crate::runner::{HomeserverHandle, RunParams, Runner, Stop, WindowRule};
-use crate::scheduler::agenda::{Agenda, Due};
-use crate::scheduler::job_list::{ListedJob, job_list};
-use crate::synapse::Address;
+use crate::observe::metrics::Metrics;
+use crate::plan::report::{Event, Outcome, Report};
+use crate::runner::{Runner, Stop};
 use crate::values::clock::{Clock, Timestamp};
-use crate::values::schema::Limit;
-use crate::values::text::not_one_of;
+use crate::values::text::format_count;
 
-pub use adopt::Adopted;
-use adopt::{Live, Shared};
-use missed::Missed;
-
-/// Runs jobs when they are due or asked for. Used through an `Arc`, whose runs hold it.
-///
-/// Who needs several of its locks takes them in this order: state, agenda, the table of the metrics.
+/// Runs jobs when they are due or requested. Used through an `Arc`.
 pub struct Supervisor {
+    messages: mpsc::UnboundedSender<Message>,
     runner: Runner,
     metrics: Arc<Metrics>,
-    pub agenda: Arc<Mutex<Agenda>>,
     clock: Clock,
-    state: Mutex<State>,
+    pub agenda: Arc<Mutex<Agenda>>,
     tasks: TaskTracker,
-    /// Cancelled when nothing more may start.
-    draining: CancellationToken,
 }
 
-#[derive(Default)]
-struct State {
-    jobs: BTreeMap<String, Entry>,
-    homeservers: BTreeMap<String, Live>,
-    addresses: BTreeMap<Address, Shared>,
-    /// Runs of jobs that were removed, until they end.
-    leaving: BTreeMap<String, Running>,
-    pause: Pause,
-    /// Whether that could not be read, and scheduled runs are only taken for paused.
-    pause_assumed: bool,
-    /// Whether something looks again and again whether what was missed can start.
-    looks_at_missed: bool,
-}
-
-struct Entry {
-    spec: Arc<JobSpec>,
-    fingerprint: u64,
-    place: HomeserverHandle,
-    /// Since when the job is known with its present schedule.
-    since: Timestamp,
-    running: Option<Running>,
-    queued: Option<Timestamp>,
-    /// The last occurrence that was skipped during runs: remembered when they have ended, since it is missed when they are cut off.
-    passed: Option<Timestamp>,
-    /// The last occurrence whose run was recorded.
-    begun: Option<Timestamp>,
-    /// What is to be caught up, until its run has begun.
-    missed: Option<Missed>,
-}
-
-struct Running {
-    stop: Stop,
-    /// The occurrence that it catches up: it stands for all that came before, too.
-    catches_up: Option<Timestamp>,
-    /// Whether it is past its splay.
-    begun: bool,
-    run: Option<i64>,
-}
-
-/// What a run that was asked for may differ in.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct RunOverrides {
-    pub mode: Option<Mode>,
-    pub max_changes: Option<u32>,
-    /// Lifts the job's window for this run.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub ignore_window: bool,
-    /// What the asker read in the config: the daemon must not run an older definition unseen.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub fingerprint: Option<u64>,
-}
-
-/// Why a run or a cancellation that was asked for is not possible.
-#[derive(Debug, Clone, thiserror::Error, Serialize, Deserialize)]
-pub enum Refusal {
-    #[error("job {0}")]
-    Unknown(String),
-    #[error("{job} is running already{}", run.map(|id| format!(" (run {id})")).unwrap_or_default())]
-    Running { job: String, run: Option<i64> },
-    #[error("{0} is not running")]
-    NotRunning(String),
-    #[error(
-        "{0} was edited since the daemon loaded the config, and it would run the old definition: `microglia reload` first"
-    )]
-    Edited(String),
-    #[error("the daemon is stopping")]
-    Draining,
-    #[error("{0}")]
-    Usage(String),
-}
-
-/// How long after a cut-off runs may take to record that they were cut off.
+/// How long runs may take to record that they were cut off.
 pub const LAST_WORDS: Duration = Duration::from_secs(5);
 
 impl Supervisor {
-    pub fn new(runner: Runner, metrics: Arc<Metrics>, clock: Clock) -> Arc<Self> {
-        Arc::new(Self {
-            runner,
-            metrics,
-            agenda: Arc::default(),
-            clock,
-            state: Mutex::default(),
-            tasks: TaskTracker::new(),
-            draining: CancellationToken::new(),
-        })
-    }
-
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn agenda(&self) -> MutexGuard<'_, Agenda> {
-        self.agenda.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Takes what the ticker sends until it stops.
-    pub async fn listen(self: Arc<Self>, mut due: mpsc::UnboundedReceiver<Vec<Due>>) {
-        while let Some(all) = due.recv().await {
-            for due in all {
-                self.due(&due);
-            }
-        }
-    }
-
-    fn due(self: &Arc<Self>, due: &Due) {
-        let mut state = self.state();
-        if self.draining.is_cancelled() {
-            return;
-        }
-        let (paused, now) = (state.pause.paused, self.clock.now());
-        let Some(entry) = state.jobs.get_mut(&*due.job) else { return };
-        if !entry.spec.common.enabled {
-            return;
-        }
-        let running = entry.running.as_ref();
-        if running.is_some_and(|running| running.catches_up >= Some(due.occurrence)) {
-            return;
-        }
-        let skipped = match () {
-            () if paused => Some(Skipped::Paused),
-            () if entry.spec.is_outside_window(now) => Some(Skipped::Window),
-            () if running.is_some()
-                && (entry.spec.common.overlap == Overlap::Skip || entry.queued.is_some()) =>
-            {
-                Some(Skipped::Overlap)
-            }
-            () => None,
-        };
-        if let Some(reason) = skipped {
-            // Recorded as dealt with, it would make a restart forget what is to be caught up, or is when the run is cut off.
-            let until = if entry.running.is_some() {
-                entry.passed = Some(due.occurrence);
-                None
-            } else {
-                let last = entry.passed.take().max(Some(due.occurrence));
-                last.filter(|_| entry.missed.is_none())
-            };
-            drop(state);
-            self.skip(&due.job, until, reason);
-            return;
-        }
-        if running.is_some() {
-            entry.queued = Some(due.occurrence);
-            return;
-        }
-        // It stands for what was missed before it.
-        entry.missed = None;
-        let order = RunParams {
-            trigger: Trigger::Schedule,
-            scheduled_for: Some(due.occurrence),
-            ..RunParams::manual(&entry.spec)
-        };
-        self.launch(entry, order, None);
-    }
-
-    /// Counts what was due as skipped, and remembers that all until then is dealt with.
-    fn skip(self: &Arc<Self>, job: &str, until: Option<Timestamp>, reason: Skipped) {
-        tracing::debug!(job, %reason, "{job}: what was due is skipped: {reason}");
-        self.metrics.jobs.update(job, |series| *series.skipped.entry(reason).or_default() += 1);
-        if let Some(until) = until {
-            self.dealt_with(job, until);
-        }
-    }
-
-    /// Remembers that an occurrence and all before it will not be run any more.
-    fn dealt_with(self: &Arc<Self>, job: &str, until: Timestamp) {
-        let (supervisor, job) = (Arc::clone(self), job.to_owned());
-        self.tasks.spawn(async move {
-            if let Err(error) = supervisor.runner.history.set_watermark(&job, until).await {
-                tracing::error!("{job}: a skipped occurrence cannot be recorded: {error}");
-            }
+    /// The handle, and the task that has to be run for it to do anything.
+    pub fn new(runner: Runner, metrics: Arc<Metrics>, clock: Clock) -> (Arc<Self>, Owner) {
+        let (messages, received) = mpsc::unbounded_channel();
+        let (agenda, tasks) = (Arc::<Mutex<Agenda>>::default(), TaskTracker::new());
+        let owner = Owner::new(Parts {
+            runner: runner.clone(),
+            metrics: Arc::clone(&metrics),
+            clock: clock.clone(),
+            agenda: Arc::clone(&agenda),
+            tasks: tasks.clone(),
+            messages: received,
+            sender: messages.downgrade(),
         });
+        let supervisor = Self { messages, runner, metrics, clock, agenda, tasks };
+        (Arc::new(supervisor), owner)
     }
 
-    /// Starts a run and answers what it tells. The entry is not running.
-    fn launch(
-        self: &Arc<Self>,
-        entry: &mut Entry,
-        order: RunParams,
-        listener: Option<mpsc::UnboundedSender<Event>>,
-    ) {
-        let stop = Stop::default();
-        let catches_up = order.scheduled_for.filter(|_| order.trigger == Trigger::CatchUp);
-        entry.running = Some(Running { stop: stop.clone(), catches_up, begun: false, run: None });
-        let (supervisor, spec, place) =
-            (Arc::clone(self), Arc::clone(&entry.spec), entry.place.clone());
-        self.tasks
-            .spawn(async move { supervisor.carry_out(spec, place, order, stop, listener).await });
+    /// Where the ticker sends what is due.
+    pub fn wakes(&self) -> impl Fn(Due) + Send + Sync + use<> {
+        let messages = self.messages.clone();
+        move |due| drop(messages.send(Message::Wake(due)))
     }
 
-    async fn carry_out(
-        self: Arc<Self>,
-        mut spec: Arc<JobSpec>,
-        mut place: HomeserverHandle,
-        mut order: RunParams,
-        stop: Stop,
-        listener: Option<mpsc::UnboundedSender<Event>>,
-    ) {
-        let job = spec.name.clone();
-        if order.trigger == Trigger::Schedule && !spec.splay().is_zero() {
-            self.metrics.jobs.update(&job, |series| series.waiting = true);
-            stop.sleep(spec.splay()).await;
-            self.metrics.jobs.update(&job, |series| series.waiting = false);
-            // It goes by the config of now: a job that was set to dry-run while it waited must not make changes.
-            if let Some(entry) = self.state().jobs.get(&job) {
-                (spec, place) = (Arc::clone(&entry.spec), entry.place.clone());
-                let RunParams { mode, max_changes, .. } = RunParams::manual(&spec);
-                (order.mode, order.max_changes) = (mode, max_changes);
-            }
-        }
-        let (log, supervisor) = (run_log::log(&spec.name, &spec.homeserver), Arc::clone(&self));
-        let (name, heard) = (job.clone(), listener.clone());
-        let tell = Arc::new(move |event: Event| {
-            supervisor.hear(&name, &event);
-            if let Some(heard) = &heard {
-                let _ = heard.send(event.clone());
-            }
-            log(event);
-        });
-        let mut cut_off = false;
-        if stop.is_asked() && order.trigger != Trigger::Manual {
-            // Nothing has begun. What a restart cut off still counts as missed, what somebody cancelled does not.
-            match (order.scheduled_for, stop.outcome()) {
-                (Some(occurrence), Some(Outcome::Cancelled)) => self.dealt_with(&job, occurrence),
-                _ => cut_off = true,
-            }
-        } else if order.trigger != Trigger::Manual && !spec.common.enabled {
-            tracing::info!(%job, "{job}: it was disabled before its run began: the run is given up");
-        } else if let Some((occurrence, reason)) = self.overtaken(&spec, &order) {
-            self.skip(&job, Some(occurrence), reason);
-        } else {
-            match self.runner.run(&spec, &place, &order, &stop, tell).await {
-                Ok(report) => cut_off = report.outcome == Some(Outcome::Interrupted),
-                Err(busy) => {
-                    tracing::warn!(%job, "{busy}");
-                    if let Some(occurrence) = order.scheduled_for {
-                        self.skip(&job, Some(occurrence), Skipped::Overlap);
-                    }
-                }
-            }
-        }
-        let mut queued = None;
-        {
-            let mut state = self.state();
-            state.leaving.remove(&job);
-            if let Some(entry) = state.jobs.get_mut(&job) {
-                entry.running = None;
-                if order.trigger == Trigger::CatchUp {
-                    entry.missed = None;
-                }
-                queued = entry.queued.take();
-                if queued.is_none()
-                    && !cut_off
-                    && let Some(passed) = entry.passed.take()
-                {
-                    self.dealt_with(&job, passed);
-                }
-            }
-        }
-        // Whoever listens hears the end when the job may be run again, and not before.
-        drop(listener);
-        if let Some(occurrence) = queued {
-            self.due(&Due { job: job.into(), occurrence });
-        }
+    async fn ask<T>(&self, message: impl FnOnce(oneshot::Sender<T>) -> Message) -> Option<T> {
+        let (reply, answer) = oneshot::channel();
+        let _ = self.messages.send(message(reply));
+        answer.await.ok()
     }
 
-    /// What keeps a scheduled run from starting that came about while it waited.
-    fn overtaken(&self, spec: &JobSpec, order: &RunParams) -> Option<(Timestamp, Skipped)> {
-        let occurrence = order.scheduled_for?;
-        match () {
-            () if self.is_paused() => Some((occurrence, Skipped::Paused)),
-            () if spec.is_outside_window(self.clock.now()) => Some((occurrence, Skipped::Window)),
-            () => None,
-        }
+    /// Adopts the first configuration, and takes up what the history knows: a pause, what was interrupted, and what was missed.
+    pub async fn start(&self, config: &Arc<Config>) -> Result<Adopted, anyhow::Error> {
+        let pause = self.runner.history.pause(self.runner.dir.as_ref()).await;
+        self.recall_pause(pause).await;
+        let ended = self.end_interrupted().await;
+        let adopted = self.take_config(config).await?;
+        self.describe().await;
+        let _ = self.messages.send(Message::CountInterrupted { runs: ended });
+        self.recall(false).await;
+        Ok(adopted)
     }
 
-    /// Starts a run by hand; what it tells comes out of the channel, and ends with the run.
-    pub fn run(
-        self: &Arc<Self>,
+    /// Starts jobs that are new or changed, retires those that are gone, leaves the others alone.
+    ///
+    /// A changed job's running run ends with the old definition; a removed job's run ends at its next change boundary.
+    /// All or nothing: a homeserver that cannot be set up leaves everything as it was.
+    pub async fn adopt(&self, config: &Arc<Config>) -> Result<Adopted, anyhow::Error> {
+        let adopted = self.take_config(config).await?;
+        self.recall(false).await;
+        self.describe().await;
+        Ok(adopted)
+    }
+
+    async fn take_config(&self, config: &Arc<Config>) -> Result<Adopted, anyhow::Error> {
+        let config = Arc::clone(config);
+        self.ask(|reply| Message::Adopt { config, reply })
+            .await
+            .unwrap_or_else(|| Err(anyhow::anyhow!("the daemon is stopping")))
+    }
+
+    async fn specs(&self) -> Vec<Arc<JobSpec>> {
+        self.ask(|reply| Message::Specs { reply }).await.unwrap_or_default()
+    }
+
+    /// Makes the scheduled jobs known to the history, and tells the owner what it knows of them.
+    async fn recall(&self, reopened: bool) {
+        let specs = self.specs().await;
+        let scheduled: Vec<(String, String)> = specs
+            .iter()
+            .filter(|spec| spec.common.enabled)
+            .filter_map(|spec| {
+                let schedule = spec.schedule.as_ref()?.as_str();
+                Some((spec.name.clone(), format!("{schedule} {}", spec.zone)))
+            })
+            .collect();
+        let history = &self.runner.history;
+        let known = usable(history.upsert_schedules(&scheduled).await);
+        let interrupted = usable(self.interrupted().await);
+        let recollection = Recollection { known, interrupted };
+        self.ask(|reply| Message::Recall { recollection, reopened, reply }).await;
+    }
+
+    /// The runs that were cut off for the first time.
+    async fn interrupted(&self) -> Result<Vec<Report>, history::Error> {
+        let history = &self.runner.history;
+        let mut first = Vec::new();
+        for run in history.interrupted().await? {
+            let Some(occurrence) = run.scheduled_for else { continue };
+            if history.interruptions(&run.job, occurrence).await? <= 1 {
+                first.push(run);
+            }
+        }
+        Ok(first)
+    }
+
+    /// Opens a history that is not open; what was refused meanwhile counts as missed.
+    pub async fn open_history(&self) -> Result<(), history::Error> {
+        let (Some(dir), history) = (&self.runner.dir, &self.runner.history) else { return Ok(()) };
+        let mut recalled = None;
+        history.open_now(dir, |pause| recalled = Some(pause)).await?;
+        tracing::info!("the history is open: runs in apply mode are no longer refused");
+        if let Some(pause) = recalled {
+            let pause = self.recall_pause(pause).await;
+            if pause.paused {
+                // It may be another history than the one in which that was written.
+                usable(history.set_pause(pause).await);
+            }
+        }
+        let ended = self.end_interrupted().await;
+        self.describe().await;
+        let _ = self.messages.send(Message::CountInterrupted { runs: ended });
+        self.recall(true).await;
+        Ok(())
+    }
+
+    async fn recall_pause(&self, pause: Result<Pause, history::Error>) -> Pause {
+        let pause = pause.map_err(|error| error.to_string());
+        self.ask(|reply| Message::RecallPause { pause, reply }).await.unwrap_or_default()
+    }
+
+    /// Ends the record of every run that was cut off without a word.
+    async fn end_interrupted(&self) -> Vec<Report> {
+        let ended = match &self.runner.dir {
+            Some(dir) => usable(self.runner.history.end_interrupted(dir).await),
+            None => Vec::new(),
+        };
+        for run in &ended {
+            let (job, id) = (&run.job, run.id.unwrap_or_default());
+            let message = run.message.as_deref().unwrap_or_default();
+            tracing::warn!(%job, homeserver = %run.homeserver, run = id, outcome = "interrupted", "{job}: run {id} interrupted: {message}");
+        }
+        ended
+    }
+
+    /// Gives each job its series in the metrics, with what the history knows of it.
+    async fn describe(&self) {
+        let history = &self.runner.history;
+        let needed = self.ask(|reply| Message::NeedsStandings { reply }).await == Some(true);
+        let standings = match needed && history.problem().is_none() {
+            true => Some(Standings {
+                last_runs: usable(history.last_runs().await),
+                by_mode: usable(history.standings().await),
+            }),
+            false => None,
+        };
+        self.ask(|reply| Message::Describe { standings, reply }).await;
+    }
+
+    /// Starts a run by hand; what it emits comes out of the channel, and ends with the run.
+    pub async fn run(
+        &self,
         job: &str,
-        asked: &RunOverrides,
+        overrides: &RunOverrides,
     ) -> Result<mpsc::UnboundedReceiver<Event>, Refusal> {
-        let mut state = self.state();
-        if self.draining.is_cancelled() {
-            return Err(Refusal::Draining);
-        }
-        let entry = entry(&mut state, job)?;
-        if let Some(running) = &entry.running {
-            return Err(Refusal::Running { job: job.to_owned(), run: running.run });
-        }
-        if asked.fingerprint.is_some_and(|fingerprint| fingerprint != entry.fingerprint) {
-            return Err(Refusal::Edited(job.to_owned()));
-        }
-        if asked.max_changes.is_some() && !entry.spec.job.kind().counts {
-            return Err(Refusal::Usage(format!(
-                "max_changes means nothing for {}, which cannot count beforehand",
-                entry.spec.job.kind().name
-            )));
-        }
-        let mut order = RunParams::manual(&entry.spec);
-        order.mode = asked.mode.unwrap_or(order.mode);
-        order.max_changes = asked.max_changes.map_or(order.max_changes, Limit::Of);
-        if asked.ignore_window {
-            order.window = WindowRule::Ignore;
-        }
-        let (sender, receiver) = mpsc::unbounded_channel();
-        self.launch(entry, order, Some(sender));
-        Ok(receiver)
+        let (job, overrides) = (job.to_owned(), overrides.clone());
+        let reply = self.ask(|reply| Message::Run { job, overrides, reply }).await;
+        reply.unwrap_or(Err(Refusal::Draining))
     }
 
-    /// Ends a job's run at its next change boundary, or gives up what waits to be caught up.
+    /// Ends a job's run at its next change boundary, or gives up what waits to be run.
     ///
     /// `by` reads well after "cancelled by".
-    pub fn cancel(self: &Arc<Self>, job: &str, by: &str) -> Result<(), Refusal> {
-        let mut state = self.state();
-        let entry = entry(&mut state, job)?;
-        if let Some(running) = &entry.running {
-            tracing::info!(job, by, "{job}: its run is cancelled by {by}");
-            running.stop.cancelled_by(by);
-        } else if entry.missed.take().is_some() {
-            tracing::info!(job, by, "{job}: what it missed is not caught up: cancelled by {by}");
-            self.dealt_with(job, self.clock.now());
-        } else {
-            return Err(Refusal::NotRunning(job.to_owned()));
-        }
-        Ok(())
+    pub async fn cancel(&self, job: &str, by: &str) -> Result<(), Refusal> {
+        let (job, by) = (job.to_owned(), by.to_owned());
+        let reply = self.ask(|reply| Message::Cancel { job, by, reply }).await;
+        reply.unwrap_or(Err(Refusal::Draining))
     }
 
     /// Stops or restarts all scheduled runs, beyond a restart of the daemon.
     pub async fn pause(&self, paused: bool) -> Result<(), history::Error> {
-        let before = self.state().pause;
+        let before = self.ask(|reply| Message::GetPause { reply }).await.unwrap_or_default();
         let resumed_at = match before.paused && !paused {
             true => Some(self.clock.now()),
             false => before.resumed_at,
         };
         let pause = Pause { paused, resumed_at };
         self.runner.history.set_pause(pause).await?;
-        {
-            let mut state = self.state();
-            (state.pause, state.pause_assumed) = (pause, false);
-        }
-        self.metrics.paused.set(f64::from(u8::from(paused)));
-        tracing::warn!(
-            "scheduled runs are {}",
-            if paused {
-                "paused: nothing runs on schedule until `microglia resume`"
-            } else {
-                "resumed"
-            }
-        );
-        self.refresh_due();
+        self.ask(|reply| Message::SetPause { pause, reply }).await;
         Ok(())
-    }
-
-    pub fn is_paused(&self) -> bool {
-        self.state().pause.paused
     }
 
     /// The jobs as `jobs --json` lists them.
     pub async fn job_list(&self) -> Result<Vec<ListedJob>, history::Error> {
         let last_runs = self.runner.history.last_runs().await?;
-        let specs: Vec<JobSpec> =
-            self.state().jobs.values().map(|entry| (*entry.spec).clone()).collect();
-        Ok(job_list(&specs, last_runs, self.clock.now()))
+        Ok(job_list(self.specs().await.iter().map(Arc::as_ref), last_runs, self.clock.now()))
     }
 
     /// What runs next, in words.
-    pub fn next_in_words(&self) -> String {
-        let first = self.agenda().first();
-        let (count, running, paused) = {
-            let state = self.state();
-            let running = state.jobs.values().filter(|entry| entry.running.is_some()).count();
-            (state.jobs.len(), running, state.pause.paused)
-        };
-        let next = match first {
-            _ if paused => "paused".to_owned(),
-            Some(due) => {
-                format!("next {} at {}", due.job, crate::values::clock::format_time(due.occurrence))
-            }
-            None => "nothing scheduled".to_owned(),
-        };
-        let jobs = crate::values::text::format_count(count as u64, "job", "jobs");
-        format!("{jobs}, {running} running, {next}")
+    pub async fn status(&self) -> String {
+        self.ask(|reply| Message::Status { reply }).await.unwrap_or_default()
+    }
+
+    /// The metrics as text.
+    pub fn metrics_text(&self, ticked: Timestamp) -> Result<String, prometheus::Error> {
+        self.metrics.text(ticked, self.runner.history.write_errors())
+    }
+
+    /// Has every homeserver asked who it is; the metrics keep the answers.
+    pub fn probe(&self) {
+        let _ = self.messages.send(Message::Probe);
     }
 
     /// Starts nothing more, ends runs at their next change boundary and, after `grace`, wherever they are.
     pub async fn drain(&self, grace: Duration) {
-        let stops: Vec<Stop> = {
-            let state = self.state();
-            self.draining.cancel();
-            state
-                .jobs
-                .values()
-                .filter_map(|entry| entry.running.as_ref())
-                .chain(state.leaving.values())
-                .map(|running| running.stop.clone())
-                .collect()
-        };
+        let stops: Vec<Stop> = self.ask(|reply| Message::Drain { reply }).await.unwrap_or_default();
         self.tasks.close();
         if !stops.is_empty() {
             tracing::info!(
                 "{} under way: up to {} s to reach the end or the next change boundary",
-                crate::values::text::format_count(stops.len() as u64, "run", "runs"),
+                format_count(stops.len() as u64, "run", "runs"),
                 grace.as_secs()
             );
         }
@@ -460,12 +255,15 @@ impl Supervisor {
             }
             let _ = tokio::time::timeout(LAST_WORDS, self.tasks.wait()).await;
         }
+        let written = self.ask(|reply| Message::Flush { reply });
+        let _ = tokio::time::timeout(LAST_WORDS, written).await;
     }
 }
 
-fn entry<'a>(state: &'a mut State, job: &str) -> Result<&'a mut Entry, Refusal> {
-    let names: Vec<String> = state.jobs.keys().cloned().collect();
-    state.jobs.get_mut(job).ok_or_else(|| {
-        Refusal::Unknown(not_one_of(job, &names.iter().map(String::as_str).collect::<Vec<_>>()))
+/// A history that cannot be used keeps no schedule from running; it is counted, logged, and shown in `/readyz`.
+fn usable<T: Default>(result: Result<T, history::Error>) -> T {
+    result.unwrap_or_else(|error| {
+        tracing::error!("cannot use the history: {error}");
+        T::default()
     })
 }

@@ -252,6 +252,8 @@ text_values! {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn moment(text: &str) -> Timestamp {
@@ -344,5 +346,124 @@ mod tests {
             window.end_after(moment("2027-03-28T00:30:00Z"), zone("Europe/Berlin")),
             moment("2027-03-28T01:00:00Z")
         );
+    }
+
+    fn next(schedule: &str, zone: &str, after: &str, count: usize) -> Vec<String> {
+        let (schedule, zone): (Schedule, Zone) = (schedule.parse().unwrap(), zone.parse().unwrap());
+        let mut found = Vec::new();
+        let mut after = moment(after);
+        for _ in 0..count {
+            let next = schedule.next(after, zone).unwrap();
+            found.push(next.to_rfc3339());
+            after = next.to_utc();
+        }
+        found
+    }
+
+    #[test]
+    fn a_time_in_the_gap_runs_right_after_it_once_and_the_days_around_at_their_time() {
+        assert_eq!(
+            next("30 2 * * *", "Europe/Berlin", "2027-03-27T00:00:00Z", 3),
+            ["2027-03-27T02:30:00+01:00", "2027-03-28T03:00:00+02:00", "2027-03-29T02:30:00+02:00"]
+        );
+        assert_eq!(
+            next("30 2 * * *", "America/New_York", "2027-03-14T05:00:00Z", 2),
+            ["2027-03-14T03:00:00-04:00", "2027-03-15T02:30:00-04:00"]
+        );
+        assert_eq!(
+            next("15 2 * * *", "Australia/Lord_Howe", "2027-10-02T12:00:00Z", 2),
+            ["2027-10-03T02:30:00+11:00", "2027-10-04T02:15:00+11:00"]
+        );
+    }
+
+    #[test]
+    fn a_time_that_comes_twice_runs_once_the_first_time() {
+        assert_eq!(
+            next("30 2 * * *", "Europe/Berlin", "2027-10-30T12:00:00Z", 2),
+            ["2027-10-31T02:30:00+02:00", "2027-11-01T02:30:00+01:00"]
+        );
+        assert_eq!(
+            next("30 1 * * *", "America/New_York", "2027-11-07T00:00:00Z", 2),
+            ["2027-11-07T01:30:00-04:00", "2027-11-08T01:30:00-05:00"]
+        );
+    }
+
+    #[test]
+    fn a_time_before_the_gap_runs_once_and_the_next_days_are_not_an_hour_off() {
+        assert_eq!(
+            next("30 1 * * *", "Europe/Berlin", "2027-03-27T12:00:00Z", 2),
+            ["2027-03-28T01:30:00+01:00", "2027-03-29T01:30:00+02:00"]
+        );
+        assert_eq!(
+            next("30 9 * * *", "Europe/Berlin", "2027-03-27T08:30:00Z", 1),
+            ["2027-03-28T09:30:00+02:00"]
+        );
+        assert_eq!(
+            next("30 9 * * *", "Europe/Berlin", "2027-10-30T07:30:00Z", 1),
+            ["2027-10-31T09:30:00+01:00"]
+        );
+        assert_eq!(
+            next("30 3 * * *", "America/New_York", "2027-03-13T08:30:00Z", 1),
+            ["2027-03-14T03:30:00-04:00"]
+        );
+    }
+
+    #[test]
+    fn hourly_jobs_run_in_both_hours_of_the_repeated_one() {
+        assert_eq!(
+            next("0 * * * *", "Europe/Berlin", "2027-10-30T23:30:00Z", 4),
+            [
+                "2027-10-31T02:00:00+02:00",
+                "2027-10-31T02:00:00+01:00",
+                "2027-10-31T03:00:00+01:00",
+                "2027-10-31T04:00:00+01:00"
+            ]
+        );
+        assert_eq!(
+            next("*/10 * * * *", "Europe/Berlin", "2027-10-31T01:15:00Z", 1),
+            ["2027-10-31T02:20:00+01:00"]
+        );
+    }
+
+    #[test]
+    fn a_list_of_times_goes_by_the_clock_on_the_wall() {
+        assert_eq!(
+            next("15,45 2 * * *", "Europe/Berlin", "2027-03-27T12:00:00Z", 2),
+            ["2027-03-29T02:15:00+02:00", "2027-03-29T02:45:00+02:00"]
+        );
+        assert_eq!(
+            next("15,45 2 * * *", "Europe/Berlin", "2027-10-30T12:00:00Z", 4),
+            [
+                "2027-10-31T02:15:00+02:00",
+                "2027-10-31T02:45:00+02:00",
+                "2027-10-31T02:15:00+01:00",
+                "2027-10-31T02:45:00+01:00"
+            ]
+        );
+    }
+
+    #[test]
+    fn utc_knows_no_summer() {
+        assert_eq!(
+            next("30 2 28 3 *", "UTC", "2027-03-27T00:00:00Z", 2),
+            ["2027-03-28T02:30:00+00:00", "2028-03-28T02:30:00+00:00"]
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn occurrences_strictly_increase_and_are_never_in_the_past(
+            start in 1_767_225_600_i64..1_861_920_000,
+            zone in prop::sample::select(vec!["Europe/Berlin", "America/New_York", "Australia/Lord_Howe", "UTC", "Asia/Kathmandu"]),
+            schedule in prop::sample::select(vec!["* * * * *", "*/10 * * * *", "0 * * * *", "30 1 * * *", "30 2 * * *", "15,45 2 * * *", "0 3 1 * 1", "*/7 1-3 * * *", "30 30 2 * * *"]),
+        ) {
+            let (schedule, zone): (Schedule, Zone) = (schedule.parse().unwrap(), zone.parse().unwrap());
+            let mut last = Timestamp::from_timestamp(start, 0).unwrap();
+            for _ in 0..50 {
+                let next = schedule.next(last, zone).unwrap().to_utc();
+                prop_assert!(next > last);
+                last = next;
+            }
+        }
     }
 }

@@ -15,7 +15,8 @@ use tokio_util::task::TaskTracker;
 
 use crate::plan::report::{Event, Report};
 use crate::scheduler::reload::Reloader;
-use crate::scheduler::supervisor::{Adopted, Refusal, RunOverrides, Supervisor};
+use crate::scheduler::supervisor::Supervisor;
+use crate::scheduler::{Adopted, Refusal, RunOverrides};
 use crate::web::health::{Health, Probe};
 
 /// What the command line asks, one JSON line.
@@ -158,15 +159,16 @@ async fn answer(
             Ok(adopted) => Response::Adopted(adopted),
             Err(mistakes) => Response::Mistakes(mistakes),
         },
-        Request::Cancel { job } => {
-            supervisor.cancel(&job, &caller).map_or_else(Response::Refused, |()| Response::Done)
-        }
+        Request::Cancel { job } => supervisor
+            .cancel(&job, &caller)
+            .await
+            .map_or_else(Response::Refused, |()| Response::Done),
         Request::Probe(probe) => {
             health.check(probe).await.map_or_else(Response::Unhealthy, Response::Healthy)
         }
         Request::Pause => paused(supervisor, true).await,
         Request::Resume => paused(supervisor, false).await,
-        Request::Run { job, asked } => match supervisor.run(&job, &asked) {
+        Request::Run { job, asked } => match supervisor.run(&job, &asked).await {
             Err(refusal) => Response::Refused(refusal),
             Ok(mut events) => {
                 let (mut report, mut listens) = (None, true);

@@ -112,7 +112,7 @@ async fn the_daemon_ignores_the_window_for_one_run_where_it_is_asked_to() {
         "microglia.toml",
         &config.replace("[daemon]\n", "[daemon]\nadmin_token_file = \"admin\"\n"),
     );
-    program.write("admin", "secret");
+    program.write("admin", "secret-of-the-tests");
     let daemon = program.serve().await;
     assert_eq!(program.apply("sweep").await["outcome"], "refused");
     let made = program.json(&["run", "sweep", "--apply", "--ignore-window", "--json"]).await;
@@ -120,7 +120,7 @@ async fn the_daemon_ignores_the_window_for_one_run_where_it_is_asked_to() {
     let ask = "/api/v1/jobs/sweep/run";
     let mut outcomes = Vec::new();
     for body in [r#"{"mode": "apply", "ignore_window": true}"#, r#"{"mode": "apply"}"#] {
-        let (status, answer) = daemon.post(ask, "secret", body).await;
+        let (status, answer) = daemon.post(ask, "secret-of-the-tests", body).await;
         assert_eq!(status, 202, "{answer}");
         let runs = outcomes.len() + 3;
         until("the run's end", 20, async || program.ended("sweep").await.len() == runs).await;
@@ -139,7 +139,7 @@ async fn a_run_that_cannot_finish_reading_says_how_far_it_got_and_what_it_would_
         .replace("requests_per_second = \"unlimited\"", "requests_per_second = 50")
         .replace("[daemon]\n", "[daemon]\nadmin_token_file = \"admin\"\n");
     program.write("microglia.toml", &limited);
-    program.write("admin", "secret");
+    program.write("admin", "secret-of-the-tests");
     let warning = "401 accounts at 50 requests a second take at least 8.0 s; time_limit is 3s: raise it to at least 10 s";
     let checked = program.run(&["check", "--online"]).await;
     assert!(

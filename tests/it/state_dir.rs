@@ -64,7 +64,7 @@ fn plant(program: &Program, name: &str, target: &Path) {
 }
 
 /// What lies in a directory: name, owner, mode and content.
-fn job_list(dir: &Path) -> Vec<String> {
+fn names_in(dir: &Path) -> Vec<String> {
     let mut files: Vec<String> = std::fs::read_dir(dir)
         .unwrap()
         .map(|entry| {
@@ -124,11 +124,11 @@ async fn a_planted_link_leads_no_command_out_of_the_state_directory() {
                 (false, _) => {}
             }
             plant(&program, name, &target);
-            let before = job_list(&outside);
+            let before = names_in(&outside);
             let outputs = every_command(&program).await;
-            assert_eq!(job_list(&outside), before, "{name}, {there}: {outputs:#?}");
+            assert_eq!(names_in(&outside), before, "{name}, {there}: {outputs:#?}");
             if there && *name == "locks" {
-                assert_eq!(job_list(&target), [""; 0], "{outputs:#?}");
+                assert_eq!(names_in(&target), [""; 0], "{outputs:#?}");
             }
             let inside = program.path("state");
             let owner = inside.metadata().unwrap().uid();

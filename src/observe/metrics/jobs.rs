@@ -38,8 +38,8 @@ pub struct JobMetrics {
     pub running: bool,
     /// For its splay, or as the run tells.
     pub waiting: bool,
-    /// Something waits to be caught up.
-    pub missed: bool,
+    /// A run is held back by its splay, or until its window opens.
+    pub held: bool,
     /// The mode for which the last run, the last success and the failures since were taken from the history.
     pub recalled: Option<Mode>,
     pub next_run: Option<Timestamp>,
@@ -189,7 +189,7 @@ const FAMILIES: &[Family] = &[
         name: "microglia_job_waiting",
         help: "Whether a run waits for a slot, a window or a retry.",
         kind: "gauge",
-        values: |job| one(f64::from(u8::from(job.waiting || job.missed))),
+        values: |job| one(f64::from(u8::from(job.waiting || job.held))),
     },
     Family {
         name: "microglia_job_next_run_timestamp_seconds",

@@ -96,7 +96,7 @@ async fn a_job_runs_once_at_a_time_and_is_cancelled_by_command_or_ctrl_c() {
         until("a join", 20, async || joined(&fake) > before).await;
         let id = program.runs("lobby").await.last().unwrap()["id"].clone();
         let second = program.run(&["run", "lobby"]).await;
-        let already = format!("error: lobby is running already (run {id})\n");
+        let already = format!("error: lobby is already running (run {id})\n");
         assert!(second.code == 1 && second.stderr.ends_with(&already), "{second:?}");
         assert_eq!(daemon.post("/api/v1/jobs/lobby/run", "secret-of-the-tests", "").await.0, 409);
         assert_eq!(daemon.of_job("lobby", "microglia_job_running", &[]).await, 1.0);
@@ -158,7 +158,7 @@ async fn a_pause_that_cannot_be_read_counts_as_one() {
     let before = program.runs("often").await.len();
     program.sql("INSERT OR REPLACE INTO switches VALUES ('paused', 'unreadable')").await;
     let daemon = program.serve().await;
-    assert!(daemon.log().contains("cannot be read"), "{}", daemon.log());
+    assert!(daemon.log().contains("cannot read the pause state"), "{}", daemon.log());
     assert_eq!(daemon.metric("microglia_paused", &[]).await, Some(1.0));
     let skipped = async || daemon.of_job("often", "microglia_job_skipped_total", &["paused"]).await;
     until("skipped ones", 20, async || skipped().await >= 2.0).await;
@@ -166,7 +166,7 @@ async fn a_pause_that_cannot_be_read_counts_as_one() {
     assert_eq!(program.run(&["resume"]).await.code, 0);
     until("runs again", 20, async || program.runs("often").await.len() > before).await;
     daemon.stop().await;
-    assert!(!program.serve().await.stop().await.contains("cannot be read"));
+    assert!(!program.serve().await.stop().await.contains("cannot read the pause state"));
 }
 
 #[tokio::test]

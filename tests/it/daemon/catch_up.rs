@@ -1,6 +1,6 @@
 //! What was missed waits for its window: the daemon's own parts, at a clock of the test's own.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use microglia::config::{Config, Environment};
@@ -9,8 +9,8 @@ use microglia::history::state_dir::StateDir;
 use microglia::observe::metrics::Metrics;
 use microglia::plan::report::{Event, Mode, Outcome};
 use microglia::runner::{LostCallWait, Runner};
-use microglia::scheduler::agenda::Due;
-use microglia::scheduler::supervisor::{RunOverrides, Supervisor};
+use microglia::scheduler::RunOverrides;
+use microglia::scheduler::supervisor::Supervisor;
 use microglia::values::clock::Clock;
 
 use super::*;
@@ -19,18 +19,25 @@ use crate::program::until;
 
 const WHOAMI: &str = "/_matrix/client/v3/account/whoami";
 
-/// The daemon without its ticker and its ports, begun at some moment; time goes on from there.
-struct Begun {
+/// The daemon without its ports, at a clock that the test sets and that goes on from there.
+struct Begun<'f> {
+    fake: &'f Fake,
     supervisor: Arc<Supervisor>,
     history: History,
     clock: Clock,
+    set_at: Arc<Mutex<(DateTime<Utc>, Instant)>>,
 }
 
-impl Begun {
-    async fn at(fake: &Fake, program: &Program, moment: &str) -> Self {
-        let (moment, start): (DateTime<Utc>, _) = (moment.parse().unwrap(), Instant::now());
-        fake.world(|world| world.clock_offset_seconds = (moment - now()).num_seconds());
-        let clock = Clock::of(move || moment + start.elapsed());
+impl<'f> Begun<'f> {
+    async fn at(fake: &'f Fake, program: &Program, time: &str) -> Self {
+        let time: DateTime<Utc> = time.parse().unwrap();
+        fake.world(|world| world.clock_offset_seconds = (time - now()).num_seconds());
+        let set_at = Arc::new(Mutex::new((time, Instant::now())));
+        let reading = Arc::clone(&set_at);
+        let clock = Clock::of(move || {
+            let (time, since) = *reading.lock().unwrap();
+            time + since.elapsed()
+        });
         let dir = StateDir::open(&program.path("state")).unwrap();
         let history = History::open(&dir, clock.clone())
             .await
@@ -42,22 +49,29 @@ impl Begun {
             clock: clock.clone(),
             lost_call_wait: LostCallWait::default(),
         };
-        let supervisor = Supervisor::new(runner, metrics, clock.clone());
+        let (supervisor, owner) = Supervisor::new(runner, metrics, clock.clone());
+        tokio::spawn(owner.run());
         supervisor.start(&config(program, &clock)).await.unwrap();
-        Self { supervisor, history, clock }
+        Self { fake, supervisor, history, clock, set_at }
     }
 
     async fn reload(&self, program: &Program) {
         self.supervisor.adopt(&config(program, &self.clock)).await.unwrap();
     }
 
-    /// As the ticker says it.
-    async fn due(&self, job: &str, occurrence: &str) {
-        let (sender, due) = tokio::sync::mpsc::unbounded_channel();
-        let occurrence = occurrence.parse().unwrap();
-        sender.send(vec![Due { job: job.into(), occurrence }]).unwrap();
-        drop(sender);
-        Arc::clone(&self.supervisor).listen(due).await;
+    /// Does what the ticker does when it looks at this time.
+    async fn tick_at(&self, time: &str) {
+        let time: DateTime<Utc> = time.parse().unwrap();
+        if time > self.clock.now() {
+            self.fake.world(|world| world.clock_offset_seconds = (time - now()).num_seconds());
+            *self.set_at.lock().unwrap() = (time, Instant::now());
+        }
+        let due = self.supervisor.agenda.lock().unwrap().pop_due(self.clock.now());
+        if let Some(due) = due {
+            self.supervisor.wakes()(due);
+        }
+        // Whatever was sent before is dealt with when this is answered.
+        self.supervisor.status().await;
     }
 
     fn metric(&self, name: &str, label: &str) -> f64 {
@@ -91,8 +105,9 @@ impl Begun {
     }
 }
 
-fn config(program: &Program, clock: &Clock) -> Config {
-    Config::load(&program.path("microglia.toml"), &Environment::default(), clock.now()).unwrap()
+fn config(program: &Program, clock: &Clock) -> Arc<Config> {
+    let path = program.path("microglia.toml");
+    Arc::new(Config::load(&path, &Environment::default(), clock.now()).unwrap())
 }
 
 /// A job of the night, and its homeserver.
@@ -110,14 +125,15 @@ async fn what_was_missed_waits_for_its_window_through_restarts_and_starts_when_i
     Begun::at(&fake, &program, "2026-11-22T12:00:00Z").await.stop().await;
     for moment in ["2026-11-23T12:00:00Z", "2026-11-23T20:00:00Z"] {
         let begun = Begun::at(&fake, &program, moment).await;
-        until("it waits", 5, async || begun.waits()).await;
-        tokio::time::sleep(Duration::from_millis(500)).await;
+        begun.tick_at(moment).await;
         assert!(begun.waits());
         begun.stop().await;
         assert_eq!((fake.count("GET", PING), program.runs("night").await.len()), (0, 0));
     }
     let begun = Begun::at(&fake, &program, "2026-11-24T02:59:57Z").await;
-    until("it waits", 2, async || begun.waits()).await;
+    begun.tick_at("2026-11-24T02:59:58Z").await;
+    assert!(begun.waits());
+    begun.tick_at("2026-11-24T03:00:00Z").await;
     until("the run", 10, async || !program.ended("night").await.is_empty()).await;
     assert!(!begun.waits());
     begun.stop().await;
@@ -130,7 +146,7 @@ async fn what_was_missed_waits_for_its_window_through_restarts_and_starts_when_i
     assert!(late >= TimeDelta::zero() && late < TimeDelta::seconds(3), "{run}");
     // It is dealt with.
     let begun = Begun::at(&fake, &program, "2026-11-24T03:10:00Z").await;
-    tokio::time::sleep(Duration::from_millis(500)).await;
+    begun.tick_at("2026-11-24T03:10:00Z").await;
     begun.stop().await;
     assert_eq!((fake.count("GET", PING), program.runs("night").await.len()), (1, 1));
 }
@@ -157,23 +173,20 @@ async fn what_comes_outside_the_window_while_a_missed_one_waits_loses_it_at_no_r
     let program = Program::new(&fake.url(), TOKEN, &ping("six", keys));
     Begun::at(&fake, &program, "2026-11-22T20:00:00Z").await.stop().await;
     let begun = Begun::at(&fake, &program, "2026-11-23T11:59:59Z").await;
-    until("it waits", 5, async || begun.waits()).await;
-    tokio::time::sleep(Duration::from_millis(1100)).await;
-    begun.due("six", "2026-11-23T12:00:00Z").await;
+    assert!(begun.waits());
+    begun.tick_at("2026-11-23T12:00:00Z").await;
     assert_eq!((begun.skipped("window"), begun.skipped("overlap")), (1.0, 0.0));
     assert!(begun.waits());
     begun.stop().await;
     let begun = Begun::at(&fake, &program, "2026-11-23T23:59:58Z").await;
     until("it waits", 2, async || begun.waits()).await;
-    let opens: DateTime<Utc> = "2026-11-24T00:00:00Z".parse().unwrap();
-    until("the window", 10, async || begun.clock.now() >= opens).await;
-    begun.due("six", "2026-11-24T00:00:00Z").await;
+    begun.tick_at("2026-11-24T00:00:00Z").await;
     until("the run", 10, async || !program.ended("six").await.is_empty()).await;
     begun.stop().await;
     assert_eq!(program.ended("six").await, ["schedule succeeded"]);
     // What came outside the window is not missed afterwards.
     let begun = Begun::at(&fake, &program, "2026-11-24T01:00:00Z").await;
-    tokio::time::sleep(Duration::from_millis(500)).await;
+    begun.tick_at("2026-11-24T01:00:00Z").await;
     begun.stop().await;
     assert_eq!((fake.count("GET", PING), program.runs("six").await.len()), (1, 1));
 }
@@ -193,10 +206,8 @@ async fn what_has_not_begun_goes_by_the_config_of_the_moment_in_which_it_begins(
         until("it waits", 2, async || begun.waits()).await;
         edit(&program, from, to);
         begun.reload(&program).await;
-        until("the window", 10, async || {
-            begun.clock.now() > "2026-11-24T03:00:02Z".parse::<DateTime<Utc>>().unwrap()
-        })
-        .await;
+        begun.tick_at("2026-11-24T03:00:02Z").await;
+        until("the run", 10, async || program.ended("night").await.len() == runs).await;
         begun.stop().await;
         let ran = program.runs("night").await;
         assert_eq!((ran.len(), fake.count("GET", PING)), (runs, 0), "{to}: {ran:?}");
@@ -211,7 +222,7 @@ async fn a_job_that_waits_to_be_caught_up_can_be_run_by_hand_and_what_it_missed_
     let begun = Begun::at(&fake, &program, "2026-11-23T12:00:00Z").await;
     until("it waits", 5, async || begun.waits()).await;
     let asked = RunOverrides { mode: Some(Mode::DryRun), ..RunOverrides::default() };
-    let mut events = begun.supervisor.run("night", &asked).unwrap();
+    let mut events = begun.supervisor.run("night", &asked).await.unwrap();
     let mut heard = Vec::new();
     while let Some(event) = events.recv().await {
         heard.push(event);
@@ -221,14 +232,14 @@ async fn a_job_that_waits_to_be_caught_up_can_be_run_by_hand_and_what_it_missed_
         "{heard:?}"
     );
     assert!(begun.waits(), "a run by hand does not stand for it");
-    begun.supervisor.cancel("night", "a test").unwrap();
+    begun.supervisor.cancel("night", "a test").await.unwrap();
     assert!(!begun.waits());
-    let refused = begun.supervisor.cancel("night", "a test").unwrap_err();
+    let refused = begun.supervisor.cancel("night", "a test").await.unwrap_err();
     assert_eq!(refused.to_string(), "night is not running");
     begun.stop().await;
     // What was cancelled is not missed afterwards.
     let begun = Begun::at(&fake, &program, "2026-11-24T03:00:00Z").await;
-    tokio::time::sleep(Duration::from_millis(1500)).await;
+    begun.tick_at("2026-11-24T03:00:01Z").await;
     begun.stop().await;
     assert_eq!(program.ended("night").await, ["manual succeeded"]);
     assert_eq!(fake.count("GET", PING), 0);
@@ -236,9 +247,7 @@ async fn a_job_that_waits_to_be_caught_up_can_be_run_by_hand_and_what_it_missed_
 
 #[tokio::test]
 async fn what_is_due_when_the_window_opens_and_what_was_missed_before_are_one_run() {
-    for (popped_before, overlap) in
-        [(false, "skip"), (false, "queue"), (true, "skip"), (true, "queue")]
-    {
+    for (wakes, overlap) in [(1, "skip"), (1, "queue"), (2, "skip"), (2, "queue")] {
         let fake = Fake::start();
         fake.fault(Fault::new("GET", PING, Trouble::Delay(Duration::from_secs(1))).always());
         let keys = format!(
@@ -247,20 +256,14 @@ async fn what_is_due_when_the_window_opens_and_what_was_missed_before_are_one_ru
         let program = Program::new(&fake.url(), TOKEN, &ping("night", &keys));
         Begun::at(&fake, &program, "2026-11-22T12:00:00Z").await.stop().await;
         let begun = Begun::at(&fake, &program, "2026-11-24T02:59:58Z").await;
-        until("it waits", 2, async || begun.waits()).await;
-        let opens: DateTime<Utc> = "2026-11-24T03:00:00Z".parse().unwrap();
-        until("the window", 10, async || begun.clock.now() >= opens).await;
-        if popped_before {
-            // The ticker has taken it, and what it sends comes late.
-            begun.supervisor.agenda.lock().unwrap().pop_due(begun.clock.now());
-            until("the run", 5, async || fake.count("GET", PING) == 1).await;
+        assert!(begun.waits());
+        for _ in 0..wakes {
+            begun.tick_at("2026-11-24T03:00:00Z").await;
         }
-        begun.due("night", "2026-11-24T03:00:00Z").await;
         until("the end", 10, async || !program.ended("night").await.is_empty()).await;
-        tokio::time::sleep(Duration::from_millis(1500)).await;
+        begun.tick_at("2026-11-24T03:00:10Z").await;
         begun.stop().await;
-        let trigger = if popped_before { "catch-up" } else { "schedule" };
-        assert_eq!(program.ended("night").await, [format!("{trigger} succeeded")], "{overlap}");
+        assert_eq!(program.ended("night").await, ["schedule succeeded"], "{overlap}");
         assert_eq!(program.runs("night").await[0]["scheduled_for"], "2026-11-24T03:00:00Z");
         assert_eq!(fake.count("GET", PING), 1, "{overlap}");
     }
@@ -278,10 +281,10 @@ fn six_hourly(more: &str) -> (Fake, Program) {
 async fn a_run_that_was_cut_off_is_caught_up_although_an_occurrence_was_skipped_during_it() {
     let (fake, program) = six_hourly("");
     fake.fault(Fault::new("GET", PING, Trouble::Hang));
-    let begun = Begun::at(&fake, &program, "2026-11-23T06:00:00Z").await;
-    begun.due("six", "2026-11-23T06:00:00Z").await;
+    let begun = Begun::at(&fake, &program, "2026-11-23T05:59:59Z").await;
+    begun.tick_at("2026-11-23T06:00:00Z").await;
     until("its request", 5, async || fake.count("GET", PING) == 1).await;
-    begun.due("six", "2026-11-23T12:00:00Z").await;
+    begun.tick_at("2026-11-23T12:00:00Z").await;
     assert_eq!(begun.skipped("overlap"), 1.0);
     begun.cut_off().await;
     let begun = Begun::at(&fake, &program, "2026-11-23T12:30:00Z").await;
@@ -301,12 +304,12 @@ async fn a_fixed_time_is_not_run_again_when_the_clock_was_set_back_and_the_daemo
     let program = Program::new(&fake.url(), TOKEN, &jobs.concat());
     let begun = Begun::at(&fake, &program, "2026-11-23T03:29:59Z").await;
     for job in ["fixed", "often"] {
-        begun.due(job, "2026-11-23T03:30:00Z").await;
+        begun.tick_at("2026-11-23T03:30:00Z").await;
         until("the run", 5, async || program.ended(job).await.len() == 1).await;
     }
     begun.stop().await;
     let begun = Begun::at(&fake, &program, "2026-11-23T02:35:00Z").await;
-    let next = |job: &str| begun.supervisor.agenda.lock().unwrap().next(job).unwrap().to_rfc3339();
+    let next = |job: &str| begun.supervisor.agenda.lock().unwrap().time(job).unwrap().to_rfc3339();
     assert_eq!(next("fixed"), "2026-11-24T03:30:00+00:00");
     assert_eq!(next("often"), "2026-11-23T02:40:00+00:00");
     begun.stop().await;
@@ -316,15 +319,15 @@ async fn a_fixed_time_is_not_run_again_when_the_clock_was_set_back_and_the_daemo
 async fn what_was_skipped_because_one_was_queued_is_not_missed_afterwards() {
     let (fake, program) = six_hourly("overlap = \"queue\"");
     fake.fault(Fault::new("GET", PING, Trouble::Delay(Duration::from_secs(1))).times(2));
-    let begun = Begun::at(&fake, &program, "2026-11-23T06:00:00Z").await;
+    let begun = Begun::at(&fake, &program, "2026-11-23T05:59:59Z").await;
     for occurrence in ["2026-11-23T06:00:00Z", "2026-11-23T12:00:00Z", "2026-11-23T18:00:00Z"] {
-        begun.due("six", occurrence).await;
+        begun.tick_at(occurrence).await;
     }
     assert_eq!(begun.skipped("overlap"), 1.0);
     until("both", 10, async || program.ended("six").await.len() == 2).await;
     begun.stop().await;
     let begun = Begun::at(&fake, &program, "2026-11-23T18:30:00Z").await;
-    tokio::time::sleep(Duration::from_millis(1500)).await;
+    begun.tick_at("2026-11-23T18:30:00Z").await;
     begun.stop().await;
     assert_eq!(program.ended("six").await, ["schedule succeeded", "schedule succeeded"]);
 }
@@ -339,9 +342,9 @@ async fn what_must_not_be_sent_twice_is_caught_up_where_nothing_was_sent() {
     fake.fault(Fault::new("POST", PING, Trouble::Hang));
     let program = Program::new(&fake.url(), TOKEN, &[post("sent"), post("waits")].concat());
     let begun = Begun::at(&fake, &program, "2026-11-23T05:59:59Z").await;
-    begun.due("sent", "2026-11-23T06:00:00Z").await;
+    begun.tick_at("2026-11-23T06:00:00Z").await;
     until("its request", 5, async || fake.count("POST", PING) == 1).await;
-    begun.due("waits", "2026-11-23T06:00:00Z").await;
+    begun.tick_at("2026-11-23T06:00:00Z").await;
     until("the other one", 5, async || program.runs("waits").await.len() == 1).await;
     begun.cut_off().await;
     let begun = Begun::at(&fake, &program, "2026-11-23T06:30:00Z").await;
@@ -360,16 +363,13 @@ async fn what_is_under_way_when_a_history_is_opened_is_not_run_again() {
     let program = Program::new(&fake.url(), TOKEN, &jobs);
     let spec = {
         let fits = |splay: Duration| splay > Duration::from_secs(1) && splay.as_secs() < 3;
-        let jobs = config(&program, &Clock::system()).jobs;
+        let jobs = config(&program, &Clock::system()).jobs.clone();
         jobs.into_iter().find(|job| fits(job.splay())).expect("one of forty that fits")
     };
     let job = spec.name.as_str();
     Begun::at(&fake, &program, "2026-11-23T05:59:00Z").await.stop().await;
     let begun = Begun::at(&fake, &program, "2026-11-23T05:59:59Z").await;
-    let at: DateTime<Utc> = "2026-11-23T06:00:00Z".parse().unwrap();
-    until("six o'clock", 5, async || begun.clock.now() >= at).await;
-    begun.supervisor.agenda.lock().unwrap().pop_due(begun.clock.now());
-    begun.due(job, "2026-11-23T06:00:00Z").await;
+    begun.tick_at("2026-11-23T06:00:00Z").await;
     // While it waits for its splay another file takes the history's place, as a backup would.
     let file = |name: &str| program.path("state").join(name);
     std::fs::copy(file("history.db"), file("copy.db")).unwrap();
@@ -379,8 +379,9 @@ async fn what_is_under_way_when_a_history_is_opened_is_not_run_again() {
     std::fs::rename(file("copy.db"), file("history.db")).unwrap();
     begun.supervisor.open_history().await.unwrap();
     assert_eq!(program.ended(job).await, Vec::<String>::new());
+    begun.tick_at("2026-11-23T06:00:04Z").await;
     until("the run", 60, async || program.ended(job).await.len() == 1).await;
-    tokio::time::sleep(Duration::from_millis(2500)).await;
+    begun.tick_at("2026-11-23T06:00:10Z").await;
     begun.stop().await;
     assert_eq!(program.ended(job).await, ["schedule succeeded"]);
 }
@@ -388,7 +389,7 @@ async fn what_is_under_way_when_a_history_is_opened_is_not_run_again() {
 #[tokio::test]
 async fn success_is_due_in_the_window_and_after_a_pause_even_when_the_daemon_was_restarted() {
     let (fake, program) = six_hourly("window = \"05:00-07:00\"\ntime_limit = \"2h\"");
-    let due = |begun: &Begun| {
+    let due = |begun: &Begun<'_>| {
         let due = begun.metric("microglia_job_success_due_timestamp_seconds", "");
         #[expect(clippy::cast_possible_truncation, reason = "whole seconds")]
         DateTime::from_timestamp(due as i64, 0).unwrap().to_rfc3339()
@@ -409,12 +410,12 @@ async fn success_is_due_in_the_window_and_after_a_pause_even_when_the_daemon_was
 #[tokio::test]
 async fn the_last_run_and_the_last_success_of_a_job_are_not_forgotten() {
     let (fake, program) = six_hourly("");
-    let begun = Begun::at(&fake, &program, "2026-11-23T06:00:00Z").await;
+    let begun = Begun::at(&fake, &program, "2026-11-23T05:59:59Z").await;
     for (run, occurrence) in ["06:00", "12:00", "18:00"].iter().enumerate() {
         if run == 2 {
             fake.world(|world| world.tokens.remove(TOKEN));
         }
-        begun.due("six", &format!("2026-11-23T{occurrence}:00Z")).await;
+        begun.tick_at(&format!("2026-11-23T{occurrence}:00Z")).await;
         until("the run", 5, async || program.ended("six").await.len() == run + 1).await;
     }
     assert_eq!(begun.history.delete_runs_before(now() + TimeDelta::days(365)).await.unwrap(), 1);

@@ -180,12 +180,12 @@ async fn a_history_that_cannot_be_opened_at_the_start_is_opened_as_soon_as_it_ca
     assert!(status == 503 && why.contains("the history cannot be opened: "), "{status} {why}");
     // Nobody knows, so that they are.
     assert_eq!(daemon.metric("microglia_paused", &[]).await, Some(1.0));
-    assert!(daemon.log().contains("whether scheduled runs are paused cannot be read"));
+    assert!(daemon.log().contains("cannot read the pause state"));
     assert_eq!((joined(&fake), ran("lobby").await), (0, 0.0));
     std::fs::remove_dir(&kept).unwrap();
     std::fs::rename(&aside, &kept).unwrap();
     until_log(&daemon, "the history is open").await;
-    until_log(&daemon, "scheduled runs are paused since before the start").await;
+    until_log(&daemon, "scheduled runs have been paused since before the start").await;
     assert_eq!(ran("lobby").await, 0.0);
     let (status, body) = daemon.get("/readyz").await;
     assert!(status == 200 && body.starts_with("ready\n"), "{status} {body}");

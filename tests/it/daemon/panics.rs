@@ -65,19 +65,27 @@ async fn a_panic_ends_the_run_and_the_job_stays_scheduled() {
         clock: clock.clone(),
         lost_call_wait: LostCallWait::default(),
     };
-    let supervisor = Supervisor::new(runner, Arc::clone(&metrics), clock.clone());
-    supervisor.adopt(&config).await.unwrap();
-    let (sender, due) = tokio::sync::mpsc::unbounded_channel();
-    let mut ticker = Ticker::start(Arc::clone(&supervisor.agenda), clock, sender).await.unwrap();
-    let listening = tokio::spawn(Arc::clone(&supervisor).listen(due));
+    let (supervisor, owner) = Supervisor::new(runner, Arc::clone(&metrics), clock.clone());
+    let owner = tokio::spawn(owner.run());
+    supervisor.adopt(&Arc::new(config)).await.unwrap();
+    let mut ticker =
+        Ticker::start(Arc::clone(&supervisor.agenda), clock, supervisor.wakes()).await.unwrap();
     until("two runs", 20, async || program.ended("a").await.len() >= 2).await;
     ticker.stop().await;
-    listening.abort();
-    assert!(supervisor.agenda.lock().unwrap_or_else(PoisonError::into_inner).next("a").is_some());
+    assert!(!owner.is_finished());
+    assert!(supervisor.agenda.lock().unwrap_or_else(PoisonError::into_inner).time("a").is_some());
     for run in program.runs("a").await.iter().take(2) {
         assert_eq!(run["outcome"], "panicked");
         assert_eq!(run["message"], "a bug in microglia, please report it: it is a test");
     }
     let text = supervisor.metrics_text(Clock::system().now()).unwrap();
-    assert!(text.contains("outcome=\"panicked\""), "{text}");
+    let counted = |outcome: &str| {
+        let labels = format!("mode=\"dry-run\",outcome=\"{outcome}\"}} ");
+        let line = text
+            .lines()
+            .find(|line| line.starts_with("microglia_job_runs_total{") && line.contains(&labels));
+        line.map(|line| line.rsplit(' ').next().unwrap().parse::<u32>().unwrap())
+    };
+    assert!(counted("panicked") >= Some(2), "{text}");
+    assert_eq!(counted("succeeded"), Some(0), "{text}");
 }

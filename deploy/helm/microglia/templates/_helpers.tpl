@@ -20,7 +20,7 @@ labels:
   {{- include "microglia.labels" (dict "root" . "labels" dict) | nindent 2 }}
 {{- end -}}
 
-{{/* Takes root and labels, which win over those of every object; the selector's win over both. */}}
+{{/* Takes root and labels. These override the labels for every object; those of the selector override both. */}}
 {{- define "microglia.labels" -}}
 {{- $own := dict
       "app.kubernetes.io/version" .root.Chart.AppVersion
@@ -40,7 +40,7 @@ labels:
 {{- end -}}
 {{- end -}}
 
-{{/* Whether the config has itself looked at: then an edit is adopted by the running daemon. */}}
+{{/* Whether the configuration sets daemon.watch_config: then the running daemon reloads an edit. */}}
 {{- define "microglia.watched" -}}
 {{- $daemon := (fromToml .Values.config).daemon -}}
 {{- if kindIs "map" $daemon -}}
@@ -48,7 +48,7 @@ labels:
 {{- end -}}
 {{- end -}}
 
-{{/* Takes root, enabled (true, false or "auto") and kind, one of the Prometheus operator's. */}}
+{{/* Takes root, enabled (true, false or "auto") and kind, a kind of the Prometheus operator. */}}
 {{- define "microglia.wanted" -}}
 {{- if eq (toString .enabled) "auto" -}}
 {{- if .root.Capabilities.APIVersions.Has (printf "monitoring.coreos.com/v1/%s" .kind) }}yes{{ end -}}
@@ -57,7 +57,7 @@ yes
 {{- end -}}
 {{- end -}}
 
-{{/* The variables that the chart sets. */}}
+{{/* The environment variables that the chart sets. */}}
 {{- define "microglia.env" -}}
 - name: MICROGLIA_CONFIG
   value: /config/microglia.toml

@@ -1,0 +1,93 @@
+//! What the task that owns the jobs is told and asked.
+
+use std::sync::Arc;
+
+use tokio::sync::{mpsc, oneshot};
+
+use super::agenda::Due;
+use super::job_state::Ending;
+use super::recollection::{Recollection, Standings};
+use super::request::{Adopted, Refusal, RunOverrides};
+use crate::config::{Config, JobSpec};
+use crate::history::Pause;
+use crate::plan::report::{Event, Report};
+use crate::runner::Stop;
+
+/// A reply that nobody waits for any more is dropped.
+pub(super) enum Message {
+    Wake(Due),
+    Adopt {
+        config: Arc<Config>,
+        reply: oneshot::Sender<Result<Adopted, anyhow::Error>>,
+    },
+    /// What the history knows; of jobs that were told before only where it was opened again.
+    Recall {
+        recollection: Recollection,
+        reopened: bool,
+        reply: oneshot::Sender<()>,
+    },
+    /// What the history says of a pause, and why it says nothing.
+    RecallPause {
+        pause: Result<Pause, String>,
+        reply: oneshot::Sender<Pause>,
+    },
+    SetPause {
+        pause: Pause,
+        reply: oneshot::Sender<()>,
+    },
+    GetPause {
+        reply: oneshot::Sender<Pause>,
+    },
+    Specs {
+        reply: oneshot::Sender<Vec<Arc<JobSpec>>>,
+    },
+    /// Gives the metrics what the history knows of each job.
+    Describe {
+        standings: Option<Standings>,
+        reply: oneshot::Sender<()>,
+    },
+    /// Whether the history has to be asked before the metrics can be described.
+    NeedsStandings {
+        reply: oneshot::Sender<bool>,
+    },
+    CountInterrupted {
+        runs: Vec<Report>,
+    },
+    Run {
+        job: String,
+        overrides: RunOverrides,
+        reply: oneshot::Sender<RunReply>,
+    },
+    Cancel {
+        job: String,
+        by: String,
+        reply: oneshot::Sender<Result<(), Refusal>>,
+    },
+    /// A run tells something.
+    Event {
+        job: String,
+        event: Event,
+        listener: Option<Listener>,
+    },
+    /// A run is over; who listens hears it when the job may be run again, and not before.
+    Ended {
+        job: String,
+        ending: Ending,
+        listener: Option<Listener>,
+    },
+    Probe,
+    Status {
+        reply: oneshot::Sender<String>,
+    },
+    /// Starts nothing more, and returns what ends the runs under way.
+    Drain {
+        reply: oneshot::Sender<Vec<Stop>>,
+    },
+    /// Replies when everything that was to be remembered is written.
+    Flush {
+        reply: oneshot::Sender<()>,
+    },
+}
+
+pub(super) type Listener = mpsc::UnboundedSender<Event>;
+pub(super) type RunReply = Result<mpsc::UnboundedReceiver<Event>, Refusal>;

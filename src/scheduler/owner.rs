@@ -1,0 +1,474 @@
+//! The one task that owns the state of every job: it takes messages, decides, and carries out what was decided.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::mpsc;
+use tokio_util::task::{AbortOnDropHandle, TaskTracker};
+
+use super::agenda::{Agenda, Due};
+use super::homeservers::Homeservers;
+use super::job_state::{
+    Decision, Ending, Event as JobEvent, Interrupted, JobState, Now, Recalled, Start, Timing, Why,
+};
+use super::message::{Listener, Message, RunReply};
+use super::recollection::Recollection;
+use super::request::{Refusal, RunOverrides};
+use super::run_task::RunTask;
+use super::watermarks::{Remember, write_watermarks};
+use crate::config::JobSpec;
+use crate::history::Pause;
+use crate::observe::metrics::Metrics;
+use crate::plan::report::{Event, Trigger};
+use crate::runner::{HomeserverHandle, RunParams, Runner, Stop};
+use crate::values::clock::{Clock, Timestamp, format_time};
+use crate::values::duration::HumanDuration;
+use crate::values::text::{format_count, not_one_of};
+
+/// Owns the jobs. Runs until every [`super::supervisor::Supervisor`] is gone.
+pub struct Owner {
+    pub(super) runner: Runner,
+    pub(super) metrics: Arc<Metrics>,
+    pub(super) clock: Clock,
+    pub(super) agenda: Arc<Mutex<Agenda>>,
+    pub(super) tasks: TaskTracker,
+    pub(super) messages: mpsc::UnboundedReceiver<Message>,
+    /// For the runs, which tell what happens to them. It does not keep the owner alive.
+    pub(super) sender: mpsc::WeakUnboundedSender<Message>,
+    pub(super) jobs: BTreeMap<String, Entry>,
+    /// Jobs that were removed, until their runs end.
+    pub(super) leaving: BTreeMap<String, Entry>,
+    pub(super) homeservers: Homeservers,
+    pub(super) pause: Pause,
+    /// Whether that could not be read, and scheduled runs are only taken for paused.
+    pub(super) pause_assumed: bool,
+    pub(super) draining: bool,
+    pub(super) remember: mpsc::UnboundedSender<Remember>,
+}
+
+/// A job, its state, and its run.
+pub(super) struct Entry {
+    pub spec: Arc<JobSpec>,
+    pub fingerprint: u64,
+    pub homeserver: HomeserverHandle,
+    /// Since when the job is known with its present schedule.
+    pub since: Timestamp,
+    pub state: JobState,
+    pub running: Option<Running>,
+    /// What a person asked for, until its run is started.
+    requested: Option<(RunOverrides, Listener)>,
+}
+
+pub(super) struct Running {
+    pub stop: Stop,
+    /// `None` before it is recorded.
+    pub run: Option<i64>,
+    /// Whether it said that it was started.
+    pub started: bool,
+}
+
+/// What an owner is made of.
+pub(super) struct Parts {
+    pub runner: Runner,
+    pub metrics: Arc<Metrics>,
+    pub clock: Clock,
+    pub agenda: Arc<Mutex<Agenda>>,
+    pub tasks: TaskTracker,
+    pub messages: mpsc::UnboundedReceiver<Message>,
+    pub sender: mpsc::WeakUnboundedSender<Message>,
+}
+
+impl Owner {
+    pub(super) fn new(parts: Parts) -> Self {
+        let Parts { runner, metrics, clock, agenda, tasks, messages, sender } = parts;
+        Self {
+            runner,
+            metrics,
+            clock,
+            agenda,
+            tasks,
+            messages,
+            sender,
+            // Until it runs nobody listens, and nothing is decided.
+            remember: mpsc::unbounded_channel().0,
+            jobs: BTreeMap::new(),
+            leaving: BTreeMap::new(),
+            homeservers: Homeservers::default(),
+            pause: Pause::default(),
+            pause_assumed: false,
+            draining: false,
+        }
+    }
+
+    /// Takes messages until nobody can send any.
+    pub async fn run(mut self) {
+        let (remember, watermarks) = mpsc::unbounded_channel();
+        self.remember = remember;
+        let mut writer = AbortOnDropHandle::new(tokio::spawn(write_watermarks(
+            self.runner.history.clone(),
+            watermarks,
+        )));
+        loop {
+            tokio::select! {
+                message = self.messages.recv() => match message {
+                    Some(message) => self.take(message),
+                    None => return,
+                },
+                // Without it a restart would run again what was skipped.
+                _ = &mut writer => {
+                    tracing::error!("a bug in microglia, please report it: watermarks are no longer written");
+                    return;
+                }
+            }
+        }
+    }
+
+    fn take(&mut self, message: Message) {
+        match message {
+            Message::Wake(due) => self.wake(&due),
+            Message::Adopt { config, reply } => drop(reply.send(self.adopt(&config))),
+            Message::Recall { recollection, reopened, reply } => {
+                self.recall(&recollection, reopened);
+                let _ = reply.send(());
+            }
+            Message::RecallPause { pause, reply } => {
+                self.recall_pause(pause);
+                let _ = reply.send(self.pause);
+            }
+            Message::SetPause { pause, reply } => {
+                self.set_pause(pause);
+                let _ = reply.send(());
+            }
+            Message::GetPause { reply } => drop(reply.send(self.pause)),
+            Message::Specs { reply } => {
+                let specs = self.jobs.values().map(|entry| Arc::clone(&entry.spec));
+                let _ = reply.send(specs.collect());
+            }
+            Message::Describe { standings, reply } => {
+                self.describe(standings);
+                let _ = reply.send(());
+            }
+            Message::NeedsStandings { reply } => drop(reply.send(self.needs_standings())),
+            Message::CountInterrupted { runs } => self.count_interrupted(&runs),
+            Message::Run { job, overrides, reply } => {
+                let _ = reply.send(self.request(&job, overrides));
+            }
+            Message::Cancel { job, by, reply } => drop(reply.send(self.cancel(&job, &by))),
+            Message::Event { job, event, listener } => self.hear(&job, event, listener.as_ref()),
+            Message::Ended { job, ending, listener } => {
+                self.ended(&job, ending);
+                drop(listener);
+            }
+            Message::Probe => self.homeservers.probe(&self.metrics, &self.clock),
+            Message::Status { reply } => drop(reply.send(self.status())),
+            Message::Drain { reply } => drop(reply.send(self.drain())),
+            Message::Flush { reply } => drop(self.remember.send(Remember::Flush(reply))),
+        }
+    }
+
+    pub(super) fn agenda(&self) -> MutexGuard<'_, Agenda> {
+        self.agenda.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn now(&self) -> Now {
+        Now { time: self.clock.now(), paused: self.pause.paused, draining: self.draining }
+    }
+
+    fn wake(&mut self, due: &Due) {
+        if due.set_back {
+            let all: Vec<String> = self.jobs.keys().cloned().collect();
+            for job in all {
+                self.on(&job, JobEvent::ClockSetBack);
+            }
+        }
+        for job in &due.jobs {
+            self.on(job, JobEvent::Wake);
+        }
+    }
+
+    fn wake_all(&mut self) {
+        let all: Vec<String> = self.jobs.keys().cloned().collect();
+        for job in all {
+            self.on(&job, JobEvent::Wake);
+        }
+    }
+
+    /// Has a job decide what follows from an event, and carries that out.
+    pub(super) fn on(&mut self, job: &str, event: JobEvent) {
+        let now = self.now();
+        let entry = match self.jobs.get_mut(job) {
+            Some(entry) => entry,
+            None => match self.leaving.get_mut(job) {
+                Some(entry) => entry,
+                None => return,
+            },
+        };
+        let (state, decisions) = entry.state.clone().decide(now, event);
+        entry.state = state;
+        let wake_at = entry.state.wake_at(now.time);
+        self.agenda().set(job, wake_at);
+        for decision in decisions {
+            self.carry_out(job, decision);
+        }
+        self.publish(job);
+    }
+
+    fn carry_out(&mut self, job: &str, decision: Decision) {
+        match decision {
+            Decision::Start(start) => self.start(job, start),
+            Decision::Skip(reason) => {
+                tracing::debug!(job, %reason, "{job}: an occurrence is skipped: {reason}");
+                self.metrics
+                    .jobs
+                    .update(job, |series| *series.skipped.entry(reason).or_default() += 1);
+            }
+            Decision::Remember(until) => {
+                let _ = self.remember.send(Remember::Until(job.to_owned(), until));
+            }
+            Decision::Missed { occurrence, opens } => {
+                let when = opens
+                    .map(|opens| format!(" when its window opens at {}", format_time(opens)))
+                    .unwrap_or_default();
+                tracing::info!(
+                    job,
+                    "{job}: the occurrence of {} was missed or interrupted and will be caught up{when}",
+                    format_time(occurrence)
+                );
+            }
+            Decision::GivenUp(Why::Redefined) => tracing::info!(
+                job,
+                "{job}: a run that was waiting is given up because the job was disabled or rescheduled"
+            ),
+            // Who cancels logs it and stops the run, because only there it is known by whom.
+            Decision::Stop | Decision::GivenUp(Why::Cancelled) => {}
+        }
+    }
+
+    fn start(&mut self, job: &str, start: Start) {
+        let Some(entry) = self.jobs.get_mut(job) else { return };
+        let mut params = RunParams {
+            trigger: start.trigger,
+            scheduled_for: start.occurrence,
+            attempts_made: start.attempts_made,
+            ..RunParams::manual(&entry.spec)
+        };
+        let mut listener = None;
+        if start.trigger == Trigger::Manual
+            && let Some((overrides, asker)) = entry.requested.take()
+        {
+            overrides.apply(&mut params);
+            listener = Some(asker);
+        }
+        let stop = Stop::default();
+        entry.running = Some(Running { stop: stop.clone(), run: None, started: false });
+        let Some(messages) = self.sender.upgrade() else { return };
+        let run = RunTask {
+            runner: self.runner.clone(),
+            spec: Arc::clone(&entry.spec),
+            homeserver: entry.homeserver.clone(),
+            params,
+            stop,
+            listener,
+            messages,
+        };
+        self.tasks.spawn(run.carry_out());
+    }
+
+    fn request(&mut self, job: &str, overrides: RunOverrides) -> RunReply {
+        if self.draining {
+            return Err(Refusal::Draining);
+        }
+        let entry = entry(&mut self.jobs, job)?;
+        if entry.state.is_running() {
+            let run = entry.running.as_ref().and_then(|running| running.run);
+            return Err(Refusal::Running { job: job.to_owned(), run });
+        }
+        if overrides.fingerprint.is_some_and(|asked| asked != entry.fingerprint) {
+            return Err(Refusal::Edited(job.to_owned()));
+        }
+        if overrides.max_changes.is_some() && !entry.spec.job.kind().counts {
+            return Err(Refusal::Usage(format!(
+                "max_changes has no meaning for {}, which cannot count beforehand",
+                entry.spec.job.kind().name
+            )));
+        }
+        let (sender, receiver) = mpsc::unbounded_channel();
+        entry.requested = Some((overrides, sender));
+        self.on(job, JobEvent::Requested);
+        Ok(receiver)
+    }
+
+    fn cancel(&mut self, job: &str, by: &str) -> Result<(), Refusal> {
+        let entry = entry(&mut self.jobs, job)?;
+        if let Some(running) = &entry.running {
+            tracing::info!(job, by, "{job}: its run is cancelled by {by}");
+            running.stop.cancelled_by(by);
+        } else if entry.state.is_waiting() {
+            tracing::info!(job, by, "{job}: a run that was waiting is cancelled by {by}");
+        } else {
+            return Err(Refusal::NotRunning(job.to_owned()));
+        }
+        self.on(job, JobEvent::Cancelled);
+        Ok(())
+    }
+
+    /// Takes up what a run tells.
+    fn hear(&mut self, job: &str, event: Event, listener: Option<&Listener>) {
+        if let Event::Started(report) = &event {
+            if let Some(running) = self.running(job) {
+                (running.started, running.run) = (true, report.id);
+            }
+            self.on(job, JobEvent::Started { recorded: report.id.is_some() });
+        }
+        self.observe(job, &event);
+        if let Some(listener) = listener {
+            let _ = listener.send(event);
+        }
+    }
+
+    fn running(&mut self, job: &str) -> Option<&mut Running> {
+        let entry = match self.jobs.get_mut(job) {
+            Some(entry) => Some(entry),
+            None => self.leaving.get_mut(job),
+        };
+        entry?.running.as_mut()
+    }
+
+    fn ended(&mut self, job: &str, ending: Ending) {
+        if self.leaving.remove(job).is_some() && !self.jobs.contains_key(job) {
+            return;
+        }
+        if let Some(entry) = self.jobs.get_mut(job) {
+            entry.running = None;
+        }
+        self.on(job, JobEvent::Ended(ending));
+    }
+
+    fn recall(&mut self, recollection: &Recollection, reopened: bool) {
+        let Recollection { known, interrupted } = recollection;
+        let jobs: Vec<String> = self.jobs.keys().cloned().collect();
+        for job in jobs {
+            let (Some(entry), Some(known)) = (self.jobs.get_mut(&job), known.get(&job)) else {
+                continue;
+            };
+            entry.since = known.since;
+            if !reopened && !entry.state.is_unknown() {
+                continue;
+            }
+            let spec = &entry.spec;
+            let interrupted = interrupted
+                .iter()
+                .find(|run| run.job == job && run.mode == spec.common.mode)
+                // What must not be sent twice may have been sent when the run was cut off.
+                .filter(|run| spec.job.is_repeatable() || run.done + run.failed == 0)
+                .and_then(|run| {
+                    let attempts = run.attempts.min(spec.common.retries.attempts - 1);
+                    Some(Interrupted { occurrence: run.scheduled_for?, attempts })
+                });
+            let recalled = Recalled { since: known.since, watermark: known.watermark, interrupted };
+            self.on(&job, JobEvent::Recalled(recalled));
+        }
+    }
+
+    /// Recalls whether scheduled runs were paused; where that cannot be read, they are: somebody may have stopped what destroys.
+    fn recall_pause(&mut self, pause: Result<Pause, String>) {
+        match pause {
+            Ok(pause) => {
+                if pause.paused {
+                    tracing::warn!(
+                        "scheduled runs have been paused since before the start: nothing runs on schedule until `microglia resume`"
+                    );
+                }
+                if std::mem::take(&mut self.pause_assumed) {
+                    self.pause = pause;
+                } else {
+                    // One that was asked for since the start stays.
+                    self.pause.paused |= pause.paused;
+                    self.pause.resumed_at = self.pause.resumed_at.max(pause.resumed_at);
+                }
+            }
+            Err(error) => {
+                tracing::error!(
+                    "cannot read the pause state ({error}); assuming paused: nothing runs on schedule until it can be read, or `microglia resume`"
+                );
+                self.pause_assumed |= !self.pause.paused;
+                self.pause.paused = true;
+            }
+        }
+        self.metrics.paused.set(f64::from(u8::from(self.pause.paused)));
+    }
+
+    fn set_pause(&mut self, pause: Pause) {
+        (self.pause, self.pause_assumed) = (pause, false);
+        self.metrics.paused.set(f64::from(u8::from(pause.paused)));
+        let state = match pause.paused {
+            true => "paused: nothing runs on schedule until `microglia resume`",
+            false => "resumed",
+        };
+        tracing::warn!("scheduled runs are {state}");
+        self.wake_all();
+        self.refresh_due();
+    }
+
+    /// What runs next, in words.
+    fn status(&self) -> String {
+        let running = self.jobs.values().filter(|entry| entry.running.is_some()).count();
+        let first =
+            self.jobs.iter().filter_map(|(job, entry)| Some((entry.state.next()?, job))).min();
+        let next = match first {
+            _ if self.pause.paused => "paused".to_owned(),
+            Some((occurrence, job)) => format!("next {job} at {}", format_time(occurrence)),
+            None => "nothing scheduled".to_owned(),
+        };
+        let jobs = format_count(self.jobs.len() as u64, "job", "jobs");
+        format!("{jobs}, {running} running, {next}")
+    }
+
+    fn drain(&mut self) -> Vec<Stop> {
+        self.draining = true;
+        let entries = self.jobs.values().chain(self.leaving.values());
+        let running = entries.filter_map(|entry| entry.running.as_ref());
+        running.map(|running| running.stop.clone()).collect()
+    }
+}
+
+impl Entry {
+    pub(super) fn new(
+        spec: &JobSpec,
+        fingerprint: u64,
+        homeserver: HomeserverHandle,
+        now: Timestamp,
+    ) -> Self {
+        Self {
+            spec: Arc::new(spec.clone()),
+            fingerprint,
+            homeserver,
+            since: now,
+            state: JobState::new(timing(spec), now),
+            running: None,
+            requested: None,
+        }
+    }
+}
+
+/// What of a definition says when the job is to run.
+pub(super) fn timing(spec: &JobSpec) -> Timing {
+    let splay = chrono::TimeDelta::from_std(spec.splay()).unwrap_or_default();
+    Timing {
+        schedule: spec.schedule.clone(),
+        zone: spec.zone,
+        window: spec.common.window,
+        enabled: spec.common.enabled,
+        overlap: spec.common.overlap,
+        catch_up: spec.common.catch_up.0.map(HumanDuration::as_chrono),
+        splay,
+    }
+}
+
+fn entry<'a>(jobs: &'a mut BTreeMap<String, Entry>, job: &str) -> Result<&'a mut Entry, Refusal> {
+    if !jobs.contains_key(job) {
+        let names: Vec<&str> = jobs.keys().map(String::as_str).collect();
+        return Err(Refusal::Unknown(not_one_of(job, &names)));
+    }
+    jobs.get_mut(job).ok_or_else(|| Refusal::NotRunning(job.to_owned()))
+}

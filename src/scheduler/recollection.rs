@@ -1,0 +1,19 @@
+//! What the history tells the scheduler at a start, or when it is opened later.
+
+use std::collections::HashMap;
+
+use crate::history::{ScheduleState, Standing};
+use crate::plan::report::{Mode, Report};
+
+/// Up to where the occurrences of the scheduled jobs are dealt with.
+pub(super) struct Recollection {
+    pub known: HashMap<String, ScheduleState>,
+    /// The runs that were cut off for the first time.
+    pub interrupted: Vec<Report>,
+}
+
+/// How jobs did before the daemon started.
+pub(super) struct Standings {
+    pub last_runs: HashMap<String, Report>,
+    pub by_mode: HashMap<(String, Mode), Standing>,
+}

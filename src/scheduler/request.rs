@@ -1,0 +1,62 @@
+//! What the scheduler can be asked for, and what it answers.
+
+use serde::{Deserialize, Serialize};
+
+use crate::plan::report::Mode;
+use crate::runner::{RunParams, WindowRule};
+use crate::values::schema::Limit;
+
+/// How a requested run differs from what the configuration says.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RunOverrides {
+    pub mode: Option<Mode>,
+    pub max_changes: Option<u32>,
+    /// Lifts the job's window for this run.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub ignore_window: bool,
+    /// What the asker read in the configuration: the daemon must not run an older definition unseen.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fingerprint: Option<u64>,
+}
+
+/// Why a requested run or cancellation is not possible.
+#[derive(Debug, Clone, thiserror::Error, Serialize, Deserialize)]
+pub enum Refusal {
+    #[error("job {0}")]
+    Unknown(String),
+    #[error("{job} is already running{}", run.map(|id| format!(" (run {id})")).unwrap_or_default())]
+    Running { job: String, run: Option<i64> },
+    #[error("{0} is not running")]
+    NotRunning(String),
+    #[error(
+        "{0} was edited since the daemon loaded the configuration, and the daemon would run the old definition: run `microglia reload` first"
+    )]
+    Edited(String),
+    #[error("the daemon is stopping")]
+    Draining,
+    #[error("{0}")]
+    Usage(String),
+}
+
+/// What adopting a configuration did, by the names of the jobs.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Adopted {
+    pub added: Vec<String>,
+    pub changed: Vec<String>,
+    pub removed: Vec<String>,
+    pub unchanged: Vec<String>,
+    /// Settings that were changed and need a restart, and secrets that need one to be renewed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub restart_needed: Vec<String>,
+}
+
+impl RunOverrides {
+    pub(super) fn apply(self, params: &mut RunParams) {
+        params.mode = self.mode.unwrap_or(params.mode);
+        params.max_changes = self.max_changes.map_or(params.max_changes, Limit::Of);
+        if self.ignore_window {
+            params.window = WindowRule::Ignore;
+        }
+    }
+}

@@ -1,0 +1,62 @@
+//! One run in a task of its own, which tells the owner of the jobs what happens.
+
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+
+use futures_util::FutureExt;
+use tokio::sync::mpsc;
+
+use super::job_state::Ending;
+use super::message::{Listener, Message};
+use crate::config::JobSpec;
+use crate::observe::run_log;
+use crate::plan::report::{Event, Outcome};
+use crate::runner::{HomeserverHandle, RunParams, Runner, Stop};
+
+/// A run that is to be carried out.
+pub(super) struct RunTask {
+    pub runner: Runner,
+    pub spec: Arc<JobSpec>,
+    pub homeserver: HomeserverHandle,
+    pub params: RunParams,
+    pub stop: Stop,
+    pub listener: Option<Listener>,
+    pub messages: mpsc::UnboundedSender<Message>,
+}
+
+impl RunTask {
+    pub(super) async fn carry_out(self) {
+        let job = self.spec.name.clone();
+        let log = run_log::log(&job, &self.spec.homeserver);
+        let (messages, listener, name) =
+            (self.messages.clone(), self.listener.clone(), job.clone());
+        let emit = Arc::new(move |event: Event| {
+            // Progress is for whoever listens; the owner would only forward it.
+            if listener.is_some() || !is_progress(&event) {
+                let event = event.clone();
+                let listener = listener.clone();
+                let _ = messages.send(Message::Event { job: name.clone(), event, listener });
+            }
+            log(event);
+        });
+        let run = self.runner.run(&self.spec, &self.homeserver, &self.params, &self.stop, emit);
+        let ending = match AssertUnwindSafe(run).catch_unwind().await {
+            Ok(Ok(report)) if report.outcome == Some(Outcome::Interrupted) => Ending::CutOff,
+            Ok(Ok(_)) => Ending::Finished,
+            Ok(Err(busy)) => {
+                tracing::warn!(%job, "{busy}");
+                Ending::Busy
+            }
+            Err(_) => {
+                tracing::error!(%job, "{job}: a bug in microglia, please report it: the run panicked outside its attempts");
+                Ending::Finished
+            }
+        };
+        let _ = self.messages.send(Message::Ended { job, ending, listener: self.listener });
+    }
+}
+
+/// Whether an event tells only how far a run is.
+fn is_progress(event: &Event) -> bool {
+    matches!(event, Event::Reading { .. } | Event::Changing { .. })
+}
