@@ -93,12 +93,15 @@ impl Runner {
             listener,
         };
         let mut tally = Tally::new(report);
+        // Held until the end is recorded: a run without an end and without a lock counts as interrupted.
+        let job_lock = job_lock.ok().flatten();
         let verdict = match begun {
-            Ok(()) => work(&run, &mut tally, job_lock.ok().flatten().as_ref()).await,
+            Ok(()) => work(&run, &mut tally, job_lock.as_ref()).await,
             Err(error) => Verdict::new(Outcome::Refused, unrecorded(&error)),
         };
         let report = finish(&run, tally, verdict).await;
         run.emit(Event::Ended(Box::new(report.clone())));
+        drop(job_lock);
         Ok(report)
     }
 
