@@ -13,10 +13,10 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{Config, Environment};
-use crate::history::state_dir::{DaemonLock, Held, StateDir, identity, this_user};
+use crate::history::state_dir::{DaemonLock, LockState, StateDir, identity, this_user};
 use crate::history::{self, History};
 use crate::observe::metrics::Metrics;
-use crate::runner::{Runner, Settle};
+use crate::runner::{LostCallWait, Runner};
 use crate::scheduler::reload::Reloader;
 use crate::scheduler::supervisor::{LAST_WORDS, Supervisor};
 use crate::scheduler::ticker::Ticker;
@@ -69,7 +69,7 @@ pub async fn serve(
         tracing::error!(
             "the history cannot be opened, so that runs in apply mode are refused until it can: {error}"
         );
-        History::none(clock.clone(), &format!("the history cannot be opened: {error}"))
+        History::unavailable(clock.clone(), &format!("the history cannot be opened: {error}"))
     });
     let metrics = Arc::new(Metrics::new(clock.now())?);
     // Before anybody is told that we are ready: a signal that nobody takes ends the process.
@@ -78,7 +78,7 @@ pub async fn serve(
         history: history.clone(),
         dir: Some(dir.clone()),
         clock: clock.clone(),
-        settle: Settle::default(),
+        lost_call_wait: LostCallWait::default(),
     };
     let (supervisor, owner) = Supervisor::new(runner, Arc::clone(&metrics), clock.clone());
     // Those that end in good order when they are told to stop, and those that are aborted.
@@ -234,12 +234,12 @@ async fn until_lock_lost(lock: &mut DaemonLock) -> String {
     let mut failing = false;
     loop {
         tokio::time::sleep(CHECK_LOCK_EVERY).await;
-        let held = lock.hold();
+        let held = lock.ensure_held();
         match &held {
-            Ok(Held::Again) => {
+            Ok(LockState::Relocked) => {
                 tracing::warn!("{} was deleted or replaced: locked again", path.display());
             }
-            Ok(Held::Lost) => {
+            Ok(LockState::Lost) => {
                 let why = format!(
                     "{} was deleted or replaced, and another process holds it: stopping, since only one daemon may use a state directory",
                     path.display()
@@ -250,7 +250,7 @@ async fn until_lock_lost(lock: &mut DaemonLock) -> String {
             Err(error) if !failing => {
                 tracing::error!("cannot lock {} again: {error}", path.display());
             }
-            Ok(Held::Still) | Err(_) => {}
+            Ok(LockState::Held) | Err(_) => {}
         }
         failing = held.is_err();
     }
@@ -284,8 +284,8 @@ async fn open_history(history: History, supervisor: Arc<Supervisor>) {
 async fn forget(history: History, reloader: Arc<Reloader>, clock: Clock) {
     loop {
         let before = clock.now() - reloader.daemon().keep_history.as_chrono();
-        match history.forget_before(before).await {
-            Ok(0) | Err(history::Error::NotKept(_)) => {}
+        match history.delete_runs_before(before).await {
+            Ok(0) | Err(history::Error::Unavailable(_)) => {}
             Ok(gone) => tracing::debug!("{gone} old runs are forgotten"),
             Err(error) => tracing::error!("old runs cannot be forgotten: {error}"),
         }

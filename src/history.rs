@@ -15,7 +15,8 @@ use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, S
 use sqlx::{QueryBuilder, Row, SqlitePool};
 
 use crate::history::state_dir::{Lock, StateDir, identity, is_regular};
-use crate::plan::change::{Fact, Store, Topic};
+use crate::plan::change::MediaStore;
+use crate::plan::facts::{Fact, Topic};
 use crate::plan::report::{CHANGES_SHOWN, ChangeRecord, Outcome, Report, State};
 use crate::values::clock::{Clock, Timestamp};
 
@@ -87,7 +88,7 @@ pub enum Error {
     #[error("{0}")]
     Io(#[from] std::io::Error),
     #[error("{0}")]
-    NotKept(Arc<str>),
+    Unavailable(Arc<str>),
 }
 
 /// Which changes of a run to read.
@@ -105,8 +106,8 @@ impl Default for Page {
 
 /// A media call whose answer was never recorded.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct LostCall {
-    pub store: Store,
+pub struct LostMediaCall {
+    pub store: MediaStore,
     pub sent_at: Timestamp,
 }
 
@@ -116,7 +117,7 @@ pub struct ScheduleState {
     /// Since when it is enabled with its present schedule.
     pub since: Timestamp,
     /// The last occurrence that was run or skipped.
-    pub dealt_with: Option<Timestamp>,
+    pub watermark: Option<Timestamp>,
 }
 
 /// How a job does in one mode.
@@ -167,7 +168,7 @@ impl History {
         Ok(Some(Self::of(Ok(pools), clock)))
     }
 
-    pub fn none(clock: Clock, problem: &str) -> Self {
+    pub fn unavailable(clock: Clock, problem: &str) -> Self {
         Self::of(Err(problem.into()), clock)
     }
 
@@ -223,11 +224,11 @@ impl History {
 
     /// Where to write what must be kept: nothing that is deleted already.
     fn kept(&self) -> Result<SqlitePool, Error> {
-        let pools = self.pools().map_err(Error::NotKept)?;
+        let pools = self.pools().map_err(Error::Unavailable)?;
         if identity(&pools.path) == pools.file {
             return Ok(pools.write);
         }
-        Err(Error::NotKept(
+        Err(Error::Unavailable(
             format!("{} was deleted or replaced while it was open", pools.path.display()).into(),
         ))
     }
@@ -253,7 +254,7 @@ impl History {
     }
 
     /// Records that a run begins; its id is what everything else is recorded under.
-    pub async fn begin(&self, report: &Report) -> Result<i64, Error> {
+    pub async fn begin_run(&self, report: &Report) -> Result<i64, Error> {
         self.counting_errors(async {
         let mut transaction = self.kept()?.begin().await?;
         let row = sqlx::query(
@@ -270,7 +271,7 @@ impl History {
         .fetch_one(&mut *transaction)
         .await?;
         if let Some(occurrence) = report.scheduled_for {
-            sqlx::query("UPDATE jobs SET dealt_with = $2 WHERE name = $1").bind(&report.job).bind(occurrence.timestamp_millis()).execute(&mut *transaction).await?;
+            sqlx::query("UPDATE jobs SET watermark = $2 WHERE name = $1").bind(&report.job).bind(occurrence.timestamp_millis()).execute(&mut *transaction).await?;
         }
         transaction.commit().await?;
         Ok(row.try_get("id")?)
@@ -279,7 +280,7 @@ impl History {
     }
 
     /// Records where the run stands, or how it ended.
-    pub async fn save(&self, report: &Report) -> Result<(), Error> {
+    pub async fn update_run(&self, report: &Report) -> Result<(), Error> {
         self.counting_errors(async {
         let (Some(pool), Some(id)) = (self.writable(), report.id) else { return Ok(()) };
         sqlx::query(
@@ -313,7 +314,11 @@ impl History {
     }
 
     /// Replaces what the run had planned and not made, or failed to make, by a new plan; answers the number of its first change.
-    pub async fn plan(&self, run: Option<i64>, changes: &[ChangeRecord]) -> Result<i64, Error> {
+    pub async fn record_plan(
+        &self,
+        run: Option<i64>,
+        changes: &[ChangeRecord],
+    ) -> Result<i64, Error> {
         self.counting_errors(async {
             let (Some(pool), Some(run)) = (self.writable(), run) else { return Ok(0) };
             let mut transaction = pool.begin().await?;
@@ -362,7 +367,7 @@ impl History {
     }
 
     /// Records that a change is about to be sent, and what it will replace.
-    pub async fn making(
+    pub async fn record_sent(
         &self,
         run: Option<i64>,
         seq: i64,
@@ -388,7 +393,7 @@ impl History {
     }
 
     /// Records what became of a change, with the files that went and what was learned, all at once.
-    pub async fn made(
+    pub async fn record_result(
         &self,
         run: Option<i64>,
         seq: i64,
@@ -458,12 +463,12 @@ impl History {
     }
 
     /// Records that a media call goes out, before it does.
-    pub async fn media_call_sent(&self, server: &str, store: Store) -> Result<(), Error> {
+    pub async fn media_call_sent(&self, server: &str, store: MediaStore) -> Result<(), Error> {
         self.counting_errors(async {
         let pool = self.kept()?;
         let uploaded_until = match store {
-            Store::Local { until } => Some(until.timestamp_millis()),
-            Store::Remote => None,
+            MediaStore::Local { until } => Some(until.timestamp_millis()),
+            MediaStore::Remote => None,
         };
         sqlx::query("INSERT OR REPLACE INTO media_calls (server, sent_at, uploaded_until) VALUES ($1, $2, $3)")
             .bind(server)
@@ -477,7 +482,7 @@ impl History {
     }
 
     /// Forgets a media call: it was answered, or is certainly over.
-    pub async fn media_call_over(&self, server: &str) -> Result<(), Error> {
+    pub async fn media_call_ended(&self, server: &str) -> Result<(), Error> {
         self.counting_errors(async {
             let pool = self.kept()?;
             sqlx::query("DELETE FROM media_calls WHERE server = $1")
@@ -489,7 +494,7 @@ impl History {
         .await
     }
 
-    pub async fn lost_media_call(&self, server: &str) -> Result<Option<LostCall>, Error> {
+    pub async fn lost_media_call(&self, server: &str) -> Result<Option<LostMediaCall>, Error> {
         let Some(pool) = self.readable() else { return Ok(None) };
         let row = sqlx::query("SELECT sent_at, uploaded_until FROM media_calls WHERE server = $1")
             .bind(server)
@@ -497,8 +502,9 @@ impl History {
             .await?;
         row.map(|row| {
             let until: Option<i64> = row.try_get("uploaded_until")?;
-            Ok(LostCall {
-                store: until.map_or(Store::Remote, |until| Store::Local { until: moment(until) }),
+            Ok(LostMediaCall {
+                store: until
+                    .map_or(MediaStore::Remote, |until| MediaStore::Local { until: moment(until) }),
                 sent_at: moment(row.try_get("sent_at")?),
             })
         })
@@ -506,7 +512,7 @@ impl History {
     }
 
     /// Ends the record of changes that were sent and whose answer was never seen.
-    pub async fn abandon(&self, run: Option<i64>, why: &str) -> Result<u64, Error> {
+    pub async fn fail_unanswered(&self, run: Option<i64>, why: &str) -> Result<u64, Error> {
         self.counting_errors(async {
         let (Some(pool), Some(run)) = (self.writable(), run) else { return Ok(0) };
         let rows = sqlx::query("UPDATE changes SET state = 'failed', detail = $2 WHERE run = $1 AND state = 'making' RETURNING count").bind(run).bind(why).fetch_all(&pool).await?;
@@ -532,7 +538,7 @@ impl History {
     }
 
     /// Calls the unended runs of a job interrupted: nobody is at work on them, since the caller holds the job's lock.
-    pub async fn interrupt(&self, job: &str) -> Result<(), Error> {
+    pub async fn mark_interrupted(&self, job: &str) -> Result<(), Error> {
         self.counting_errors(async {
         let (Some(read), Some(pool)) = (self.readable(), self.writable()) else { return Ok(()) };
         let rows = sqlx::query(UNENDED_OF_JOB)
@@ -541,7 +547,7 @@ impl History {
             .await?;
         for row in rows {
             let id: i64 = row.try_get("id")?;
-            self.abandon(Some(id), "the program ended while this was sent: it may have been made")
+            self.fail_unanswered(Some(id), "the program ended while this was sent: it may have been made")
                 .await?;
             self.explain_planned(Some(id), "not attempted: the run was interrupted").await?;
             let counted = |state: State| {
@@ -574,7 +580,7 @@ impl History {
     /// Deletes runs that began before `moment`, with all that belongs to them; the facts stay.
     ///
     /// Of the last run of a scheduled job and of its last success the figures stay: the metrics are made of them.
-    pub async fn forget_before(&self, moment: Timestamp) -> Result<u64, Error> {
+    pub async fn delete_runs_before(&self, moment: Timestamp) -> Result<u64, Error> {
         self.counting_errors(async {
             let Some(pool) = self.writable() else { return Ok(0) };
             let mut transaction = pool.begin().await?;

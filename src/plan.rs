@@ -1,4 +1,5 @@
 //! What a run would do and did: changes, plans, reports and events, as data.
 
 pub mod change;
+pub mod facts;
 pub mod report;

@@ -21,7 +21,7 @@ pub use probe::{Identity, VERSION_ENDPOINT, Version};
 pub use reader::Reader;
 pub use rooms::{MemberEvent, Permissions};
 pub use token::{Token, trimmed};
-pub use transport::{Answered, Base, Observer, RawRequest, Settings, Transport};
+pub use transport::{Base, CompletedRequest, Observer, RawRequest, Settings, Transport};
 pub use users::{ExternalId, User, UserRow};
 pub use writer::Writer;
 

@@ -13,7 +13,7 @@ use super::failure::Failure;
 use super::output::{print, print_json, print_warning};
 use super::table::format_local;
 use crate::config::{Config, Found, Homeserver, JobSpec};
-use crate::jobs::job::{Answer, Budget};
+use crate::jobs::job::{self, Budget};
 use crate::plan::report::Mode;
 use crate::scheduler::job_list::{job_list, upcoming};
 use crate::synapse::{Error, Identity, Reader, Transport};
@@ -276,14 +276,14 @@ impl Results<'_> {
             time_limit: job.common.time_limit,
         };
         // Where the volume cannot be read, a check above says why.
-        let volume = job.job.volume(reader).await.ok().flatten();
+        let volume = job.job.read_estimate(reader).await.ok().flatten();
         if let Some(warning) = volume.and_then(|volume| budget.warning(volume)) {
             self.yes(
                 &format!("{} reads within its time_limit", job.name),
                 &format!("probably not: {warning}"),
             )?;
         }
-        for Answer { question, answer } in job.job.check(reader, identity).await {
+        for job::CheckResult { question, answer } in job.job.check(reader, identity).await {
             let question = format!("{} {question}", job.name);
             match answer {
                 Ok(answer) => self.yes(&question, &answer)?,

@@ -17,7 +17,7 @@ pub(super) async fn open_history(config: &Config, clock: &Clock) -> Result<Histo
     let opened = History::open_read_only(dir, clock.clone()).await;
     match opened {
         Ok(Some(history)) => Ok(history),
-        Ok(None) => Ok(History::none(clock.clone(), "there is no history yet")),
+        Ok(None) => Ok(History::unavailable(clock.clone(), "there is no history yet")),
         Err(error) => Err(unreadable(dir, &error)),
     }
 }

@@ -21,7 +21,7 @@ pub(super) fn summary(run: &Report, zone: Tz) -> String {
         if run.attempts > 1 { format!(", {} attempts", run.attempts) } else { String::new() }
     );
     let result = match run.outcome {
-        Some(outcome) => match run.worked_in_words() {
+        Some(outcome) => match run.format_work_duration() {
             Some(worked) => format!("{outcome} after {worked}"),
             None => outcome.to_string(),
         },

@@ -13,7 +13,7 @@ use crate::history::History;
 use crate::history::state_dir::StateDir;
 use crate::observe::run_log;
 use crate::plan::report::{Event, Outcome, Report};
-use crate::runner::{HomeserverHandle, RunParams, RunSlots, Runner, Settle, Stop};
+use crate::runner::{HomeserverHandle, LostCallWait, RunParams, RunSlots, Runner, Stop};
 use crate::synapse::{Limits, Settings, Transport};
 use crate::values::clock::Clock;
 
@@ -36,12 +36,16 @@ pub(super) async fn run(
     let transport = Transport::new(settings, Arc::new(|_| {})).map_err(anyhow::Error::msg)?;
     let homeserver = HomeserverHandle {
         transport: Arc::new(transport),
-        places: RunSlots::Locks(runs),
+        slots: RunSlots::Locks(runs),
         max_concurrent_requests: limits.max_concurrent_requests,
     };
     let (dir, history) = open_state(config, clock).await;
-    let runner =
-        Runner { history: history.clone(), dir, clock: clock.clone(), settle: Settle::default() };
+    let runner = Runner {
+        history: history.clone(),
+        dir,
+        clock: clock.clone(),
+        lost_call_wait: LostCallWait::default(),
+    };
     let (stop, progress, name) =
         (Stop::default(), Progress::new(&spec.homeserver), spec.name.clone());
     let log = run_log::log(&spec.name, &spec.homeserver);
@@ -70,10 +74,10 @@ async fn open_state(config: &Config, clock: &Clock) -> (Option<StateDir>, Histor
         )
     };
     match StateDir::open(path) {
-        Err(error) => (None, History::none(clock.clone(), &problem(&error))),
+        Err(error) => (None, History::unavailable(clock.clone(), &problem(&error))),
         Ok(dir) => match History::open(&dir, clock.clone()).await {
             Ok(history) => (Some(dir), history),
-            Err(error) => (Some(dir), History::none(clock.clone(), &problem(&error))),
+            Err(error) => (Some(dir), History::unavailable(clock.clone(), &problem(&error))),
         },
     }
 }

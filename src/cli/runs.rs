@@ -146,7 +146,7 @@ fn run_table(runs: &[Report], zone: Tz) -> String {
             run.mode.as_str(),
             run.trigger.as_str(),
             status(run),
-            &run.worked().map_or_else(|| "-".to_owned(), format_duration),
+            &run.work_duration().map_or_else(|| "-".to_owned(), format_duration),
             &format_counts(run),
             &message.join("; "),
         ]);

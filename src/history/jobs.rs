@@ -40,7 +40,7 @@ impl History {
         for (id, job) in unended {
             // The command line may have begun a run while there was no daemon.
             if let Some(_nobody_else) = dir.try_lock(&job)? {
-                self.interrupt(&job).await?;
+                self.mark_interrupted(&job).await?;
                 ended.extend(self.run(id, Page { offset: 0, limit: 0 }).await?);
             }
         }
@@ -77,10 +77,10 @@ impl History {
             let rows = sqlx::query("SELECT * FROM jobs").fetch_all(&mut *transaction).await?;
             let mut known: HashMap<String, (String, ScheduleState)> = HashMap::new();
             for row in &rows {
-                let dealt_with: Option<i64> = row.try_get("dealt_with")?;
+                let watermark: Option<i64> = row.try_get("watermark")?;
                 let value = ScheduleState {
                     since: moment(row.try_get("since")?),
-                    dealt_with: dealt_with.map(moment),
+                    watermark: watermark.map(moment),
                 };
                 known.insert(row.try_get("name")?, (row.try_get("schedule")?, value));
             }
@@ -111,7 +111,7 @@ impl History {
             let fresh: HashMap<String, ScheduleState> = new
                 .into_iter()
                 .map(|(name, _)| {
-                    (name.clone(), ScheduleState { since: moment(now), dealt_with: None })
+                    (name.clone(), ScheduleState { since: moment(now), watermark: None })
                 })
                 .collect();
             let kept = known
@@ -124,11 +124,11 @@ impl History {
     }
 
     /// Records that an occurrence and all before it will not be run any more, so that none counts as missed.
-    pub async fn dealt_with(&self, job: &str, occurrence: Timestamp) -> Result<(), Error> {
+    pub async fn set_watermark(&self, job: &str, occurrence: Timestamp) -> Result<(), Error> {
         self.counting_errors(async {
             let Some(pool) = self.writable() else { return Ok(()) };
             sqlx::query(
-                "UPDATE jobs SET dealt_with = $2 WHERE name = $1 AND COALESCE(dealt_with, 0) < $2",
+                "UPDATE jobs SET watermark = $2 WHERE name = $1 AND COALESCE(watermark, 0) < $2",
             )
             .bind(job)
             .bind(occurrence.timestamp_millis())
@@ -179,7 +179,7 @@ impl History {
     }
 
     /// Whether the history can be written now: writes. SQLite would not write what is there already.
-    pub async fn probe(&self) -> Result<(), Error> {
+    pub async fn check_writable(&self) -> Result<(), Error> {
         self.set("probe", self.clock.now().timestamp_micros()).await
     }
 }

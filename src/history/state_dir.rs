@@ -43,10 +43,10 @@ enum Directory {
 
 /// What became of a lock since it was taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Held {
-    Still,
+pub enum LockState {
+    Held,
     /// Its file was deleted or replaced, and is locked again.
-    Again,
+    Relocked,
     /// Its file was deleted or replaced, and another process holds the new one.
     Lost,
 }
@@ -224,14 +224,14 @@ impl Lock {
     }
 
     /// Makes sure that the lock still keeps others out, and takes it again where its file was deleted or replaced.
-    pub fn hold(&self) -> io::Result<Held> {
+    pub fn ensure_held(&self) -> io::Result<LockState> {
         let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
         if identity(&self.path()) == Some(identity_of(&file.metadata()?)) {
-            return Ok(Held::Still);
+            return Ok(LockState::Held);
         }
-        let Some(new) = self.dir.lock_file(&self.name)? else { return Ok(Held::Lost) };
+        let Some(new) = self.dir.lock_file(&self.name)? else { return Ok(LockState::Lost) };
         *file = new;
-        Ok(Held::Again)
+        Ok(LockState::Relocked)
     }
 }
 
@@ -240,9 +240,9 @@ impl DaemonLock {
         self.file.path()
     }
 
-    /// As [`Lock::hold`], for the directory too.
-    pub fn hold(&mut self) -> io::Result<Held> {
-        let held = self.file.hold()?;
+    /// As [`Lock::ensure_held`], for the directory too.
+    pub fn ensure_held(&mut self) -> io::Result<LockState> {
+        let held = self.file.ensure_held()?;
         let (now, locked) = (fs::metadata(&self.file.dir.0)?, self.dir.as_ref());
         let replaced = match locked {
             Some(dir) => identity_of(&dir.metadata()?) != identity_of(&now),
@@ -252,7 +252,7 @@ impl DaemonLock {
             self.dir = match self.file.dir.lock_itself()? {
                 Directory::Locked(dir) => Some(dir),
                 Directory::CannotBeLocked => None,
-                Directory::Busy => return Ok(Held::Lost),
+                Directory::Busy => return Ok(LockState::Lost),
             };
         }
         Ok(held)

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 
-use crate::history::{self, History};
-use crate::plan::change::{Fact, Plan, Topic};
+use crate::plan::change::Plan;
+use crate::plan::facts::{Facts, Topic};
 use crate::plan::report::{Action, Event};
 use crate::synapse::{self, Identity, Reader, Version};
 use crate::values::clock::Timestamp;
@@ -35,6 +35,11 @@ pub trait Job: Debug + Send + Sync + Sized + 'static {
         true
     }
 
+    /// The facts that the job needs from earlier runs.
+    fn topic(&self) -> Option<Topic> {
+        None
+    }
+
     /// What `check` should warn of, with the key it is about.
     fn warnings(&self) -> Vec<(&'static str, String)> {
         Vec::new()
@@ -45,15 +50,15 @@ pub trait Job: Debug + Send + Sync + Sized + 'static {
         &self,
         _reader: &Reader,
         _identity: &Identity,
-    ) -> impl Future<Output = Vec<Answer>> + Send {
+    ) -> impl Future<Output = Vec<CheckResult>> + Send {
         async { Vec::new() }
     }
 
     /// What the reading of a run takes, for `check --online`; `None` where that is not known beforehand.
-    fn volume(
+    fn read_estimate(
         &self,
         _reader: &Reader,
-    ) -> impl Future<Output = Result<Option<Volume>, synapse::Error>> + Send {
+    ) -> impl Future<Output = Result<Option<ReadEstimate>, synapse::Error>> + Send {
         async { Ok(None) }
     }
 
@@ -62,7 +67,7 @@ pub trait Job: Debug + Send + Sync + Sized + 'static {
         &self,
         context: &Context<'_>,
         plan: &mut Plan,
-    ) -> impl Future<Output = Result<(), Failure>> + Send;
+    ) -> impl Future<Output = Result<(), PlanError>> + Send;
 }
 
 /// What must hold before a run of a kind may plan.
@@ -81,14 +86,14 @@ pub struct Needs {
 
 /// A question that `check --online` asked; the error says what to do.
 #[derive(Debug)]
-pub struct Answer {
+pub struct CheckResult {
     pub question: String,
     pub answer: Result<String, String>,
 }
 
 /// What the reading of a run takes: one request for each item.
 #[derive(Debug, Clone, Copy)]
-pub struct Volume {
+pub struct ReadEstimate {
     /// What the items are, in the plural.
     pub what: &'static str,
     pub items: u64,
@@ -103,7 +108,7 @@ pub struct Budget {
 
 impl Budget {
     /// Says that the reading alone takes longer than the time limit; `None` where it does not, or the rate is unlimited.
-    pub fn warning(&self, volume: Volume) -> Option<String> {
+    pub fn warning(&self, volume: ReadEstimate) -> Option<String> {
         let rate = self.requests_per_second.number()?.0;
         #[expect(clippy::cast_precision_loss, reason = "a rounded time does as well")]
         let takes = Duration::try_from_secs_f64(volume.items as f64 / rate).ok()?;
@@ -131,28 +136,21 @@ fn to_the_minute(takes: Duration) -> Duration {
 /// What a job may use while it plans.
 pub struct Context<'a> {
     /// When the run started: ages count back from here.
-    pub at: Timestamp,
+    pub started_at: Timestamp,
     pub reader: &'a Reader,
-    pub memory: Memory<'a>,
-    pub tell: &'a (dyn Fn(Event) + Send + Sync),
+    /// What is known of the job's [topic](Job::topic).
+    pub facts: Facts<'a>,
+    pub emit: &'a (dyn Fn(Event) + Send + Sync),
     /// How many questions to ask side by side.
     pub concurrency: usize,
     pub budget: Budget,
 }
 
-/// What earlier runs learned about this homeserver.
-pub struct Memory<'a> {
-    history: &'a History,
-    server: &'a str,
-}
-
 /// Why a plan could not be made.
 #[derive(Debug, thiserror::Error)]
-pub enum Failure {
+pub enum PlanError {
     #[error("{0}")]
     Synapse(#[from] synapse::Error),
-    #[error("the history cannot be used: {0}")]
-    History(#[from] history::Error),
     /// A guard: nothing is wrong with the homeserver, and nothing may be done.
     #[error("{0}")]
     Refused(String),
@@ -160,43 +158,19 @@ pub enum Failure {
 
 impl Context<'_> {
     pub fn reading(&self, what: &str, done: u64, total: u64) {
-        (self.tell)(Event::Reading { what: what.to_owned(), done, total });
+        (self.emit)(Event::Reading { what: what.to_owned(), done, total });
     }
 
     /// Warns where what is about to be read takes longer than the run may.
-    pub fn expect_reading(&self, volume: Volume) {
+    pub fn expect_reading(&self, volume: ReadEstimate) {
         if let Some(warning) = self.budget.warning(volume) {
-            (self.tell)(Event::Warning(warning));
+            (self.emit)(Event::Warning(warning));
         }
     }
 
     /// Who we are there; the runner has asked by now.
-    pub async fn identity(&self) -> Result<&Identity, Failure> {
+    pub async fn identity(&self) -> Result<&Identity, PlanError> {
         Ok(self.reader.identity().await?)
-    }
-}
-
-impl<'a> Memory<'a> {
-    pub fn new(history: &'a History, server: &'a str) -> Self {
-        Self { history, server }
-    }
-
-    pub async fn facts(
-        &self,
-        topic: Topic,
-    ) -> Result<std::collections::HashMap<String, String>, Failure> {
-        Ok(self.history.facts(self.server, topic).await?)
-    }
-
-    /// Remembers as well as it can: what is forgotten is asked again.
-    pub async fn remember(&self, facts: &[Fact]) {
-        if let Err(error) = self.history.remember(self.server, facts).await {
-            tracing::warn!(
-                "{} facts about {} could not be remembered and will be asked again: {error}",
-                facts.len(),
-                self.server
-            );
-        }
     }
 }
 
@@ -204,21 +178,22 @@ impl<'a> Memory<'a> {
 pub trait AnyJob: Debug + Send + Sync {
     fn kind(&self) -> &'static Kind;
     fn is_repeatable(&self) -> bool;
+    fn topic(&self) -> Option<Topic>;
     fn warnings(&self) -> Vec<(&'static str, String)>;
     fn check<'a>(
         &'a self,
         reader: &'a Reader,
         identity: &'a Identity,
-    ) -> BoxFuture<'a, Vec<Answer>>;
-    fn volume<'a>(
+    ) -> BoxFuture<'a, Vec<CheckResult>>;
+    fn read_estimate<'a>(
         &'a self,
         reader: &'a Reader,
-    ) -> BoxFuture<'a, Result<Option<Volume>, synapse::Error>>;
+    ) -> BoxFuture<'a, Result<Option<ReadEstimate>, synapse::Error>>;
     fn plan<'a>(
         &'a self,
         context: &'a Context<'_>,
         plan: &'a mut Plan,
-    ) -> BoxFuture<'a, Result<(), Failure>>;
+    ) -> BoxFuture<'a, Result<(), PlanError>>;
 }
 
 /// Reads a kind's keys from a job's table, at a moment that ages are judged by.
@@ -259,6 +234,10 @@ impl<J: Job> AnyJob for J {
         Job::is_repeatable(self)
     }
 
+    fn topic(&self) -> Option<Topic> {
+        Job::topic(self)
+    }
+
     fn warnings(&self) -> Vec<(&'static str, String)> {
         Job::warnings(self)
     }
@@ -267,22 +246,22 @@ impl<J: Job> AnyJob for J {
         &'a self,
         reader: &'a Reader,
         identity: &'a Identity,
-    ) -> BoxFuture<'a, Vec<Answer>> {
+    ) -> BoxFuture<'a, Vec<CheckResult>> {
         Box::pin(Job::check(self, reader, identity))
     }
 
-    fn volume<'a>(
+    fn read_estimate<'a>(
         &'a self,
         reader: &'a Reader,
-    ) -> BoxFuture<'a, Result<Option<Volume>, synapse::Error>> {
-        Box::pin(Job::volume(self, reader))
+    ) -> BoxFuture<'a, Result<Option<ReadEstimate>, synapse::Error>> {
+        Box::pin(Job::read_estimate(self, reader))
     }
 
     fn plan<'a>(
         &'a self,
         context: &'a Context<'_>,
         plan: &'a mut Plan,
-    ) -> BoxFuture<'a, Result<(), Failure>> {
+    ) -> BoxFuture<'a, Result<(), PlanError>> {
         Box::pin(Job::plan(self, context, plan))
     }
 }
@@ -296,7 +275,7 @@ mod tests {
         let warning = |items, requests_per_second| {
             let time_limit = "1h".parse().unwrap();
             let budget = Budget { requests_per_second, time_limit };
-            budget.warning(Volume { what: "accounts", items })
+            budget.warning(ReadEstimate { what: "accounts", items })
         };
         let fifty = Limit::Of(Rate(50.0));
         insta::assert_snapshot!(warning(500_000, fifty).unwrap(), @"500,000 accounts at 50 requests a second take at least 2 h 47 min; time_limit is 1h: raise it to at least 2 h 50 min");

@@ -6,8 +6,9 @@ use futures_util::future::BoxFuture;
 use futures_util::{StreamExt, stream};
 use serde_json::Value;
 
-use crate::jobs::job::{Answer, Context, Failure, Job, Needs, Volume};
-use crate::plan::change::{Change, ChangeResult, Check, Fact, Lane, Plan, Topic, Work};
+use crate::jobs::job::{CheckResult, Context, Job, Needs, PlanError, ReadEstimate};
+use crate::plan::change::{Change, ChangeResult, Check, Lane, Plan, Work};
+use crate::plan::facts::{Fact, Topic};
 use crate::plan::report::{Action, Exempt};
 use crate::synapse::{self, Identity, MemberEvent, Permissions, Reader, UserRow, Version, Writer};
 use crate::values::clock::Timestamp;
@@ -78,7 +79,7 @@ impl Job for JoinRooms {
         fast.then(|| ("joins_per_second", "above 0.5 joins a second a sweep uses up Synapse's rc_joins_per_room (1 a second by default), and real users are refused in that room for as long".to_owned())).into_iter().collect()
     }
 
-    async fn check(&self, reader: &Reader, identity: &Identity) -> Vec<Answer> {
+    async fn check(&self, reader: &Reader, identity: &Identity) -> Vec<CheckResult> {
         let mut answers = Vec::new();
         for RoomName(name) in &self.keys.rooms {
             let access = async {
@@ -92,14 +93,18 @@ impl Job for JoinRooms {
                 Trouble::Room(problem) => problem,
                 Trouble::Run(failure) => failure.to_string(),
             });
-            answers.push(Answer { question: format!("may join users to {name}"), answer });
+            answers.push(CheckResult { question: format!("may join users to {name}"), answer });
         }
         answers
     }
 
-    async fn plan(&self, context: &Context<'_>, plan: &mut Plan) -> Result<(), Failure> {
+    fn topic(&self) -> Option<Topic> {
+        Some(Topic::Ghost)
+    }
+
+    async fn plan(&self, context: &Context<'_>, plan: &mut Plan) -> Result<(), PlanError> {
         let identity = context.identity().await?;
-        let ghosts = context.memory.facts(Topic::Ghost).await?;
+        let ghosts = context.facts.known();
         let mut seen = Matched::default();
         let listed =
             context.reader.users(|done, total| context.reading("accounts", done, total)).await?;
@@ -150,7 +155,7 @@ impl Job for JoinRooms {
                 _ => Ok(()),
             };
             match asked {
-                Ok(()) => plan.some_fine = true,
+                Ok(()) => plan.some_up_to_date = true,
                 Err(Trouble::Room(problem)) => {
                     room.missing.clear();
                     plan.problem(Action::JoinRoom, &room.name, problem);
@@ -169,12 +174,12 @@ const MOST_ROOMS: usize = 100;
 /// What keeps a room from being worked on, or the whole run.
 enum Trouble {
     Room(String),
-    Run(Failure),
+    Run(PlanError),
 }
 
 impl From<synapse::Error> for Trouble {
     fn from(error: synapse::Error) -> Self {
-        if error.is_about_target() { Self::Room(error.words()) } else { Self::Run(error.into()) }
+        if error.is_about_target() { Self::Room(error.message()) } else { Self::Run(error.into()) }
     }
 }
 
@@ -311,13 +316,13 @@ impl JoinRooms {
         &self,
         context: &Context<'_>,
         rooms: &[RoomPlan],
-    ) -> Result<HashMap<String, Option<Exempt>>, Failure> {
+    ) -> Result<HashMap<String, Option<Exempt>>, PlanError> {
         let asked: BTreeSet<String> = rooms
             .iter()
             .flat_map(|room| room.missing.iter().map(|missing| missing.user_id.clone()))
             .collect();
         let total = asked.len() as u64;
-        context.expect_reading(Volume { what: "missing accounts", items: total });
+        context.expect_reading(ReadEstimate { what: "missing accounts", items: total });
         let (mut unfit, mut ghosts, mut done) = (HashMap::new(), Vec::new(), 0);
         let mut answers = stream::iter(asked)
             .map(|user_id| async move { (context.reader.user(&user_id).await, user_id) })
@@ -351,10 +356,10 @@ impl JoinRooms {
             }
             // Written as it goes: a sweep over many ghosts that is cut off must not begin from nothing.
             if ghosts.len() == 500 {
-                context.memory.remember(&std::mem::take(&mut ghosts)).await;
+                context.facts.store(std::mem::take(&mut ghosts)).await;
             }
         }
-        context.memory.remember(&ghosts).await;
+        context.facts.store(ghosts).await;
         Ok(unfit)
     }
 
@@ -404,7 +409,7 @@ async fn id_of(reader: &Reader, name: &str) -> Result<String, Trouble> {
     reader.resolve_alias(name).await.map_err(|error| match error.is_not_found() {
         true => Trouble::Room(format!(
             "there is no such alias ({}): mend `rooms`, or make the alias",
-            error.words()
+            error.message()
         )),
         false => remote_alias(error),
     })
@@ -463,7 +468,7 @@ fn remote_alias(error: synapse::Error) -> Trouble {
     match &error.cause {
         synapse::Cause::Synapse { status: 502, .. } => Trouble::Room(format!(
             "the alias belongs to another server, which cannot be asked now ({}): use the room id, or a local alias",
-            error.words()
+            error.message()
         )),
         _ => error.into(),
     }
@@ -506,12 +511,12 @@ impl Change for Join {
                 ));
             }
             if !self.can_look_again {
-                return Ok(Check::Go(None));
+                return Ok(Check::Proceed(None));
             }
             // Who joined meanwhile would lose a nickname, who left would be brought back.
             let now = reader.memberships(&self.user_id).await?.remove(&self.room_id);
             Ok(match now {
-                now if now == self.was => Check::Go(now.map(Value::String)),
+                now if now == self.was => Check::Proceed(now.map(Value::String)),
                 now => Check::Skip(format!(
                     "the membership changed since the plan: it is `{}` now",
                     now.as_deref().unwrap_or("none")
@@ -520,14 +525,14 @@ impl Change for Join {
         })
     }
 
-    fn make<'a>(
+    fn apply<'a>(
         &'a self,
         writer: &'a Writer,
         _before: Option<&'a Value>,
     ) -> BoxFuture<'a, Result<ChangeResult, synapse::Error>> {
         Box::pin(async move {
             writer.join(&self.room_id, &self.user_id).await?;
-            Ok(ChangeResult::things(1))
+            Ok(ChangeResult::items(1))
         })
     }
 }

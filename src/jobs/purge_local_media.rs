@@ -9,8 +9,9 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use serde_json::Value;
 
 use super::steps::{Call, Step};
-use crate::jobs::job::{Context, Failure, Job, Needs, Volume};
-use crate::plan::change::{BatchPlan, Change, ChangeResult, Fact, Lane, Plan, Store, Topic, Work};
+use crate::jobs::job::{Context, Job, Needs, PlanError, ReadEstimate};
+use crate::plan::change::{BatchPlan, Change, ChangeResult, Lane, MediaStore, Plan, Work};
+use crate::plan::facts::{Fact, Topic};
 use crate::plan::report::{Action, Exempt, OwnerUsage};
 use crate::synapse::{self, File, Reader, Version, Writer};
 use crate::values::age::{Age, Moment};
@@ -76,25 +77,24 @@ impl Job for PurgeLocalMedia {
         Some(Self { age, larger_than, keep_avatars, batch_files, orphan_objects })
     }
 
-    async fn volume(&self, reader: &Reader) -> Result<Option<Volume>, synapse::Error> {
-        Ok(Some(Volume { what: OWNERS, items: reader.count_media_owners().await? }))
+    async fn read_estimate(&self, reader: &Reader) -> Result<Option<ReadEstimate>, synapse::Error> {
+        Ok(Some(ReadEstimate { what: OWNERS, items: reader.count_media_owners().await? }))
     }
 
-    async fn plan(&self, context: &Context<'_>, plan: &mut Plan) -> Result<(), Failure> {
+    fn topic(&self) -> Option<Topic> {
+        self.keep_avatars.then_some(Topic::Kept)
+    }
+
+    async fn plan(&self, context: &Context<'_>, plan: &mut Plan) -> Result<(), PlanError> {
         if context.reader.keeps_objects() && !self.orphan_objects {
-            return Err(Failure::Refused(
+            return Err(PlanError::Refused(
                 "this homeserver keeps its media in object storage, where Synapse deletes nothing: the objects would stay, and nothing would know them any more. \
                  Set `orphan_objects = true` if a lifecycle rule of the bucket removes them"
                     .to_owned(),
             ));
         }
-        let before = self.age.past_cut_off(context.at).map_err(Failure::Refused)?;
-        let kept = if self.keep_avatars {
-            context.memory.facts(Topic::Kept).await?
-        } else {
-            HashMap::new()
-        };
-        let found = self.candidates(context, before, &kept, plan).await?;
+        let before = self.age.past_cut_off(context.started_at).map_err(PlanError::Refused)?;
+        let found = self.candidates(context, before, context.facts.known(), plan).await?;
         if !found.kept.is_empty() {
             plan.notes.push(format!(
                 "{} that Synapse kept before, most likely avatars, {} left out",
@@ -154,10 +154,10 @@ impl PurgeLocalMedia {
         before: Timestamp,
         kept: &HashMap<String, String>,
         plan: &mut Plan,
-    ) -> Result<Found, Failure> {
+    ) -> Result<Found, PlanError> {
         // A file is older than its last access: only who uploaded before the moment can have candidates.
         let owners = context.reader.media_owners(Some(before)).await?;
-        context.expect_reading(Volume { what: OWNERS, items: owners.len() as u64 });
+        context.expect_reading(ReadEstimate { what: OWNERS, items: owners.len() as u64 });
         let total = owners.iter().fold(0, |sum: u64, owner| sum.saturating_add(owner.media_count));
         let mut found = Found { files: Vec::new(), owners: Vec::new(), kept: Vec::new() };
         let (mut read, mut unlisted) = (0, 0);
@@ -282,15 +282,15 @@ impl BatchPlan for Candidates {
         format!("local files last accessed before {}", spoken_ms(self.until_ms))
     }
 
-    fn left(&self) -> Option<u64> {
+    fn remaining(&self) -> Option<u64> {
         Some((self.end() - self.next) as u64)
     }
 
-    fn things(&self) -> HashSet<String> {
+    fn items(&self) -> HashSet<String> {
         self.files.iter().map(|file| file.id.to_string()).collect()
     }
 
-    fn keep(&mut self, most: u64) -> u64 {
+    fn truncate(&mut self, most: u64) -> u64 {
         let length = usize::try_from(most).unwrap_or(usize::MAX).saturating_add(self.next);
         if length < self.files.len() {
             self.end = Some(self.parting(length).max(self.next));
@@ -380,14 +380,14 @@ impl Change for Batch {
     }
 
     fn lane(&self) -> Lane {
-        Lane::Media(Store::Local { until: self.before() })
+        Lane::Media(MediaStore::Local { until: self.before() })
     }
 
-    fn things(&self) -> Vec<(String, Option<u64>)> {
+    fn items(&self) -> Vec<(String, Option<u64>)> {
         self.files().iter().map(|file| (file.id.to_string(), Some(file.bytes))).collect()
     }
 
-    fn make<'a>(
+    fn apply<'a>(
         &'a self,
         writer: &'a Writer,
         _before: Option<&'a Value>,
@@ -518,9 +518,12 @@ mod tests {
             [1, 3, 1]
         );
         let mut files = walk(&[10, 20, 20, 20, 30], 100);
-        assert_eq!(files.keep(3), 1);
+        assert_eq!(files.truncate(3), 1);
         let only = files.next(None).unwrap();
-        assert_eq!((only.count(), files.left(), files.next(None).is_none()), (1, Some(0), true));
-        assert_eq!(walk(&[20, 20], 100).keep(1), 0);
+        assert_eq!(
+            (only.count(), files.remaining(), files.next(None).is_none()),
+            (1, Some(0), true)
+        );
+        assert_eq!(walk(&[20, 20], 100).truncate(1), 0);
     }
 }

@@ -8,8 +8,9 @@ use futures_util::future::BoxFuture;
 use serde_json::Value;
 
 use super::steps::{Call, Step};
-use crate::jobs::job::{Context, Failure, Job, Needs};
-use crate::plan::change::{BatchPlan, Change, ChangeResult, Fact, Lane, Plan, Store, Topic, Work};
+use crate::jobs::job::{Context, Job, Needs, PlanError};
+use crate::plan::change::{BatchPlan, Change, ChangeResult, Lane, MediaStore, Plan, Work};
+use crate::plan::facts::{Fact, Topic};
 use crate::plan::report::Action;
 use crate::synapse::{self, Version, Writer};
 use crate::values::age::{Age, Moment};
@@ -60,22 +61,24 @@ impl Job for PurgeRemoteMedia {
         Some(Self { age: age? })
     }
 
-    async fn plan(&self, context: &Context<'_>, plan: &mut Plan) -> Result<(), Failure> {
+    fn topic(&self) -> Option<Topic> {
+        Some(Topic::RemoteCutOff)
+    }
+
+    async fn plan(&self, context: &Context<'_>, plan: &mut Plan) -> Result<(), PlanError> {
         if !context.reader.serves_media(&context.identity().await?.server_name).await? {
-            return Err(Failure::Refused(
+            return Err(PlanError::Refused(
                 "the process that answered does not serve the media endpoints: set `media_url` to the worker that does"
                     .to_owned(),
             ));
         }
-        let until_ms =
-            self.age.past_cut_off(context.at).map_err(Failure::Refused)?.timestamp_millis();
-        let reached = context
-            .memory
-            .facts(Topic::RemoteCutOff)
-            .await?
-            .get("")
-            .and_then(|ms| ms.parse().ok())
-            .unwrap_or(MATRIX_BEGAN_MS);
+        let until_ms = self
+            .age
+            .past_cut_off(context.started_at)
+            .map_err(PlanError::Refused)?
+            .timestamp_millis();
+        let reached =
+            context.facts.known().get("").and_then(|ms| ms.parse().ok()).unwrap_or(MATRIX_BEGAN_MS);
         plan.notes.push("Synapse lists its cache of remote media nowhere: there is no preview of how many files will go".to_owned());
         plan.work = Work::BatchPlan(Box::new(Cache {
             until_ms,
@@ -114,15 +117,15 @@ impl BatchPlan for Cache {
         format!("cached remote files last accessed before {}", spoken_ms(self.until_ms))
     }
 
-    fn left(&self) -> Option<u64> {
+    fn remaining(&self) -> Option<u64> {
         None
     }
 
-    fn things(&self) -> HashSet<String> {
+    fn items(&self) -> HashSet<String> {
         HashSet::new()
     }
 
-    fn keep(&mut self, _most: u64) -> u64 {
+    fn truncate(&mut self, _most: u64) -> u64 {
         0
     }
 
@@ -157,14 +160,14 @@ impl Change for Purge {
     }
 
     fn lane(&self) -> Lane {
-        Lane::Media(Store::Remote)
+        Lane::Media(MediaStore::Remote)
     }
 
-    fn things(&self) -> Vec<(String, Option<u64>)> {
+    fn items(&self) -> Vec<(String, Option<u64>)> {
         Vec::new()
     }
 
-    fn make<'a>(
+    fn apply<'a>(
         &'a self,
         writer: &'a Writer,
         _before: Option<&'a Value>,
@@ -180,7 +183,7 @@ impl Change for Purge {
                 key: String::new(),
                 value: self.before_ms.to_string(),
             }];
-            Ok(ChangeResult { facts, ..ChangeResult::things(deleted) })
+            Ok(ChangeResult { facts, ..ChangeResult::items(deleted) })
         })
     }
 }

@@ -8,7 +8,7 @@ use serde_json::Value;
 use toml::Spanned;
 use toml::de::DeValue;
 
-use crate::jobs::job::{Context, Failure, Job, Needs, Volume};
+use crate::jobs::job::{Context, Job, Needs, PlanError, ReadEstimate};
 use crate::plan::change::{Change, ChangeResult, Check, Lane, Plan, Work};
 use crate::plan::report::{Action, Exempt};
 use crate::synapse::{self, Cause, ExternalId, Reader, User, UserRow, Version, Writer};
@@ -99,7 +99,7 @@ impl Job for RemoveExternalIds {
         Some(Self { choice, users, except_users })
     }
 
-    async fn volume(&self, reader: &Reader) -> Result<Option<Volume>, synapse::Error> {
+    async fn read_estimate(&self, reader: &Reader) -> Result<Option<ReadEstimate>, synapse::Error> {
         if !self.users.iter().any(|glob| glob.0.text == "*") {
             return Ok(None);
         }
@@ -110,10 +110,10 @@ impl Job for RemoveExternalIds {
             (true, false) => all.saturating_sub(reader.count_usable_accounts().await?),
             (false, _) => reader.count_usable_accounts().await?,
         };
-        Ok(Some(Volume { what: "accounts", items }))
+        Ok(Some(ReadEstimate { what: "accounts", items }))
     }
 
-    async fn plan(&self, context: &Context<'_>, plan: &mut Plan) -> Result<(), Failure> {
+    async fn plan(&self, context: &Context<'_>, plan: &mut Plan) -> Result<(), PlanError> {
         let account = &context.identity().await?.account;
         let own = account.name.clone();
         let mut seen = Seen {
@@ -151,7 +151,7 @@ impl Job for RemoveExternalIds {
             let mut done = read - rows.len() as u64;
             if read == listed {
                 let items = share(all, rows.len() as u64, listed);
-                context.expect_reading(Volume { what: "accounts", items });
+                context.expect_reading(ReadEstimate { what: "accounts", items });
             }
             let mut answers = stream::iter(rows)
                 .map(|row| async move {
@@ -169,7 +169,7 @@ impl Job for RemoveExternalIds {
                     }
                     Err(error) if broken < BROKEN && is_about_account(&error) => {
                         broken += 1;
-                        plan.problem(Action::RemoveExternalId, &user_id, error.words());
+                        plan.problem(Action::RemoveExternalId, &user_id, error.message());
                         continue;
                     }
                     user => user?,
@@ -191,7 +191,7 @@ impl Job for RemoveExternalIds {
         context.reading("accounts", total, total);
         changes.sort_unstable_by(|a, b| a.user_id.cmp(&b.user_id));
         self.note(plan, &seen);
-        plan.some_fine = true;
+        plan.some_up_to_date = true;
         plan.work = Work::Changes(
             changes.into_iter().map(|change| Box::new(change) as Box<dyn Change>).collect(),
         );
@@ -432,11 +432,11 @@ impl Change for Removal {
             if gone.is_empty() {
                 return Ok(Check::Skip("the account changed since the plan, and nothing is to be removed from it any more".to_owned()));
             }
-            Ok(Check::Go(serde_json::to_value(&user.external_ids).ok()))
+            Ok(Check::Proceed(serde_json::to_value(&user.external_ids).ok()))
         })
     }
 
-    fn make<'a>(
+    fn apply<'a>(
         &'a self,
         writer: &'a Writer,
         before: Option<&'a Value>,

@@ -6,7 +6,7 @@ use minijinja::{Environment, ErrorKind, UndefinedBehavior};
 use reqwest::{Method, Url};
 use serde_json::Value;
 
-use crate::jobs::job::{Context, Failure, Job, Needs};
+use crate::jobs::job::{Context, Job, Needs, PlanError};
 use crate::plan::change::{Change, ChangeResult, Lane, Plan, Work};
 use crate::plan::report::Action;
 use crate::synapse::{self, Base, RawRequest, Version, Writer};
@@ -116,8 +116,8 @@ impl Job for Request {
         self.keys.repeatable || self.keys.method == Verb::Get
     }
 
-    async fn plan(&self, context: &Context<'_>, plan: &mut Plan) -> Result<(), Failure> {
-        let raw = self.filled(context.at).map_err(Failure::Refused)?;
+    async fn plan(&self, context: &Context<'_>, plan: &mut Plan) -> Result<(), PlanError> {
+        let raw = self.filled(context.started_at).map_err(PlanError::Refused)?;
         plan.work = Work::Changes(vec![Box::new(Send {
             raw,
             shown: self.shown(),
@@ -210,19 +210,19 @@ impl Change for Send {
         if sets_ids { Lane::ExternalIds } else { Lane::Free }
     }
 
-    fn make<'a>(
+    fn apply<'a>(
         &'a self,
         writer: &'a Writer,
         _before: Option<&'a Value>,
     ) -> BoxFuture<'a, Result<ChangeResult, synapse::Error>> {
         Box::pin(async move {
             match writer.request(&self.raw).await {
-                Err(error) if error.may_be_at_work() && !self.raw.repeatable => {
+                Err(error) if error.may_have_taken_effect() && !self.raw.repeatable => {
                     Err(error.never_again())
                 }
                 answered => answered.map(|body| ChangeResult {
                     answer: kept(&body).filter(|_| self.keep_answer),
-                    ..ChangeResult::things(1)
+                    ..ChangeResult::items(1)
                 }),
             }
         })

@@ -11,9 +11,9 @@ use prometheus::{
     Registry, TextEncoder,
 };
 
-pub use jobs::{JobSeries, Skipped};
+pub use jobs::{JobMetrics, Skipped};
 
-use crate::synapse::{Answered, Observer};
+use crate::synapse::{CompletedRequest, Observer};
 use crate::values::clock::Timestamp;
 use jobs::Jobs;
 
@@ -155,7 +155,7 @@ impl Metrics {
     pub fn observer(self: &Arc<Self>, homeserver: &str) -> Observer {
         let (metrics, homeserver) = (Arc::clone(self), homeserver.to_owned());
         metrics.homeservers().entry(homeserver.clone()).or_default();
-        Arc::new(move |answered: &Answered| {
+        Arc::new(move |answered: &CompletedRequest| {
             // Held meanwhile, so that nothing is written behind a removal.
             let mut known = metrics.homeservers();
             let Some(state) = known.get_mut(&homeserver) else { return };
@@ -199,7 +199,7 @@ impl Metrics {
         self.homeservers().iter().map(|(name, state)| (name.clone(), *state)).collect()
     }
 
-    pub fn homeserver(&self, homeserver: &str, version: &str, mas: bool) {
+    pub fn set_homeserver_info(&self, homeserver: &str, version: &str, mas: bool) {
         let known = self.homeservers();
         if !known.contains_key(homeserver) {
             return;
@@ -211,7 +211,7 @@ impl Metrics {
     }
 
     /// Lets the series of a homeserver vanish.
-    pub fn forget_homeserver(&self, homeserver: &str) {
+    pub fn remove_homeserver(&self, homeserver: &str) {
         let mut known = self.homeservers();
         known.remove(homeserver);
         self.forget_info(homeserver);

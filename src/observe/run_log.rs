@@ -60,7 +60,7 @@ pub fn log(job: &str, homeserver: &str) -> impl Fn(Event) + Send + Sync + use<> 
 fn ended(report: &Report) {
     let Report { job, homeserver, mode, done, failed, skipped, remaining, .. } = report;
     let (run, outcome) = (report.id.unwrap_or_default(), report.outcome.unwrap_or(Outcome::Failed));
-    let worked = report.worked_in_words().unwrap_or_default();
+    let worked = report.format_work_duration().unwrap_or_default();
     let planned = report
         .planned
         .map(|planned| format!("{} planned, ", format_number(planned)))

@@ -1,4 +1,4 @@
-//! What a run would change, as data: a change is planned first, and made later or not at all.
+//! What a run would change, as data: a change is planned first, and applied later or not at all.
 
 use std::collections::{BTreeMap, HashSet};
 use std::fmt::Debug;
@@ -7,7 +7,8 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 use serde_json::Value;
 
-use crate::plan::report::{Action, Exempt, LeftAlone, OwnerUsage, State};
+use crate::plan::facts::Fact;
+use crate::plan::report::{Action, ChangeRecord, Exempt, LeftAlone, OwnerUsage, State};
 use crate::synapse::{Error, Reader, Writer};
 use crate::values::clock::Timestamp;
 
@@ -15,10 +16,10 @@ use crate::values::clock::Timestamp;
 pub trait Change: Debug + Send + Sync {
     fn action(&self) -> Action;
 
-    /// Whom and what it is about, readable alone: `@a:example.com -> #lobby:example.com`.
+    /// What it changes, readable without context: `@a:example.com -> #lobby:example.com`.
     fn target(&self) -> String;
 
-    /// Things, not requests.
+    /// Items, not requests.
     fn count(&self) -> u64 {
         1
     }
@@ -27,34 +28,49 @@ pub trait Change: Debug + Send + Sync {
         Lane::Free
     }
 
-    /// Each thing with its bytes, to find out by a new plan whether a change whose answer was lost was made.
-    fn things(&self) -> Vec<(String, Option<u64>)> {
+    /// Each item with its bytes; a new plan without an item shows that a lost answer meant success.
+    fn items(&self) -> Vec<(String, Option<u64>)> {
         vec![(self.target(), None)]
     }
 
-    /// Reads the target again just before the change: it may not need the change any more, or not allow it.
+    /// Reads the target again just before the change, which may no longer be needed or allowed.
     fn check<'a>(&'a self, _reader: &'a Reader) -> BoxFuture<'a, Result<Check, Error>> {
-        Box::pin(async { Ok(Check::Go(None)) })
+        Box::pin(async { Ok(Check::Proceed(None)) })
     }
 
-    /// Changes the homeserver. `before` is what `check` read; it is recorded by now.
-    fn make<'a>(
+    /// Changes the homeserver; `before` is what [`check`](Self::check) read, and is already recorded.
+    fn apply<'a>(
         &'a self,
         writer: &'a Writer,
         before: Option<&'a Value>,
     ) -> BoxFuture<'a, Result<ChangeResult, Error>>;
 }
 
-/// What a change found when it looked at its target again.
+impl dyn Change {
+    /// The record of the change before it is sent.
+    pub fn record(&self) -> ChangeRecord {
+        ChangeRecord {
+            action: self.action(),
+            target: self.target(),
+            count: self.count(),
+            state: State::Planned,
+            detail: None,
+            answer: None,
+            before: None,
+        }
+    }
+}
+
+/// What a change found when it read its target again.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Check {
-    /// Go on; the value is what the change will replace.
-    Go(Option<Value>),
-    /// Leave it, and why.
+    /// The value is what the change will replace.
+    Proceed(Option<Value>),
+    /// Leave the target alone; the text says why.
     Skip(String),
 }
 
-/// Changes of one lane are made in order, at the lane's pace; different lanes go side by side.
+/// Changes of one lane are applied in order, at the lane's pace; different lanes run in parallel.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Lane {
     Free,
@@ -64,17 +80,18 @@ pub enum Lane {
     },
     /// A change of external ids: one at a time for the whole homeserver, whatever the limits, the job or the process.
     ///
-    /// Each process of Synapse caches whose id is which. Of changes that overlap some are announced to its workers out of
-    /// order and dropped there, so that a removed id goes on logging in (measured with 1.163).
+    /// Each process of Synapse caches the owner of an id. When changes overlap, some are announced to its workers out of
+    /// order and dropped there, and a removed id can still log in (measured with 1.163).
     ExternalIds,
-    /// A media call: one at a time for the whole homeserver, whatever the job or the process, and none while a lost one may be at work.
-    Media(Store),
+    /// A media call: one at a time for the whole homeserver, whatever the job or the process, and none while a lost one may
+    /// still be at work.
+    Media(MediaStore),
 }
 
-/// The two media stores of a homeserver: only the local one can be looked at.
+/// The media stores of a homeserver, of which only the local one can be observed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Store {
-    /// The call touches nothing that was uploaded after `until`.
+pub enum MediaStore {
+    /// The call deletes nothing that was uploaded after `until`.
     Local {
         until: Timestamp,
     },
@@ -85,40 +102,20 @@ pub enum Store {
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct ChangeResult {
     pub done: u64,
-    /// Planned, and kept by Synapse.
+    /// Planned, but kept by Synapse.
     pub skipped: u64,
     pub bytes: u64,
-    /// The files that went, with their sizes where those are known.
+    /// The deleted files, with their sizes if known.
     pub files: Vec<(String, Option<u64>)>,
     pub facts: Vec<Fact>,
     pub detail: Option<String>,
-    /// The beginning of the answer, where a person may want to read it.
+    /// The beginning of the answer, if the job keeps it.
     pub answer: Option<String>,
 }
 
 impl ChangeResult {
-    pub fn things(done: u64) -> Self {
+    pub fn items(done: u64) -> Self {
         Self { done, ..Self::default() }
-    }
-}
-
-/// Something learned about a homeserver that later runs should know.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Fact {
-    pub topic: Topic,
-    pub key: String,
-    pub value: String,
-}
-
-crate::values::string_enum::string_enum! {
-    /// What facts are about.
-    pub enum Topic {
-        /// An account that a bridge owns: key is its id, value the bridge's.
-        Ghost = "ghost",
-        /// A file that Synapse kept: key is its id, value when it was last used, in milliseconds.
-        Kept = "kept",
-        /// Up to where the remote cache was purged: value in milliseconds.
-        RemoteCutOff = "remote-cut-off",
     }
 }
 
@@ -126,7 +123,7 @@ crate::values::string_enum::string_enum! {
 #[derive(Debug, Default)]
 pub struct Plan {
     pub work: Work,
-    /// Targets that cannot be worked on, found while reading: each counts as failed, and the others go on.
+    /// Targets that cannot be worked on; each counts as failed, and does not keep others from being changed.
     pub problems: Vec<Problem>,
     /// Sentences for the report's message.
     pub notes: Vec<String>,
@@ -136,18 +133,18 @@ pub struct Plan {
     pub left_alone: BTreeMap<Exempt, u64>,
     /// The first [`LEFT_ALONE_NAMED`] of that.
     pub left_alone_named: Vec<LeftAlone>,
-    /// Whether some target could be read and needs nothing, so that problems elsewhere are not the whole truth.
-    pub some_fine: bool,
+    /// Whether some target was read and needs nothing: problems elsewhere then make the run `partial`, not `failed`.
+    pub some_up_to_date: bool,
 }
 
-/// How much of what was left alone is named.
+/// How many of the items left alone are named.
 pub const LEFT_ALONE_NAMED: usize = 1000;
 
 #[derive(Debug)]
 pub enum Work {
-    /// Known one by one.
+    /// Each is known before the first is applied.
     Changes(Vec<Box<dyn Change>>),
-    /// Cut to size while the run goes on.
+    /// Sized one after another while the run applies them.
     BatchPlan(Box<dyn BatchPlan>),
 }
 
@@ -164,62 +161,62 @@ pub struct Problem {
     pub detail: String,
 }
 
-/// Changes that are cut as the run goes on, so that each takes Synapse a bearable time.
+/// Changes that are sized while the run applies them, for Synapse to handle each in reasonable time.
 pub trait BatchPlan: Debug + Send + Sync {
     fn action(&self) -> Action;
 
-    /// The whole of it, as one line of a plan.
+    /// All of it, as one line of a plan.
     fn target(&self) -> String;
 
-    /// Things that are left; `None` where that cannot be known.
-    fn left(&self) -> Option<u64>;
+    /// The number of items left; `None` if it cannot be known.
+    fn remaining(&self) -> Option<u64>;
 
-    /// The things that are left, as [`Change::things`] names them.
-    fn things(&self) -> HashSet<String>;
+    /// The items left, as [`Change::items`] names them.
+    fn items(&self) -> HashSet<String>;
 
-    /// Leaves all but the first `most` things; answers how many it keeps, never more than `most`.
-    fn keep(&mut self, most: u64) -> u64;
+    /// Keeps the first items, at most `max`, and returns their number, which is lower if `max` would split a batch.
+    fn truncate(&mut self, max: u64) -> u64;
 
-    /// Bytes of what is left; `None` where that cannot be known.
+    /// The bytes of the items left; `None` if they cannot be known.
     fn bytes(&self) -> Option<u64> {
         None
     }
 
-    /// The accounts with the most bytes of what is left.
+    /// The accounts with the most bytes among the items left.
     fn sample(&self) -> Vec<OwnerUsage> {
         Vec::new()
     }
 
-    /// The next change, sized by how long the last one took.
+    /// The next change, sized by how long the previous one took.
     fn next(&mut self, last: Option<Duration>) -> Option<Box<dyn Change>>;
 }
 
 impl Plan {
-    /// Things to change, problems not among them; `None` where that cannot be known.
+    /// The number of items to change, without problems; `None` if it cannot be known.
     pub fn count(&self) -> Option<u64> {
         match &self.work {
             Work::Changes(changes) => Some(changes.iter().map(|change| change.count()).sum()),
-            Work::BatchPlan(walk) => walk.left(),
+            Work::BatchPlan(batches) => batches.remaining(),
         }
     }
 
-    /// The things to change, as [`Change::things`] names them.
-    pub fn things(&self) -> HashSet<String> {
+    /// The items to change, as [`Change::items`] names them.
+    pub fn items(&self) -> HashSet<String> {
         match &self.work {
             Work::Changes(changes) => {
-                changes.iter().flat_map(|change| change.things()).map(|(thing, _)| thing).collect()
+                changes.iter().flat_map(|change| change.items()).map(|(item, _)| item).collect()
             }
-            Work::BatchPlan(walk) => walk.things(),
+            Work::BatchPlan(batches) => batches.items(),
         }
     }
 
-    /// Leaves all but the first `most` things; answers how many it keeps, never more than `most`.
-    pub fn keep(&mut self, most: u64) -> u64 {
+    /// Keeps the first items, at most `max`, and returns their number, which is lower if `max` would split a batch.
+    pub fn truncate(&mut self, max: u64) -> u64 {
         match &mut self.work {
             Work::Changes(changes) => {
                 let (mut kept, mut length) = (0, 0);
                 for change in changes.iter() {
-                    if kept + change.count() > most {
+                    if kept + change.count() > max {
                         break;
                     }
                     kept += change.count();
@@ -228,15 +225,15 @@ impl Plan {
                 changes.truncate(length);
                 kept
             }
-            Work::BatchPlan(walk) => {
-                let kept = walk.keep(most);
-                (self.bytes, self.sample) = (walk.bytes(), walk.sample());
+            Work::BatchPlan(batches) => {
+                let kept = batches.truncate(max);
+                (self.bytes, self.sample) = (batches.bytes(), batches.sample());
                 kept
             }
         }
     }
 
-    /// Counts something that the rules of the kind leave out; `target` is only asked for while names are kept.
+    /// Counts an item that the rules of the kind leave out; `target` is only called while names are kept.
     pub fn leave_alone(&mut self, reason: Exempt, target: impl FnOnce() -> String) {
         *self.left_alone.entry(reason).or_default() += 1;
         if self.left_alone_named.len() < LEFT_ALONE_NAMED {
@@ -250,8 +247,8 @@ impl Plan {
 }
 
 impl Problem {
-    pub fn record(&self) -> crate::plan::report::ChangeRecord {
-        crate::plan::report::ChangeRecord {
+    pub fn record(&self) -> ChangeRecord {
+        ChangeRecord {
             action: self.action,
             target: self.target.clone(),
             count: 1,

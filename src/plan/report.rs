@@ -10,7 +10,7 @@ use crate::values::duration::format_duration;
 use crate::values::string_enum::string_enum;
 
 string_enum! {
-    /// Whether a run makes its changes or only plans them.
+    /// Whether a run applies its changes or only plans them.
     pub enum Mode {
         DryRun = "dry-run",
         Apply = "apply",
@@ -30,7 +30,7 @@ string_enum! {
     /// How a run ended.
     pub enum Outcome {
         Succeeded = "succeeded",
-        /// Some changes failed, the rest were made.
+        /// Some changes failed, the rest were applied.
         Partial = "partial",
         Failed = "failed",
         /// A guard stopped the run before it changed anything.
@@ -38,7 +38,7 @@ string_enum! {
         TimedOut = "timed-out",
         Cancelled = "cancelled",
         Panicked = "panicked",
-        /// The program ended while the run was at work.
+        /// The program ended during the run.
         Interrupted = "interrupted",
     }
 }
@@ -49,13 +49,13 @@ string_enum! {
         Planned = "planned",
         Done = "done",
         Failed = "failed",
-        /// Planned, and found not to need or allow it.
+        /// Planned, but no longer needed or allowed.
         Skipped = "skipped",
     }
 }
 
 string_enum! {
-    /// What changes do; a closed set, because it is a metric label.
+    /// What a change does; a closed set, because it is a metric label.
     pub enum Action {
         PurgeLocalMedia = "purge-local-media",
         PurgeRemoteMedia = "purge-remote-media",
@@ -68,24 +68,24 @@ string_enum! {
 string_enum! {
     /// What a run can wait for.
     pub enum WaitReason {
-        /// Another run on the homeserver, or another purge of its media, to end.
+        /// The end of another run on the homeserver, or of another purge of its media.
         Slot = "slot",
-        /// Its next attempt.
+        /// The next attempt.
         Retry = "retry",
     }
 }
 
-/// What a run waits for at present.
+/// What a run is waiting for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Waiting {
-    /// Reads well after "waiting for"; names no account and no room.
+    /// Completes "waiting for"; names no account and no room.
     #[serde(rename = "for")]
     pub what: String,
     pub since: Timestamp,
 }
 
 string_enum! {
-    /// Why the rules of a kind left something out of a plan.
+    /// Why the rules of a kind left an item out of a plan.
     pub enum Exempt {
         /// The member left the room.
         Left = "left",
@@ -116,10 +116,10 @@ string_enum! {
     }
 }
 
-/// One run. All figures count things, over all attempts, each distinct target once.
+/// One run. All counts are items, over all attempts, each distinct target once.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Report {
-    /// `None` where the history could not be written, which only a dry run survives.
+    /// `None` if the history could not be written, which only a dry run survives.
     pub id: Option<i64>,
     pub job: String,
     pub kind: String,
@@ -130,23 +130,23 @@ pub struct Report {
     pub started_at: Timestamp,
     pub finished_at: Option<Timestamp>,
     pub attempts: u32,
-    /// `None` while the run is at work.
+    /// `None` until the run has ended.
     pub outcome: Option<Outcome>,
     pub message: Option<String>,
-    /// For a slot or a retry, over all attempts: no part of the work.
+    /// The time spent waiting for a slot or a retry, over all attempts; not part of the work.
     #[serde(default)]
     pub waited_seconds: f64,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub waited_for: Vec<WaitReason>,
-    /// Only while the run has not ended.
+    /// `None` once the run has ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub waiting: Option<Waiting>,
-    /// `None` where the kind cannot know.
+    /// `None` if the kind cannot know.
     pub planned: Option<u64>,
     pub done: u64,
     pub failed: u64,
     pub skipped: u64,
-    /// `None` where it is unknown, as before there is a plan.
+    /// `None` if it is unknown, for example before there is a plan.
     pub remaining: Option<u64>,
     pub bytes_planned: Option<u64>,
     pub bytes_freed: Option<u64>,
@@ -156,24 +156,24 @@ pub struct Report {
     /// The accounts with the most bytes of a media plan.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub sample: Vec<OwnerUsage>,
-    /// Left out where reports are listed, and where no person may be named.
+    /// Left out of lists of reports, and where no person may be named.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub changes: Option<Vec<ChangeRecord>>,
 }
 
 impl Report {
-    /// How long the run worked, without its waiting; `None` until it has ended.
-    pub fn worked(&self) -> Option<Duration> {
+    /// How long the run worked, without waiting; `None` until it has ended.
+    pub fn work_duration(&self) -> Option<Duration> {
         let lasted = (self.finished_at? - self.started_at).to_std().unwrap_or_default();
         let waited = Duration::try_from_secs_f64(self.waited_seconds).unwrap_or_default();
         Some(lasted.saturating_sub(waited))
     }
 
     /// `0.1 s (waited 1 min 37 s for a slot)`; `None` until the run has ended.
-    pub fn worked_in_words(&self) -> Option<String> {
-        let worked = format_duration(self.worked()?);
+    pub fn format_work_duration(&self) -> Option<String> {
+        let worked = format_duration(self.work_duration()?);
         let waited = Duration::try_from_secs_f64(self.waited_seconds).unwrap_or_default();
-        if waited < WORTH_SAYING {
+        if waited < SHOWN_FROM {
             return Some(worked);
         }
         let reasons: Vec<String> =
@@ -182,8 +182,8 @@ impl Report {
     }
 }
 
-/// A shorter wait would be said as 0.0 s.
-const WORTH_SAYING: Duration = Duration::from_millis(100);
+/// A shorter wait would be shown as 0.0 s.
+const SHOWN_FROM: Duration = Duration::from_millis(100);
 
 /// One account's part of a media plan.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -193,7 +193,7 @@ pub struct OwnerUsage {
     pub bytes: u64,
 }
 
-/// Something that the rules of a kind left out of a plan.
+/// An item that the rules of a kind left out of a plan.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LeftAlone {
     pub reason: Exempt,
@@ -207,23 +207,23 @@ pub struct ChangeRecord {
     pub count: u64,
     pub state: State,
     pub detail: Option<String>,
-    /// The beginning of the answer to a request that a user wrote; only for who may read the changes.
+    /// The beginning of the answer to a `request`; may name people, as the target may.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub answer: Option<String>,
-    /// What the change replaced, so that a person can undo it; never served over HTTP.
+    /// What the change replaced, for a person to undo it; never served over HTTP.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub before: Option<serde_json::Value>,
 }
 
-/// How many changes a report carries; the rest are read a page at a time.
+/// How many changes a report carries; the rest are read page by page.
 pub const CHANGES_SHOWN: u32 = 1000;
 
-/// What a run tells while it works: log, progress and metrics hear this and nothing else.
+/// What happens in a run: log, progress and metrics are made of events and reports alone.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Event {
     Started(Box<Report>),
-    /// Something is being read; `total` is 0 while it is not known.
+    /// `total` is 0 while it is not known.
     Reading {
         what: String,
         done: u64,
@@ -233,7 +233,7 @@ pub enum Event {
         planned: Option<u64>,
         bytes: Option<u64>,
     },
-    /// The first of what the rules of the kind left out of the plan, and how much more there is.
+    /// The first items that the rules of the kind left out of the plan, and the number of further ones.
     LeftAlone {
         named: Vec<LeftAlone>,
         more: u64,
@@ -243,30 +243,51 @@ pub enum Event {
         total: Option<u64>,
     },
     Changed(ChangeRecord),
-    /// The run stands still; what it waits for reads well after "waits for".
+    /// Completes "waiting for".
     Waiting(String),
-    /// What it waited for came.
+    /// The wait is over.
     Resumed,
     Retrying {
         attempt: u32,
-        /// The most that the job makes.
+        /// The maximum for the job.
         attempts: u32,
         wait_seconds: u64,
         because: String,
     },
     Slow(bool),
-    /// The homeserver has not answered since then; what was seen instead, where anything was.
+    /// The homeserver has not answered since then; `problem` is what was seen instead, or empty.
     Silent {
         since: Timestamp,
         problem: String,
     },
-    /// It answers again.
+    /// The homeserver answers again.
     Answering {
         after_seconds: u64,
     },
-    /// Something that a person should change, and that does not end the run.
+    /// A problem that a person should fix, and that does not end the run.
     Warning(String),
     Ended(Box<Report>),
+}
+
+impl Event {
+    /// Whether this only says how far the run has come, which a progress bar shows and nothing else needs.
+    pub fn is_progress(&self) -> bool {
+        match self {
+            Self::Reading { .. } | Self::Changing { .. } => true,
+            Self::Started(_)
+            | Self::Planned { .. }
+            | Self::LeftAlone { .. }
+            | Self::Changed(_)
+            | Self::Waiting(_)
+            | Self::Resumed
+            | Self::Retrying { .. }
+            | Self::Slow(_)
+            | Self::Silent { .. }
+            | Self::Answering { .. }
+            | Self::Warning(_)
+            | Self::Ended(_) => false,
+        }
+    }
 }
 
 #[cfg(test)]
@@ -285,18 +306,19 @@ mod tests {
     }
 
     #[test]
-    fn waiting_is_no_part_of_the_work_and_is_said_beside_it() {
-        let said =
-            |seconds, reasons: &[WaitReason]| report(seconds, reasons).worked_in_words().unwrap();
-        assert_eq!(said(0.0, &[]), "1 min 37 s");
-        assert_eq!(said(0.04, &[WaitReason::Slot]), "1 min 37 s");
-        assert_eq!(said(97.1, &[WaitReason::Slot]), "0.1 s (waited 1 min 37 s for a slot)");
+    fn waiting_is_not_part_of_the_work_and_is_shown_beside_it() {
+        let shown = |seconds, reasons: &[WaitReason]| {
+            report(seconds, reasons).format_work_duration().unwrap()
+        };
+        assert_eq!(shown(0.0, &[]), "1 min 37 s");
+        assert_eq!(shown(0.04, &[WaitReason::Slot]), "1 min 37 s");
+        assert_eq!(shown(97.1, &[WaitReason::Slot]), "0.1 s (waited 1 min 37 s for a slot)");
         assert_eq!(
-            said(97.1, &[WaitReason::Slot, WaitReason::Retry]),
+            shown(97.1, &[WaitReason::Slot, WaitReason::Retry]),
             "0.1 s (waited 1 min 37 s for a slot and a retry)"
         );
         // A clock that was set meanwhile makes no negative duration.
-        assert_eq!(said(500.0, &[WaitReason::Retry]), "0.0 s (waited 8 min 20 s for a retry)");
-        assert_eq!(Report { finished_at: None, ..report(0.0, &[]) }.worked_in_words(), None);
+        assert_eq!(shown(500.0, &[WaitReason::Retry]), "0.0 s (waited 8 min 20 s for a retry)");
+        assert_eq!(Report { finished_at: None, ..report(0.0, &[]) }.format_work_duration(), None);
     }
 }

@@ -73,7 +73,7 @@ impl Homeservers {
             .map(|(name, _)| name)
             .collect();
         for name in gone {
-            metrics.forget_homeserver(&name);
+            metrics.remove_homeserver(&name);
         }
         for (name, connection_fingerprint, handle) in prepared.new {
             self.live.insert(name, Live { connection_fingerprint, handle, asked: Arc::default() });
@@ -113,7 +113,9 @@ impl Homeservers {
             let (name, metrics) = (name.clone(), Arc::clone(metrics));
             tokio::spawn(async move {
                 match reader.identity().await {
-                    Ok(identity) => metrics.homeserver(&name, &identity.version_text, identity.mas),
+                    Ok(identity) => {
+                        metrics.set_homeserver_info(&name, &identity.version_text, identity.mas)
+                    }
                     Err(error) => tracing::warn!(homeserver = %name, "{name}: {error}"),
                 }
                 drop(asked);
@@ -133,7 +135,7 @@ impl Shared {
             .map_err(|error| anyhow::anyhow!("{}: {error}", homeserver.name))?;
         Ok(HomeserverHandle {
             transport: Arc::new(transport),
-            places: RunSlots::Shared(Arc::clone(self.slots.semaphore())),
+            slots: RunSlots::Shared(Arc::clone(self.slots.semaphore())),
             max_concurrent_requests: homeserver.keys.max_concurrent_requests,
         })
     }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::owner::{Entry, Owner};
 use super::recollection::Standings;
 use crate::history::Pause;
-use crate::observe::metrics::JobSeries;
+use crate::observe::metrics::JobMetrics;
 use crate::plan::report::{Event, Mode, Outcome, Report, State as ChangeState, Trigger};
 use crate::values::clock::Timestamp;
 
@@ -39,7 +39,7 @@ impl Owner {
     }
 
     fn count_end(&mut self, job: &str, report: &Report) {
-        let worked = report.worked().unwrap_or_default();
+        let worked = report.work_duration().unwrap_or_default();
         self.metrics.run_duration.with_label_values(&[&report.kind]).observe(worked.as_secs_f64());
         let entry = self.jobs.get(job);
         self.metrics.jobs.update(job, |series| {
@@ -126,7 +126,7 @@ impl Owner {
 }
 
 /// Takes from the history how a job stood before the daemon started.
-fn recall(series: &mut JobSeries, job: &str, mode: Mode, standings: &mut Standings) {
+fn recall(series: &mut JobMetrics, job: &str, mode: Mode, standings: &mut Standings) {
     series.last_run = series.last_run.take().or_else(|| standings.last_runs.remove(job));
     // What could not be recorded came after what was.
     if series.last_success.is_none() {
@@ -136,7 +136,7 @@ fn recall(series: &mut JobSeries, job: &str, mode: Mode, standings: &mut Standin
     }
 }
 
-fn show(series: &mut JobSeries, entry: &Entry) {
+fn show(series: &mut JobMetrics, entry: &Entry) {
     let next = entry.state.next();
     series.next_run = match next.filter(|next| entry.spec.is_outside_window(*next)) {
         Some(outside) => entry.spec.next(outside),
@@ -146,9 +146,9 @@ fn show(series: &mut JobSeries, entry: &Entry) {
     series.running = entry.running.as_ref().is_some_and(|running| running.started);
 }
 
-fn blank(entry: &Entry) -> JobSeries {
+fn blank(entry: &Entry) -> JobMetrics {
     let spec = &entry.spec;
-    JobSeries {
+    JobMetrics {
         homeserver: spec.homeserver.clone(),
         kind: spec.job.kind().name,
         schedule: spec

@@ -374,8 +374,7 @@ impl Owner {
                     let attempts = run.attempts.min(spec.common.retries.attempts - 1);
                     Some(Interrupted { occurrence: run.scheduled_for?, attempts })
                 });
-            let recalled =
-                Recalled { since: known.since, watermark: known.dealt_with, interrupted };
+            let recalled = Recalled { since: known.since, watermark: known.watermark, interrupted };
             self.on(&job, StateEvent::Recalled(recalled));
         }
     }

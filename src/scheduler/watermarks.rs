@@ -19,7 +19,7 @@ pub(super) async fn write_watermarks(
     while let Some(remember) = watermarks.recv().await {
         match remember {
             Remember::Until(job, until) => {
-                if let Err(error) = history.dealt_with(&job, until).await {
+                if let Err(error) = history.set_watermark(&job, until).await {
                     tracing::error!("{job}: cannot record a skipped occurrence: {error}");
                 }
             }

@@ -25,7 +25,7 @@ pub enum Cause {
     /// The request could not be built, as with a token that no header can carry: it was never sent.
     NotSent(String),
     /// The run ended while the request waited for its turn or was asked to wait: it did nothing.
-    GivenUp,
+    Cancelled,
     /// The request was sent, and no whole answer came back: Synapse may have done it, or be doing it still.
     Lost(String),
     /// The answer is larger than its endpoint's limit, and was not read to its end.
@@ -60,7 +60,7 @@ impl Error {
     pub fn never_again(self) -> Self {
         let problem = format!(
             "{}; whether Synapse did it is not known, and it is not sent again because `repeatable` is false",
-            self.words()
+            self.message()
         );
         Self { cause: Cause::Unexpected(problem), ..self }
     }
@@ -68,9 +68,10 @@ impl Error {
     /// Whether trying the whole run again later may help.
     pub fn is_transient(&self) -> bool {
         match &self.cause {
-            Cause::Unreachable(_) | Cause::GivenUp | Cause::Lost(_) | Cause::Undecodable { .. } => {
-                true
-            }
+            Cause::Unreachable(_)
+            | Cause::Cancelled
+            | Cause::Lost(_)
+            | Cause::Undecodable { .. } => true,
             Cause::Synapse { status, .. } => {
                 matches!(status, 429 | 502..=504)
                     || (*status == 500 && self.method == Method::GET && !self.is_about_token())
@@ -127,7 +128,7 @@ impl Error {
     }
 
     /// Whether the request may have been carried out, or may be at work still, although no good answer came.
-    pub fn may_be_at_work(&self) -> bool {
+    pub fn may_have_taken_effect(&self) -> bool {
         match &self.cause {
             Cause::Lost(_) | Cause::TooLarge(_) | Cause::Undecodable { .. } => true,
             Cause::NotSynapse { status, .. } => *status >= 500,
@@ -164,13 +165,13 @@ impl Error {
     }
 
     /// Synapse's own words, or the nearest thing to them.
-    pub fn words(&self) -> String {
+    pub fn message(&self) -> String {
         match &self.cause {
             Cause::Unreachable(problem) => format!("not reachable: {problem}"),
             Cause::NotSent(problem) => {
                 format!("the request cannot be built, and was not sent: {problem}")
             }
-            Cause::GivenUp => "the run ended while this waited to be sent".to_owned(),
+            Cause::Cancelled => "the run ended while this waited to be sent".to_owned(),
             Cause::Lost(problem) => format!("the answer was lost: {problem}"),
             Cause::TooLarge(most) => {
                 format!(
@@ -205,7 +206,7 @@ pub(super) const NOT_ADMIN: &str = "You are not a server admin";
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let words = self.words();
+        let words = self.message();
         write!(f, "{} {}: ", self.method, self.path)?;
         match &self.advice {
             Some(advice) => write!(f, "{}. {advice}", words.trim_end_matches('.')),

@@ -235,7 +235,7 @@ pub(super) async fn unless<T>(
 ) -> Result<T, Cause> {
     tokio::select! {
         biased;
-        () = given_up.cancelled() => Err(Cause::GivenUp),
+        () = given_up.cancelled() => Err(Cause::Cancelled),
         ready = ready => Ok(ready),
     }
 }

@@ -105,7 +105,7 @@ mod tests {
     fn end(rows: usize, total: Option<u64>, token: impl Fn(usize) -> PageToken) -> String {
         let mut pages = Pages::of("/list", 1000);
         let error = (0..).find_map(|page| pages.next(rows, total, Some(token(page))).err());
-        error.unwrap().words()
+        error.unwrap().message()
     }
 
     #[test]

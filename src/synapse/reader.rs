@@ -58,7 +58,7 @@ impl Reader {
     }
 
     /// How many questions were answered, by this reader and its clones.
-    pub fn answered(&self) -> u64 {
+    pub fn completed_requests(&self) -> u64 {
         self.answered.load(Ordering::Relaxed)
     }
 

@@ -35,11 +35,11 @@ pub struct Settings {
 }
 
 /// Told of each answer, and of each failure to get one, for the metrics.
-pub type Observer = Arc<dyn Fn(&Answered) + Send + Sync>;
+pub type Observer = Arc<dyn Fn(&CompletedRequest) + Send + Sync>;
 
 /// One request as the metrics see it: a route template, never an id.
 #[derive(Debug)]
-pub struct Answered {
+pub struct CompletedRequest {
     pub method: Method,
     pub endpoint: &'static str,
     /// `None` where no answer came.
@@ -130,7 +130,7 @@ impl<'a> Question<'a> {
     fn ended(mut self, error: Option<&Error>) {
         let number = self.number.take().unwrap_or_else(|| self.watch.asked());
         let silent = error.filter(|error| error.is_silence());
-        self.watch.answered(number, silent.map(Error::words));
+        self.watch.answered(number, silent.map(Error::message));
     }
 }
 
@@ -315,7 +315,7 @@ impl Transport {
         // An earlier sending that may have done it must not be forgotten because a later one waits, or was not let in.
         let mut unsure: Option<Error> = None;
         let or_unsure = |error: Error, unsure: Option<Error>| {
-            if error.is_transient() && !error.may_be_at_work() {
+            if error.is_transient() && !error.may_have_taken_effect() {
                 return unsure.unwrap_or(error);
             }
             error
@@ -384,7 +384,7 @@ impl Transport {
                 repeats += 1;
                 let longest = Duration::from_millis(500 << repeats);
                 // A question that was lost is nothing to be unsure of.
-                if error.may_be_at_work() && *method != Method::GET {
+                if error.may_have_taken_effect() && *method != Method::GET {
                     unsure = Some(error);
                 }
                 longest.mul_f64(0.5 + fastrand::f64() * 0.5)
@@ -502,7 +502,7 @@ impl Transport {
             Err(_) => None,
         };
         let token_refused = outcome.as_ref().is_err_and(Error::is_about_token);
-        (self.observer)(&Answered {
+        (self.observer)(&CompletedRequest {
             method: method.clone(),
             endpoint,
             status,
@@ -740,9 +740,9 @@ mod tests {
         };
         let sent = transport.send(&call, &Watch::default(), &CancellationToken::new()).await;
         let error = sent.unwrap_err();
-        assert!(!error.may_be_at_work() && !error.is_transient(), "{error:?}");
+        assert!(!error.may_have_taken_effect() && !error.is_transient(), "{error:?}");
         assert_eq!(
-            error.words(),
+            error.message(),
             "the request cannot be built, and was not sent: failed to parse header value"
         );
     }

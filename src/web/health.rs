@@ -72,10 +72,11 @@ impl Health {
             return write.problem.clone();
         }
         let began = Instant::now();
-        let problem = match tokio::time::timeout(HISTORY_TIMEOUT, self.history.probe()).await {
-            Ok(written) => written.err().map(|error| error.to_string()),
-            Err(_) => Some(format!("no write within {} s", HISTORY_TIMEOUT.as_secs())),
-        };
+        let problem =
+            match tokio::time::timeout(HISTORY_TIMEOUT, self.history.check_writable()).await {
+                Ok(written) => written.err().map(|error| error.to_string()),
+                Err(_) => Some(format!("no write within {} s", HISTORY_TIMEOUT.as_secs())),
+            };
         *last = Some(Write { began, problem: problem.clone() });
         problem
     }

@@ -73,7 +73,7 @@ fn moment(report: &Value, key: &str) -> DateTime<Utc> {
 /// Starts the daemon once and makes it believe that it then was down for a day.
 async fn was_down(program: &Program) {
     program.serve().await.stop().await;
-    program.sql("UPDATE jobs SET since = since - 86400000, dealt_with = NULL").await;
+    program.sql("UPDATE jobs SET since = since - 86400000, watermark = NULL").await;
 }
 
 /// The daemon with an admin token, `secret`.

@@ -7,7 +7,7 @@ use microglia::config::{Config, Environment};
 use microglia::history::History;
 use microglia::history::state_dir::StateDir;
 use microglia::plan::report::Mode;
-use microglia::runner::{HomeserverHandle, RunParams, RunSlots, Runner, Settle, Stop};
+use microglia::runner::{HomeserverHandle, LostCallWait, RunParams, RunSlots, Runner, Stop};
 use microglia::synapse::Transport;
 use microglia::values::clock::{Clock, Timestamp};
 use serde_json::{Value, json};
@@ -200,12 +200,12 @@ async fn a_window_that_ends_while_a_run_reads_says_how_far_it_got() {
         history: History::open(&dir, clock.clone()).await.unwrap(),
         dir: Some(dir),
         clock,
-        settle: Settle::default(),
+        lost_call_wait: LostCallWait::default(),
     };
     let transport = Transport::new(config.homeservers["main"].settings(), Arc::new(|_| {}));
     let place = HomeserverHandle {
         transport: Arc::new(transport.unwrap()),
-        places: RunSlots::Locks(1),
+        slots: RunSlots::Locks(1),
         max_concurrent_requests: 4,
     };
     let spec = config.job("sweep").unwrap();

@@ -238,7 +238,7 @@ async fn who_is_told_to_wait_too_often_or_too_long_leaves_it_to_the_next_attempt
         assert!(start.elapsed() < Duration::from_secs(20));
         assert_eq!(
             message(&program, &fake, &report),
-            "GET /_matrix/client/v3/account/whoami: 429 M_LIMIT_EXCEEDED: Too Many Requests (no time is left for another try)"
+            "GET /_matrix/client/v3/account/whoami: 429 M_LIMIT_EXCEEDED: Too Many Requests (no time is left for another attempt)"
         );
         assert_eq!(report["attempts"], 1);
     }

@@ -152,7 +152,7 @@ async fn as_computed_by_reading_every_run(runs: &[Recorded], forget_ms: i64) {
         })
         .map(|(id, _)| id)
         .collect();
-    let gone = history.forget_before(NOW + TimeDelta::milliseconds(forget_ms)).await.unwrap();
+    let gone = history.delete_runs_before(NOW + TimeDelta::milliseconds(forget_ms)).await.unwrap();
     assert_eq!(ids(history.runs(None, 1000).await.unwrap()), kept);
     assert_eq!(gone, (runs.len() - kept.len()) as u64);
 }

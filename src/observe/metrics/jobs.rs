@@ -25,7 +25,7 @@ string_enum! {
 
 /// What the metrics say of one job.
 #[derive(Debug, Clone)]
-pub struct JobSeries {
+pub struct JobMetrics {
     pub homeserver: String,
     pub kind: &'static str,
     pub schedule: String,
@@ -54,15 +54,15 @@ pub struct JobSeries {
 
 /// The live table.
 #[derive(Debug, Default)]
-pub struct Jobs(Mutex<BTreeMap<String, JobSeries>>);
+pub struct Jobs(Mutex<BTreeMap<String, JobMetrics>>);
 
 impl Jobs {
-    pub fn table(&self) -> MutexGuard<'_, BTreeMap<String, JobSeries>> {
+    pub fn table(&self) -> MutexGuard<'_, BTreeMap<String, JobMetrics>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Changes the series of a job that is (still) in the table.
-    pub fn update(&self, job: &str, change: impl FnOnce(&mut JobSeries)) {
+    pub fn update(&self, job: &str, change: impl FnOnce(&mut JobMetrics)) {
         if let Some(series) = self.table().get_mut(job) {
             change(series);
         }
@@ -106,7 +106,7 @@ struct Family {
     help: &'static str,
     /// `gauge` or `counter`.
     kind: &'static str,
-    values: fn(&JobSeries) -> Values<'_>,
+    values: fn(&JobMetrics) -> Values<'_>,
 }
 
 fn one<'a>(value: f64) -> Values<'a> {
@@ -208,7 +208,7 @@ const FAMILIES: &[Family] = &[
         help: "How long the last run worked, without waiting for a slot or a retry.",
         kind: "gauge",
         values: |job| {
-            let worked = job.last_run.as_ref().and_then(Report::worked);
+            let worked = job.last_run.as_ref().and_then(Report::work_duration);
             worked.map(|worked| one(worked.as_secs_f64())).unwrap_or_default()
         },
     },

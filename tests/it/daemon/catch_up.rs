@@ -8,7 +8,7 @@ use microglia::history::History;
 use microglia::history::state_dir::StateDir;
 use microglia::observe::metrics::Metrics;
 use microglia::plan::report::{Event, Mode, Outcome};
-use microglia::runner::{Runner, Settle};
+use microglia::runner::{LostCallWait, Runner};
 use microglia::scheduler::RunOverrides;
 use microglia::scheduler::supervisor::Supervisor;
 use microglia::values::clock::Clock;
@@ -41,13 +41,13 @@ impl<'f> Begun<'f> {
         let dir = StateDir::open(&program.path("state")).unwrap();
         let history = History::open(&dir, clock.clone())
             .await
-            .unwrap_or_else(|error| History::none(clock.clone(), &error.to_string()));
+            .unwrap_or_else(|error| History::unavailable(clock.clone(), &error.to_string()));
         let metrics = Arc::new(Metrics::new(clock.now()).unwrap());
         let runner = Runner {
             history: history.clone(),
             dir: Some(dir.clone()),
             clock: clock.clone(),
-            settle: Settle::default(),
+            lost_call_wait: LostCallWait::default(),
         };
         let (supervisor, owner) = Supervisor::new(runner, metrics, clock.clone());
         tokio::spawn(owner.run());
@@ -418,7 +418,7 @@ async fn the_last_run_and_the_last_success_of_a_job_are_not_forgotten() {
         begun.tick_at(&format!("2026-11-23T{occurrence}:00Z")).await;
         until("the run", 5, async || program.ended("six").await.len() == run + 1).await;
     }
-    assert_eq!(begun.history.forget_before(now() + TimeDelta::days(365)).await.unwrap(), 1);
+    assert_eq!(begun.history.delete_runs_before(now() + TimeDelta::days(365)).await.unwrap(), 1);
     begun.stop().await;
     let left = ["schedule succeeded", "schedule failed"];
     assert_eq!(program.ended("six").await, left);

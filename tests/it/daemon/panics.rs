@@ -5,10 +5,10 @@ use std::sync::{Arc, PoisonError};
 use microglia::config::{Config, Environment};
 use microglia::history::History;
 use microglia::history::state_dir::StateDir;
-use microglia::jobs::job::{Context, Failure, Job, Needs};
+use microglia::jobs::job::{Context, Job, Needs, PlanError};
 use microglia::observe::metrics::Metrics;
 use microglia::plan::report::Action;
-use microglia::runner::{Runner, Settle};
+use microglia::runner::{LostCallWait, Runner};
 use microglia::scheduler::supervisor::Supervisor;
 use microglia::scheduler::ticker::Ticker;
 use microglia::synapse::Version;
@@ -43,7 +43,7 @@ impl Job for Panics {
         &self,
         _: &Context<'_>,
         _: &mut microglia::plan::change::Plan,
-    ) -> Result<(), Failure> {
+    ) -> Result<(), PlanError> {
         std::panic::panic_any("it is a test")
     }
 }
@@ -63,7 +63,7 @@ async fn a_panic_ends_the_run_and_the_job_stays_scheduled() {
         history: history.clone(),
         dir: Some(dir),
         clock: clock.clone(),
-        settle: Settle::default(),
+        lost_call_wait: LostCallWait::default(),
     };
     let (supervisor, owner) = Supervisor::new(runner, Arc::clone(&metrics), clock.clone());
     let owner = tokio::spawn(owner.run());

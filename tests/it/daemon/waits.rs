@@ -7,7 +7,7 @@ use microglia::config::{Config, Environment};
 use microglia::history::History;
 use microglia::history::state_dir::StateDir;
 use microglia::plan::report::{Event, Outcome};
-use microglia::runner::{HomeserverHandle, RunParams, RunSlots, Runner, Settle, Stop};
+use microglia::runner::{HomeserverHandle, LostCallWait, RunParams, RunSlots, Runner, Stop};
 use microglia::synapse::{Reader, Transport};
 use microglia::values::clock::Clock;
 
@@ -133,12 +133,12 @@ async fn run_at(
     let transport = Arc::new(Transport::new(homeserver.settings(), Arc::new(|_| {})).unwrap());
     let place = HomeserverHandle {
         transport: Arc::clone(&transport),
-        places: RunSlots::Locks(1),
+        slots: RunSlots::Locks(1),
         max_concurrent_requests: homeserver.keys.max_concurrent_requests,
     };
     let dir = StateDir::open(&program.path("state")).unwrap();
     let history = History::open(&dir, clock.clone()).await.unwrap();
-    let runner = Runner { history, dir: Some(dir), clock, settle: Settle::default() };
+    let runner = Runner { history, dir: Some(dir), clock, lost_call_wait: LostCallWait::default() };
     let spec = &config.jobs[0];
     let tell = Arc::new(move |event: Event| more(&event, &transport));
     let report = runner.run(spec, &place, &RunParams::manual(spec), stop, tell).await.unwrap();

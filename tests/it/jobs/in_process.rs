@@ -9,7 +9,7 @@ use microglia::config::{Config, Environment};
 use microglia::history::History;
 use microglia::history::state_dir::StateDir;
 use microglia::plan::report::{Event, Mode};
-use microglia::runner::{HomeserverHandle, RunParams, RunSlots, Runner, Settle, Stop};
+use microglia::runner::{HomeserverHandle, LostCallWait, RunParams, RunSlots, Runner, Stop};
 use microglia::synapse::Transport;
 use microglia::values::clock::Clock;
 use serde_json::Value;
@@ -17,10 +17,10 @@ use serde_json::Value;
 use crate::program::Program;
 
 /// A second of standing still where the program waits for a minute.
-pub const SOON: Settle = Settle {
-    still: Duration::from_secs(1),
-    blind: Duration::from_secs(2),
-    look_every: Duration::from_millis(50),
+pub const SOON: LostCallWait = LostCallWait {
+    unchanged_for: Duration::from_secs(1),
+    unobserved_for: Duration::from_secs(2),
+    poll_interval: Duration::from_millis(50),
 };
 
 /// What a run did, and what it waited for.
@@ -40,12 +40,12 @@ pub async fn apply(program: &Program, job: &str) -> Ran {
     let transport = Transport::new(homeserver.settings(), Arc::new(|_| {})).unwrap();
     let place = HomeserverHandle {
         transport: Arc::new(transport),
-        places: RunSlots::Locks(homeserver.keys.max_concurrent_runs),
+        slots: RunSlots::Locks(homeserver.keys.max_concurrent_runs),
         max_concurrent_requests: homeserver.keys.max_concurrent_requests,
     };
     let dir = StateDir::open(&config.daemon.state_dir).unwrap();
     let history = History::open(&dir, clock.clone()).await.unwrap();
-    let runner = Runner { history: history.clone(), dir: Some(dir), clock, settle: SOON };
+    let runner = Runner { history: history.clone(), dir: Some(dir), clock, lost_call_wait: SOON };
     let order = RunParams { mode: Mode::Apply, ..RunParams::manual(spec) };
     let waited = Arc::new(Mutex::new(Vec::new()));
     let heard = Arc::clone(&waited);

@@ -8,7 +8,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use microglia::config::{Config, Environment};
 use microglia::history::History;
 use microglia::history::state_dir::StateDir;
-use microglia::runner::{HomeserverHandle, RunParams, RunSlots, Runner, Settle, Stop};
+use microglia::runner::{HomeserverHandle, LostCallWait, RunParams, RunSlots, Runner, Stop};
 use microglia::synapse::Transport;
 use microglia::values::clock::Clock;
 use reqwest::Method;
@@ -588,7 +588,7 @@ async fn globs_over_more_users_than_a_page_are_planned_whole_and_worked_off_in_p
     let refused = program.run(&["run", "guarded", "--json"]).await;
     let report: Value = serde_json::from_str(&refused.stdout).unwrap();
     assert_eq!((refused.code, figures(&report)), (1, "refused: 91/0/0/0/91".to_owned()));
-    insta::assert_snapshot!(text(&report, "message").split("; `").next().unwrap(), @"the plan has 91 things, more than max_changes = 90: look at it with `microglia run guarded --dry-run`; if it is right, run it once with `--max-changes 91`, raise max_changes, or set at_most to work it off in parts");
+    insta::assert_snapshot!(text(&report, "message").split("; `").next().unwrap(), @"the plan has 91 items, more than max_changes = 90: look at it with `microglia run guarded --dry-run`; if it is right, run it once with `--max-changes 91`, raise max_changes, or set at_most to work it off in parts");
     assert_eq!(posts(&synapse), 0);
 
     for first in [10, 13] {
@@ -770,6 +770,10 @@ async fn a_second_interrupt_ends_the_run_without_waiting_for_the_join_under_way(
             "planned @c:fake.test -> #lobby:fake.test (1): not attempted: the run was cancelled",
         ]
     );
+    assert_eq!(
+        text(&report, "message"),
+        "cancelled by SIGINT (Ctrl-C) in the middle of a change; 0 of 3 changes made; stopped at once by a second signal, SIGINT (Ctrl-C), without waiting for the change under way"
+    );
 }
 
 #[tokio::test]
@@ -814,7 +818,7 @@ async fn a_join_whose_answer_was_lost_is_found_made_and_counted_once() {
     assert_eq!(report["attempts"], 2);
     insta::assert_snapshot!(changes(&report).join("\n"), @"
     done @a:fake.test -> #lobby:fake.test (1)
-    done @b:fake.test -> #lobby:fake.test (1): the answer was lost; found made when looked at again
+    done @b:fake.test -> #lobby:fake.test (1): the answer was lost; the new plan shows that it was applied
     done @c:fake.test -> #lobby:fake.test (1)
     ");
     assert_eq!(joins(&fake), ["@a -> lobby", "@b -> lobby", "@c -> lobby"]);
@@ -849,7 +853,7 @@ async fn a_synapse_that_cannot_tell_who_left_is_refused() {
     let output = program.run(&["run", "sweep", "--json"]).await;
     let report: Value = serde_json::from_str(&output.stdout).unwrap();
     assert_eq!((output.code, text(&report, "outcome")), (1, "refused"));
-    insta::assert_snapshot!(text(&report, "message"), @"main runs Synapse 1.122.0, and join-rooms needs 1.123 or later: upgrade Synapse");
+    insta::assert_snapshot!(text(&report, "message"), @"main runs Synapse 1.122.0, and join-rooms requires 1.123 or later: upgrade Synapse");
     assert_eq!(joins(&fake), Vec::<String>::new());
     fake.world(|world| world.version = "1.123.0".to_owned());
     assert_eq!(figures(&program.apply("sweep").await), "succeeded: 1/1/0/0/0");
@@ -897,12 +901,12 @@ async fn the_end_of_the_window_ends_a_sweep_between_two_joins() {
         history: History::open(&dir, clock.clone()).await.unwrap(),
         dir: Some(dir),
         clock,
-        settle: Settle::default(),
+        lost_call_wait: LostCallWait::default(),
     };
     let transport = Transport::new(config.homeservers["main"].settings(), Arc::new(|_| {}));
     let place = HomeserverHandle {
         transport: Arc::new(transport.unwrap()),
-        places: RunSlots::Locks(1),
+        slots: RunSlots::Locks(1),
         max_concurrent_requests: 4,
     };
     let spec = config.job("sweep").unwrap();

@@ -6,7 +6,7 @@ use std::{
 };
 
 use futures_util::future::{join, join_all};
-use microglia::runner::Settle;
+use microglia::runner::LostCallWait;
 use reqwest::Method;
 use serde_json::{Value, json};
 
@@ -135,7 +135,7 @@ async fn a_plan_above_max_changes_is_refused_and_one_run_may_lift_the_limit() {
     assert_eq!(figures(&report), "refused: 5/0/0/0/5");
     assert_eq!(
         report["message"],
-        "the plan has 5 things, more than max_changes = 1: look at it with `microglia run purge --dry-run`; \
+        "the plan has 5 items, more than max_changes = 1: look at it with `microglia run purge --dry-run`; \
          if it is right, run it once with `--max-changes 5`, raise max_changes, or set at_most to work it off in parts"
     );
     assert_eq!(not_get(&synapse.requests()), [""; 0]);
@@ -230,10 +230,10 @@ async fn where_the_clocks_disagree_by_more_than_a_minute_nothing_is_done() {
             assert_eq!(figures(&report), "refused: null/0/0/0/null");
             let message = report["message"].as_str().unwrap();
             let (start, end) = message.split_once(direction).unwrap();
-            assert!(start.starts_with("the clock here is 1 min"), "{message}");
+            assert!(start.starts_with("the local clock is 1 min"), "{message}");
             assert_eq!(
                 end,
-                " that of main: moments would be counted wrongly; set the clocks right (NTP) first"
+                " that of main, and timestamps would be wrong: synchronize the clocks (NTP)"
             );
         }
         assert_eq!(media_requests(&fake), [""; 0]);
@@ -252,7 +252,7 @@ async fn a_homeserver_that_cannot_purge_is_refused_with_the_reason() {
         (figures(&report), report["message"].as_str().unwrap()),
         (
             "refused: null/0/0/0/null".to_owned(),
-            "main runs Synapse 1.77.0, and purge-local-media needs 1.78 or later: upgrade Synapse"
+            "main runs Synapse 1.77.0, and purge-local-media requires 1.78 or later: upgrade Synapse"
         )
     );
 
@@ -368,8 +368,11 @@ async fn a_file_that_synapse_kept_is_planned_again_once_it_was_used_and_counted_
 
 #[test]
 fn a_lost_media_call_counts_as_over_after_a_minute_of_standstill_or_ten_minutes_blind() {
-    let Settle { still, blind, look_every } = Settle::default();
-    assert_eq!([still, blind, look_every].map(|time| time.as_secs()), [60, 600, 5]);
+    let LostCallWait { unchanged_for, unobserved_for, poll_interval } = LostCallWait::default();
+    assert_eq!(
+        [unchanged_for, unobserved_for, poll_interval].map(|time| time.as_secs()),
+        [60, 600, 5]
+    );
 }
 
 #[tokio::test]
@@ -395,7 +398,7 @@ async fn a_call_whose_answer_was_lost_is_not_followed_by_another_before_all_stan
         );
         let calls = media_calls(&fake);
         let pause = calls[2] - calls[1];
-        assert!(pause >= SOON.still, "{trouble:?}: {pause:?}");
+        assert!(pause >= SOON.unchanged_for, "{trouble:?}: {pause:?}");
         assert_eq!(fake.complaints(), [""; 0], "{trouble:?}");
         assert_eq!(
             fake.world(|world| world.files().keys().cloned().collect::<Vec<_>>()),
@@ -518,7 +521,7 @@ async fn a_call_that_hangs_ends_with_the_time_limit_and_the_next_run_looks_first
     let start = Instant::now();
     let ran = in_process::apply(&program, "purge").await;
     assert_eq!(figures(&ran.report), "succeeded: 5/5/0/0/0");
-    assert!(media_calls(&fake)[1] - start >= SOON.still);
+    assert!(media_calls(&fake)[1] - start >= SOON.unchanged_for);
 }
 
 #[tokio::test]

@@ -114,7 +114,7 @@ async fn a_wrong_clock_or_an_old_synapse_is_refused() {
     assert_eq!(report["outcome"], "refused");
     let message = report["message"].as_str().unwrap();
     assert!(
-        message.starts_with("the clock here is 2 h") && message.contains("ahead of that of main"),
+        message.starts_with("the local clock is 2 h") && message.contains("ahead of that of main"),
         "{message}"
     );
     fake.world(|world| {
@@ -124,7 +124,7 @@ async fn a_wrong_clock_or_an_old_synapse_is_refused() {
     let report = program.apply("cache").await;
     assert_eq!(
         report["message"],
-        "main runs Synapse 1.77.1, and purge-remote-media needs 1.78 or later: upgrade Synapse"
+        "main runs Synapse 1.77.1, and purge-remote-media requires 1.78 or later: upgrade Synapse"
     );
     assert_eq!(fake.count("POST", ""), 0);
 }
@@ -139,7 +139,7 @@ async fn after_a_lost_answer_the_next_call_waits_blindly_and_the_walk_goes_on() 
     assert_eq!((&ran.report["outcome"], &ran.report["attempts"]), (&json!("succeeded"), &json!(2)));
     let calls = calls(&fake);
     let pause = calls[51].0 - calls[50].0;
-    assert!(pause >= SOON.blind, "{pause:?}");
+    assert!(pause >= SOON.unobserved_for, "{pause:?}");
     assert_eq!(fake.complaints(), [""; 0]);
     assert!(calls[51].1 >= calls[49].1, "the second attempt began anew");
     assert_eq!(fake.world(|world| world.remote.len()), 0);
@@ -150,7 +150,7 @@ async fn after_a_lost_answer_the_next_call_waits_blindly_and_the_walk_goes_on() 
         .map(|change| &change["detail"])
         .filter(|detail| !detail.is_null())
         .collect();
-    assert_eq!(lost, ["the answer was lost: how many files went cannot be known"]);
+    assert_eq!(lost, ["the answer was lost: how many files were deleted is unknown"]);
 }
 
 #[tokio::test]
@@ -168,7 +168,7 @@ async fn a_run_that_is_cut_short_goes_on_where_it_came_to() {
     let ran = in_process::apply(&program, "cache").await;
     assert_eq!(figures(&ran.report), "succeeded: null/10/0/0/0");
     let after = calls(&fake);
-    assert!(after[9].0 - start >= SOON.blind);
+    assert!(after[9].0 - start >= SOON.unobserved_for);
     assert!(after[9].1 > before[7].1, "the second run began anew");
 }
 

@@ -473,10 +473,10 @@ async fn limits_count_ids_rather_than_accounts() {
     let program = Program::new(&fake.url(), TOKEN, &rest);
     let report = program.apply("ids").await;
     assert_eq!(figures(&report), "refused: 6/0/0/0/6");
-    insta::assert_snapshot!(message(&report), @"the plan has 6 things, more than max_changes = 5: look at it with `microglia run ids --dry-run`; if it is right, run it once with `--max-changes 6`, raise max_changes, or set at_most to work it off in parts; 6 of the planned ids are the only ones of active accounts, which then need a password or another identity to log in (`keep_last = true` leaves those alone)");
+    insta::assert_snapshot!(message(&report), @"the plan has 6 items, more than max_changes = 5: look at it with `microglia run ids --dry-run`; if it is right, run it once with `--max-changes 6`, raise max_changes, or set at_most to work it off in parts; 6 of the planned ids are the only ones of active accounts, which then need a password or another identity to log in (`keep_last = true` leaves those alone)");
     let report = program.apply("one").await;
     assert_eq!(figures(&report), "refused: 0/0/0/0/6");
-    insta::assert_snapshot!(message(&report), @"at_most = 1 is too small: the first of the plan go together and are more, so that nothing would ever be done; raise it; 6 of the planned ids are the only ones of active accounts, which then need a password or another identity to log in (`keep_last = true` leaves those alone)");
+    insta::assert_snapshot!(message(&report), @"`at_most = 1` is smaller than the first indivisible batch of the plan, and nothing would ever be done: raise it; 6 of the planned ids are the only ones of active accounts, which then need a password or another identity to log in (`keep_last = true` leaves those alone)");
     assert_eq!(fake.count("PUT", "/"), 0);
     assert_eq!(figures(&program.apply("four").await), "succeeded: 4/4/0/0/2");
     assert_eq!(
@@ -637,10 +637,14 @@ async fn a_token_that_is_rotated_serves_from_the_next_request_on() {
 async fn a_lost_answer_is_looked_into_and_counted_once() {
     // The first PUT only names the ids once more, the second removes them.
     for (trouble, passes, detail) in [
-        (Trouble::CutAfter, 1, ": the answer was lost; found made when looked at again"),
-        (Trouble::CutBody, 1, ": the answer was lost; found made when looked at again"),
-        (Trouble::BrokenJson, 1, ": the answer was lost; found made when looked at again"),
-        (Trouble::ProxyAfter(502), 1, ": the answer was lost; found made when looked at again"),
+        (Trouble::CutAfter, 1, ": the answer was lost; the new plan shows that it was applied"),
+        (Trouble::CutBody, 1, ": the answer was lost; the new plan shows that it was applied"),
+        (Trouble::BrokenJson, 1, ": the answer was lost; the new plan shows that it was applied"),
+        (
+            Trouble::ProxyAfter(502),
+            1,
+            ": the answer was lost; the new plan shows that it was applied",
+        ),
         (Trouble::CutBefore, 1, ""),
         (Trouble::CutAfter, 0, ""),
         (Trouble::Proxy(502), 0, ""),

@@ -436,8 +436,8 @@ async fn a_wrong_clock_is_refused_before_anything_is_sent() {
         text.push_str(&format!("{offset}: {}, {message}\n", figures(&report)));
     }
     insta::assert_snapshot!(text, @"
-    -95: refused: null/0/0/0/null, the clock here is _ min __ s ahead of that of main: moments would be counted wrongly; set the clocks right (NTP) first
-    95: refused: null/0/0/0/null, the clock here is _ min __ s behind that of main: moments would be counted wrongly; set the clocks right (NTP) first
+    -95: refused: null/0/0/0/null, the local clock is _ min __ s ahead of that of main, and timestamps would be wrong: synchronize the clocks (NTP)
+    95: refused: null/0/0/0/null, the local clock is _ min __ s behind that of main, and timestamps would be wrong: synchronize the clocks (NTP)
     30: succeeded: 1/1/0/0/0, none
     ");
     assert_eq!(asked(&fake).len(), 1);

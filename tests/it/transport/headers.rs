@@ -30,7 +30,10 @@ async fn an_absurd_wish_to_be_left_alone_is_a_day_at_most() {
         let report = program.apply("sweep").await;
         let message = message(&program, &fake, &report);
         assert_eq!(report["outcome"], "failed", "{trouble:?}: {report}");
-        assert!(message.ends_with("(no time is left for another try)"), "{trouble:?}: {message}");
+        assert!(
+            message.ends_with("(no time is left for another attempt)"),
+            "{trouble:?}: {message}"
+        );
     }
 }
 

@@ -9,7 +9,7 @@ use crate::values::text::format_number;
 
 /// The list that a run reads at present.
 #[derive(Debug)]
-pub(super) struct Reading {
+pub(super) struct ReadingProgress {
     /// What the list holds; empty before the first answer.
     what: String,
     done: u64,
@@ -20,7 +20,7 @@ pub(super) struct Reading {
     last: (Instant, u64),
 }
 
-impl Reading {
+impl ReadingProgress {
     pub(super) fn begin(answered: u64) -> Self {
         let now = (Instant::now(), answered);
         Self { what: String::new(), done: 0, total: 0, since: now, last: now }
@@ -101,18 +101,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_read_tells_how_long_all_of_it_takes() {
-        let said = |what, done, total, before, took, requests| {
+    fn progress_so_far_tells_how_long_all_of_it_takes() {
+        let shown = |what, done, total, before, took, requests| {
             let [before, took] = [before, took].map(Duration::from_secs);
             Progress { what, done, total, took, requests }.unfinished(before)
         };
         insta::assert_snapshot!(
             [
-                said("accounts", 180_000, 1_000_000, 0, 3600, 180_000),
-                said("files", 5, 10, 1800, 1800, 900),
-                said("accounts", 0, 1_000_000, 0, 3600, 3),
-                said("rooms", 7, 0, 0, 60, 7),
-                said("accounts", 1, u64::MAX, 0, 3600, 1),
+                shown("accounts", 180_000, 1_000_000, 0, 3600, 180_000),
+                shown("files", 5, 10, 1800, 1800, 900),
+                shown("accounts", 0, 1_000_000, 0, 3600, 3),
+                shown("rooms", 7, 0, 0, 60, 7),
+                shown("accounts", 1, u64::MAX, 0, 3600, 1),
             ]
             .join("\n"),
             @"

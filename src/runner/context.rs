@@ -1,0 +1,65 @@
+//! What all phases of a run use and none of them changes.
+
+use super::limits::{Limits, Stopped};
+use super::params::{HomeserverHandle, Listener, LostCallWait, RunParams};
+use crate::config::JobSpec;
+use crate::history::state_dir::StateDir;
+use crate::history::{self, History};
+use crate::plan::report::{Event, Mode};
+use crate::synapse::{self, Reader};
+use crate::values::clock::{Clock, Timestamp};
+
+pub(super) struct RunContext<'a> {
+    pub history: &'a History,
+    pub state_dir: Option<&'a StateDir>,
+    pub clock: &'a Clock,
+    pub lost_call_wait: LostCallWait,
+    pub spec: &'a JobSpec,
+    pub homeserver: &'a HomeserverHandle,
+    pub params: &'a RunParams,
+    pub reader: Reader,
+    pub limits: Limits<'a>,
+    pub listener: Listener,
+}
+
+/// Why an attempt ended before its plan was applied or, in a dry run, shown.
+pub(super) enum Abort {
+    Stopped(Stopped),
+    Refused(String),
+    /// No other attempt could do better.
+    Failed(String),
+    /// Whether another attempt may help depends on the error.
+    Synapse(synapse::Error),
+}
+
+impl From<Stopped> for Abort {
+    fn from(stopped: Stopped) -> Self {
+        Self::Stopped(stopped)
+    }
+}
+
+/// For writes that must not be missed; see invariant 6 in `lib.rs`.
+impl From<history::Error> for Abort {
+    fn from(error: history::Error) -> Self {
+        Self::Failed(unrecorded(&error))
+    }
+}
+
+impl RunContext<'_> {
+    pub fn emit(&self, event: Event) {
+        (self.listener)(event);
+    }
+
+    pub fn is_dry_run(&self) -> bool {
+        self.params.mode == Mode::DryRun
+    }
+}
+
+pub(super) fn unrecorded(error: &history::Error) -> String {
+    format!("the history cannot be written, and what cannot be recorded is not done: {error}")
+}
+
+/// The history keeps milliseconds; a report says the same before and after it was stored.
+pub(super) fn truncated(time: Timestamp) -> Timestamp {
+    Timestamp::from_timestamp_millis(time.timestamp_millis()).unwrap_or(time)
+}

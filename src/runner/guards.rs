@@ -1,0 +1,167 @@
+//! The second phase of an attempt: checks a plan against the guards, and records it.
+
+use super::context::{Abort, RunContext, unrecorded};
+use super::read::ReadPlan;
+use super::tally::{PlanFigures, Tally};
+use super::unanswered;
+use crate::plan::change::{Plan, Problem, Work};
+use crate::plan::report::{ChangeRecord, Event, Mode, State};
+use crate::values::schema::Limit;
+use crate::values::size::Size;
+use crate::values::text::{format_count, format_number};
+
+/// A plan that passed all guards.
+pub(super) struct Approved {
+    pub read: ReadPlan,
+    /// The number of its first change in the history.
+    pub first_seq: i64,
+}
+
+/// Checks the plan; `None` in a dry run, which ends here.
+pub(super) async fn guard(
+    run: &RunContext<'_>,
+    tally: &mut Tally,
+    mut read: ReadPlan,
+) -> Result<Option<Approved>, Abort> {
+    let plan = &mut read.plan;
+    let unknown = unanswered::resolve(run, tally, plan, &read.server).await?;
+    let problems = plan.problems.len() as u64 + unknown;
+    let applied = tally.report.done + tally.report.skipped;
+    let cut = cut(plan, run.spec.common.at_most, applied);
+    let mut notes = std::mem::take(&mut plan.notes);
+    notes.extend(cut.note);
+    tally.plan = PlanFigures {
+        problems,
+        some_up_to_date: plan.some_up_to_date,
+        left_by_at_most: cut.left,
+        notes,
+    };
+    let items = cut.kept.map(|kept| applied + kept);
+    report_plan(tally, plan, items);
+    run.emit(Event::Planned { planned: tally.report.planned, bytes: plan.bytes });
+    let named = std::mem::take(&mut plan.left_alone_named);
+    if !named.is_empty() {
+        let all: u64 = plan.left_alone.values().sum();
+        let more = all.saturating_sub(named.len() as u64);
+        run.emit(Event::LeftAlone { named, more });
+    }
+    let refusal = cut.refusal.or_else(|| above_max_changes(run, items?));
+    let first_seq = record_plan(run, tally, plan).await?;
+    if let Some(refusal) = refusal {
+        return Err(Abort::Refused(refusal));
+    }
+    if run.is_dry_run() {
+        return Ok(None);
+    }
+    tally.approved = true;
+    Ok(Some(Approved { read, first_seq }))
+}
+
+/// What `at_most` does to a plan.
+#[derive(Debug, Default)]
+struct Cut {
+    /// Items of the plan; `None` if they cannot be counted.
+    kept: Option<u64>,
+    left: u64,
+    note: Option<String>,
+    refusal: Option<String>,
+}
+
+/// Cuts the plan to what `at_most` allows beyond the items that earlier attempts applied.
+fn cut(plan: &mut Plan, at_most: Option<u32>, applied: u64) -> Cut {
+    let count = plan.count();
+    let (Some(items), Some(at_most)) = (count, at_most) else {
+        return Cut { kept: count, ..Cut::default() };
+    };
+    let bytes = plan.bytes.unwrap_or(0);
+    let allowed = u64::from(at_most).saturating_sub(applied);
+    let kept = plan.truncate(allowed);
+    let left = items.saturating_sub(kept);
+    let (mut note, mut refusal) = (None, None);
+    if kept == 0 && left > 0 && allowed > 0 {
+        refusal = Some(format!(
+            "`at_most = {at_most}` is smaller than the first indivisible batch of the plan, and nothing would ever be done: raise it"
+        ));
+    } else if left > 0 {
+        note = Some(left_for_later(left, bytes.saturating_sub(plan.bytes.unwrap_or(0))));
+    }
+    Cut { kept: Some(kept), left, note, refusal }
+}
+
+/// What `at_most` leaves out of this run, in one sentence.
+fn left_for_later(items: u64, bytes: u64) -> String {
+    let size = if bytes > 0 { format!(" ({})", Size(bytes)) } else { String::new() };
+    let are = if items == 1 { "is" } else { "are" };
+    format!("{} more{size} {are} left for later runs by at_most", format_number(items))
+}
+
+/// Puts the figures of a plan into the report; `items` counts what was applied before, too.
+fn report_plan(tally: &mut Tally, plan: &Plan, items: Option<u64>) {
+    let Tally { report, plan: figures, .. } = tally;
+    report.failed = figures.problems;
+    report.remaining = items.map(|_| figures.left_by_at_most);
+    report.sample.clone_from(&plan.sample);
+    report.left_alone.clone_from(&plan.left_alone);
+    report.planned = items.map(|items| items + figures.problems);
+    report.bytes_planned =
+        plan.bytes.map(|bytes| bytes.saturating_add(report.bytes_freed.unwrap_or(0)));
+    if plan.bytes.is_some() {
+        report.bytes_freed.get_or_insert(0);
+    }
+}
+
+fn above_max_changes(run: &RunContext<'_>, items: u64) -> Option<String> {
+    let Limit::Of(max_changes) = run.params.max_changes else { return None };
+    if !run.spec.job.kind().counts || items <= u64::from(max_changes) {
+        return None;
+    }
+    let preview = match run.params.mode {
+        Mode::DryRun => "in apply mode nothing of it would be applied".to_owned(),
+        Mode::Apply => format!("look at it with `microglia run {} --dry-run`", run.spec.name),
+    };
+    Some(format!(
+        "the plan has {}, more than max_changes = {max_changes}: {preview}; if it is right, run it once with `--max-changes {items}`, raise max_changes, or set at_most to work it off in parts",
+        format_count(items, "item", "items"),
+    ))
+}
+
+/// Writes the plan into the history; a dry run goes on without that.
+async fn record_plan(run: &RunContext<'_>, tally: &mut Tally, plan: &Plan) -> Result<i64, Abort> {
+    let records = records(plan, run.params.mode);
+    let recorded = async {
+        let first = run.history.record_plan(tally.report.id, &records).await?;
+        // A run that is cut off must be known to have planned this much.
+        run.history.update_run(&tally.report).await?;
+        Ok(first)
+    }
+    .await;
+    let first = recorded.as_ref().ok().copied().unwrap_or_else(|| tally.changes.next_seq());
+    tally.changes.plan(first, records);
+    match recorded {
+        Ok(_) => Ok(first),
+        Err(error) if run.is_dry_run() => {
+            tracing::warn!("the plan is not recorded: {error}");
+            Ok(first)
+        }
+        Err(error) => Err(Abort::Failed(unrecorded(&error))),
+    }
+}
+
+fn records(plan: &Plan, mode: Mode) -> Vec<ChangeRecord> {
+    let changes: Vec<ChangeRecord> = match &plan.work {
+        Work::Changes(changes) => changes.iter().map(|change| change.record()).collect(),
+        // Batches are recorded call by call as they are applied.
+        Work::BatchPlan(_) if mode == Mode::Apply => Vec::new(),
+        Work::BatchPlan(batches) if batches.remaining() == Some(0) => Vec::new(),
+        Work::BatchPlan(batches) => vec![ChangeRecord {
+            action: batches.action(),
+            target: batches.target(),
+            count: batches.remaining().unwrap_or(0),
+            state: State::Planned,
+            detail: None,
+            answer: None,
+            before: None,
+        }],
+    };
+    changes.into_iter().chain(plan.problems.iter().map(Problem::record)).collect()
+}

@@ -1,0 +1,93 @@
+//! What a run is started with.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::Semaphore;
+
+use crate::config::JobSpec;
+use crate::plan::report::{Event, Mode, Trigger};
+use crate::synapse::Transport;
+use crate::values::clock::Timestamp;
+use crate::values::schedule::Window;
+use crate::values::schema::Limit;
+
+/// How a run differs from what the configuration of its job says.
+#[derive(Debug, Clone)]
+pub struct RunParams {
+    pub mode: Mode,
+    pub max_changes: Limit<u32>,
+    pub window: WindowRule,
+    pub trigger: Trigger,
+    pub scheduled_for: Option<Timestamp>,
+    /// Attempts of the interrupted run that this one continues.
+    pub attempts_made: u32,
+}
+
+/// Whether a run keeps to its job's window.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WindowRule {
+    Keep,
+    /// A person who started the run lifted the window for it.
+    Ignore,
+}
+
+/// A homeserver as runs use it.
+#[derive(Debug, Clone)]
+pub struct HomeserverHandle {
+    pub transport: Arc<Transport>,
+    pub slots: RunSlots,
+    pub max_concurrent_requests: u32,
+}
+
+/// How many runs may use a homeserver at a time.
+#[derive(Debug, Clone)]
+pub enum RunSlots {
+    /// Shared by the runs of the daemon, the only process that runs jobs.
+    Shared(Arc<Semaphore>),
+    /// Shared by all processes, through locks in the state directory.
+    Locks(u32),
+}
+
+/// When a media call whose answer was lost counts as ended.
+#[derive(Debug, Clone, Copy)]
+pub struct LostCallWait {
+    /// The media statistics must not have changed for this long.
+    pub unchanged_for: Duration,
+    /// While the statistics cannot be read, this much time must have passed.
+    pub unobserved_for: Duration,
+    pub poll_interval: Duration,
+}
+
+impl Default for LostCallWait {
+    fn default() -> Self {
+        Self {
+            unchanged_for: Duration::from_mins(1),
+            unobserved_for: Duration::from_mins(10),
+            poll_interval: Duration::from_secs(5),
+        }
+    }
+}
+
+/// Receives the events of a run in order; must not block.
+pub type Listener = Arc<dyn Fn(Event) + Send + Sync>;
+
+impl RunParams {
+    /// A manual run as the configuration describes it.
+    pub fn manual(spec: &JobSpec) -> Self {
+        Self {
+            mode: spec.common.mode,
+            max_changes: spec.common.max_changes,
+            window: WindowRule::Keep,
+            trigger: Trigger::Manual,
+            scheduled_for: None,
+            attempts_made: 0,
+        }
+    }
+
+    /// The window that limits the changes of this run.
+    pub(super) fn window(&self, spec: &JobSpec) -> Option<Window> {
+        let limited = self.window == WindowRule::Keep && self.mode == Mode::Apply;
+        spec.common.window.filter(|_| limited)
+    }
+}

@@ -1,0 +1,145 @@
+//! The first phase of an attempt: reads the homeserver and makes a plan.
+
+use std::pin::pin;
+use std::sync::Arc;
+
+use chrono::TimeDelta;
+use futures_util::FutureExt;
+use tokio::sync::mpsc;
+
+use super::context::{Abort, RunContext};
+use super::facts::{known_facts, store_facts};
+use super::media_lock::media_lock;
+use super::reading_progress::ReadingProgress;
+use super::tally::{Activity, Tally};
+use crate::history::state_dir::Lock;
+use crate::jobs::job::{Budget, Context, PlanError};
+use crate::plan::change::Plan;
+use crate::plan::facts::{Fact, Facts};
+use crate::plan::report::Event;
+use crate::values::duration::format_duration;
+
+/// A run that sends timestamps is refused if the clocks differ by more than this.
+const CLOCK_TOLERANCE: TimeDelta = TimeDelta::seconds(60);
+
+pub(super) struct ReadPlan {
+    pub plan: Plan,
+    /// The homeserver's own name; empty if it was not asked.
+    pub server: String,
+    /// Keeps the plan true until it is applied.
+    pub media_lock: Option<Arc<Lock>>,
+}
+
+impl From<PlanError> for Abort {
+    fn from(error: PlanError) -> Self {
+        match error {
+            PlanError::Refused(why) => Self::Refused(why),
+            PlanError::Synapse(error) => Self::Synapse(error),
+        }
+    }
+}
+
+pub(super) async fn read(run: &RunContext<'_>, tally: &mut Tally) -> Result<ReadPlan, Abort> {
+    tally.activity = Activity::Reading;
+    if let Some(refusal) = outside_window(run, tally) {
+        return Err(Abort::Refused(refusal));
+    }
+    let reading = async {
+        let needs = run.spec.job.kind().needs;
+        let server = if needs.plans_offline && run.is_dry_run() {
+            String::new()
+        } else {
+            check_homeserver(run).await?
+        };
+        let media_lock = if needs.media && !run.is_dry_run() {
+            media_lock(run, tally, &server).await?
+        } else {
+            None
+        };
+        let plan = make_plan(run, tally, &server).await?;
+        Ok(ReadPlan { plan, server, media_lock })
+    };
+    let read = run.limits.unless_stopped(reading).await?;
+    tally.reading = None;
+    read
+}
+
+fn outside_window(run: &RunContext<'_>, tally: &Tally) -> Option<String> {
+    let (window, zone) = (run.params.window(run.spec)?, run.spec.zone);
+    if window.contains(run.clock.now(), zone) {
+        return None;
+    }
+    let opens = window.start_after(tally.report.started_at, zone).with_timezone(&zone.0);
+    Some(format!(
+        "it is outside the job's window {window}, which opens at {}; a dry run may look at any time, and `--ignore-window` lifts that once",
+        opens.format("%Y-%m-%d %H:%M %Z")
+    ))
+}
+
+/// Refuses if version, accounts or clock do not allow the kind; returns the server's name.
+async fn check_homeserver(run: &RunContext<'_>) -> Result<String, PlanError> {
+    let (kind, homeserver) = (run.spec.job.kind(), &run.spec.homeserver);
+    let identity = run.reader.identity().await?;
+    if identity.version < kind.needs.synapse {
+        return Err(PlanError::Refused(format!(
+            "{homeserver} runs Synapse {}, and {} requires {} or later: upgrade Synapse",
+            identity.version_text, kind.name, kind.needs.synapse
+        )));
+    }
+    if let Some(why) = kind.needs.not_under_mas.filter(|_| identity.mas) {
+        return Err(PlanError::Refused(why.to_owned()));
+    }
+    let ahead = identity.clock_ahead.unwrap_or_default();
+    if kind.needs.clock && ahead.abs() > CLOCK_TOLERANCE {
+        let direction = if ahead > TimeDelta::zero() { "ahead of" } else { "behind" };
+        return Err(PlanError::Refused(format!(
+            "the local clock is {} {direction} that of {homeserver}, and timestamps would be wrong: synchronize the clocks (NTP)",
+            format_duration(ahead.abs().to_std().unwrap_or_default()),
+        )));
+    }
+    Ok(identity.server_name.clone())
+}
+
+/// Has the job plan, and passes its events on while it does.
+async fn make_plan(run: &RunContext<'_>, tally: &mut Tally, server: &str) -> Result<Plan, Abort> {
+    let (sender, mut events) = mpsc::unbounded_channel();
+    let emit = move |event| {
+        let _ = sender.send(event);
+    };
+    let store = |facts: Vec<Fact>| store_facts(run.history, server, facts).boxed();
+    let context = Context {
+        started_at: tally.report.started_at,
+        reader: &run.reader,
+        facts: Facts::new(known_facts(run, server).await?, &store),
+        emit: &emit,
+        concurrency: run.homeserver.max_concurrent_requests as usize,
+        budget: Budget {
+            requests_per_second: run.reader.requests_per_second(),
+            time_limit: run.spec.common.time_limit,
+        },
+    };
+    tally.reading = Some(ReadingProgress::begin(run.reader.completed_requests()));
+    let mut plan = Plan::default();
+    let planned = {
+        let mut planning = pin!(run.spec.job.plan(&context, &mut plan));
+        loop {
+            tokio::select! {
+                biased;
+                Some(event) = events.recv() => pass_on(run, tally, event),
+                planned = &mut planning => break planned,
+            }
+        }
+    };
+    while let Ok(event) = events.try_recv() {
+        pass_on(run, tally, event);
+    }
+    planned?;
+    Ok(plan)
+}
+
+fn pass_on(run: &RunContext<'_>, tally: &mut Tally, event: Event) {
+    if let (Event::Reading { what, done, total }, Some(reading)) = (&event, &mut tally.reading) {
+        reading.advance(what, *done, *total, run.reader.completed_requests());
+    }
+    run.emit(event);
+}

@@ -1,0 +1,87 @@
+//! What became of changes whose answer was lost, as the next plan shows.
+
+use std::collections::HashSet;
+
+use super::context::RunContext;
+use super::tally::{Tally, Unanswered};
+use crate::history;
+use crate::plan::change::Plan;
+use crate::plan::report::{ChangeRecord, Event, State};
+
+/// Each item with its bytes.
+type Items = Vec<(String, Option<u64>)>;
+
+/// Records what became of unanswered changes: what is not planned again was applied.
+///
+/// Returns the number of items that remain unknown, because their target could not be read this time.
+pub(super) async fn resolve(
+    run: &RunContext<'_>,
+    tally: &mut Tally,
+    plan: &Plan,
+    server: &str,
+) -> Result<u64, history::Error> {
+    let unanswered = std::mem::take(&mut tally.unanswered);
+    if unanswered.is_empty() && tally.skipped.is_empty() {
+        return Ok(0);
+    }
+    let planned = plan.items();
+    let Tally { report, skipped, .. } = tally;
+    // What was skipped and is planned again is counted again.
+    skipped.retain(|(target, count)| {
+        let stays = !planned.contains(target);
+        report.skipped -= if stays { 0 } else { *count };
+        stays
+    });
+    let mut unknown = 0;
+    for Unanswered { seq, mut record, items } in unanswered {
+        let unreadable = plan
+            .problems
+            .iter()
+            .any(|problem| record.target.split(" -> ").any(|part| part == problem.target));
+        let (applied, files) = judge(&mut record, items, &planned, unreadable);
+        unknown += if record.state == State::Failed { record.count } else { 0 };
+        run.history.record_result(tally.report.id, seq, &record, server, &files, &[]).await?;
+        let bytes = files.iter().filter_map(|(_, bytes)| *bytes).fold(0, u64::saturating_add);
+        let report = &mut tally.report;
+        report.done += applied;
+        report.bytes_freed = report.bytes_freed.map(|freed| freed.saturating_add(bytes));
+        tally.changes.settle(seq, record.clone());
+        if record.state != State::Planned {
+            run.emit(Event::Changed(record));
+        }
+    }
+    Ok(unknown)
+}
+
+/// Decides what became of one change; returns how many items it changed, and the files that are gone.
+///
+/// A change that stays `planned` was not applied: the new plan replaces it.
+fn judge(
+    record: &mut ChangeRecord,
+    items: Items,
+    planned: &HashSet<String>,
+    unreadable: bool,
+) -> (u64, Items) {
+    let count = items.len();
+    let gone: Items = items.into_iter().filter(|(item, _)| !planned.contains(item)).collect();
+    // A change of one target counts its items at once; files count one by one.
+    let applied = match gone.len() {
+        _ if unreadable => 0,
+        1 if count == 1 => record.count,
+        files => files as u64,
+    };
+    let detail = if applied > 0 {
+        (record.state, record.count) = (State::Done, applied);
+        "the answer was lost; the new plan shows that it was applied"
+    } else if unreadable {
+        record.state = State::Failed;
+        "the answer was lost, and the target cannot be read now: it may have been applied"
+    } else if count == 0 {
+        record.state = State::Done;
+        "the answer was lost: how many files were deleted is unknown"
+    } else {
+        return (0, Items::new());
+    };
+    record.detail = Some(detail.to_owned());
+    (applied, gone.into_iter().filter(|(_, bytes)| bytes.is_some()).collect())
+}
