@@ -21,7 +21,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::config::{Config, Environment, NotLoaded};
 use crate::history::state_dir::{become_owner, is_locked};
-use crate::history::{self, History, Page};
+use crate::history::{self, HistoryReader, Page};
 use crate::plan::report::Report;
 use crate::values::clock::Clock;
 use crate::values::escape;
@@ -242,19 +242,14 @@ fn enter(dir: &Path) -> Result<(), Ended> {
 }
 
 /// The history as far as there is one, to look at.
-async fn look(config: &Config, clock: &Clock) -> Result<History, Ended> {
+async fn look(config: &Config) -> Result<HistoryReader, Ended> {
     let dir = &config.daemon.state_dir;
     enter(dir)?;
-    let looked = History::open_read_only(dir, clock.clone()).await;
-    match looked {
-        Ok(Some(history)) => Ok(history),
-        Ok(None) => Ok(History::unavailable(clock.clone(), "there is no history yet")),
-        Err(error) => Err(unreadable(dir, &error)),
-    }
+    HistoryReader::open_read_only(dir).await.map_err(|error| unreadable(dir, &error))
 }
 
 /// Shows a run that was cut off without a word as interrupted: its record has no end, and nobody holds its job's lock.
-async fn seen_now(history: &History, dir: &Path, run: Report) -> Result<Report, Ended> {
+async fn seen_now(history: &HistoryReader, dir: &Path, run: Report) -> Result<Report, Ended> {
     // Where the lock cannot be read, somebody may be at work.
     if run.outcome.is_some() || is_locked(dir, &run.job).unwrap_or(true) {
         return Ok(run);
