@@ -154,7 +154,9 @@ impl History {
         }
         let (database, result) = match opened {
             Ok(database) => (Ok(database), Ok(())),
-            Err(error) => (Err(format!("cannot open the history: {error}").into()), Err(error)),
+            Err(error) => {
+                (Err(format!("the history cannot be opened: {error}").into()), Err(error))
+            }
         };
         self.reader.replace(database.as_ref().ok().map(|open| open.read.clone()));
         let before = std::mem::replace(

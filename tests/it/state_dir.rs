@@ -359,7 +359,7 @@ async fn a_run_that_was_killed_is_shown_as_interrupted_and_one_at_work_as_runnin
     }
     let report = &program.json(&["runs", "--json"]).await[0];
     assert_eq!(figures(report), "interrupted: 2/1/1/0/0");
-    assert_eq!(report["message"], "the program ended while this run was at work");
+    assert_eq!(report["message"], "microglia exited while the run was in progress");
     assert_eq!(report, &program.json(&["jobs", "--json"]).await[0]["last_run"]);
     assert_eq!(program.json(&["runs", "show", "1", "--json"]).await["outcome"], "interrupted");
     // What looks changes nothing: the next run, or the daemon, records the end.

@@ -76,8 +76,9 @@ impl Supervisor {
             {
                 let settings =
                     Settings { limits: Arc::clone(&shared.limits), ..homeserver.settings() };
-                let transport = Transport::new(settings, self.metrics.observer(&homeserver.name))
-                    .map_err(|error| anyhow::anyhow!("{}: {error}", homeserver.name))?;
+                let transport =
+                    Transport::new(settings, self.metrics.homeservers.observer(&homeserver.name))
+                        .map_err(|error| anyhow::anyhow!("{}: {error}", homeserver.name))?;
                 new.push(Fresh { homeserver, transport, slots: Arc::clone(&shared.slots) });
             }
         }
@@ -126,7 +127,7 @@ impl Supervisor {
             .collect();
         for name in gone {
             state.homeservers.remove(&name);
-            self.metrics.remove_homeserver(&name);
+            self.metrics.homeservers.remove(&name);
         }
         for Fresh { homeserver, transport, slots } in new {
             let place = HomeserverHandle {
@@ -227,7 +228,7 @@ impl Supervisor {
             tokio::spawn(async move {
                 match reader.identity().await {
                     Ok(identity) => {
-                        metrics.set_homeserver_info(&name, &identity.version_text, identity.mas)
+                        metrics.homeservers.set_info(&name, &identity.version_text, identity.mas)
                     }
                     Err(error) => tracing::warn!(homeserver = %name, "{name}: {error}"),
                 }

@@ -193,7 +193,7 @@ async fn an_interrupted_run_is_caught_up_once_and_not_again() {
     let interrupted = ["mode=\"apply\"", "outcome=\"interrupted\""];
     assert_eq!(daemon.of_job("hangs", "microglia_job_runs_total", &interrupted).await, 1.0);
     assert_eq!(daemon.of_job("hangs", "microglia_job_consecutive_failures", &[]).await, 2.0);
-    until_log(&daemon, "hangs: run 2 interrupted: the program ended").await;
+    until_log(&daemon, "hangs: run 2 interrupted: microglia exited").await;
     daemon.stop().await;
     assert_eq!(program.runs("hangs").await.len(), 2);
 }
