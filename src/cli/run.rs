@@ -70,7 +70,7 @@ pub(super) async fn run(path: &Path, options: &Options) -> Result<(), Ended> {
     let terminal = std::io::stderr().is_terminal();
     // On a terminal the bar and the summary show what the lines would say.
     log::start(if terminal {
-        "warn,sqlx=error,microglia::telling=off"
+        "warn,sqlx=error,microglia::run=off"
     } else {
         "warn,sqlx=error,microglia::audit=info"
     });

@@ -48,7 +48,8 @@ impl HistoryReader {
         read: impl AsyncFnOnce(SqlitePool) -> Result<T, Error>,
     ) -> Result<T, Error> {
         match self.pool() {
-            Some(pool) => read(pool).await,
+            // On the heap, so that the futures of runs stay small.
+            Some(pool) => Box::pin(read(pool)).await,
             None => Ok(T::default()),
         }
     }

@@ -47,7 +47,11 @@ impl History {
         &self,
         write: impl AsyncFnOnce(SqlitePool) -> Result<T, Error>,
     ) -> Result<T, Error> {
-        self.counting_errors(async { write(self.writable()?).await }).await
+        self.count_error(match self.writable() {
+            // On the heap, so that the futures of runs stay small.
+            Ok(pool) => Box::pin(write(pool)).await,
+            Err(error) => Err(error),
+        })
     }
 
     /// As [`required`](Self::required), for a run whose start is on record.
@@ -69,7 +73,7 @@ impl History {
         write: impl AsyncFnOnce(SqlitePool) -> Result<T, Error>,
     ) -> Result<T, Error> {
         match self.database() {
-            Ok(database) => self.counting_errors(write(database.write)).await,
+            Ok(database) => self.count_error(Box::pin(write(database.write)).await),
             Err(_) => Ok(T::default()),
         }
     }
@@ -102,11 +106,7 @@ impl History {
         self.database.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    async fn counting_errors<T>(
-        &self,
-        write: impl Future<Output = Result<T, Error>>,
-    ) -> Result<T, Error> {
-        let written = write.await;
+    fn count_error<T>(&self, written: Result<T, Error>) -> Result<T, Error> {
         if written.is_err() {
             self.write_errors.fetch_add(1, Ordering::Relaxed);
         }

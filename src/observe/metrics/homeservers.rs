@@ -41,8 +41,8 @@ impl Homeservers {
 
     fn observe(&self, homeserver: &str, answered: &Answered) {
         // Held to the end: nothing is added behind a removal.
-        let mut states = self.lock();
-        let Some(state) = states.get_mut(homeserver) else { return };
+        let mut configured = self.lock();
+        let Some(state) = configured.get_mut(homeserver) else { return };
         let status = answered.status.map_or_else(|| "none".to_owned(), |status| status.to_string());
         let request = [homeserver, answered.method.as_str(), answered.endpoint, &status];
         self.requests.with_label_values(&request).inc();

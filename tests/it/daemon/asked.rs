@@ -19,8 +19,8 @@ async fn a_run_by_hand_goes_through_the_daemon_with_its_progress_and_its_report(
     let ran = program.run(&["run", "by-hand"]).await;
     assert_eq!(ran.code, 0, "{ran:?}");
     assert!(ran.stdout.starts_with("run 1: by-hand (request on main), apply, "), "{}", ran.stdout);
-    assert!(daemon.log().contains("attempt 2 of 3 follows in 0 s"), "{}", daemon.log());
-    assert!(daemon.log().contains("by-hand: run 1 starts (apply, manual)"), "{}", daemon.log());
+    assert!(daemon.log().contains("retrying in 0 s (attempt 2 of 3)"), "{}", daemon.log());
+    assert!(daemon.log().contains("by-hand: run 1 started (apply, manual)"), "{}", daemon.log());
     assert!(daemon.log().contains("by-hand: run 1 succeeded"), "{}", daemon.log());
     let dry = program.dry_run("by-hand").await;
     assert_eq!((&dry["mode"], &dry["trigger"]), (&"dry-run".into(), &"manual".into()));

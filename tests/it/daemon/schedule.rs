@@ -226,7 +226,7 @@ async fn attempts_count_across_a_restart() {
         Program::new(&fake.url(), TOKEN, &ping("flaky", &format!("{more}\n{}", hourly())));
     was_down(&program).await;
     let daemon = program.serve().await;
-    until_log(&daemon, "attempt 2 of 2 follows").await;
+    until_log(&daemon, "(attempt 2 of 2)").await;
     assert_eq!(daemon.of_job("flaky", "microglia_job_waiting", &[]).await, 1.0);
     assert_eq!(daemon.of_job("flaky", "microglia_job_retries_total", &[]).await, 1.0);
     daemon.kill().await;
