@@ -187,7 +187,7 @@ async fn the_socket_is_its_owners_alone_and_may_lie_deep() {
     assert_eq!(socket.metadata().unwrap().permissions().mode() & 0o777, 0o600);
     assert_eq!(program.run(&["reload"]).await.code, 0);
     assert_eq!(program.run(&["run", "a"]).await.code, 0);
-    assert!(daemon.log().contains("a: run 1 starts"), "it ran in the daemon: {}", daemon.log());
+    assert!(daemon.log().contains("a: run 1 started"), "it ran in the daemon: {}", daemon.log());
     let mut second = program.command(&["serve"]);
     second.env("MICROGLIA_LISTEN", "127.0.0.1:0");
     let second = second.output().await.unwrap();
