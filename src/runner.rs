@@ -307,6 +307,7 @@ impl Runner {
             )),
             Err(error) => {
                 tracing::warn!(
+                    target: "microglia::history",
                     "this dry run is not recorded: the job's lock cannot be used ({error})"
                 );
                 Ok(())
@@ -372,7 +373,9 @@ impl Runner {
         match begun {
             Ok(id) => report.id = Some(id),
             Err(error) if report.mode == Mode::Apply => return Err(error),
-            Err(error) => tracing::warn!("this dry run is not recorded: {error}"),
+            Err(error) => {
+                tracing::warn!(target: "microglia::history", "this dry run is not recorded: {error}");
+            }
         }
         Ok(())
     }
@@ -401,7 +404,7 @@ impl Run<'_> {
             match lock.ensure_held() {
                 Ok(LockState::Held) => {}
                 Ok(LockState::Relocked) => {
-                    tracing::warn!("{} was deleted or replaced: locked again", path.display());
+                    tracing::warn!(target: "microglia::history", "{} was deleted or replaced: locked again", path.display());
                 }
                 Ok(LockState::Lost) => {
                     return Err(format!(

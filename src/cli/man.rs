@@ -29,7 +29,12 @@ const ENVIRONMENT: [(&str, &str); 6] = [
         "CREDENTIALS_DIRECTORY",
         "Where files of secrets with relative names are looked for first. systemd sets it for LoadCredential=.",
     ),
-    ("RUST_LOG", "The levels of the log on stderr, such as debug or microglia=debug,warn."),
+    (
+        "RUST_LOG",
+        "The levels of the log on stderr, such as debug or microglia::run=warn,info. Targets: microglia::run, \
+         microglia::audit, microglia::scheduler, microglia::config, microglia::homeserver, microglia::history, \
+         microglia::daemon.",
+    ),
     ("MICROGLIA_LOG_FORMAT", "json makes each line of the log a JSON object."),
 ];
 

@@ -75,7 +75,7 @@ pub(super) async fn run(path: &Path, options: &Options) -> Result<(), Ended> {
         "warn,sqlx=error,microglia::audit=info"
     });
     for warning in &config.warnings {
-        tracing::warn!("{}", warning.line());
+        tracing::warn!(target: "microglia::config", "{}", warning.line());
     }
     let order = RunParams {
         mode: match (options.dry_run, options.apply) {

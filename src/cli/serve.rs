@@ -25,6 +25,7 @@ pub(super) async fn run(path: &Path) -> Result<(), Ended> {
 /// What root could read at the start and the owner of the state directory cannot: it is never read again.
 fn warn_of_unreadable(config: &Config) {
     tracing::warn!(
+        target: "microglia::daemon",
         "started as root: running as {}, the owner of the state directory {}, from here on",
         this_user(),
         config.daemon.state_dir.display()
@@ -32,6 +33,7 @@ fn warn_of_unreadable(config: &Config) {
     for file in config.secret_files() {
         if let Err(error) = std::fs::File::open(file) {
             tracing::warn!(
+                target: "microglia::daemon",
                 "{} is not readable for {} ({error}): reloads are rejected, and a new secret in it serves only after a restart; make it readable for that user (chgrp, chmod 640)",
                 file.display(),
                 this_user()

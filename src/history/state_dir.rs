@@ -211,7 +211,7 @@ impl StateDir {
             Ok(()) => Ok(Directory::Locked(dir)),
             Err(TryLockError::WouldBlock) => Ok(Directory::Busy),
             Err(TryLockError::Error(error)) => {
-                tracing::debug!("{} itself cannot be locked: {error}", self.0.display());
+                tracing::debug!(target: "microglia::history", "{} itself cannot be locked: {error}", self.0.display());
                 Ok(Directory::CannotBeLocked)
             }
         }

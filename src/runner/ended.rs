@@ -135,7 +135,7 @@ impl Run<'_> {
         if let Some(why) = not_attempted(outcome).filter(|_| mode == Mode::Apply)
             && let Err(error) = history.explain_planned(id, why).await
         {
-            tracing::debug!("cannot record why changes were not attempted: {error}");
+            tracing::debug!(target: "microglia::history", "cannot record why changes were not attempted: {error}");
         }
         let mut report = self.report().clone();
         let unknown = unknown.unwrap_or(0);
@@ -156,7 +156,7 @@ impl Run<'_> {
         let sentences: Vec<String> = message.into_iter().chain(notes).collect();
         report.message = (!sentences.is_empty()).then(|| sentences.join("; "));
         if let Err(error) = history.update_run(&report).await {
-            tracing::error!(job = %report.job, "the end of run {} cannot be recorded yet: {error}", id.unwrap_or_default());
+            tracing::error!(target: "microglia::history", job = %report.job, "the end of run {} cannot be recorded yet: {error}", id.unwrap_or_default());
             tokio::spawn(save_later(history.clone(), report.clone()));
         }
         if let (Some(id), None) = (id, &report.changes)

@@ -20,6 +20,7 @@ impl Run<'_> {
     pub(super) async fn store_facts(&self, server: &str, facts: Vec<Fact>) {
         if let Err(error) = self.runner.history.remember(server, &facts).await {
             tracing::warn!(
+                target: "microglia::history",
                 "cannot store {} facts about {server}, which will be looked up again: {error}",
                 facts.len()
             );

@@ -139,7 +139,7 @@ impl Run<'_> {
         });
         match recorded {
             Err(error) if self.order.mode == Mode::DryRun => {
-                tracing::warn!("the plan is not recorded: {error}");
+                tracing::warn!(target: "microglia::history", "the plan is not recorded: {error}");
                 Ok(0)
             }
             recorded => recorded,

@@ -84,7 +84,7 @@ impl Run<'_> {
             report.clone()
         };
         if let Err(error) = self.runner.history.update_run(&report).await {
-            tracing::debug!(job = %report.job, "cannot record that the run waits: {error}");
+            tracing::debug!(target: "microglia::history", job = %report.job, "cannot record that the run waits: {error}");
         }
     }
 
@@ -119,7 +119,7 @@ impl Run<'_> {
                 Ok(Some(lock)) => return Ok(Some(Box::new(lock))),
                 Ok(None) => {}
                 Err(error) if self.order.mode == Mode::DryRun => {
-                    tracing::warn!("the locks in the state directory cannot be used: {error}");
+                    tracing::warn!(target: "microglia::history", "the locks in the state directory cannot be used: {error}");
                     return Ok(Some(Box::new(())));
                 }
                 Err(error) => {

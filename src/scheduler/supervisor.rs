@@ -202,7 +202,7 @@ impl Supervisor {
 
     /// Counts what was due as skipped, and remembers that all until then is dealt with.
     fn skip(self: &Arc<Self>, job: &str, until: Option<Timestamp>, reason: Skipped) {
-        tracing::debug!(job, %reason, "{job}: what was due is skipped: {reason}");
+        tracing::debug!(target: "microglia::scheduler", job, %reason, "{job}: what was due is skipped: {reason}");
         self.metrics.jobs.update(job, |series| *series.skipped.entry(reason).or_default() += 1);
         if let Some(until) = until {
             self.dealt_with(job, until);
@@ -214,7 +214,7 @@ impl Supervisor {
         let (supervisor, job) = (Arc::clone(self), job.to_owned());
         self.tasks.spawn(async move {
             if let Err(error) = supervisor.runner.history.set_watermark(&job, until).await {
-                tracing::error!("{job}: a skipped occurrence cannot be recorded: {error}");
+                tracing::error!(target: "microglia::scheduler", "{job}: a skipped occurrence cannot be recorded: {error}");
             }
         });
     }
@@ -272,14 +272,14 @@ impl Supervisor {
                 _ => cut_off = true,
             }
         } else if order.trigger != Trigger::Manual && !spec.common.enabled {
-            tracing::info!(%job, "{job}: it was disabled before its run began: the run is given up");
+            tracing::info!(target: "microglia::scheduler", %job, "{job}: it was disabled before its run began: the run is given up");
         } else if let Some((occurrence, reason)) = self.overtaken(&spec, &order) {
             self.skip(&job, Some(occurrence), reason);
         } else {
             match self.runner.run(&spec, &place, &order, &stop, tell).await {
                 Ok(report) => cut_off = report.outcome == Some(Outcome::Interrupted),
                 Err(busy) => {
-                    tracing::warn!(%job, "{busy}");
+                    tracing::warn!(target: "microglia::scheduler", %job, "{busy}");
                     if let Some(occurrence) = order.scheduled_for {
                         self.skip(&job, Some(occurrence), Skipped::Overlap);
                     }
@@ -362,10 +362,10 @@ impl Supervisor {
         let mut state = self.state();
         let entry = entry(&mut state, job)?;
         if let Some(running) = &entry.running {
-            tracing::info!(job, by, "{job}: its run is cancelled by {by}");
+            tracing::info!(target: "microglia::scheduler", job, by, "{job}: its run is cancelled by {by}");
             running.stop.cancelled_by(by);
         } else if entry.missed.take().is_some() {
-            tracing::info!(job, by, "{job}: what it missed is not caught up: cancelled by {by}");
+            tracing::info!(target: "microglia::scheduler", job, by, "{job}: what it missed is not caught up: cancelled by {by}");
             self.dealt_with(job, self.clock.now());
         } else {
             return Err(Refusal::NotRunning(job.to_owned()));
@@ -388,6 +388,7 @@ impl Supervisor {
         }
         self.metrics.paused.set(f64::from(u8::from(paused)));
         tracing::warn!(
+            target: "microglia::scheduler",
             "scheduled runs are {}",
             if paused {
                 "paused: nothing runs on schedule until `microglia resume`"
@@ -446,6 +447,7 @@ impl Supervisor {
         self.tasks.close();
         if !stops.is_empty() {
             tracing::info!(
+                target: "microglia::scheduler",
                 "{} under way: up to {} s to reach the end or the next change boundary",
                 crate::values::text::format_count(stops.len() as u64, "run", "runs"),
                 grace.as_secs()

@@ -106,7 +106,7 @@ impl Supervisor {
     /// A history that cannot be used keeps no schedule from running; it is counted, logged, and shown in `/readyz`.
     pub(super) fn written<T: Default>(written: Result<T, history::Error>) -> T {
         written.unwrap_or_else(|error| {
-            tracing::error!("the history cannot be used: {error}");
+            tracing::error!(target: "microglia::scheduler", "the history cannot be used: {error}");
             T::default()
         })
     }
@@ -230,7 +230,9 @@ impl Supervisor {
                     Ok(identity) => {
                         metrics.homeservers.set_info(&name, &identity.version_text, identity.mas);
                     }
-                    Err(error) => tracing::warn!(homeserver = %name, "{name}: {error}"),
+                    Err(error) => {
+                        tracing::warn!(target: "microglia::homeserver", homeserver = %name, "{name}: {error}");
+                    }
                 }
                 drop(asked);
             });

@@ -41,7 +41,7 @@ impl Supervisor {
     pub async fn open_history(self: &Arc<Self>) -> Result<(), history::Error> {
         let (Some(dir), history) = (&self.runner.dir, &self.runner.history) else { return Ok(()) };
         history.open_now(dir, |pause| self.recall(pause)).await?;
-        tracing::info!("the history is open: runs in apply mode are no longer refused");
+        tracing::info!(target: "microglia::scheduler", "the history is open: runs in apply mode are no longer refused");
         let pause = self.state().pause;
         if pause.paused {
             // It may be another history than the one in which that was written.
@@ -64,7 +64,7 @@ impl Supervisor {
         for run in &ended {
             let (job, id) = (&run.job, run.id.unwrap_or_default());
             let message = run.message.as_deref().unwrap_or_default();
-            tracing::warn!(%job, homeserver = %run.homeserver, run = id, outcome = "interrupted", "{job}: run {id} interrupted: {message}");
+            tracing::warn!(target: "microglia::run", %job, homeserver = %run.homeserver, run = id, outcome = "interrupted", "{job}: run {id} interrupted: {message}");
         }
         ended
     }
@@ -85,6 +85,7 @@ impl Supervisor {
             Ok(pause) => {
                 if pause.paused {
                     tracing::warn!(
+                        target: "microglia::scheduler",
                         "scheduled runs are paused since before the start: nothing runs on schedule until `microglia resume`"
                     );
                 }
@@ -98,6 +99,7 @@ impl Supervisor {
             }
             Err(error) => {
                 tracing::error!(
+                    target: "microglia::scheduler",
                     "whether scheduled runs are paused cannot be read ({error}), so that they are: nothing runs on schedule until it can be, or `microglia resume`"
                 );
                 state.pause_assumed |= !state.pause.paused;
@@ -178,7 +180,7 @@ impl Supervisor {
             .filter(|_| spec.is_outside_window(self.clock.now()))
             .map(|window| format!(" when its window {window} opens"))
             .unwrap_or_default();
-        tracing::info!(%job, "{job}: the occurrence of {} was missed or interrupted, and is caught up{when}", format_time(missed.occurrence));
+        tracing::info!(target: "microglia::scheduler", %job, "{job}: the occurrence of {} was missed or interrupted, and is caught up{when}", format_time(missed.occurrence));
         if self.still_waits(&job) && !std::mem::replace(&mut self.state().looks_at_missed, true) {
             self.tasks.spawn(Arc::clone(self).look_at_missed());
         }
@@ -256,7 +258,7 @@ impl Entry {
         (self.queued, self.passed) = (None, None);
         if self.missed.take().is_some() {
             let job = &new.name;
-            tracing::info!(%job, "{job}: what it missed is not caught up: it was disabled or rescheduled");
+            tracing::info!(target: "microglia::scheduler", %job, "{job}: what it missed is not caught up: it was disabled or rescheduled");
         }
     }
 }
