@@ -13,4 +13,4 @@
 //! | `microglia::daemon` | start, stop and the tasks of the daemon |
 
 pub mod metrics;
-pub mod run_log;
+pub(crate) mod run_log;

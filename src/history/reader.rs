@@ -25,7 +25,7 @@ pub struct HistoryReader {
 
 impl HistoryReader {
     /// Opens the history of a state directory without changing anything there.
-    pub async fn open_read_only(dir: &Path) -> Result<Self, Error> {
+    pub(crate) async fn open_read_only(dir: &Path) -> Result<Self, Error> {
         Ok(Self::of(database::open_read_only(dir).await?))
     }
 
@@ -55,12 +55,12 @@ impl HistoryReader {
     }
 
     /// Returns runs without their changes, newest first.
-    pub async fn runs(&self, job: Option<&str>, limit: u32) -> Result<Vec<Report>, Error> {
+    pub(crate) async fn runs(&self, job: Option<&str>, limit: u32) -> Result<Vec<Report>, Error> {
         self.read(async |pool| runs::newest(&pool, job, limit).await).await
     }
 
     /// Returns one run with a page of its changes.
-    pub async fn run(&self, id: i64, page: Page) -> Result<Option<Report>, Error> {
+    pub(crate) async fn run(&self, id: i64, page: Page) -> Result<Option<Report>, Error> {
         self.read(async |pool| {
             let Some(run) = runs::get(&pool, id).await? else { return Ok(None) };
             let changes = Some(changes::page(&pool, id, page).await?);
@@ -70,41 +70,45 @@ impl HistoryReader {
     }
 
     /// Returns the newest run of each job.
-    pub async fn last_runs(&self) -> Result<HashMap<String, Report>, Error> {
+    pub(crate) async fn last_runs(&self) -> Result<HashMap<String, Report>, Error> {
         self.read(async |pool| runs::last_of_each_job(&pool).await).await
     }
 
     /// Returns how each job stands in each mode in which it ever ended.
-    pub async fn standings(&self) -> Result<HashMap<(String, Mode), Standing>, Error> {
+    pub(crate) async fn standings(&self) -> Result<HashMap<(String, Mode), Standing>, Error> {
         self.read(async |pool| runs::standings(&pool).await).await
     }
 
     /// Completes the report of a run that has no end and that nobody works on any more.
     ///
     /// Records nothing: that is up to whoever holds the job's lock next.
-    pub async fn as_interrupted(&self, run: Report) -> Result<Report, Error> {
+    pub(crate) async fn as_interrupted(&self, run: Report) -> Result<Report, Error> {
         let completed =
             self.read(async |pool| interrupted::as_interrupted(&pool, run.clone()).await.map(Some));
         Ok(completed.await?.unwrap_or(run))
     }
 
     /// Returns the scheduled runs that were interrupted and followed by no other of the same job and mode.
-    pub async fn interrupted(&self) -> Result<Vec<Report>, Error> {
+    pub(crate) async fn interrupted(&self) -> Result<Vec<Report>, Error> {
         self.read(async |pool| interrupted::last_of_job_and_mode(&pool).await).await
     }
 
     /// Returns how many runs of an occurrence were interrupted.
-    pub async fn interruptions(&self, job: &str, occurrence: Timestamp) -> Result<u64, Error> {
+    pub(crate) async fn interruptions(
+        &self,
+        job: &str,
+        occurrence: Timestamp,
+    ) -> Result<u64, Error> {
         self.read(async |pool| interrupted::count(&pool, job, occurrence).await).await
     }
 
     /// Returns the files that a run deleted.
-    pub async fn files(&self, run: i64) -> Result<Vec<DeletedFile>, Error> {
+    pub(crate) async fn files(&self, run: i64) -> Result<Vec<DeletedFile>, Error> {
         self.read(async |pool| changes::files(&pool, run).await).await
     }
 
     /// Returns what is known about a homeserver, by key.
-    pub async fn facts(
+    pub(crate) async fn facts(
         &self,
         server: &str,
         topic: Topic,
@@ -113,14 +117,17 @@ impl HistoryReader {
     }
 
     /// Returns the media call that Synapse may still be at work on.
-    pub async fn lost_media_call(&self, server: &str) -> Result<Option<LostMediaCall>, Error> {
+    pub(crate) async fn lost_media_call(
+        &self,
+        server: &str,
+    ) -> Result<Option<LostMediaCall>, Error> {
         self.read(async |pool| media_calls::get(&pool, server).await).await
     }
 
     /// Returns whether scheduled runs are paused.
     ///
     /// If the history is not open, reads the file as it lies in `dir`: on a full disk nothing else is possible.
-    pub async fn pause(&self, dir: Option<&StateDir>) -> Result<Pause, Error> {
+    pub(crate) async fn pause(&self, dir: Option<&StateDir>) -> Result<Pause, Error> {
         let (Some(dir), None) = (dir, self.pool()) else {
             return self.read(async |pool| pause::get(&pool).await).await;
         };
@@ -128,11 +135,5 @@ impl HistoryReader {
         let pause = pause::get(&pool).await;
         pool.close().await;
         pause
-    }
-
-    pub async fn close(&self) {
-        if let Some(pool) = self.pool() {
-            pool.close().await;
-        }
     }
 }

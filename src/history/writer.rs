@@ -91,7 +91,7 @@ impl History {
     }
 
     /// Returns why nothing can be recorded until the history is opened again.
-    pub fn problem(&self) -> Option<Arc<str>> {
+    pub(crate) fn problem(&self) -> Option<Arc<str>> {
         self.writable().err().map(|error| error.to_string().into())
     }
 
@@ -114,7 +114,7 @@ impl History {
     }
 
     /// Returns how many writes have failed since the start.
-    pub fn write_errors(&self) -> u64 {
+    pub(crate) fn write_errors(&self) -> u64 {
         self.write_errors.load(Ordering::Relaxed)
     }
 }
@@ -143,7 +143,7 @@ impl History {
     /// Opens the history again, for everybody who holds a clone.
     ///
     /// `recall` is told of a pause before anybody can use the history.
-    pub async fn open_now(
+    pub(crate) async fn open_now(
         &self,
         dir: &StateDir,
         recall: impl FnOnce(Result<Pause, Error>),
@@ -179,12 +179,12 @@ impl History {
 /// Runs and their changes.
 impl History {
     /// Records that a run starts, and returns its id.
-    pub async fn begin_run(&self, report: &Report) -> Result<i64, Error> {
+    pub(crate) async fn begin_run(&self, report: &Report) -> Result<i64, Error> {
         self.required(async |pool| runs::insert(&pool, report).await).await
     }
 
     /// Records where a run stands, or how it ended.
-    pub async fn update_run(&self, report: &Report) -> Result<(), Error> {
+    pub(crate) async fn update_run(&self, report: &Report) -> Result<(), Error> {
         self.optional_of_run(report.id, async |pool, run| runs::update(&pool, run, report).await)
             .await
     }
@@ -192,7 +192,7 @@ impl History {
     /// Replaces what a run had planned and not attempted, or failed to apply, by a new plan.
     ///
     /// Returns the sequence number of its first change.
-    pub async fn record_plan(
+    pub(crate) async fn record_plan(
         &self,
         run: Option<i64>,
         changes: &[ChangeRecord],
@@ -204,7 +204,7 @@ impl History {
     }
 
     /// Records that a change is about to be sent, and what it will replace.
-    pub async fn record_sent(
+    pub(crate) async fn record_sent(
         &self,
         run: Option<i64>,
         seq: i64,
@@ -215,7 +215,7 @@ impl History {
     }
 
     /// Records the result of a change with the files it deleted and the facts it showed, all at once.
-    pub async fn record_result(
+    pub(crate) async fn record_result(
         &self,
         run: Option<i64>,
         seq: i64,
@@ -231,25 +231,25 @@ impl History {
     }
 
     /// Marks changes that were sent and not answered as failed; returns the number of their items.
-    pub async fn fail_unanswered(&self, run: Option<i64>, why: &str) -> Result<u64, Error> {
+    pub(crate) async fn fail_unanswered(&self, run: Option<i64>, why: &str) -> Result<u64, Error> {
         self.optional_of_run(run, async |pool, run| changes::fail_unanswered(&pool, run, why).await)
             .await
     }
 
     /// Records why planned changes were not attempted.
-    pub async fn explain_planned(&self, run: Option<i64>, why: &str) -> Result<(), Error> {
+    pub(crate) async fn explain_planned(&self, run: Option<i64>, why: &str) -> Result<(), Error> {
         self.optional_of_run(run, async |pool, run| changes::explain_planned(&pool, run, why).await)
             .await
     }
 
     /// Records the unended runs of a job as interrupted; the caller holds the job's lock.
-    pub async fn mark_interrupted(&self, job: &str) -> Result<(), Error> {
+    pub(crate) async fn mark_interrupted(&self, job: &str) -> Result<(), Error> {
         let now = self.clock.now();
         self.optional(async |pool| interrupted::end_all_of(&pool, job, now).await).await
     }
 
     /// Records the end of every run that nobody works on any more, and returns those runs.
-    pub async fn end_interrupted(&self, dir: &StateDir) -> Result<Vec<Report>, Error> {
+    pub(crate) async fn end_interrupted(&self, dir: &StateDir) -> Result<Vec<Report>, Error> {
         let Some(pool) = self.reader.pool() else { return Ok(Vec::new()) };
         let mut ended = Vec::new();
         for (id, job) in interrupted::unended(&pool).await? {
@@ -273,23 +273,23 @@ impl History {
 /// What outlives a run.
 impl History {
     /// Stores facts about a homeserver.
-    pub async fn remember(&self, server: &str, facts: &[Fact]) -> Result<(), Error> {
+    pub(crate) async fn remember(&self, server: &str, facts: &[Fact]) -> Result<(), Error> {
         self.optional(async |pool| facts::store(&pool, server, facts).await).await
     }
 
     /// Records that a media call is about to be sent.
-    pub async fn media_call_sent(&self, server: &str, store: Store) -> Result<(), Error> {
+    pub(crate) async fn media_call_sent(&self, server: &str, store: Store) -> Result<(), Error> {
         let now = self.clock.now();
         self.required(async |pool| media_calls::insert(&pool, server, store, now).await).await
     }
 
     /// Records that the media call was answered, or is certainly over.
-    pub async fn media_call_ended(&self, server: &str) -> Result<(), Error> {
+    pub(crate) async fn media_call_ended(&self, server: &str) -> Result<(), Error> {
         self.required(async |pool| media_calls::delete(&pool, server).await).await
     }
 
     /// Records the scheduled jobs by name and schedule, deletes all others, and returns what is recorded of each.
-    pub async fn upsert_schedules(
+    pub(crate) async fn upsert_schedules(
         &self,
         jobs: &[(String, String)],
     ) -> Result<HashMap<String, ScheduleState>, Error> {
@@ -298,17 +298,17 @@ impl History {
     }
 
     /// Records that no occurrence up to `until` is still to be run.
-    pub async fn set_watermark(&self, job: &str, until: Timestamp) -> Result<(), Error> {
+    pub(crate) async fn set_watermark(&self, job: &str, until: Timestamp) -> Result<(), Error> {
         self.optional(async |pool| schedules::set_watermark(&pool, job, until).await).await
     }
 
     /// Records a pause, or its end.
-    pub async fn set_pause(&self, pause: Pause) -> Result<(), Error> {
+    pub(crate) async fn set_pause(&self, pause: Pause) -> Result<(), Error> {
         self.required(async |pool| pause::set(&pool, pause).await).await
     }
 
     /// Fails if the history cannot be written now.
-    pub async fn check_writable(&self) -> Result<(), Error> {
+    pub(crate) async fn check_writable(&self) -> Result<(), Error> {
         let now = self.clock.now();
         self.required(async |pool| pause::probe(&pool, now).await).await
     }

@@ -6,7 +6,8 @@ mod jobs;
 mod registry;
 mod seconds;
 
-pub use homeservers::HomeserverState;
-pub use jobs::{JobMetrics, Skipped};
-pub use registry::{CONTENT_TYPE, Metrics};
-pub use seconds::seconds;
+pub(crate) use homeservers::HomeserverState;
+pub(crate) use jobs::{JobMetrics, Skipped};
+pub(crate) use registry::CONTENT_TYPE;
+pub use registry::Metrics;
+pub(crate) use seconds::seconds;

@@ -7,7 +7,7 @@ use crate::values::size::Size;
 use crate::values::text::format_number;
 
 /// Returns a listener that logs a run's events: on the target `microglia::run`, applied changes on `microglia::audit`.
-pub fn log(job: &str, homeserver: &str) -> impl Fn(Event) + Send + Sync + use<> {
+pub(crate) fn log(job: &str, homeserver: &str) -> impl Fn(Event) + Send + Sync + use<> {
     let log =
         RunLog { job: job.to_owned(), homeserver: homeserver.to_owned(), run: AtomicI64::new(0) };
     move |event| log.event(event)

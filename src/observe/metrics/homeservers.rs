@@ -9,13 +9,13 @@ use crate::synapse::{Answered, Observer, VERSION_ENDPOINT};
 
 /// What the last request or probe showed of a homeserver; `None` before the first one.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct HomeserverState {
-    pub up: Option<bool>,
-    pub token_valid: Option<bool>,
+pub(crate) struct HomeserverState {
+    pub(crate) up: Option<bool>,
+    pub(crate) token_valid: Option<bool>,
 }
 
 /// The metrics of the configured homeservers: those of a removed one vanish.
-pub struct Homeservers {
+pub(crate) struct Homeservers {
     /// A late answer of a removed homeserver finds no entry here, and adds no series.
     pub(super) states: Mutex<BTreeMap<String, HomeserverState>>,
     pub(super) up: GaugeVec,
@@ -33,7 +33,7 @@ pub(super) const DURATION_LABELS: [&str; 2] = ["homeserver", "endpoint"];
 
 impl Homeservers {
     /// Returns an observer that counts a homeserver's answers, and derives from them whether it is up.
-    pub fn observer(self: &Arc<Self>, homeserver: &str) -> Observer {
+    pub(crate) fn observer(self: &Arc<Self>, homeserver: &str) -> Observer {
         let (metrics, homeserver) = (Arc::clone(self), homeserver.to_owned());
         metrics.lock().entry(homeserver.clone()).or_default();
         Arc::new(move |answered: &Answered| metrics.observe(&homeserver, answered))
@@ -68,11 +68,11 @@ impl Homeservers {
     }
 
     /// Returns the configured homeservers by name.
-    pub fn states(&self) -> Vec<(String, HomeserverState)> {
+    pub(crate) fn states(&self) -> Vec<(String, HomeserverState)> {
         self.lock().iter().map(|(name, state)| (name.clone(), *state)).collect()
     }
 
-    pub fn set_info(&self, homeserver: &str, version: &str, mas: bool) {
+    pub(crate) fn set_info(&self, homeserver: &str, version: &str, mas: bool) {
         let states = self.lock();
         if !states.contains_key(homeserver) {
             return;
@@ -83,7 +83,7 @@ impl Homeservers {
     }
 
     /// Removes every series of a homeserver.
-    pub fn remove(&self, homeserver: &str) {
+    pub(crate) fn remove(&self, homeserver: &str) {
         let mut states = self.lock();
         states.remove(homeserver);
         self.remove_info(homeserver);

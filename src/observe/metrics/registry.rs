@@ -18,18 +18,18 @@ use crate::values::clock::Timestamp;
 /// Every metric of the daemon; none names a person.
 pub struct Metrics {
     registry: Registry,
-    pub jobs: JobTable,
-    pub homeservers: Arc<Homeservers>,
-    pub config_successful: Gauge,
-    pub config_success_timestamp: Gauge,
-    pub paused: Gauge,
-    pub run_duration: HistogramVec,
-    pub start_delay: Histogram,
+    pub(crate) jobs: JobTable,
+    pub(crate) homeservers: Arc<Homeservers>,
+    pub(crate) config_successful: Gauge,
+    pub(crate) config_success_timestamp: Gauge,
+    pub(crate) paused: Gauge,
+    pub(crate) run_duration: HistogramVec,
+    pub(crate) start_delay: Histogram,
     last_tick: Gauge,
     history_write_errors: IntCounter,
 }
 
-pub const CONTENT_TYPE: &str = prometheus::TEXT_FORMAT;
+pub(crate) const CONTENT_TYPE: &str = prometheus::TEXT_FORMAT;
 
 const RUN_SECONDS: [f64; 14] = [
     0.25, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0, 10_800.0, 21_600.0,
@@ -87,7 +87,11 @@ impl Metrics {
     }
 
     /// Returns all metrics in the Prometheus text format.
-    pub fn text(&self, ticked: Timestamp, write_errors: u64) -> Result<String, prometheus::Error> {
+    pub(crate) fn text(
+        &self,
+        ticked: Timestamp,
+        write_errors: u64,
+    ) -> Result<String, prometheus::Error> {
         self.last_tick.set(seconds(ticked));
         self.history_write_errors
             .inc_by(write_errors.saturating_sub(self.history_write_errors.get()));
