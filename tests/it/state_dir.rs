@@ -245,7 +245,8 @@ async fn a_state_directory_behind_somebody_elses_link_is_refused_to_root() {
     let run = program.run(&["run", "sweep"]).await;
     assert_eq!(run.code, 1, "{run:?}");
     assert!(
-        run.stderr.contains("state is a symbolic link of uid 65534 to a directory of uid 0"),
+        run.stderr
+            .contains("state is a symbolic link owned by uid 65534 to a directory owned by uid 0"),
         "{run:?}"
     );
     assert_eq!(std::fs::read_dir(program.path("precious")).unwrap().count(), 0);

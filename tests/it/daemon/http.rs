@@ -25,8 +25,8 @@ microglia_job_changes_total counter action,homeserver,job_name,state
 microglia_job_consecutive_failures gauge homeserver,job_name
 microglia_job_info gauge homeserver,job_name,kind,mode,schedule,timezone
 microglia_job_last_run_duration_seconds gauge homeserver,job_name
-microglia_job_last_run_outcome gauge homeserver,job_name,outcome
 microglia_job_last_run_items gauge homeserver,job_name,state
+microglia_job_last_run_outcome gauge homeserver,job_name,outcome
 microglia_job_last_run_timestamp_seconds gauge homeserver,job_name
 microglia_job_last_success_timestamp_seconds gauge homeserver,job_name
 microglia_job_next_run_timestamp_seconds gauge homeserver,job_name
