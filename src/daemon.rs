@@ -47,7 +47,7 @@ pub async fn serve(
 ) -> anyhow::Result<()> {
     // A thousand runs at once hold a lock and a connection each; what most systems allow a program at first is 1,024.
     if let Err(error) = rlimit::increase_nofile_limit(u64::MAX) {
-        tracing::debug!("the limit of open files stays as it is: {error}");
+        tracing::debug!(target: "microglia::daemon", "the limit of open files stays as it is: {error}");
     }
     let daemon = config.daemon.clone();
     let unusable = || {
@@ -67,6 +67,7 @@ pub async fn serve(
     // Without a history the daemon still plans, shows and serves: it refuses what cannot be recorded.
     let history = History::open(&dir, clock.clone()).await.unwrap_or_else(|error| {
         tracing::error!(
+            target: "microglia::daemon",
             "the history cannot be opened, so that runs in apply mode are refused until it can: {error}"
         );
         History::unavailable(clock.clone(), &format!("the history cannot be opened: {error}"))
@@ -93,7 +94,7 @@ pub async fn serve(
     let config = Arc::new(config);
     let adopted = supervisor.start(&config).await?;
     for warning in &config.warnings {
-        tracing::warn!("{}", warning.line());
+        tracing::warn!(target: "microglia::daemon", "{}", warning.line());
     }
     let reloader = Arc::new(Reloader::new(
         path,
@@ -128,6 +129,7 @@ pub async fn serve(
     chores.spawn("history clean-up", forget(history.clone(), Arc::clone(&reloader), clock));
     chores.spawn("watchdog", watchdog(Arc::clone(&supervisor), Arc::clone(&ticker)));
     tracing::info!(
+        target: "microglia::daemon",
         "microglia {} serves http://{address} with {}",
         env!("CARGO_PKG_VERSION"),
         crate::values::text::format_count(adopted.added.len() as u64, "job", "jobs")
@@ -142,7 +144,7 @@ pub async fn serve(
         lost = until_lock_lost(&mut lock) => Some(lost),
     };
     if let Some(bug) = &broken {
-        tracing::error!("{bug}; the daemon stops, because it can no longer do its work");
+        tracing::error!(target: "microglia::daemon", "{bug}; the daemon stops, because it can no longer do its work");
     }
     let grace = reloader.daemon().shutdown_grace.0;
     // Else a grace above the unit's TimeoutStopSec would be cut off.
@@ -151,7 +153,7 @@ pub async fn serve(
         NotifyState::Stopping,
         NotifyState::Custom(&format!("EXTEND_TIMEOUT_USEC={longest}")),
     ]);
-    tracing::info!("stopping: nothing new starts");
+    tracing::info!(target: "microglia::daemon", "stopping: nothing new starts");
     let cut_short = tokio::select! {
         () = supervisor.drain(grace) => false,
         () = signals.stop_asked() => true,
@@ -172,7 +174,7 @@ pub async fn serve(
     if let Some(bug) = broken {
         anyhow::bail!(bug);
     }
-    tracing::info!("stopped");
+    tracing::info!(target: "microglia::daemon", "stopped");
     Ok(())
 }
 
@@ -237,18 +239,18 @@ async fn until_lock_lost(lock: &mut DaemonLock) -> String {
         let held = lock.ensure_held();
         match &held {
             Ok(LockState::Relocked) => {
-                tracing::warn!("{} was deleted or replaced: locked again", path.display());
+                tracing::warn!(target: "microglia::daemon", "{} was deleted or replaced: locked again", path.display());
             }
             Ok(LockState::Lost) => {
                 let why = format!(
                     "{} was deleted or replaced, and another process holds it: stopping, since only one daemon may use a state directory",
                     path.display()
                 );
-                tracing::error!("{why}");
+                tracing::error!(target: "microglia::daemon", "{why}");
                 return why;
             }
             Err(error) if !failing => {
-                tracing::error!("cannot lock {} again: {error}", path.display());
+                tracing::error!(target: "microglia::daemon", "cannot lock {} again: {error}", path.display());
             }
             Ok(LockState::Held) | Err(_) => {}
         }
@@ -271,10 +273,10 @@ async fn open_history(history: History, supervisor: Arc<Supervisor>) {
         let problem = history.problem();
         if let Some(problem) = &problem {
             if told.as_ref() != Some(problem) {
-                tracing::error!("runs in apply mode are refused: {problem}");
+                tracing::error!(target: "microglia::daemon", "runs in apply mode are refused: {problem}");
             }
             if let Err(error) = supervisor.open_history().await {
-                tracing::debug!("the history cannot be opened yet: {error}");
+                tracing::debug!(target: "microglia::daemon", "the history cannot be opened yet: {error}");
             }
         }
         told = problem;
@@ -286,8 +288,12 @@ async fn forget(history: History, reloader: Arc<Reloader>, clock: Clock) {
         let before = clock.now() - reloader.daemon().keep_history.as_chrono();
         match history.delete_runs_before(before).await {
             Ok(0) | Err(history::Error::Unavailable(_)) => {}
-            Ok(gone) => tracing::debug!("{gone} old runs are forgotten"),
-            Err(error) => tracing::error!("old runs cannot be forgotten: {error}"),
+            Ok(gone) => {
+                tracing::debug!(target: "microglia::daemon", "{gone} old runs are forgotten");
+            }
+            Err(error) => {
+                tracing::error!(target: "microglia::daemon", "old runs cannot be forgotten: {error}");
+            }
         }
         tokio::time::sleep(FORGET_EVERY).await;
     }
@@ -303,7 +309,9 @@ async fn watchdog(supervisor: Arc<Supervisor>, ticker: Arc<Ticker>) {
         match ticker.alive() {
             Ok(_) if limit.is_some() => notify(&[NotifyState::Watchdog]),
             Ok(_) => {}
-            Err(ago) => tracing::error!("the ticker has not ticked for {} s", ago.as_secs()),
+            Err(ago) => {
+                tracing::error!(target: "microglia::daemon", "the ticker has not ticked for {} s", ago.as_secs());
+            }
         }
         let status = supervisor.status().await;
         if status != told {
@@ -316,6 +324,6 @@ async fn watchdog(supervisor: Arc<Supervisor>, ticker: Arc<Ticker>) {
 /// Without systemd there is nobody to tell.
 fn notify(states: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(states) {
-        tracing::debug!("systemd cannot be told: {error}");
+        tracing::debug!(target: "microglia::daemon", "systemd cannot be told: {error}");
     }
 }

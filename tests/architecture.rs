@@ -48,6 +48,28 @@ fn no_files_need_each_other() {
     assert_eq!(House::of(sources()).circles(), [""; 0]);
 }
 
+/// The targets of log lines, which people filter by: `src/observe.rs` says what each is for.
+const LOG_TARGETS: &[&str] =
+    &["audit", "config", "daemon", "history", "homeserver", "run", "scheduler"];
+
+#[test]
+fn every_log_line_has_a_target_that_stays_when_code_moves() {
+    let mut wrong = Vec::new();
+    for (file, text) in sources() {
+        for level in ["trace", "debug", "info", "warn", "error"] {
+            for (at, call) in text.match_indices(&format!("tracing::{level}!(")) {
+                let arguments = text[at + call.len()..].trim_start();
+                let target = arguments.strip_prefix("target: \"microglia::");
+                let target = target.and_then(|rest| rest.split('"').next());
+                if target.is_none_or(|target| !LOG_TARGETS.contains(&target)) {
+                    wrong.push(format!("{file}: {}", arguments.lines().next().unwrap_or_default()));
+                }
+            }
+        }
+    }
+    assert_eq!(wrong, [""; 0]);
+}
+
 #[test]
 fn imports_are_found_however_they_are_written() {
     let house = House::of(BTreeMap::from([

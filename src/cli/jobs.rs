@@ -25,7 +25,7 @@ pub(super) async fn run(path: &Path, options: &Options) -> Result<(), Failure> {
     let clock = Clock::system();
     let config = load_without_secrets(path, &clock)?;
     let dir = &config.daemon.state_dir;
-    let history = open_history(&config, &clock).await?;
+    let history = open_history(&config).await?;
     let mut last_runs = history.last_runs().await.map_err(|error| unreadable(dir, &error))?;
     for run in last_runs.values_mut() {
         *run = current(&history, dir, run.clone()).await?;

@@ -6,24 +6,22 @@ use super::context::become_owner;
 use super::failure::Failure;
 use crate::config::Config;
 use crate::history::state_dir::is_locked;
-use crate::history::{self, History, Page};
+use crate::history::{self, HistoryReader, Page};
 use crate::plan::report::Report;
-use crate::values::clock::Clock;
 
 /// Opens the history read-only; it is empty where there is none yet.
-pub(super) async fn open_history(config: &Config, clock: &Clock) -> Result<History, Failure> {
+pub(super) async fn open_history(config: &Config) -> Result<HistoryReader, Failure> {
     let dir = &config.daemon.state_dir;
     become_owner(dir)?;
-    let opened = History::open_read_only(dir, clock.clone()).await;
-    match opened {
-        Ok(Some(history)) => Ok(history),
-        Ok(None) => Ok(History::unavailable(clock.clone(), "there is no history yet")),
-        Err(error) => Err(unreadable(dir, &error)),
-    }
+    HistoryReader::open_read_only(dir).await.map_err(|error| unreadable(dir, &error))
 }
 
 /// Shows a run as interrupted whose record has no end while nobody holds its job's lock.
-pub(super) async fn current(history: &History, dir: &Path, run: Report) -> Result<Report, Failure> {
+pub(super) async fn current(
+    history: &HistoryReader,
+    dir: &Path,
+    run: Report,
+) -> Result<Report, Failure> {
     // Where the lock cannot be read, the run may be under way.
     if run.outcome.is_some() || is_locked(dir, &run.job).unwrap_or(true) {
         return Ok(run);

@@ -12,7 +12,7 @@ use super::recorded::{current, open_history, unreadable};
 use super::report_text::{changes, summary};
 use super::table::{format_counts, format_local, format_wait, new_table, status, table_text};
 use crate::config::Config;
-use crate::history::{History, Page};
+use crate::history::{HistoryReader, Page};
 use crate::plan::report::{CHANGES_SHOWN, Report};
 use crate::values::clock::Clock;
 use crate::values::duration::format_duration;
@@ -60,14 +60,14 @@ struct ShowOptions {
 pub(super) async fn run(path: &Path, options: &Options) -> Result<(), Failure> {
     let clock = Clock::system();
     let config = load_without_secrets(path, &clock)?;
-    let history = open_history(&config, &clock).await?;
+    let history = open_history(&config).await?;
     match &options.command {
         None => list(&config, &history, options).await,
         Some(Subcommand::Show(options)) => show(&config, &history, options).await,
     }
 }
 
-async fn list(config: &Config, history: &History, options: &Options) -> Result<(), Failure> {
+async fn list(config: &Config, history: &HistoryReader, options: &Options) -> Result<(), Failure> {
     let dir = &config.daemon.state_dir;
     let recorded = history.runs(options.job.as_deref(), options.limit).await;
     let mut runs = Vec::new();
@@ -89,7 +89,11 @@ async fn list(config: &Config, history: &History, options: &Options) -> Result<(
     print(&run_table(&runs, config.daemon.timezone.0))
 }
 
-async fn show(config: &Config, history: &History, options: &ShowOptions) -> Result<(), Failure> {
+async fn show(
+    config: &Config,
+    history: &HistoryReader,
+    options: &ShowOptions,
+) -> Result<(), Failure> {
     let ShowOptions { id, offset, limit, media, json } = *options;
     let dir = &config.daemon.state_dir;
     let run = history.run(id, Page { offset, limit }).await;
@@ -114,7 +118,7 @@ async fn show(config: &Config, history: &History, options: &ShowOptions) -> Resu
 
 async fn show_media(
     config: &Config,
-    history: &History,
+    history: &HistoryReader,
     options: &ShowOptions,
 ) -> Result<(), Failure> {
     let files = history.files(options.id).await;

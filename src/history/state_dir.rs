@@ -1,4 +1,4 @@
-//! The state directory: who owns what is made in it, and who is at work in it.
+//! The state directory: the ownership of what is created there, and the locks of runs and daemons.
 
 use std::ffi::CString;
 use std::fs::{self, DirBuilder, File, Metadata, TryLockError};
@@ -17,47 +17,47 @@ use nix::unistd::{self, Gid, Uid, User};
 #[derive(Debug, Clone)]
 pub struct StateDir(PathBuf);
 
-/// Held while something is at work; let go on drop, and by the system when the process ends however it ends.
+/// A lock on a file of the state directory; released on drop, and by the kernel however the process ends.
 #[derive(Debug)]
-pub struct Lock {
+pub(crate) struct Lock {
     dir: StateDir,
     name: String,
     file: Mutex<File>,
 }
 
-/// Held by the daemon: its lock file, and the directory itself, which outlives the files in it.
+/// The daemon's lock, on a file and on the directory itself, which outlives the files in it.
 #[derive(Debug)]
-pub struct DaemonLock {
+pub(crate) struct DaemonLock {
     file: Lock,
-    /// `None` where the file system locks no directories.
+    /// `None` if the file system cannot lock directories.
     dir: Option<File>,
 }
 
 /// An attempt to lock the state directory itself.
 enum Directory {
     Locked(File),
-    /// The file system locks no directories.
+    /// The file system cannot lock directories.
     CannotBeLocked,
     Busy,
 }
 
-/// What became of a lock since it was taken.
+/// Whether a lock still excludes others.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum LockState {
+pub(crate) enum LockState {
     Held,
-    /// Its file was deleted or replaced, and is locked again.
+    /// Its file was deleted or replaced; the new one is locked.
     Relocked,
-    /// Its file was deleted or replaced, and another process holds the new one.
+    /// Its file was deleted or replaced; another process holds the new one.
     Lost,
 }
 
-/// Why root does not work in a state directory of somebody else.
+/// Why root cannot become the owner of the state directory.
 #[derive(Debug, thiserror::Error)]
-pub enum NotOwner {
+pub(crate) enum NotOwner {
     #[error("cannot read the owner of the state directory {}: {error}", path.display())]
     Unreadable { path: PathBuf, error: io::Error },
     #[error(
-        "the state directory {} is a symbolic link of uid {link} to a directory of uid {owner}: root does not follow it; set daemon.state_dir to the directory itself",
+        "the state directory {} is a symbolic link owned by uid {link} to a directory owned by uid {owner}, which root does not follow: set daemon.state_dir to the directory itself",
         path.display()
     )]
     Link { path: PathBuf, link: Uid, owner: Uid },
@@ -73,17 +73,17 @@ pub enum NotOwner {
     Unreachable { path: PathBuf, owner: Uid, error: io::Error },
 }
 
-/// The user that this process runs as, for messages: in a container nobody can guess it.
-pub fn this_user() -> String {
+/// Returns the user that this process runs as, for messages: in a container it cannot be guessed.
+pub(crate) fn this_user() -> String {
     format!("uid {}", unistd::geteuid())
 }
 
-/// Makes a process of root become the owner of the state directory for good, and returns whether it did.
+/// Switches a root process to the owner of the state directory for good; returns whether it did.
 ///
-/// Root must neither follow what another user may plant there, nor leave files there that the owner cannot use. Call it
-/// when the configuration and its secrets were read, and before anything in the directory is opened. A directory that
-/// does not exist yet, or belongs to root, changes nothing.
-pub fn become_owner(path: &Path) -> Result<bool, NotOwner> {
+/// Root must neither follow links that another user planted there, nor leave files that the owner cannot use. To be called
+/// after the configuration and its secrets were read, and before anything in the directory is opened. Does nothing if the
+/// directory does not exist yet or belongs to root.
+pub(crate) fn become_owner(path: &Path) -> Result<bool, NotOwner> {
     if !unistd::geteuid().is_root() {
         return Ok(false);
     }
@@ -91,12 +91,12 @@ pub fn become_owner(path: &Path) -> Result<bool, NotOwner> {
     let dir = match fs::metadata(path) {
         Ok(dir) => dir,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
-        // A path that leads through a file: whoever opens the directory says so.
+        // The path leads through a file: opening the directory reports that.
         Err(error) if error.kind() == io::ErrorKind::NotADirectory => return Ok(false),
         Err(error) => return Err(unreadable(error)),
     };
     let link = fs::symlink_metadata(path).map_err(unreadable)?;
-    // systemd's DynamicUser= has root link the state directory to one of another user.
+    // With DynamicUser= systemd creates a link that belongs to root: that one is followed.
     if link.is_symlink() && link.uid() != 0 && link.uid() != dir.uid() {
         let (link, owner) = (Uid::from_raw(link.uid()), Uid::from_raw(dir.uid()));
         return Err(NotOwner::Link { path: path.to_owned(), link, owner });
@@ -114,13 +114,13 @@ pub fn become_owner(path: &Path) -> Result<bool, NotOwner> {
     }
 }
 
-/// Takes the directory's owner as real, effective and saved user, in all threads: there is no way back to root.
+/// Sets the real, effective and saved user of all threads to the owner: there is no way back to root.
 fn switch_to(dir: &Metadata) -> Result<(), Errno> {
     let uid = Uid::from_raw(dir.uid());
     let user = User::from_uid(uid).ok().flatten();
     let group = user.as_ref().map_or(Gid::from_raw(dir.gid()), |user| user.gid);
     match user.and_then(|user| CString::new(user.name).ok()) {
-        // The groups of the account may let it read the configuration and its secrets.
+        // The supplementary groups may grant access to the configuration and its secrets.
         Some(name) => unistd::initgroups(&name, group)?,
         None => unistd::setgroups(&[group])?,
     }
@@ -129,7 +129,7 @@ fn switch_to(dir: &Metadata) -> Result<(), Errno> {
 }
 
 impl StateDir {
-    /// Makes the directory where it is missing.
+    /// Opens the directory, and creates it if needed.
     pub fn open(path: &Path) -> io::Result<Self> {
         if !path.is_dir() {
             create(path).or_else(|error| if path.is_dir() { Ok(()) } else { Err(error) })?;
@@ -139,7 +139,7 @@ impl StateDir {
         Ok(dir)
     }
 
-    /// The directory of the locks, made where it is missing: somebody may have tidied up.
+    /// Opens the directory of the locks, and creates it if needed: it may have been deleted meanwhile.
     fn locks(&self) -> io::Result<OwnedFd> {
         let dir = self.descriptor()?;
         match mkdirat(&dir, LOCKS, Mode::from_bits_truncate(0o755)) {
@@ -155,24 +155,24 @@ impl StateDir {
         })
     }
 
-    /// Opened anew each time: another directory may have been mounted in its place.
+    /// Opens the directory anew each time: another one may have been mounted over it.
     fn descriptor(&self) -> io::Result<OwnedFd> {
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
         Ok(nix::fcntl::open(&self.0, flags, Mode::empty())?)
     }
 
-    pub fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.0.join(name)
     }
 
-    /// Makes a file that its owner writes and the owner's group reads, where it is missing.
-    pub fn create(&self, name: &str) -> io::Result<()> {
+    /// Creates a file with mode 0640, if it does not exist.
+    pub(crate) fn create(&self, name: &str) -> io::Result<()> {
         let mode = Mode::from_bits_truncate(0o640);
         open_regular(&self.descriptor()?, name, &self.path(name), mode).map(drop)
     }
 
-    /// `None` where another run of any process holds it.
-    pub fn try_lock(&self, name: &str) -> io::Result<Option<Lock>> {
+    /// Locks a name; `None` if any other holder, in this process or another, has it.
+    pub(crate) fn try_lock(&self, name: &str) -> io::Result<Option<Lock>> {
         let (dir, name) = (self.clone(), format!("{name}.lock"));
         let file = self.lock_file(&name)?;
         Ok(file.map(|file| Lock { dir, name, file: Mutex::new(file) }))
@@ -187,16 +187,16 @@ impl StateDir {
                 Err(TryLockError::WouldBlock) => return Ok(None),
                 Err(TryLockError::Error(error)) => return Err(error),
             }
-            // One that was deleted since it was opened keeps nobody out.
+            // A file that was deleted since it was opened excludes nobody.
             if identity(&path) == Some(identity_of(&file.metadata()?)) {
                 return Ok(Some(file));
             }
         }
-        Err(refused(&path, "is deleted or replaced again and again"))
+        Err(refused(&path, "is being deleted or replaced repeatedly"))
     }
 
-    /// `None` where a daemon holds the directory.
-    pub fn try_lock_daemon(&self) -> io::Result<Option<DaemonLock>> {
+    /// Locks the directory for a daemon; `None` if another daemon holds it.
+    pub(crate) fn try_lock_daemon(&self) -> io::Result<Option<DaemonLock>> {
         let Some(file) = self.try_lock("serve.daemon")? else { return Ok(None) };
         Ok(match self.lock_itself()? {
             Directory::Locked(dir) => Some(DaemonLock { file, dir: Some(dir) }),
@@ -211,7 +211,7 @@ impl StateDir {
             Ok(()) => Ok(Directory::Locked(dir)),
             Err(TryLockError::WouldBlock) => Ok(Directory::Busy),
             Err(TryLockError::Error(error)) => {
-                tracing::debug!("{} itself cannot be locked: {error}", self.0.display());
+                tracing::debug!(target: "microglia::history", "cannot lock the directory {}: {error}", self.0.display());
                 Ok(Directory::CannotBeLocked)
             }
         }
@@ -219,12 +219,12 @@ impl StateDir {
 }
 
 impl Lock {
-    pub fn path(&self) -> PathBuf {
+    pub(crate) fn path(&self) -> PathBuf {
         self.dir.path(LOCKS).join(&self.name)
     }
 
-    /// Makes sure that the lock still keeps others out, and takes it again where its file was deleted or replaced.
-    pub fn ensure_held(&self) -> io::Result<LockState> {
+    /// Checks that the lock still excludes others, and locks the new file if its file was deleted or replaced.
+    pub(crate) fn ensure_held(&self) -> io::Result<LockState> {
         let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
         if identity(&self.path()) == Some(identity_of(&file.metadata()?)) {
             return Ok(LockState::Held);
@@ -236,12 +236,12 @@ impl Lock {
 }
 
 impl DaemonLock {
-    pub fn path(&self) -> PathBuf {
+    pub(crate) fn path(&self) -> PathBuf {
         self.file.path()
     }
 
-    /// As [`Lock::ensure_held`], for the directory too.
-    pub fn ensure_held(&mut self) -> io::Result<LockState> {
+    /// As [`Lock::ensure_held`], for the directory as well.
+    pub(crate) fn ensure_held(&mut self) -> io::Result<LockState> {
         let held = self.file.ensure_held()?;
         let (now, locked) = (fs::metadata(&self.file.dir.0)?, self.dir.as_ref());
         let replaced = match locked {
@@ -259,8 +259,8 @@ impl DaemonLock {
     }
 }
 
-/// Returns whether a process holds a lock of the state directory, and makes nothing there.
-pub fn is_locked(dir: &Path, name: &str) -> io::Result<bool> {
+/// Returns whether any process holds a lock of the state directory; creates nothing there.
+pub(crate) fn is_locked(dir: &Path, name: &str) -> io::Result<bool> {
     let path = dir.join(LOCKS).join(format!("{name}.lock"));
     if !is_regular(&path)? {
         return Ok(false);
@@ -272,8 +272,8 @@ pub fn is_locked(dir: &Path, name: &str) -> io::Result<bool> {
     }
 }
 
-/// Tells a file from another one of the same name, by device and inode; `None` where there is none.
-pub fn identity(path: &Path) -> Option<(u64, u64)> {
+/// Returns device and inode of a file, which tell it from another one of the same name; `None` if there is none.
+pub(crate) fn identity(path: &Path) -> Option<(u64, u64)> {
     fs::symlink_metadata(path).ok().as_ref().map(identity_of)
 }
 
@@ -282,10 +282,10 @@ fn identity_of(file: &Metadata) -> (u64, u64) {
 }
 
 const LOCKS: &str = "locks";
-/// How often a lock file may be deleted or replaced while it is being locked.
+/// How often a lock file may be deleted or replaced while it is being locked before that is an error.
 const LOCK_TRIES: u32 = 100;
 
-/// Makes a directory that others may not look into, and the directories above it where they are missing.
+/// Creates a directory with mode 0750, and its missing parents with the default mode.
 fn create(path: &Path) -> io::Result<()> {
     let mut dir = DirBuilder::new();
     dir.mode(0o750);
@@ -294,12 +294,12 @@ fn create(path: &Path) -> io::Result<()> {
             fs::create_dir_all(parent)?;
             dir.create(path)
         }
-        (made, _) => made,
+        (created, _) => created,
     }
 }
 
-/// Returns whether a file is there; anything but a regular file is an error.
-pub fn is_regular(path: &Path) -> io::Result<bool> {
+/// Returns whether a file exists; anything but a regular file is an error.
+pub(crate) fn is_regular(path: &Path) -> io::Result<bool> {
     match fs::symlink_metadata(path) {
         Ok(metadata) if metadata.is_file() => Ok(true),
         Ok(_) => Err(refused(path, NOT_REGULAR)),
@@ -310,13 +310,13 @@ pub fn is_regular(path: &Path) -> io::Result<bool> {
 
 const NOT_REGULAR: &str = "is not a regular file: remove it";
 
-/// Opens a file for writing, made where it is missing, and follows no link: `path` names it in messages.
+/// Opens a file for writing without following links, and creates it if needed; `path` names it in messages.
 fn open_regular(dir: &impl AsFd, name: &str, path: &Path, mode: Mode) -> io::Result<File> {
     let flags = OFlag::O_RDWR
         | OFlag::O_CREAT
         | OFlag::O_NOFOLLOW
         | OFlag::O_CLOEXEC
-        // A FIFO would make the opening wait for its other end.
+        // Opening a FIFO would wait for its other end.
         | OFlag::O_NONBLOCK;
     let file = openat(dir, name, flags, mode).map_err(|errno| match errno {
         Errno::ELOOP | Errno::EISDIR | Errno::ENXIO => refused(path, NOT_REGULAR),

@@ -1,58 +1,93 @@
-//! A run's events as log lines: one when it starts, one when it ends, one per change made.
+//! A run's events as log lines: one when it starts, one when it ends, one per change.
 
-use std::sync::Mutex;
+use std::sync::atomic::{AtomicI64, Ordering};
 
-use crate::plan::report::{Event, Mode, Outcome, Report, State};
+use crate::plan::report::{ChangeRecord, Event, Mode, Outcome, Report, State};
 use crate::values::size::Size;
 use crate::values::text::format_number;
 
-/// Writes a run's events into the log; changes go to the target `microglia::audit`.
-pub fn log(job: &str, homeserver: &str) -> impl Fn(Event) + Send + Sync + use<> {
-    let (job, homeserver, run) = (job.to_owned(), homeserver.to_owned(), Mutex::new(0));
-    move |event| {
-        let run_id = *run.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+/// Returns a listener that logs a run's events: on the target `microglia::run`, applied changes on `microglia::audit`.
+pub(crate) fn log(job: &str, homeserver: &str) -> impl Fn(Event) + Send + Sync + use<> {
+    let log =
+        RunLog { job: job.to_owned(), homeserver: homeserver.to_owned(), run: AtomicI64::new(0) };
+    move |event| log.event(event)
+}
+
+struct RunLog {
+    job: String,
+    homeserver: String,
+    /// The id of the run, known once it has started; 0 for one that is not recorded.
+    run: AtomicI64,
+}
+
+impl RunLog {
+    fn event(&self, event: Event) {
+        let Self { job, homeserver, .. } = self;
         match event {
-            Event::Started(report) => {
-                let id = report.id.unwrap_or_default();
-                *run.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = id;
-                tracing::info!(%job, %homeserver, run = id, mode = %report.mode, trigger = %report.trigger, "{job}: run {id} starts ({}, {})", report.mode, report.trigger);
-            }
-            // A call that found nothing to do changed nobody.
-            Event::Changed(change) if change.state == State::Done && change.count == 0 => {}
-            Event::Changed(change) if change.state == State::Done => {
-                let detail =
-                    change.detail.as_ref().map(|detail| format!(" ({detail})")).unwrap_or_default();
-                tracing::info!(target: "microglia::audit", %job, %homeserver, run = run_id, action = %change.action, change_target = change.target, count = change.count, "{job}: run {run_id}: {} {}{detail}", change.action, change.target);
-            }
-            Event::Changed(change) if change.state == State::Failed => {
-                tracing::warn!(%job, %homeserver, run = run_id, action = %change.action, change_target = change.target, "{job}: run {run_id}: {} {} failed: {}", change.action, change.target, change.detail.unwrap_or_default());
-            }
-            Event::Waiting(what) => {
-                tracing::info!(%job, %homeserver, run = run_id, "{job}: run {run_id} waits for {what}");
-            }
+            Event::Started(report) => self.started(&report),
+            Event::Changed(change) => self.changed(&change),
+            Event::Waiting(what) => self.info(&format!("waiting for {what}")),
             Event::Retrying { attempt, attempts, wait_seconds, because } => {
-                tracing::warn!(%job, %homeserver, run = run_id, attempt, wait_seconds, "{job}: run {run_id}: {because}; attempt {attempt} of {attempts} follows in {wait_seconds} s");
+                let run = self.run();
+                tracing::warn!(target: "microglia::run", %job, %homeserver, run, attempt, wait_seconds, "{job}: run {run}: {because}; retrying in {wait_seconds} s (attempt {attempt} of {attempts})");
             }
             Event::Silent { since, problem } => {
                 let since = since.format("%H:%M:%S UTC");
                 let problem =
                     if problem.is_empty() { String::new() } else { format!(": {problem}") };
-                tracing::warn!(%job, %homeserver, run = run_id, "{job}: run {run_id}: {homeserver} has not answered since {since}{problem}");
+                self.warn(&format!("{homeserver} has not answered since {since}{problem}"));
             }
             Event::Answering { after_seconds } => {
-                tracing::warn!(%job, %homeserver, run = run_id, after_seconds, "{job}: run {run_id}: {homeserver} answers again after {after_seconds} s");
+                self.warn(&format!("{homeserver} answers again after {after_seconds} s"));
             }
-            Event::Warning(warning) => {
-                tracing::warn!(%job, %homeserver, run = run_id, "{job}: run {run_id}: {warning}");
-            }
-            Event::Slow(true) => {
-                tracing::warn!(%job, %homeserver, run = run_id, "{job}: {homeserver} takes three times as long to answer as at the start of the run: sending at half the rate");
-            }
-            Event::Slow(false) => {
-                tracing::info!(%job, %homeserver, run = run_id, "{job}: {homeserver} answers as fast as before again");
-            }
+            Event::Warning(warning) => self.warn(&warning),
+            Event::Slow(true) => self.warn(&format!(
+                "{homeserver} takes three times as long to answer as at the start of the run: sending requests at half the rate"
+            )),
+            Event::Slow(false) => self.info(&format!(
+                "{homeserver} answers as fast as before: sending requests at the full rate"
+            )),
             Event::Ended(report) => ended(&report),
             _ => {}
+        }
+    }
+
+    fn run(&self) -> i64 {
+        self.run.load(Ordering::Relaxed)
+    }
+
+    fn info(&self, text: &str) {
+        let (Self { job, homeserver, .. }, run) = (self, self.run());
+        tracing::info!(target: "microglia::run", %job, %homeserver, run, "{job}: run {run}: {text}");
+    }
+
+    fn warn(&self, text: &str) {
+        let (Self { job, homeserver, .. }, run) = (self, self.run());
+        tracing::warn!(target: "microglia::run", %job, %homeserver, run, "{job}: run {run}: {text}");
+    }
+
+    fn started(&self, report: &Report) {
+        let (Self { job, homeserver, .. }, run) = (self, report.id.unwrap_or_default());
+        let Report { mode, trigger, .. } = report;
+        self.run.store(run, Ordering::Relaxed);
+        tracing::info!(target: "microglia::run", %job, %homeserver, run, %mode, %trigger, "{job}: run {run} started ({mode}, {trigger})");
+    }
+
+    fn changed(&self, change: &ChangeRecord) {
+        let (Self { job, homeserver, .. }, run) = (self, self.run());
+        let ChangeRecord { action, target: change_target, count, .. } = change;
+        let (count, detail) = (*count, change.detail.as_deref().unwrap_or_default());
+        match change.state {
+            // A request that found nothing to do changed nobody.
+            State::Done if count == 0 => {}
+            State::Done => {
+                let detail = if detail.is_empty() { String::new() } else { format!(" ({detail})") };
+                tracing::info!(target: "microglia::audit", %job, %homeserver, run, %action, change_target, count, "{job}: run {run}: {action} {change_target}{detail}");
+            }
+            State::Failed => {
+                tracing::warn!(target: "microglia::run", %job, %homeserver, run, %action, change_target, "{job}: run {run}: {action} {change_target} failed: {detail}");
+            }
+            State::Planned | State::Skipped => {}
         }
     }
 }
@@ -60,37 +95,44 @@ pub fn log(job: &str, homeserver: &str) -> impl Fn(Event) + Send + Sync + use<> 
 fn ended(report: &Report) {
     let Report { job, homeserver, mode, done, failed, skipped, remaining, .. } = report;
     let (run, outcome) = (report.id.unwrap_or_default(), report.outcome.unwrap_or(Outcome::Failed));
+    let text = summary(report, run, outcome);
+    match outcome {
+        Outcome::Succeeded => {
+            tracing::info!(target: "microglia::run", %job, %homeserver, run, %mode, %outcome, done, failed, skipped, remaining, "{text}");
+        }
+        // Expected: somebody cancelled the run, or stopped the daemon.
+        Outcome::Cancelled | Outcome::Interrupted => {
+            tracing::warn!(target: "microglia::run", %job, %homeserver, run, %mode, %outcome, done, failed, skipped, remaining, "{text}");
+        }
+        _ => {
+            tracing::error!(target: "microglia::run", %job, %homeserver, run, %mode, %outcome, done, failed, skipped, remaining, "{text}");
+        }
+    }
+}
+
+/// `nightly: run 3 partial after 1.2 s (5 planned, 4 done, 1 failed, 0 skipped, 0 remaining): 1 target failed`.
+fn summary(report: &Report, run: i64, outcome: Outcome) -> String {
+    let Report { job, mode, done, failed, skipped, .. } = report;
     let worked = report.format_work_duration().unwrap_or_default();
     let planned = report
         .planned
         .map(|planned| format!("{} planned, ", format_number(planned)))
         .unwrap_or_default();
+    let remaining = report
+        .remaining
+        .map_or_else(|| "remaining unknown".to_owned(), |count| format!("{count} remaining"));
     let bytes = report
         .bytes_freed
         .filter(|_| *mode == Mode::Apply)
         .map(|bytes| format!(", {} freed", Size(bytes)))
         .unwrap_or_default();
     let message = report.message.as_ref().map(|message| format!(": {message}")).unwrap_or_default();
-    let dry = match report.planned {
+    let dry_run = match report.planned {
         _ if *mode != Mode::DryRun || outcome != Outcome::Succeeded => "",
-        Some(0) => "; a dry run, and there is nothing to change",
-        _ => "; a dry run, nothing was changed: mode = \"apply\" makes the changes",
+        Some(0) => "; dry run: nothing to change",
+        _ => "; dry run: nothing was changed; set mode = \"apply\" to make the changes",
     };
-    let left = remaining
-        .map_or_else(|| "remaining unknown".to_owned(), |count| format!("{count} remaining"));
-    let text = format!(
-        "{job}: run {run} {outcome} after {worked} ({planned}{done} done, {failed} failed, {skipped} skipped, {left}{bytes}){message}{dry}",
-    );
-    match outcome {
-        Outcome::Succeeded => {
-            tracing::info!(%job, %homeserver, run, %mode, %outcome, done, failed, skipped, remaining, "{text}");
-        }
-        // Somebody wanted it so: a person, or who restarts the daemon.
-        Outcome::Cancelled | Outcome::Interrupted => {
-            tracing::warn!(%job, %homeserver, run, %mode, %outcome, done, failed, skipped, remaining, "{text}");
-        }
-        _ => {
-            tracing::error!(%job, %homeserver, run, %mode, %outcome, done, failed, skipped, remaining, "{text}");
-        }
-    }
+    format!(
+        "{job}: run {run} {outcome} after {worked} ({planned}{done} done, {failed} failed, {skipped} skipped, {remaining}{bytes}){message}{dry_run}",
+    )
 }

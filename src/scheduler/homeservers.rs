@@ -73,7 +73,7 @@ impl Homeservers {
             .map(|(name, _)| name)
             .collect();
         for name in gone {
-            metrics.remove_homeserver(&name);
+            metrics.homeservers.remove(&name);
         }
         for (name, connection_fingerprint, handle) in prepared.new {
             self.live.insert(name, Live { connection_fingerprint, handle, asked: Arc::default() });
@@ -114,7 +114,7 @@ impl Homeservers {
             tokio::spawn(async move {
                 match reader.identity().await {
                     Ok(identity) => {
-                        metrics.set_homeserver_info(&name, &identity.version_text, identity.mas)
+                        metrics.homeservers.set_info(&name, &identity.version_text, identity.mas)
                     }
                     Err(error) => tracing::warn!(homeserver = %name, "{name}: {error}"),
                 }
@@ -131,7 +131,7 @@ impl Shared {
         metrics: &Arc<Metrics>,
     ) -> Result<HomeserverHandle, anyhow::Error> {
         let settings = Settings { limits: Arc::clone(&self.limits), ..homeserver.settings() };
-        let transport = Transport::new(settings, metrics.observer(&homeserver.name))
+        let transport = Transport::new(settings, metrics.homeservers.observer(&homeserver.name))
             .map_err(|error| anyhow::anyhow!("{}: {error}", homeserver.name))?;
         Ok(HomeserverHandle {
             transport: Arc::new(transport),

@@ -68,12 +68,13 @@ impl Reloader {
             Err(error) => return Err(self.refused(vec![error.to_string()])),
         };
         for warning in &config.warnings {
-            tracing::warn!("{}", warning.line());
+            tracing::warn!(target: "microglia::config", "{}", warning.line());
         }
         adopted.restart_needed = self.settings(&config);
         self.succeeded();
         let Adopted { added, changed, removed, unchanged, restart_needed } = &adopted;
         tracing::info!(
+            target: "microglia::config",
             "config reloaded ({asked_by}): {} added{}, {} changed{}, {} removed{}, {} unchanged",
             added.len(),
             named(added),
@@ -84,7 +85,7 @@ impl Reloader {
             unchanged.len()
         );
         for need in restart_needed {
-            tracing::warn!("{need}");
+            tracing::warn!(target: "microglia::config", "{need}");
         }
         self.supervisor.probe();
         Ok(adopted)
@@ -120,9 +121,9 @@ impl Reloader {
     fn refused(&self, mistakes: Vec<String>) -> Vec<String> {
         self.metrics.config_successful.set(0.0);
         for mistake in &mistakes {
-            tracing::error!("{mistake}");
+            tracing::error!(target: "microglia::config", "{mistake}");
         }
-        tracing::error!("the config was not reloaded, the one before stays in force");
+        tracing::error!(target: "microglia::config", "the config was not reloaded, the one before stays in force");
         mistakes
     }
 

@@ -54,6 +54,7 @@ impl Token {
                 Err(problem) => {
                     if last.problem.replace(problem) != Some(problem) {
                         tracing::warn!(
+                            target: "microglia::homeserver",
                             "{} {problem}: the token read before stays in use until the file holds a token again, or until a restart",
                             file.display()
                         );

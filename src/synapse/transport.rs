@@ -368,7 +368,7 @@ impl Transport {
                     return Err(or_unsure(error, unsure));
                 }
                 limited += 1;
-                tracing::debug!(homeserver = %self.name, wait_ms = wait.as_millis(), "{} asks to wait", self.name);
+                tracing::debug!(target: "microglia::homeserver", homeserver = %self.name, wait_ms = wait.as_millis(), "{} asks to wait", self.name);
                 wait.mul_f64(1.0 + fastrand::f64() * 0.1)
             } else if rotated_now {
                 rotated = true;

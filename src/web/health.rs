@@ -84,7 +84,7 @@ impl Health {
     /// One line per homeserver. None of them affects readiness: restarting the daemon repairs no homeserver.
     fn homeservers(&self) -> String {
         let line = |(name, state)| format!("homeserver {name}: {}\n", describe(state));
-        self.metrics.homeserver_states().into_iter().map(line).collect()
+        self.metrics.homeservers.states().into_iter().map(line).collect()
     }
 }
 

@@ -643,11 +643,11 @@ async fn the_log_is_json_on_demand_and_says_what_happened() {
     assert_eq!(
         said,
         [
-            "INFO microglia::observe::run_log run=1",
-            "WARN microglia::observe::run_log run=1",
+            "INFO microglia::run run=1",
+            "WARN microglia::run run=1",
             "INFO microglia::audit run=1",
             "INFO microglia::audit run=1",
-            "INFO microglia::observe::run_log run=1",
+            "INFO microglia::run run=1",
         ],
         "{}",
         output.stderr

@@ -87,7 +87,7 @@ async fn a_run_that_waits_to_change_external_ids_says_so_and_can_be_cancelled() 
     let first = program.command(&["run", "saml"]).spawn().unwrap();
     until("the first change is sent", 20, async || fake.count("PUT", "/") == 1).await;
     let second = program.command(&["run", "cas"]).spawn().unwrap();
-    super::daemon::until_log(&daemon, "waits for another run's changes of external ids to end")
+    super::daemon::until_log(&daemon, "waiting for another run's changes of external ids to end")
         .await;
     let cancelled = program.run(&["cancel", "cas"]).await;
     assert_eq!(cancelled.code, 0, "{cancelled:?}");
@@ -111,7 +111,7 @@ async fn a_request_that_sets_external_ids_waits_in_the_same_line() {
     let removal = program.command(&["run", "saml"]).spawn().unwrap();
     until("the first change is sent", 20, async || fake.count("PUT", "/") == 1).await;
     let request = program.command(&["run", "put"]).spawn().unwrap();
-    super::daemon::until_log(&daemon, "waits for another run's changes of external ids to end")
+    super::daemon::until_log(&daemon, "waiting for another run's changes of external ids to end")
         .await;
     assert_eq!(fake.count("PUT", "/"), 1);
     drop((removal, request));
@@ -160,7 +160,7 @@ async fn a_reload_that_renames_a_homeserver_gives_it_no_second_set_of_limits() {
     let reloaded = program.run(&["reload"]).await;
     assert_eq!(reloaded.code, 0, "{reloaded:?}");
     let second = program.command(&["run", "ping"]).spawn().unwrap();
-    super::daemon::until_log(&daemon, "waits for another run on other to end").await;
+    super::daemon::until_log(&daemon, "waiting for another run on other to end").await;
     drop((first, second));
     daemon.kill().await;
 }
@@ -225,7 +225,7 @@ async fn two_names_for_one_address_share_its_runs_and_the_check_says_so() {
     let log = std::fs::File::create(program.path("log")).unwrap();
     let second = program.command(&["run", "ping"]).stderr(log).spawn().unwrap();
     until("the second run waits", 20, async || {
-        program.read("log").contains("waits for another run on other to end")
+        program.read("log").contains("waiting for another run on other to end")
     })
     .await;
     drop((first, second));

@@ -245,7 +245,8 @@ async fn a_state_directory_behind_somebody_elses_link_is_refused_to_root() {
     let run = program.run(&["run", "sweep"]).await;
     assert_eq!(run.code, 1, "{run:?}");
     assert!(
-        run.stderr.contains("state is a symbolic link of uid 65534 to a directory of uid 0"),
+        run.stderr
+            .contains("state is a symbolic link owned by uid 65534 to a directory owned by uid 0"),
         "{run:?}"
     );
     assert_eq!(std::fs::read_dir(program.path("precious")).unwrap().count(), 0);
@@ -359,7 +360,7 @@ async fn a_run_that_was_killed_is_shown_as_interrupted_and_one_at_work_as_runnin
     }
     let report = &program.json(&["runs", "--json"]).await[0];
     assert_eq!(figures(report), "interrupted: 2/1/1/0/0");
-    assert_eq!(report["message"], "the program ended while this run was at work");
+    assert_eq!(report["message"], "microglia exited while the run was in progress");
     assert_eq!(report, &program.json(&["jobs", "--json"]).await[0]["last_run"]);
     assert_eq!(program.json(&["runs", "show", "1", "--json"]).await["outcome"], "interrupted");
     // What looks changes nothing: the next run, or the daemon, records the end.

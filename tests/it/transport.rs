@@ -283,7 +283,7 @@ async fn a_homeserver_that_is_down_fails_the_run_after_its_retries() {
     let report: Value = serde_json::from_str(&output.stdout).unwrap();
     assert_eq!((output.code, report["attempts"].as_i64()), (1, Some(2)), "{report}");
     insta::assert_snapshot!(message(&program, &fake, &report), @r#"GET /_matrix/client/v3/account/whoami: not reachable: Connection refused (os error 111). Nothing answers at URL: is Synapse running, and is the homeserver's URL right?"#);
-    assert!(output.stderr.contains("attempt 2 of 2 follows in 0 s"), "{}", output.stderr);
+    assert!(output.stderr.contains("retrying in 0 s (attempt 2 of 2)"), "{}", output.stderr);
     fake.come_up();
     assert_eq!(figures(&program.apply("sweep").await), "succeeded: 1/1/0/0/0");
 }
@@ -360,7 +360,7 @@ async fn half_the_rate_is_sent_while_answers_take_three_times_as_long() {
     let output = child.wait_with_output().await.unwrap();
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(0), "{stderr}");
-    assert!(stderr.contains("main takes three times as long to answer as at the start of the run: sending at half the rate"), "{stderr}");
+    assert!(stderr.contains("main takes three times as long to answer as at the start of the run: sending requests at half the rate"), "{stderr}");
     let at: Vec<Instant> = fake
         .requests()
         .iter()

@@ -19,8 +19,8 @@ async fn a_run_by_hand_goes_through_the_daemon_with_its_progress_and_its_report(
     let ran = program.run(&["run", "by-hand"]).await;
     assert_eq!(ran.code, 0, "{ran:?}");
     assert!(ran.stdout.starts_with("run 1: by-hand (request on main), apply, "), "{}", ran.stdout);
-    assert!(daemon.log().contains("attempt 2 of 3 follows in 0 s"), "{}", daemon.log());
-    assert!(daemon.log().contains("by-hand: run 1 starts (apply, manual)"), "{}", daemon.log());
+    assert!(daemon.log().contains("retrying in 0 s (attempt 2 of 3)"), "{}", daemon.log());
+    assert!(daemon.log().contains("by-hand: run 1 started (apply, manual)"), "{}", daemon.log());
     assert!(daemon.log().contains("by-hand: run 1 succeeded"), "{}", daemon.log());
     let dry = program.dry_run("by-hand").await;
     assert_eq!((&dry["mode"], &dry["trigger"]), (&"dry-run".into(), &"manual".into()));
@@ -187,7 +187,7 @@ async fn the_socket_is_its_owners_alone_and_may_lie_deep() {
     assert_eq!(socket.metadata().unwrap().permissions().mode() & 0o777, 0o600);
     assert_eq!(program.run(&["reload"]).await.code, 0);
     assert_eq!(program.run(&["run", "a"]).await.code, 0);
-    assert!(daemon.log().contains("a: run 1 starts"), "it ran in the daemon: {}", daemon.log());
+    assert!(daemon.log().contains("a: run 1 started"), "it ran in the daemon: {}", daemon.log());
     let mut second = program.command(&["serve"]);
     second.env("MICROGLIA_LISTEN", "127.0.0.1:0");
     let second = second.output().await.unwrap();

@@ -10,7 +10,7 @@ use crate::program::until;
 
 const DELETE: &str = "/_synapse/admin/v1/media/delete";
 /// What the record of a killed run says of a change that was under way.
-const UNKNOWN: &str = "the program ended while this was sent: it may have been made";
+const UNKNOWN: &str = "microglia exited before the answer arrived: it may have been applied";
 
 /// What of a run's changes the history knows as made.
 async fn made(program: &Program, id: &str) -> Vec<String> {
@@ -176,6 +176,16 @@ fn user_in(text: &str) -> String {
     text[at..at + 10].to_owned()
 }
 
+/// Random numbers of a seed that is shown when the test fails; `MICROGLIA_TEST_SEED` repeats it.
+#[expect(clippy::disallowed_methods, reason = "the seed of a failed test is given by hand")]
+#[expect(clippy::print_stderr, reason = "the test harness shows it when the test fails")]
+fn random() -> fastrand::Rng {
+    let given = std::env::var("MICROGLIA_TEST_SEED").ok();
+    let seed = given.map_or_else(|| fastrand::u64(..), |seed| seed.parse().unwrap());
+    eprintln!("MICROGLIA_TEST_SEED={seed}");
+    fastrand::Rng::with_seed(seed)
+}
+
 /// Kills a run again and again, at random moments, and compares what the homeserver saw with what the history names.
 async fn killed_at_random(
     fake: &Fake,
@@ -185,6 +195,7 @@ async fn killed_at_random(
 ) {
     let program = Program::new(&fake.url(), TOKEN, job);
     let name = job.split(['.', ']']).nth(1).unwrap();
+    let mut random = random();
     let mut seen: Vec<BTreeSet<String>> = Vec::new();
     let seen_since = |start: usize| {
         let requests = fake.requests();
@@ -194,9 +205,9 @@ async fn killed_at_random(
     for _ in 0..10 {
         let start = fake.requests().len();
         let mut run = program.command(&["run", name]).spawn().unwrap();
-        let changes = fastrand::usize(1..30);
+        let changes = random.usize(1..30);
         until("some changes", 60, async || seen_since(start).len() >= changes).await;
-        tokio::time::sleep(Duration::from_micros(fastrand::u64(0..20_000))).await;
+        tokio::time::sleep(Duration::from_micros(random.u64(0..20_000))).await;
         run.kill().await.unwrap();
         // What was on its way arrives.
         tokio::time::sleep(Duration::from_millis(200)).await;

@@ -189,7 +189,7 @@ async fn a_quiet_day_of_twenty_jobs_is_forty_lines() {
     })
     .await;
     let day = lines().split_off(before);
-    let waits = day.iter().filter(|line| line.contains(" waits for another run")).count();
+    let waits = day.iter().filter(|line| line.contains(" waiting for another run")).count();
     assert_eq!(day.len() - waits, 40, "{day:#?}");
     // The form for machines carries the same as fields.
     daemon.stop().await;

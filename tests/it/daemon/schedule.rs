@@ -47,23 +47,37 @@ async fn every_second_means_every_second_and_two_jobs_of_one_homeserver_splay_ap
 #[tokio::test]
 async fn a_thousand_jobs_of_one_second_all_run() {
     let fake = Fake::start();
-    let at = now() + TimeDelta::seconds(8);
-    let schedule = format!("schedule = \"{} {} {} * * *\"", at.second(), at.minute(), at.hour());
-    let jobs: String = (0..1000).map(|number| ping(&format!("job-{number}"), &schedule)).collect();
-    let program = Program::new(&fake.url(), TOKEN, &jobs);
-    edit(&program, "[homeservers.main]\n", "[homeservers.main]\nmax_concurrent_runs = 1000\n");
-    let daemon = program.serve().await;
-    assert!(now() < at, "the daemon took too long to start");
+    let (_program, daemon) = a_thousand_jobs_to_come(&fake).await;
     let ran = async || daemon.metric("microglia_run_duration_seconds_count", &["request"]).await;
-    until("all of them", 60, async || ran().await == Some(1000.0)).await;
+    until("all of them", 120, async || ran().await == Some(1000.0)).await;
     assert_eq!(daemon.metric("microglia_start_delay_seconds_count", &[]).await, Some(1000.0));
-    let on_time = daemon.metric("microglia_start_delay_seconds_bucket", &["le=\"15\""]).await;
+    let on_time = daemon.metric("microglia_start_delay_seconds_bucket", &["le=\"60\""]).await;
     assert_eq!(on_time, Some(1000.0));
     let (_, metrics) = daemon.get("/metrics").await;
     let ended = metrics.lines().filter(|line| line.contains("outcome=\"succeeded\"} 1"));
     // Each once as a run that was counted and once as the last outcome.
     assert_eq!(ended.count(), 2000);
     daemon.stop().await;
+}
+
+/// A daemon that is ready before its jobs are due, however slow the machine.
+async fn a_thousand_jobs_to_come(fake: &Fake) -> (Program, Daemon) {
+    for lead_seconds in [8, 30, 120] {
+        let at = now() + TimeDelta::seconds(lead_seconds);
+        let schedule =
+            format!("schedule = \"{} {} {} * * *\"", at.second(), at.minute(), at.hour());
+        let jobs: String =
+            (0..1000).map(|number| ping(&format!("job-{number}"), &schedule)).collect();
+        let program = Program::new(&fake.url(), TOKEN, &jobs);
+        let more = "[homeservers.main]\nmax_concurrent_runs = 1000\n";
+        edit(&program, "[homeservers.main]\n", more);
+        let daemon = program.serve().await;
+        if now() < at {
+            return (program, daemon);
+        }
+        daemon.stop().await;
+    }
+    panic!("the daemon took two minutes to start");
 }
 
 #[tokio::test]
@@ -193,7 +207,7 @@ async fn an_interrupted_run_is_caught_up_once_and_not_again() {
     let interrupted = ["mode=\"apply\"", "outcome=\"interrupted\""];
     assert_eq!(daemon.of_job("hangs", "microglia_job_runs_total", &interrupted).await, 1.0);
     assert_eq!(daemon.of_job("hangs", "microglia_job_consecutive_failures", &[]).await, 2.0);
-    until_log(&daemon, "hangs: run 2 interrupted: the program ended").await;
+    until_log(&daemon, "hangs: run 2 interrupted: microglia exited").await;
     daemon.stop().await;
     assert_eq!(program.runs("hangs").await.len(), 2);
 }
@@ -226,7 +240,7 @@ async fn attempts_count_across_a_restart() {
         Program::new(&fake.url(), TOKEN, &ping("flaky", &format!("{more}\n{}", hourly())));
     was_down(&program).await;
     let daemon = program.serve().await;
-    until_log(&daemon, "attempt 2 of 2 follows").await;
+    until_log(&daemon, "(attempt 2 of 2)").await;
     assert_eq!(daemon.of_job("flaky", "microglia_job_waiting", &[]).await, 1.0);
     assert_eq!(daemon.of_job("flaky", "microglia_job_retries_total", &[]).await, 1.0);
     daemon.kill().await;

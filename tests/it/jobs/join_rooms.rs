@@ -799,7 +799,7 @@ async fn a_sweep_that_was_killed_is_finished_by_the_next_and_nobody_is_joined_tw
     assert_eq!(runs[0]["outcome"], "succeeded");
     let first = &runs[1];
     assert_eq!(first["outcome"], "interrupted");
-    assert_eq!(first["message"], "the program ended while this run was at work");
+    assert_eq!(first["message"], "microglia exited while the run was in progress");
     let [planned, done, failed, remaining] =
         ["planned", "done", "failed", "remaining"].map(|name| first[name].as_u64().unwrap());
     // The third join was sent; whether its answer was recorded is the chance of the moment.

@@ -480,7 +480,7 @@ async fn a_killed_program_finds_out_at_its_next_start_what_its_last_call_did() {
     let first = program.json(&["runs", "show", "1", "--json"]).await;
     assert_eq!(
         first["changes"][1]["detail"],
-        "the program ended while this was sent: it may have been made"
+        "microglia exited before the answer arrived: it may have been applied"
     );
 }
 

@@ -697,7 +697,7 @@ async fn after_a_kill_the_next_run_ends_the_work_and_nothing_made_lacks_its_reco
     let first = program.json(&["runs", "show", "1", "--json"]).await;
     assert_eq!(
         (&first["outcome"], message(&first)),
-        (&json!("interrupted"), "the program ended while this run was at work")
+        (&json!("interrupted"), "microglia exited while the run was in progress")
     );
     let undo: Vec<(&str, &Value)> = first["changes"]
         .as_array()

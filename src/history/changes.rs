@@ -1,0 +1,223 @@
+//! Changes of a run, from planned to answered, and the files that went with them.
+
+use serde_json::Value;
+use sqlx::sqlite::SqliteRow;
+use sqlx::{QueryBuilder, Row, SqliteExecutor, SqlitePool, SqliteTransaction};
+
+use super::columns::{ROWS_PER_STATEMENT, if_present, parsed, signed, unsigned};
+use super::error::Error;
+use super::facts;
+use crate::plan::facts::Fact;
+use crate::plan::report::{Action, CHANGES_SHOWN, ChangeRecord, State};
+
+/// Which changes of a run to read.
+#[derive(Debug, Clone, Copy)]
+pub struct Page {
+    pub offset: u32,
+    pub limit: u32,
+}
+
+impl Default for Page {
+    fn default() -> Self {
+        Self { offset: 0, limit: CHANGES_SHOWN }
+    }
+}
+
+/// A file that a run deleted: its id, and its size in bytes where that was known.
+pub type DeletedFile = (String, Option<u64>);
+
+// The state 'making' stands for a change that was sent and whose answer is not recorded.
+const DELETE_PLANNED: &str = "DELETE FROM changes WHERE run = $1 AND state = 'planned'";
+const NEXT_SEQ: &str = "SELECT COALESCE(MAX(seq) + 1, 0) AS next FROM changes WHERE run = $1";
+/// Takes back what failed and is planned again, unless its record says what to restore.
+const DELETE_PLANNED_AGAIN: &str = "\
+    DELETE FROM changes WHERE run = $1 AND seq < $2 AND state = 'failed' AND before IS NULL
+        AND target IN (SELECT target FROM changes WHERE run = $1 AND seq >= $2)";
+const SENT: &str = "\
+    INSERT INTO changes (run, seq, action, target, count, state, before)
+    VALUES ($1, $2, $3, $4, $5, 'making', $6)
+    ON CONFLICT (run, seq) DO UPDATE SET state = 'making', before = excluded.before";
+const RESULT: &str = "\
+    INSERT INTO changes (run, seq, action, target, count, state, detail, answer)
+    VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
+    ON CONFLICT (run, seq) DO UPDATE SET count = excluded.count, state = excluded.state,
+        detail = excluded.detail, answer = excluded.answer";
+const FAIL_UNANSWERED: &str = "\
+    UPDATE changes SET state = 'failed', detail = $2
+    WHERE run = $1 AND state = 'making' RETURNING count";
+const EXPLAIN_PLANNED: &str = "\
+    UPDATE changes SET detail = $2 WHERE run = $1 AND state = 'planned' AND detail IS NULL";
+const SELECT_PAGE: &str = "SELECT * FROM changes WHERE run = $1 ORDER BY seq LIMIT $2 OFFSET $3";
+const SELECT_FILES: &str = "SELECT media_id, bytes FROM files WHERE run = $1 ORDER BY media_id";
+
+/// Replaces what a run had planned and not attempted, or failed to apply, by a new plan.
+///
+/// Returns the sequence number of its first change.
+pub(super) async fn replace_plan(
+    pool: &SqlitePool,
+    run: i64,
+    changes: &[ChangeRecord],
+) -> Result<i64, Error> {
+    let mut transaction = pool.begin().await?;
+    sqlx::query(DELETE_PLANNED).bind(run).execute(&mut *transaction).await?;
+    let next = sqlx::query(NEXT_SEQ).bind(run).fetch_one(&mut *transaction).await?;
+    let first: i64 = next.try_get("next")?;
+    insert(&mut transaction, run, first, changes).await?;
+    sqlx::query(DELETE_PLANNED_AGAIN).bind(run).bind(first).execute(&mut *transaction).await?;
+    transaction.commit().await?;
+    Ok(first)
+}
+
+async fn insert(
+    transaction: &mut SqliteTransaction<'_>,
+    run: i64,
+    first: i64,
+    changes: &[ChangeRecord],
+) -> Result<(), Error> {
+    let numbered: Vec<(i64, &ChangeRecord)> = (first..).zip(changes).collect();
+    for chunk in numbered.chunks(ROWS_PER_STATEMENT) {
+        QueryBuilder::new("INSERT INTO changes (run, seq, action, target, count, state, detail) ")
+            .push_values(chunk, |mut row, (seq, change)| {
+                row.push_bind(run)
+                    .push_bind(seq)
+                    .push_bind(change.action.as_str())
+                    .push_bind(&change.target)
+                    .push_bind(signed(change.count))
+                    .push_bind(change.state.as_str())
+                    .push_bind(&change.detail);
+            })
+            .build()
+            .execute(&mut **transaction)
+            .await?;
+    }
+    Ok(())
+}
+
+/// Records that a change is about to be sent, and what it will replace.
+pub(super) async fn sent(
+    pool: &SqlitePool,
+    run: i64,
+    seq: i64,
+    change: &ChangeRecord,
+) -> Result<(), Error> {
+    sqlx::query(SENT)
+        .bind(run)
+        .bind(seq)
+        .bind(change.action.as_str())
+        .bind(&change.target)
+        .bind(signed(change.count))
+        .bind(change.before.as_ref().map(Value::to_string))
+        .execute(pool)
+        .await?;
+    Ok(())
+}
+
+/// Records the result of a change with the files it deleted and the facts it showed, all at once.
+pub(super) async fn result(
+    pool: &SqlitePool,
+    run: i64,
+    seq: i64,
+    change: &ChangeRecord,
+    files: &[DeletedFile],
+    (server, found): (&str, &[Fact]),
+) -> Result<(), Error> {
+    let mut transaction = pool.begin().await?;
+    sqlx::query(RESULT)
+        .bind(run)
+        .bind(seq)
+        .bind(change.action.as_str())
+        .bind(&change.target)
+        .bind(signed(change.count))
+        .bind(change.state.as_str())
+        .bind(&change.detail)
+        .bind(&change.answer)
+        .execute(&mut *transaction)
+        .await?;
+    insert_files(&mut transaction, run, files).await?;
+    facts::insert(&mut transaction, server, found).await?;
+    transaction.commit().await?;
+    Ok(())
+}
+
+async fn insert_files(
+    transaction: &mut SqliteTransaction<'_>,
+    run: i64,
+    files: &[DeletedFile],
+) -> Result<(), Error> {
+    for chunk in files.chunks(ROWS_PER_STATEMENT) {
+        QueryBuilder::new("INSERT OR IGNORE INTO files (run, media_id, bytes) ")
+            .push_values(chunk, |mut row, (id, bytes)| {
+                row.push_bind(run).push_bind(id).push_bind(bytes.map(signed));
+            })
+            .build()
+            .execute(&mut **transaction)
+            .await?;
+    }
+    Ok(())
+}
+
+/// Marks changes that were sent and not answered as failed; returns the number of their items.
+pub(super) async fn fail_unanswered(
+    executor: impl SqliteExecutor<'_>,
+    run: i64,
+    why: &str,
+) -> Result<u64, Error> {
+    let rows = sqlx::query(FAIL_UNANSWERED).bind(run).bind(why).fetch_all(executor).await?;
+    rows.iter().map(|row| Ok(unsigned(row.try_get("count")?))).sum()
+}
+
+/// Records why planned changes were not attempted.
+pub(super) async fn explain_planned(
+    executor: impl SqliteExecutor<'_>,
+    run: i64,
+    why: &str,
+) -> Result<(), Error> {
+    sqlx::query(EXPLAIN_PLANNED).bind(run).bind(why).execute(executor).await?;
+    Ok(())
+}
+
+pub(super) async fn page(
+    pool: &SqlitePool,
+    run: i64,
+    page: Page,
+) -> Result<Vec<ChangeRecord>, Error> {
+    let rows = sqlx::query(SELECT_PAGE)
+        .bind(run)
+        .bind(page.limit)
+        .bind(page.offset)
+        .fetch_all(pool)
+        .await?;
+    rows.iter().map(from_row).collect()
+}
+
+/// Returns the files that a run deleted.
+pub(super) async fn files(pool: &SqlitePool, run: i64) -> Result<Vec<DeletedFile>, Error> {
+    let rows = sqlx::query(SELECT_FILES).bind(run).fetch_all(pool).await?;
+    rows.iter()
+        .map(|row| {
+            let bytes: Option<i64> = row.try_get("bytes")?;
+            Ok((row.try_get("media_id")?, bytes.map(unsigned)))
+        })
+        .collect()
+}
+
+fn from_row(row: &SqliteRow) -> Result<ChangeRecord, Error> {
+    // To everybody else a change without an answer is still planned.
+    let unanswered = row.try_get::<&str, _>("state")? == "making";
+    let (state, detail) = if unanswered {
+        (State::Planned, Some("sent, not answered yet".to_owned()))
+    } else {
+        (parsed(row, "state")?, row.try_get("detail")?)
+    };
+    Ok(ChangeRecord {
+        action: parsed::<Action>(row, "action")?,
+        target: row.try_get("target")?,
+        count: unsigned(row.try_get("count")?),
+        state,
+        detail,
+        answer: if_present(row, "answer")?,
+        before: row
+            .try_get::<Option<String>, _>("before")?
+            .and_then(|text| serde_json::from_str(&text).ok()),
+    })
+}

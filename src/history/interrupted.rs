@@ -1,0 +1,151 @@
+//! Runs that were cut off: finding them, and completing their records.
+
+use sqlx::{Row, SqliteExecutor, SqlitePool};
+
+use super::changes::{explain_planned, fail_unanswered};
+use super::columns::unsigned;
+use super::error::Error;
+use super::per_job::with_jobs_and_modes;
+use super::runs;
+use crate::plan::report::{Outcome, Report};
+use crate::values::clock::Timestamp;
+
+const CUT_OFF: &str = "microglia exited while the run was in progress";
+const UNANSWERED: &str = "microglia exited before the answer arrived: it may have been applied";
+const NOT_ATTEMPTED: &str = "not attempted: the run was interrupted";
+
+pub(super) const UNENDED: &str = "SELECT id, job FROM runs WHERE outcome IS NULL";
+pub(super) const UNENDED_OF_JOB: &str = "SELECT id FROM runs WHERE job = $1 AND outcome IS NULL";
+pub(super) const COUNT: &str = "\
+    SELECT COUNT(*) AS times FROM runs
+    WHERE job = $1 AND scheduled_for = $2 AND outcome = 'interrupted'";
+const CHANGES_BY_STATE: &str = "\
+    SELECT state, SUM(count) AS items FROM changes WHERE run = $1 GROUP BY state";
+const BYTES_FREED: &str = "SELECT COALESCE(SUM(bytes), 0) AS bytes FROM files WHERE run = $1";
+
+pub(super) fn last_of_job_and_mode_sql() -> String {
+    with_jobs_and_modes(
+        "SELECT * FROM runs
+        WHERE id IN (
+            SELECT (SELECT MAX(id) FROM runs WHERE runs.job = names.job AND runs.mode = modes.mode
+                AND outcome = 'interrupted')
+            FROM names, modes)
+        AND cause <> 'manual'
+        AND NOT EXISTS (SELECT 1 FROM runs AS later WHERE later.job = runs.job
+            AND later.mode = runs.mode AND later.id > runs.id)",
+    )
+}
+
+/// Returns the runs whose record has no end, oldest first, with their jobs.
+pub(super) async fn unended(pool: &SqlitePool) -> Result<Vec<(i64, String)>, Error> {
+    let rows = sqlx::query(UNENDED).fetch_all(pool).await?;
+    let mut unended = rows
+        .iter()
+        .map(|row| Ok((row.try_get("id")?, row.try_get("job")?)))
+        .collect::<Result<Vec<(i64, String)>, Error>>()?;
+    unended.sort_unstable();
+    Ok(unended)
+}
+
+/// Records the unended runs of a job as interrupted at `now`.
+pub(super) async fn end_all_of(pool: &SqlitePool, job: &str, now: Timestamp) -> Result<(), Error> {
+    let rows = sqlx::query(UNENDED_OF_JOB).bind(job).fetch_all(pool).await?;
+    for row in rows {
+        let id = row.try_get("id")?;
+        let mut transaction = pool.begin().await?;
+        fail_unanswered(&mut *transaction, id, UNANSWERED).await?;
+        explain_planned(&mut *transaction, id, NOT_ATTEMPTED).await?;
+        let Some(run) = runs::get(&mut *transaction, id).await? else { continue };
+        let figures = Figures {
+            by_state: by_state(&mut *transaction, id).await?,
+            bytes_freed: bytes_freed(&mut *transaction, id).await?,
+        };
+        let ended = Report { finished_at: Some(now), ..figures.complete(run) };
+        runs::update(&mut *transaction, id, &ended).await?;
+        transaction.commit().await?;
+    }
+    Ok(())
+}
+
+/// Completes the report of an unended run as its record would be completed, and records nothing.
+pub(super) async fn as_interrupted(pool: &SqlitePool, run: Report) -> Result<Report, Error> {
+    let id = run.id.unwrap_or_default();
+    let (by_state, bytes_freed) = (by_state(pool, id).await?, bytes_freed(pool, id).await?);
+    Ok(Figures { by_state, bytes_freed }.complete(run))
+}
+
+/// Returns the scheduled runs that were interrupted and followed by no other of the same job and mode.
+pub(super) async fn last_of_job_and_mode(pool: &SqlitePool) -> Result<Vec<Report>, Error> {
+    let sql = sqlx::AssertSqlSafe(last_of_job_and_mode_sql());
+    let rows = sqlx::query(sql).fetch_all(pool).await?;
+    rows.iter().map(runs::from_row).collect()
+}
+
+/// Returns how many runs of an occurrence were interrupted.
+pub(super) async fn count(
+    pool: &SqlitePool,
+    job: &str,
+    occurrence: Timestamp,
+) -> Result<u64, Error> {
+    let row =
+        sqlx::query(COUNT).bind(job).bind(occurrence.timestamp_millis()).fetch_one(pool).await?;
+    Ok(unsigned(row.try_get("times")?))
+}
+
+/// What the recorded changes of a run add up to.
+struct Figures {
+    by_state: ItemsByState,
+    bytes_freed: u64,
+}
+
+#[derive(Default)]
+struct ItemsByState {
+    planned: u64,
+    done: u64,
+    /// Those that were sent and not answered among them: they may or may not have been applied.
+    failed: u64,
+    skipped: u64,
+}
+
+async fn by_state(executor: impl SqliteExecutor<'_>, run: i64) -> Result<ItemsByState, Error> {
+    let rows = sqlx::query(CHANGES_BY_STATE).bind(run).fetch_all(executor).await?;
+    let mut items = ItemsByState::default();
+    for row in &rows {
+        let count = unsigned(row.try_get("items")?);
+        match row.try_get("state")? {
+            "done" => items.done += count,
+            "failed" | "making" => items.failed += count,
+            "skipped" => items.skipped += count,
+            _ => items.planned += count,
+        }
+    }
+    Ok(items)
+}
+
+async fn bytes_freed(executor: impl SqliteExecutor<'_>, run: i64) -> Result<u64, Error> {
+    let row = sqlx::query(BYTES_FREED).bind(run).fetch_one(executor).await?;
+    Ok(unsigned(row.try_get("bytes")?))
+}
+
+impl Figures {
+    fn complete(&self, run: Report) -> Report {
+        let ItemsByState { planned, done, failed, skipped } = self.by_state;
+        // Files that Synapse kept are only in the run's own figure.
+        let skipped = run.skipped.max(skipped);
+        let unattempted = match run.planned {
+            Some(all) => Some(all.saturating_sub(done + failed + skipped)),
+            None => Some(planned).filter(|planned| *planned > 0),
+        };
+        Report {
+            outcome: Some(Outcome::Interrupted),
+            message: Some(CUT_OFF.to_owned()),
+            waiting: None,
+            remaining: unattempted.map(|items| run.remaining.unwrap_or(0) + items),
+            bytes_freed: run.bytes_freed.map(|_| self.bytes_freed),
+            done,
+            failed,
+            skipped,
+            ..run
+        }
+    }
+}

@@ -1,0 +1,56 @@
+//! Media calls that may still be at work in Synapse: one at most for a homeserver.
+
+use sqlx::{Row, SqlitePool};
+
+use super::columns::from_millis;
+use super::error::Error;
+use crate::plan::change::MediaStore;
+use crate::values::clock::Timestamp;
+
+/// A media call whose answer was never recorded.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LostMediaCall {
+    pub store: MediaStore,
+    pub sent_at: Timestamp,
+}
+
+const INSERT: &str = "\
+    INSERT OR REPLACE INTO media_calls (server, sent_at, uploaded_until) VALUES ($1, $2, $3)";
+const DELETE: &str = "DELETE FROM media_calls WHERE server = $1";
+const SELECT: &str = "SELECT sent_at, uploaded_until FROM media_calls WHERE server = $1";
+
+pub(super) async fn insert(
+    pool: &SqlitePool,
+    server: &str,
+    store: MediaStore,
+    now: Timestamp,
+) -> Result<(), Error> {
+    let uploaded_until = match store {
+        MediaStore::Local { until } => Some(until.timestamp_millis()),
+        MediaStore::Remote => None,
+    };
+    sqlx::query(INSERT)
+        .bind(server)
+        .bind(now.timestamp_millis())
+        .bind(uploaded_until)
+        .execute(pool)
+        .await?;
+    Ok(())
+}
+
+pub(super) async fn delete(pool: &SqlitePool, server: &str) -> Result<(), Error> {
+    sqlx::query(DELETE).bind(server).execute(pool).await?;
+    Ok(())
+}
+
+pub(super) async fn get(pool: &SqlitePool, server: &str) -> Result<Option<LostMediaCall>, Error> {
+    let Some(row) = sqlx::query(SELECT).bind(server).fetch_optional(pool).await? else {
+        return Ok(None);
+    };
+    let until: Option<i64> = row.try_get("uploaded_until")?;
+    Ok(Some(LostMediaCall {
+        store: until
+            .map_or(MediaStore::Remote, |until| MediaStore::Local { until: from_millis(until) }),
+        sent_at: from_millis(row.try_get("sent_at")?),
+    }))
+}

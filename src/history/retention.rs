@@ -1,0 +1,44 @@
+//! Deleting old runs with all that belongs to them.
+
+use sqlx::SqlitePool;
+
+use super::error::Error;
+use crate::values::clock::Timestamp;
+
+const DELETE_CHANGES: &str = "\
+    DELETE FROM changes WHERE run IN (
+        SELECT id FROM runs WHERE started_at < $1 AND outcome IS NOT NULL)";
+const DELETE_FILES: &str = "\
+    DELETE FROM files WHERE run IN (
+        SELECT id FROM runs WHERE started_at < $1 AND outcome IS NOT NULL)";
+const CLEAR_SAMPLES: &str = "\
+    UPDATE runs SET sample = NULL
+    WHERE started_at < $1 AND outcome IS NOT NULL AND sample IS NOT NULL";
+/// Keeps the last run of a scheduled job in each mode, and the last one that succeeded.
+const DELETE_RUNS: &str = "\
+    DELETE FROM runs WHERE started_at < $1 AND outcome IS NOT NULL
+    AND NOT (job IN (SELECT name FROM jobs) AND (
+        NOT EXISTS (
+            SELECT 1 FROM runs AS later WHERE later.job = runs.job AND later.mode = runs.mode
+                AND later.id > runs.id)
+        OR outcome = 'succeeded' AND NOT EXISTS (
+            SELECT 1 FROM runs AS later WHERE later.job = runs.job AND later.mode = runs.mode
+                AND later.id > runs.id AND later.outcome = 'succeeded')))";
+
+/// What belongs to old runs, and then the runs.
+pub(super) const STATEMENTS: [&str; 4] = [DELETE_CHANGES, DELETE_FILES, CLEAR_SAMPLES, DELETE_RUNS];
+
+/// Deletes runs that started before `time`, and returns their number; facts stay.
+///
+/// The figures of the last run of a scheduled job and of its last success stay: metrics are built from them.
+pub(super) async fn delete_runs_before(pool: &SqlitePool, time: Timestamp) -> Result<u64, Error> {
+    let mut transaction = pool.begin().await?;
+    let mut deleted = 0;
+    for statement in STATEMENTS {
+        let result =
+            sqlx::query(statement).bind(time.timestamp_millis()).execute(&mut *transaction).await?;
+        deleted = result.rows_affected();
+    }
+    transaction.commit().await?;
+    Ok(deleted)
+}

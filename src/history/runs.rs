@@ -1,0 +1,214 @@
+//! Runs: their rows, and how jobs stand by them.
+
+use std::collections::HashMap;
+
+use sqlx::sqlite::SqliteRow;
+use sqlx::{Row, SqliteExecutor, SqlitePool};
+
+use super::columns::{from_millis, if_present, parsed, signed, unsigned};
+use super::error::Error;
+use super::per_job::with_jobs_and_modes;
+use crate::plan::report::{Mode, Outcome, Report, Waiting};
+use crate::values::clock::Timestamp;
+
+/// How a job's runs in one mode went.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Standing {
+    /// The end of the last run that succeeded.
+    pub last_success: Option<Timestamp>,
+    /// Runs since then that did not succeed.
+    pub failures: u64,
+}
+
+const INSERT: &str = "\
+    INSERT INTO runs (job, kind, homeserver, mode, cause, scheduled_for, started_at, attempts)
+    VALUES ($1, $2, $3, $4, $5, $6, $7, $8) RETURNING id";
+const MOVE_WATERMARK: &str = "UPDATE jobs SET watermark = $2 WHERE name = $1";
+const UPDATE: &str = "\
+    UPDATE runs SET finished_at = $2, attempts = $3, outcome = $4, message = $5, planned = $6,
+        done = $7, failed = $8, skipped = $9, remaining = $10, bytes_planned = $11,
+        bytes_freed = $12, sample = $13, waited_seconds = $14, waited_for = $15,
+        waiting_for = $16, waiting_since = $17, left_alone = $18
+    WHERE id = $1";
+const SELECT: &str = "SELECT * FROM runs WHERE id = $1";
+// Two statements: with `$1 IS NULL OR job = $1` SQLite would not use the index on the job.
+const NEWEST: &str = "SELECT * FROM runs ORDER BY id DESC LIMIT $1";
+pub(super) const NEWEST_OF_JOB: &str =
+    "SELECT * FROM runs WHERE job = $1 ORDER BY id DESC LIMIT $2";
+
+pub(super) fn last_of_each_job_sql() -> String {
+    with_jobs_and_modes(
+        "SELECT * FROM runs WHERE id IN (
+            SELECT (SELECT MAX(id) FROM runs WHERE runs.job = names.job) FROM names)",
+    )
+}
+
+pub(super) fn standings_sql() -> String {
+    let failures: Vec<String> = Outcome::ALL
+        .iter()
+        .filter(|outcome| **outcome != Outcome::Succeeded)
+        .map(|outcome| format!("'{outcome}'"))
+        .collect();
+    with_jobs_and_modes(&format!(
+        "SELECT job, mode,
+            (SELECT finished_at FROM runs WHERE id = success) AS last_success,
+            (SELECT COUNT(*) FROM runs WHERE runs.job = each.job AND runs.mode = each.mode
+                AND outcome IN ({}) AND id > COALESCE(success, 0)) AS failures
+        FROM (
+            SELECT names.job, modes.mode,
+                (SELECT MAX(id) FROM runs WHERE runs.job = names.job AND runs.mode = modes.mode
+                    AND outcome = 'succeeded') AS success
+            FROM names, modes WHERE names.job IS NOT NULL) AS each",
+        failures.join(", ")
+    ))
+}
+
+/// Records that a run starts, and moves the watermark of its job to the occurrence; returns the run's id.
+pub(super) async fn insert(pool: &SqlitePool, report: &Report) -> Result<i64, Error> {
+    let mut transaction = pool.begin().await?;
+    let row = sqlx::query(INSERT)
+        .bind(&report.job)
+        .bind(&report.kind)
+        .bind(&report.homeserver)
+        .bind(report.mode.as_str())
+        .bind(report.trigger.as_str())
+        .bind(report.scheduled_for.map(|time| time.timestamp_millis()))
+        .bind(report.started_at.timestamp_millis())
+        .bind(report.attempts + 1)
+        .fetch_one(&mut *transaction)
+        .await?;
+    if let Some(occurrence) = report.scheduled_for {
+        sqlx::query(MOVE_WATERMARK)
+            .bind(&report.job)
+            .bind(occurrence.timestamp_millis())
+            .execute(&mut *transaction)
+            .await?;
+    }
+    transaction.commit().await?;
+    Ok(row.try_get("id")?)
+}
+
+/// Records where a run stands, or how it ended.
+pub(super) async fn update(
+    executor: impl SqliteExecutor<'_>,
+    id: i64,
+    report: &Report,
+) -> Result<(), Error> {
+    let waited_for: Vec<&str> = report.waited_for.iter().map(|reason| reason.as_str()).collect();
+    sqlx::query(UPDATE)
+        .bind(id)
+        .bind(report.finished_at.map(|time| time.timestamp_millis()))
+        .bind(report.attempts)
+        .bind(report.outcome.map(Outcome::as_str))
+        .bind(&report.message)
+        .bind(report.planned.map(signed))
+        .bind(signed(report.done))
+        .bind(signed(report.failed))
+        .bind(signed(report.skipped))
+        .bind(report.remaining.map(signed))
+        .bind(report.bytes_planned.map(signed))
+        .bind(report.bytes_freed.map(signed))
+        .bind(serde_json::to_string(&report.sample).ok())
+        .bind(report.waited_seconds)
+        .bind(waited_for.join(","))
+        .bind(report.waiting.as_ref().map(|waiting| &waiting.what))
+        .bind(report.waiting.as_ref().map(|waiting| waiting.since.timestamp_millis()))
+        .bind(serde_json::to_string(&report.left_alone).ok())
+        .execute(executor)
+        .await?;
+    Ok(())
+}
+
+/// Returns one run without its changes.
+pub(super) async fn get(
+    executor: impl SqliteExecutor<'_>,
+    id: i64,
+) -> Result<Option<Report>, Error> {
+    let row = sqlx::query(SELECT).bind(id).fetch_optional(executor).await?;
+    row.as_ref().map(from_row).transpose()
+}
+
+pub(super) async fn newest(
+    pool: &SqlitePool,
+    job: Option<&str>,
+    limit: u32,
+) -> Result<Vec<Report>, Error> {
+    let query = match job {
+        Some(job) => sqlx::query(NEWEST_OF_JOB).bind(job),
+        None => sqlx::query(NEWEST),
+    };
+    let rows = query.bind(limit).fetch_all(pool).await?;
+    rows.iter().map(from_row).collect()
+}
+
+pub(super) async fn last_of_each_job(pool: &SqlitePool) -> Result<HashMap<String, Report>, Error> {
+    let sql = sqlx::AssertSqlSafe(last_of_each_job_sql());
+    let rows = sqlx::query(sql).fetch_all(pool).await?;
+    rows.iter().map(|row| from_row(row).map(|report| (report.job.clone(), report))).collect()
+}
+
+pub(super) async fn standings(
+    pool: &SqlitePool,
+) -> Result<HashMap<(String, Mode), Standing>, Error> {
+    let rows = sqlx::query(sqlx::AssertSqlSafe(standings_sql())).fetch_all(pool).await?;
+    let mut standings = HashMap::new();
+    for row in &rows {
+        let standing = Standing {
+            last_success: row.try_get::<Option<i64>, _>("last_success")?.map(from_millis),
+            failures: unsigned(row.try_get("failures")?),
+        };
+        if standing != Standing::default() {
+            standings.insert((row.try_get("job")?, parsed(row, "mode")?), standing);
+        }
+    }
+    Ok(standings)
+}
+
+pub(super) fn from_row(row: &SqliteRow) -> Result<Report, Error> {
+    let count = |column: &str| row.try_get::<i64, _>(column).map(unsigned);
+    let known =
+        |column: &str| row.try_get::<Option<i64>, _>(column).map(|value| value.map(unsigned));
+    let time =
+        |column: &str| row.try_get::<Option<i64>, _>(column).map(|value| value.map(from_millis));
+    Ok(Report {
+        id: Some(row.try_get("id")?),
+        job: row.try_get("job")?,
+        kind: row.try_get("kind")?,
+        homeserver: row.try_get("homeserver")?,
+        mode: parsed(row, "mode")?,
+        trigger: parsed(row, "cause")?,
+        scheduled_for: time("scheduled_for")?,
+        started_at: from_millis(row.try_get("started_at")?),
+        finished_at: time("finished_at")?,
+        attempts: row.try_get("attempts")?,
+        outcome: row
+            .try_get::<Option<&str>, _>("outcome")?
+            .map(|_| parsed(row, "outcome"))
+            .transpose()?,
+        message: row.try_get("message")?,
+        waited_seconds: if_present(row, "waited_seconds")?.unwrap_or_default(),
+        waited_for: if_present::<String>(row, "waited_for")?
+            .iter()
+            .flat_map(|reasons| reasons.split(','))
+            .filter_map(|reason| reason.parse().ok())
+            .collect(),
+        waiting: if_present::<String>(row, "waiting_for")?
+            .zip(if_present(row, "waiting_since")?)
+            .map(|(what, since)| Waiting { what, since: from_millis(since) }),
+        planned: known("planned")?,
+        done: count("done")?,
+        failed: count("failed")?,
+        skipped: count("skipped")?,
+        remaining: known("remaining")?,
+        bytes_planned: known("bytes_planned")?,
+        bytes_freed: known("bytes_freed")?,
+        left_alone: if_present::<String>(row, "left_alone")?
+            .and_then(|text| serde_json::from_str(&text).ok())
+            .unwrap_or_default(),
+        sample: row
+            .try_get::<Option<String>, _>("sample")?
+            .and_then(|text| serde_json::from_str(&text).ok())
+            .unwrap_or_default(),
+        changes: None,
+    })
+}

@@ -1,0 +1,319 @@
+//! The history as runs and the daemon write it, and what happens while nothing can be recorded.
+
+use std::collections::HashMap;
+use std::ops::Deref;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
+
+use sqlx::SqlitePool;
+
+use super::changes::{DeletedFile, Page};
+use super::database::Database;
+use super::error::Error;
+use super::pause::Pause;
+use super::reader::HistoryReader;
+use super::schedules::ScheduleState;
+use super::state_dir::StateDir;
+use super::{changes, facts, interrupted, media_calls, pause, retention, runs, schedules};
+use crate::plan::change::MediaStore;
+use crate::plan::facts::Fact;
+use crate::plan::report::{ChangeRecord, Report};
+use crate::values::clock::{Clock, Timestamp};
+
+/// Reads and writes the history; clones share it.
+///
+/// Without a database it is unavailable: only a dry run may go on then.
+#[derive(Debug, Clone)]
+pub struct History {
+    reader: HistoryReader,
+    /// Or why there is none.
+    database: Arc<RwLock<Result<Database, Arc<str>>>>,
+    write_errors: Arc<AtomicU64>,
+    clock: Clock,
+}
+
+impl Deref for History {
+    type Target = HistoryReader;
+
+    fn deref(&self) -> &HistoryReader {
+        &self.reader
+    }
+}
+
+/// What happens while nothing can be recorded is decided in these functions and nowhere else.
+impl History {
+    /// Writes what must be on record before anything depends on it: fails while the history is unavailable.
+    async fn required<T>(
+        &self,
+        write: impl AsyncFnOnce(SqlitePool) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        self.count_error(match self.writable() {
+            // On the heap, so that the futures of runs stay small.
+            Ok(pool) => Box::pin(write(pool)).await,
+            Err(error) => Err(error),
+        })
+    }
+
+    /// As [`required`](Self::required), for a run whose start is on record.
+    async fn required_of_run<T>(
+        &self,
+        run: Option<i64>,
+        write: impl AsyncFnOnce(SqlitePool, i64) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        self.required(async |pool| match run {
+            Some(run) => write(pool, run).await,
+            None => Err(Error::Unavailable("the start of this run was not recorded".into())),
+        })
+        .await
+    }
+
+    /// Writes what can be lost: while the history is unavailable it does nothing, and returns the default.
+    async fn optional<T: Default>(
+        &self,
+        write: impl AsyncFnOnce(SqlitePool) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        match self.database() {
+            Ok(database) => self.count_error(Box::pin(write(database.write)).await),
+            Err(_) => Ok(T::default()),
+        }
+    }
+
+    /// As [`optional`](Self::optional); does nothing either for a run whose start is not on record, a dry run.
+    async fn optional_of_run<T: Default>(
+        &self,
+        run: Option<i64>,
+        write: impl AsyncFnOnce(SqlitePool, i64) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        match run {
+            Some(run) => self.optional(async |pool| write(pool, run).await).await,
+            None => Ok(T::default()),
+        }
+    }
+
+    /// Returns why nothing can be recorded until the history is opened again.
+    pub(crate) fn problem(&self) -> Option<Arc<str>> {
+        self.writable().err().map(|error| error.to_string().into())
+    }
+
+    /// Where to write what must not get lost: not into a file that is deleted already.
+    pub(super) fn writable(&self) -> Result<SqlitePool, Error> {
+        let database = self.database().map_err(Error::Unavailable)?;
+        database.ensure_in_place()?;
+        Ok(database.write)
+    }
+
+    fn database(&self) -> Result<Database, Arc<str>> {
+        self.database.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn count_error<T>(&self, written: Result<T, Error>) -> Result<T, Error> {
+        if written.is_err() {
+            self.write_errors.fetch_add(1, Ordering::Relaxed);
+        }
+        written
+    }
+
+    /// Returns how many writes have failed since the start.
+    pub(crate) fn write_errors(&self) -> u64 {
+        self.write_errors.load(Ordering::Relaxed)
+    }
+}
+
+/// Opening and closing.
+impl History {
+    /// Opens the history in a state directory, creates it if needed, and migrates it.
+    pub async fn open(dir: &StateDir, clock: Clock) -> Result<Self, Error> {
+        Ok(Self::of(Ok(Database::open(dir).await?), clock))
+    }
+
+    /// A history that is not open, and why.
+    pub fn unavailable(clock: Clock, problem: &str) -> Self {
+        Self::of(Err(problem.into()), clock)
+    }
+
+    fn of(database: Result<Database, Arc<str>>, clock: Clock) -> Self {
+        Self {
+            reader: HistoryReader::of(database.as_ref().ok().map(|open| open.read.clone())),
+            database: Arc::new(RwLock::new(database)),
+            write_errors: Arc::default(),
+            clock,
+        }
+    }
+
+    /// Opens the history again, for everybody who holds a clone.
+    ///
+    /// `recall` is told of a pause before anybody can use the history.
+    pub(crate) async fn open_now(
+        &self,
+        dir: &StateDir,
+        recall: impl FnOnce(Result<Pause, Error>),
+    ) -> Result<(), Error> {
+        let opened = Database::open(dir).await;
+        if let Ok(database) = &opened {
+            recall(pause::get(&database.read).await);
+        }
+        let (database, result) = match opened {
+            Ok(database) => (Ok(database), Ok(())),
+            Err(error) => {
+                (Err(format!("the history cannot be opened: {error}").into()), Err(error))
+            }
+        };
+        self.reader.replace(database.as_ref().ok().map(|open| open.read.clone()));
+        let before = std::mem::replace(
+            &mut *self.database.write().unwrap_or_else(PoisonError::into_inner),
+            database,
+        );
+        if let Ok(before) = before {
+            before.close().await;
+        }
+        result
+    }
+
+    pub async fn close(&self) {
+        if let Ok(database) = self.database() {
+            database.close().await;
+        }
+    }
+}
+
+/// Runs and their changes.
+impl History {
+    /// Records that a run starts, and returns its id.
+    pub(crate) async fn begin_run(&self, report: &Report) -> Result<i64, Error> {
+        self.required(async |pool| runs::insert(&pool, report).await).await
+    }
+
+    /// Records where a run stands, or how it ended.
+    pub(crate) async fn update_run(&self, report: &Report) -> Result<(), Error> {
+        self.optional_of_run(report.id, async |pool, run| runs::update(&pool, run, report).await)
+            .await
+    }
+
+    /// Replaces what a run had planned and not attempted, or failed to apply, by a new plan.
+    ///
+    /// Returns the sequence number of its first change.
+    pub(crate) async fn record_plan(
+        &self,
+        run: Option<i64>,
+        changes: &[ChangeRecord],
+    ) -> Result<i64, Error> {
+        self.optional_of_run(run, async |pool, run| {
+            changes::replace_plan(&pool, run, changes).await
+        })
+        .await
+    }
+
+    /// Records that a change is about to be sent, and what it will replace.
+    pub(crate) async fn record_sent(
+        &self,
+        run: Option<i64>,
+        seq: i64,
+        change: &ChangeRecord,
+    ) -> Result<(), Error> {
+        self.required_of_run(run, async |pool, run| changes::sent(&pool, run, seq, change).await)
+            .await
+    }
+
+    /// Records the result of a change with the files it deleted and the facts it showed, all at once.
+    pub(crate) async fn record_result(
+        &self,
+        run: Option<i64>,
+        seq: i64,
+        change: &ChangeRecord,
+        server: &str,
+        files: &[DeletedFile],
+        facts: &[Fact],
+    ) -> Result<(), Error> {
+        self.required_of_run(run, async |pool, run| {
+            changes::result(&pool, run, seq, change, files, (server, facts)).await
+        })
+        .await
+    }
+
+    /// Marks changes that were sent and not answered as failed; returns the number of their items.
+    pub(crate) async fn fail_unanswered(&self, run: Option<i64>, why: &str) -> Result<u64, Error> {
+        self.optional_of_run(run, async |pool, run| changes::fail_unanswered(&pool, run, why).await)
+            .await
+    }
+
+    /// Records why planned changes were not attempted.
+    pub(crate) async fn explain_planned(&self, run: Option<i64>, why: &str) -> Result<(), Error> {
+        self.optional_of_run(run, async |pool, run| changes::explain_planned(&pool, run, why).await)
+            .await
+    }
+
+    /// Records the unended runs of a job as interrupted; the caller holds the job's lock.
+    pub(crate) async fn mark_interrupted(&self, job: &str) -> Result<(), Error> {
+        let now = self.clock.now();
+        self.optional(async |pool| interrupted::end_all_of(&pool, job, now).await).await
+    }
+
+    /// Records the end of every run that nobody works on any more, and returns those runs.
+    pub(crate) async fn end_interrupted(&self, dir: &StateDir) -> Result<Vec<Report>, Error> {
+        let Some(pool) = self.reader.pool() else { return Ok(Vec::new()) };
+        let mut ended = Vec::new();
+        for (id, job) in interrupted::unended(&pool).await? {
+            // The command line may have started a run while there was no daemon.
+            if let Some(_lock) = dir.try_lock(&job)? {
+                self.mark_interrupted(&job).await?;
+                ended.extend(self.run(id, Page { offset: 0, limit: 0 }).await?);
+            }
+        }
+        Ok(ended)
+    }
+
+    /// Deletes runs that started before `time`, and returns their number; facts stay.
+    ///
+    /// The figures of the last run of a scheduled job and of its last success stay: metrics are built from them.
+    pub async fn delete_runs_before(&self, time: Timestamp) -> Result<u64, Error> {
+        self.optional(async |pool| retention::delete_runs_before(&pool, time).await).await
+    }
+}
+
+/// What outlives a run.
+impl History {
+    /// Stores facts about a homeserver.
+    pub(crate) async fn remember(&self, server: &str, facts: &[Fact]) -> Result<(), Error> {
+        self.optional(async |pool| facts::store(&pool, server, facts).await).await
+    }
+
+    /// Records that a media call is about to be sent.
+    pub(crate) async fn media_call_sent(
+        &self,
+        server: &str,
+        store: MediaStore,
+    ) -> Result<(), Error> {
+        let now = self.clock.now();
+        self.required(async |pool| media_calls::insert(&pool, server, store, now).await).await
+    }
+
+    /// Records that the media call was answered, or is certainly over.
+    pub(crate) async fn media_call_ended(&self, server: &str) -> Result<(), Error> {
+        self.required(async |pool| media_calls::delete(&pool, server).await).await
+    }
+
+    /// Records the scheduled jobs by name and schedule, deletes all others, and returns what is recorded of each.
+    pub(crate) async fn upsert_schedules(
+        &self,
+        jobs: &[(String, String)],
+    ) -> Result<HashMap<String, ScheduleState>, Error> {
+        let now = self.clock.now();
+        self.optional(async |pool| schedules::upsert(&pool, jobs, now).await).await
+    }
+
+    /// Records that no occurrence up to `until` is still to be run.
+    pub(crate) async fn set_watermark(&self, job: &str, until: Timestamp) -> Result<(), Error> {
+        self.optional(async |pool| schedules::set_watermark(&pool, job, until).await).await
+    }
+
+    /// Records a pause, or its end.
+    pub(crate) async fn set_pause(&self, pause: Pause) -> Result<(), Error> {
+        self.required(async |pool| pause::set(&pool, pause).await).await
+    }
+
+    /// Fails if the history cannot be written now.
+    pub(crate) async fn check_writable(&self) -> Result<(), Error> {
+        let now = self.clock.now();
+        self.required(async |pool| pause::probe(&pool, now).await).await
+    }
+}

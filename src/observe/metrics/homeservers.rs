@@ -1,0 +1,128 @@
+//! What requests and probes show of the configured homeservers.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use prometheus::{GaugeVec, HistogramVec, IntCounterVec};
+
+use crate::synapse::{CompletedRequest, Observer, VERSION_ENDPOINT};
+
+/// What the last request or probe showed of a homeserver; `None` before the first one.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct HomeserverState {
+    pub(crate) up: Option<bool>,
+    pub(crate) token_valid: Option<bool>,
+}
+
+/// The metrics of the configured homeservers: those of a removed one vanish.
+pub(crate) struct Homeservers {
+    /// A late answer of a removed homeserver finds no entry here, and adds no series.
+    pub(super) states: Mutex<BTreeMap<String, HomeserverState>>,
+    pub(super) up: GaugeVec,
+    pub(super) token_valid: GaugeVec,
+    pub(super) info: GaugeVec,
+    pub(super) requests: IntCounterVec,
+    pub(super) request_duration: HistogramVec,
+}
+
+/// In the order in which the vectors take their values.
+pub(super) const UP_LABELS: [&str; 1] = ["homeserver"];
+pub(super) const INFO_LABELS: [&str; 3] = ["homeserver", "version", "mas"];
+pub(super) const REQUEST_LABELS: [&str; 4] = ["homeserver", "method", "endpoint", "status"];
+pub(super) const DURATION_LABELS: [&str; 2] = ["homeserver", "endpoint"];
+
+impl Homeservers {
+    /// Returns an observer that counts a homeserver's answers, and derives from them whether it is up.
+    pub(crate) fn observer(self: &Arc<Self>, homeserver: &str) -> Observer {
+        let (metrics, homeserver) = (Arc::clone(self), homeserver.to_owned());
+        metrics.lock().entry(homeserver.clone()).or_default();
+        Arc::new(move |answered: &CompletedRequest| metrics.observe(&homeserver, answered))
+    }
+
+    fn observe(&self, homeserver: &str, answered: &CompletedRequest) {
+        // Held to the end: nothing is added behind a removal.
+        let mut configured = self.lock();
+        let Some(state) = configured.get_mut(homeserver) else { return };
+        let status = answered.status.map_or_else(|| "none".to_owned(), |status| status.to_string());
+        let request = [homeserver, answered.method.as_str(), answered.endpoint, &status];
+        self.requests.with_label_values(&request).inc();
+        self.request_duration
+            .with_label_values(&[homeserver, answered.endpoint])
+            .observe(answered.took.as_secs_f64());
+        // A proxy in front of a dead Synapse answers with these.
+        let up = answered.status.is_some_and(|status| !matches!(status, 502..=504));
+        state.up = Some(up);
+        self.up.with_label_values(&[homeserver]).set(f64::from(u8::from(up)));
+        // The version is told to everybody, whatever the token.
+        let accepted = answered.status.is_some_and(|status| status < 400)
+            && answered.endpoint != VERSION_ENDPOINT;
+        if answered.token_refused || accepted {
+            let valid = !answered.token_refused;
+            state.token_valid = Some(valid);
+            self.token_valid.with_label_values(&[homeserver]).set(f64::from(u8::from(valid)));
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, HomeserverState>> {
+        self.states.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Returns the configured homeservers by name.
+    pub(crate) fn states(&self) -> Vec<(String, HomeserverState)> {
+        self.lock().iter().map(|(name, state)| (name.clone(), *state)).collect()
+    }
+
+    pub(crate) fn set_info(&self, homeserver: &str, version: &str, mas: bool) {
+        let states = self.lock();
+        if !states.contains_key(homeserver) {
+            return;
+        }
+        self.remove_info(homeserver);
+        let mas = if mas { "true" } else { "false" };
+        self.info.with_label_values(&[homeserver, version, mas]).set(1.0);
+    }
+
+    /// Removes every series of a homeserver.
+    pub(crate) fn remove(&self, homeserver: &str) {
+        let mut states = self.lock();
+        states.remove(homeserver);
+        self.remove_info(homeserver);
+        for gauges in [&self.up, &self.token_valid] {
+            remove_series(gauges, homeserver, &UP_LABELS, |labels| {
+                drop(gauges.remove_label_values(labels));
+            });
+        }
+        remove_series(&self.requests, homeserver, &REQUEST_LABELS, |labels| {
+            drop(self.requests.remove_label_values(labels));
+        });
+        remove_series(&self.request_duration, homeserver, &DURATION_LABELS, |labels| {
+            drop(self.request_duration.remove_label_values(labels));
+        });
+    }
+
+    fn remove_info(&self, homeserver: &str) {
+        remove_series(&self.info, homeserver, &INFO_LABELS, |labels| {
+            drop(self.info.remove_label_values(labels));
+        });
+    }
+}
+
+/// Removes every series of a vector that carries the homeserver: the crate removes by exact labels only.
+fn remove_series(
+    vector: &impl prometheus::core::Collector,
+    homeserver: &str,
+    order: &[&str],
+    remove: impl Fn(&[&str]),
+) {
+    for family in vector.collect() {
+        for metric in family.get_metric() {
+            let labels: BTreeMap<&str, &str> =
+                metric.get_label().iter().map(|label| (label.name(), label.value())).collect();
+            if labels.get("homeserver") == Some(&homeserver) {
+                let values: Vec<&str> =
+                    order.iter().map(|name| labels.get(name).copied().unwrap_or("")).collect();
+                remove(&values);
+            }
+        }
+    }
+}
