@@ -19,7 +19,7 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser, Subcommand};
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::config::{Config, Environment, NotLoaded};
+use crate::config::{Config, Environment, LoadError};
 use crate::history::state_dir::{become_owner, is_locked};
 use crate::history::{self, History, Page};
 use crate::plan::report::Report;
@@ -119,7 +119,7 @@ pub enum Ended {
 impl<E: Into<anyhow::Error>> From<E> for Ended {
     fn from(error: E) -> Self {
         let error = error.into();
-        match error.downcast::<NotLoaded>() {
+        match error.downcast::<LoadError>() {
             Ok(mistakes) => Self::Usage(mistakes.to_string()),
             Err(error) => Self::Error(error),
         }

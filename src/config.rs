@@ -1,8 +1,8 @@
 //! The config file: TOML text to settings and jobs, or every mistake with its place.
 
+mod diagnostics;
 mod entries;
 mod parser;
-mod place;
 mod secrets;
 
 use std::collections::BTreeMap;
@@ -15,8 +15,8 @@ use std::time::Duration;
 use secrecy::{ExposeSecret, SecretString};
 use toml::de::DeTable;
 
+pub use diagnostics::{Diagnostic, LoadError, read_bytes};
 pub use entries::{CommonKeys, DaemonKeys, HeadKeys, HomeserverKeys, Overlap, Retries, TABLES};
-pub use place::{Found, NotLoaded, content};
 
 use crate::jobs::job::AnyJob;
 use crate::synapse::{Address, LimitValues, Limits, Settings, Token};
@@ -35,7 +35,7 @@ pub struct Config {
     /// One for each job and homeserver, in the order of their names.
     pub jobs: Vec<JobSpec>,
     /// What is no mistake and should be looked at all the same.
-    pub warnings: Vec<Found>,
+    pub warnings: Vec<Diagnostic>,
     /// Secrets that were read from systemd's credentials, which do not change while the service runs.
     pub from_credentials: Vec<PathBuf>,
 }
@@ -91,7 +91,7 @@ const STATE_DIR: &str = "/var/lib/microglia";
 
 impl Config {
     /// Reads the file and everything that it names.
-    pub fn load(path: &Path, environment: &Environment, now: Timestamp) -> Result<Self, NotLoaded> {
+    pub fn load(path: &Path, environment: &Environment, now: Timestamp) -> Result<Self, LoadError> {
         Self::parse(path, environment, now, Secrets::new(path, environment))
     }
 
@@ -102,7 +102,7 @@ impl Config {
         path: &Path,
         environment: &Environment,
         now: Timestamp,
-    ) -> Result<Self, NotLoaded> {
+    ) -> Result<Self, LoadError> {
         Self::parse(path, environment, now, Secrets::unread(path))
     }
 
@@ -111,10 +111,10 @@ impl Config {
         environment: &Environment,
         now: Timestamp,
         secrets: Secrets,
-    ) -> Result<Self, NotLoaded> {
-        let text = &place::read(path)?;
+    ) -> Result<Self, LoadError> {
+        let text = &diagnostics::read(path)?;
         let (root, errors) = DeTable::parse_recoverable(text);
-        let mut mistakes: Vec<ConfigError> = errors.iter().map(place::syntax).collect();
+        let mut mistakes: Vec<ConfigError> = errors.iter().map(diagnostics::syntax).collect();
         let broken = errors.iter().any(|error| !error.message().contains("duplicate key"));
         let mut parser =
             Parser { path, environment, now, mistakes: Vec::new(), warnings: Vec::new(), secrets };
@@ -127,12 +127,15 @@ impl Config {
         match config {
             Some(mut config) if mistakes.is_empty() => {
                 parser.warnings.sort_by_key(|warning| warning.span.start);
-                config.warnings =
-                    parser.warnings.iter().map(|warning| Found::at(path, text, warning)).collect();
+                config.warnings = parser
+                    .warnings
+                    .iter()
+                    .map(|warning| Diagnostic::at(path, text, warning))
+                    .collect();
                 config.from_credentials = parser.secrets.from_credentials;
                 Ok(config)
             }
-            _ => Err(NotLoaded::mistakes(path, text, &mistakes)),
+            _ => Err(LoadError::mistakes(path, text, &mistakes)),
         }
     }
 
@@ -263,20 +266,20 @@ fn fingerprint(value: &impl Hash) -> u64 {
 
 /// Where the daemon listens, as far as the file can be read: a broken edit must not make a healthy daemon look dead.
 pub fn listen(path: &Path, environment: &Environment) -> SocketAddr {
-    let text = place::read(path).unwrap_or_default();
+    let text = diagnostics::read(path).unwrap_or_default();
     let (root, _) = DeTable::parse_recoverable(&text);
     let listen = daemon_text(root.get_ref(), "listen").or(environment.listen.as_deref());
     listen.and_then(|listen| listen.parse().ok()).unwrap_or(LISTEN)
 }
 
 /// Where the state directory is, as far as the file can be read: a reload is asked for just when the file may be wrong.
-pub fn state_dir(path: &Path, environment: &Environment) -> Result<PathBuf, NotLoaded> {
-    Ok(state_dir_in(&place::read(path)?, path, environment))
+pub fn state_dir(path: &Path, environment: &Environment) -> Result<PathBuf, LoadError> {
+    Ok(state_dir_in(&diagnostics::read(path)?, path, environment))
 }
 
 /// The same where even a file that cannot be read must not matter.
 pub fn state_dir_or_default(path: &Path, environment: &Environment) -> PathBuf {
-    state_dir_in(&place::read(path).unwrap_or_default(), path, environment)
+    state_dir_in(&diagnostics::read(path).unwrap_or_default(), path, environment)
 }
 
 fn state_dir_in(text: &str, path: &Path, environment: &Environment) -> PathBuf {

@@ -9,7 +9,7 @@ use serde_json::json;
 
 use super::table::local;
 use super::{Ended, environment, print, print_json, say_warning};
-use crate::config::{Config, Found, Homeserver};
+use crate::config::{Config, Diagnostic, Homeserver};
 use crate::jobs::job::{Answer, Budget};
 use crate::plan::report::Mode;
 use crate::scheduler::job_list::{job_list, upcoming};
@@ -62,7 +62,7 @@ pub(super) async fn run(path: &Path, options: &Options) -> Result<(), Ended> {
     if options.json {
         print_json(&json!({
             "errors": [],
-            "warnings": config.warnings.iter().map(Found::as_json).collect::<Vec<_>>(),
+            "warnings": config.warnings.iter().map(Diagnostic::as_json).collect::<Vec<_>>(),
             "jobs": job_list(&config.jobs, HashMap::new(), clock.now()),
             "online": options.online.then_some(&answers.given),
         }))?;

@@ -29,8 +29,8 @@ schema! {
         /// How long runs are remembered.
         pub keep_history: HumanDuration where "\"1h\"" to "\"3650d\"" = "\"90d\"",
         /// How often to look whether this file changed, or "off".
-        pub watch_config: Switch where "\"1s\"" to "\"1d\"" = "\"off\"",
-        /// Names by which clients may reach the HTTP API, besides localhost and any IP address; metrics and health are served under every name.
+        pub watch_config: DurationOrOff where "\"1s\"" to "\"1d\"" = "\"off\"",
+        /// HomeserverNames by which clients may reach the HTTP API, besides localhost and any IP address; metrics and health are served under every name.
         pub allowed_hosts: Vec<HostName> = "[]",
         /// The token that every HTTP endpoint which acts asks for, at least 16 characters; without it they answer 403.
         pub admin_token_file: Option<PathBuf>,
@@ -76,7 +76,7 @@ schema! {
 schema! {
     pub struct CommonKeys {
         /// Where it runs: a name, or a list for one job per homeserver; may be left out where there is only one.
-        pub homeserver: Option<Names>,
+        pub homeserver: Option<HomeserverNames>,
         /// "dry-run" plans and reports, "apply" makes the changes.
         pub mode: Mode = "\"dry-run\"",
         /// The time zone of schedule and window; default: the daemon's.
@@ -96,7 +96,7 @@ schema! {
         /// What happens to an occurrence that comes while the job runs: "skip", or "queue" one.
         pub overlap: Overlap = "\"skip\"",
         /// An occurrence missed while the daemon was down, no older than this, runs once at start; or "off".
-        pub catch_up: Switch where "\"1s\"" to "\"365d\"" = "\"24h\"",
+        pub catch_up: DurationOrOff where "\"1s\"" to "\"365d\"" = "\"24h\"",
         /// A fixed delay below this, from the job's name and the homeserver's URL.
         pub splay: HumanDuration where "\"0s\"" to "\"7d\"" = "\"0s\"",
     }
@@ -206,9 +206,9 @@ impl std::str::FromStr for KindName {
 
 /// A length of time, or "off".
 #[derive(Debug, Clone, Copy)]
-pub struct Switch(pub Option<HumanDuration>);
+pub struct DurationOrOff(pub Option<HumanDuration>);
 
-impl std::str::FromStr for Switch {
+impl std::str::FromStr for DurationOrOff {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
@@ -227,15 +227,15 @@ impl std::str::FromStr for Switch {
 
 /// One name or a list of names.
 #[derive(Debug, Clone)]
-pub struct Names {
+pub struct HomeserverNames {
     pub(super) names: Vec<String>,
     pub(super) list: bool,
 }
 
-impl Value for Names {
+impl Value for HomeserverNames {
     const TYPE: &'static str = "a name or a list of names";
 
-    fn read(value: &Spanned<DeValue<'_>>, mistakes: &mut Vec<ConfigError>) -> Option<Self> {
+    fn parse(value: &Spanned<DeValue<'_>>, mistakes: &mut Vec<ConfigError>) -> Option<Self> {
         match value.get_ref() {
             DeValue::String(name) => Some(Self { names: vec![name.to_string()], list: false }),
             DeValue::Array(items) if items.is_empty() => {
@@ -246,7 +246,7 @@ impl Value for Names {
                 None
             }
             DeValue::Array(_) => {
-                let mut names = Vec::<String>::read(value, mistakes)?;
+                let mut names = Vec::<String>::parse(value, mistakes)?;
                 names.sort();
                 names.dedup();
                 Some(Self { names, list: true })
@@ -262,14 +262,14 @@ impl Value for Names {
 impl Value for Retries {
     const TYPE: &'static str = "{ attempts = 3, first_delay = \"10s\", max_delay = \"10m\" }";
 
-    fn read(value: &Spanned<DeValue<'_>>, mistakes: &mut Vec<ConfigError>) -> Option<Self> {
+    fn parse(value: &Spanned<DeValue<'_>>, mistakes: &mut Vec<ConfigError>) -> Option<Self> {
         let Some(entries) = value.get_ref().as_table() else {
             mistakes.push(wrong_type(value, &format!("a table such as {}", <Self as Value>::TYPE)));
             return None;
         };
         let table = Table { entries, span: value.span() };
         table.reject_unknown(&[Self::KEYS], mistakes);
-        Self::read(&table, mistakes)
+        Self::parse(&table, mistakes)
     }
 }
 
@@ -280,7 +280,7 @@ text_values! {
     KindName: "a kind such as \"purge-local-media\"";
 }
 
-impl Value for Switch {
+impl Value for DurationOrOff {
     const TYPE: &'static str = "\"off\" or a length of time such as \"1m\"";
     const QUANTITY: bool = true;
 
@@ -288,7 +288,7 @@ impl Value for Switch {
         self.0.is_within(least, greatest)
     }
 
-    fn read(value: &Spanned<DeValue<'_>>, mistakes: &mut Vec<ConfigError>) -> Option<Self> {
+    fn parse(value: &Spanned<DeValue<'_>>, mistakes: &mut Vec<ConfigError>) -> Option<Self> {
         read_text(value, <Self as Value>::TYPE, mistakes)
     }
 }

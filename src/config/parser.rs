@@ -12,7 +12,7 @@ use toml::de::{DeTable, DeValue};
 use uuid::Uuid;
 
 use super::entries::{
-    CommonKeys, DaemonKeys, HeadKeys, HomeserverKeys, HostName, KindName, Listen, Names,
+    CommonKeys, DaemonKeys, HeadKeys, HomeserverKeys, HomeserverNames, HostName, KindName, Listen,
 };
 use super::secrets::{Secrets, pasted};
 use super::{Config, Daemon, Environment, Homeserver, JobSpec, LISTEN, STATE_DIR, beside};
@@ -117,7 +117,7 @@ impl Parser<'_> {
     fn daemon(&mut self, entries: &DeTable<'_>, root: &DeTable<'_>) -> Option<Daemon> {
         let table = Table { entries, span: root.get("daemon").map_or(0..0, Spanned::span) };
         table.reject_unknown(&[DaemonKeys::KEYS], &mut self.mistakes);
-        let keys = DaemonKeys::read(&table, &mut self.mistakes);
+        let keys = DaemonKeys::parse(&table, &mut self.mistakes);
         let file =
             table.read::<Option<Spanned<PathBuf>>>("admin_token_file", None, &mut Vec::new());
         let admin = file.flatten().map(|file| {
@@ -226,7 +226,7 @@ impl Parser<'_> {
     ) -> Option<Homeserver> {
         let table = Table { entries, span: name.span() };
         table.reject_unknown(&[HomeserverKeys::KEYS], &mut self.mistakes);
-        let keys = HomeserverKeys::read(&table, &mut self.mistakes);
+        let keys = HomeserverKeys::parse(&table, &mut self.mistakes);
         // What is wrong with the other keys must not hide what is wrong with the files.
         let file =
             |key| table.read::<Option<Spanned<PathBuf>>>(key, None, &mut Vec::new()).flatten();
@@ -317,7 +317,7 @@ impl Parser<'_> {
             ));
         }
         table.reject_unknown(&[CommonKeys::KEYS, HeadKeys::KEYS], &mut self.mistakes);
-        let _ = CommonKeys::read(&table, &mut self.mistakes);
+        let _ = CommonKeys::parse(&table, &mut self.mistakes);
     }
 
     fn job(
@@ -330,10 +330,10 @@ impl Parser<'_> {
     ) -> Vec<JobSpec> {
         let merged = merge(defaults, own);
         let table = Table { entries: &merged, span: name.span() };
-        let head = HeadKeys::read(&table, &mut self.mistakes);
-        let common = CommonKeys::read(&table, &mut self.mistakes);
+        let head = HeadKeys::parse(&table, &mut self.mistakes);
+        let common = CommonKeys::parse(&table, &mut self.mistakes);
         let chosen = table
-            .read::<Option<Spanned<Names>>>("homeserver", None, &mut Vec::new())
+            .read::<Option<Spanned<HomeserverNames>>>("homeserver", None, &mut Vec::new())
             .map(|names| self.homeservers_of(names, homeservers, &table));
         // Without its kind it is not known which other keys are right.
         let Some(kind) = table
@@ -398,7 +398,7 @@ impl Parser<'_> {
 
     fn homeservers_of(
         &mut self,
-        names: Option<Spanned<Names>>,
+        names: Option<Spanned<HomeserverNames>>,
         known: &[&str],
         table: &Table<'_, '_>,
     ) -> Vec<String> {
@@ -425,7 +425,7 @@ impl Parser<'_> {
     }
 }
 
-/// Names the table that a key of the config belongs in.
+/// HomeserverNames the table that a key of the config belongs in.
 fn table_of(key: &str) -> Option<&'static str> {
     let named = |keys: &[Key]| keys.iter().any(|known| known.name == key);
     match () {

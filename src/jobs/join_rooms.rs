@@ -70,7 +70,7 @@ impl Job for JoinRooms {
         mistakes: &mut Vec<ConfigError>,
     ) -> Option<Self> {
         table.reject_empty(&["rooms", "users"], mistakes);
-        Some(Self { keys: Keys::read(table, mistakes)? })
+        Some(Self { keys: Keys::parse(table, mistakes)? })
     }
 
     fn warnings(&self) -> Vec<(&'static str, String)> {

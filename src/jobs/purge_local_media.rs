@@ -70,7 +70,7 @@ impl Job for PurgeLocalMedia {
         now: Timestamp,
         mistakes: &mut Vec<ConfigError>,
     ) -> Option<Self> {
-        let (keys, age) = (Keys::read(table, mistakes), Age::read(table, now, mistakes));
+        let (keys, age) = (Keys::parse(table, mistakes), Age::read(table, now, mistakes));
         let (Keys { larger_than, keep_avatars, batch_files, orphan_objects, .. }, age) =
             (keys?, age?);
         Some(Self { age, larger_than, keep_avatars, batch_files, orphan_objects })

@@ -55,7 +55,7 @@ impl Job for PurgeRemoteMedia {
         now: Timestamp,
         mistakes: &mut Vec<ConfigError>,
     ) -> Option<Self> {
-        let (keys, age) = (Keys::read(table, mistakes), Age::read(table, now, mistakes));
+        let (keys, age) = (Keys::parse(table, mistakes), Age::read(table, now, mistakes));
         keys?;
         Some(Self { age: age? })
     }

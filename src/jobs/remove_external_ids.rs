@@ -88,7 +88,7 @@ impl Job for RemoveExternalIds {
             except_users,
             include_admins,
             keep_last,
-        } = Keys::read(table, mistakes)?;
+        } = Keys::parse(table, mistakes)?;
         let choice = std::sync::Arc::new(Choice {
             providers,
             accounts,
@@ -536,7 +536,7 @@ impl Accounts {
 impl ConfigValue for Accounts {
     const TYPE: &'static str = "\"all\", or one or more of \"active\", \"deactivated\", \"locked\"";
 
-    fn read(value: &Spanned<DeValue<'_>>, mistakes: &mut Vec<ConfigError>) -> Option<Self> {
+    fn parse(value: &Spanned<DeValue<'_>>, mistakes: &mut Vec<ConfigError>) -> Option<Self> {
         match value.get_ref() {
             DeValue::String(text) if text == "all" => Some(Self(Class::ALL.to_vec())),
             DeValue::String(text) => {
@@ -549,7 +549,7 @@ impl ConfigValue for Accounts {
                 }
             }
             DeValue::Array(items) if !items.is_empty() => {
-                Vec::<Class>::read(value, mistakes).map(Self)
+                Vec::<Class>::parse(value, mistakes).map(Self)
             }
             DeValue::Array(_) => {
                 mistakes.push(ConfigError::new(value.span(), format!("expected {}", Self::TYPE)));

@@ -85,7 +85,7 @@ impl Job for Request {
     ) -> Option<Self> {
         let before = mistakes.len();
         table.reject_empty(&["expect"], mistakes);
-        let job = Self { keys: Keys::read(table, mistakes)? };
+        let job = Self { keys: Keys::parse(table, mistakes)? };
         let parameters = match &job.keys.query {
             None => Some(true),
             Some(Value::Object(map)) => {

@@ -39,7 +39,7 @@ impl Reloader {
         metrics: Arc<Metrics>,
         clock: Clock,
     ) -> Self {
-        let seen = config::content(&path).ok();
+        let seen = config::read_bytes(&path).ok();
         let reloader = Self {
             path,
             environment,
@@ -96,7 +96,7 @@ impl Reloader {
         let (sender, seen) = tokio::sync::oneshot::channel();
         let loading = tokio::task::spawn_blocking(move || {
             // Where the reload was given up nobody waits for it.
-            let _ = sender.send(config::content(&path).ok());
+            let _ = sender.send(config::read_bytes(&path).ok());
             Config::load(&path, &environment, now)
         });
         let file = self.path.display();
@@ -176,7 +176,7 @@ impl Reloader {
                 continue;
             }
             let path = self.path.clone();
-            let now = tokio::task::spawn_blocking(move || config::content(&path).ok())
+            let now = tokio::task::spawn_blocking(move || config::read_bytes(&path).ok())
                 .await
                 .unwrap_or_default();
             let changed = now != *self.seen.lock().unwrap_or_else(PoisonError::into_inner);

@@ -96,7 +96,7 @@ pub struct Moment(pub Timestamp);
 impl Value for Moment {
     const TYPE: &'static str = "a moment such as 2023-01-01T00:00:00Z, without quotes";
 
-    fn read(value: &Spanned<DeValue<'_>>, mistakes: &mut Vec<ConfigError>) -> Option<Self> {
+    fn parse(value: &Spanned<DeValue<'_>>, mistakes: &mut Vec<ConfigError>) -> Option<Self> {
         let Some(date) = value.get_ref().as_datetime() else {
             mistakes.push(wrong_type(value, Self::TYPE));
             return None;

@@ -54,7 +54,7 @@ pub trait Value: Sized {
     }
 
     /// Reads the value, or adds at least one mistake.
-    fn read(value: &Spanned<DeValue<'_>>, mistakes: &mut Vec<ConfigError>) -> Option<Self>;
+    fn parse(value: &Spanned<DeValue<'_>>, mistakes: &mut Vec<ConfigError>) -> Option<Self>;
 
     /// Whether the value lies in a range, whose ends are TOML and belong to it.
     fn is_within(&self, _least: &str, _greatest: &str) -> bool {
@@ -76,7 +76,7 @@ pub fn between<T: Value + PartialOrd>(value: &T, least: &str, greatest: &str) ->
 impl<T: StringEnum> Value for T {
     const TYPE: &'static str = <T as StringEnum>::TYPE;
 
-    fn read(value: &Spanned<DeValue<'_>>, mistakes: &mut Vec<ConfigError>) -> Option<Self> {
+    fn parse(value: &Spanned<DeValue<'_>>, mistakes: &mut Vec<ConfigError>) -> Option<Self> {
         read_text(value, <T as StringEnum>::TYPE, mistakes)
     }
 }
@@ -105,7 +105,7 @@ impl Table<'_, '_> {
         mistakes: &mut Vec<ConfigError>,
     ) -> Option<T> {
         if let Some(value) = self.entries.get(key) {
-            return T::read(value, mistakes);
+            return T::parse(value, mistakes);
         }
         if let Some(default) = default {
             return from_default(default);
@@ -132,7 +132,7 @@ impl Table<'_, '_> {
             return self.read(key, default, mistakes);
         };
         let mut own = Vec::new();
-        let read = T::read(value, &mut own);
+        let read = T::parse(value, &mut own);
         let out_of_range = match &read {
             Some(read) => !read.is_within(least, greatest),
             // A number that does not even fit into its type.
@@ -177,7 +177,7 @@ impl Table<'_, '_> {
 
 /// A default of the table of keys; those are tested to be readable.
 pub fn from_default<T: Value>(default: &str) -> Option<T> {
-    T::read(&DeValue::parse(default).ok()?, &mut Vec::new())
+    T::parse(&DeValue::parse(default).ok()?, &mut Vec::new())
 }
 
 pub fn unknown_key(span: Range<usize>, name: &str, known: &[&str]) -> ConfigError {
@@ -230,7 +230,7 @@ macro_rules! text_quantities {
                 $crate::values::schema::between(self, least, greatest)
             }
 
-            fn read(value: &toml::Spanned<toml::de::DeValue<'_>>, mistakes: &mut Vec<$crate::values::schema::ConfigError>) -> Option<Self> {
+            fn parse(value: &toml::Spanned<toml::de::DeValue<'_>>, mistakes: &mut Vec<$crate::values::schema::ConfigError>) -> Option<Self> {
                 $crate::values::schema::read_text(value, Self::TYPE, mistakes)
             }
         }
@@ -244,7 +244,7 @@ macro_rules! text_values {
     ($($type:ty: $expected:literal;)+) => { $(
         impl $crate::values::schema::Value for $type {
             const TYPE: &'static str = $expected;
-            fn read(value: &toml::Spanned<toml::de::DeValue<'_>>, mistakes: &mut Vec<$crate::values::schema::ConfigError>) -> Option<Self> {
+            fn parse(value: &toml::Spanned<toml::de::DeValue<'_>>, mistakes: &mut Vec<$crate::values::schema::ConfigError>) -> Option<Self> {
                 $crate::values::schema::read_text(value, Self::TYPE, mistakes)
             }
         }
@@ -258,7 +258,7 @@ text_values! { String: "a string"; std::path::PathBuf: "a path as a string"; }
 impl Value for bool {
     const TYPE: &'static str = "true or false";
 
-    fn read(value: &Spanned<DeValue<'_>>, mistakes: &mut Vec<ConfigError>) -> Option<Self> {
+    fn parse(value: &Spanned<DeValue<'_>>, mistakes: &mut Vec<ConfigError>) -> Option<Self> {
         let read = value.get_ref().as_bool();
         if read.is_none() {
             mistakes.push(wrong_type(value, Self::TYPE));
@@ -276,7 +276,7 @@ impl Value for u32 {
         between(self, least, greatest)
     }
 
-    fn read(value: &Spanned<DeValue<'_>>, mistakes: &mut Vec<ConfigError>) -> Option<Self> {
+    fn parse(value: &Spanned<DeValue<'_>>, mistakes: &mut Vec<ConfigError>) -> Option<Self> {
         match value
             .get_ref()
             .as_integer()
@@ -301,7 +301,7 @@ impl Value for u16 {
         between(self, least, greatest)
     }
 
-    fn read(value: &Spanned<DeValue<'_>>, mistakes: &mut Vec<ConfigError>) -> Option<Self> {
+    fn parse(value: &Spanned<DeValue<'_>>, mistakes: &mut Vec<ConfigError>) -> Option<Self> {
         match value
             .get_ref()
             .as_integer()
@@ -340,7 +340,7 @@ impl Value for Rate {
         between(self, least, greatest)
     }
 
-    fn read(value: &Spanned<DeValue<'_>>, mistakes: &mut Vec<ConfigError>) -> Option<Self> {
+    fn parse(value: &Spanned<DeValue<'_>>, mistakes: &mut Vec<ConfigError>) -> Option<Self> {
         let number: Option<f64> = match value.get_ref() {
             DeValue::Integer(number) => number.as_str().parse().ok(),
             DeValue::Float(number) => number.as_str().parse().ok(),
@@ -380,14 +380,14 @@ macro_rules! limits {
                 self.number().is_none_or(|number| number.is_within(least, greatest))
             }
 
-            fn read(value: &Spanned<DeValue<'_>>, mistakes: &mut Vec<ConfigError>) -> Option<Self> {
+            fn parse(value: &Spanned<DeValue<'_>>, mistakes: &mut Vec<ConfigError>) -> Option<Self> {
                 match value.get_ref().as_str() {
                     Some("unlimited") => Some(Self::Unlimited),
                     Some(_) => {
                         mistakes.push(ConfigError::new(value.span(), format!("expected {}", Self::TYPE)));
                         None
                     }
-                    None => <$number>::read(value, mistakes).map(Self::Of),
+                    None => <$number>::parse(value, mistakes).map(Self::Of),
                 }
             }
         }
@@ -410,8 +410,8 @@ impl<T: Value> Value for Option<T> {
         T::describe()
     }
 
-    fn read(value: &Spanned<DeValue<'_>>, mistakes: &mut Vec<ConfigError>) -> Option<Self> {
-        T::read(value, mistakes).map(Some)
+    fn parse(value: &Spanned<DeValue<'_>>, mistakes: &mut Vec<ConfigError>) -> Option<Self> {
+        T::parse(value, mistakes).map(Some)
     }
 
     fn absent() -> Option<Self> {
@@ -427,8 +427,8 @@ impl<T: Value> Value for Spanned<T> {
         T::describe()
     }
 
-    fn read(value: &Spanned<DeValue<'_>>, mistakes: &mut Vec<ConfigError>) -> Option<Self> {
-        T::read(value, mistakes).map(|inner| Self::new(value.span(), inner))
+    fn parse(value: &Spanned<DeValue<'_>>, mistakes: &mut Vec<ConfigError>) -> Option<Self> {
+        T::parse(value, mistakes).map(|inner| Self::new(value.span(), inner))
     }
 }
 
@@ -445,12 +445,12 @@ impl<T: Value> Value for Vec<T> {
         format!("a list, each of it {}", T::describe())
     }
 
-    fn read(value: &Spanned<DeValue<'_>>, mistakes: &mut Vec<ConfigError>) -> Option<Self> {
+    fn parse(value: &Spanned<DeValue<'_>>, mistakes: &mut Vec<ConfigError>) -> Option<Self> {
         let Some(items) = value.get_ref().as_array() else {
             mistakes.push(wrong_type(value, &Self::describe()));
             return None;
         };
-        let read: Vec<Option<T>> = items.iter().map(|item| T::read(item, mistakes)).collect();
+        let read: Vec<Option<T>> = items.iter().map(|item| T::parse(item, mistakes)).collect();
         read.into_iter().collect()
     }
 }
@@ -459,7 +459,7 @@ impl<T: Value> Value for Vec<T> {
 impl Value for serde_json::Value {
     const TYPE: &'static str = "any value";
 
-    fn read(value: &Spanned<DeValue<'_>>, mistakes: &mut Vec<ConfigError>) -> Option<Self> {
+    fn parse(value: &Spanned<DeValue<'_>>, mistakes: &mut Vec<ConfigError>) -> Option<Self> {
         match value.get_ref() {
             DeValue::String(text) => Some(text.as_ref().into()),
             DeValue::Boolean(flag) => Some((*flag).into()),
@@ -480,10 +480,10 @@ impl Value for serde_json::Value {
                 }
                 number.map(Self::Number)
             }
-            DeValue::Array(_) => Vec::<Self>::read(value, mistakes).map(Self::Array),
+            DeValue::Array(_) => Vec::<Self>::parse(value, mistakes).map(Self::Array),
             DeValue::Table(table) => table
                 .iter()
-                .map(|(key, item)| Some((key.get_ref().to_string(), Self::read(item, mistakes)?)))
+                .map(|(key, item)| Some((key.get_ref().to_string(), Self::parse(item, mistakes)?)))
                 .collect::<Option<serde_json::Map<String, Self>>>()
                 .map(Self::Object),
         }
@@ -493,7 +493,7 @@ impl Value for serde_json::Value {
 /// Defines a struct that is read from a config table, and the documentation of its keys.
 ///
 /// A field's doc comment is the text that `kinds` prints, its `where "…" to "…"` the range and its `= "…"` the default as
-/// TOML. `read` reports every mistake,
+/// TOML. `parse` reports every mistake,
 /// not just the first; a key that is not a field is for the caller to reject, who may share the table among several structs.
 macro_rules! schema {
     (
@@ -519,7 +519,7 @@ macro_rules! schema {
                 about: concat!($($about),+),
             },)*];
 
-            pub fn read(table: &$crate::values::schema::Table<'_, '_>, mistakes: &mut Vec<$crate::values::schema::ConfigError>) -> Option<Self> {
+            pub fn parse(table: &$crate::values::schema::Table<'_, '_>, mistakes: &mut Vec<$crate::values::schema::ConfigError>) -> Option<Self> {
                 $(let $field = table.read_within::<$type>(stringify!($field), $crate::values::schema::schema!(@default $($default)?), $crate::values::schema::schema!(@range $($least $greatest)?), mistakes);)*
                 Some(Self { $($field: $field?,)* })
             }

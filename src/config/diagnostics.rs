@@ -12,7 +12,7 @@ use crate::values::text::nearest;
 
 /// A mistake or a warning with the line that it is in.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Found {
+pub struct Diagnostic {
     pub file: String,
     pub line: usize,
     /// In characters, from 1.
@@ -24,14 +24,14 @@ pub struct Found {
 
 /// A config that could not be read, or has mistakes.
 #[derive(Debug, Clone, thiserror::Error)]
-pub struct NotLoaded {
+pub struct LoadError {
     file: PathBuf,
     /// What kept the file from being read at all.
     problem: Option<String>,
-    pub mistakes: Vec<Found>,
+    pub mistakes: Vec<Diagnostic>,
 }
 
-impl Found {
+impl Diagnostic {
     pub(super) fn at(path: &Path, text: &str, mistake: &ConfigError) -> Self {
         let start = floor(text, mistake.span.start);
         let line_start = text[..start].rfind('\n').map_or(0, |newline| newline + 1);
@@ -99,7 +99,7 @@ fn floor(text: &str, at: usize) -> usize {
     (0..=at.min(text.len())).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0)
 }
 
-impl fmt::Display for Found {
+impl fmt::Display for Diagnostic {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { file, line, column, text, source, carets } = self;
         write!(f, "{file}:{line}:{column}: {text}")?;
@@ -116,7 +116,7 @@ impl fmt::Display for Found {
     }
 }
 
-impl Found {
+impl Diagnostic {
     /// For programs: without the source line.
     pub fn as_json(&self) -> serde_json::Value {
         serde_json::json!({ "file": self.file, "line": self.line, "column": self.column, "message": self.text })
@@ -128,12 +128,12 @@ impl Found {
     }
 }
 
-impl NotLoaded {
+impl LoadError {
     pub(super) fn mistakes(path: &Path, text: &str, mistakes: &[ConfigError]) -> Self {
         Self {
             file: path.to_owned(),
             problem: None,
-            mistakes: mistakes.iter().map(|mistake| Found::at(path, text, mistake)).collect(),
+            mistakes: mistakes.iter().map(|mistake| Diagnostic::at(path, text, mistake)).collect(),
         }
     }
 
@@ -147,7 +147,7 @@ impl NotLoaded {
             Some(problem) => vec![
                 serde_json::json!({ "file": self.file, "line": null, "column": null, "message": problem }),
             ],
-            None => self.mistakes.iter().map(Found::as_json).collect(),
+            None => self.mistakes.iter().map(Diagnostic::as_json).collect(),
         }
     }
 
@@ -155,12 +155,12 @@ impl NotLoaded {
     pub fn lines(&self) -> Vec<String> {
         match &self.problem {
             Some(problem) => vec![format!("{}: {problem}", self.file.display())],
-            None => self.mistakes.iter().map(Found::line).collect(),
+            None => self.mistakes.iter().map(Diagnostic::line).collect(),
         }
     }
 }
 
-impl fmt::Display for NotLoaded {
+impl fmt::Display for LoadError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if let Some(problem) = &self.problem {
             return write!(f, "{}: {problem}", self.file.display());
@@ -177,7 +177,7 @@ impl fmt::Display for NotLoaded {
 const LARGEST: u64 = 4 << 20;
 
 /// Reads the config's bytes, or fails with [`std::io::ErrorKind::FileTooLarge`].
-pub fn content(path: &Path) -> std::io::Result<Vec<u8>> {
+pub fn read_bytes(path: &Path) -> std::io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     std::fs::File::open(path)?.take(LARGEST + 1).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > LARGEST {
@@ -186,9 +186,9 @@ pub fn content(path: &Path) -> std::io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-pub(super) fn read(path: &Path) -> Result<String, NotLoaded> {
-    let bytes = content(path).map_err(|error| {
-        NotLoaded::problem(
+pub(super) fn read(path: &Path) -> Result<String, LoadError> {
+    let bytes = read_bytes(path).map_err(|error| {
+        LoadError::problem(
             path,
             match error.kind() {
                 std::io::ErrorKind::NotFound => {
@@ -212,7 +212,7 @@ pub(super) fn read(path: &Path) -> Result<String, NotLoaded> {
         let good = &error.as_bytes()[..error.utf8_error().valid_up_to()];
         let line = good.split(|byte| *byte == b'\n').count();
         let column = String::from_utf8_lossy(good.rsplit(|byte| *byte == b'\n').next().unwrap_or_default()).chars().count() + 1;
-        NotLoaded::problem(path, format!("line {line}, column {column}: this byte is not UTF-8, as TOML has to be: save the file as UTF-8"))
+        LoadError::problem(path, format!("line {line}, column {column}: this byte is not UTF-8, as TOML has to be: save the file as UTF-8"))
     })
 }
 
