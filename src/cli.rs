@@ -227,12 +227,25 @@ fn environment() -> Environment {
     }
 }
 
-fn load(path: &Path, clock: &Clock) -> Result<Config, Ended> {
-    Ok(Config::load(path, &environment(), clock.now())?)
+async fn load(path: &Path, clock: &Clock) -> Result<Config, Ended> {
+    let now = clock.now();
+    Ok(blocking(path, move |path, environment| Config::load(path, &environment, now)).await??)
 }
 
-fn load_without_secrets(path: &Path, clock: &Clock) -> Result<Config, Ended> {
-    Ok(Config::load_without_secrets(path, &environment(), clock.now())?)
+async fn load_without_secrets(path: &Path, clock: &Clock) -> Result<Config, Ended> {
+    let now = clock.now();
+    let load =
+        move |path: &Path, environment| Config::load_without_secrets(path, &environment, now);
+    Ok(blocking(path, load).await??)
+}
+
+/// Reads the configuration on a blocking thread: its files may be on a file system that stalls.
+async fn blocking<T: Send + 'static>(
+    path: &Path,
+    read: impl FnOnce(&Path, Environment) -> T + Send + 'static,
+) -> Result<T, anyhow::Error> {
+    let (path, environment) = (path.to_owned(), environment());
+    Ok(tokio::task::spawn_blocking(move || read(&path, environment)).await?)
 }
 
 /// Has a process of root become the owner of the state directory, before anything in it is opened.

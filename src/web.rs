@@ -20,7 +20,7 @@ use axum::http::{HeaderMap, Method, StatusCode, Uri, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
-use secrecy::ExposeSecret;
+use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 use serde_json::json;
 use subtle::ConstantTimeEq;
@@ -132,32 +132,38 @@ impl From<Refusal> for Refused {
 }
 
 impl App {
-    fn is_admin(&self, headers: &HeaderMap) -> bool {
-        let sent = headers
-            .get(header::AUTHORIZATION)
-            .and_then(|value| value.to_str().ok())
-            .and_then(|value| value.split_once(' '))
-            .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("Bearer"))
-            .map_or("", |(_, token)| token);
-        self.reloader
-            .admin_token()
-            .is_some_and(|token| sent.as_bytes().ct_eq(token.expose_secret().as_bytes()).into())
+    async fn is_admin(&self, headers: &HeaderMap) -> bool {
+        let token = self.reloader.admin_token().await;
+        token.is_some_and(|token| sends(headers, &token))
     }
 
     /// Lets through who may act.
-    fn admit(&self, headers: &HeaderMap) -> Result<(), Refused> {
-        match () {
-            () if self.reloader.admin_token().is_none() => Err(Refused::because(
+    async fn admit(&self, headers: &HeaderMap) -> Result<(), Refused> {
+        let Some(token) = self.reloader.admin_token().await else {
+            return Err(Refused::because(
                 StatusCode::FORBIDDEN,
                 "this endpoint acts, and there is no admin token: set daemon.admin_token_file",
-            )),
-            () if self.is_admin(headers) => Ok(()),
-            () => Err(Refused::because(
-                StatusCode::UNAUTHORIZED,
-                "the admin token is missing or wrong: send what daemon.admin_token_file holds as `Authorization: Bearer …`",
-            )),
+            ));
+        };
+        if sends(headers, &token) {
+            return Ok(());
         }
+        Err(Refused::because(
+            StatusCode::UNAUTHORIZED,
+            "the admin token is missing or wrong: send what daemon.admin_token_file holds as `Authorization: Bearer …`",
+        ))
     }
+}
+
+/// Whether the request sends this token, compared in constant time.
+fn sends(headers: &HeaderMap, token: &SecretString) -> bool {
+    let sent = headers
+        .get(header::AUTHORIZATION)
+        .and_then(|value| value.to_str().ok())
+        .and_then(|value| value.split_once(' '))
+        .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("Bearer"))
+        .map_or("", |(_, token)| token);
+    sent.as_bytes().ct_eq(token.expose_secret().as_bytes()).into()
 }
 
 /// What is served under any name: scrapers and probes reach the daemon by names that are not known to it.
@@ -216,7 +222,7 @@ async fn probed(app: &App, probe: Probe) -> (StatusCode, String) {
 }
 
 async fn reload(State(app): Shared, headers: HeaderMap) -> Result<Response, Refused> {
-    app.admit(&headers)?;
+    app.admit(&headers).await?;
     match app.reloader.reload("HTTP").await {
         Ok(adopted) => Ok(Json(adopted).into_response()),
         Err(mistakes) => Err(Refused(
@@ -228,8 +234,9 @@ async fn reload(State(app): Shared, headers: HeaderMap) -> Result<Response, Refu
 
 async fn jobs(State(app): Shared, headers: HeaderMap) -> Result<Response, Refused> {
     let mut listed = app.supervisor.job_list().await.map_err(unreadable)?;
-    for report in listed.iter_mut().filter_map(|job| job.last_run.as_mut()) {
-        app.unnamed(&headers, report);
+    let is_admin = app.is_admin(&headers).await;
+    for report in listed.iter_mut().filter_map(|job| job.last_run.as_mut()).filter(|_| !is_admin) {
+        remove_names(report);
     }
     Ok(Json(listed).into_response())
 }
@@ -250,8 +257,9 @@ async fn runs(
     let job = Some(query.job.as_str()).filter(|job| !job.is_empty());
     let mut runs =
         app.history.runs(job, query.limit.unwrap_or(20).min(1000)).await.map_err(unreadable)?;
-    for report in &mut runs {
-        app.unnamed(&headers, report);
+    let is_admin = app.is_admin(&headers).await;
+    for report in runs.iter_mut().filter(|_| !is_admin) {
+        remove_names(report);
     }
     Ok(Json(runs).into_response())
 }
@@ -277,7 +285,9 @@ async fn run_shown(
         app.history.run(id, page).await.map_err(unreadable)?.ok_or_else(|| {
             Refused::because(StatusCode::NOT_FOUND, format!("there is no run {id}"))
         })?;
-    app.unnamed(&headers, &mut report);
+    if !app.is_admin(&headers).await {
+        remove_names(&mut report);
+    }
     // What undoes a change never leaves the machine over TCP.
     for before in report.changes.iter_mut().flatten().filter_map(|change| change.before.as_mut()) {
         *before = json!(BEFORE_WITHHELD);
@@ -285,16 +295,12 @@ async fn run_shown(
     Ok(Json(report).into_response())
 }
 
-impl App {
-    /// Takes out of a report what names people, unless the admin asks.
-    fn unnamed(&self, headers: &HeaderMap, report: &mut Report) {
-        if !self.is_admin(headers) {
-            report.changes = None;
-            report.sample.clear();
-            // An error may quote a user id in a path, and a note a pattern of the config.
-            report.message = None;
-        }
-    }
+/// Removes from a report what may identify people; only the admin sees it.
+fn remove_names(report: &mut Report) {
+    report.changes = None;
+    report.sample.clear();
+    // An error may quote a user id in a path, and a note a pattern of the config.
+    report.message = None;
 }
 
 async fn run(
@@ -303,7 +309,7 @@ async fn run(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Refused> {
-    app.admit(&headers)?;
+    app.admit(&headers).await?;
     let Path(job) = job?;
     let body = whole(body).await?;
     let asked: RunOverrides = if body.is_empty() {
@@ -347,14 +353,14 @@ async fn cancel(
     job: Result<Path<String>, PathRejection>,
     headers: HeaderMap,
 ) -> Result<Response, Refused> {
-    app.admit(&headers)?;
+    app.admit(&headers).await?;
     let Path(job) = job?;
     app.supervisor.cancel(&job, &format!("{} (HTTP API)", peer.ip()))?;
     Ok(Json(json!({})).into_response())
 }
 
 async fn switch(State(app): Shared, headers: HeaderMap, paused: bool) -> Result<Response, Refused> {
-    app.admit(&headers)?;
+    app.admit(&headers).await?;
     app.supervisor.pause(paused).await.map_err(unreadable)?;
     Ok(Json(json!({ "paused": paused })).into_response())
 }

@@ -8,7 +8,7 @@ use serde::Serialize;
 use serde_json::json;
 
 use super::table::local;
-use super::{Ended, environment, print, print_json, say_warning};
+use super::{Ended, blocking, print, print_json, say_warning};
 use crate::config::{Config, Diagnostic, Homeserver};
 use crate::jobs::job::{Answer, Budget};
 use crate::plan::report::Mode;
@@ -33,11 +33,12 @@ pub(super) struct Options {
 
 pub(super) async fn run(path: &Path, options: &Options) -> Result<(), Ended> {
     let clock = Clock::system();
-    let (environment, now) = (environment(), clock.now());
-    let loaded = match options.no_secrets {
+    let (now, no_secrets) = (clock.now(), options.no_secrets);
+    let loaded = blocking(path, move |path, environment| match no_secrets {
         true => Config::load_without_secrets(path, &environment, now),
         false => Config::load(path, &environment, now),
-    };
+    })
+    .await?;
     let config = match loaded {
         Ok(config) => config,
         Err(errors) if options.json => {
@@ -242,7 +243,7 @@ impl Answers<'_> {
                 self.no(&format!("{} under MAS", job.name), why)?;
             }
             let budget = Budget {
-                requests_per_second: homeserver.keys.max_requests_per_second,
+                requests_per_second: homeserver.max_requests_per_second,
                 time_limit: job.common.time_limit,
             };
             // A homeserver that cannot tell has said so above.

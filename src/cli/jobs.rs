@@ -18,7 +18,7 @@ pub(super) struct Options {
 
 pub(super) async fn run(path: &Path, options: &Options) -> Result<(), Ended> {
     let clock = Clock::system();
-    let config = load_without_secrets(path, &clock)?;
+    let config = load_without_secrets(path, &clock).await?;
     let history = look(&config, &clock).await?;
     let mut last_runs = history
         .last_runs()

@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use super::{Ended, enter, environment, load, print, say_error};
+use super::{Ended, blocking, enter, load, print, say_error};
 use crate::config;
 use crate::values::clock::Clock;
 use crate::web::control::{Connection, Request, Response};
@@ -85,9 +85,9 @@ pub(super) fn unexpected(response: Response) -> Ended {
 /// Asks the daemon on the config's state directory, also when the config has mistakes: who is in the middle of an edit
 /// must be able to stop a run.
 async fn ask(path: &Path, request: &Request) -> Result<Response, Ended> {
-    let dir = config::state_dir(path, &environment())?;
+    let dir = blocking(path, |path, environment| config::state_dir(path, &environment)).await??;
     // Before root becomes the owner of the state directory, who may not be allowed to read the secrets.
-    let config = load(path, &Clock::system());
+    let config = load(path, &Clock::system()).await;
     enter(&dir)?;
     let connection = Connection::open(&dir)
         .await
@@ -127,14 +127,17 @@ pub(super) async fn healthcheck(path: &Path, probe: Probe) -> Result<(), Ended> 
 
 /// `None` where there is no socket, or this user may not use it.
 async fn over_socket(path: &Path, probe: Probe) -> Option<Response> {
-    let dir = config::state_dir_or_default(path, &environment());
+    let dir = blocking(path, |path, environment| config::state_dir_or_default(path, &environment))
+        .await
+        .ok()?;
     let mut connection = Connection::open(&dir).await.ok()??;
     connection.ask(&Request::Probe(probe)).await.ok()?;
     connection.next().await.ok()?
 }
 
 async fn over_http(path: &Path, probe: Probe) -> Result<(), Ended> {
-    let mut address = config::listen(path, &environment());
+    let mut address =
+        blocking(path, |path, environment| config::listen(path, &environment)).await?;
     // A daemon that listens on all addresses is asked on this machine's own.
     match address.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => {

@@ -20,7 +20,7 @@ use crate::scheduler::supervisor::{Refusal, RunOverrides};
 use crate::synapse::{Limits, Settings, Transport};
 use crate::values::clock::{Clock, Timestamp};
 use crate::values::schema::Limit;
-use crate::values::text::not_one_of;
+use crate::values::text::unknown;
 use crate::web::control::{Connection, Request, Response};
 
 #[derive(Debug, clap::Args)]
@@ -53,9 +53,9 @@ const SHOWN: usize = 20;
 
 pub(super) async fn run(path: &Path, options: &Options) -> Result<(), Ended> {
     let clock = Clock::system();
-    let config = load_without_secrets(path, &clock)?;
+    let config = load_without_secrets(path, &clock).await?;
     // Before root becomes the owner of the state directory, who may not be allowed to read the secrets.
-    let with_secrets = load(path, &clock);
+    let with_secrets = load(path, &clock).await;
     enter(&config.daemon.state_dir)?;
     let connection = connection(&config).await?;
     // Only who asks the homeserver needs the token.
@@ -117,7 +117,7 @@ pub(super) fn job<'a>(config: &'a Config, name: &str) -> Result<&'a JobSpec, End
         let several: Vec<&str> =
             names.iter().copied().filter(|known| known.split('@').next() == Some(name)).collect();
         Ended::Usage(match several.is_empty() {
-            true => format!("job {}", not_one_of(name, &names)),
+            true => unknown("job", name, &names),
             false => format!(
                 "job `{name}` runs on several homeservers: name one of {}",
                 several.join(", ")

@@ -53,7 +53,7 @@ enum Show {
 
 pub(super) async fn run(path: &Path, options: &Options) -> Result<(), Ended> {
     let clock = Clock::system();
-    let config = load_without_secrets(path, &clock)?;
+    let config = load_without_secrets(path, &clock).await?;
     let history = look(&config, &clock).await?;
     let failed = |error| unreadable(&config.daemon.state_dir, &error);
     let zone = config.daemon.timezone.0;

@@ -1,16 +1,14 @@
-//! Mistakes with their place in the file, as they are shown to a person.
+//! Errors and warnings with their location, as they are shown to a person.
 
 use std::fmt;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::history::state_dir::this_user;
 use crate::values::schema::ConfigError;
-use crate::values::text::nearest;
+use crate::values::text::{format_count, nearest};
 
-/// A mistake or a warning with the line that it is in.
+/// An error or a warning with the line that it is about.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Diagnostic {
     pub file: String,
@@ -22,39 +20,39 @@ pub struct Diagnostic {
     carets: usize,
 }
 
-/// A config that could not be read, or has mistakes.
+/// A configuration that could not be read, or has errors.
 #[derive(Debug, Clone, thiserror::Error)]
 pub struct LoadError {
     file: PathBuf,
-    /// What kept the file from being read at all.
+    /// Why the file could not be read at all.
     problem: Option<String>,
-    pub mistakes: Vec<Diagnostic>,
+    pub errors: Vec<Diagnostic>,
 }
 
 impl Diagnostic {
-    pub(super) fn at(path: &Path, text: &str, mistake: &ConfigError) -> Self {
-        let start = floor(text, mistake.span.start);
+    pub(super) fn at(path: &Path, text: &str, error: &ConfigError) -> Self {
+        let start = floor_boundary(text, error.span.start);
         let line_start = text[..start].rfind('\n').map_or(0, |newline| newline + 1);
         let source = text[line_start..].lines().next().unwrap_or("");
-        let source = shown(&text[..line_start], source);
-        let end = floor(text, mistake.span.end).max(start);
+        let source = redacted(&text[..line_start], source);
+        let end = floor_boundary(text, error.span.end).max(start);
         let carets =
             text[start..end].lines().next().map_or(1, |marked| marked.chars().count().max(1));
         Self {
             file: path.display().to_string(),
             line: text[..start].matches('\n').count() + 1,
             column: text[line_start..start].chars().count() + 1,
-            text: mistake.text.clone(),
+            text: error.text.clone(),
             source,
             carets,
         }
     }
 }
 
-/// A line of the config without what may be a secret: it ends where the value of a key that looks secret begins.
+/// A line of the configuration, cut off where the value of a key that may be a secret starts.
 ///
-/// The text may be broken in any way, so that this looks at words and not at TOML.
-fn shown(above: &str, source: &str) -> String {
+/// The text may be broken in any way: this looks at words, not at TOML.
+fn redacted(above: &str, source: &str) -> String {
     if let Some(end) = secret_key(source) {
         let value = source[end..]
             .find(|c: char| !c.is_whitespace() && !"=:\"'[".contains(c))
@@ -64,17 +62,17 @@ fn shown(above: &str, source: &str) -> String {
             false => source.to_owned(),
         };
     }
-    // A value may go over several lines: the last line that names a key tells whose it is.
+    // A value may span several lines: it belongs to the last line that has a key.
     let is_table = source.trim_start().starts_with('[') && source.trim_end().ends_with(']');
-    let names_a_key = |line: &&str| line.contains('=') || line.trim_start().starts_with('[');
+    let has_key = |line: &&str| line.contains('=') || line.trim_start().starts_with('[');
     let continued = !source.contains('=')
         && !source.trim().is_empty()
         && !is_table
-        && above.lines().rev().find(names_a_key).is_some_and(|line| secret_key(line).is_some());
+        && above.lines().rev().find(has_key).is_some_and(|line| secret_key(line).is_some());
     if continued { "…".to_owned() } else { source.to_owned() }
 }
 
-/// Where the first word ends that names a secret, also a misspelt one, or a URL with a password in it.
+/// The end of the first word that is the key of a secret, also a misspelt one, or of a URL with a password in it.
 fn secret_key(line: &str) -> Option<usize> {
     let is_word = |c: char| c.is_alphanumeric() || c == '_' || c == '-';
     let mut end = 0;
@@ -94,8 +92,8 @@ fn secret_key(line: &str) -> Option<usize> {
     None
 }
 
-/// The last boundary between characters at or before `at`.
-fn floor(text: &str, at: usize) -> usize {
+/// The last character boundary at or before `at`.
+fn floor_boundary(text: &str, at: usize) -> usize {
     (0..=at.min(text.len())).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0)
 }
 
@@ -117,45 +115,45 @@ impl fmt::Display for Diagnostic {
 }
 
 impl Diagnostic {
-    /// For programs: without the source line.
+    /// As `--json` prints it: without the source line.
     pub fn as_json(&self) -> serde_json::Value {
         serde_json::json!({ "file": self.file, "line": self.line, "column": self.column, "message": self.text })
     }
 
-    /// One line without its source, for logs and answers.
+    /// One line without the source line, for logs and responses.
     pub fn line(&self) -> String {
         format!("{}:{}:{}: {}", self.file, self.line, self.column, self.text)
     }
 }
 
 impl LoadError {
-    pub(super) fn mistakes(path: &Path, text: &str, mistakes: &[ConfigError]) -> Self {
+    pub(super) fn new(path: &Path, text: &str, errors: &[ConfigError]) -> Self {
         Self {
             file: path.to_owned(),
             problem: None,
-            mistakes: mistakes.iter().map(|mistake| Diagnostic::at(path, text, mistake)).collect(),
+            errors: errors.iter().map(|error| Diagnostic::at(path, text, error)).collect(),
         }
     }
 
-    fn problem(path: &Path, problem: impl Into<String>) -> Self {
-        Self { file: path.to_owned(), problem: Some(problem.into()), mistakes: Vec::new() }
+    pub(super) fn problem(path: &Path, problem: impl Into<String>) -> Self {
+        Self { file: path.to_owned(), problem: Some(problem.into()), errors: Vec::new() }
     }
 
-    /// Each mistake for programs; one that is in no line has the file and the message alone.
+    /// Each error as `--json` prints it; one without a location has `null` as line and column.
     pub fn as_json(&self) -> Vec<serde_json::Value> {
         match &self.problem {
             Some(problem) => vec![
                 serde_json::json!({ "file": self.file, "line": null, "column": null, "message": problem }),
             ],
-            None => self.mistakes.iter().map(Diagnostic::as_json).collect(),
+            None => self.errors.iter().map(Diagnostic::as_json).collect(),
         }
     }
 
-    /// Each mistake as one line without its source, for logs and answers.
+    /// Each error as one line without the source line, for logs and responses.
     pub fn lines(&self) -> Vec<String> {
         match &self.problem {
             Some(problem) => vec![format!("{}: {problem}", self.file.display())],
-            None => self.mistakes.iter().map(Diagnostic::line).collect(),
+            None => self.errors.iter().map(Diagnostic::line).collect(),
         }
     }
 }
@@ -165,63 +163,21 @@ impl fmt::Display for LoadError {
         if let Some(problem) = &self.problem {
             return write!(f, "{}: {problem}", self.file.display());
         }
-        for found in &self.mistakes {
-            writeln!(f, "{found}")?;
+        for error in &self.errors {
+            writeln!(f, "{error}")?;
         }
-        let count = self.mistakes.len();
-        write!(f, "{}: {count} mistake{}", self.file.display(), if count == 1 { "" } else { "s" })
+        let count = self.errors.len();
+        write!(f, "{}: {}", self.file.display(), format_count(count as u64, "error", "errors"))
     }
 }
 
-/// The largest config that is read; 500 jobs are 100 KiB.
-const LARGEST: u64 = 4 << 20;
-
-/// Reads the config's bytes, or fails with [`std::io::ErrorKind::FileTooLarge`].
-pub fn read_bytes(path: &Path) -> std::io::Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    std::fs::File::open(path)?.take(LARGEST + 1).read_to_end(&mut bytes)?;
-    if bytes.len() as u64 > LARGEST {
-        return Err(std::io::ErrorKind::FileTooLarge.into());
-    }
-    Ok(bytes)
-}
-
-pub(super) fn read(path: &Path) -> Result<String, LoadError> {
-    let bytes = read_bytes(path).map_err(|error| {
-        LoadError::problem(
-            path,
-            match error.kind() {
-                std::io::ErrorKind::NotFound => {
-                    "there is no such file: write it (in a container: mount its directory), or name another with --config FILE or $MICROGLIA_CONFIG"
-                        .to_owned()
-                }
-                std::io::ErrorKind::FileTooLarge => {
-                    format!("larger than {} MiB: is this the config file?", LARGEST >> 20)
-                }
-                std::io::ErrorKind::IsADirectory => {
-                    "this is a directory: name the config file in it".to_owned()
-                }
-                std::io::ErrorKind::PermissionDenied => {
-                    format!("not readable for {}: use sudo, or the daemon's own user", this_user())
-                }
-                _ => format!("cannot be read: {error}"),
-            },
-        )
-    })?;
-    String::from_utf8(bytes).map_err(|error| {
-        let good = &error.as_bytes()[..error.utf8_error().valid_up_to()];
-        let line = good.split(|byte| *byte == b'\n').count();
-        let column = String::from_utf8_lossy(good.rsplit(|byte| *byte == b'\n').next().unwrap_or_default()).chars().count() + 1;
-        LoadError::problem(path, format!("line {line}, column {column}: this byte is not UTF-8, as TOML has to be: save the file as UTF-8"))
-    })
-}
-
-pub(super) fn syntax(error: &toml::de::Error) -> ConfigError {
+/// An error of the TOML parser.
+pub(super) fn syntax_error(error: &toml::de::Error) -> ConfigError {
     let text = match error.message() {
         message if message.contains("duplicate key") => {
-            "this name is used twice: keep one of them".to_owned()
+            "duplicate key: remove one of them".to_owned()
         }
-        // The parser takes a word without quotes that begins with t or f for a slip in true or false.
+        // The parser assumes that an unquoted word with t or f in front is a misspelt true or false.
         message if message.starts_with("invalid boolean") => {
             "expected true or false, or a string in quotes".to_owned()
         }

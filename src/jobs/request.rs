@@ -13,7 +13,7 @@ use crate::synapse::{self, Base, RawRequest, Version, Writer};
 use crate::values::clock::Timestamp;
 use crate::values::duration::HumanDuration;
 use crate::values::schema::schema;
-use crate::values::schema::{ConfigError, Key, Table};
+use crate::values::schema::{ConfigError, Key, NonEmpty, Table};
 use crate::values::size::Size;
 use crate::values::string_enum::string_enum;
 use crate::values::text::format_number;
@@ -31,7 +31,7 @@ schema! {
         /// The JSON body. A string that is one expression and nothing else is sent with the type of its value: `{{ ago_ms('90d') }}` as a number, `{{ ago_ms('90d') | string }}` as a string.
         pub body: Option<Value>,
         /// The statuses that count as success.
-        pub expect: Vec<u16> where "100" to "599" = "[200]",
+        pub expect: NonEmpty<u16> where "100" to "599" = "[200]",
         /// Whether it may be sent again when it is unknown what became of it.
         pub repeatable: bool = "false",
         /// Shows the values of query and body in log, history and dry run; otherwise only their names and types, because a value may be a secret.
@@ -84,7 +84,6 @@ impl Job for Request {
         mistakes: &mut Vec<ConfigError>,
     ) -> Option<Self> {
         let before = mistakes.len();
-        table.reject_empty(&["expect"], mistakes);
         let job = Self { keys: Keys::parse(table, mistakes)? };
         let parameters = match &job.keys.query {
             None => Some(true),
@@ -157,7 +156,7 @@ impl Request {
             path,
             query,
             body: filled("body", self.keys.body.as_ref(), at)?,
-            expect: self.keys.expect.clone(),
+            expect: self.keys.expect.to_vec(),
             repeatable: self.keys.repeatable,
         })
     }

@@ -158,9 +158,9 @@ impl Reloader {
     }
 
     /// The token that HTTP endpoints which act ask for, as its file holds it now.
-    pub fn admin_token(&self) -> Option<SecretString> {
+    pub async fn admin_token(&self) -> Option<SecretString> {
         let token = self.admin_token.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        token.map(|token| token.current())
+        Some(token?.current().await)
     }
 
     /// Looks at the file's content as often as `watch_config` says, and adopts a change when two looks in a row agree.

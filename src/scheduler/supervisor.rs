@@ -23,8 +23,9 @@ use crate::scheduler::agenda::{Agenda, Due};
 use crate::scheduler::job_list::{ListedJob, job_list};
 use crate::synapse::Address;
 use crate::values::clock::{Clock, Timestamp};
+use crate::values::fingerprint::Fingerprint;
 use crate::values::schema::Limit;
-use crate::values::text::not_one_of;
+use crate::values::text::unknown;
 
 pub use adopt::Adopted;
 use adopt::{Live, Shared};
@@ -60,7 +61,7 @@ struct State {
 
 struct Entry {
     spec: Arc<JobSpec>,
-    fingerprint: u64,
+    fingerprint: Fingerprint,
     place: HomeserverHandle,
     /// Since when the job is known with its present schedule.
     since: Timestamp,
@@ -94,13 +95,13 @@ pub struct RunOverrides {
     pub ignore_window: bool,
     /// What the asker read in the config: the daemon must not run an older definition unseen.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub fingerprint: Option<u64>,
+    pub fingerprint: Option<Fingerprint>,
 }
 
 /// Why a run or a cancellation that was asked for is not possible.
 #[derive(Debug, Clone, thiserror::Error, Serialize, Deserialize)]
 pub enum Refusal {
-    #[error("job {0}")]
+    #[error("{0}")]
     Unknown(String),
     #[error("{job} is running already{}", run.map(|id| format!(" (run {id})")).unwrap_or_default())]
     Running { job: String, run: Option<i64> },
@@ -335,7 +336,7 @@ impl Supervisor {
         if let Some(running) = &entry.running {
             return Err(Refusal::Running { job: job.to_owned(), run: running.run });
         }
-        if asked.fingerprint.is_some_and(|fingerprint| fingerprint != entry.fingerprint) {
+        if asked.fingerprint.as_ref().is_some_and(|fingerprint| *fingerprint != entry.fingerprint) {
             return Err(Refusal::Edited(job.to_owned()));
         }
         if asked.max_changes.is_some() && !entry.spec.job.kind().counts {
@@ -466,6 +467,6 @@ impl Supervisor {
 fn entry<'a>(state: &'a mut State, job: &str) -> Result<&'a mut Entry, Refusal> {
     let names: Vec<String> = state.jobs.keys().cloned().collect();
     state.jobs.get_mut(job).ok_or_else(|| {
-        Refusal::Unknown(not_one_of(job, &names.iter().map(String::as_str).collect::<Vec<_>>()))
+        Refusal::Unknown(unknown("job", job, &names.iter().map(String::as_str).collect::<Vec<_>>()))
     })
 }

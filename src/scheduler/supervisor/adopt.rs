@@ -10,10 +10,11 @@ use crate::config::{Config, Homeserver};
 use crate::history::{self, ScheduleState};
 use crate::runner::{HomeserverHandle, RunSlots};
 use crate::synapse::{Address, Limits, Reader, Settings, Slots, Transport};
+use crate::values::fingerprint::Fingerprint;
 
 /// A homeserver as runs use it, with what it was made from.
 pub(super) struct Live {
-    connection_fingerprint: u64,
+    connection_fingerprint: Fingerprint,
     place: HomeserverHandle,
     /// Held while it is asked who it is.
     asked: Arc<tokio::sync::Mutex<()>>,
@@ -132,7 +133,7 @@ impl Supervisor {
             let place = HomeserverHandle {
                 transport: Arc::new(transport),
                 places: RunSlots::Shared(Arc::clone(slots.semaphore())),
-                max_concurrent_requests: homeserver.keys.max_concurrent_requests,
+                max_concurrent_requests: homeserver.max_concurrent_requests,
             };
             state.homeservers.insert(
                 homeserver.name.clone(),

@@ -134,7 +134,7 @@ async fn run_at(
     let place = HomeserverHandle {
         transport: Arc::clone(&transport),
         places: RunSlots::Locks(1),
-        max_concurrent_requests: homeserver.keys.max_concurrent_requests,
+        max_concurrent_requests: homeserver.max_concurrent_requests,
     };
     let dir = StateDir::open(&program.path("state")).unwrap();
     let history = History::open(&dir, clock.clone()).await.unwrap();

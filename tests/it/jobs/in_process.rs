@@ -40,8 +40,8 @@ pub async fn apply(program: &Program, job: &str) -> Ran {
     let transport = Transport::new(homeserver.settings(), Arc::new(|_| {})).unwrap();
     let place = HomeserverHandle {
         transport: Arc::new(transport),
-        places: RunSlots::Locks(homeserver.keys.max_concurrent_runs),
-        max_concurrent_requests: homeserver.keys.max_concurrent_requests,
+        places: RunSlots::Locks(homeserver.max_concurrent_runs),
+        max_concurrent_requests: homeserver.max_concurrent_requests,
     };
     let dir = StateDir::open(&config.daemon.state_dir).unwrap();
     let history = History::open(&dir, clock.clone()).await.unwrap();
