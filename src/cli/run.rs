@@ -90,7 +90,7 @@ pub(super) async fn run(path: &Path, options: &Options) -> Result<(), Ended> {
     let named = Arc::new(Named::default());
     let report = match connection {
         Some(connection) => in_daemon(connection, &config, spec, options, &named).await?,
-        None => here(&config, spec, &order, &clock, Arc::clone(&named)).await?,
+        None => Box::pin(here(&config, spec, &order, &clock, Arc::clone(&named))).await?,
     };
     if options.json {
         let left_alone = named.text();

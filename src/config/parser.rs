@@ -35,6 +35,9 @@ pub(super) struct Parser<'a> {
     pub secrets: Secrets,
 }
 
+/// Stands for an error that has been added to the parser's list.
+struct Reported;
+
 /// What the name of a job or homeserver consists of.
 struct NameRule {
     what: &'static str,

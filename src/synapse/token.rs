@@ -61,7 +61,8 @@ impl Token {
     pub async fn current(&self) -> SecretString {
         match &self.0 {
             Source::Inline(token) => token.clone(),
-            Source::File(file) => file.current().await,
+            // Boxed, because this is part of every future that sends a request.
+            Source::File(file) => Box::pin(file.current()).await,
         }
     }
 

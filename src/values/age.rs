@@ -79,7 +79,6 @@ impl Age {
         Some(age)
     }
 
-    #[expect(clippy::fn_params_excessive_bools, reason = "the value of a key")]
     fn check(self, allow_recent: bool, now: Timestamp) -> Result<(), String> {
         let cut_off = self.cut_off(now);
         if cut_off > now {

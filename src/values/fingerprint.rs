@@ -58,7 +58,7 @@ mod tests {
     #[test]
     fn a_fingerprint_stays_the_same_in_every_build() {
         let fingerprint = of(r#"{"kind":"request","expect":[200]}"#);
-        insta::assert_snapshot!(fingerprint, @"");
+        insta::assert_snapshot!(fingerprint, @"d486966f-ffc8-5e39-bb48-fba112e391eb");
         let json = serde_json::to_string(&fingerprint).unwrap();
         assert_eq!(serde_json::from_str::<Fingerprint>(&json).unwrap(), fingerprint);
     }

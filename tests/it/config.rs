@@ -4,6 +4,9 @@
 
 use std::path::Path;
 
+use microglia::config::{Config, Environment};
+use microglia::values::clock::Clock;
+
 use crate::fake::{Fake, Fault, TOKEN, Trouble};
 use crate::program::{Output, Program};
 
@@ -324,8 +327,8 @@ async fn what_is_rarely_meant_is_a_warning() {
     let program = Program::with_config(
         &[
             token("a", "http://synapse.example.com", "\"s3cret\""),
-            token("b", "http://[::1]:8008", "Bearer s3cret"),
-            token("c", "http://127.1.2.3", "s3 cret"),
+            token("b", "http://[::1]:8008", "s3cret"),
+            token("c", "http://127.1.2.3", "s3cret"),
             token("d", "http://synapse.localhost", "s3cret"),
             "media_url = \"http://192.0.2.1\"\n[homeservers.e]\nurl = \"https://synapse.example.com\"\naccess_token_file = \"quoted\"\n".to_owned(),
             format!("[jobs.seconds]\nhomeserver = \"e\"\nschedule = \"* * * * * *\"\n{PURGE}"),
@@ -340,25 +343,19 @@ async fn what_is_rarely_meant_is_a_warning() {
     warning: microglia.toml:2:7: the access token is sent unencrypted over the network: use https, or Synapse's listener on this machine
         2 | url = "http://synapse.example.com"
           |       ^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-    warning: microglia.toml:3:16: the token stands in quotes, which would be sent with it: remove them
+    warning: microglia.toml:3:16: the token has quotes around it, which would be sent as part of it: remove them
         3 | access_token = '"…
           |                ^^^
-    warning: microglia.toml:6:16: the token begins with `Bearer `, which microglia adds itself: remove that
-        6 | access_token = '…
-          |                ^^
-    warning: microglia.toml:9:16: the token contains a space, which no token does: remove it
-        9 | access_token = '…
-          |                ^^
     warning: microglia.toml:13:13: the access token is sent unencrypted over the network: use https, or Synapse's listener on this machine
        13 | media_url = "http://192.0.2.1"
           |             ^^^^^^^^^^^^^^^^^^
-    warning: microglia.toml:16:21: the secret in quoted stands in quotes, which would be sent with it: remove them
+    warning: microglia.toml:16:21: quoted has quotes around the secret, which would be sent as part of it: remove them
        16 | access_token_file = "quoted"
           |                     ^^^^^^^^
-    warning: microglia.toml:19:12: `* * * * * *` has six fields, the first of which is seconds, and comes every 1 s: did you mean `* * * * *`?
+    warning: microglia.toml:19:12: `* * * * * *` has six fields, the first of which is seconds, and occurs every 1 s (did you mean `* * * * *`?)
        19 | schedule = "* * * * * *"
           |            ^^^^^^^^^^^^^
-    warning: microglia.toml:24:12: `*/10 * * * * *` has six fields, the first of which is seconds, and comes every 10 s: did you mean `*/10 * * * *`?
+    warning: microglia.toml:24:12: `*/10 * * * * *` has six fields, the first of which is seconds, and occurs every 10 s (did you mean `*/10 * * * *`?)
        24 | schedule = "*/10 * * * * *"
           |            ^^^^^^^^^^^^^^^^
     "#);
@@ -370,7 +367,7 @@ async fn a_short_admin_token_is_an_error() {
     let program = Program::with_config(&config);
     program.write("admin-token", "fifteen-letters\n");
     insta::assert_snapshot!(refusal(&program).await, @r#"
-    error: microglia.toml:2:20: the admin token in admin-token is shorter than 16 characters: write a longer one, such as the output of `openssl rand -hex 32`
+    error: microglia.toml:2:20: the admin token in admin-token is shorter than 16 characters: use a longer one, such as the output of `openssl rand -hex 32`
         2 | admin_token_file = "admin-token"
           |                    ^^^^^^^^^^^^^
     microglia.toml: 1 error
@@ -751,6 +748,157 @@ async fn a_secret_comes_from_one_place_and_its_file_holds_one_word() {
           |           ^^^^^^^^^
     microglia.toml: 13 errors
     "#);
+}
+
+#[tokio::test]
+async fn a_token_in_the_configuration_is_checked_as_one_in_a_file() {
+    let tokens =
+        ["Bearer s3cret", "s3 cret", "s3cret\\u0007", "s3cret\\n", "s3crét", &"s".repeat(8193)];
+    for token in tokens {
+        let config = MAIN.replace("s3cret", token);
+        let inline = errors(&config).await;
+        let program = Program::with_config(
+            &MAIN.replace("access_token = \"s3cret\"", "access_token_file = \"token\""),
+        );
+        program.write("token", &token.replace("\\u0007", "\u{7}").replace("\\n", "\n\n"));
+        let from_file = refusal(&program).await;
+        let problem = |said: &str, subject: &str| {
+            let (_, problem) = said.lines().next().unwrap().split_once(subject).unwrap();
+            problem.to_owned()
+        };
+        assert_eq!(problem(&inline, "the token "), problem(&from_file, "3:21: token "), "{token}");
+        assert!(!inline.contains("cret") && !from_file.contains("cret"), "{inline}{from_file}");
+    }
+}
+
+#[tokio::test]
+async fn a_secret_or_certificate_file_is_read_up_to_a_limit_in_size_and_time() {
+    let program = Program::with_config(
+        "[homeservers.main]\nurl = \"http://127.0.0.1:8008\"\naccess_token_file = \"fifo\"\nca_file = \"large\"\n[homeservers.second]\nurl = \"http://127.0.0.1:8009\"\naccess_token_file = \"/dev/zero\"\n",
+    );
+    program.write("large", &"x".repeat((1 << 20) + 1));
+    nix::unistd::mkfifo(&program.path("fifo"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+    insta::assert_snapshot!(refusal(&program).await, @r#"
+    error: microglia.toml:3:21: fifo cannot be read: nothing was written to this FIFO within 2 s
+        3 | access_token_file = "fifo"
+          |                     ^^^^^^
+    microglia.toml:4:11: large is larger than 1 MiB
+        4 | ca_file = "large"
+          |           ^^^^^^^
+    microglia.toml:7:21: /dev/zero cannot be read: neither a regular file nor a FIFO
+        7 | access_token_file = "/dev/zero"
+          |                     ^^^^^^^^^^^
+    microglia.toml: 3 errors
+    "#);
+}
+
+fn loaded(program: &Program) -> Config {
+    let environment = Environment::default();
+    Config::load(&program.path("microglia.toml"), &environment, Clock::system().now())
+        .unwrap_or_else(|error| panic!("{error}"))
+}
+
+/// The fingerprint of the only job, with that of its homeserver.
+fn fingerprint(config: &str) -> String {
+    let program = Program::with_config(config);
+    program.write("token", "s3cret");
+    let config = loaded(&program);
+    let job = &config.jobs[0];
+    job.fingerprint(config.homeservers[&job.homeserver].fingerprint()).to_string()
+}
+
+#[test]
+fn a_fingerprint_is_the_same_in_every_build_and_for_every_spelling() {
+    let config = format!("{MAIN}[jobs.media]\n{PURGE}schedule = \"@daily\"\n");
+    let first = fingerprint(&config);
+    insta::assert_snapshot!(first, @"2a77170a-f298-5aac-82b7-a13833d5f07a");
+    for other in [
+        format!("# A comment.\n[jobs.media]\nschedule = \"0  0 * * *\"\n{PURGE}{MAIN}"),
+        config.replace("180d", "4320h"),
+        config.replace("8008", "8008/"),
+        format!("{config}catch_up = \"24h\"\ntime_limit = \"60m\"\nmax_changes = 0x3e8\n"),
+        format!("{config}catch_up = \"1d\"\nsplay = \"0s\"\nhomeserver = \"main\"\n"),
+        format!("{config}retries = {{ max_delay = \"600s\", attempts = 3 }}\ntimezone = \"UTC\"\n"),
+        format!("{config}larger_than = \"0KiB\"\n[daemon]\nkeep_history = \"1d\"\n"),
+        format!("{config}[defaults]\nmode = \"dry-run\"\n"),
+        config.replace("\"s3cret\"\n", "\"s3cret\"\nmax_requests_per_second = 50.0\n"),
+    ] {
+        assert_eq!(fingerprint(&other), first, "{other}");
+    }
+}
+
+#[test]
+fn every_key_changes_the_fingerprint() {
+    let homeserver = [
+        "media_url = \"http://127.0.0.1:8081\"",
+        "max_concurrent_runs = 2",
+        "max_concurrent_requests = 2",
+        "max_requests_per_second = \"unlimited\"",
+        "max_joins_per_second = 4",
+        "request_timeout = \"61s\"",
+        "media_in_object_storage = true",
+    ];
+    let job = [
+        "schedule = \"@daily\"",
+        "mode = \"apply\"",
+        "timezone = \"Europe/Berlin\"",
+        "enabled = false",
+        "max_changes = \"unlimited\"",
+        "at_most = 5",
+        "window = \"01:00-06:00\"",
+        "time_limit = \"2h\"",
+        "retries = { first_delay = \"11s\" }",
+        "overlap = \"queue\"",
+        "catch_up = \"off\"",
+        "splay = \"1m\"",
+        "homeserver = [\"main\"]",
+        "allow_recent = true",
+        "larger_than = \"1MiB\"",
+        "keep_avatars = false",
+        "batch_files = 300",
+        "orphan_objects = true",
+    ];
+    let base = format!("{MAIN}[jobs.media]\n{PURGE}");
+    let mut configs = vec![
+        base.clone(),
+        base.replace("8008", "8009"),
+        base.replace("s3cret", "s3cret2"),
+        base.replace("access_token = \"s3cret\"", "access_token_file = \"token\""),
+        base.replace("180d", "181d"),
+        base.replace("older_than = \"180d\"", "before = 2023-01-01T00:00:00Z"),
+        base.replace("purge-local-media", "purge-remote-media"),
+        base.replace("jobs.media", "jobs.media2"),
+        base.replace("homeservers.main", "homeservers.main2"),
+    ];
+    configs.extend(homeserver.map(|line| base.replace("[jobs", &format!("{line}\n[jobs"))));
+    configs.extend(job.map(|line| format!("{base}{line}\n")));
+    let mut seen = std::collections::BTreeMap::new();
+    for config in configs {
+        if let Some(same) = seen.insert(fingerprint(&config), config.clone()) {
+            panic!("these have the same fingerprint:\n{same}\n{config}");
+        }
+    }
+    // All keys of the two tables but `ca_file`, which needs a certificate; `kind`, `older_than` and `before` are above.
+    let known: usize = microglia::config::TABLES[1..].iter().map(|(_, keys)| keys.len()).sum();
+    let of_kind = microglia::jobs::kind("purge-local-media").unwrap().keys.len();
+    assert_eq!(homeserver.len() + job.len(), known + of_kind - 4 - 3);
+}
+
+#[test]
+fn debug_output_of_the_configuration_shows_no_secret() {
+    let config = format!(
+        "[daemon]\nadmin_token_file = \"admin\"\n{MAIN}[homeservers.second]\nurl = \"http://127.0.0.1:8009\"\naccess_token_file = \"token\"\n[jobs.media]\nhomeserver = [\"main\", \"second\"]\n{PURGE}"
+    );
+    let program = Program::with_config(&config);
+    program.write("admin", "s3cret-of-the-admin\n");
+    program.write("token", "s3cret-in-a-file\n");
+    let config = loaded(&program);
+    let mut shown = format!("{config:?}{config:#?}");
+    for homeserver in config.homeservers.values() {
+        let connection = homeserver.connection_fingerprint();
+        shown.push_str(&format!("{:?}{connection:?}", homeserver.settings().token));
+    }
+    assert!(shown.contains("second") && !shown.contains("s3cret"), "{shown}");
 }
 
 #[tokio::test]
@@ -1223,7 +1371,7 @@ async fn the_environment_says_what_the_config_leaves_out() {
     program.environment.push(("STATE_DIRECTORY".to_owned(), format!("{state}:/other")));
     program.environment.push(("MICROGLIA_LISTEN".to_owned(), "somewhere".to_owned()));
     insta::assert_snapshot!(refusal(&program).await, @r#"
-    error: microglia.toml:1:1: $MICROGLIA_LISTEN: "somewhere" is no address to listen on: write an IP address and a port, such as "127.0.0.1:8749" or "[::]:8749"
+    error: microglia.toml:1:1: $MICROGLIA_LISTEN: invalid listen address "somewhere": expected an IP address and a port, such as "127.0.0.1:8749" or "[::]:8749"
         1 | [homeservers.main]
           | ^
     microglia.toml: 1 error

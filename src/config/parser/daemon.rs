@@ -10,7 +10,7 @@ use toml::de::DeTable;
 use super::super::keys::{DaemonKeys, HostName, Listen};
 use super::super::secrets::SecretFile;
 use super::super::settings::Daemon;
-use super::{LISTEN, Parser, STATE_DIR, beside};
+use super::{LISTEN, Parser, Reported, STATE_DIR, beside};
 use crate::values::schema::{Entry, Table};
 
 /// Whoever has the admin token may start jobs over HTTP: it must not be guessed.
@@ -25,7 +25,7 @@ impl Parser<'_> {
         let listen = self.listen(&keys.listen, &table);
         let state_dir = keys.state_dir.value?.map(|dir| beside(self.path, &dir));
         let (admin_token_file, admin_token) =
-            admin?.map_or((None, None), |admin| (Some(admin.path), Some(admin.secret)));
+            admin.ok()?.map_or((None, None), |admin| (Some(admin.path), Some(admin.secret)));
         Some(Daemon {
             listen: listen?,
             timezone: keys.timezone.value?,
@@ -64,15 +64,17 @@ impl Parser<'_> {
         }
     }
 
-    /// `None` after an error.
-    fn admin_token(&mut self, entry: &Entry<Option<PathBuf>>) -> Option<Option<SecretFile>> {
-        let Some(path) = entry.value.as_ref()? else { return Some(None) };
+    fn admin_token(
+        &mut self,
+        entry: &Entry<Option<PathBuf>>,
+    ) -> Result<Option<SecretFile>, Reported> {
+        let Some(path) = entry.value.as_ref().ok_or(Reported)? else { return Ok(None) };
         let read = self.secrets.read(path, "admin_token_file", &entry.span, &mut self.warnings);
         let admin = match read {
             Ok(admin) => admin,
             Err(error) => {
                 self.errors.push(error);
-                return None;
+                return Err(Reported);
             }
         };
         // It is empty where secrets are not read.
@@ -82,8 +84,8 @@ impl Parser<'_> {
                 admin.path.display()
             );
             self.error(entry.span.clone(), text);
-            return None;
+            return Err(Reported);
         }
-        Some(Some(admin))
+        Ok(Some(admin))
     }
 }

@@ -12,7 +12,7 @@ use toml::de::DeTable;
 
 use super::super::keys::HomeserverKeys;
 use super::super::settings::Homeserver;
-use super::{NameRule, Parser};
+use super::{NameRule, Parser, Reported};
 use crate::synapse::Address;
 use crate::values::fingerprint::Fingerprint;
 use crate::values::schema::{Entry, Table};
@@ -83,7 +83,7 @@ impl Parser<'_> {
             media_in_object_storage: keys.media_in_object_storage.value?,
             token_file,
             token,
-            ca: ca?,
+            ca: ca.ok()?,
             definition: Fingerprint::of(&table.definition()),
         };
         let urls = [
@@ -98,16 +98,15 @@ impl Parser<'_> {
         Some(homeserver)
     }
 
-    /// `None` after an error.
-    fn certificates(&mut self, entry: &Entry<Option<PathBuf>>) -> Option<Option<Vec<u8>>> {
-        let Some(path) = entry.value.as_ref()? else { return Some(None) };
-        match self.secrets.certificates(path, &entry.span) {
-            Ok(pem) => Some(Some(pem)),
-            Err(error) => {
-                self.errors.push(error);
-                None
-            }
-        }
+    fn certificates(
+        &mut self,
+        entry: &Entry<Option<PathBuf>>,
+    ) -> Result<Option<Vec<u8>>, Reported> {
+        let Some(path) = entry.value.as_ref().ok_or(Reported)? else { return Ok(None) };
+        self.secrets.certificates(path, &entry.span).map(Some).map_err(|error| {
+            self.errors.push(error);
+            Reported
+        })
     }
 
     /// The token, and the file that it is from.

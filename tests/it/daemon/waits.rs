@@ -141,7 +141,8 @@ async fn run_at(
     let runner = Runner { history, dir: Some(dir), clock, settle: Settle::default() };
     let spec = &config.jobs[0];
     let tell = Arc::new(move |event: Event| more(&event, &transport));
-    let report = runner.run(spec, &place, &RunParams::manual(spec), stop, tell).await.unwrap();
+    let order = RunParams::manual(spec);
+    let report = Box::pin(runner.run(spec, &place, &order, stop, tell)).await.unwrap();
     serde_json::to_value(report).unwrap()
 }
 

@@ -54,7 +54,7 @@ pub async fn apply(program: &Program, job: &str) -> Ran {
             heard.lock().unwrap().push(why);
         }
     });
-    let report = runner.run(spec, &place, &order, &Stop::default(), tell).await.unwrap();
+    let report = Box::pin(runner.run(spec, &place, &order, &Stop::default(), tell)).await.unwrap();
     history.close().await;
     let waited = waited.lock().unwrap().clone();
     Ran { report: serde_json::to_value(report).unwrap(), waited }
