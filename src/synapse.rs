@@ -20,7 +20,7 @@ pub use pace::{LimitValues, Limits, Silence, Slots, Watch};
 pub use probe::{Identity, VERSION_ENDPOINT, Version};
 pub use reader::Reader;
 pub use rooms::{MemberEvent, Permissions};
-pub use token::{Token, trimmed};
+pub use token::{Token, trim_newline, validate_token};
 pub use transport::{Base, CompletedRequest, Observer, RawRequest, Settings, Transport};
 pub use users::{ExternalId, User, UserRow};
 pub use writer::Writer;

@@ -8,11 +8,11 @@ use chrono::TimeDelta;
 use serde::Serialize;
 use serde_json::json;
 
-use super::context::environment;
+use super::context::blocking;
 use super::failure::Failure;
 use super::output::{print, print_json, print_warning};
 use super::table::format_local;
-use crate::config::{Config, Found, Homeserver, JobSpec};
+use crate::config::{Config, Diagnostic, Homeserver, JobSpec};
 use crate::jobs::job::{self, Budget};
 use crate::plan::report::Mode;
 use crate::scheduler::job_list::{job_list, upcoming};
@@ -36,11 +36,12 @@ pub(super) struct Options {
 
 pub(super) async fn run(path: &Path, options: &Options) -> Result<(), Failure> {
     let clock = Clock::system();
-    let (environment, now) = (environment(), clock.now());
-    let loaded = match options.no_secrets {
+    let (now, no_secrets) = (clock.now(), options.no_secrets);
+    let loaded = blocking(path, move |path, environment| match no_secrets {
         true => Config::load_without_secrets(path, &environment, now),
         false => Config::load(path, &environment, now),
-    };
+    })
+    .await?;
     let config = match loaded {
         Ok(config) => config,
         Err(errors) if options.json => {
@@ -65,7 +66,7 @@ pub(super) async fn run(path: &Path, options: &Options) -> Result<(), Failure> {
     if options.json {
         print_json(&json!({
             "errors": [],
-            "warnings": config.warnings.iter().map(Found::as_json).collect::<Vec<_>>(),
+            "warnings": config.warnings.iter().map(Diagnostic::as_json).collect::<Vec<_>>(),
             "jobs": job_list(config.jobs.iter(), HashMap::new(), clock.now()),
             "online": options.online.then_some(&results.list),
         }))?;
@@ -272,7 +273,7 @@ impl Results<'_> {
             self.no(&format!("{} under MAS", job.name), why)?;
         }
         let budget = Budget {
-            requests_per_second: homeserver.keys.max_requests_per_second,
+            requests_per_second: homeserver.max_requests_per_second,
             time_limit: job.common.time_limit,
         };
         // Where the volume cannot be read, a check above says why.

@@ -6,7 +6,7 @@ use super::failure::Failure;
 use crate::config::{Config, Environment, JobSpec};
 use crate::history::state_dir;
 use crate::values::clock::Clock;
-use crate::values::text::not_one_of;
+use crate::values::text::unknown;
 
 /// The environment's values for settings that the configuration leaves out.
 #[expect(clippy::disallowed_methods, reason = "the environment is read in `cli` only")]
@@ -23,12 +23,25 @@ pub(super) fn environment() -> Environment {
     }
 }
 
-pub(super) fn load(path: &Path, clock: &Clock) -> Result<Config, Failure> {
-    Ok(Config::load(path, &environment(), clock.now())?)
+pub(super) async fn load(path: &Path, clock: &Clock) -> Result<Config, Failure> {
+    let now = clock.now();
+    Ok(blocking(path, move |path, environment| Config::load(path, &environment, now)).await??)
 }
 
-pub(super) fn load_without_secrets(path: &Path, clock: &Clock) -> Result<Config, Failure> {
-    Ok(Config::load_without_secrets(path, &environment(), clock.now())?)
+pub(super) async fn load_without_secrets(path: &Path, clock: &Clock) -> Result<Config, Failure> {
+    let now = clock.now();
+    let load =
+        move |path: &Path, environment| Config::load_without_secrets(path, &environment, now);
+    Ok(blocking(path, load).await??)
+}
+
+/// Reads the configuration on a blocking thread: its files may be on a file system that stalls.
+pub(super) async fn blocking<T: Send + 'static>(
+    path: &Path,
+    read: impl FnOnce(&Path, Environment) -> T + Send + 'static,
+) -> Result<T, anyhow::Error> {
+    let (path, environment) = (path.to_owned(), environment());
+    Ok(tokio::task::spawn_blocking(move || read(&path, environment)).await?)
 }
 
 /// Makes a process of root become the owner of the state directory, before anything in it is opened.
@@ -43,7 +56,7 @@ pub(super) fn find_job<'a>(config: &'a Config, name: &str) -> Result<&'a JobSpec
         let several: Vec<&str> =
             names.iter().copied().filter(|known| known.split('@').next() == Some(name)).collect();
         Failure::Usage(match several.is_empty() {
-            true => format!("job {}", not_one_of(name, &names)),
+            true => unknown("job", name, &names),
             false => format!(
                 "job `{name}` runs on several homeservers: name one of {}",
                 several.join(", ")

@@ -66,7 +66,7 @@ pub(super) async fn resume(path: &Path) -> Result<(), Failure> {
 async fn connect(path: &Path) -> Result<Client, Failure> {
     let state_dir = config::state_dir(path, &environment())?;
     // Before root becomes the owner of the state directory, who may not be allowed to read the secrets.
-    let config = load(path, &Clock::system());
+    let config = load(path, &Clock::system()).await;
     become_owner(&state_dir)?;
     let client = Client::connect(&state_dir).await.map_err(|error| {
         anyhow!(

@@ -1,6 +1,6 @@
 //! What ends a command without success, with its exit code.
 
-use crate::config::NotLoaded;
+use crate::config::LoadError;
 
 /// Printed by `--help` and in the man page.
 pub(super) const EXIT_CODES: [(&str, &str); 3] = [
@@ -22,7 +22,7 @@ pub(super) enum Failure {
 
 impl<E: Into<anyhow::Error>> From<E> for Failure {
     fn from(error: E) -> Self {
-        match error.into().downcast::<NotLoaded>() {
+        match error.into().downcast::<LoadError>() {
             Ok(errors) => Self::Usage(errors.to_string()),
             Err(error) => Self::Error(error),
         }

@@ -23,7 +23,7 @@ pub(super) struct Options {
 
 pub(super) async fn run(path: &Path, options: &Options) -> Result<(), Failure> {
     let clock = Clock::system();
-    let config = load_without_secrets(path, &clock)?;
+    let config = load_without_secrets(path, &clock).await?;
     let dir = &config.daemon.state_dir;
     let history = open_history(&config).await?;
     let mut last_runs = history.last_runs().await.map_err(|error| unreadable(dir, &error))?;

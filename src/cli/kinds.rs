@@ -24,7 +24,7 @@ pub(super) fn run(options: &Options) -> Result<(), Failure> {
     };
     let names: Vec<&str> = KINDS.iter().map(|kind| kind.name).collect();
     let kind = kind(name).ok_or_else(|| {
-        Failure::Usage(format!("kind {}", crate::values::text::not_one_of(name, &names)))
+        Failure::Usage(format!("kind {}", crate::values::text::invalid_value(name, &names)))
     })?;
     let mut text = described(kind);
     for (table, keys) in TABLES {

@@ -50,9 +50,9 @@ const CHANGES_PRINTED: usize = 20;
 
 pub(super) async fn run(path: &Path, options: &Options) -> Result<(), Failure> {
     let clock = Clock::system();
-    let config = load_without_secrets(path, &clock)?;
+    let config = load_without_secrets(path, &clock).await?;
     // Before root becomes the owner of the state directory, who may not be allowed to read the secrets.
-    let with_secrets = load(path, &clock);
+    let with_secrets = load(path, &clock).await;
     become_owner(&config.daemon.state_dir)?;
     let daemon = connect(&config).await?;
     // Only the process that sends requests to the homeserver needs the token.

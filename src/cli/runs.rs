@@ -59,7 +59,7 @@ struct ShowOptions {
 
 pub(super) async fn run(path: &Path, options: &Options) -> Result<(), Failure> {
     let clock = Clock::system();
-    let config = load_without_secrets(path, &clock)?;
+    let config = load_without_secrets(path, &clock).await?;
     let history = open_history(&config).await?;
     match &options.command {
         None => list(&config, &history, options).await,

@@ -15,7 +15,7 @@ const LEVELS: &str = "info,tokio_cron_scheduler=warn,sqlx=error";
 
 pub(super) async fn run(path: &Path) -> Result<(), Failure> {
     let clock = Clock::system();
-    let config = load(path, &clock)?;
+    let config = load(path, &clock).await?;
     let switched = become_owner(&config.daemon.state_dir)?;
     log::start(LEVELS);
     if switched {

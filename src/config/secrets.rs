@@ -1,22 +1,41 @@
-//! Secret files: where they are looked for, and who else may read them.
+//! Secrets and certificates: where their files are, whether they are valid, and who else may read them.
 
+use std::io::ErrorKind;
+use std::ops::Range;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use secrecy::SecretString;
-use toml::Spanned;
+use secrecy::{ExposeSecret, SecretString};
 
-use super::Environment;
+use super::settings::Environment;
 use crate::history::state_dir::this_user;
-use crate::synapse::trimmed;
+use crate::synapse::{trim_newline, validate_token};
+use crate::values::bounded_file::read_bounded;
 use crate::values::schema::ConfigError;
+
+/// The largest secret or certificate file that is read.
+const MAX_BYTES: u64 = 1 << 20;
+/// How long to wait for a secret that comes through a FIFO.
+const TIME_LIMIT: Duration = Duration::from_secs(2);
 
 pub(super) struct Secrets {
     config: PathBuf,
     credentials: Option<PathBuf>,
-    /// Whether the files are left alone.
-    unread: bool,
+    reading: Reading,
     pub(super) from_credentials: Vec<PathBuf>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Reading {
+    Files,
+    Nothing,
+}
+
+/// A secret that was read from a file; empty where secrets are not read.
+pub(super) struct SecretFile {
+    pub path: PathBuf,
+    pub secret: SecretString,
 }
 
 impl Secrets {
@@ -24,17 +43,17 @@ impl Secrets {
         Self {
             config: config.to_owned(),
             credentials: environment.credentials_directory.clone(),
-            unread: false,
+            reading: Reading::Files,
             from_credentials: Vec::new(),
         }
     }
 
-    /// Leaves the files alone.
+    /// Does not open any file.
     pub(super) fn unread(config: &Path) -> Self {
-        Self { unread: true, ..Self::new(config, &Environment::default()) }
+        Self { reading: Reading::Nothing, ..Self::new(config, &Environment::default()) }
     }
 
-    /// A relative path is looked for among systemd's credentials first, then beside the config.
+    /// A relative path is looked up in systemd's credentials first, then beside the configuration.
     fn find(&mut self, path: &Path) -> PathBuf {
         if let Some(credential) = self
             .credentials
@@ -48,121 +67,115 @@ impl Secrets {
         self.config.parent().unwrap_or(Path::new("")).join(path)
     }
 
+    /// Reads a secret; `key` is the one that names the file, at `span`.
     pub(super) fn read(
         &mut self,
-        path: &Spanned<PathBuf>,
+        path: &Path,
         key: &str,
-        mistakes: &mut Vec<ConfigError>,
+        span: &Range<usize>,
         warnings: &mut Vec<ConfigError>,
-    ) -> Option<(PathBuf, SecretString)> {
-        let file = self.find(path.get_ref());
-        if self.unread {
-            return Some((file, SecretString::default()));
+    ) -> Result<SecretFile, ConfigError> {
+        let path = self.find(path);
+        if self.reading == Reading::Nothing {
+            return Ok(SecretFile { path, secret: SecretString::default() });
         }
-        let mut mistake = |text: String| {
-            mistakes.push(ConfigError::new(path.span(), text));
-            None
-        };
-        let text = match std::fs::read_to_string(&file) {
-            Ok(text) => text,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                return mistake(format!(
-                    "{} does not exist: write the secret into it, or mend `{key}`",
-                    file.display()
-                ));
-            }
-            Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
-                return mistake(format!(
-                    "{} is not readable for {}: let the group of that user read it (chgrp, chmod 640), or hand it over as a systemd credential",
-                    file.display(),
+        let file = path.display();
+        let error = |text| ConfigError::new(span.clone(), text);
+        let bytes = read_bounded(&path, MAX_BYTES, TIME_LIMIT).map_err(|problem| {
+            error(match problem.kind() {
+                ErrorKind::NotFound => {
+                    format!("{file} does not exist: create it with the secret, or fix `{key}`")
+                }
+                ErrorKind::PermissionDenied => format!(
+                    "{file} is not readable by {}: make it readable for a group of that user (chgrp, chmod 640), or pass it as a systemd credential",
                     this_user()
-                ));
-            }
-            Err(error) => return mistake(format!("{} cannot be read: {error}", file.display())),
-        };
-        let secret = trimmed(&text);
-        if secret.trim().is_empty() {
-            return mistake(format!("{} is empty: write the secret into it", file.display()));
+                ),
+                _ => unreadable(&path, &problem),
+            })
+        })?;
+        let text = String::from_utf8(bytes)
+            .map_err(|_| error(format!("{file} contains characters that are not ASCII")))?;
+        let secret = trim_newline(&text);
+        validate_token(secret).map_err(|problem| error(format!("{file} {problem}")))?;
+        if is_quoted(secret) {
+            let text = format!(
+                "{file} has quotes around the secret, which would be sent as part of it: remove them"
+            );
+            warnings.push(error(text));
         }
-        if secret.trim_start().starts_with("Bearer ") {
-            return mistake(format!(
-                "{} begins with `Bearer `: write the token alone, microglia adds that itself",
-                file.display()
-            ));
+        if is_world_readable(&path) {
+            let text = format!(
+                "{file} is readable by every user of this machine: set its mode to 600 (chmod 600), owned by the user that runs microglia"
+            );
+            warnings.push(error(text));
         }
-        if secret.chars().any(char::is_whitespace) || !secret.is_ascii() {
-            return mistake(format!(
-                "{} holds more than one word: it must hold the secret and nothing else",
-                file.display()
-            ));
-        }
-        if let Some(warning) = pasted(secret) {
-            warnings.push(ConfigError::new(
-                path.span(),
-                format!("the secret in {} {warning}", file.display()),
-            ));
-        }
-        if everybody_may_read(&file) {
-            warnings.push(ConfigError::new(path.span(), format!("everybody on this machine may read {}: chmod 600 it, owned by the user that runs microglia", file.display())));
-        }
-        Some((file, SecretString::from(secret.to_owned())))
+        Ok(SecretFile { secret: secret.into(), path })
     }
 
-    /// A token in the config is as secret as the config's own file.
-    pub(super) fn warn_inline(&self, token: &Spanned<String>, warnings: &mut Vec<ConfigError>) {
-        if everybody_may_read(&self.config) {
-            warnings.push(ConfigError::new(token.span(), format!("everybody on this machine may read this token: chmod 640 {}, or use `access_token_file`", self.config.display())));
+    /// Checks a token in the configuration itself, which is as readable as that file.
+    pub(super) fn check_inline(
+        &self,
+        token: &SecretString,
+        span: &Range<usize>,
+        warnings: &mut Vec<ConfigError>,
+    ) -> Result<(), ConfigError> {
+        let error = |text| ConfigError::new(span.clone(), text);
+        let token = token.expose_secret();
+        validate_token(token).map_err(|problem| error(format!("the token {problem}")))?;
+        if is_quoted(token) {
+            let text =
+                "the token has quotes around it, which would be sent as part of it: remove them";
+            warnings.push(error(text.to_owned()));
         }
+        if is_world_readable(&self.config) {
+            let text = format!(
+                "this token is readable by every user of this machine: set the mode of {} to 640 (chmod 640), or use `access_token_file`",
+                self.config.display()
+            );
+            warnings.push(error(text));
+        }
+        Ok(())
     }
 
+    /// Reads PEM certificates; empty where files are not read.
     pub(super) fn certificates(
         &mut self,
-        path: &Spanned<PathBuf>,
-        mistakes: &mut Vec<ConfigError>,
-    ) -> Option<Vec<u8>> {
-        if self.unread {
-            return Some(Vec::new());
+        path: &Path,
+        span: &Range<usize>,
+    ) -> Result<Vec<u8>, ConfigError> {
+        if self.reading == Reading::Nothing {
+            return Ok(Vec::new());
         }
-        let file = self.find(path.get_ref());
-        let pem = match std::fs::read(&file) {
-            Ok(pem) => pem,
-            Err(error) => {
-                mistakes.push(ConfigError::new(
-                    path.span(),
-                    format!("{} cannot be read: {error}", file.display()),
-                ));
-                return None;
-            }
-        };
+        let file = self.find(path);
+        let pem = read_bounded(&file, MAX_BYTES, TIME_LIMIT)
+            .map_err(|error| ConfigError::new(span.clone(), unreadable(&file, &error)))?;
         match reqwest::Certificate::from_pem_bundle(&pem) {
-            Ok(certificates) if !certificates.is_empty() => Some(pem),
+            Ok(certificates) if !certificates.is_empty() => Ok(pem),
             _ => {
-                mistakes.push(ConfigError::new(
-                    path.span(),
-                    format!("{} holds no certificate in PEM form", file.display()),
-                ));
-                None
+                let text = format!("{} contains no certificate in PEM format", file.display());
+                Err(ConfigError::new(span.clone(), text))
             }
         }
     }
 }
 
-/// What a secret shows that was pasted with more than itself.
-pub(super) fn pasted(secret: &str) -> Option<&'static str> {
-    match () {
-        () if secret.starts_with(['"', '\'', '`']) || secret.ends_with(['"', '\'', '`']) => {
-            Some("stands in quotes, which would be sent with it: remove them")
-        }
-        () if secret.trim_start().starts_with("Bearer ") => {
-            Some("begins with `Bearer `, which microglia adds itself: remove that")
-        }
-        () if secret.chars().any(char::is_whitespace) => {
-            Some("contains a space, which no token does: remove it")
-        }
-        () => None,
+fn unreadable(file: &Path, error: &std::io::Error) -> String {
+    let file = file.display();
+    match error.kind() {
+        ErrorKind::FileTooLarge => format!("{file} is larger than {} MiB", MAX_BYTES >> 20),
+        ErrorKind::TimedOut => format!(
+            "{file} cannot be read: nothing was written to this FIFO within {} s",
+            TIME_LIMIT.as_secs()
+        ),
+        _ => format!("{file} cannot be read: {error}"),
     }
 }
 
-fn everybody_may_read(file: &Path) -> bool {
+/// Whether a secret was pasted together with quotes.
+fn is_quoted(secret: &str) -> bool {
+    secret.starts_with(['"', '\'', '`']) || secret.ends_with(['"', '\'', '`'])
+}
+
+fn is_world_readable(file: &Path) -> bool {
     std::fs::metadata(file).is_ok_and(|metadata| metadata.permissions().mode() & 0o004 != 0)
 }

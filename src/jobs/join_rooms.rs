@@ -16,16 +16,16 @@ use crate::values::duration::format_duration;
 use crate::values::glob::{Matched, Selection, UserGlob, select, unmatched};
 use crate::values::schema::schema;
 use crate::values::schema::text_values;
-use crate::values::schema::{ConfigError, Key, Rate, Table};
+use crate::values::schema::{ConfigError, Key, NonEmpty, Rate, Table};
 use crate::values::string_enum::string_enum;
 use crate::values::text::format_count;
 
 schema! {
     pub struct Keys {
         /// The rooms, as aliases (#room:example.com) or ids (!id).
-        pub rooms: Vec<RoomName>,
+        pub rooms: NonEmpty<RoomName>,
         /// Whom to sweep in: ids or globs over whole Matrix ids.
-        pub users: Vec<UserGlob> = "[\"*\"]",
+        pub users: NonEmpty<UserGlob> = "[\"*\"]",
         /// Never these.
         pub except_users: Vec<UserGlob> = "[]",
         /// Whom to join again: "never" anybody who left, "left" who left of their own accord, "kicked" those and who was kicked. Nobody banned, ever.
@@ -70,8 +70,7 @@ impl Job for JoinRooms {
         _now: Timestamp,
         mistakes: &mut Vec<ConfigError>,
     ) -> Option<Self> {
-        table.reject_empty(&["rooms", "users"], mistakes);
-        Some(Self { keys: Keys::read(table, mistakes)? })
+        Some(Self { keys: Keys::parse(table, mistakes)? })
     }
 
     fn warnings(&self) -> Vec<(&'static str, String)> {
@@ -81,7 +80,7 @@ impl Job for JoinRooms {
 
     async fn check(&self, reader: &Reader, identity: &Identity) -> Vec<CheckResult> {
         let mut answers = Vec::new();
-        for RoomName(name) in &self.keys.rooms {
+        for RoomName(name) in self.keys.rooms.iter() {
             let access = async {
                 let room = open(reader, identity, id_of(reader, name).await?).await?;
                 let permissions = reader.permissions(&room.room_id).await?;

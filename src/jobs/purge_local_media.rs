@@ -14,7 +14,7 @@ use crate::plan::change::{BatchPlan, Change, ChangeResult, Lane, MediaStore, Pla
 use crate::plan::facts::{Fact, Topic};
 use crate::plan::report::{Action, Exempt, OwnerUsage};
 use crate::synapse::{self, File, Reader, Version, Writer};
-use crate::values::age::{Age, Moment};
+use crate::values::age::{Age, AgeEntries};
 use crate::values::clock::{Timestamp, format_time};
 use crate::values::duration::HumanDuration;
 use crate::values::schema::schema;
@@ -23,12 +23,11 @@ use crate::values::size::Size;
 use crate::values::text::format_count;
 
 schema! {
-    #[expect(dead_code, reason = "`Age::read` reads its keys itself, so that it judges them where another key is wrong")]
-    pub struct Keys {
+    pub entries Keys {
         /// Only files not accessed for this long, counted back from the start of the run; a file never accessed counts from its upload. Exactly one of `older_than` and `before`.
         pub older_than: Option<HumanDuration> where "\"0s\"" to "\"3650d\"",
         /// Only files not accessed since this moment.
-        pub before: Option<Moment>,
+        pub before: Option<Timestamp>,
         /// Allows an age under 7 days.
         pub allow_recent: bool = "false",
         /// Only files larger than this.
@@ -71,10 +70,20 @@ impl Job for PurgeLocalMedia {
         now: Timestamp,
         mistakes: &mut Vec<ConfigError>,
     ) -> Option<Self> {
-        let (keys, age) = (Keys::read(table, mistakes), Age::read(table, now, mistakes));
-        let (Keys { larger_than, keep_avatars, batch_files, orphan_objects, .. }, age) =
-            (keys?, age?);
-        Some(Self { age, larger_than, keep_avatars, batch_files, orphan_objects })
+        let keys = Keys::parse(table, mistakes);
+        let age = AgeEntries {
+            older_than: &keys.older_than,
+            before: &keys.before,
+            allow_recent: &keys.allow_recent,
+        };
+        let age = Age::combine(age, &table.span, now, mistakes);
+        Some(Self {
+            age: age?,
+            larger_than: keys.larger_than.value?,
+            keep_avatars: keys.keep_avatars.value?,
+            batch_files: keys.batch_files.value?,
+            orphan_objects: keys.orphan_objects.value?,
+        })
     }
 
     async fn read_estimate(&self, reader: &Reader) -> Result<Option<ReadEstimate>, synapse::Error> {

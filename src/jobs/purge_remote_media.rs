@@ -13,19 +13,18 @@ use crate::plan::change::{BatchPlan, Change, ChangeResult, Lane, MediaStore, Pla
 use crate::plan::facts::{Fact, Topic};
 use crate::plan::report::Action;
 use crate::synapse::{self, Version, Writer};
-use crate::values::age::{Age, Moment};
+use crate::values::age::{Age, AgeEntries};
 use crate::values::clock::{Timestamp, format_time};
 use crate::values::duration::HumanDuration;
 use crate::values::schema::schema;
 use crate::values::schema::{ConfigError, Key, Table};
 
 schema! {
-    #[expect(dead_code, reason = "`Age::read` reads its keys itself, so that it judges them where another key is wrong")]
-    pub struct Keys {
+    pub entries Keys {
         /// Only cached files not accessed for this long, counted back from the start of the run. Exactly one of `older_than` and `before`.
         pub older_than: Option<HumanDuration> where "\"0s\"" to "\"3650d\"",
         /// Only cached files not accessed since this moment.
-        pub before: Option<Moment>,
+        pub before: Option<Timestamp>,
         /// Allows an age under 7 days.
         pub allow_recent: bool = "false",
     }
@@ -56,9 +55,13 @@ impl Job for PurgeRemoteMedia {
         now: Timestamp,
         mistakes: &mut Vec<ConfigError>,
     ) -> Option<Self> {
-        let (keys, age) = (Keys::read(table, mistakes), Age::read(table, now, mistakes));
-        keys?;
-        Some(Self { age: age? })
+        let keys = Keys::parse(table, mistakes);
+        let age = AgeEntries {
+            older_than: &keys.older_than,
+            before: &keys.before,
+            allow_recent: &keys.allow_recent,
+        };
+        Some(Self { age: Age::combine(age, &table.span, now, mistakes)? })
     }
 
     fn topic(&self) -> Option<Topic> {

@@ -15,20 +15,20 @@ use crate::synapse::{self, Cause, ExternalId, Reader, User, UserRow, Version, Wr
 use crate::values::clock::Timestamp;
 use crate::values::glob::{Glob, Matched, Selection, UserGlob, select, unmatched};
 use crate::values::schema::schema;
-use crate::values::schema::{ConfigError, Key, Table, Value as ConfigValue, wrong_type};
+use crate::values::schema::{ConfigError, Key, NonEmpty, Table, Value as ConfigValue, wrong_type};
 use crate::values::string_enum::string_enum;
-use crate::values::text::{format_count, format_number, not_one_of};
+use crate::values::text::{format_count, format_number, invalid_value};
 
 schema! {
     pub struct Keys {
         /// Identities of these providers, named as Synapse stores them: an OIDC provider is "oidc-" and its `idp_id`.
-        pub providers: Vec<Provider>,
+        pub providers: NonEmpty<Provider>,
         /// Which accounts: "all", or one or more of "active", "deactivated", "locked" (locked or suspended).
         pub accounts: Accounts,
         /// Only identities that one of these globs matches.
-        pub external_ids: Vec<Glob> = "[\"*\"]",
+        pub external_ids: NonEmpty<Glob> = "[\"*\"]",
         /// Only these accounts.
-        pub users: Vec<UserGlob> = "[\"*\"]",
+        pub users: NonEmpty<UserGlob> = "[\"*\"]",
         /// Never these accounts.
         pub except_users: Vec<UserGlob> = "[]",
         /// Also the accounts of server admins.
@@ -79,7 +79,6 @@ impl Job for RemoveExternalIds {
         _now: Timestamp,
         mistakes: &mut Vec<ConfigError>,
     ) -> Option<Self> {
-        table.reject_empty(&["providers", "external_ids", "users"], mistakes);
         let Keys {
             providers,
             accounts,
@@ -88,15 +87,15 @@ impl Job for RemoveExternalIds {
             except_users,
             include_admins,
             keep_last,
-        } = Keys::read(table, mistakes)?;
+        } = Keys::parse(table, mistakes)?;
         let choice = std::sync::Arc::new(Choice {
-            providers,
+            providers: providers.into_vec(),
             accounts,
-            external_ids,
+            external_ids: external_ids.into_vec(),
             include_admins,
             keep_last,
         });
-        Some(Self { choice, users, except_users })
+        Some(Self { choice, users: users.into_vec(), except_users })
     }
 
     async fn read_estimate(&self, reader: &Reader) -> Result<Option<ReadEstimate>, synapse::Error> {
@@ -536,7 +535,7 @@ impl Accounts {
 impl ConfigValue for Accounts {
     const TYPE: &'static str = "\"all\", or one or more of \"active\", \"deactivated\", \"locked\"";
 
-    fn read(value: &Spanned<DeValue<'_>>, mistakes: &mut Vec<ConfigError>) -> Option<Self> {
+    fn parse(value: &Spanned<DeValue<'_>>, mistakes: &mut Vec<ConfigError>) -> Option<Self> {
         match value.get_ref() {
             DeValue::String(text) if text == "all" => Some(Self(Class::ALL.to_vec())),
             DeValue::String(text) => {
@@ -544,12 +543,12 @@ impl ConfigValue for Accounts {
                     Some(Self(vec![class]))
                 } else {
                     let words = ["all", "active", "deactivated", "locked"];
-                    mistakes.push(ConfigError::new(value.span(), not_one_of(text, &words)));
+                    mistakes.push(ConfigError::new(value.span(), invalid_value(text, &words)));
                     None
                 }
             }
             DeValue::Array(items) if !items.is_empty() => {
-                Vec::<Class>::read(value, mistakes).map(Self)
+                Vec::<Class>::parse(value, mistakes).map(Self)
             }
             DeValue::Array(_) => {
                 mistakes.push(ConfigError::new(value.span(), format!("expected {}", Self::TYPE)));

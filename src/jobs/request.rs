@@ -13,13 +13,13 @@ use crate::synapse::{self, Base, RawRequest, Version, Writer};
 use crate::values::clock::Timestamp;
 use crate::values::duration::HumanDuration;
 use crate::values::schema::schema;
-use crate::values::schema::{ConfigError, Key, Table};
+use crate::values::schema::{ConfigError, Key, NonEmpty, Table};
 use crate::values::size::Size;
 use crate::values::string_enum::string_enum;
 use crate::values::text::format_number;
 
 schema! {
-    pub struct Keys {
+    pub struct Keys, entries KeyEntries {
         /// The HTTP method.
         pub method: Verb,
         /// The path under the homeserver's URL, written as it goes out: reserved characters percent-encoded (`urlencode` does that in a template).
@@ -31,7 +31,7 @@ schema! {
         /// The JSON body. A string that is one expression and nothing else is sent with the type of its value: `{{ ago_ms('90d') }}` as a number, `{{ ago_ms('90d') | string }}` as a string.
         pub body: Option<Value>,
         /// The statuses that count as success.
-        pub expect: Vec<u16> where "100" to "599" = "[200]",
+        pub expect: NonEmpty<u16> where "100" to "599" = "[200]",
         /// Whether it may be sent again when it is unknown what became of it.
         pub repeatable: bool = "false",
         /// Shows the values of query and body in log, history and dry run; otherwise only their names and types, because a value may be a secret.
@@ -67,7 +67,7 @@ impl Job for Request {
     const KIND: &'static str = "request";
     const ABOUT: &'static str = "Sends one request to any Admin or Client-Server endpoint, with the homeserver's token. Strings in path, query and body are templates: \
         {{ ago_ms(\"30d\") }}, {{ ago_seconds(\"30d\") }}, {{ now_ms() }} and the filter urlencode. It knows nothing of what the endpoint does: a dry run shows the request and sends nothing at all.";
-    const KEYS: &'static [Key] = Keys::KEYS;
+    const KEYS: &'static [Key] = KeyEntries::KEYS;
     const ACTION: Action = Action::Request;
     const COUNTS: bool = false;
     const NEEDS: Needs = Needs {
@@ -84,9 +84,9 @@ impl Job for Request {
         mistakes: &mut Vec<ConfigError>,
     ) -> Option<Self> {
         let before = mistakes.len();
-        table.reject_empty(&["expect"], mistakes);
-        let job = Self { keys: Keys::read(table, mistakes)? };
-        let parameters = match &job.keys.query {
+        let keys = KeyEntries::parse(table, mistakes);
+        let (query, body) = (keys.query.value.as_ref(), keys.body.value.as_ref());
+        let parameters = match query.and_then(Option::as_ref) {
             None => Some(true),
             Some(Value::Object(map)) => {
                 Some(map.values().all(|value| !value.is_array() && !value.is_object()))
@@ -95,20 +95,25 @@ impl Job for Request {
         };
         if parameters != Some(true) {
             mistakes.push(ConfigError::new(
-                table.span_of("query"),
+                keys.query.span.clone(),
                 "expected a table of strings, numbers and booleans such as { before_ts = \"{{ ago_ms('30d') }}\" }; a parameter that comes twice can stand in `path`",
             ));
         }
         // A template that cannot be filled in is a mistake of the config, not of the night it runs in.
-        for (key, rendered) in [
-            ("path", render("path", &job.keys.path.0, now).and_then(|path| raw_path(&path))),
-            ("query", filled("query", job.keys.query.as_ref(), now).map(drop)),
-            ("body", filled("body", job.keys.body.as_ref(), now).map(drop)),
+        let path = keys.path.value.as_ref();
+        for (span, rendered) in [
+            (
+                &keys.path.span,
+                path.map(|path| render("path", &path.0, now).and_then(|path| raw_path(&path))),
+            ),
+            (&keys.query.span, query.map(|query| filled("query", query.as_ref(), now).map(drop))),
+            (&keys.body.span, body.map(|body| filled("body", body.as_ref(), now).map(drop))),
         ] {
-            if let Err(error) = rendered {
-                mistakes.push(ConfigError::new(table.span_of(key), error));
+            if let Some(Err(error)) = rendered {
+                mistakes.push(ConfigError::new(span.clone(), error));
             }
         }
+        let job = Self { keys: keys.complete()? };
         (mistakes.len() == before).then_some(job)
     }
 
@@ -157,7 +162,7 @@ impl Request {
             path,
             query,
             body: filled("body", self.keys.body.as_ref(), at)?,
-            expect: self.keys.expect.clone(),
+            expect: self.keys.expect.to_vec(),
             repeatable: self.keys.repeatable,
         })
     }

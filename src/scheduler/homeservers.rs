@@ -8,6 +8,7 @@ use crate::observe::metrics::Metrics;
 use crate::runner::{HomeserverHandle, RunSlots};
 use crate::synapse::{Address, Limits, Reader, Settings, Slots, Transport};
 use crate::values::clock::Clock;
+use crate::values::fingerprint::Fingerprint;
 
 /// Every homeserver of the configuration, set up.
 #[derive(Default)]
@@ -18,7 +19,7 @@ pub(super) struct Homeservers {
 
 /// A homeserver as runs use it, with what it was made from.
 struct Live {
-    connection_fingerprint: u64,
+    connection_fingerprint: Fingerprint,
     handle: HomeserverHandle,
     /// Held while it is asked who it is.
     asked: Arc<tokio::sync::Mutex<()>>,
@@ -33,7 +34,7 @@ struct Shared {
 
 /// Homeservers that are new or changed, set up and not used yet.
 pub(super) struct Prepared {
-    new: Vec<(String, u64, HomeserverHandle)>,
+    new: Vec<(String, Fingerprint, HomeserverHandle)>,
     addresses: BTreeMap<Address, Shared>,
 }
 
@@ -136,7 +137,7 @@ impl Shared {
         Ok(HomeserverHandle {
             transport: Arc::new(transport),
             slots: RunSlots::Shared(Arc::clone(self.slots.semaphore())),
-            max_concurrent_requests: homeserver.keys.max_concurrent_requests,
+            max_concurrent_requests: homeserver.max_concurrent_requests,
         })
     }
 

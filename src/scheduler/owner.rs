@@ -24,7 +24,8 @@ use crate::plan::report::{Event, Trigger};
 use crate::runner::{HomeserverHandle, RunParams, Runner, Stop};
 use crate::values::clock::{Clock, Timestamp, format_time};
 use crate::values::duration::HumanDuration;
-use crate::values::text::{format_count, not_one_of};
+use crate::values::fingerprint::Fingerprint;
+use crate::values::text::{format_count, unknown};
 
 /// Owns the jobs. Runs until every [`super::supervisor::Supervisor`] is gone.
 pub struct Owner {
@@ -52,7 +53,7 @@ pub struct Owner {
 /// A job, its state, and its run.
 pub(super) struct Entry {
     pub spec: Arc<JobSpec>,
-    pub fingerprint: u64,
+    pub fingerprint: Fingerprint,
     pub homeserver: HomeserverHandle,
     /// Since when the job is known with its present schedule.
     pub since: Timestamp,
@@ -289,7 +290,7 @@ impl Owner {
             let run = entry.running.as_ref().and_then(|running| running.run);
             return Err(Refusal::Running { job: job.to_owned(), run });
         }
-        if overrides.fingerprint.is_some_and(|asked| asked != entry.fingerprint) {
+        if overrides.fingerprint.as_ref().is_some_and(|expected| *expected != entry.fingerprint) {
             return Err(Refusal::Edited(job.to_owned()));
         }
         if overrides.max_changes.is_some() && !entry.spec.job.kind().counts {
@@ -444,7 +445,7 @@ impl Owner {
 impl Entry {
     pub(super) fn new(
         spec: &JobSpec,
-        fingerprint: u64,
+        fingerprint: Fingerprint,
         homeserver: HomeserverHandle,
         now: Timestamp,
     ) -> Self {
@@ -477,7 +478,7 @@ pub(super) fn timing(spec: &JobSpec) -> Timing {
 fn entry<'a>(jobs: &'a mut BTreeMap<String, Entry>, job: &str) -> Result<&'a mut Entry, Refusal> {
     if !jobs.contains_key(job) {
         let names: Vec<&str> = jobs.keys().map(String::as_str).collect();
-        return Err(Refusal::Unknown(not_one_of(job, &names)));
+        return Err(Refusal::Unknown(unknown("job", job, &names)));
     }
     jobs.get_mut(job).ok_or_else(|| Refusal::NotRunning(job.to_owned()))
 }

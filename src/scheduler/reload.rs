@@ -40,7 +40,7 @@ impl Reloader {
         metrics: Arc<Metrics>,
         clock: Clock,
     ) -> Self {
-        let seen = config::content(&path).ok();
+        let seen = config::read_bytes(&path).ok();
         let reloader = Self {
             path,
             environment,
@@ -98,7 +98,7 @@ impl Reloader {
         let (sender, seen) = tokio::sync::oneshot::channel();
         let loading = tokio::task::spawn_blocking(move || {
             // Where the reload was given up nobody waits for it.
-            let _ = sender.send(config::content(&path).ok());
+            let _ = sender.send(config::read_bytes(&path).ok());
             Config::load(&path, &environment, now)
         });
         let file = self.path.display();
@@ -160,9 +160,9 @@ impl Reloader {
     }
 
     /// The token that HTTP endpoints which act ask for, as its file holds it now.
-    pub fn admin_token(&self) -> Option<SecretString> {
+    pub async fn admin_token(&self) -> Option<SecretString> {
         let token = self.admin_token.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        token.map(|token| token.current())
+        Some(token?.current().await)
     }
 
     /// Looks at the file's content as often as `watch_config` says, and adopts a change when two looks in a row agree.
@@ -178,7 +178,7 @@ impl Reloader {
                 continue;
             }
             let path = self.path.clone();
-            let now = tokio::task::spawn_blocking(move || config::content(&path).ok())
+            let now = tokio::task::spawn_blocking(move || config::read_bytes(&path).ok())
                 .await
                 .unwrap_or_default();
             let changed = now != *self.seen.lock().unwrap_or_else(PoisonError::into_inner);

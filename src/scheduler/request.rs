@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::plan::report::Mode;
 use crate::runner::{RunParams, WindowRule};
+use crate::values::fingerprint::Fingerprint;
 use crate::values::schema::Limit;
 
 /// How a requested run differs from what the configuration says.
@@ -17,13 +18,13 @@ pub struct RunOverrides {
     pub ignore_window: bool,
     /// What the asker read in the configuration: the daemon must not run an older definition unseen.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub fingerprint: Option<u64>,
+    pub fingerprint: Option<Fingerprint>,
 }
 
 /// Why a requested run or cancellation is not possible.
 #[derive(Debug, Clone, thiserror::Error, Serialize, Deserialize)]
 pub enum Refusal {
-    #[error("job {0}")]
+    #[error("{0}")]
     Unknown(String),
     #[error("{job} is already running{}", run.map(|id| format!(" (run {id})")).unwrap_or_default())]
     Running { job: String, run: Option<i64> },

@@ -1,112 +1,209 @@
-//! The access token, read again for each request so that a rotated file serves at once.
+//! The access token; a file is read again for each request, off the worker thread.
 
 use std::fmt;
-use std::fs::File;
-use std::io::Read;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
-use secrecy::{ExposeSecret, SecretString};
+use futures_util::FutureExt;
+use futures_util::future::{BoxFuture, Shared};
+use secrecy::SecretString;
 
-/// Where the token comes from; never shown, not even by `Debug`.
-pub struct Token {
-    file: Option<PathBuf>,
-    last: Mutex<Last>,
+use crate::values::bounded_file::read_bounded;
+
+/// An access token; never shown, not even by `Debug`.
+pub struct Token(Source);
+
+enum Source {
+    Inline(SecretString),
+    File(Arc<TokenFile>),
 }
 
-/// The last good content of the file.
-struct Last {
-    text: SecretString,
-    /// Why the file gives no token now, where that was said.
-    problem: Option<&'static str>,
+struct TokenFile {
+    path: PathBuf,
+    state: Mutex<State>,
 }
 
-/// No token is longer, and no proxy takes a longer header.
-const LONGEST: usize = 8 * 1024;
-const UNREADABLE: &str = "is empty or cannot be read";
+struct State {
+    /// The last valid content of the file.
+    token: SecretString,
+    /// Why the file has no valid token now; logged when it changes.
+    problem: Option<Problem>,
+    /// Whether nothing was read since the configuration was loaded.
+    is_first: bool,
+    /// The read that is under way, which requests at the same time share.
+    reading: Option<Shared<BoxFuture<'static, ()>>>,
+}
+
+/// No token is longer, and no proxy accepts a longer header.
+const MAX_BYTES: usize = 8 * 1024;
+/// How long a request waits for the file: it may be on a network file system that stalls.
+const READ_TIME_LIMIT: Duration = Duration::from_secs(1);
 
 impl Token {
-    pub fn inline(text: SecretString) -> Self {
-        Self { file: None, last: Mutex::new(Last { text, problem: None }) }
+    pub fn inline(token: SecretString) -> Self {
+        Self(Source::Inline(token))
     }
 
-    /// A token that was read from `file` a moment ago.
+    /// A token that has just been read from `file`.
     ///
-    /// No warning is logged where root read it and has become a user who may not: the command that did so knows.
-    pub fn from_file(file: PathBuf, text: SecretString) -> Self {
-        let problem = File::open(&file)
-            .is_err_and(|error| error.kind() == std::io::ErrorKind::PermissionDenied)
-            .then_some(UNREADABLE);
-        Self { file: Some(file), last: Mutex::new(Last { text, problem }) }
+    /// A file that is not readable at the first request is not logged: root read it, and has become a user who may not,
+    /// which the command that did so reports.
+    pub fn from_file(file: PathBuf, token: SecretString) -> Self {
+        let state = State { token, problem: None, is_first: true, reading: None };
+        Self(Source::File(Arc::new(TokenFile { path: file, state: Mutex::new(state) })))
     }
 
-    /// The token as it is now; the last good one while its file holds none, as in the middle of a rotation.
-    pub fn current(&self) -> SecretString {
-        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(file) = &self.file {
-            match read(file) {
-                Ok(text) => {
-                    if text.expose_secret() != last.text.expose_secret() {
-                        last.text = text;
-                    }
-                    last.problem = None;
-                }
-                Err(problem) => {
-                    if last.problem.replace(problem) != Some(problem) {
-                        tracing::warn!(
-                            target: "microglia::homeserver",
-                            "{} {problem}: the token read before stays in use until the file holds a token again, or until a restart",
-                            file.display()
-                        );
-                    }
-                }
-            }
+    /// The token now; the last valid one while its file has none, as during a rotation.
+    ///
+    /// Waits for the file for at most a second, and not at all while it is known to stall.
+    pub async fn current(&self) -> SecretString {
+        match &self.0 {
+            Source::Inline(token) => token.clone(),
+            // Boxed, because this is part of every future that sends a request.
+            Source::File(file) => Box::pin(file.current()).await,
         }
-        last.text.clone()
     }
 
-    /// What to do when Synapse does not take the token any more.
+    /// What to do when Synapse rejects the token.
     pub(super) fn remedy(&self) -> String {
-        match &self.file {
-            Some(file) => format!(
-                "put a valid token of a server admin into {}; it is used from the next request on",
-                file.display()
+        match &self.0 {
+            Source::File(file) => format!(
+                "write a valid token of a server admin to {}; it is used from the next request on",
+                file.path.display()
             ),
-            None => {
-                "set `access_token` in the config to a valid token of a server admin, and reload"
+            Source::Inline(_) => {
+                "set `access_token` in the configuration to a valid token of a server admin, and reload"
                     .to_owned()
             }
         }
     }
 }
 
-/// Reads a token that can go into a header: visible ASCII characters and nothing else.
-fn read(file: &Path) -> Result<SecretString, &'static str> {
-    let mut bytes = Vec::new();
-    // One byte more than the longest token and its newline shows that there is more.
-    File::open(file)
-        .and_then(|file| file.take(LONGEST as u64 + 3).read_to_end(&mut bytes))
-        .map_err(|_| UNREADABLE)?;
-    let text = String::from_utf8(bytes).map_err(|_| "holds characters that are not ASCII")?;
-    match trimmed(&text) {
-        "" => Err(UNREADABLE),
-        token if token.len() > LONGEST => Err("holds more than 8 KiB, which is no token"),
-        token if !token.is_ascii() => Err("holds characters that are not ASCII"),
-        token if !token.bytes().all(|byte| byte.is_ascii_graphic()) => {
-            Err("holds more than one word, or control characters")
+impl TokenFile {
+    async fn current(self: &Arc<Self>) -> SecretString {
+        let (reading, is_stalled) = self.reading();
+        if !is_stalled && tokio::time::timeout(READ_TIME_LIMIT, reading).await.is_err() {
+            self.report(&mut self.state(), Problem::Stalled);
         }
-        token => Ok(SecretString::from(token.to_owned())),
+        self.state().token.clone()
+    }
+
+    /// The read under way, or a new one; and whether the last one took too long.
+    fn reading(self: &Arc<Self>) -> (Shared<BoxFuture<'static, ()>>, bool) {
+        let mut state = self.state();
+        let is_stalled = state.problem == Some(Problem::Stalled);
+        if let Some(reading) = &state.reading {
+            return (reading.clone(), is_stalled);
+        }
+        let file = Arc::clone(self);
+        let read = tokio::task::spawn_blocking(move || file.read());
+        let reading = read.map(drop).boxed().shared();
+        state.reading = Some(reading.clone());
+        (reading, is_stalled)
+    }
+
+    /// Runs on a blocking thread.
+    fn read(&self) {
+        let read = read_token(&self.path);
+        let mut state = self.state();
+        state.reading = None;
+        let is_first = std::mem::take(&mut state.is_first);
+        match read {
+            Ok(token) => {
+                state.token = token;
+                state.problem = None;
+            }
+            Err(Problem::Forbidden) if is_first => state.problem = Some(Problem::Forbidden),
+            Err(problem) => self.report(&mut state, problem),
+        }
+    }
+
+    /// Logs a problem that is new.
+    fn report(&self, state: &mut State, problem: Problem) {
+        if state.problem.replace(problem) != Some(problem) {
+            tracing::warn!(
+                "{} {problem}: keeping the previous token until the file contains a valid one or the daemon restarts",
+                self.path.display()
+            );
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// A secret file's content without its one trailing newline.
-pub fn trimmed(text: &str) -> &str {
+/// Why a token file has no valid token.
+#[derive(Debug, Clone, Copy, PartialEq, thiserror::Error)]
+enum Problem {
+    #[error("is not readable")]
+    Forbidden,
+    #[error("cannot be read")]
+    Unreadable,
+    #[error("cannot be read within {} s", READ_TIME_LIMIT.as_secs())]
+    Stalled,
+    #[error("{0}")]
+    Invalid(&'static str),
+}
+
+fn read_token(file: &Path) -> Result<SecretString, Problem> {
+    // One byte more than the longest token and its newline shows that there is more.
+    let bytes = read_bounded(file, MAX_BYTES as u64 + 3, READ_TIME_LIMIT).map_err(|error| {
+        match error.kind() {
+            ErrorKind::PermissionDenied => Problem::Forbidden,
+            ErrorKind::TimedOut => Problem::Stalled,
+            ErrorKind::FileTooLarge => Problem::Invalid(TOO_LONG),
+            _ => Problem::Unreadable,
+        }
+    })?;
+    let text = String::from_utf8(bytes).map_err(|_| Problem::Invalid(NOT_ASCII))?;
+    let token = trim_newline(&text);
+    validate_token(token).map_err(Problem::Invalid)?;
+    Ok(token.into())
+}
+
+const TOO_LONG: &str = "is longer than 8 KiB";
+const NOT_ASCII: &str = "contains characters that are not ASCII";
+
+/// Checks that a token can be sent in a header: visible ASCII characters and nothing else.
+///
+/// The error follows the name of what contains the token: "is empty".
+pub fn validate_token(token: &str) -> Result<(), &'static str> {
+    if token.trim().is_empty() {
+        return Err("is empty");
+    }
+    if token.len() > MAX_BYTES {
+        return Err(TOO_LONG);
+    }
+    if !token.is_ascii() {
+        return Err(NOT_ASCII);
+    }
+    if token.trim_start().starts_with("Bearer ") {
+        return Err("starts with `Bearer `, which microglia adds itself");
+    }
+    if token.contains(|c: char| c.is_ascii_whitespace()) {
+        return Err("contains white space");
+    }
+    if !token.bytes().all(|byte| byte.is_ascii_graphic()) {
+        return Err("contains control characters");
+    }
+    Ok(())
+}
+
+/// The content of a secret file without one trailing newline.
+pub fn trim_newline(text: &str) -> &str {
     let text = text.strip_suffix('\n').unwrap_or(text);
     text.strip_suffix('\r').unwrap_or(text)
 }
 
 impl fmt::Debug for Token {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Token").field("file", &self.file).finish_non_exhaustive()
+        let file = match &self.0 {
+            Source::File(file) => Some(&file.path),
+            Source::Inline(_) => None,
+        };
+        f.debug_struct("Token").field("file", &file).finish_non_exhaustive()
     }
 }

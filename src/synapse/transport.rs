@@ -323,7 +323,7 @@ impl Transport {
         let waiting =
             |cause| Error { method: method.clone(), path: path.to_owned(), cause, advice: None };
         loop {
-            let token = self.token.current();
+            let token = self.token.current().await;
             let turn = async {
                 let place = self.limits.places.semaphore().acquire().await;
                 let each = if watch.is_slow() { 2 } else { 1 };
@@ -357,7 +357,7 @@ impl Transport {
             };
             let rotated_now = error.is_about_token()
                 && !rotated
-                && self.token.current().expose_secret() != token.expose_secret();
+                && self.token.current().await.expose_secret() != token.expose_secret();
             if repeat == Repeat::Once && !rotated_now {
                 return Err(error);
             }

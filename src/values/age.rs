@@ -1,12 +1,12 @@
-//! How old something must be before a purge takes it: counted back from the run, or a fixed moment.
+//! The age from which a purge deletes media: relative to the run, or a fixed time.
 
-use chrono::{DateTime, TimeDelta, Utc};
-use toml::Spanned;
-use toml::de::DeValue;
+use std::ops::Range;
+
+use chrono::TimeDelta;
 
 use crate::values::clock::{self, Timestamp};
 use crate::values::duration::{HumanDuration, format_duration};
-use crate::values::schema::{ConfigError, Table, Value, wrong_type};
+use crate::values::schema::{ConfigError, Entry};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Age {
@@ -14,101 +14,85 @@ pub enum Age {
     Before(Timestamp),
 }
 
-/// Below this an age is more often a slip than a wish, and URL previews are still in use.
-const YOUNGEST: u64 = 7;
+/// A lower age is more often a typo than intended, and Synapse still uses younger URL previews.
+const MIN_DAYS: i64 = 7;
+
+/// The keys of a purge that give its age.
+#[derive(Clone, Copy)]
+pub struct AgeEntries<'a> {
+    pub older_than: &'a Entry<Option<HumanDuration>>,
+    pub before: &'a Entry<Option<Timestamp>>,
+    pub allow_recent: &'a Entry<bool>,
+}
 
 impl Age {
-    /// The moment as below, refused where it would lie in the future: Synapse would delete everything.
+    /// As [`Self::cut_off`]; an error where that is in the future, since Synapse would delete everything.
     pub fn past_cut_off(self, at: Timestamp) -> Result<Timestamp, String> {
         let cut_off = self.cut_off(at);
         if cut_off <= at {
             Ok(cut_off)
         } else {
             Err(format!(
-                "{} is in the future, and everything would be older",
+                "the cutoff {} is in the future: everything would be deleted",
                 clock::format_time(cut_off)
             ))
         }
     }
 
-    /// The moment before which things are old, for a run that started at `at`.
+    /// The time before which media is old, for a run that started at `at`.
     pub fn cut_off(self, at: Timestamp) -> Timestamp {
         match self {
-            Self::OlderThan(length) => at - length.as_chrono(),
-            Self::Before(moment) => moment,
+            Self::OlderThan(duration) => at - duration.as_chrono(),
+            Self::Before(time) => time,
         }
     }
 
-    /// Puts `older_than` and `before` together: exactly one, and not young unless `allow_recent` says so.
+    /// Combines the keys: exactly one of `older_than` and `before`, and not recent without `allow_recent`.
     ///
-    /// What is wrong with one of these keys alone is not said here, but where the kind's keys are read.
-    pub fn read(
-        table: &Table<'_, '_>,
+    /// `table` is where a missing age is reported. What is wrong with one key alone has been reported already.
+    pub fn combine(
+        entries: AgeEntries<'_>,
+        table: &Range<usize>,
         now: Timestamp,
-        mistakes: &mut Vec<ConfigError>,
+        errors: &mut Vec<ConfigError>,
     ) -> Option<Self> {
-        let said_elsewhere = &mut Vec::new();
-        let older_than =
-            table.read::<Option<HumanDuration>>("older_than", None, said_elsewhere).flatten();
-        let before = table.read::<Option<Moment>>("before", None, said_elsewhere).flatten();
-        let allow_recent: bool = table.read("allow_recent", Some("false"), said_elsewhere)?;
-        if table.has("older_than") && table.has("before") {
-            mistakes.push(ConfigError::new(
-                table.span_of("before"),
-                "`older_than` and `before` are both given: keep exactly one",
-            ));
+        let AgeEntries { older_than, before, allow_recent } = entries;
+        if older_than.is_set && before.is_set {
+            let text = "`older_than` and `before` are mutually exclusive: remove one of them";
+            errors.push(ConfigError::new(before.span.clone(), text));
             return None;
         }
-        let (age, key) = match (older_than, before) {
-            (Some(length), None) => (Self::OlderThan(length), "older_than"),
-            (None, Some(Moment(moment))) => (Self::Before(moment), "before"),
-            _ => {
-                if !table.has("older_than") && !table.has("before") {
-                    mistakes.push(ConfigError::new(table.span.clone(), "an age is missing: add `older_than = \"180d\"`, or `before = 2023-01-01T00:00:00Z`"));
-                }
-                return None;
-            }
+        if !older_than.is_set && !before.is_set {
+            let text =
+                "no age is set: add `older_than = \"180d\"` or `before = 2023-01-01T00:00:00Z`";
+            errors.push(ConfigError::new(table.clone(), text));
+            return None;
+        }
+        let (age, span) = match (older_than.value?, before.value?) {
+            (Some(duration), _) => (Self::OlderThan(duration), &older_than.span),
+            (None, time) => (Self::Before(time?), &before.span),
         };
-        let cut_off = age.cut_off(now);
-        if cut_off > now {
-            mistakes.push(ConfigError::new(
-                table.span_of(key),
-                format!(
-                    "{} is in the future: nothing but a moment in the past makes sense here",
-                    clock::format_time(cut_off)
-                ),
-            ));
-            return None;
-        }
-        if !allow_recent && cut_off > now - TimeDelta::days(i64::try_from(YOUNGEST).unwrap_or(7)) {
-            let age = format_duration((now - cut_off).to_std().unwrap_or_default());
-            mistakes.push(ConfigError::new(table.span_of(key), format!("this is {age}, younger than {YOUNGEST} days: write at least \"{YOUNGEST}d\", or set `allow_recent = true` if it is meant")));
+        if let Err(text) = age.check(allow_recent.value?, now) {
+            errors.push(ConfigError::new(span.clone(), text));
             return None;
         }
         Some(age)
     }
-}
 
-/// A date and time with its offset, as TOML writes it: `2023-01-01T00:00:00Z`.
-#[derive(Debug, Clone, Copy)]
-pub struct Moment(pub Timestamp);
-
-impl Value for Moment {
-    const TYPE: &'static str = "a moment such as 2023-01-01T00:00:00Z, without quotes";
-
-    fn read(value: &Spanned<DeValue<'_>>, mistakes: &mut Vec<ConfigError>) -> Option<Self> {
-        let Some(date) = value.get_ref().as_datetime() else {
-            mistakes.push(wrong_type(value, Self::TYPE));
-            return None;
-        };
-        let moment = DateTime::parse_from_rfc3339(&date.to_string())
-            .map(|moment| Self(moment.with_timezone(&Utc)));
-        if moment.is_err() {
-            mistakes.push(ConfigError::new(
-                value.span(),
-                format!("expected {}: a date needs its time and its offset", Self::TYPE),
+    fn check(self, allow_recent: bool, now: Timestamp) -> Result<(), String> {
+        let cut_off = self.cut_off(now);
+        if cut_off > now {
+            return Err(format!(
+                "{} is in the future: `before` must be a time in the past",
+                clock::format_time(cut_off)
             ));
         }
-        moment.ok()
+        if !allow_recent && cut_off > now - TimeDelta::days(MIN_DAYS) {
+            let age = format_duration((now - cut_off).to_std().unwrap_or_default());
+            return Err(format!(
+                "an age of {age} is below the minimum of {MIN_DAYS} days: use at least \"{MIN_DAYS}d\", or set `allow_recent = true` if this is intended"
+            ));
+        }
+        Ok(())
     }
 }

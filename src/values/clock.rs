@@ -1,11 +1,11 @@
-//! The one place that asks what time it is.
+//! The only source of the current time.
 
 use std::fmt;
 use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
 
-/// A moment, in UTC, as everything here keeps it.
+/// A point in time, in UTC.
 pub type Timestamp = DateTime<Utc>;
 
 /// Tells the time; tests set their own.
@@ -14,12 +14,12 @@ pub struct Clock(Arc<dyn Fn() -> Timestamp + Send + Sync>);
 
 impl Clock {
     pub fn system() -> Self {
-        #[expect(clippy::disallowed_methods, reason = "this is the one place")]
+        #[expect(clippy::disallowed_methods, reason = "the only source of the current time")]
         Self(Arc::new(Utc::now))
     }
 
-    pub fn of(tell: impl Fn() -> Timestamp + Send + Sync + 'static) -> Self {
-        Self(Arc::new(tell))
+    pub fn of(now: impl Fn() -> Timestamp + Send + Sync + 'static) -> Self {
+        Self(Arc::new(now))
     }
 
     pub fn now(&self) -> Timestamp {
@@ -33,7 +33,7 @@ impl fmt::Debug for Clock {
     }
 }
 
-/// `2026-05-27 03:30:00 UTC`, for sentences.
-pub fn format_time(moment: Timestamp) -> String {
-    moment.format("%Y-%m-%d %H:%M:%S UTC").to_string()
+/// `2026-05-27 03:30:00 UTC`, for messages.
+pub fn format_time(time: Timestamp) -> String {
+    time.format("%Y-%m-%d %H:%M:%S UTC").to_string()
 }

@@ -1,4 +1,4 @@
-//! A length of time as users write it: `"90d"`, `"12h"`, `"10m"`, `"30s"`.
+//! Durations as users write them: `"90d"`, `"12h"`, `"10m"`, `"30s"`.
 
 use std::fmt;
 use std::str::FromStr;
@@ -31,7 +31,7 @@ impl FromStr for HumanDuration {
         let (digits, unit) = text.split_at(split);
         let wrong = || {
             format!(
-                "{text:?} is no length of time: write a number and a unit, such as \"90d\", \"12h\", \"10m\" or \"30s\""
+                "invalid duration {text:?}: expected a number and a unit, such as \"90d\", \"12h\", \"10m\" or \"30s\""
             )
         };
         let number: u64 = digits.parse().map_err(|_| wrong())?;
@@ -42,7 +42,7 @@ impl FromStr for HumanDuration {
             "d" => DAY,
             "" => {
                 return Err(format!(
-                    "{text:?} has no unit: did you mean \"{number}d\" (days), \"{number}h\", \"{number}m\" (minutes) or \"{number}s\"?"
+                    "invalid duration {text:?}: the unit is missing (did you mean \"{number}d\" (days), \"{number}h\", \"{number}m\" (minutes) or \"{number}s\"?)"
                 ));
             }
             _ => return Err(other_unit(text, number, unit).unwrap_or_else(wrong)),
@@ -52,30 +52,33 @@ impl FromStr for HumanDuration {
             .filter(|total| *total <= LONGEST)
             .map(|total| Self(Duration::from_secs(total)))
             .ok_or_else(|| {
-                format!("{text:?} is longer than ten years: write at most \"{}d\"", LONGEST / DAY)
+                format!(
+                    "invalid duration {text:?}: the maximum is \"{}d\" (ten years)",
+                    LONGEST / DAY
+                )
             })
     }
 }
 
-/// Units that people write and that would be misread: the answer names the days.
+/// Explains units that people write and that are not accepted.
 fn other_unit(text: &str, number: u64, unit: &str) -> Option<String> {
     let days = |each: u64| number.saturating_mul(each);
-    let (name, meant) = match unit.to_ascii_lowercase().trim() {
-        "w" | "week" | "weeks" => ("weeks are", days(7)),
-        "mo" | "mon" | "month" | "months" => ("months are", days(30)),
-        "y" | "yr" | "year" | "years" => ("years are", days(365)),
-        "d" | "day" | "days" => ("this spelling of days is", number),
-        "ms" => return Some(format!("{text:?}: the shortest unit is the second, such as \"1s\"")),
-        "min" | "mins" | "minute" | "minutes" => {
-            return Some(format!("{text:?}: write minutes as \"{number}m\""));
+    let advice = match unit.to_ascii_lowercase().trim() {
+        "w" | "week" | "weeks" => format!("weeks are not supported, use days: \"{}d\"", days(7)),
+        "mo" | "mon" | "month" | "months" => {
+            format!("months are not supported, use days: \"{}d\"", days(30))
         }
-        "h" | "hour" | "hours" => return Some(format!("{text:?}: write hours as \"{number}h\"")),
-        "s" | "sec" | "second" | "seconds" => {
-            return Some(format!("{text:?}: write seconds as \"{number}s\""));
+        "y" | "yr" | "year" | "years" => {
+            format!("years are not supported, use days: \"{}d\"", days(365))
         }
+        "ms" => "the smallest unit is the second, such as \"1s\"".to_owned(),
+        "d" | "day" | "days" => format!("write days as \"{number}d\""),
+        "h" | "hour" | "hours" => format!("write hours as \"{number}h\""),
+        "min" | "mins" | "minute" | "minutes" => format!("write minutes as \"{number}m\""),
+        "s" | "sec" | "second" | "seconds" => format!("write seconds as \"{number}s\""),
         _ => return None,
     };
-    Some(format!("{text:?}: {name} not a unit here: write the days, \"{meant}d\""))
+    Some(format!("invalid duration {text:?}: {advice}"))
 }
 
 impl fmt::Display for HumanDuration {
@@ -90,9 +93,9 @@ impl fmt::Display for HumanDuration {
     }
 }
 
-text_quantities! { HumanDuration: "a length of time such as \"90d\", \"12h\", \"10m\" or \"30s\""; }
+text_quantities! { HumanDuration: "a duration such as \"90d\", \"12h\", \"10m\" or \"30s\"", |duration| duration.0.as_secs(); }
 
-/// A duration as a person says it: `0.4 s`, `12 s`, `3 min 20 s`, `2 h 5 min`, `3 d 4 h`.
+/// A duration in at most two units: `0.4 s`, `12 s`, `3 min 20 s`, `2 h 5 min`, `3 d 4 h`.
 pub fn format_duration(duration: Duration) -> String {
     let seconds = duration.as_secs();
     match seconds {
@@ -104,7 +107,7 @@ pub fn format_duration(duration: Duration) -> String {
     }
 }
 
-/// The next length that a person would choose: whole hours, ten minutes, minutes or ten seconds.
+/// Rounds up to whole hours, ten minutes, minutes or ten seconds, whichever fits the duration.
 pub fn rounded_up(duration: Duration) -> Duration {
     let seconds = duration.as_secs() + u64::from(duration.subsec_nanos() > 0);
     let unit = match seconds {
@@ -133,34 +136,34 @@ mod tests {
         for (text, seconds) in
             [("90d", 7_776_000), ("12h", 43_200), ("10m", 600), ("30s", 30), ("0s", 0)]
         {
-            let length: HumanDuration = text.parse().unwrap();
-            assert_eq!((length.0.as_secs(), length.to_string()), (seconds, text.to_owned()));
+            let duration: HumanDuration = text.parse().unwrap();
+            assert_eq!((duration.0.as_secs(), duration.to_string()), (seconds, text.to_owned()));
         }
     }
 
     #[test]
-    fn other_units_are_refused_and_the_days_are_named() {
-        let refusal = |text: &str| text.parse::<HumanDuration>().unwrap_err();
-        insta::assert_snapshot!(refusal("6mo"), @r#""6mo": months are not a unit here: write the days, "180d""#);
-        insta::assert_snapshot!(refusal("2w"), @r#""2w": weeks are not a unit here: write the days, "14d""#);
-        insta::assert_snapshot!(refusal("1y"), @r#""1y": years are not a unit here: write the days, "365d""#);
-        insta::assert_snapshot!(refusal("90"), @r#""90" has no unit: did you mean "90d" (days), "90h", "90m" (minutes) or "90s"?"#);
-        insta::assert_snapshot!(refusal("-5d"), @r#""-5d" is no length of time: write a number and a unit, such as "90d", "12h", "10m" or "30s""#);
-        insta::assert_snapshot!(refusal("99999999999999999999d"), @r#""99999999999999999999d" is no length of time: write a number and a unit, such as "90d", "12h", "10m" or "30s""#);
-        insta::assert_snapshot!(refusal("99999999d"), @r#""99999999d" is longer than ten years: write at most "3650d""#);
+    fn other_units_are_rejected_with_what_to_write_instead() {
+        let error = |text: &str| text.parse::<HumanDuration>().unwrap_err();
+        insta::assert_snapshot!(error("6mo"), @r#"invalid duration "6mo": months are not supported, use days: "180d""#);
+        insta::assert_snapshot!(error("2w"), @r#"invalid duration "2w": weeks are not supported, use days: "14d""#);
+        insta::assert_snapshot!(error("1y"), @r#"invalid duration "1y": years are not supported, use days: "365d""#);
+        insta::assert_snapshot!(error("90"), @r#"invalid duration "90": the unit is missing (did you mean "90d" (days), "90h", "90m" (minutes) or "90s"?)"#);
+        insta::assert_snapshot!(error("-5d"), @r#"invalid duration "-5d": expected a number and a unit, such as "90d", "12h", "10m" or "30s""#);
+        insta::assert_snapshot!(error("99999999999999999999d"), @r#"invalid duration "99999999999999999999d": expected a number and a unit, such as "90d", "12h", "10m" or "30s""#);
+        insta::assert_snapshot!(error("99999999d"), @r#"invalid duration "99999999d": the maximum is "3650d" (ten years)"#);
     }
 
     #[test]
-    fn a_length_is_rounded_up_to_one_that_a_person_would_choose() {
+    fn a_duration_is_rounded_up_to_a_round_number() {
         let rounded = [1, 61, 121, 3541, 20_000, 90_001]
             .map(|seconds| format_duration(rounded_up(Duration::from_secs(seconds))));
         assert_eq!(rounded, ["10 s", "1 min 10 s", "3 min", "1 h", "5 h 40 min", "1 d 2 h"]);
     }
 
     #[test]
-    fn durations_are_spoken_in_two_units_at_most() {
-        let said = [400, 12_000, 200_000, 7_500_000, 273_600_000]
+    fn durations_are_formatted_in_two_units_at_most() {
+        let formatted = [400, 12_000, 200_000, 7_500_000, 273_600_000]
             .map(|ms| format_duration(Duration::from_millis(ms)));
-        assert_eq!(said, ["0.4 s", "12 s", "3 min 20 s", "2 h 5 min", "3 d 4 h"]);
+        assert_eq!(formatted, ["0.4 s", "12 s", "3 min 20 s", "2 h 5 min", "3 d 4 h"]);
     }
 }

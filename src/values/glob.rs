@@ -1,4 +1,4 @@
-//! Globs over whole Matrix ids and external ids: `*` and `?`, everything else as it stands.
+//! Globs over whole Matrix ids and external ids: `*` and `?`, all other characters literally.
 
 use std::convert::Infallible;
 use std::str::FromStr;
@@ -7,9 +7,9 @@ use wildmatch::WildMatch;
 
 use crate::values::schema::text_values;
 
-/// A pattern over a whole text; `*` crosses every character.
+/// A pattern for a whole text; `*` matches any characters.
 ///
-/// Old Matrix ids may hold brackets and backslashes: only the two wildcards have a meaning.
+/// Historical Matrix ids may contain brackets and backslashes, which therefore have no special meaning.
 #[derive(Debug, Clone)]
 pub struct Glob {
     pub text: String,
@@ -45,12 +45,12 @@ impl FromStr for UserGlob {
             && !text.contains(':')
         {
             return Err(format!(
-                "{text:?} can match nobody: a user is a whole Matrix id such as \"{text}:example.com\""
+                "{text:?} cannot match any user: expected a whole Matrix id such as \"{text}:example.com\""
             ));
         }
         if !text.starts_with(['@', '*']) {
             return Err(format!(
-                "{text:?} can match nobody: a user is an id or a glob over whole Matrix ids and begins with `@` or `*`, such as \"@{text}:example.com\" or \"@bot-*\""
+                "{text:?} cannot match any user: expected a Matrix id, or a glob over whole Matrix ids, that starts with `@` or `*`, such as \"@{text}:example.com\" or \"@bot-*\""
             ));
         }
         let Ok(glob) = text.parse();
@@ -58,42 +58,42 @@ impl FromStr for UserGlob {
     }
 }
 
-text_values! { Glob: "a glob with * and ?"; UserGlob: "a Matrix id or a glob over whole ids, beginning with @ or *"; }
+text_values! { Glob: "a glob with * and ?"; UserGlob: "a Matrix id or a glob over whole Matrix ids, starting with @ or *"; }
 
-/// Which of the patterns have matched something so far: one that never did is probably a slip, and is named to the user.
+/// The patterns that have matched something so far: one that never does is probably a typo, and reported.
 #[derive(Debug, Default)]
 pub struct Matched(std::collections::BTreeSet<usize>);
 
-/// What `users` and `except_users` say of an id.
+/// What `users` and `except_users` decide about an id.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Selection {
     Chosen,
-    /// Taken in by `users`, and left out by `except_users`.
+    /// Matched by `users` and by `except_users`.
     Excluded,
     Unmatched,
 }
 
-/// What the patterns say of an id; remembers which of them matched.
+/// Matches an id against the patterns, and records which of them matched.
 pub fn select(id: &str, users: &[UserGlob], except: &[UserGlob], seen: &mut Matched) -> Selection {
-    let (mut taken, mut left_out) = (false, false);
+    let (mut included, mut excluded) = (false, false);
     for (index, glob) in users.iter().chain(except).enumerate() {
         if glob.0.matches(id) {
             seen.0.insert(index);
             if index < users.len() {
-                taken = true;
+                included = true;
             } else {
-                left_out = true;
+                excluded = true;
             }
         }
     }
-    match (taken, left_out) {
+    match (included, excluded) {
         (false, _) => Selection::Unmatched,
         (true, true) => Selection::Excluded,
         (true, false) => Selection::Chosen,
     }
 }
 
-/// The patterns that matched nothing, in the order of the config.
+/// The patterns that matched nothing, in the order of the configuration.
 pub fn unmatched<'a>(
     users: &'a [UserGlob],
     except: &'a [UserGlob],
@@ -117,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn a_glob_crosses_every_character_of_odd_ids() {
+    fn a_glob_matches_every_character_of_historical_ids() {
         assert!(user("@*:hs").0.matches("@a/b.c=+:hs"));
         assert!(user("@a[1]{x}\\:hs").0.matches("@a[1]{x}\\:hs"));
         assert!(!user("@a[1]:hs").0.matches("@a1:hs"));
@@ -126,9 +126,9 @@ mod tests {
     }
 
     #[test]
-    fn a_pattern_that_can_match_nobody_is_refused() {
-        insta::assert_snapshot!("bob".parse::<UserGlob>().unwrap_err(), @r#""bob" can match nobody: a user is an id or a glob over whole Matrix ids and begins with `@` or `*`, such as "@bob:example.com" or "@bot-*""#);
-        insta::assert_snapshot!("@bob".parse::<UserGlob>().unwrap_err(), @r#""@bob" can match nobody: a user is a whole Matrix id such as "@bob:example.com""#);
+    fn a_pattern_that_cannot_match_any_user_is_rejected() {
+        insta::assert_snapshot!("bob".parse::<UserGlob>().unwrap_err(), @r#""bob" cannot match any user: expected a Matrix id, or a glob over whole Matrix ids, that starts with `@` or `*`, such as "@bob:example.com" or "@bot-*""#);
+        insta::assert_snapshot!("@bob".parse::<UserGlob>().unwrap_err(), @r#""@bob" cannot match any user: expected a whole Matrix id such as "@bob:example.com""#);
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! When a job is due: cron patterns, time zones and windows, as pure functions of a moment.
+//! When a job is due: cron patterns, time zones and windows, as pure functions of a timestamp.
 
 use std::fmt;
 use std::str::FromStr;
@@ -11,7 +11,7 @@ use crate::values::clock::Timestamp;
 use crate::values::schema::text_values;
 use crate::values::text::nearest;
 
-/// A cron pattern of five fields, six with leading seconds, or an `@` word; days of month and of week together mean OR.
+/// A cron pattern of five fields, six with leading seconds, or a nickname such as `@daily`; where both day of month and day of week are given, either may match.
 ///
 /// Kept as text: a parsed pattern is 5 KiB, and parsing one takes 14 µs.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,7 +21,7 @@ pub struct Schedule(Box<str>);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Zone(pub Tz);
 
-/// Hours of the day in which a run may work, such as `01:00-06:00`; it may go over midnight.
+/// Hours of the day in which a run may work, such as `01:00-06:00`; it may cross midnight.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Window {
     start: NaiveTime,
@@ -33,26 +33,33 @@ impl Schedule {
         &self.0
     }
 
-    /// The first occurrence after `moment`, strictly.
-    ///
-    /// A fixed time that a change of the clocks leaves out comes right after the gap; one that comes twice comes the first time.
-    /// Lists and intervals, such as `15,45 2 * * *` or `*/10 2 * * *`, go by the clock on the wall: they leave out what it leaves
-    /// out, and come twice where it comes twice.
-    pub fn next(&self, moment: Timestamp, zone: Zone) -> Option<DateTime<Tz>> {
-        self.after(moment, zone).next()
+    /// One spelling whatever the spaces, the case of names, a leading `0` for seconds, or a nickname.
+    fn canonical(&self) -> String {
+        let nickname = NICKNAMES.iter().find(|(name, _)| self.0.strip_prefix('@') == Some(*name));
+        let pattern = nickname.map_or(&*self.0, |(_, pattern)| pattern).to_ascii_uppercase();
+        let fields: Vec<&str> = pattern.split_whitespace().collect();
+        match &fields[..] {
+            ["0", five @ ..] if five.len() == 5 => five.join(" "),
+            fields => fields.join(" "),
+        }
     }
 
-    /// The occurrences after `moment`, strictly: the pattern is parsed once for all of them.
-    pub fn after(
-        &self,
-        moment: Timestamp,
-        zone: Zone,
-    ) -> impl Iterator<Item = DateTime<Tz>> + use<> {
-        let (cron, mut last) = (pattern(&self.0).ok(), moment);
+    /// The first occurrence after `time`, strictly.
+    ///
+    /// A fixed time that a clock change skips occurs right after the gap; one that the clocks show twice occurs the first time.
+    /// Lists and intervals, such as `15,45 2 * * *` or `*/10 2 * * *`, follow the local clock: they skip what it skips, and
+    /// occur twice where it repeats.
+    pub fn next(&self, time: Timestamp, zone: Zone) -> Option<DateTime<Tz>> {
+        self.after(time, zone).next()
+    }
+
+    /// The occurrences after `time`, strictly: the pattern is parsed once for all of them.
+    pub fn after(&self, time: Timestamp, zone: Zone) -> impl Iterator<Item = DateTime<Tz>> + use<> {
+        let (cron, mut last) = (pattern(&self.0).ok(), time);
         std::iter::from_fn(move || {
             let cron = cron.as_ref()?;
             let mut after = last.with_timezone(&zone.0);
-            // A search that starts inside a repeated hour must not answer with a moment that has passed.
+            // A search that starts inside a repeated hour must not return a time in the past.
             for _ in 0..4 {
                 let found = cron.find_next_occurrence(&after, false).ok()?;
                 if found > last {
@@ -65,9 +72,9 @@ impl Schedule {
         })
     }
 
-    /// The last occurrence after `from` and not after `until`.
+    /// The last occurrence after `from` and at or before `until`.
     pub fn last(&self, from: Timestamp, until: Timestamp, zone: Zone) -> Option<Timestamp> {
-        // Looks back by ever larger steps: the minutes of a year must not be counted through.
+        // Looks back in growing steps, so that it never iterates over every minute of a year.
         const MINUTES: [i64; 5] = [1, 60, 25 * 60, 33 * 24 * 60, 367 * 24 * 60];
         let starts = MINUTES.map(|minutes| (until - Duration::minutes(minutes)).max(from));
         for start in starts.into_iter().chain([from]) {
@@ -79,9 +86,9 @@ impl Schedule {
         None
     }
 
-    /// The first occurrence after `moment` that lies in the window; `None` where none of the next 400 openings has one.
-    pub fn next_in(&self, window: Window, moment: Timestamp, zone: Zone) -> Option<Timestamp> {
-        let mut next = self.next(moment, zone)?.to_utc();
+    /// The first occurrence after `time` inside the window; `None` where the next 400 openings have none.
+    pub fn next_in(&self, window: Window, time: Timestamp, zone: Zone) -> Option<Timestamp> {
+        let mut next = self.next(time, zone)?.to_utc();
         for _ in 0..400 {
             if window.contains(next, zone) {
                 return Some(next);
@@ -92,7 +99,7 @@ impl Schedule {
         None
     }
 
-    /// Whether it names times of the day, and not an interval such as every ten minutes.
+    /// Whether it gives fixed times of day rather than an interval such as every ten minutes.
     pub fn is_fixed(&self) -> bool {
         pattern(&self.0).is_ok_and(|cron| cron.determine_job_type() == croner4::JobType::FixedTime)
     }
@@ -107,54 +114,67 @@ impl FromStr for Schedule {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let text = text.trim();
-        if let Some(word) = text.strip_prefix('@') {
-            let known = ["hourly", "daily", "weekly", "monthly", "yearly"];
-            if !known.contains(&word) {
-                let hint = nearest(word, known.into_iter()).map_or_else(
-                    || "expected @hourly, @daily, @weekly, @monthly or @yearly".to_owned(),
-                    |near| format!("did you mean `@{near}`?"),
-                );
-                return Err(format!("`@{word}` is no schedule, {hint}"));
+        if let Some(nickname) = text.strip_prefix('@') {
+            if !NICKNAMES.iter().any(|(known, _)| *known == nickname) {
+                return Err(unknown_nickname(nickname));
             }
         } else {
             let fields = text.split_whitespace().count();
             if fields != 5 && fields != 6 {
                 return Err(format!(
-                    "a schedule has five fields (minute hour day-of-month month day-of-week), or six with leading seconds; this one has {fields}: for 03:30 every night write \"30 3 * * *\""
+                    "invalid schedule {text:?}: expected five fields (minute, hour, day of month, month, day of week), or six with leading seconds, found {fields}; for 03:30 every night write \"30 3 * * *\""
                 ));
             }
         }
-        if let Some(problem) = out_of_bounds(text) {
-            return Err(format!("{text:?} is no schedule: {problem}"));
+        if let Some(problem) = out_of_range(text) {
+            return Err(format!("invalid schedule {text:?}: {problem}"));
         }
-        let cron = pattern(text).map_err(|_| format!("{text:?} is no schedule. Minutes go from 0 to 59, hours from 0 to 23, days from 1 to 31, months from 1 to 12 or JAN to DEC, days of the week from 0 to 7 or SUN to SAT"))?;
+        let cron = pattern(text).map_err(|_| format!("invalid schedule {text:?}: {RANGES}"))?;
         cron.find_next_occurrence(&DateTime::<Utc>::UNIX_EPOCH, false)
-            .map_err(|_| format!("the schedule {text:?} never comes: there is no such day"))?;
+            .map_err(|_| format!("the schedule {text:?} never occurs: there is no such date"))?;
         Ok(Self(text.into()))
     }
 }
 
-/// Names the first number in a pattern that its field does not take: "minute: 75 is not in 0-59".
-fn out_of_bounds(text: &str) -> Option<String> {
+const NICKNAMES: [(&str, &str); 5] = [
+    ("hourly", "0 * * * *"),
+    ("daily", "0 0 * * *"),
+    ("weekly", "0 0 * * 0"),
+    ("monthly", "0 0 1 * *"),
+    ("yearly", "0 0 1 1 *"),
+];
+
+const RANGES: &str = "minutes are 0-59, hours 0-23, days 1-31, months 1-12 or JAN-DEC, days of the week 0-7 or SUN-SAT";
+
+fn unknown_nickname(nickname: &str) -> String {
+    let hint = match nearest(nickname, NICKNAMES.iter().map(|(known, _)| *known)) {
+        Some(near) => format!("did you mean \"@{near}\"?"),
+        None => "expected @hourly, @daily, @weekly, @monthly or @yearly".to_owned(),
+    };
+    format!("invalid schedule \"@{nickname}\" ({hint})")
+}
+
+/// The first number in a pattern that is out of range: "minute 75 is out of range (0-59)".
+fn out_of_range(text: &str) -> Option<String> {
     const FIELDS: [(&str, u32, u32); 6] = [
         ("second", 0, 59),
         ("minute", 0, 59),
         ("hour", 0, 23),
-        ("day of the month", 1, 31),
+        ("day of month", 1, 31),
         ("month", 1, 12),
-        ("day of the week", 0, 7),
+        ("day of week", 0, 7),
     ];
     let given: Vec<&str> = text.split_whitespace().collect();
     let fields = FIELDS.iter().skip(FIELDS.len().saturating_sub(given.len()));
     fields.zip(given).find_map(|((name, least, greatest), given)| {
-        // What follows `/` is a step, and `L`, `W` and `#` have rules of their own.
+        // A number after `/` is a step; `L`, `W` and `#` are left to the parser.
         given
             .split(',')
             .filter_map(|part| part.split('/').next())
             .flat_map(|part| part.split('-'))
             .filter_map(|number| number.parse::<u32>().ok())
             .find(|number| !(least..=greatest).contains(&number))
-            .map(|number| format!("{name}: {number} is not in {least}-{greatest}"))
+            .map(|number| format!("{name} {number} is out of range ({least}-{greatest})"))
     })
 }
 
@@ -163,12 +183,11 @@ impl FromStr for Zone {
 
     fn from_str(text: &str) -> Result<Self, String> {
         text.parse().map(Self).map_err(|_| {
-            let hint = nearest(text, chrono_tz::TZ_VARIANTS.iter().map(|zone| zone.name()))
-                .map_or_else(
-                    || "expected an IANA name such as \"Europe/Berlin\" or \"UTC\"".to_owned(),
-                    |near| format!("did you mean \"{near}\"?"),
-                );
-            format!("{text:?} is no time zone, {hint}")
+            let hint = match nearest(text, chrono_tz::TZ_VARIANTS.iter().map(|zone| zone.name())) {
+                Some(near) => format!("did you mean {near:?}?"),
+                None => "expected an IANA name such as \"Europe/Berlin\" or \"UTC\"".to_owned(),
+            };
+            format!("unknown time zone {text:?} ({hint})")
         })
     }
 }
@@ -180,38 +199,38 @@ impl fmt::Display for Zone {
 }
 
 impl Window {
-    pub fn contains(self, moment: Timestamp, zone: Zone) -> bool {
-        let time = moment.with_timezone(&zone.0).time();
+    pub fn contains(self, time: Timestamp, zone: Zone) -> bool {
+        let local = time.with_timezone(&zone.0).time();
         if self.start < self.end {
-            self.start <= time && time < self.end
+            self.start <= local && local < self.end
         } else {
-            self.start <= time || time < self.end
+            self.start <= local || local < self.end
         }
     }
 
-    /// The first end of the window after `moment`.
-    pub fn end_after(self, moment: Timestamp, zone: Zone) -> Timestamp {
-        next_time(self.end, moment, zone)
+    /// The first end of the window after `time`.
+    pub fn end_after(self, time: Timestamp, zone: Zone) -> Timestamp {
+        next_time_of_day(self.end, time, zone)
     }
 
-    /// The first start of the window after `moment`.
-    pub fn start_after(self, moment: Timestamp, zone: Zone) -> Timestamp {
-        next_time(self.start, moment, zone)
+    /// The first start of the window after `time`.
+    pub fn start_after(self, time: Timestamp, zone: Zone) -> Timestamp {
+        next_time_of_day(self.start, time, zone)
     }
 }
 
-fn next_time(time: NaiveTime, moment: Timestamp, zone: Zone) -> Timestamp {
-    let mut day = moment.with_timezone(&zone.0).date_naive();
+fn next_time_of_day(time_of_day: NaiveTime, after: Timestamp, zone: Zone) -> Timestamp {
+    let mut day = after.with_timezone(&zone.0).date_naive();
     loop {
-        let mut local = day.and_time(time);
-        // A time in the gap of a change of the clocks is taken as the first one after it.
+        let mut local = day.and_time(time_of_day);
+        // A time that a clock change skips counts as the first one after the gap.
         let found = loop {
             match zone.0.from_local_datetime(&local).earliest() {
                 Some(found) => break found.with_timezone(&Utc),
                 None => local += Duration::minutes(15),
             }
         };
-        if found > moment {
+        if found > after {
             return found;
         }
         day += Duration::days(1);
@@ -223,7 +242,7 @@ impl FromStr for Window {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let wrong = || {
-            format!("{text:?} is no window: write two times of the day, such as \"01:00-06:00\"")
+            format!("invalid window {text:?}: expected two times of day, such as \"01:00-06:00\"")
         };
         let (start, end) = text.split_once('-').ok_or_else(wrong)?;
         let time =
@@ -231,7 +250,7 @@ impl FromStr for Window {
         let (start, end) = (time(start)?, time(end)?);
         if start == end {
             return Err(format!(
-                "the window {text:?} is empty: leave the key out to allow the whole day"
+                "the window {text:?} is empty: remove the key to allow the whole day"
             ));
         }
         Ok(Self { start, end })
@@ -245,9 +264,9 @@ impl fmt::Display for Window {
 }
 
 text_values! {
-    Schedule: "a cron pattern such as \"30 3 * * *\", or @hourly, @daily, @weekly, @monthly, @yearly";
-    Zone: "an IANA time zone such as \"Europe/Berlin\"";
-    Window: "two times of the day such as \"01:00-06:00\"";
+    Schedule: "a cron pattern such as \"30 3 * * *\", or @hourly, @daily, @weekly, @monthly, @yearly", Schedule::canonical;
+    Zone: "an IANA time zone such as \"Europe/Berlin\"", Zone::to_string;
+    Window: "two times of day such as \"01:00-06:00\"", Window::to_string;
 }
 
 #[cfg(test)]
@@ -267,14 +286,16 @@ mod tests {
     #[test]
     fn a_slip_in_a_schedule_is_explained() {
         let refusal = |text: &str| text.parse::<Schedule>().unwrap_err();
-        insta::assert_snapshot!(refusal("30 3 * *"), @r#"a schedule has five fields (minute hour day-of-month month day-of-week), or six with leading seconds; this one has 4: for 03:30 every night write "30 3 * * *""#);
-        insta::assert_snapshot!(refusal("0 0 30 2 *"), @r#"the schedule "0 0 30 2 *" never comes: there is no such day"#);
-        insta::assert_snapshot!(refusal("@dayly"), @"`@dayly` is no schedule, did you mean `@daily`?");
-        insta::assert_snapshot!("Europe/Berln".parse::<Zone>().unwrap_err(), @r#""Europe/Berln" is no time zone, did you mean "Europe/Berlin"?"#);
-        insta::assert_snapshot!(refusal("75 3 * * *"), @r#""75 3 * * *" is no schedule: minute: 75 is not in 0-59"#);
-        insta::assert_snapshot!(refusal("0 0-30/5,99 25 * * *"), @r#""0 0-30/5,99 25 * * *" is no schedule: minute: 99 is not in 0-59"#);
-        insta::assert_snapshot!(refusal("0 0 * 13 FOO"), @r#""0 0 * 13 FOO" is no schedule: month: 13 is not in 1-12"#);
-        assert!(refusal("0 0 * * FOO").starts_with("\"0 0 * * FOO\" is no schedule. Minutes go"));
+        insta::assert_snapshot!(refusal("30 3 * *"), @r#"invalid schedule "30 3 * *": expected five fields (minute, hour, day of month, month, day of week), or six with leading seconds, found 4; for 03:30 every night write "30 3 * * *""#);
+        insta::assert_snapshot!(refusal("0 0 30 2 *"), @r#"the schedule "0 0 30 2 *" never occurs: there is no such date"#);
+        insta::assert_snapshot!(refusal("@dayly"), @r#"invalid schedule "@dayly" (did you mean "@daily"?)"#);
+        insta::assert_snapshot!("Europe/Berln".parse::<Zone>().unwrap_err(), @r#"unknown time zone "Europe/Berln" (did you mean "Europe/Berlin"?)"#);
+        insta::assert_snapshot!(refusal("75 3 * * *"), @r#"invalid schedule "75 3 * * *": minute 75 is out of range (0-59)"#);
+        insta::assert_snapshot!(refusal("0 0-30/5,99 25 * * *"), @r#"invalid schedule "0 0-30/5,99 25 * * *": minute 99 is out of range (0-59)"#);
+        insta::assert_snapshot!(refusal("0 0 * 13 FOO"), @r#"invalid schedule "0 0 * 13 FOO": month 13 is out of range (1-12)"#);
+        assert!(
+            refusal("0 0 * * FOO").starts_with("invalid schedule \"0 0 * * FOO\": minutes are")
+        );
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! A number of bytes as users write and read it: `"10MiB"`.
+//! Sizes in bytes as users write and read them: `"10MiB"`.
 
 use std::fmt;
 use std::str::FromStr;
@@ -20,7 +20,7 @@ impl FromStr for Size {
         let (digits, unit) = text.split_at(split);
         let wrong = || {
             format!(
-                "{text:?} is no size: write a number and a unit, such as \"500KiB\", \"10MiB\" or \"2GiB\" (or kB, MB, GB)"
+                "invalid size {text:?}: expected a number and a unit, such as \"500KiB\", \"10MiB\" or \"2GiB\" (or kB, MB, GB)"
             )
         };
         let number: u64 = digits.parse().map_err(|_| wrong())?;
@@ -51,21 +51,21 @@ impl fmt::Display for Size {
     }
 }
 
-text_quantities! { Size: "a size such as \"500KiB\" or \"10MiB\""; }
+text_quantities! { Size: "a size such as \"500KiB\" or \"10MiB\"", |size| size.0; }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn sizes_are_read_in_both_systems_and_written_in_binary() {
-        let read =
+    fn sizes_are_parsed_in_both_systems_and_formatted_in_binary() {
+        let parsed =
             ["0B", "500KiB", "10MiB", "10 MB", "2GiB"].map(|text| text.parse::<Size>().unwrap().0);
-        assert_eq!(read, [0, 512_000, 10_485_760, 10_000_000, 2_147_483_648]);
+        assert_eq!(parsed, [0, 512_000, 10_485_760, 10_000_000, 2_147_483_648]);
         assert_eq!(
             [0, 1023, 1536, 10_485_760].map(|n| Size(n).to_string()),
             ["0 B", "1023 B", "1.5 KiB", "10.0 MiB"]
         );
-        insta::assert_snapshot!("10".parse::<Size>().unwrap_err(), @r#""10" is no size: write a number and a unit, such as "500KiB", "10MiB" or "2GiB" (or kB, MB, GB)"#);
+        insta::assert_snapshot!("10".parse::<Size>().unwrap_err(), @r#"invalid size "10": expected a number and a unit, such as "500KiB", "10MiB" or "2GiB" (or kB, MB, GB)"#);
     }
 }

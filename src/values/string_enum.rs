@@ -1,6 +1,6 @@
-//! Closed sets of words: one definition gives the enum, its text, its config value and its JSON.
+//! String enums: one definition gives the enum, its text, its JSON and its value in the configuration.
 
-/// A closed set of words, which a key of the configuration can take as its value.
+/// An enum whose variants are words, which can be the value of a key.
 pub trait StringEnum: std::str::FromStr<Err = String> + Sized {
     /// What a user has to write: `one of "skip" "queue"`.
     const TYPE: &'static str;
@@ -8,7 +8,7 @@ pub trait StringEnum: std::str::FromStr<Err = String> + Sized {
 
 /// Defines an enum whose variants are words that users read and write.
 ///
-/// `ALL` lists them in order; `as_str`, `Display`, `FromStr`, `Serialize`, `Deserialize` and the config's `Value` use the same text.
+/// `ALL` lists them in order; `as_str`, `Display`, `FromStr`, `Serialize`, `Deserialize` and `schema::Value` use the same text.
 macro_rules! string_enum {
     ($(#[$meta:meta])* pub enum $name:ident { $($(#[$variant_meta:meta])* $variant:ident = $text:literal,)+ }) => {
         $(#[$meta])*
@@ -33,7 +33,7 @@ macro_rules! string_enum {
             type Err = String;
             fn from_str(text: &str) -> Result<Self, String> {
                 $name::ALL.iter().copied().find(|word| word.as_str() == text).ok_or_else(|| {
-                    $crate::values::text::not_one_of(text, &[$($text,)+])
+                    $crate::values::text::invalid_value(text, &[$($text,)+])
                 })
             }
         }

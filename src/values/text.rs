@@ -1,14 +1,24 @@
-//! Words and numbers in sentences.
+//! Names and numbers in messages.
 
-/// Says that `text` is none of `known`, and which one was probably meant.
-pub fn not_one_of(text: &str, known: &[&str]) -> String {
-    match nearest(text, known.iter().copied()) {
-        Some(near) => format!("`{text}` is not known here, did you mean `{near}`?"),
-        None => format!("`{text}` is not known here, expected one of: {}", known.join(", ")),
+/// `invalid value "aply" (did you mean "apply"?)`
+pub fn invalid_value(text: &str, known: &[&str]) -> String {
+    format!("invalid value {text:?}{}", one_of_hint(text, known, '"'))
+}
+
+/// `unknown job "nightly-medai" (did you mean "nightly-media"?)`
+pub fn unknown(what: &str, name: &str, known: &[&str]) -> String {
+    format!("unknown {what} {name:?}{}", one_of_hint(name, known, '"'))
+}
+
+/// What follows a word that is none of `known`: the one that was probably meant, or all of them.
+pub(crate) fn one_of_hint(word: &str, known: &[&str], quote: char) -> String {
+    match nearest(word, known.iter().copied()) {
+        Some(near) => format!(" (did you mean {quote}{near}{quote}?)"),
+        None => format!(": expected one of {}", known.join(", ")),
     }
 }
 
-/// The known word that differs least from `word`, if it is near enough to be a slip.
+/// The known word that differs least from `word`, if it is near enough to be a typo.
 pub fn nearest<'a>(word: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     known
         .map(|candidate| (strsim::damerau_levenshtein(word, candidate), candidate))

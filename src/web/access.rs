@@ -48,7 +48,7 @@ impl FromRequestParts<Arc<App>> for Caller {
         })?;
         let access = match peer {
             Peer::Local { .. } => Access::Local,
-            Peer::Tcp(_) if has_admin_token(app, &parts.headers) => Access::Admin,
+            Peer::Tcp(_) if has_admin_token(app, &parts.headers).await => Access::Admin,
             Peer::Tcp(_) => Access::Public,
         };
         Ok(Self { peer, access })
@@ -74,10 +74,10 @@ impl Caller {
     }
 
     /// Fails unless the caller may change something.
-    pub(super) fn authorize(&self, app: &App) -> Result<(), ApiError> {
+    pub(super) async fn authorize(&self, app: &App) -> Result<(), ApiError> {
         match self.access {
             Access::Local | Access::Admin => Ok(()),
-            Access::Public if app.reloader.admin_token().is_none() => Err(ApiError::new(
+            Access::Public if app.reloader.admin_token().await.is_none() => Err(ApiError::new(
                 StatusCode::FORBIDDEN,
                 "this endpoint requires an admin token, and none is configured: set daemon.admin_token_file",
             )),
@@ -108,14 +108,14 @@ impl Caller {
     }
 }
 
-fn has_admin_token(app: &App, headers: &HeaderMap) -> bool {
+async fn has_admin_token(app: &App, headers: &HeaderMap) -> bool {
     let sent = headers
         .get(header::AUTHORIZATION)
         .and_then(|value| value.to_str().ok())
         .and_then(|value| value.split_once(' '))
         .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("Bearer"))
         .map_or("", |(_, token)| token);
-    let token = app.reloader.admin_token();
+    let token = app.reloader.admin_token().await;
     token.is_some_and(|token| sent.as_bytes().ct_eq(token.expose_secret().as_bytes()).into())
 }
 

@@ -30,7 +30,7 @@ const MAX_CHANGES: u32 = 10_000;
 type Shared = State<Arc<App>>;
 
 pub(super) async fn reload(State(app): Shared, caller: Caller) -> Result<Response, ApiError> {
-    caller.authorize(&app)?;
+    caller.authorize(&app).await?;
     let channel = caller.channel();
     match to_completion(async move { app.reloader.reload(channel).await }).await? {
         Ok(adopted) => Ok(Json(adopted).into_response()),
@@ -103,7 +103,7 @@ pub(super) async fn start_run(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, ApiError> {
-    caller.authorize(&app)?;
+    caller.authorize(&app).await?;
     let Path(job) = job?;
     let overrides = overrides(body).await?;
     let receiver = app.supervisor.run(&job, &overrides).await?;
@@ -119,7 +119,7 @@ pub(super) async fn cancel(
     caller: Caller,
     job: Result<Path<String>, PathRejection>,
 ) -> Result<Response, ApiError> {
-    caller.authorize(&app)?;
+    caller.authorize(&app).await?;
     let Path(job) = job?;
     app.supervisor.cancel(&job, &caller.name().await).await?;
     Ok(Json(json!({})).into_response())
@@ -134,7 +134,7 @@ pub(super) async fn resume(State(app): Shared, caller: Caller) -> Result<Respons
 }
 
 async fn set_paused(app: Arc<App>, caller: Caller, paused: bool) -> Result<Response, ApiError> {
-    caller.authorize(&app)?;
+    caller.authorize(&app).await?;
     let recorded = to_completion(async move { app.supervisor.pause(paused).await }).await?;
     recorded.map_err(|error| {
         let error = format!("nothing was changed, because it cannot be recorded: {error}");

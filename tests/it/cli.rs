@@ -141,14 +141,14 @@ async fn wrong_usage_exits_with_2() {
     run: error: the following required arguments were not provided:
     run sweep --dry-run --apply: error: the argument '--dry-run' cannot be used with '--apply'
     run sweep --max-changes 0: error: invalid value '0' for '--max-changes <N>': 0 is not in 1..=4294967295
-    run sweeep: error: job `sweeep` is not known here, did you mean `sweep`?
-    run nothing-like-it: error: job `nothing-like-it` is not known here, expected one of: fresh, sweep
+    run sweeep: error: unknown job "sweeep" (did you mean "sweep"?)
+    run nothing-like-it: error: unknown job "nothing-like-it": expected one of fresh, sweep
     run fresh --max-changes 5: error: --max-changes means nothing for purge-remote-media, which cannot count beforehand
-    runs sweeep: error: job `sweeep` is not known here, did you mean `sweep`?
+    runs sweeep: error: unknown job "sweeep" (did you mean "sweep"?)
     runs show: error: the following required arguments were not provided:
     runs show first: error: invalid value 'first' for '<ID>': invalid digit found in string
-    kinds purge-media: error: kind `purge-media` is not known here, expected one of: purge-local-media, purge-remote-media, join-rooms, remove-external-ids, request
-    kinds join-room: error: kind `join-room` is not known here, did you mean `join-rooms`?
+    kinds purge-media: error: unknown kind "purge-media": expected one of purge-local-media, purge-remote-media, join-rooms, remove-external-ids, request
+    kinds join-room: error: unknown kind "join-room" (did you mean "join-rooms"?)
     completions dos: error: invalid value 'dos' for '<SHELL>'
     "#);
     assert_eq!(fake.requests().len(), 0);
@@ -177,7 +177,7 @@ async fn a_mistake_in_the_config_exits_with_2_from_every_command_that_reads_it()
             output.stderr
         );
         assert!(
-            output.stderr.contains("unknown key `demon`, did you mean `daemon`?"),
+            output.stderr.contains("unknown key `demon` (did you mean `daemon`?)"),
             "{arguments:?}: {}",
             output.stderr
         );
@@ -231,7 +231,7 @@ async fn the_config_is_the_option_else_the_environment() {
         (
             2,
             format!(
-                "error: {NO_CONFIG}: there is no such file: write it (in a container: mount its directory), or name another with --config FILE or $MICROGLIA_CONFIG\n"
+                "error: {NO_CONFIG}: no such file: create it (in a container: mount its directory), or name another with --config FILE or $MICROGLIA_CONFIG\n"
             )
         )
     );
@@ -482,7 +482,7 @@ async fn each_kind_shows_every_key_with_its_type_its_default_and_its_meaning() {
 
       Needs Synapse 1.78 or later.
 
-      older_than (optional): a length of time such as "90d", "12h", "10m" or "30s", from "0s" to "3650d"
+      older_than (optional): a duration such as "90d", "12h", "10m" or "30s", from "0s" to "3650d"
           Only files not accessed for this long, counted back from the start of the run; a file
           never accessed counts from its upload. Exactly one of `older_than` and `before`.
     "#);

@@ -1,8 +1,11 @@
-//! The config file: every mistake at once, with its place and the fix, and what the environment adds.
+//! The config file: every error at once, with its location and the fix, and what the environment adds.
 
 #![expect(clippy::too_many_lines, reason = "what a person reads is shown whole")]
 
 use std::path::Path;
+
+use microglia::config::{Config, Environment};
+use microglia::values::clock::Clock;
 
 use crate::fake::{Fake, Fault, TOKEN, Trouble};
 use crate::program::{Output, Program};
@@ -11,8 +14,8 @@ const MAIN: &str =
     "[homeservers.main]\nurl = \"http://127.0.0.1:8008\"\naccess_token = \"s3cret\"\n";
 const PURGE: &str = "kind = \"purge-local-media\"\nolder_than = \"180d\"\n";
 
-/// What `check` says about a config that has mistakes, without the directory it is in.
-async fn mistakes(config: &str) -> String {
+/// What `check` prints for a configuration that has errors, without the directory it is in.
+async fn errors(config: &str) -> String {
     refusal(&Program::with_config(config)).await
 }
 
@@ -38,7 +41,7 @@ fn said(program: &Program, output: &Output) -> String {
 
 #[tokio::test]
 async fn an_unknown_key_is_named_in_each_table_with_the_key_that_was_meant() {
-    insta::assert_snapshot!(mistakes(&format!("\
+    insta::assert_snapshot!(errors(&format!("\
 [daemon]
 time_zone = \"UTC\"
 [deafults]
@@ -54,37 +57,37 @@ kind = \"join-rooms\"
 rooms = [\"#a:b\"]
 exept_users = []
 ")).await, @r#"
-    error: microglia.toml:2:1: unknown key `time_zone`, did you mean `timezone`?
+    error: microglia.toml:2:1: unknown key `time_zone` (did you mean `timezone`?)
         2 | time_zone = "UTC"
           | ^^^^^^^^^
-    microglia.toml:3:2: unknown key `deafults`, did you mean `defaults`?
+    microglia.toml:3:2: unknown key `deafults` (did you mean `defaults`?)
         3 | [deafults]
           |  ^^^^^^^^
-    microglia.toml:5:1: unknown key `max_change`, did you mean `max_changes`?
+    microglia.toml:5:1: unknown key `max_change` (did you mean `max_changes`?)
         5 | max_change = 5
           | ^^^^^^^^^^
-    microglia.toml:6:1: unknown key `older_than`, expected one of: homeserver, mode, timezone, enabled, max_changes, at_most, window, time_limit, retries, overlap, catch_up, splay, kind, schedule
+    microglia.toml:6:1: unknown key `older_than`: expected one of homeserver, mode, timezone, enabled, max_changes, at_most, window, time_limit, retries, overlap, catch_up, splay, kind, schedule
         6 | older_than = "180d"
           | ^^^^^^^^^^
-    microglia.toml:10:1: unknown key `max_request_per_second`, did you mean `max_requests_per_second`?
+    microglia.toml:10:1: unknown key `max_request_per_second` (did you mean `max_requests_per_second`?)
        10 | max_request_per_second = 5
           | ^^^^^^^^^^^^^^^^^^^^^^
-    microglia.toml:14:1: unknown key `colour`, expected one of: kind, schedule, homeserver, mode, timezone, enabled, max_changes, at_most, window, time_limit, retries, overlap, catch_up, splay, older_than, before, allow_recent, larger_than, keep_avatars, batch_files, orphan_objects
+    microglia.toml:14:1: unknown key `colour`: expected one of kind, schedule, homeserver, mode, timezone, enabled, max_changes, at_most, window, time_limit, retries, overlap, catch_up, splay, older_than, before, allow_recent, larger_than, keep_avatars, batch_files, orphan_objects
        14 | colour = "red"
           | ^^^^^^
-    microglia.toml:15:13: unknown key `atempts`, did you mean `attempts`?
+    microglia.toml:15:13: unknown key `atempts` (did you mean `attempts`?)
        15 | retries = { atempts = 3 }
           |             ^^^^^^^
-    microglia.toml:19:1: unknown key `exept_users`, did you mean `except_users`?
+    microglia.toml:19:1: unknown key `exept_users` (did you mean `except_users`?)
        19 | exept_users = []
           | ^^^^^^^^^^^
-    microglia.toml: 8 mistakes
+    microglia.toml: 8 errors
     "#);
 }
 
 #[tokio::test]
 async fn a_value_of_the_wrong_type_says_what_is_expected() {
-    insta::assert_snapshot!(mistakes("\
+    insta::assert_snapshot!(errors("\
 [daemon]
 listen = 8749
 timezone = [\"UTC\"]
@@ -123,10 +126,10 @@ joins_per_second = 0
     microglia.toml:3:12: expected an IANA time zone such as "Europe/Berlin", found a list
         3 | timezone = ["UTC"]
           |            ^^^^^^^
-    microglia.toml:4:16: expected a length of time such as "90d", "12h", "10m" or "30s", found a number
+    microglia.toml:4:16: expected a duration such as "90d", "12h", "10m" or "30s", found a number
         4 | keep_history = 90
           |                ^^
-    microglia.toml:5:16: "sometimes" is no length of time: write a number and a unit, such as "90d", "12h", "10m" or "30s", or "off"
+    microglia.toml:5:16: invalid duration "sometimes": expected a number and a unit, such as "90d", "12h", "10m" or "30s", or "off"
         5 | watch_config = "sometimes"
           |                ^^^^^^^^^^^
     microglia.toml:7:7: expected a URL such as "http://127.0.0.1:8008", found a number
@@ -141,7 +144,7 @@ joins_per_second = 0
     microglia.toml:10:27: expected "unlimited" or a number
        10 | max_requests_per_second = "fast"
           |                           ^^^^^^
-    microglia.toml:11:19: expected a length of time such as "90d", "12h", "10m" or "30s", found a number
+    microglia.toml:11:19: expected a duration such as "90d", "12h", "10m" or "30s", found a number
        11 | request_timeout = 60
           |                   ^^
     microglia.toml:12:27: expected true or false, found a string
@@ -150,7 +153,7 @@ joins_per_second = 0
     microglia.toml:15:12: expected a cron pattern such as "30 3 * * *", or @hourly, @daily, @weekly, @monthly, @yearly, found a number
        15 | schedule = 3
           |            ^
-    microglia.toml:16:14: expected a length of time such as "90d", "12h", "10m" or "30s", found a number
+    microglia.toml:16:14: expected a duration such as "90d", "12h", "10m" or "30s", found a number
        16 | older_than = 180
           |              ^^^
     microglia.toml:17:15: expected a size such as "500KiB" or "10MiB", found a number
@@ -171,37 +174,37 @@ joins_per_second = 0
     microglia.toml:22:11: expected a table such as { attempts = 3, first_delay = "10s", max_delay = "10m" }, found a number
        22 | retries = 3
           |           ^
-    microglia.toml:23:14: expected a length of time such as "90d", "12h", "10m" or "30s", found a number with a point
+    microglia.toml:23:14: expected a duration such as "90d", "12h", "10m" or "30s", found a decimal number
        23 | time_limit = 3600.5
           |              ^^^^^^
-    microglia.toml:24:12: expected "off" or a length of time such as "1m", found a boolean
+    microglia.toml:24:12: expected "off" or a duration such as "1m", found a boolean
        24 | catch_up = true
           |            ^^^^
-    microglia.toml:25:11: `never` is not known here, expected one of: skip, queue
+    microglia.toml:25:11: invalid value "never": expected one of skip, queue
        25 | overlap = "never"
           |           ^^^^^^^
-    microglia.toml:26:8: `aply` is not known here, did you mean `apply`?
+    microglia.toml:26:8: invalid value "aply" (did you mean "apply"?)
        26 | mode = "aply"
           |        ^^^^^^
-    microglia.toml:29:9: expected a list, each of it an alias such as "#room:example.com" or a room id, found a string
+    microglia.toml:29:9: expected a list, each item an alias such as "#room:example.com" or a room id, found a string
        29 | rooms = "#lobby:example.com"
           |         ^^^^^^^^^^^^^^^^^^^^
-    microglia.toml:30:10: expected a Matrix id or a glob over whole ids, beginning with @ or *, found a number
+    microglia.toml:30:10: expected a Matrix id or a glob over whole Matrix ids, starting with @ or *, found a number
        30 | users = [1, "bob"]
           |          ^
-    microglia.toml:30:13: "bob" can match nobody: a user is an id or a glob over whole Matrix ids and begins with `@` or `*`, such as "@bob:example.com" or "@bot-*"
+    microglia.toml:30:13: "bob" cannot match any user: expected a Matrix id, or a glob over whole Matrix ids, that starts with `@` or `*`, such as "@bob:example.com" or "@bot-*"
        30 | users = [1, "bob"]
           |             ^^^^^
     microglia.toml:31:20: expected a number, from 0.001 to 10000
        31 | joins_per_second = 0
           |                    ^
-    microglia.toml: 26 mistakes
+    microglia.toml: 26 errors
     "##);
 }
 
 #[tokio::test]
 async fn a_quantity_out_of_its_range_is_reported_with_the_range() {
-    insta::assert_snapshot!(mistakes("\
+    insta::assert_snapshot!(errors("\
 [daemon]
 shutdown_grace = \"2d\"
 keep_history = \"3651d\"
@@ -235,16 +238,16 @@ method = \"GET\"
 path = \"/\"
 expect = [99, 200]
 ").await, @r#"
-    error: microglia.toml:2:18: expected a length of time such as "90d", "12h", "10m" or "30s", from "0s" to "1d"
+    error: microglia.toml:2:18: expected a duration such as "90d", "12h", "10m" or "30s", from "0s" to "1d"
         2 | shutdown_grace = "2d"
           |                  ^^^^
-    microglia.toml:3:16: "3651d" is longer than ten years: write at most "3650d"
+    microglia.toml:3:16: invalid duration "3651d": the maximum is "3650d" (ten years)
         3 | keep_history = "3651d"
           |                ^^^^^^^
-    microglia.toml:4:16: expected "off" or a length of time such as "1m", from "1s" to "1d"
+    microglia.toml:4:16: expected "off" or a duration such as "1m", from "1s" to "1d"
         4 | watch_config = "2d"
           |                ^^^^
-    microglia.toml:6:7: "http://127.0.0.1:0" has the port 0, at which nothing listens: write Synapse's own listener, such as "http://127.0.0.1:8008"
+    microglia.toml:6:7: invalid URL "http://127.0.0.1:0": the port must not be 0: use Synapse's own listener, such as "http://127.0.0.1:8008"
         6 | url = "http://127.0.0.1:0"
           |       ^^^^^^^^^^^^^^^^^^^^
     microglia.toml:8:23: expected a whole number, from 1 to 10000
@@ -259,7 +262,7 @@ expect = [99, 200]
     microglia.toml:11:24: expected "unlimited" or a number, from 0.001 to 10000
        11 | max_joins_per_second = 0xFFFFFFFFFFFFFFFF
           |                        ^^^^^^^^^^^^^^^^^^
-    microglia.toml:12:19: expected a length of time such as "90d", "12h", "10m" or "30s", from "1s" to "1d"
+    microglia.toml:12:19: expected a duration such as "90d", "12h", "10m" or "30s", from "1s" to "1d"
        12 | request_timeout = "0s"
           |                   ^^^^
     microglia.toml:16:15: expected a size such as "500KiB" or "10MiB", from "0B" to "1024TiB"
@@ -274,31 +277,31 @@ expect = [99, 200]
     microglia.toml:19:11: expected a whole number, from 1 to 1000000000
        19 | at_most = 0
           |           ^
-    microglia.toml:20:14: expected a length of time such as "90d", "12h", "10m" or "30s", from "1s" to "365d"
+    microglia.toml:20:14: expected a duration such as "90d", "12h", "10m" or "30s", from "1s" to "365d"
        20 | time_limit = "0s"
           |              ^^^^
-    microglia.toml:21:12: expected "off" or a length of time such as "1m", from "1s" to "365d"
+    microglia.toml:21:12: expected "off" or a duration such as "1m", from "1s" to "365d"
        21 | catch_up = "366d"
           |            ^^^^^^
-    microglia.toml:22:9: expected a length of time such as "90d", "12h", "10m" or "30s", from "0s" to "7d"
+    microglia.toml:22:9: expected a duration such as "90d", "12h", "10m" or "30s", from "0s" to "7d"
        22 | splay = "8d"
           |         ^^^^
     microglia.toml:23:24: expected a whole number, from 1 to 100
        23 | retries = { attempts = 101, first_delay = "2d", max_delay = "2d" }
           |                        ^^^
-    microglia.toml:23:43: expected a length of time such as "90d", "12h", "10m" or "30s", from "0s" to "1d"
+    microglia.toml:23:43: expected a duration such as "90d", "12h", "10m" or "30s", from "0s" to "1d"
        23 | retries = { attempts = 101, first_delay = "2d", max_delay = "2d" }
           |                                           ^^^^
-    microglia.toml:23:61: expected a length of time such as "90d", "12h", "10m" or "30s", from "0s" to "1d"
+    microglia.toml:23:61: expected a duration such as "90d", "12h", "10m" or "30s", from "0s" to "1d"
        23 | retries = { attempts = 101, first_delay = "2d", max_delay = "2d" }
           |                                                             ^^^^
     microglia.toml:27:20: expected a number, from 0.001 to 10000
        27 | joins_per_second = nan
           |                    ^^^
-    microglia.toml:32:10: expected a list, each of it a whole number, from 100 to 599
+    microglia.toml:32:10: expected a list, each item a whole number, from 100 to 599
        32 | expect = [99, 200]
           |          ^^^^^^^^^
-    microglia.toml: 21 mistakes
+    microglia.toml: 21 errors
     "#);
 }
 
@@ -324,8 +327,8 @@ async fn what_is_rarely_meant_is_a_warning() {
     let program = Program::with_config(
         &[
             token("a", "http://synapse.example.com", "\"s3cret\""),
-            token("b", "http://[::1]:8008", "Bearer s3cret"),
-            token("c", "http://127.1.2.3", "s3 cret"),
+            token("b", "http://[::1]:8008", "s3cret"),
+            token("c", "http://127.1.2.3", "s3cret"),
             token("d", "http://synapse.localhost", "s3cret"),
             "media_url = \"http://192.0.2.1\"\n[homeservers.e]\nurl = \"https://synapse.example.com\"\naccess_token_file = \"quoted\"\n".to_owned(),
             format!("[jobs.seconds]\nhomeserver = \"e\"\nschedule = \"* * * * * *\"\n{PURGE}"),
@@ -337,28 +340,22 @@ async fn what_is_rarely_meant_is_a_warning() {
     );
     program.write("quoted", "'s3cret'");
     insta::assert_snapshot!(accepted(&program).await.1, @r#"
-    warning: microglia.toml:2:7: the token crosses the network unencrypted: use https://, or Synapse's listener on this machine
+    warning: microglia.toml:2:7: the access token is sent unencrypted over the network: use https, or Synapse's listener on this machine
         2 | url = "http://synapse.example.com"
           |       ^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-    warning: microglia.toml:3:16: the token stands in quotes, which would be sent with it: remove them
+    warning: microglia.toml:3:16: the token has quotes around it, which would be sent as part of it: remove them
         3 | access_token = '"…
           |                ^^^
-    warning: microglia.toml:6:16: the token begins with `Bearer `, which microglia adds itself: remove that
-        6 | access_token = '…
-          |                ^^
-    warning: microglia.toml:9:16: the token contains a space, which no token does: remove it
-        9 | access_token = '…
-          |                ^^
-    warning: microglia.toml:13:13: the token crosses the network unencrypted: use https://, or Synapse's listener on this machine
+    warning: microglia.toml:13:13: the access token is sent unencrypted over the network: use https, or Synapse's listener on this machine
        13 | media_url = "http://192.0.2.1"
           |             ^^^^^^^^^^^^^^^^^^
-    warning: microglia.toml:16:21: the secret in quoted stands in quotes, which would be sent with it: remove them
+    warning: microglia.toml:16:21: quoted has quotes around the secret, which would be sent as part of it: remove them
        16 | access_token_file = "quoted"
           |                     ^^^^^^^^
-    warning: microglia.toml:19:12: `* * * * * *` has six fields, the first of which is seconds, and comes every 1 s: did you mean `* * * * *`?
+    warning: microglia.toml:19:12: `* * * * * *` has six fields, the first of which is seconds, and occurs every 1 s (did you mean `* * * * *`?)
        19 | schedule = "* * * * * *"
           |            ^^^^^^^^^^^^^
-    warning: microglia.toml:24:12: `*/10 * * * * *` has six fields, the first of which is seconds, and comes every 10 s: did you mean `*/10 * * * *`?
+    warning: microglia.toml:24:12: `*/10 * * * * *` has six fields, the first of which is seconds, and occurs every 10 s (did you mean `*/10 * * * *`?)
        24 | schedule = "*/10 * * * * *"
           |            ^^^^^^^^^^^^^^^^
     "#);
@@ -370,10 +367,10 @@ async fn a_short_admin_token_is_an_error() {
     let program = Program::with_config(&config);
     program.write("admin-token", "fifteen-letters\n");
     insta::assert_snapshot!(refusal(&program).await, @r#"
-    error: microglia.toml:2:20: the admin token in admin-token is shorter than 16 characters: write a longer one, such as the output of `openssl rand -hex 32`
+    error: microglia.toml:2:20: the admin token in admin-token is shorter than 16 characters: use a longer one, such as the output of `openssl rand -hex 32`
         2 | admin_token_file = "admin-token"
           |                    ^^^^^^^^^^^^^
-    microglia.toml: 1 mistake
+    microglia.toml: 1 error
     "#);
     program.write("admin-token", "sixteen-letters!\n");
     accepted(&program).await;
@@ -382,26 +379,26 @@ async fn a_short_admin_token_is_an_error() {
 #[tokio::test]
 async fn a_key_at_the_top_level_is_sent_to_its_table() {
     let keys = "state_dir = \"state\"\nurl = \"http://localhost\"\nmode = \"apply\"\nschedule = \"@daily\"\nrooms = []\ncolour = 1\n";
-    insta::assert_snapshot!(mistakes(&format!("{keys}{MAIN}")).await, @r#"
-    error: microglia.toml:1:1: `state_dir` belongs in [daemon]: write it below that heading
+    insta::assert_snapshot!(errors(&format!("{keys}{MAIN}")).await, @r#"
+    error: microglia.toml:1:1: `state_dir` belongs in [daemon]: move it below that heading
         1 | state_dir = "state"
           | ^^^^^^^^^
-    microglia.toml:2:1: `url` belongs in [homeservers.NAME]: write it below that heading
+    microglia.toml:2:1: `url` belongs in [homeservers.NAME]: move it below that heading
         2 | url = "http://localhost"
           | ^^^
-    microglia.toml:3:1: `mode` belongs in [jobs.NAME] or [defaults]: write it below that heading
+    microglia.toml:3:1: `mode` belongs in [jobs.NAME] or [defaults]: move it below that heading
         3 | mode = "apply"
           | ^^^^
-    microglia.toml:4:1: `schedule` belongs in [jobs.NAME]: write it below that heading
+    microglia.toml:4:1: `schedule` belongs in [jobs.NAME]: move it below that heading
         4 | schedule = "@daily"
           | ^^^^^^^^
-    microglia.toml:5:1: `rooms` belongs in [jobs.NAME]: write it below that heading
+    microglia.toml:5:1: `rooms` belongs in [jobs.NAME]: move it below that heading
         5 | rooms = []
           | ^^^^^
-    microglia.toml:6:1: unknown key `colour`, expected one of: daemon, homeservers, defaults, jobs
+    microglia.toml:6:1: unknown key `colour`: expected one of daemon, homeservers, defaults, jobs
         6 | colour = 1
           | ^^^^^^
-    microglia.toml: 6 mistakes
+    microglia.toml: 6 errors
     "#);
 }
 
@@ -448,7 +445,7 @@ async fn check_online_prints_its_answers_in_json_too() {
 #[tokio::test]
 async fn a_config_larger_than_four_mebibytes_is_an_error() {
     let program = Program::with_config(&format!("{MAIN}# {}\n", "x".repeat(4 << 20)));
-    insta::assert_snapshot!(refusal(&program).await, @"error: microglia.toml: larger than 4 MiB: is this the config file?");
+    insta::assert_snapshot!(refusal(&program).await, @"error: microglia.toml: larger than 4 MiB: is this the configuration file?");
 }
 
 #[tokio::test]
@@ -470,44 +467,44 @@ async fn an_age_is_given_once_in_known_units_and_is_neither_young_nor_in_the_fut
         job("date", "before = 2023-01-01"),
         "[jobs.two-slips]\nkind = \"purge-local-media\"\nlarger_than = 5\n".to_owned(),
     ];
-    insta::assert_snapshot!(mistakes(&config.concat()).await, @r#"
-    error: microglia.toml:7:10: `older_than` and `before` are both given: keep exactly one
+    insta::assert_snapshot!(errors(&config.concat()).await, @r#"
+    error: microglia.toml:7:10: `older_than` and `before` are mutually exclusive: remove one of them
         7 | before = 2023-01-01T00:00:00Z
           |          ^^^^^^^^^^^^^^^^^^^^
-    microglia.toml:8:7: an age is missing: add `older_than = "180d"`, or `before = 2023-01-01T00:00:00Z`
+    microglia.toml:8:7: no age is set: add `older_than = "180d"` or `before = 2023-01-01T00:00:00Z`
         8 | [jobs.neither]
           |       ^^^^^^^
-    microglia.toml:13:14: "6mo": months are not a unit here: write the days, "180d"
+    microglia.toml:13:14: invalid duration "6mo": months are not supported, use days: "180d"
        13 | older_than = "6mo"
           |              ^^^^^
-    microglia.toml:16:14: "2w": weeks are not a unit here: write the days, "14d"
+    microglia.toml:16:14: invalid duration "2w": weeks are not supported, use days: "14d"
        16 | older_than = "2w"
           |              ^^^^
-    microglia.toml:19:14: this is 6 min, younger than 7 days: write at least "7d", or set `allow_recent = true` if it is meant
+    microglia.toml:19:14: an age of 6 min is below the minimum of 7 days: use at least "7d", or set `allow_recent = true` if this is intended
        19 | older_than = "6m"
           |              ^^^^
-    microglia.toml:22:10: `older_than` and `before` are both given: keep exactly one
+    microglia.toml:22:10: `older_than` and `before` are mutually exclusive: remove one of them
        22 | before = 2026-01-01T00:00:00Z
           |          ^^^^^^^^^^^^^^^^^^^^
-    microglia.toml:26:14: this is 6 d, younger than 7 days: write at least "7d", or set `allow_recent = true` if it is meant
+    microglia.toml:26:14: an age of 6 d is below the minimum of 7 days: use at least "7d", or set `allow_recent = true` if this is intended
        26 | older_than = "6d"
           |              ^^^^
-    microglia.toml:33:10: 2999-01-01 00:00:00 UTC is in the future: nothing but a moment in the past makes sense here
+    microglia.toml:33:10: 2999-01-01 00:00:00 UTC is in the future: `before` must be a time in the past
        33 | before = 2999-01-01T00:00:00Z
           |          ^^^^^^^^^^^^^^^^^^^^
-    microglia.toml:37:10: expected a moment such as 2023-01-01T00:00:00Z, without quotes, found a string
+    microglia.toml:37:10: expected a date and time such as 2023-01-01T00:00:00Z, without quotes, found a string
        37 | before = "2023-01-01T00:00:00Z"
           |          ^^^^^^^^^^^^^^^^^^^^^^
-    microglia.toml:40:10: expected a moment such as 2023-01-01T00:00:00Z, without quotes: a date needs its time and its offset
+    microglia.toml:40:10: expected a date and time such as 2023-01-01T00:00:00Z, without quotes: the time or the offset is missing
        40 | before = 2023-01-01
           |          ^^^^^^^^^^
-    microglia.toml:41:7: an age is missing: add `older_than = "180d"`, or `before = 2023-01-01T00:00:00Z`
+    microglia.toml:41:7: no age is set: add `older_than = "180d"` or `before = 2023-01-01T00:00:00Z`
        41 | [jobs.two-slips]
           |       ^^^^^^^^^
     microglia.toml:43:15: expected a size such as "500KiB" or "10MiB", found a number
        43 | larger_than = 5
           |               ^
-    microglia.toml: 12 mistakes
+    microglia.toml: 12 errors
     "#);
 }
 
@@ -528,50 +525,50 @@ async fn a_schedule_a_zone_or_a_window_that_cannot_be_meant_is_explained() {
         job("w4", "schedule = \"30 3 * * *\"\nwindow = \"04:00-05:00\""),
         job("off", "watch_config = \"off\"\ncatch_up = \"0s\""),
     ];
-    insta::assert_snapshot!(mistakes(&config.concat()).await, @r#"
-    error: microglia.toml:2:12: "Mars/Olympus" is no time zone, expected an IANA name such as "Europe/Berlin" or "UTC"
+    insta::assert_snapshot!(errors(&config.concat()).await, @r#"
+    error: microglia.toml:2:12: unknown time zone "Mars/Olympus" (expected an IANA name such as "Europe/Berlin" or "UTC")
         2 | timezone = "Mars/Olympus"
           |            ^^^^^^^^^^^^^^
-    microglia.toml:9:12: a schedule has five fields (minute hour day-of-month month day-of-week), or six with leading seconds; this one has 4: for 03:30 every night write "30 3 * * *"
+    microglia.toml:9:12: invalid schedule "30 3 * *": expected five fields (minute, hour, day of month, month, day of week), or six with leading seconds, found 4; for 03:30 every night write "30 3 * * *"
         9 | schedule = "30 3 * *"
           |            ^^^^^^^^^^
-    microglia.toml:13:12: the schedule "0 0 30 2 *" never comes: there is no such day
+    microglia.toml:13:12: the schedule "0 0 30 2 *" never occurs: there is no such date
        13 | schedule = "0 0 30 2 *"
           |            ^^^^^^^^^^^^
-    microglia.toml:17:12: `@nightly` is no schedule, expected @hourly, @daily, @weekly, @monthly or @yearly
+    microglia.toml:17:12: invalid schedule "@nightly" (expected @hourly, @daily, @weekly, @monthly or @yearly)
        17 | schedule = "@nightly"
           |            ^^^^^^^^^^
-    microglia.toml:21:12: "61 3 * * *" is no schedule: minute: 61 is not in 0-59
+    microglia.toml:21:12: invalid schedule "61 3 * * *": minute 61 is out of range (0-59)
        21 | schedule = "61 3 * * *"
           |            ^^^^^^^^^^^^
-    microglia.toml:25:12: "Europe/Berln" is no time zone, did you mean "Europe/Berlin"?
+    microglia.toml:25:12: unknown time zone "Europe/Berln" (did you mean "Europe/Berlin"?)
        25 | timezone = "Europe/Berln"
           |            ^^^^^^^^^^^^^^
-    microglia.toml:29:10: "01:00" is no window: write two times of the day, such as "01:00-06:00"
+    microglia.toml:29:10: invalid window "01:00": expected two times of day, such as "01:00-06:00"
        29 | window = "01:00"
           |          ^^^^^^^
-    microglia.toml:33:10: "25:00-26:00" is no window: write two times of the day, such as "01:00-06:00"
+    microglia.toml:33:10: invalid window "25:00-26:00": expected two times of day, such as "01:00-06:00"
        33 | window = "25:00-26:00"
           |          ^^^^^^^^^^^^^
-    microglia.toml:37:10: the window "03:00-03:00" is empty: leave the key out to allow the whole day
+    microglia.toml:37:10: the window "03:00-03:00" is empty: remove the key to allow the whole day
        37 | window = "03:00-03:00"
           |          ^^^^^^^^^^^^^
-    microglia.toml:42:10: the schedule "30 3 * * *" never comes in the window 04:00-05:00, so that the job would never run: change one of them
+    microglia.toml:42:10: the schedule "30 3 * * *" has no occurrence in the window 04:00-05:00, so the job would never run: change one of them
        42 | window = "04:00-05:00"
           |          ^^^^^^^^^^^^^
-    microglia.toml:46:1: unknown key `watch_config`, expected one of: kind, schedule, homeserver, mode, timezone, enabled, max_changes, at_most, window, time_limit, retries, overlap, catch_up, splay, older_than, before, allow_recent, larger_than, keep_avatars, batch_files, orphan_objects
+    microglia.toml:46:1: unknown key `watch_config`: expected one of kind, schedule, homeserver, mode, timezone, enabled, max_changes, at_most, window, time_limit, retries, overlap, catch_up, splay, older_than, before, allow_recent, larger_than, keep_avatars, batch_files, orphan_objects
        46 | watch_config = "off"
           | ^^^^^^^^^^^^
-    microglia.toml:47:12: "0s" is no time at all: write "off"
+    microglia.toml:47:12: invalid duration "0s": use "off" to disable it
        47 | catch_up = "0s"
           |            ^^^^
-    microglia.toml: 12 mistakes
+    microglia.toml: 12 errors
     "#);
 }
 
 #[tokio::test]
 async fn a_job_names_a_kind_and_a_homeserver_that_exist() {
-    insta::assert_snapshot!(mistakes("\
+    insta::assert_snapshot!(errors("\
 [homeservers.main]
 url = \"http://127.0.0.1:8008\"
 access_token = \"a\"
@@ -601,31 +598,31 @@ homeserver = \"main\"
 [jobs]
 flat = \"purge-remote-media\"
 ").await, @r#"
-    error: microglia.toml:7:7: there are several homeservers: add `homeserver = "…"`, one of main, second, or a list of them
+    error: microglia.toml:7:7: `homeserver` is missing, and there are several: add `homeserver = "…"`, one of main, second, or a list of them
         7 | [jobs.unsaid]
           |       ^^^^^^
-    microglia.toml:11:8: kind `purge-remote-medai` is not known here, did you mean `purge-remote-media`?
+    microglia.toml:11:8: unknown kind "purge-remote-medai" (did you mean "purge-remote-media"?)
        11 | kind = "purge-remote-medai"
           |        ^^^^^^^^^^^^^^^^^^^^
-    microglia.toml:12:14: homeserver `man` is not known here, did you mean `main`?
+    microglia.toml:12:14: unknown homeserver "man" (did you mean "main"?)
        12 | homeserver = "man"
           |              ^^^^^
-    microglia.toml:16:14: homeserver `third` is not known here, expected one of: main, second
+    microglia.toml:16:14: unknown homeserver "third": expected one of main, second
        16 | homeserver = ["main", "third"]
           |              ^^^^^^^^^^^^^^^^^
-    microglia.toml:20:14: this list is empty: name at least one homeserver
+    microglia.toml:20:14: the list is empty: add at least one homeserver
        20 | homeserver = []
           |              ^^
     microglia.toml:21:7: `kind` is missing: add `kind = …`, a kind such as "purge-local-media"
        21 | [jobs.no-kind]
           |       ^^^^^^^
-    microglia.toml:23:7: `Upper_Case` is no name for a job: use lower-case letters, digits and -
+    microglia.toml:23:7: invalid job name `Upper_Case`: use lower-case letters, digits and -
        23 | [jobs.Upper_Case]
           |       ^^^^^^^^^^
-    microglia.toml:28:1: a job is a table: write [jobs.flat]
+    microglia.toml:28:1: a job must be a table: write [jobs.flat]
        28 | flat = "purge-remote-media"
           | ^^^^
-    microglia.toml: 8 mistakes
+    microglia.toml: 8 errors
     "#);
 }
 
@@ -645,37 +642,37 @@ async fn a_url_is_that_of_synapse_itself() {
         homeserver("query", "http://127.0.0.1:8008/?access_token=hunter2"),
         "[homeservers.nothing]\naccess_token = \"a\"\n".to_owned(),
     ];
-    let said = mistakes(&config.concat()).await;
+    let said = errors(&config.concat()).await;
     assert!(!said.contains("hunter2"), "{said}");
     insta::assert_snapshot!(said, @r#"
-    error: microglia.toml:2:7: "localhost:8008" begins with neither http:// nor https://: write Synapse's own listener, such as "http://127.0.0.1:8008"
+    error: microglia.toml:2:7: invalid URL "localhost:8008": the scheme must be http or https: use Synapse's own listener, such as "http://127.0.0.1:8008"
         2 | url = "localhost:8008"
           |       ^^^^^^^^^^^^^^^^
-    microglia.toml:5:7: "my homeserver" is no URL (relative URL without a base): write Synapse's own listener, such as "http://127.0.0.1:8008"
+    microglia.toml:5:7: invalid URL "my homeserver" (relative URL without a base): use Synapse's own listener, such as "http://127.0.0.1:8008"
         5 | url = "my homeserver"
           |       ^^^^^^^^^^^^^^^
-    microglia.toml:8:7: "ftp://example.com" begins with neither http:// nor https://: write Synapse's own listener, such as "http://127.0.0.1:8008"
+    microglia.toml:8:7: invalid URL "ftp://example.com": the scheme must be http or https: use Synapse's own listener, such as "http://127.0.0.1:8008"
         8 | url = "ftp://example.com"
           |       ^^^^^^^^^^^^^^^^^^^
-    microglia.toml:11:7: a URL with a user or a password would show them in logs: take them out
+    microglia.toml:11:7: a user name or password in the URL would appear in logs: remove it
        11 | url = "…
           |       ^^
-    microglia.toml:14:7: a URL with a user or a password would show them in logs: take them out
+    microglia.toml:14:7: a user name or password in the URL would appear in logs: remove it
        14 | url = "…
           |       ^^
-    microglia.toml:17:7: a URL with a user or a password would show them in logs: take them out
+    microglia.toml:17:7: a user name or password in the URL would appear in logs: remove it
        17 | url = "…
           |       ^^
-    microglia.toml:20:7: "http://127.0.0.1:8008/_synapse/admin" names an endpoint: write Synapse's own listener, such as "http://127.0.0.1:8008"
+    microglia.toml:20:7: "http://127.0.0.1:8008/_synapse/admin" is the URL of an endpoint: use Synapse's own listener, such as "http://127.0.0.1:8008"
        20 | url = "http://127.0.0.1:8008/_synapse/admin"
           |       ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-    microglia.toml:23:7: a homeserver's URL has no query and no fragment: write Synapse's own listener, such as "http://127.0.0.1:8008"
+    microglia.toml:23:7: the URL of a homeserver must have no query and no fragment: use Synapse's own listener, such as "http://127.0.0.1:8008"
        23 | url = "http://127.0.0.1:8008/?access_token=…
           |       ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
     microglia.toml:25:14: `url` is missing: add `url = …`, a URL such as "http://127.0.0.1:8008"
        25 | [homeservers.nothing]
           |              ^^^^^^^
-    microglia.toml: 9 mistakes
+    microglia.toml: 9 errors
     "#);
 }
 
@@ -710,37 +707,37 @@ async fn a_secret_comes_from_one_place_and_its_file_holds_one_word() {
         .write("garbage", "-----BEGIN CERTIFICATE-----\nnot base64!\n-----END CERTIFICATE-----\n");
     std::fs::create_dir(program.path("dir")).unwrap();
     insta::assert_snapshot!(refusal(&program).await, @r#"
-    error: microglia.toml:2:20: no-such does not exist: write the secret into it, or mend `admin_token_file`
+    error: microglia.toml:2:20: no-such does not exist: create it with the secret, or fix `admin_token_file`
         2 | admin_token_file = "no-such"
           |                    ^^^^^^^^^
-    microglia.toml:3:10: "here" is no address to listen on: write an IP address and a port, such as "127.0.0.1:8749" or "[::]:8749"
+    microglia.toml:3:10: invalid listen address "here": expected an IP address and a port, such as "127.0.0.1:8749" or "[::]:8749"
         3 | listen = "here"
           |          ^^^^^^
-    microglia.toml:6:21: no-such does not exist: write the secret into it, or mend `access_token_file`
+    microglia.toml:6:21: no-such does not exist: create it with the secret, or fix `access_token_file`
         6 | access_token_file = "no-such"
           |                     ^^^^^^^^^
-    microglia.toml:9:21: empty is empty: write the secret into it
+    microglia.toml:9:21: empty is empty
         9 | access_token_file = "empty"
           |                     ^^^^^^^
-    microglia.toml:12:21: words holds more than one word: it must hold the secret and nothing else
+    microglia.toml:12:21: words contains white space
        12 | access_token_file = "words"
           |                     ^^^^^^^
-    microglia.toml:15:21: dir cannot be read: Is a directory (os error 21)
+    microglia.toml:15:21: dir cannot be read: is a directory
        15 | access_token_file = "dir"
           |                     ^^^^^
-    microglia.toml:18:16: `access_token` and `access_token_file` are both given: keep exactly one, better the file
+    microglia.toml:18:16: `access_token` and `access_token_file` are mutually exclusive: remove one of them, preferably `access_token`
        18 | access_token = "…
           |                ^^
-    microglia.toml:20:14: the token is missing: add `access_token_file = "token"`
+    microglia.toml:20:14: the access token is missing: add `access_token_file = "token"`
        20 | [homeservers.none]
           |              ^^^^
     microglia.toml:25:16: the token is empty
        25 | access_token = " "
           |                ^^^
-    microglia.toml:29:11: empty holds no certificate in PEM form
+    microglia.toml:29:11: empty contains no certificate in PEM format
        29 | ca_file = "empty"
           |           ^^^^^^^
-    microglia.toml:33:11: garbage holds no certificate in PEM form
+    microglia.toml:33:11: garbage contains no certificate in PEM format
        33 | ca_file = "garbage"
           |           ^^^^^^^^^
     microglia.toml:34:23: expected a whole number, from 1 to 10000
@@ -749,8 +746,159 @@ async fn a_secret_comes_from_one_place_and_its_file_holds_one_word() {
     microglia.toml:38:11: no-such cannot be read: No such file or directory (os error 2)
        38 | ca_file = "no-such"
           |           ^^^^^^^^^
-    microglia.toml: 13 mistakes
+    microglia.toml: 13 errors
     "#);
+}
+
+#[tokio::test]
+async fn a_token_in_the_configuration_is_checked_as_one_in_a_file() {
+    let tokens =
+        ["Bearer s3cret", "s3 cret", "s3cret\\u0007", "s3cret\\n", "s3crét", &"s".repeat(8193)];
+    for token in tokens {
+        let config = MAIN.replace("s3cret", token);
+        let inline = errors(&config).await;
+        let program = Program::with_config(
+            &MAIN.replace("access_token = \"s3cret\"", "access_token_file = \"token\""),
+        );
+        program.write("token", &token.replace("\\u0007", "\u{7}").replace("\\n", "\n\n"));
+        let from_file = refusal(&program).await;
+        let problem = |said: &str, subject: &str| {
+            let (_, problem) = said.lines().next().unwrap().split_once(subject).unwrap();
+            problem.to_owned()
+        };
+        assert_eq!(problem(&inline, "the token "), problem(&from_file, "3:21: token "), "{token}");
+        assert!(!inline.contains("cret") && !from_file.contains("cret"), "{inline}{from_file}");
+    }
+}
+
+#[tokio::test]
+async fn a_secret_or_certificate_file_is_read_up_to_a_limit_in_size_and_time() {
+    let program = Program::with_config(
+        "[homeservers.main]\nurl = \"http://127.0.0.1:8008\"\naccess_token_file = \"fifo\"\nca_file = \"large\"\n[homeservers.second]\nurl = \"http://127.0.0.1:8009\"\naccess_token_file = \"/dev/zero\"\n",
+    );
+    program.write("large", &"x".repeat((1 << 20) + 1));
+    nix::unistd::mkfifo(&program.path("fifo"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+    insta::assert_snapshot!(refusal(&program).await, @r#"
+    error: microglia.toml:3:21: fifo cannot be read: nothing was written to this FIFO within 2 s
+        3 | access_token_file = "fifo"
+          |                     ^^^^^^
+    microglia.toml:4:11: large is larger than 1 MiB
+        4 | ca_file = "large"
+          |           ^^^^^^^
+    microglia.toml:7:21: /dev/zero cannot be read: neither a regular file nor a FIFO
+        7 | access_token_file = "/dev/zero"
+          |                     ^^^^^^^^^^^
+    microglia.toml: 3 errors
+    "#);
+}
+
+fn loaded(program: &Program) -> Config {
+    let environment = Environment::default();
+    Config::load(&program.path("microglia.toml"), &environment, Clock::system().now())
+        .unwrap_or_else(|error| panic!("{error}"))
+}
+
+/// The fingerprint of the only job, with that of its homeserver.
+fn fingerprint(config: &str) -> String {
+    let program = Program::with_config(config);
+    program.write("token", "s3cret");
+    let config = loaded(&program);
+    let job = &config.jobs[0];
+    job.fingerprint(config.homeservers[&job.homeserver].fingerprint()).to_string()
+}
+
+#[test]
+fn a_fingerprint_is_the_same_in_every_build_and_for_every_spelling() {
+    let config = format!("{MAIN}[jobs.media]\n{PURGE}schedule = \"@daily\"\n");
+    let first = fingerprint(&config);
+    insta::assert_snapshot!(first, @"2a77170a-f298-5aac-82b7-a13833d5f07a");
+    for other in [
+        format!("# A comment.\n[jobs.media]\nschedule = \"0  0 * * *\"\n{PURGE}{MAIN}"),
+        config.replace("180d", "4320h"),
+        config.replace("8008", "8008/"),
+        format!("{config}catch_up = \"24h\"\ntime_limit = \"60m\"\nmax_changes = 0x3e8\n"),
+        format!("{config}catch_up = \"1d\"\nsplay = \"0s\"\nhomeserver = \"main\"\n"),
+        format!("{config}retries = {{ max_delay = \"600s\", attempts = 3 }}\ntimezone = \"UTC\"\n"),
+        format!("{config}larger_than = \"0KiB\"\n[daemon]\nkeep_history = \"1d\"\n"),
+        format!("{config}[defaults]\nmode = \"dry-run\"\n"),
+        config.replace("\"s3cret\"\n", "\"s3cret\"\nmax_requests_per_second = 50.0\n"),
+    ] {
+        assert_eq!(fingerprint(&other), first, "{other}");
+    }
+}
+
+#[test]
+fn every_key_changes_the_fingerprint() {
+    let homeserver = [
+        "media_url = \"http://127.0.0.1:8081\"",
+        "max_concurrent_runs = 2",
+        "max_concurrent_requests = 2",
+        "max_requests_per_second = \"unlimited\"",
+        "max_joins_per_second = 4",
+        "request_timeout = \"61s\"",
+        "media_in_object_storage = true",
+    ];
+    let job = [
+        "schedule = \"@daily\"",
+        "mode = \"apply\"",
+        "timezone = \"Europe/Berlin\"",
+        "enabled = false",
+        "max_changes = \"unlimited\"",
+        "at_most = 5",
+        "window = \"01:00-06:00\"",
+        "time_limit = \"2h\"",
+        "retries = { first_delay = \"11s\" }",
+        "overlap = \"queue\"",
+        "catch_up = \"off\"",
+        "splay = \"1m\"",
+        "homeserver = [\"main\"]",
+        "allow_recent = true",
+        "larger_than = \"1MiB\"",
+        "keep_avatars = false",
+        "batch_files = 300",
+        "orphan_objects = true",
+    ];
+    let base = format!("{MAIN}[jobs.media]\n{PURGE}");
+    let mut configs = vec![
+        base.clone(),
+        base.replace("8008", "8009"),
+        base.replace("s3cret", "s3cret2"),
+        base.replace("access_token = \"s3cret\"", "access_token_file = \"token\""),
+        base.replace("180d", "181d"),
+        base.replace("older_than = \"180d\"", "before = 2023-01-01T00:00:00Z"),
+        base.replace("purge-local-media", "purge-remote-media"),
+        base.replace("jobs.media", "jobs.media2"),
+        base.replace("homeservers.main", "homeservers.main2"),
+    ];
+    configs.extend(homeserver.map(|line| base.replace("[jobs", &format!("{line}\n[jobs"))));
+    configs.extend(job.map(|line| format!("{base}{line}\n")));
+    let mut seen = std::collections::BTreeMap::new();
+    for config in configs {
+        if let Some(same) = seen.insert(fingerprint(&config), config.clone()) {
+            panic!("these have the same fingerprint:\n{same}\n{config}");
+        }
+    }
+    // All keys of the two tables but `ca_file`, which needs a certificate; `kind`, `older_than` and `before` are above.
+    let known: usize = microglia::config::TABLES[1..].iter().map(|(_, keys)| keys.len()).sum();
+    let of_kind = microglia::jobs::kind("purge-local-media").unwrap().keys.len();
+    assert_eq!(homeserver.len() + job.len(), known + of_kind - 4 - 3);
+}
+
+#[test]
+fn debug_output_of_the_configuration_shows_no_secret() {
+    let config = format!(
+        "[daemon]\nadmin_token_file = \"admin\"\n{MAIN}[homeservers.second]\nurl = \"http://127.0.0.1:8009\"\naccess_token_file = \"token\"\n[jobs.media]\nhomeserver = [\"main\", \"second\"]\n{PURGE}"
+    );
+    let program = Program::with_config(&config);
+    program.write("admin", "s3cret-of-the-admin\n");
+    program.write("token", "s3cret-in-a-file\n");
+    let config = loaded(&program);
+    let mut shown = format!("{config:?}{config:#?}");
+    for homeserver in config.homeservers.values() {
+        let connection = homeserver.connection_fingerprint();
+        shown.push_str(&format!("{:?}{connection:?}", homeserver.settings().token));
+    }
+    assert!(shown.contains("second") && !shown.contains("s3cret"), "{shown}");
 }
 
 #[tokio::test]
@@ -764,14 +912,14 @@ async fn a_secret_that_everybody_may_read_is_a_warning() {
         Program::new("http://127.0.0.1:8008", "s3cret", &format!("[jobs.media]\n{PURGE}"));
     open(&program, "token");
     insta::assert_snapshot!(accepted(&program).await.1, @r#"
-    warning: microglia.toml:6:21: everybody on this machine may read token: chmod 600 it, owned by the user that runs microglia
+    warning: microglia.toml:6:21: token is readable by every user of this machine: set its mode to 600 (chmod 600), owned by the user that runs microglia
         6 | access_token_file = "token"
           |                     ^^^^^^^
     "#);
     let program = Program::with_config(&format!("{MAIN}[jobs.media]\n{PURGE}"));
     open(&program, "microglia.toml");
     insta::assert_snapshot!(accepted(&program).await.1, @r#"
-    warning: microglia.toml:3:16: everybody on this machine may read this token: chmod 640 microglia.toml, or use `access_token_file`
+    warning: microglia.toml:3:16: this token is readable by every user of this machine: set the mode of microglia.toml to 640 (chmod 640), or use `access_token_file`
         3 | access_token = "…
           |                ^^
     "#);
@@ -779,28 +927,28 @@ async fn a_secret_that_everybody_may_read_is_a_warning() {
 
 #[tokio::test]
 async fn a_file_that_is_no_config_says_what_it_is() {
-    insta::assert_snapshot!(mistakes("").await, @r#"
-    error: microglia.toml:1:1: there is no homeserver: add [homeservers.main] with `url = "http://127.0.0.1:8008"` and `access_token_file = "token"`
-    microglia.toml: 1 mistake
+    insta::assert_snapshot!(errors("").await, @r#"
+    error: microglia.toml:1:1: no homeserver is configured: add [homeservers.main] with `url = "http://127.0.0.1:8008"` and `access_token_file = "token"`
+    microglia.toml: 1 error
     "#);
-    insta::assert_snapshot!(mistakes("# nothing yet\n").await, @r#"
-    error: microglia.toml:1:1: there is no homeserver: add [homeservers.main] with `url = "http://127.0.0.1:8008"` and `access_token_file = "token"`
+    insta::assert_snapshot!(errors("# nothing yet\n").await, @r#"
+    error: microglia.toml:1:1: no homeserver is configured: add [homeservers.main] with `url = "http://127.0.0.1:8008"` and `access_token_file = "token"`
         1 | # nothing yet
           | ^
-    microglia.toml: 1 mistake
+    microglia.toml: 1 error
     "#);
     let program = Program::with_config("");
     std::fs::write(program.path("microglia.toml"), b"[daemon]\n# \xc3\xbc caf\xe9\n").unwrap();
-    insta::assert_snapshot!(refusal(&program).await, @r#"error: microglia.toml: line 2, column 8: this byte is not UTF-8, as TOML has to be: save the file as UTF-8"#);
+    insta::assert_snapshot!(refusal(&program).await, @r#"error: microglia.toml: line 2, column 8: invalid UTF-8: save the file as UTF-8"#);
     std::fs::remove_file(program.path("microglia.toml")).unwrap();
-    insta::assert_snapshot!(refusal(&program).await, @r#"error: microglia.toml: there is no such file: write it (in a container: mount its directory), or name another with --config FILE or $MICROGLIA_CONFIG"#);
+    insta::assert_snapshot!(refusal(&program).await, @r#"error: microglia.toml: no such file: create it (in a container: mount its directory), or name another with --config FILE or $MICROGLIA_CONFIG"#);
     std::fs::create_dir(program.path("microglia.toml")).unwrap();
-    insta::assert_snapshot!(refusal(&program).await, @r#"error: microglia.toml: this is a directory: name the config file in it"#);
+    insta::assert_snapshot!(refusal(&program).await, @r#"error: microglia.toml: this is a directory: name the configuration file in it"#);
 }
 
 #[tokio::test]
 async fn syntax_errors_are_all_reported() {
-    insta::assert_snapshot!(mistakes("\
+    insta::assert_snapshot!(errors("\
 [daemon]
 timezone = Europe/Berlin
 [homeservers.main]
@@ -823,13 +971,13 @@ older_than = 180d
     microglia.toml:9:12: unclosed table, expected `]`
         9 | [jobs.other
           |            ^
-    microglia.toml: 4 mistakes
+    microglia.toml: 4 errors
     "#);
 }
 
 #[tokio::test]
-async fn a_name_used_twice_is_reported_beside_the_other_mistakes() {
-    insta::assert_snapshot!(mistakes(&format!("\
+async fn a_name_used_twice_is_reported_beside_the_other_errors() {
+    insta::assert_snapshot!(errors(&format!("\
 {MAIN}url = \"http://127.0.0.1:8009\"
 [jobs.media]
 {PURGE}older_than = \"90d\"
@@ -838,28 +986,28 @@ kind = \"join-rooms\"
 [jobs.other]
 kind = \"purge-remote-media\"
 ")).await, @r#"
-    error: microglia.toml:4:1: this name is used twice: keep one of them
+    error: microglia.toml:4:1: duplicate key: remove one of them
         4 | url = "http://127.0.0.1:8009"
           | ^^^
-    microglia.toml:8:1: this name is used twice: keep one of them
+    microglia.toml:8:1: duplicate key: remove one of them
         8 | older_than = "90d"
           | ^^^^^^^^^^
-    microglia.toml:9:7: this name is used twice: keep one of them
+    microglia.toml:9:7: duplicate key: remove one of them
         9 | [jobs.media]
           |       ^^^^^
-    microglia.toml:10:1: this name is used twice: keep one of them
+    microglia.toml:10:1: duplicate key: remove one of them
        10 | kind = "join-rooms"
           | ^^^^
-    microglia.toml:11:7: an age is missing: add `older_than = "180d"`, or `before = 2023-01-01T00:00:00Z`
+    microglia.toml:11:7: no age is set: add `older_than = "180d"` or `before = 2023-01-01T00:00:00Z`
        11 | [jobs.other]
           |       ^^^^^
-    microglia.toml: 5 mistakes
+    microglia.toml: 5 errors
     "#);
 }
 
 #[tokio::test]
 async fn what_is_wrong_in_the_defaults_is_said_once() {
-    insta::assert_snapshot!(mistakes(&format!("\
+    insta::assert_snapshot!(errors(&format!("\
 [defaults]
 kind = \"join-rooms\"
 schedule = \"@daily\"
@@ -873,31 +1021,31 @@ mode = \"aply\"
 [jobs.two]
 {PURGE}
 ")).await, @r#"
-    error: microglia.toml:2:1: `kind` has no default: each job names its own
+    error: microglia.toml:2:1: `kind` cannot have a default: set it in each job
         2 | kind = "join-rooms"
           | ^^^^
-    microglia.toml:3:1: `schedule` has no default: each job names its own
+    microglia.toml:3:1: `schedule` cannot have a default: set it in each job
         3 | schedule = "@daily"
           | ^^^^^^^^
-    microglia.toml:4:14: "1w": weeks are not a unit here: write the days, "7d"
+    microglia.toml:4:14: invalid duration "1w": weeks are not supported, use days: "7d"
         4 | time_limit = "1w"
           |              ^^^^
     microglia.toml:5:24: expected a whole number, from 1 to 100
         5 | retries = { attempts = 0 }
           |                        ^
-    microglia.toml:6:14: homeserver `mian` is not known here, did you mean `main`?
+    microglia.toml:6:14: unknown homeserver "mian" (did you mean "main"?)
         6 | homeserver = "mian"
           |              ^^^^^^
-    microglia.toml:7:8: `aply` is not known here, did you mean `apply`?
+    microglia.toml:7:8: invalid value "aply" (did you mean "apply"?)
         7 | mode = "aply"
           |        ^^^^^^
-    microglia.toml: 6 mistakes
+    microglia.toml: 6 errors
     "#);
 }
 
 #[tokio::test]
-async fn what_a_kind_cannot_use_is_a_mistake() {
-    insta::assert_snapshot!(mistakes(&format!("\
+async fn what_a_kind_cannot_use_is_an_error() {
+    insta::assert_snapshot!(errors(&format!("\
 {MAIN}
 [jobs.remote]
 kind = \"purge-remote-media\"
@@ -930,22 +1078,22 @@ path = \"/x/{{{{ ago_ms('6mo') }}}}\"
 query = 5
 body = {{ at = \"{{{{ now() }}}}\" }}
 ")).await, @r#"
-    error: microglia.toml:8:15: `max_changes` means nothing for purge-remote-media, which cannot count beforehand: take it out
+    error: microglia.toml:8:15: `max_changes` is not supported by purge-remote-media, which cannot count items in advance: remove it
         8 | max_changes = 5
           |               ^
-    microglia.toml:9:11: `at_most` means nothing for purge-remote-media, which cannot count beforehand: take it out
+    microglia.toml:9:11: `at_most` is not supported by purge-remote-media, which cannot count items in advance: remove it
         9 | at_most = 5
           |           ^
-    microglia.toml:12:9: `rooms` is empty: it needs at least one entry
+    microglia.toml:12:9: the list is empty: add at least one item
        12 | rooms = []
           |         ^^
-    microglia.toml:13:9: `users` is empty: it needs at least one entry
+    microglia.toml:13:9: the list is empty: add at least one item
        13 | users = []
           |         ^^
-    microglia.toml:14:17: "bob" can match nobody: a user is an id or a glob over whole Matrix ids and begins with `@` or `*`, such as "@bob:example.com" or "@bot-*"
+    microglia.toml:14:17: "bob" cannot match any user: expected a Matrix id, or a glob over whole Matrix ids, that starts with `@` or `*`, such as "@bob:example.com" or "@bot-*"
        14 | except_users = ["bob", "@bob"]
           |                 ^^^^^
-    microglia.toml:14:24: "@bob" can match nobody: a user is a whole Matrix id such as "@bob:example.com"
+    microglia.toml:14:24: "@bob" cannot match any user: expected a whole Matrix id such as "@bob:example.com"
        14 | except_users = ["bob", "@bob"]
           |                        ^^^^^^
     microglia.toml:17:14: `oauth-delegated` is how Synapse stored the accounts' own link to MAS: removing it would cut everybody off
@@ -957,25 +1105,25 @@ body = {{ at = \"{{{{ now() }}}}\" }}
     microglia.toml:18:12: expected "all", or one or more of "active", "deactivated", "locked"
        18 | accounts = []
           |            ^^
-    microglia.toml:19:16: `external_ids` is empty: it needs at least one entry
+    microglia.toml:19:16: the list is empty: add at least one item
        19 | external_ids = []
           |                ^^
-    microglia.toml:22:13: `providers` is empty: it needs at least one entry
+    microglia.toml:22:13: the list is empty: add at least one item
        22 | providers = []
           |             ^^
-    microglia.toml:23:13: `gone` is not known here, expected one of: active, deactivated, locked
+    microglia.toml:23:13: invalid value "gone": expected one of active, deactivated, locked
        23 | accounts = ["gone"]
           |             ^^^^^^
-    microglia.toml:26:10: `FETCH` is not known here, did you mean `PATCH`?
+    microglia.toml:26:10: invalid value "FETCH" (did you mean "PATCH"?)
        26 | method = "FETCH"
           |          ^^^^^^^
     microglia.toml:27:8: a path begins with `/`: "/_synapse/#a"
        27 | path = "_synapse/#a"
           |        ^^^^^^^^^^^^^
-    microglia.toml:28:10: `expect` is empty: it needs at least one entry
+    microglia.toml:28:10: the list is empty: add at least one item
        28 | expect = []
           |          ^^
-    microglia.toml:32:8: the template in `path` cannot be filled in: "6mo": months are not a unit here: write the days, "180d"
+    microglia.toml:32:8: the template in `path` cannot be filled in: invalid duration "6mo": months are not supported, use days: "180d"
        32 | path = "/x/{{ ago_ms('6mo') }}"
           |        ^^^^^^^^^^^^^^^^^^^^^^^^
     microglia.toml:33:9: expected a table of strings, numbers and booleans such as { before_ts = "{{ ago_ms('30d') }}" }; a parameter that comes twice can stand in `path`
@@ -984,13 +1132,13 @@ body = {{ at = \"{{{{ now() }}}}\" }}
     microglia.toml:34:8: the template in `body.at` cannot be filled in: now is unknown
        34 | body = { at = "{{ now() }}" }
           |        ^^^^^^^^^^^^^^^^^^^^^^
-    microglia.toml: 18 mistakes
+    microglia.toml: 18 errors
     "#);
 }
 
 #[tokio::test]
-async fn twenty_mistakes_give_twenty_reports_in_the_order_of_the_file() {
-    let said = mistakes(
+async fn twenty_errors_give_twenty_reports_in_the_order_of_the_file() {
+    let said = errors(
         "\
 [jobs.a]
 kind = \"purge-local-media\"
@@ -1049,7 +1197,7 @@ rejoin = \"always\"
         "24:9",
         "25:10",
         "26:2",
-        " 20 mistakes",
+        " 20 errors",
     ];
     assert_eq!(places, expected, "{said}");
 }
@@ -1086,16 +1234,16 @@ async fn no_secret_is_shown_whatever_is_wrong_with_its_line() {
         }
     }
     let inline = "homeservers.main = { url = \"ftp://h\", access_token = \"s3cret\", bogus = 1 }";
-    let said = mistakes(inline).await;
+    let said = errors(inline).await;
     assert!(!said.contains("s3cret"), "{said}");
     insta::assert_snapshot!(said, @r#"
-    error: microglia.toml:1:28: "ftp://h" begins with neither http:// nor https://: write Synapse's own listener, such as "http://127.0.0.1:8008"
+    error: microglia.toml:1:28: invalid URL "ftp://h": the scheme must be http or https: use Synapse's own listener, such as "http://127.0.0.1:8008"
         1 | homeservers.main = { url = "ftp://h", access_token = "…
           |                            ^^^^^^^^^
-    microglia.toml:1:64: unknown key `bogus`, expected one of: url, media_url, access_token, access_token_file, ca_file, max_concurrent_runs, max_concurrent_requests, max_requests_per_second, max_joins_per_second, request_timeout, media_in_object_storage
+    microglia.toml:1:64: unknown key `bogus`: expected one of url, media_url, access_token, access_token_file, ca_file, max_concurrent_runs, max_concurrent_requests, max_requests_per_second, max_joins_per_second, request_timeout, media_in_object_storage
         1 | homeservers.main = { url = "ftp://h", access_token = "…
           |                                                        ^
-    microglia.toml: 2 mistakes
+    microglia.toml: 2 errors
     "#);
 }
 
@@ -1223,10 +1371,10 @@ async fn the_environment_says_what_the_config_leaves_out() {
     program.environment.push(("STATE_DIRECTORY".to_owned(), format!("{state}:/other")));
     program.environment.push(("MICROGLIA_LISTEN".to_owned(), "somewhere".to_owned()));
     insta::assert_snapshot!(refusal(&program).await, @r#"
-    error: microglia.toml:1:1: $MICROGLIA_LISTEN: "somewhere" is no address to listen on: write an IP address and a port, such as "127.0.0.1:8749" or "[::]:8749"
+    error: microglia.toml:1:1: $MICROGLIA_LISTEN: invalid listen address "somewhere": expected an IP address and a port, such as "127.0.0.1:8749" or "[::]:8749"
         1 | [homeservers.main]
           | ^
-    microglia.toml: 1 mistake
+    microglia.toml: 1 error
     "#);
     program.environment.pop();
     let output = program.run(&["runs"]).await;

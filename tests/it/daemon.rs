@@ -13,6 +13,7 @@ mod panics;
 mod reload;
 mod schedule;
 mod slow_clients;
+mod stalled_files;
 mod waiting;
 mod waits;
 

@@ -59,7 +59,7 @@ async fn a_token_revoked_in_mid_run_ends_it_and_a_rotated_one_serves_at_once() {
     assert_eq!(ended.status.code(), Some(1));
     assert_eq!(report["outcome"], "failed", "{report}");
     let message = report["message"].as_str().unwrap();
-    assert!(message.contains("put a valid token of a server admin into"), "{message}");
+    assert!(message.contains("write a valid token of a server admin to"), "{message}");
     assert_eq!(report["done"], joined(&fake));
     let valid = async || daemon.metric("microglia_homeserver_token_valid", &["main"]).await;
     assert_eq!(valid().await, Some(0.0));

@@ -138,14 +138,15 @@ async fn run_at(
     let place = HomeserverHandle {
         transport: Arc::clone(&transport),
         slots: RunSlots::Locks(1),
-        max_concurrent_requests: homeserver.keys.max_concurrent_requests,
+        max_concurrent_requests: homeserver.max_concurrent_requests,
     };
     let dir = StateDir::open(&program.path("state")).unwrap();
     let history = History::open(&dir, clock.clone()).await.unwrap();
     let runner = Runner { history, dir: Some(dir), clock, lost_call_wait: LostCallWait::default() };
     let spec = &config.jobs[0];
     let tell = Arc::new(move |event: Event| more(&event, &transport));
-    let report = runner.run(spec, &place, &RunParams::manual(spec), stop, tell).await.unwrap();
+    let order = RunParams::manual(spec);
+    let report = Box::pin(runner.run(spec, &place, &order, stop, tell)).await.unwrap();
     serde_json::to_value(report).unwrap()
 }
 

@@ -40,8 +40,8 @@ pub async fn apply(program: &Program, job: &str) -> Ran {
     let transport = Transport::new(homeserver.settings(), Arc::new(|_| {})).unwrap();
     let place = HomeserverHandle {
         transport: Arc::new(transport),
-        slots: RunSlots::Locks(homeserver.keys.max_concurrent_runs),
-        max_concurrent_requests: homeserver.keys.max_concurrent_requests,
+        slots: RunSlots::Locks(homeserver.max_concurrent_runs),
+        max_concurrent_requests: homeserver.max_concurrent_requests,
     };
     let dir = StateDir::open(&config.daemon.state_dir).unwrap();
     let history = History::open(&dir, clock.clone()).await.unwrap();
@@ -54,7 +54,7 @@ pub async fn apply(program: &Program, job: &str) -> Ran {
             heard.lock().unwrap().push(why);
         }
     });
-    let report = runner.run(spec, &place, &order, &Stop::default(), tell).await.unwrap();
+    let report = Box::pin(runner.run(spec, &place, &order, &Stop::default(), tell)).await.unwrap();
     history.close().await;
     let waited = waited.lock().unwrap().clone();
     Ran { report: serde_json::to_value(report).unwrap(), waited }

@@ -606,7 +606,7 @@ async fn a_token_that_dies_stops_the_run_at_once_and_it_says_what_to_do() {
     let report = report(&output);
     assert_eq!((output.code, figures(&report)), (1, "failed: 3/0/1/0/2".to_owned()));
     let file = program.path("token").display().to_string();
-    insta::assert_snapshot!(message(&report).replace(&file, "TOKEN_FILE"), @"GET /_synapse/admin/v2/users/@a:fake.test: 401 M_UNKNOWN_TOKEN: Invalid access token passed. The access token is not valid: put a valid token of a server admin into TOKEN_FILE; it is used from the next request on; 3 of the planned ids are the only ones of active accounts, which then need a password or another identity to log in (`keep_last = true` leaves those alone)");
+    insta::assert_snapshot!(message(&report).replace(&file, "TOKEN_FILE"), @"GET /_synapse/admin/v2/users/@a:fake.test: 401 M_UNKNOWN_TOKEN: Invalid access token passed. The access token is not valid: write a valid token of a server admin to TOKEN_FILE; it is used from the next request on; 3 of the planned ids are the only ones of active accounts, which then need a password or another identity to log in (`keep_last = true` leaves those alone)");
     // Naming the ids once more was answered; the look before removing them was not.
     assert_eq!(fake.count("PUT", USER), 1);
     assert_eq!(fake.requests().last().unwrap().method, "GET");
@@ -807,37 +807,37 @@ async fn slips_in_the_config_are_named() {
     microglia.toml:14:33: a provider has a name, such as "oidc-google" or "saml"
        14 | providers = ["oauth-delegated", ""]
           |                                 ^^
-    microglia.toml: 2 mistakes
-    error: microglia.toml:13:12: `everybody` is not known here, expected one of: all, active, deactivated, locked
+    microglia.toml: 2 errors
+    error: microglia.toml:13:12: invalid value "everybody": expected one of all, active, deactivated, locked
        13 | accounts = "everybody"
           |            ^^^^^^^^^^^
-    microglia.toml:14:13: `providers` is empty: it needs at least one entry
+    microglia.toml:14:13: the list is empty: add at least one item
        14 | providers = []
           |             ^^
-    microglia.toml: 2 mistakes
+    microglia.toml: 2 errors
     error: microglia.toml:13:12: expected "all", or one or more of "active", "deactivated", "locked"
        13 | accounts = []
           |            ^^
-    microglia.toml:15:16: `external_ids` is empty: it needs at least one entry
+    microglia.toml:15:16: the list is empty: add at least one item
        15 | external_ids = []
           |                ^^
-    microglia.toml: 2 mistakes
+    microglia.toml: 2 errors
     error: microglia.toml:10:7: `accounts` is missing: add `accounts = …`, "all", or one or more of "active", "deactivated", "locked"
        10 | [jobs.ids]
           |       ^^^
-    microglia.toml:14:10: "bob" can match nobody: a user is an id or a glob over whole Matrix ids and begins with `@` or `*`, such as "@bob:example.com" or "@bot-*"
+    microglia.toml:14:10: "bob" cannot match any user: expected a Matrix id, or a glob over whole Matrix ids, that starts with `@` or `*`, such as "@bob:example.com" or "@bot-*"
        14 | users = ["bob", "@bob"]
           |          ^^^^^
-    microglia.toml:14:17: "@bob" can match nobody: a user is a whole Matrix id such as "@bob:example.com"
+    microglia.toml:14:17: "@bob" cannot match any user: expected a whole Matrix id such as "@bob:example.com"
        14 | users = ["bob", "@bob"]
           |                 ^^^^^^
-    microglia.toml: 3 mistakes
-    error: microglia.toml:10:7: `providers` is missing: add `providers = …`, a list, each of it the name of a provider such as "oidc-google"
+    microglia.toml: 3 errors
+    error: microglia.toml:10:7: `providers` is missing: add `providers = …`, a list, each item the name of a provider such as "oidc-google"
        10 | [jobs.ids]
           |       ^^^
-    microglia.toml:13:23: `suspended` is not known here, expected one of: active, deactivated, locked
+    microglia.toml:13:23: invalid value "suspended": expected one of active, deactivated, locked
        13 | accounts = ["active", "suspended"]
           |                       ^^^^^^^^^^^
-    microglia.toml: 2 mistakes
+    microglia.toml: 2 errors
     "#);
 }

@@ -477,89 +477,89 @@ async fn slips_in_the_config_are_named() {
     error: microglia.toml:14:8: '#' cannot stand in a path as it goes out: write %23
        14 | path = "/x/#room:hs/a b"
           |        ^^^^^^^^^^^^^^^^^
-    microglia.toml: 1 mistake
+    microglia.toml: 1 error
     error: microglia.toml:14:8: 'ü' cannot stand in a path as it goes out: write %C3%BC
        14 | path = "/x/ü"
           |        ^^^^^^
-    microglia.toml: 1 mistake
+    microglia.toml: 1 error
     error: microglia.toml:14:8: ' ' cannot stand in a path as it goes out: write %20
        14 | path = "/x y"
           |        ^^^^^^
-    microglia.toml: 1 mistake
+    microglia.toml: 1 error
     error: microglia.toml:14:8: a path begins with `/`: "/_synapse/admin"
        14 | path = "_synapse/admin"
           |        ^^^^^^^^^^^^^^^^
-    microglia.toml: 1 mistake
+    microglia.toml: 1 error
     error: microglia.toml:14:8: "/a/../b" would go out as "/b": write it so if that is meant
        14 | path = "/a/../b"
           |        ^^^^^^^^^
-    microglia.toml: 1 mistake
+    microglia.toml: 1 error
     error: microglia.toml:14:8: '#' cannot stand in a path as it goes out: write %23
        14 | path = "/x/{{ '#room:hs' }}"
           |        ^^^^^^^^^^^^^^^^^^^^^
-    microglia.toml: 1 mistake
-    error: microglia.toml:14:8: the template in `path` cannot be filled in: "6mo": months are not a unit here: write the days, "180d"
+    microglia.toml: 1 error
+    error: microglia.toml:14:8: the template in `path` cannot be filled in: invalid duration "6mo": months are not supported, use days: "180d"
        14 | path = "/x/{{ ago_ms('6mo') }}"
           |        ^^^^^^^^^^^^^^^^^^^^^^^^
-    microglia.toml: 1 mistake
+    microglia.toml: 1 error
     error: microglia.toml:14:8: the template in `path` cannot be filled in: missing argument
        14 | path = "/x/{{ ago_ms() }}"
           |        ^^^^^^^^^^^^^^^^^^^
-    microglia.toml: 1 mistake
+    microglia.toml: 1 error
     error: microglia.toml:14:8: the template in `path` cannot be filled in: days_ago is unknown
        14 | path = "/x/{{ days_ago(3) }}"
           |        ^^^^^^^^^^^^^^^^^^^^^^
-    microglia.toml: 1 mistake
+    microglia.toml: 1 error
     error: microglia.toml:14:8: the template in `path` cannot be filled in: undefined value
        14 | path = "/x/{{ then }}"
           |        ^^^^^^^^^^^^^^^
-    microglia.toml: 1 mistake
+    microglia.toml: 1 error
     error: microglia.toml:14:8: the template in `path` cannot be filled in: unexpected end of input, expected end of variable block
        14 | path = "/x/{{ now_ms() "
           |        ^^^^^^^^^^^^^^^^^
-    microglia.toml: 1 mistake
+    microglia.toml: 1 error
     error: microglia.toml:15:9: expected a table of strings, numbers and booleans such as { before_ts = "{{ ago_ms('30d') }}" }; a parameter that comes twice can stand in `path`
        15 | query = { a = [1], b = "{{ now() }}" }
           |         ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
     microglia.toml:15:9: the template in `query.b` cannot be filled in: now is unknown
        15 | query = { a = [1], b = "{{ now() }}" }
           |         ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-    microglia.toml: 2 mistakes
+    microglia.toml: 2 errors
     error: microglia.toml:15:9: expected a table of strings, numbers and booleans such as { before_ts = "{{ ago_ms('30d') }}" }; a parameter that comes twice can stand in `path`
        15 | query = "a=1"
           |         ^^^^^
-    microglia.toml:16:10: `expect` is empty: it needs at least one entry
+    microglia.toml:16:10: the list is empty: add at least one item
        16 | expect = []
           |          ^^
-    microglia.toml: 2 mistakes
-    error: microglia.toml:15:40: JSON has no such number
+    microglia.toml: 2 errors
+    error: microglia.toml:15:40: this number cannot be represented in JSON
        15 | body = { a = ["{{ ago_ms(30) }}"], b = nan }
           |                                        ^^^
     microglia.toml:16:11: expected a whole number
        16 | expect = [99999]
           |           ^^^^^
-    microglia.toml: 2 mistakes
-    error: microglia.toml:15:8: the template in `body[0]` cannot be filled in: "30" has no unit: did you mean "30d" (days), "30h", "30m" (minutes) or "30s"?
+    microglia.toml: 2 errors
+    error: microglia.toml:15:8: the template in `body[0]` cannot be filled in: invalid duration "30": the unit is missing (did you mean "30d" (days), "30h", "30m" (minutes) or "30s"?)
        15 | body = ["{{ ago_ms(30) }}", "{% if %}"]
           |        ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-    microglia.toml: 1 mistake
-    error: microglia.toml:15:15: `max_changes` means nothing for request, which cannot count beforehand: take it out
+    microglia.toml: 1 error
+    error: microglia.toml:15:15: `max_changes` is not supported by request, which cannot count items in advance: remove it
        15 | max_changes = 5
           |               ^
-    microglia.toml:16:11: `at_most` means nothing for request, which cannot count beforehand: take it out
+    microglia.toml:16:11: `at_most` is not supported by request, which cannot count items in advance: remove it
        16 | at_most = 1
           |           ^
     microglia.toml:17:14: expected true or false, found a string
        17 | repeatable = "yes"
           |              ^^^^^
-    microglia.toml:18:8: `url` is not known here, expected one of: homeserver, media
+    microglia.toml:18:8: invalid value "url": expected one of homeserver, media
        18 | base = "url"
           |        ^^^^^
-    microglia.toml: 4 mistakes
-    error: microglia.toml:14:10: `post` is not known here, expected one of: GET, POST, PUT, DELETE, PATCH
+    microglia.toml: 4 errors
+    error: microglia.toml:14:10: invalid value "post": expected one of GET, POST, PUT, DELETE, PATCH
        14 | method = "post"
           |          ^^^^^^
-    microglia.toml: 1 mistake
+    microglia.toml: 1 error
     "#);
 }
 

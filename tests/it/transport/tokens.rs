@@ -23,7 +23,7 @@ async fn a_token_file_that_holds_no_token_changes_nothing_and_is_told_once() {
         let report: Value = serde_json::from_slice(&output.stdout).unwrap();
         assert_eq!(figures(&report), "succeeded: 40/40/0/0/0", "{text:?}: {report}");
         let stderr = String::from_utf8_lossy(&output.stderr);
-        assert_eq!(stderr.matches("the token read before stays in use").count(), 1, "{stderr}");
+        assert_eq!(stderr.matches("keeping the previous token").count(), 1, "{stderr}");
         assert!(!stderr.contains(TOKEN) && !stderr.contains("xxx"), "{stderr}");
     }
 }

@@ -1,0 +1,60 @@
+//! A job on one homeserver, as the configuration describes it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::json;
+
+use super::keys::CommonKeys;
+use crate::jobs::job::AnyJob;
+use crate::values::clock::Timestamp;
+use crate::values::fingerprint::Fingerprint;
+use crate::values::schedule::{Schedule, Zone};
+
+#[derive(Debug, Clone)]
+pub struct JobSpec {
+    /// Unique; `job@homeserver` where the configuration gives a list of homeservers.
+    pub name: String,
+    pub homeserver: String,
+    pub schedule: Option<Schedule>,
+    pub zone: Zone,
+    pub common: CommonKeys,
+    pub job: Arc<dyn AnyJob>,
+    /// From the job's name and the homeserver's URL, so that jobs of the same name start at different times.
+    pub splay_seed: u64,
+    /// Of all keys in the job's table, with defaults filled in.
+    pub(super) definition: Fingerprint,
+}
+
+impl JobSpec {
+    /// Changes with every key of the job and of its homeserver, whose fingerprint is `homeserver`.
+    pub fn fingerprint(&self, homeserver: &Fingerprint) -> Fingerprint {
+        Fingerprint::of(&json!({
+            "name": self.name,
+            "homeserver": [self.homeserver, homeserver],
+            "zone": self.zone.to_string(),
+            "splay_seed": self.splay_seed,
+            "definition": self.definition,
+        }))
+    }
+
+    /// Whether `time` is outside the job's window; false without a window.
+    pub fn is_outside_window(&self, time: Timestamp) -> bool {
+        self.common.window.is_some_and(|window| !window.contains(time, self.zone))
+    }
+
+    /// The first occurrence after `time`; with a window, the first inside it.
+    pub fn next(&self, time: Timestamp) -> Option<Timestamp> {
+        let schedule = self.schedule.as_ref()?;
+        match self.common.window {
+            Some(window) => schedule.next_in(window, time, self.zone),
+            None => schedule.next(time, self.zone).map(|next| next.to_utc()),
+        }
+    }
+
+    /// A fixed delay below the job's splay.
+    pub fn splay(&self) -> Duration {
+        let bound = u64::try_from(self.common.splay.0.as_millis()).unwrap_or(u64::MAX);
+        Duration::from_millis(self.splay_seed.checked_rem(bound).unwrap_or(0))
+    }
+}

@@ -1,0 +1,235 @@
+//! The tables `[defaults]` and `[jobs.NAME]`.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
+
+use super::super::job_spec::JobSpec;
+use super::super::keys::{CommonEntries, CommonKeys, HeadKeys, HomeserverNames};
+use super::{NameRule, Parser};
+use crate::jobs::job::Kind;
+use crate::values::clock::Timestamp;
+use crate::values::fingerprint::Fingerprint;
+use crate::values::schedule::{Schedule, Zone};
+use crate::values::schema::{Entry, Table};
+use crate::values::text::unknown;
+
+const NAME: NameRule = NameRule {
+    what: "job",
+    is_allowed: |c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-',
+    allowed: "lower-case letters, digits and -",
+};
+
+/// What a job has from other tables.
+struct Surroundings<'t, 'i> {
+    defaults: &'t DeTable<'i>,
+    homeservers: &'t [&'t str],
+    zone: Zone,
+}
+
+impl Parser<'_> {
+    /// Sorted by name, without jobs that have an error.
+    pub(super) fn jobs(
+        &mut self,
+        root: &DeTable<'_>,
+        homeservers: &[&str],
+        zone: Zone,
+    ) -> Vec<JobSpec> {
+        let empty = DeTable::new();
+        let defaults = self.table(root, "defaults", &empty).unwrap_or(&empty);
+        self.check_defaults(defaults);
+        let jobs = self.table(root, "jobs", &empty).unwrap_or(&empty);
+        if jobs.is_empty() {
+            self.warn(0..0, "no job is configured: add a table such as [jobs.nightly-media]");
+        }
+        let surroundings = Surroundings { defaults, homeservers, zone };
+        let mut specs = Vec::new();
+        for (name, value) in jobs {
+            if let Some(table) = self.named_table(name, value, &NAME) {
+                specs.extend(self.job(name, table, &surroundings).into_iter().flatten());
+            }
+        }
+        specs.sort_by(|a, b| a.name.cmp(&b.name));
+        specs
+    }
+
+    fn check_defaults(&mut self, defaults: &DeTable<'_>) {
+        for key in defaults.keys() {
+            if HeadKeys::KEYS.iter().any(|head| head.name == key.get_ref().as_ref()) {
+                let text = format!("`{}` cannot have a default: set it in each job", key.get_ref());
+                self.error(key.span(), text);
+            }
+        }
+        let table = Table::new(defaults, 0..0);
+        table.reject_unknown(&[CommonEntries::KEYS, HeadKeys::KEYS], &mut self.errors);
+        CommonEntries::parse(&table, &mut self.errors);
+    }
+
+    /// One spec for each of its homeservers; `None` after an error.
+    fn job(
+        &mut self,
+        name: &Spanned<Cow<'_, str>>,
+        own: &DeTable<'_>,
+        surroundings: &Surroundings<'_, '_>,
+    ) -> Option<Vec<JobSpec>> {
+        let merged = merge(surroundings.defaults, own);
+        let table = Table::new(&merged, name.span());
+        let head = HeadKeys::parse(&table, &mut self.errors);
+        let common = CommonEntries::parse(&table, &mut self.errors);
+        let homeservers = self.homeservers_of(&common.homeserver, surroundings.homeservers, &table);
+        // Without its kind it is not known which other keys are right.
+        let kind = head.kind.value?.0;
+        table.reject_unknown(&[HeadKeys::KEYS, CommonEntries::KEYS, kind.keys], &mut self.errors);
+        self.reject_limits_of_uncounted(kind, own, &common);
+        let job = (kind.read)(&table, self.now, &mut self.errors);
+        let window = common.window.span.clone();
+        let (common, job, schedule) = (common.complete()?, job?, head.schedule.value?);
+        for (key, text) in job.warnings() {
+            self.warn(table.span_of(key), text);
+        }
+        if let Some(schedule) = &schedule {
+            if let Some(warning) = too_frequent(schedule, self.now) {
+                self.warn(head.schedule.span, warning);
+            }
+            self.check_window(schedule, &common, window);
+        }
+        let is_list = common.homeserver.as_ref().is_some_and(|names| names.list);
+        let name = name.get_ref().as_ref();
+        let definition = definition(table);
+        let spec = |homeserver: String| JobSpec {
+            name: if is_list { format!("{name}@{homeserver}") } else { name.to_owned() },
+            homeserver,
+            schedule: schedule.clone(),
+            zone: common.timezone.unwrap_or(surroundings.zone),
+            common: common.clone(),
+            job: Arc::clone(&job),
+            splay_seed: 0,
+            definition: definition.clone(),
+        };
+        Some(homeservers?.into_iter().map(spec).collect())
+    }
+
+    fn reject_limits_of_uncounted(
+        &mut self,
+        kind: &Kind,
+        own: &DeTable<'_>,
+        common: &CommonEntries,
+    ) {
+        let limits = [("max_changes", &common.max_changes.span), ("at_most", &common.at_most.span)];
+        for (key, span) in limits {
+            if !kind.counts && own.contains_key(key) {
+                let text = format!(
+                    "`{key}` is not supported by {}, which cannot count items in advance: remove it",
+                    kind.name
+                );
+                self.error(span.clone(), text);
+            }
+        }
+    }
+
+    fn check_window(
+        &mut self,
+        schedule: &Schedule,
+        common: &CommonKeys,
+        span: std::ops::Range<usize>,
+    ) {
+        let Some(window) = common.window else { return };
+        // Days on which clocks change do not count, as in UTC.
+        if schedule.next_in(window, self.now, Zone(chrono_tz::UTC)).is_none() {
+            let text = format!(
+                "the schedule {:?} has no occurrence in the window {window}, so the job would never run: change one of them",
+                schedule.as_str()
+            );
+            self.error(span, text);
+        }
+    }
+
+    /// The homeservers that a job names, or the only one there is; `None` where the key is wrong.
+    fn homeservers_of(
+        &mut self,
+        entry: &Entry<Option<HomeserverNames>>,
+        known: &[&str],
+        table: &Table<'_, '_>,
+    ) -> Option<Vec<String>> {
+        let names = entry.value.as_ref()?;
+        // That there is no homeserver at all is reported elsewhere.
+        if known.is_empty() {
+            return Some(Vec::new());
+        }
+        let Some(names) = names else {
+            if let [only] = known {
+                return Some(vec![(*only).to_owned()]);
+            }
+            self.error(table.span.clone(), format!("`homeserver` is missing, and there are several: add `homeserver = \"…\"`, one of {}, or a list of them", known.join(", ")));
+            return Some(Vec::new());
+        };
+        for name in &names.names {
+            if !known.contains(&name.as_str()) {
+                self.error(entry.span.clone(), unknown("homeserver", name, known));
+            }
+        }
+        Some(names.names.clone())
+    }
+}
+
+/// What the job is, whatever homeserver and time zone it gets, which may come from elsewhere.
+fn definition(table: Table<'_, '_>) -> Fingerprint {
+    let mut definition = table.definition();
+    if let Some(keys) = definition.as_object_mut() {
+        keys.retain(|key, _| key != "homeserver" && key != "timezone");
+    }
+    Fingerprint::of(&definition)
+}
+
+/// Warns of a schedule with seconds that occurs more than once a minute, which is rarely intended.
+fn too_frequent(schedule: &Schedule, now: Timestamp) -> Option<String> {
+    let (text, (minute_fields, _)) = (schedule.as_str(), schedule.as_str().rsplit_once(' ')?);
+    if text.split_whitespace().count() != 6 {
+        return None;
+    }
+    let next: Vec<_> = schedule.after(now, Zone(chrono_tz::UTC)).take(3).collect();
+    let shortest = next.windows(2).map(|pair| (pair[1] - pair[0]).num_seconds()).min()?;
+    (shortest < 60).then(|| {
+        format!(
+            "`{text}` has six fields, the first of which is seconds, and occurs every {shortest} s (did you mean `{}`?)",
+            minute_fields.trim_end()
+        )
+    })
+}
+
+/// The job's table over the defaults; inline tables are merged key by key.
+fn merge<'i>(defaults: &DeTable<'i>, own: &DeTable<'i>) -> DeTable<'i> {
+    // What is wrong in the defaults is reported once, there.
+    let mut merged: DeTable<'i> = defaults
+        .iter()
+        .filter(|(key, _)| {
+            CommonEntries::KEYS.iter().any(|common| common.name == key.get_ref().as_ref())
+        })
+        .map(|(key, value)| (key.clone(), value.clone()))
+        .collect();
+    for (key, value) in own {
+        let default = merged.get(key.get_ref().as_ref());
+        let both =
+            (default.and_then(|default| default.get_ref().as_table()), value.get_ref().as_table());
+        let value = match both {
+            (Some(default), Some(table)) => {
+                Spanned::new(value.span(), DeValue::Table(override_keys(default, table)))
+            }
+            _ => value.clone(),
+        };
+        merged.remove(key.get_ref().as_ref());
+        merged.insert(key.clone(), value);
+    }
+    merged
+}
+
+fn override_keys<'i>(defaults: &DeTable<'i>, own: &DeTable<'i>) -> DeTable<'i> {
+    let mut merged = defaults.clone();
+    for (key, value) in own {
+        merged.remove(key.get_ref().as_ref());
+        merged.insert(key.clone(), value.clone());
+    }
+    merged
+}

@@ -1,0 +1,156 @@
+//! The configuration as the program uses it, complete and valid.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use reqwest::Url;
+use secrecy::SecretString;
+use serde_json::json;
+
+use super::diagnostics::Diagnostic;
+use super::job_spec::JobSpec;
+use crate::synapse::{Address, LimitValues, Limits, Settings, Token};
+use crate::values::duration::HumanDuration;
+use crate::values::fingerprint::Fingerprint;
+use crate::values::schedule::Zone;
+use crate::values::schema::{Limit, Rate};
+
+/// A configuration that was read completely and without an error.
+#[derive(Debug)]
+pub struct Config {
+    pub daemon: Daemon,
+    pub homeservers: BTreeMap<String, Homeserver>,
+    /// One for each job and homeserver, sorted by name.
+    pub jobs: Vec<JobSpec>,
+    pub warnings: Vec<Diagnostic>,
+    /// Secrets that were read from systemd's credentials, which do not change while the service runs.
+    pub from_credentials: Vec<PathBuf>,
+}
+
+#[derive(Debug, Clone)]
+pub struct Daemon {
+    pub listen: SocketAddr,
+    pub timezone: Zone,
+    pub state_dir: PathBuf,
+    pub shutdown_grace: HumanDuration,
+    pub keep_history: HumanDuration,
+    pub watch_config: Option<HumanDuration>,
+    /// Names under which the HTTP API is served, in lower case.
+    pub allowed_hosts: Vec<String>,
+    pub admin_token_file: Option<PathBuf>,
+    pub admin_token: Option<SecretString>,
+}
+
+/// A homeserver as the configuration describes it.
+#[derive(Debug, Clone)]
+pub struct Homeserver {
+    pub name: String,
+    pub url: Url,
+    pub media_url: Option<Url>,
+    pub max_concurrent_runs: u32,
+    pub max_concurrent_requests: u32,
+    pub max_requests_per_second: Limit<Rate>,
+    pub max_joins_per_second: Limit<Rate>,
+    pub request_timeout: Duration,
+    pub media_in_object_storage: bool,
+    pub(super) token_file: Option<PathBuf>,
+    pub(super) token: SecretString,
+    pub(super) ca: Option<Vec<u8>>,
+    /// Of all its keys, and of a token that is one of them.
+    pub(super) definition: Fingerprint,
+}
+
+/// Values of the environment, used where the configuration has none.
+#[derive(Debug, Clone, Default)]
+pub struct Environment {
+    pub listen: Option<String>,
+    pub state_directory: Option<PathBuf>,
+    pub credentials_directory: Option<PathBuf>,
+}
+
+impl Config {
+    /// The number of concurrent runs and the request limits of an address.
+    ///
+    /// Homeservers with the same address share the lowest of their limits.
+    pub fn limits(&self, address: &Address) -> Option<(u32, LimitValues)> {
+        self.homeservers
+            .values()
+            .filter(|homeserver| homeserver.address() == *address)
+            .map(|homeserver| (homeserver.max_concurrent_runs, homeserver.limit_values()))
+            .reduce(|(runs, values), (other_runs, other)| {
+                (runs.min(other_runs), lower_values(values, other))
+            })
+    }
+
+    /// The files that secrets were read from.
+    pub fn secret_files(&self) -> impl Iterator<Item = &Path> {
+        let tokens = self.homeservers.values().filter_map(|server| server.token_file.as_deref());
+        tokens.chain(self.daemon.admin_token_file.as_deref())
+    }
+
+    pub fn job(&self, name: &str) -> Option<&JobSpec> {
+        self.jobs.iter().find(|job| job.name == name)
+    }
+}
+
+impl Homeserver {
+    pub fn address(&self) -> Address {
+        Address::of(&self.url)
+    }
+
+    fn limit_values(&self) -> LimitValues {
+        LimitValues {
+            max_concurrent_requests: self.max_concurrent_requests,
+            max_requests_per_second: self.max_requests_per_second,
+            max_joins_per_second: self.max_joins_per_second,
+        }
+    }
+
+    /// The settings of a connection, with limits of its own.
+    pub fn settings(&self) -> Settings {
+        Settings {
+            name: self.name.clone(),
+            url: self.url.clone(),
+            media_url: self.media_url.clone(),
+            token: match &self.token_file {
+                Some(file) => Token::from_file(file.clone(), self.token.clone()),
+                None => Token::inline(self.token.clone()),
+            },
+            ca: self.ca.clone(),
+            limits: Arc::new(Limits::new(self.limit_values())),
+            request_timeout: self.request_timeout,
+            media_in_object_storage: self.media_in_object_storage,
+        }
+    }
+
+    /// Changes with every key of the homeserver; not with the content of a token file, which is read for each request.
+    pub fn fingerprint(&self) -> &Fingerprint {
+        &self.definition
+    }
+
+    /// Changes with everything that makes a connection.
+    ///
+    /// Unlike [`Self::fingerprint`] it includes files, which are missing in a configuration loaded without secrets.
+    pub fn connection_fingerprint(&self) -> Fingerprint {
+        let ca = self.ca.as_deref().map(Fingerprint::of_bytes);
+        Fingerprint::of(&json!([self.definition, self.token_file, ca]))
+    }
+}
+
+fn lower_values(one: LimitValues, other: LimitValues) -> LimitValues {
+    LimitValues {
+        max_concurrent_requests: one.max_concurrent_requests.min(other.max_concurrent_requests),
+        max_requests_per_second: lower(one.max_requests_per_second, other.max_requests_per_second),
+        max_joins_per_second: lower(one.max_joins_per_second, other.max_joins_per_second),
+    }
+}
+
+fn lower(one: Limit<Rate>, other: Limit<Rate>) -> Limit<Rate> {
+    match (one, other) {
+        (Limit::Of(one), Limit::Of(other)) => Limit::Of(Rate(one.0.min(other.0))),
+        (Limit::Unlimited, limit) | (limit, Limit::Unlimited) => limit,
+    }
+}

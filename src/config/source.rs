@@ -1,0 +1,50 @@
+//! Reading the text of the configuration file.
+
+use std::io::ErrorKind;
+use std::path::Path;
+use std::time::Duration;
+
+use super::diagnostics::LoadError;
+use crate::history::state_dir::this_user;
+use crate::values::bounded_file::read_bounded;
+
+/// The largest configuration that is read; 500 jobs are 100 KiB.
+const MAX_BYTES: u64 = 4 << 20;
+/// How long to wait for a configuration that comes through a FIFO.
+const TIME_LIMIT: Duration = Duration::from_secs(5);
+
+/// Reads the file's bytes, or fails with [`ErrorKind::FileTooLarge`]; blocks the thread.
+pub fn read_bytes(path: &Path) -> std::io::Result<Vec<u8>> {
+    read_bounded(path, MAX_BYTES, TIME_LIMIT)
+}
+
+pub(super) fn read_text(path: &Path) -> Result<String, LoadError> {
+    let bytes = read_bytes(path).map_err(|error| {
+        let problem = match error.kind() {
+            ErrorKind::NotFound => {
+                "no such file: create it (in a container: mount its directory), or name another with --config FILE or $MICROGLIA_CONFIG"
+                    .to_owned()
+            }
+            ErrorKind::FileTooLarge => {
+                format!("larger than {} MiB: is this the configuration file?", MAX_BYTES >> 20)
+            }
+            ErrorKind::IsADirectory => {
+                "this is a directory: name the configuration file in it".to_owned()
+            }
+            ErrorKind::PermissionDenied => {
+                format!("not readable by {}: use sudo, or the user of the daemon", this_user())
+            }
+            _ => format!("cannot be read: {error}"),
+        };
+        LoadError::problem(path, problem)
+    })?;
+    String::from_utf8(bytes).map_err(|error| {
+        let valid = &error.as_bytes()[..error.utf8_error().valid_up_to()];
+        let line = valid.split(|byte| *byte == b'\n').count();
+        let last_line = valid.rsplit(|byte| *byte == b'\n').next().unwrap_or_default();
+        let column = String::from_utf8_lossy(last_line).chars().count() + 1;
+        let problem =
+            format!("line {line}, column {column}: invalid UTF-8: save the file as UTF-8");
+        LoadError::problem(path, problem)
+    })
+}
