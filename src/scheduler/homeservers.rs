@@ -115,7 +115,7 @@ impl Homeservers {
             tokio::spawn(async move {
                 match reader.identity().await {
                     Ok(identity) => {
-                        metrics.homeservers.set_info(&name, &identity.version_text, identity.mas)
+                        metrics.homeservers.set_info(&name, &identity.version_text, identity.mas);
                     }
                     Err(error) => tracing::warn!(homeserver = %name, "{name}: {error}"),
                 }
