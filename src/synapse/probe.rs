@@ -31,7 +31,7 @@ pub struct Identity {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Version(pub u32, pub u32);
 
-/// CompletedRequest without any token.
+/// Served without a token.
 pub const VERSION_ENDPOINT: &str = "/_synapse/admin/v1/server_version";
 
 impl Version {
