@@ -74,6 +74,8 @@ pub struct JobSpec {
     pub zone: Zone,
     pub common: CommonKeys,
     pub job: Arc<dyn AnyJob>,
+    /// Whether the homeserver keeps its media in object storage, where Synapse deletes nothing.
+    pub media_in_object_storage: bool,
     /// From the job's name and the homeserver's URL: two homeservers with the same jobs are not asked at the same moment.
     pub splay_seed: u64,
 }
@@ -202,7 +204,6 @@ impl Homeserver {
             ca: self.ca.clone(),
             limits: Arc::new(Limits::new(self.limit_values())),
             request_timeout: keys.request_timeout.0,
-            media_in_object_storage: keys.media_in_object_storage,
         }
     }
 }

@@ -543,6 +543,7 @@ impl Run<'_> {
                 reader: &self.reader,
                 memory: Memory::new(&self.runner.history, &server),
                 emit: &tell,
+                media_in_object_storage: self.spec.media_in_object_storage,
                 concurrency: self.concurrency,
                 budget: Budget {
                     requests_per_second: self.reader.requests_per_second(),

@@ -85,8 +85,9 @@ impl Parser<'_> {
             .map(|(name, homeserver)| Some((name, homeserver?)))
             .collect::<Option<_>>()?;
         for spec in &mut specs {
-            let url = homeservers.get(&spec.homeserver)?.keys.url.0.as_str();
-            let name = format!("{} {url}", spec.name);
+            let keys = &homeservers.get(&spec.homeserver)?.keys;
+            spec.media_in_object_storage = keys.media_in_object_storage;
+            let name = format!("{} {}", spec.name, keys.url.0.as_str());
             (spec.splay_seed, _) =
                 Uuid::new_v5(&Uuid::NAMESPACE_URL, name.as_bytes()).as_u64_pair();
         }
@@ -391,6 +392,7 @@ impl Parser<'_> {
                 zone,
                 common: common.clone(),
                 job: Arc::clone(&job),
+                media_in_object_storage: false,
                 splay_seed: 0,
             })
             .collect()

@@ -135,7 +135,9 @@ pub struct Context<'a> {
     pub reader: &'a Reader,
     pub memory: Memory<'a>,
     pub emit: &'a (dyn Fn(Event) + Send + Sync),
-    /// How many questions to ask side by side.
+    /// Whether the homeserver keeps its media in object storage, where Synapse deletes nothing.
+    pub media_in_object_storage: bool,
+    /// How many requests to send at the same time.
     pub concurrency: usize,
     pub budget: Budget,
 }

@@ -9,7 +9,9 @@ use serde_json::Value;
 use crate::jobs::job::{CheckResult, Context, Job, Needs, PlanError, ReadEstimate};
 use crate::plan::change::{Change, ChangeResult, Check, Fact, Lane, Plan, Topic, Work};
 use crate::plan::report::{Action, Exempt};
-use crate::synapse::{self, Identity, MemberEvent, Permissions, Reader, UserRow, Version, Writer};
+use crate::synapse::{
+    self, Identity, MemberEvent, Membership, Permissions, Reader, UserRow, Version, Writer,
+};
 use crate::values::clock::Timestamp;
 use crate::values::duration::format_duration;
 use crate::values::glob::{Matched, Selection, UserGlob, select, unmatched};
@@ -197,7 +199,7 @@ struct ListedJob {
 struct Missing {
     user_id: String,
     /// The membership in this room at the time of the plan.
-    was: Option<String>,
+    was: Option<Membership>,
 }
 
 impl JoinRooms {
@@ -249,7 +251,7 @@ impl JoinRooms {
             match self.welcome(&events, user) {
                 Ok(()) => missing.push(Missing {
                     user_id: user.to_owned(),
-                    was: events[0].get(user).map(|event| event.membership.clone()),
+                    was: events[0].get(user).map(|event| event.membership),
                 }),
                 Err(exempt) => plan.leave_alone(exempt, || target(user, name)),
             }
@@ -287,12 +289,12 @@ impl JoinRooms {
     fn welcome(&self, chain: &[HashMap<String, MemberEvent>], user: &str) -> Result<(), Exempt> {
         let mut left = None;
         for event in chain.iter().filter_map(|events| events.get(user)) {
-            match event.membership.as_str() {
-                "ban" => return Err(Exempt::Banned),
-                // Whoever was let in again since is banned no more, whatever the rooms before remember.
-                "join" => break,
-                "leave" => left = left.or(Some(event)),
-                _ => {}
+            match event.membership {
+                Membership::Ban => return Err(Exempt::Banned),
+                // Bans, kicks and leaves in earlier rooms do not matter to a user who joined a later one.
+                Membership::Join => break,
+                Membership::Leave => left = left.or(Some(event)),
+                Membership::Invite | Membership::Knock => {}
             }
         }
         match (left.map(|event| event.by_self), self.keys.rejoin) {
@@ -478,7 +480,7 @@ struct Join {
     user_id: String,
     room: String,
     room_id: String,
-    was: Option<String>,
+    was: Option<Membership>,
     per_second: f64,
     can_look_again: bool,
 }
@@ -509,12 +511,12 @@ impl Change for Join {
                 return Ok(Check::Go(None));
             }
             // Who joined meanwhile would lose a nickname, who left would be brought back.
-            let now = reader.memberships(&self.user_id).await?.remove(&self.room_id);
+            let now = reader.membership(&self.user_id, &self.room_id).await?;
             Ok(match now {
-                now if now == self.was => Check::Go(now.map(Value::String)),
+                now if now == self.was => Check::Go(now.map(|now| Value::from(now.as_str()))),
                 now => Check::Skip(format!(
                     "the membership changed since the plan: it is `{}` now",
-                    now.as_deref().unwrap_or("none")
+                    now.map_or("none", Membership::as_str)
                 )),
             })
         })

@@ -81,7 +81,7 @@ impl Job for PurgeLocalMedia {
     }
 
     async fn plan(&self, context: &Context<'_>, plan: &mut Plan) -> Result<(), PlanError> {
-        if context.reader.keeps_objects() && !self.orphan_objects {
+        if context.media_in_object_storage && !self.orphan_objects {
             return Err(PlanError::Refused(
                 "this homeserver keeps its media in object storage, where Synapse deletes nothing: the objects would stay, and nothing would know them any more. \
                  Set `orphan_objects = true` if a lifecycle rule of the bucket removes them"
@@ -190,8 +190,10 @@ impl PurgeLocalMedia {
                 }
                 let bytes = file.media_length.unwrap_or(0);
                 let id = file.media_id.as_str().into();
-                let candidate = Candidate { used_ms: file.used_ms(), bytes, id, owner };
-                if kept.get(&file.media_id).is_some_and(|used| *used == file.used_ms().to_string())
+                let candidate = Candidate { used_ms: file.last_used_ms(), bytes, id, owner };
+                if kept
+                    .get(&file.media_id)
+                    .is_some_and(|used| *used == file.last_used_ms().to_string())
                 {
                     plan.leave_alone(Exempt::Kept, || target(&file.media_id, &user_id));
                     found.kept.push(candidate);
@@ -214,7 +216,7 @@ impl PurgeLocalMedia {
 
     /// Whether age and size choose the file; one without a size is chosen, and exempt.
     fn is_old(&self, file: &File, before: Timestamp) -> bool {
-        file.used_ms() < before.timestamp_millis()
+        file.last_used_ms() < before.timestamp_millis()
             && file.media_length.is_none_or(|bytes| bytes == 0 || bytes > self.larger_than.0)
     }
 }

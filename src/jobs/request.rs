@@ -218,7 +218,7 @@ impl Change for Send {
         Box::pin(async move {
             match writer.request(&self.raw).await {
                 Err(error) if error.may_have_taken_effect() && !self.raw.repeatable => {
-                    Err(error.never_again())
+                    Err(error.not_repeatable())
                 }
                 answered => answered.map(|body| ChangeResult {
                     answer: kept(&body).filter(|_| self.keep_answer),
