@@ -264,7 +264,7 @@ async fn a_homeserver_that_cannot_purge_is_refused_with_the_reason() {
         (
             "refused: null/0/0/0/null".to_owned(),
             "GET /_synapse/admin/v1/users/@alice:fake.test/media: 404 M_UNRECOGNIZED: Unrecognized request. \
-             The process that answered does not serve this media endpoint: set `media_url` to the worker that does, or upgrade Synapse"
+             The process that responded does not serve this media endpoint: set `media_url` to the worker that does, or upgrade Synapse"
         )
     );
     set(&program, "url = ", &format!("media_url = \"{}\"\nurl = ", worker.url()));

@@ -380,7 +380,7 @@ async fn an_account_that_changes_all_the_time_is_left_alone() {
     insta::assert_snapshot!(format!("{}\n{}", figures(&report), changes(&report).join("\n")), @"
     partial: 2/1/1/0/0
     done @b:fake.test -> oidc-old:b (1)
-    failed @a:fake.test -> oidc-old:a (1): somebody else changes this account again and again: it was left as it is
+    failed @a:fake.test -> oidc-old:a (1): the account keeps being changed by someone else: left unchanged
     ");
     let left = fake.world(|world| world.user("@a:fake.test").external_ids.len());
     assert_eq!(left, 12, "the plan's read, and two of each look");
@@ -551,9 +551,9 @@ async fn an_account_that_synapse_created_is_an_alarm_that_stops_the_run() {
     assert_eq!(fake.complaints(), ["PUT of @b:fake.test, who does not exist"]);
     insta::assert_snapshot!(format!("{}\n{}\n{}", figures(&report), message(&report), changes(&report).join("\n")), @"
     failed: 3/1/1/0/1
-    PUT /_synapse/admin/v2/users/@b:fake.test: Synapse created the account @b:fake.test, which was there a moment ago: deactivate it and find out who removed the old one; 3 of the planned ids are the only ones of active accounts, which then need a password or another identity to log in (`keep_last = true` leaves those alone)
+    PUT /_synapse/admin/v2/users/@b:fake.test: Synapse created the account @b:fake.test, which existed just before: deactivate it and find out who removed the original one; 3 of the planned ids are the only ones of active accounts, which then need a password or another identity to log in (`keep_last = true` leaves those alone)
     done @a:fake.test -> oidc-old:a (1)
-    failed @b:fake.test -> oidc-old:b (1): Synapse created the account @b:fake.test, which was there a moment ago: deactivate it and find out who removed the old one
+    failed @b:fake.test -> oidc-old:b (1): Synapse created the account @b:fake.test, which existed just before: deactivate it and find out who removed the original one
     planned @c:fake.test -> oidc-old:c (1)
     ");
     assert_eq!(held(&fake, "@c:fake.test"), [pair("oidc-old", "c")]);

@@ -294,11 +294,11 @@ async fn an_unexpected_status_fails_with_the_words_of_the_answer() {
       done GET /_synapse/admin/v2/users/@nobody:fake.test (1)
       none
     failed: 1/0/1/0/0
-      failed GET /health (1): 200, which is not expected here: OK
-      GET /health: 200, which is not expected here: OK
+      failed GET /health (1): unexpected status 200: OK
+      GET /health: unexpected status 200: OK
     refused: 1/0/1/0/0
       failed GET /ask (1): 404 M_UNRECOGNIZED: Unrecognized request
-      GET /ask: 404 M_UNRECOGNIZED: Unrecognized request. Synapse does not know this endpoint: it is too old, it delegates to MAS, or a worker answered; `url` should be the main process' own listener
+      GET /ask: 404 M_UNRECOGNIZED: Unrecognized request. Synapse does not know this endpoint: it is too old, it delegates to MAS, or a worker responded; `url` should be the listener of the main process
     failed: 1/0/1/0/0
       failed POST /_synapse/admin/v1/purge_media_cache?before_ts=… (1): 400 M_INVALID_PARAM: Query parameter before_ts you provided is from the year 1970. Double check that you are providing a timestamp in milliseconds.
       1 target failed: the changes say why
@@ -344,22 +344,22 @@ async fn what_must_not_be_repeated_is_sent_once_and_what_may_is_sent_again() {
     }
     insta::assert_snapshot!(text, @"
     CutBefore, repeatable = false: sent 1 times, 1 attempts, failed: 1/0/1/0/0
-      failed POST /ask (1): the answer was lost: connection closed before message completed; whether Synapse did it is not known, and it is not sent again because `repeatable` is false
+      failed POST /ask (1): the response was lost: connection closed before message completed; it is unknown whether Synapse processed the request, and it is not sent again because `repeatable` is false
     CutBefore, repeatable = true: sent 2 times, 1 attempts, succeeded: 1/1/0/0/0
     CutAfter, repeatable = false: sent 1 times, 1 attempts, failed: 1/0/1/0/0
-      failed POST /ask (1): the answer was lost: connection closed before message completed; whether Synapse did it is not known, and it is not sent again because `repeatable` is false
+      failed POST /ask (1): the response was lost: connection closed before message completed; it is unknown whether Synapse processed the request, and it is not sent again because `repeatable` is false
     CutAfter, repeatable = true: sent 2 times, 1 attempts, succeeded: 1/1/0/0/0
     CutBody, repeatable = false: sent 1 times, 1 attempts, failed: 1/0/1/0/0
-      failed POST /ask (1): the answer was lost: unexpected EOF during chunk size line; whether Synapse did it is not known, and it is not sent again because `repeatable` is false
+      failed POST /ask (1): the response was lost: unexpected EOF during chunk size line; it is unknown whether Synapse processed the request, and it is not sent again because `repeatable` is false
     CutBody, repeatable = true: sent 2 times, 1 attempts, succeeded: 1/1/0/0/0
     Proxy(502), repeatable = false: sent 1 times, 1 attempts, failed: 1/0/1/0/0
-      failed POST /ask (1): 502 from something that is not Synapse: 502 Bad Gateway; whether Synapse did it is not known, and it is not sent again because `repeatable` is false
+      failed POST /ask (1): 502 from a server that is not Synapse: 502 Bad Gateway; it is unknown whether Synapse processed the request, and it is not sent again because `repeatable` is false
     Proxy(502), repeatable = true: sent 2 times, 1 attempts, succeeded: 1/1/0/0/0
     ProxyAfter(504), repeatable = false: sent 1 times, 1 attempts, failed: 1/0/1/0/0
-      failed POST /ask (1): 504 from something that is not Synapse: 504 Gateway Timeout; whether Synapse did it is not known, and it is not sent again because `repeatable` is false
+      failed POST /ask (1): 504 from a server that is not Synapse: 504 Gateway Timeout; it is unknown whether Synapse processed the request, and it is not sent again because `repeatable` is false
     ProxyAfter(504), repeatable = true: sent 2 times, 1 attempts, succeeded: 1/1/0/0/0
     Hang, repeatable = false: sent 1 times, 1 attempts, failed: 1/0/1/0/0
-      failed POST /ask (1): the answer was lost: no answer within the time allowed; whether Synapse did it is not known, and it is not sent again because `repeatable` is false
+      failed POST /ask (1): the response was lost: no response within the timeout; it is unknown whether Synapse processed the request, and it is not sent again because `repeatable` is false
     Hang, repeatable = true: sent 2 times, 1 attempts, succeeded: 1/1/0/0/0
     Limited { retry_after_ms: Some(10), retry_after_header: None }, repeatable = false: sent 2 times, 1 attempts, succeeded: 1/1/0/0/0
     Limited { retry_after_ms: Some(10), retry_after_header: None }, repeatable = true: sent 2 times, 1 attempts, succeeded: 1/1/0/0/0
@@ -420,7 +420,7 @@ async fn the_base_chooses_the_process_that_is_asked() {
     let report = program.apply("main").await;
     insta::assert_snapshot!(format!("{}\n{}", figures(&report), message(&report)), @"
     refused: 1/0/1/0/0
-    POST /_synapse/admin/v1/purge_media_cache: 404 M_UNRECOGNIZED: Unrecognized request. The process that answered does not serve this media endpoint: set `media_url` to the worker that does, or upgrade Synapse
+    POST /_synapse/admin/v1/purge_media_cache: 404 M_UNRECOGNIZED: Unrecognized request. The process that responded does not serve this media endpoint: set `media_url` to the worker that does, or upgrade Synapse
     ");
 }
 
