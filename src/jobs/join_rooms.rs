@@ -94,7 +94,7 @@ impl Job for JoinRooms {
                 }
                 .to_owned())
             };
-            let answer = access.await.map_err(|trouble| match trouble {
+            let answer = access.await.map_err(|error| match error {
                 RoomError::Room(problem) => problem,
                 RoomError::Run(failure) => failure.to_string(),
             });
@@ -106,25 +106,9 @@ impl Job for JoinRooms {
     async fn plan(&self, context: &Context<'_>, plan: &mut Plan) -> Result<(), PlanError> {
         let identity = context.identity().await?;
         let ghosts = context.memory.facts(Topic::Ghost).await?;
-        let mut seen = Matched::default();
         let listed =
             context.reader.users(|done, total| context.reading("accounts", done, total)).await?;
-        let candidates: Vec<Candidate> = listed
-            .into_iter()
-            .filter_map(|row| {
-                let exempt =
-                    match select(&row.name, &self.keys.users, &self.keys.except_users, &mut seen) {
-                        Selection::Unmatched => return None,
-                        Selection::Excluded => Some(Exempt::Excluded),
-                        Selection::Chosen => self.exempt(&row, identity),
-                    };
-                let ghost = || ghosts.contains_key(&row.name).then_some(Exempt::Bridge);
-                Some(Candidate { exempt: exempt.or_else(ghost), user_id: row.name })
-            })
-            .collect();
-        for pattern in unmatched(&self.keys.users, &self.keys.except_users, &seen) {
-            plan.notes.push(format!("`{pattern}` matched no account"));
-        }
+        let candidates = self.candidates(listed, identity, &ghosts, plan);
         let mut rooms = Vec::new();
         let mut known = HashSet::new();
         for (index, RoomName(name)) in self.keys.rooms.iter().enumerate() {
@@ -136,34 +120,8 @@ impl Job for JoinRooms {
             }
         }
         context.reading("rooms", self.keys.rooms.len() as u64, self.keys.rooms.len() as u64);
-        let excluded = self.excluded_accounts(context, &rooms).await?;
-        for room in &mut rooms {
-            let name = &room.name;
-            room.missing.retain(|missing| match excluded.get(&missing.user_id) {
-                None => true,
-                Some(exempt) => {
-                    if let Some(exempt) = *exempt {
-                        plan.leave_alone(exempt, || target(&missing.user_id, name));
-                    }
-                    false
-                }
-            });
-            // Checked last: a room with nobody to join needs no power to invite.
-            let allowed = match (room.missing.is_empty(), &room.permissions) {
-                (false, Some(permissions)) => {
-                    check_may_join_others(context.reader, identity, &room.open, permissions).await
-                }
-                _ => Ok(()),
-            };
-            match allowed {
-                Ok(()) => plan.some_fine = true,
-                Err(RoomError::Room(problem)) => {
-                    room.missing.clear();
-                    plan.problem(Action::JoinRoom, &room.name, problem);
-                }
-                Err(RoomError::Run(failure)) => return Err(failure),
-            }
-        }
+        self.drop_excluded(context, &mut rooms, plan).await?;
+        check_rooms(context.reader, identity, &mut rooms, plan).await?;
         self.fill(plan, rooms, identity);
         Ok(())
     }
@@ -207,17 +165,67 @@ struct Missing {
 }
 
 impl JoinRooms {
+    /// Returns the accounts that `users` selects, and notes the patterns without a match.
+    fn candidates(
+        &self,
+        listed: Vec<UserRow>,
+        identity: &Identity,
+        ghosts: &HashMap<String, String>,
+        plan: &mut Plan,
+    ) -> Vec<Candidate> {
+        let Keys { users, except_users, .. } = &self.keys;
+        let mut seen = Matched::default();
+        let candidates = listed
+            .into_iter()
+            .filter_map(|row| {
+                let exempt = match select(&row.name, users, except_users, &mut seen) {
+                    Selection::Unmatched => return None,
+                    Selection::Excluded => Some(Exempt::Excluded),
+                    Selection::Chosen => self.exempt(&row, identity),
+                };
+                let ghost = || ghosts.contains_key(&row.name).then_some(Exempt::Bridge);
+                Some(Candidate { exempt: exempt.or_else(ghost), user_id: row.name })
+            })
+            .collect();
+        for pattern in unmatched(users, except_users, &seen) {
+            plan.notes.push(format!("`{pattern}` matched no account"));
+        }
+        candidates
+    }
+
+    /// Removes accounts that must not be joined from all rooms.
+    async fn drop_excluded(
+        &self,
+        context: &Context<'_>,
+        rooms: &mut [RoomPlan],
+        plan: &mut Plan,
+    ) -> Result<(), PlanError> {
+        let excluded = self.excluded_accounts(context, rooms).await?;
+        for room in rooms {
+            let name = &room.name;
+            room.missing.retain(|missing| {
+                let Some(exempt) = excluded.get(&missing.user_id) else { return true };
+                if let Some(exempt) = *exempt {
+                    plan.leave_alone(exempt, || target(&missing.user_id, name));
+                }
+                false
+            });
+        }
+        Ok(())
+    }
+
     /// Judges by the list of accounts, which shows neither bridge ghosts nor suspension.
     fn exempt(&self, row: &UserRow, identity: &Identity) -> Option<Exempt> {
         let bot = matches!(row.user_type.as_deref(), Some("bot" | "support"));
-        match () {
-            () if row.name == identity.account.name => Some(Exempt::OwnAccount),
-            () if row.deactivated => Some(Exempt::Deactivated),
-            () if row.locked => Some(Exempt::Locked),
-            () if row.is_guest => Some(Exempt::Guest),
-            () if bot && !self.keys.include_bots => Some(Exempt::Bot),
-            () => None,
-        }
+        [
+            (row.name == identity.account.name, Exempt::OwnAccount),
+            (row.deactivated, Exempt::Deactivated),
+            (row.locked, Exempt::Locked),
+            (row.is_guest, Exempt::Guest),
+            (bot && !self.keys.include_bots, Exempt::Bot),
+        ]
+        .into_iter()
+        .find_map(|(applies, exempt)| applies.then_some(exempt))
     }
 
     /// Returns `None` if another entry of `rooms` refers to the same room.
@@ -345,13 +353,14 @@ impl JoinRooms {
                     value: appservice.clone(),
                 });
             }
-            let exempt = match () {
-                () if user.appservice_id.is_some() => Some(Exempt::Bridge),
-                () if user.deactivated => Some(Exempt::Deactivated),
-                () if user.locked => Some(Exempt::Locked),
-                () if user.suspended => Some(Exempt::Suspended),
-                () => None,
-            };
+            let exempt = [
+                (user.appservice_id.is_some(), Exempt::Bridge),
+                (user.deactivated, Exempt::Deactivated),
+                (user.locked, Exempt::Locked),
+                (user.suspended, Exempt::Suspended),
+            ]
+            .into_iter()
+            .find_map(|(applies, exempt)| applies.then_some(exempt));
             if exempt.is_some() {
                 excluded.insert(user_id, exempt);
             }
@@ -394,6 +403,34 @@ impl JoinRooms {
         }
         plan.work = Work::Changes(changes);
     }
+}
+
+/// Drops the rooms to which the daemon's account may not join others.
+///
+/// Done last: a room with nobody to join needs no power to invite.
+async fn check_rooms(
+    reader: &Reader,
+    identity: &Identity,
+    rooms: &mut [RoomPlan],
+    plan: &mut Plan,
+) -> Result<(), PlanError> {
+    for room in rooms {
+        let allowed = match (room.missing.is_empty(), &room.permissions) {
+            (false, Some(permissions)) => {
+                check_may_join_others(reader, identity, &room.open, permissions).await
+            }
+            _ => Ok(()),
+        };
+        match allowed {
+            Ok(()) => plan.some_fine = true,
+            Err(RoomError::Room(problem)) => {
+                room.missing.clear();
+                plan.problem(Action::JoinRoom, &room.name, problem);
+            }
+            Err(RoomError::Run(failure)) => return Err(failure),
+        }
+    }
+    Ok(())
 }
 
 /// A room that exists and has local members.

@@ -137,6 +137,38 @@ struct Found {
     kept: Vec<Candidate>,
 }
 
+impl Found {
+    /// Adds the files of one account; `kept` are those that Synapse kept in earlier runs, with their last use.
+    fn add<'a>(
+        &mut self,
+        files: impl Iterator<Item = &'a File>,
+        user_id: String,
+        kept: &HashMap<String, String>,
+        plan: &mut Plan,
+    ) {
+        let owner = u32::try_from(self.owners.len()).unwrap_or(u32::MAX);
+        let count_before = self.files.len() + self.kept.len();
+        for file in files {
+            if let Some(exempt) = exempt(file) {
+                plan.leave_alone(exempt, || target(&file.media_id, &user_id));
+                continue;
+            }
+            let used_ms = file.last_used_ms();
+            let bytes = file.media_length.unwrap_or(0);
+            let candidate = Candidate { used_ms, bytes, id: file.media_id.as_str().into(), owner };
+            if kept.get(&file.media_id).is_some_and(|used| *used == used_ms.to_string()) {
+                plan.leave_alone(Exempt::Kept, || target(&file.media_id, &user_id));
+                self.kept.push(candidate);
+            } else {
+                self.files.push(candidate);
+            }
+        }
+        if self.files.len() + self.kept.len() > count_before {
+            self.owners.push(user_id.into());
+        }
+    }
+}
+
 /// A file that Synapse will delete unless it is an avatar, which the list does not show.
 #[derive(Debug)]
 struct Candidate {
@@ -181,29 +213,8 @@ impl PurgeLocalMedia {
                 unlisted = count.saturating_add(unlisted);
                 continue;
             };
-            let owner = u32::try_from(found.owners.len()).unwrap_or(u32::MAX);
-            let before_it = found.files.len() + found.kept.len();
-            for file in files.iter().filter(|file| self.is_old(file, before)) {
-                if let Some(exempt) = exempt(file) {
-                    plan.leave_alone(exempt, || target(&file.media_id, &user_id));
-                    continue;
-                }
-                let bytes = file.media_length.unwrap_or(0);
-                let id = file.media_id.as_str().into();
-                let candidate = Candidate { used_ms: file.last_used_ms(), bytes, id, owner };
-                if kept
-                    .get(&file.media_id)
-                    .is_some_and(|used| *used == file.last_used_ms().to_string())
-                {
-                    plan.leave_alone(Exempt::Kept, || target(&file.media_id, &user_id));
-                    found.kept.push(candidate);
-                    continue;
-                }
-                found.files.push(candidate);
-            }
-            if found.files.len() + found.kept.len() > before_it {
-                found.owners.push(user_id.into());
-            }
+            let old = files.iter().filter(|file| self.is_old(file, before));
+            found.add(old, user_id, kept, plan);
         }
         if unlisted > 0 {
             plan.notes.push(format!(

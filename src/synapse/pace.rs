@@ -12,6 +12,7 @@ use crate::values::schema::{Limit, Rate};
 
 /// The limits of an address as they are configured.
 #[derive(Debug, Clone, Copy)]
+#[expect(clippy::struct_field_names, reason = "named after the keys of the configuration")]
 pub struct LimitValues {
     pub max_concurrent_requests: u32,
     pub max_requests_per_second: Limit<Rate>,

@@ -40,7 +40,7 @@ pub(super) struct Pages {
     /// Hashes of the tokens that were followed.
     followed: HashSet<u64>,
     hasher: RandomState,
-    pages: u32,
+    read_count: u32,
     rows: u64,
     /// According to the first page.
     total: Option<u64>,
@@ -61,7 +61,7 @@ impl Pages {
             max_page_rows,
             followed: HashSet::new(),
             hasher: RandomState::new(),
-            pages: 0,
+            read_count: 0,
             rows: 0,
             total: None,
         }
@@ -76,7 +76,7 @@ impl Pages {
         total: Option<u64>,
         token: Option<PageToken>,
     ) -> Result<Option<PageToken>, Error> {
-        self.pages += 1;
+        self.read_count += 1;
         self.rows = self.rows.saturating_add(rows as u64);
         let total = *self.total.get_or_insert(total.unwrap_or(MAX_TOTAL).min(MAX_TOTAL));
         if rows > self.max_page_rows {
@@ -95,7 +95,7 @@ impl Pages {
         if self.rows > total.saturating_mul(2).saturating_add(MAX_GROWTH) {
             return Err(self.endless("it has far more rows than it reported"));
         }
-        if self.pages == MAX_PAGES {
+        if self.read_count == MAX_PAGES {
             return Err(self.endless("no list has this many pages"));
         }
         Ok(Some(token))
@@ -109,7 +109,7 @@ impl Pages {
         let problem = format!(
             "this list does not end: {sign}, after {}{of} on {}",
             format_count(self.rows, "row", "rows"),
-            format_count(u64::from(self.pages), "page", "pages")
+            format_count(u64::from(self.read_count), "page", "pages")
         );
         Error {
             method: Method::GET,

@@ -263,11 +263,12 @@ impl Permissions {
             predecessor = content.predecessor.room_id;
             creator = Some(sender);
         }
-        let levels = levels.map(|event| event.content).unwrap_or_else(|| PowerLevels {
+        let without_event = || PowerLevels {
             // Without the event only the creator has power (Matrix specification, authorization rules).
             users: creator.map(|creator| (creator, 100)).into_iter().collect(),
             ..PowerLevels::default()
-        });
+        };
+        let levels = levels.map_or_else(without_event, |event| event.content);
         Self {
             public: rules.is_some_and(|event| event.content.join_rule.as_deref() == Some("public")),
             invite: levels.invite.to_integer().unwrap_or(0),

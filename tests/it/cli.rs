@@ -286,7 +286,7 @@ joins_per_second = 2
     microglia.toml: no errors, 1 warning; 1 homeserver, 3 jobs
     "#);
     insta::assert_snapshot!(output.stderr.replace(&program.path("").display().to_string(), ""), @r#"
-    warning: microglia.toml:24:20: above 0.5 joins a second a sweep uses up Synapse's rc_joins_per_room (1 a second by default), and real users are refused in that room for as long
+    warning: microglia.toml:24:20: above 0.5 joins per second, the run uses up Synapse's rc_joins_per_room (1 per second by default), and Synapse refuses other users who want to join the room meanwhile
        24 | joins_per_second = 2
           |                    ^
     "#);

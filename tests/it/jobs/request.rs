@@ -236,22 +236,22 @@ async fn an_endless_template_is_an_error_and_holds_up_neither_check_nor_the_daem
         (
             "path = \"/{}\"",
             endless,
-            "14:8: the template in `path` cannot be filled in: it takes more than 100,000 steps: shorten its loops",
+            "14:8: the template in `path` cannot be rendered: it needs more than 100,000 steps: shorten its loops",
         ),
         (
             "body = [\"{}\"]",
             endless,
-            "15:8: the template in `body[0]` cannot be filled in: it takes more than 100,000 steps: shorten its loops",
+            "15:8: the template in `body[0]` cannot be rendered: it needs more than 100,000 steps: shorten its loops",
         ),
         (
             "query = { a = \"{}\" }",
             bomb,
-            "15:9: the template in `query.a` cannot be filled in: it gives more than 1.0 MiB of text",
+            "15:9: the template in `query.a` cannot be rendered: it produces more than 1.0 MiB of text",
         ),
         (
             "body = \"{{ 'xxxxxxxx' * 200000 }}{}\"",
             "",
-            "15:8: the template in `body` cannot be filled in: ",
+            "15:8: the template in `body` cannot be rendered: ",
         ),
     ] {
         let line = key.replace("{}", template);
@@ -474,15 +474,15 @@ async fn slips_in_the_config_are_named() {
         text.push_str(&output.stderr.replace(&program.path("").display().to_string(), ""));
     }
     insta::assert_snapshot!(text, @r#"
-    error: microglia.toml:14:8: '#' cannot stand in a path as it goes out: write %23
+    error: microglia.toml:14:8: '#' is not allowed in a path: write %23
        14 | path = "/x/#room:hs/a b"
           |        ^^^^^^^^^^^^^^^^^
     microglia.toml: 1 mistake
-    error: microglia.toml:14:8: 'ü' cannot stand in a path as it goes out: write %C3%BC
+    error: microglia.toml:14:8: 'ü' is not allowed in a path: write %C3%BC
        14 | path = "/x/ü"
           |        ^^^^^^
     microglia.toml: 1 mistake
-    error: microglia.toml:14:8: ' ' cannot stand in a path as it goes out: write %20
+    error: microglia.toml:14:8: ' ' is not allowed in a path: write %20
        14 | path = "/x y"
           |        ^^^^^^
     microglia.toml: 1 mistake
@@ -490,42 +490,42 @@ async fn slips_in_the_config_are_named() {
        14 | path = "_synapse/admin"
           |        ^^^^^^^^^^^^^^^^
     microglia.toml: 1 mistake
-    error: microglia.toml:14:8: "/a/../b" would go out as "/b": write it so if that is meant
+    error: microglia.toml:14:8: "/a/../b" would be sent as "/b": write that if it is what you mean
        14 | path = "/a/../b"
           |        ^^^^^^^^^
     microglia.toml: 1 mistake
-    error: microglia.toml:14:8: '#' cannot stand in a path as it goes out: write %23
+    error: microglia.toml:14:8: '#' is not allowed in a path: write %23
        14 | path = "/x/{{ '#room:hs' }}"
           |        ^^^^^^^^^^^^^^^^^^^^^
     microglia.toml: 1 mistake
-    error: microglia.toml:14:8: the template in `path` cannot be filled in: "6mo": months are not a unit here: write the days, "180d"
+    error: microglia.toml:14:8: the template in `path` cannot be rendered: "6mo": months are not a unit here: write the days, "180d"
        14 | path = "/x/{{ ago_ms('6mo') }}"
           |        ^^^^^^^^^^^^^^^^^^^^^^^^
     microglia.toml: 1 mistake
-    error: microglia.toml:14:8: the template in `path` cannot be filled in: missing argument
+    error: microglia.toml:14:8: the template in `path` cannot be rendered: missing argument
        14 | path = "/x/{{ ago_ms() }}"
           |        ^^^^^^^^^^^^^^^^^^^
     microglia.toml: 1 mistake
-    error: microglia.toml:14:8: the template in `path` cannot be filled in: days_ago is unknown
+    error: microglia.toml:14:8: the template in `path` cannot be rendered: days_ago is unknown
        14 | path = "/x/{{ days_ago(3) }}"
           |        ^^^^^^^^^^^^^^^^^^^^^^
     microglia.toml: 1 mistake
-    error: microglia.toml:14:8: the template in `path` cannot be filled in: undefined value
+    error: microglia.toml:14:8: the template in `path` cannot be rendered: undefined value
        14 | path = "/x/{{ then }}"
           |        ^^^^^^^^^^^^^^^
     microglia.toml: 1 mistake
-    error: microglia.toml:14:8: the template in `path` cannot be filled in: unexpected end of input, expected end of variable block
+    error: microglia.toml:14:8: the template in `path` cannot be rendered: unexpected end of input, expected end of variable block
        14 | path = "/x/{{ now_ms() "
           |        ^^^^^^^^^^^^^^^^^
     microglia.toml: 1 mistake
-    error: microglia.toml:15:9: expected a table of strings, numbers and booleans such as { before_ts = "{{ ago_ms('30d') }}" }; a parameter that comes twice can stand in `path`
+    error: microglia.toml:15:9: expected a table of strings, numbers and booleans such as { before_ts = "{{ ago_ms('30d') }}" }; a parameter that occurs twice can be written in `path`
        15 | query = { a = [1], b = "{{ now() }}" }
           |         ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-    microglia.toml:15:9: the template in `query.b` cannot be filled in: now is unknown
+    microglia.toml:15:9: the template in `query.b` cannot be rendered: now is unknown
        15 | query = { a = [1], b = "{{ now() }}" }
           |         ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
     microglia.toml: 2 mistakes
-    error: microglia.toml:15:9: expected a table of strings, numbers and booleans such as { before_ts = "{{ ago_ms('30d') }}" }; a parameter that comes twice can stand in `path`
+    error: microglia.toml:15:9: expected a table of strings, numbers and booleans such as { before_ts = "{{ ago_ms('30d') }}" }; a parameter that occurs twice can be written in `path`
        15 | query = "a=1"
           |         ^^^^^
     microglia.toml:16:10: `expect` is empty: it needs at least one entry
@@ -539,7 +539,7 @@ async fn slips_in_the_config_are_named() {
        16 | expect = [99999]
           |           ^^^^^
     microglia.toml: 2 mistakes
-    error: microglia.toml:15:8: the template in `body[0]` cannot be filled in: "30" has no unit: did you mean "30d" (days), "30h", "30m" (minutes) or "30s"?
+    error: microglia.toml:15:8: the template in `body[0]` cannot be rendered: "30" has no unit: did you mean "30d" (days), "30h", "30m" (minutes) or "30s"?
        15 | body = ["{{ ago_ms(30) }}", "{% if %}"]
           |        ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
     microglia.toml: 1 mistake

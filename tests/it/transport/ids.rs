@@ -33,7 +33,7 @@ async fn rooms_that_replaced_each_other_without_end_fail_alone() {
     let program = Program::new(&fake.url(), TOKEN, job);
     let report = program.dry_run("sweep").await;
     insta::assert_snapshot!(changes(&report).join("\n"), @"
-    failed !room0:fake.test (1): the rooms that it replaced do not end: 100 were read
+    failed !room0:fake.test (1): the chain of rooms that it replaced does not end: 100 were read
     planned @user000000:fake.test -> !room140:fake.test (1)
     ");
 }
