@@ -1,14 +1,14 @@
-//! The table of kinds: one file a kind, one line here.
+//! The table of kinds: one file per kind, one line here.
 
+mod batch_size;
 pub mod job;
 mod join_rooms;
 mod purge_local_media;
 mod purge_remote_media;
 mod remove_external_ids;
 mod request;
-mod steps;
 
-use crate::jobs::job::Kind;
+use job::Kind;
 
 pub static KINDS: &[Kind] = &[
     Kind::of::<purge_local_media::PurgeLocalMedia>(),
@@ -38,7 +38,7 @@ mod tests {
             assert_eq!(keys.len(), kind.keys.len(), "{}", kind.name);
             assert!(
                 kind.about.len() > 100,
-                "{} says too little of what it does and leaves alone",
+                "{} needs a longer description of what it does and skips",
                 kind.name
             );
             for Key { name, about, .. } in kind.keys {

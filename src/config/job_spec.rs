@@ -20,6 +20,8 @@ pub struct JobSpec {
     pub zone: Zone,
     pub common: CommonKeys,
     pub job: Arc<dyn AnyJob>,
+    /// Whether the homeserver keeps its media in object storage, where Synapse deletes nothing.
+    pub media_in_object_storage: bool,
     /// From the job's name and the homeserver's URL, so that jobs of the same name start at different times.
     pub splay_seed: u64,
     /// Of all keys in the job's table, with defaults filled in.

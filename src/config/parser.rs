@@ -71,7 +71,9 @@ impl<'a> Parser<'a> {
             .map(|(name, homeserver)| Some((name, homeserver?)))
             .collect::<Option<_>>()?;
         for job in &mut jobs {
-            let url = &homeservers.get(&job.homeserver)?.url;
+            let homeserver = homeservers.get(&job.homeserver)?;
+            job.media_in_object_storage = homeserver.media_in_object_storage;
+            let url = &homeserver.url;
             let name = format!("{} {url}", job.name);
             (job.splay_seed, _) = Uuid::new_v5(&Uuid::NAMESPACE_URL, name.as_bytes()).as_u64_pair();
         }

@@ -122,7 +122,6 @@ impl Homeserver {
             ca: self.ca.clone(),
             limits: Arc::new(Limits::new(self.limit_values())),
             request_timeout: self.request_timeout,
-            media_in_object_storage: self.media_in_object_storage,
         }
     }
 

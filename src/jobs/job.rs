@@ -1,4 +1,4 @@
-//! What a kind of job is: its keys, its guards, and how it plans.
+//! The interface between a kind of job and the runner.
 
 use std::fmt::Debug;
 use std::sync::Arc;
@@ -15,22 +15,22 @@ use crate::values::duration::{HumanDuration, format_duration, rounded_up};
 use crate::values::schema::{ConfigError, Key, Limit, Rate, Table};
 use crate::values::text::format_number;
 
-/// A kind, written for its author: the struct is the kind's own config.
+/// A kind of job; the implementing struct is the configuration of one job.
 pub trait Job: Debug + Send + Sync + Sized + 'static {
     const KIND: &'static str;
     const ABOUT: &'static str;
     const KEYS: &'static [Key];
-    /// Whether the kind knows beforehand how many things it will change; without it `max_changes` and `at_most` mean nothing.
+    /// Whether the kind knows in advance how many items it will change; otherwise `max_changes` and `at_most` have no meaning.
     const COUNTS: bool = true;
     const NEEDS: Needs;
-    /// What all its changes do.
+    /// The action of all its changes.
     const ACTION: Action;
 
-    /// Reads the kind's keys; a mistake that takes several keys together is found here.
+    /// Reads the keys of the kind, and checks them against each other.
     fn read(table: &Table<'_, '_>, now: Timestamp, mistakes: &mut Vec<ConfigError>)
     -> Option<Self>;
 
-    /// Whether a run that was cut off may be run again although something of it may have been sent.
+    /// Whether an interrupted run may be repeated although some of its changes may have been sent.
     fn is_repeatable(&self) -> bool {
         true
     }
@@ -40,12 +40,12 @@ pub trait Job: Debug + Send + Sync + Sized + 'static {
         None
     }
 
-    /// What `check` should warn of, with the key it is about.
+    /// Returns warnings for `check`, each with its key.
     fn warnings(&self) -> Vec<(&'static str, String)> {
         Vec::new()
     }
 
-    /// What `check --online` asks for this job beyond what every homeserver is asked.
+    /// Runs the checks of `check --online` that are specific to this job.
     fn check(
         &self,
         _reader: &Reader,
@@ -54,7 +54,7 @@ pub trait Job: Debug + Send + Sync + Sized + 'static {
         async { Vec::new() }
     }
 
-    /// What the reading of a run takes, for `check --online`; `None` where that is not known beforehand.
+    /// Estimates the reads of a run, for `check --online`; `None` if they are not known in advance.
     fn read_estimate(
         &self,
         _reader: &Reader,
@@ -62,7 +62,7 @@ pub trait Job: Debug + Send + Sync + Sized + 'static {
         async { Ok(None) }
     }
 
-    /// Reads the homeserver and writes down what would have to change. It has nothing to change it with.
+    /// Reads the homeserver and adds the changes to make to the plan.
     fn plan(
         &self,
         context: &Context<'_>,
@@ -70,36 +70,36 @@ pub trait Job: Debug + Send + Sync + Sized + 'static {
     ) -> impl Future<Output = Result<(), PlanError>> + Send;
 }
 
-/// What must hold before a run of a kind may plan.
+/// The requirements of a kind, checked before a run reads anything.
 #[derive(Debug, Clone, Copy)]
 pub struct Needs {
     pub synapse: Version,
-    /// The kind sends moments: a wrong local clock would delete the wrong things.
+    /// The kind sends timestamps: with a wrong local clock, it would delete the wrong items.
     pub clock: bool,
-    /// Why the kind makes no sense where accounts live in MAS.
+    /// Why the kind is refused if accounts live in MAS.
     pub not_under_mas: Option<&'static str>,
-    /// The kind plans without asking anything, so that a dry run sends nothing at all.
+    /// The kind plans without any request: a dry run sends nothing at all.
     pub plans_offline: bool,
     /// The kind uses endpoints that the process behind `media_url` serves.
     pub media: bool,
 }
 
-/// A question that `check --online` asked; the error says what to do.
+/// The result of one check of `check --online`; the error says what to do.
 #[derive(Debug)]
 pub struct CheckResult {
     pub question: String,
     pub answer: Result<String, String>,
 }
 
-/// What the reading of a run takes: one request for each item.
+/// What a run reads: one request per item.
 #[derive(Debug, Clone, Copy)]
 pub struct ReadEstimate {
-    /// What the items are, in the plural.
+    /// The name of the items, in the plural.
     pub what: &'static str,
     pub items: u64,
 }
 
-/// How many requests a run may send, and how long it may take.
+/// The request rate and the duration of a run.
 #[derive(Debug, Clone, Copy)]
 pub struct Budget {
     pub requests_per_second: Limit<Rate>,
@@ -107,17 +107,17 @@ pub struct Budget {
 }
 
 impl Budget {
-    /// Says that the reading alone takes longer than the time limit; `None` where it does not, or the rate is unlimited.
+    /// Returns a warning if reading alone takes longer than the time limit.
     pub fn warning(&self, volume: ReadEstimate) -> Option<String> {
         let rate = self.requests_per_second.number()?.0;
         #[expect(clippy::cast_precision_loss, reason = "a rounded time does as well")]
         let takes = Duration::try_from_secs_f64(volume.items as f64 / rate).ok()?;
         (takes > self.time_limit.0).then(|| {
             format!(
-                "{} {} at {rate} requests a second take at least {}; time_limit is {}: raise it to at least {}",
+                "reading {} {} at {rate} requests per second takes at least {}, but time_limit is {}: raise it to at least {}",
                 format_number(volume.items),
                 volume.what,
-                format_duration(to_the_minute(takes)),
+                format_duration(rounded_to_minutes(takes)),
                 self.time_limit,
                 format_duration(rounded_up(takes))
             )
@@ -125,33 +125,35 @@ impl Budget {
     }
 }
 
-/// Rounds up what is given in hours and minutes.
-fn to_the_minute(takes: Duration) -> Duration {
+/// Rounds a duration of an hour or more up to the minute.
+fn rounded_to_minutes(takes: Duration) -> Duration {
     match takes.as_secs() {
         0..3600 => takes,
         seconds => Duration::from_secs(seconds.div_ceil(60).saturating_mul(60)),
     }
 }
 
-/// What a job may use while it plans.
+/// What a job can use while it plans.
 pub struct Context<'a> {
-    /// When the run started: ages count back from here.
+    /// The start of the run, from which ages count back.
     pub started_at: Timestamp,
     pub reader: &'a Reader,
     /// What is known of the job's [topic](Job::topic).
     pub facts: Facts<'a>,
     pub emit: &'a (dyn Fn(Event) + Send + Sync),
-    /// How many questions to ask side by side.
+    /// Whether the homeserver keeps its media in object storage, where Synapse deletes nothing.
+    pub media_in_object_storage: bool,
+    /// How many requests to send at the same time.
     pub concurrency: usize,
     pub budget: Budget,
 }
 
-/// Why a plan could not be made.
+/// Why a plan failed.
 #[derive(Debug, thiserror::Error)]
 pub enum PlanError {
     #[error("{0}")]
     Synapse(#[from] synapse::Error),
-    /// A guard: nothing is wrong with the homeserver, and nothing may be done.
+    /// The job must not run, although the homeserver works.
     #[error("{0}")]
     Refused(String),
 }
@@ -161,20 +163,20 @@ impl Context<'_> {
         (self.emit)(Event::Reading { what: what.to_owned(), done, total });
     }
 
-    /// Warns where what is about to be read takes longer than the run may.
+    /// Warns if the reads ahead take longer than the time limit of the run.
     pub fn expect_reading(&self, volume: ReadEstimate) {
         if let Some(warning) = self.budget.warning(volume) {
             (self.emit)(Event::Warning(warning));
         }
     }
 
-    /// Who we are there; the runner has asked by now.
+    /// Returns the homeserver and the account of the token; the runner has requested both by now.
     pub async fn identity(&self) -> Result<&Identity, PlanError> {
         Ok(self.reader.identity().await?)
     }
 }
 
-/// A job whose kind is not known any more, as the runner uses it.
+/// A job of any kind, as the runner uses it.
 pub trait AnyJob: Debug + Send + Sync {
     fn kind(&self) -> &'static Kind;
     fn is_repeatable(&self) -> bool;
@@ -196,10 +198,10 @@ pub trait AnyJob: Debug + Send + Sync {
     ) -> BoxFuture<'a, Result<(), PlanError>>;
 }
 
-/// Reads a kind's keys from a job's table, at a moment that ages are judged by.
+/// Reads the keys of a kind from a job's table; ages are checked against the given time.
 pub type Read = fn(&Table<'_, '_>, Timestamp, &mut Vec<ConfigError>) -> Option<Arc<dyn AnyJob>>;
 
-/// One row of the table of kinds.
+/// A row of the table of kinds.
 #[derive(Debug)]
 pub struct Kind {
     pub name: &'static str,
@@ -271,14 +273,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn reading_that_takes_longer_than_the_time_limit_is_warned_of() {
+    fn reading_that_takes_longer_than_the_time_limit_causes_a_warning() {
         let warning = |items, requests_per_second| {
             let time_limit = "1h".parse().unwrap();
             let budget = Budget { requests_per_second, time_limit };
             budget.warning(ReadEstimate { what: "accounts", items })
         };
         let fifty = Limit::Of(Rate(50.0));
-        insta::assert_snapshot!(warning(500_000, fifty).unwrap(), @"500,000 accounts at 50 requests a second take at least 2 h 47 min; time_limit is 1h: raise it to at least 2 h 50 min");
+        insta::assert_snapshot!(warning(500_000, fifty).unwrap(), @"reading 500,000 accounts at 50 requests per second takes at least 2 h 47 min, but time_limit is 1h: raise it to at least 2 h 50 min");
         assert_eq!(warning(180_000, fifty), None);
         assert_eq!(warning(u64::MAX, Limit::Unlimited), None);
         assert_eq!(warning(u64::MAX, Limit::Of(Rate(f64::MIN_POSITIVE))), None);

@@ -1,4 +1,4 @@
-//! `join-rooms`: sweeps users into the rooms they should be in.
+//! `join-rooms`: joins local users to rooms.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
@@ -10,7 +10,9 @@ use crate::jobs::job::{CheckResult, Context, Job, Needs, PlanError, ReadEstimate
 use crate::plan::change::{Change, ChangeResult, Check, Lane, Plan, Work};
 use crate::plan::facts::{Fact, Topic};
 use crate::plan::report::{Action, Exempt};
-use crate::synapse::{self, Identity, MemberEvent, Permissions, Reader, UserRow, Version, Writer};
+use crate::synapse::{
+    self, Identity, MemberEvent, Membership, Permissions, Reader, UserRow, Version, Writer,
+};
 use crate::values::clock::Timestamp;
 use crate::values::duration::format_duration;
 use crate::values::glob::{Matched, Selection, UserGlob, select, unmatched};
@@ -24,15 +26,15 @@ schema! {
     pub struct Keys {
         /// The rooms, as aliases (#room:example.com) or ids (!id).
         pub rooms: NonEmpty<RoomName>,
-        /// Whom to sweep in: ids or globs over whole Matrix ids.
+        /// The users to join: ids or globs over whole Matrix ids.
         pub users: NonEmpty<UserGlob> = "[\"*\"]",
-        /// Never these.
+        /// Users who are never joined.
         pub except_users: Vec<UserGlob> = "[]",
-        /// Whom to join again: "never" anybody who left, "left" who left of their own accord, "kicked" those and who was kicked. Nobody banned, ever.
+        /// Which former members are joined again: "never" for none, "left" for those who left on their own, "kicked" for those and users who were kicked. Banned users are never joined.
         pub rejoin: Rejoin = "\"never\"",
-        /// Joins a second into one room; Synapse counts them against `rc_joins_per_room`, so that more locks real users out of the room.
+        /// Joins per second into one room. They count towards Synapse's `rc_joins_per_room`: with a higher rate, Synapse refuses other users who want to join the room.
         pub joins_per_second: Rate where "0.001" to "10000" = "0.5",
-        /// Also accounts whose `user_type` is bot or support.
+        /// Includes accounts whose `user_type` is bot or support.
         pub include_bots: bool = "false",
     }
 }
@@ -52,9 +54,9 @@ pub struct JoinRooms {
 
 impl Job for JoinRooms {
     const KIND: &'static str = "join-rooms";
-    const ABOUT: &'static str = "Joins local users to rooms they are not in. Leaves alone who is in already, who left or was kicked or banned (here or in the room that this one replaced), \
-        and every deactivated, locked or suspended account, guest, bridge ghost, bot and the daemon's own account. \
-        Into a room that is not public the daemon's account invites: it must be in there and may invite.";
+    const ABOUT: &'static str = "Joins local users to rooms that they are not in. Skips users who left or were kicked or banned (from the room, or from the one that it replaced), \
+        deactivated, locked and suspended accounts, guests, bridge ghosts, bots and the daemon's own account. \
+        To a room that is not public, the daemon's account invites the users: it must be a member with the power to invite.";
     const KEYS: &'static [Key] = Keys::KEYS;
     const ACTION: Action = Action::JoinRoom;
     const NEEDS: Needs = Needs {
@@ -75,22 +77,26 @@ impl Job for JoinRooms {
 
     fn warnings(&self) -> Vec<(&'static str, String)> {
         let fast = self.keys.joins_per_second.0 > 0.5;
-        fast.then(|| ("joins_per_second", "above 0.5 joins a second a sweep uses up Synapse's rc_joins_per_room (1 a second by default), and real users are refused in that room for as long".to_owned())).into_iter().collect()
+        fast.then(|| ("joins_per_second", "above 0.5 joins per second, the run uses up Synapse's rc_joins_per_room (1 per second by default), and Synapse refuses other users who want to join the room meanwhile".to_owned())).into_iter().collect()
     }
 
     async fn check(&self, reader: &Reader, identity: &Identity) -> Vec<CheckResult> {
         let mut answers = Vec::new();
         for RoomName(name) in self.keys.rooms.iter() {
             let access = async {
-                let room = open(reader, identity, id_of(reader, name).await?).await?;
+                let room = open(reader, identity, resolve(reader, name).await?).await?;
                 let permissions = reader.permissions(&room.room_id).await?;
-                may_bring_in(reader, identity, &room, &permissions).await?;
-                Ok(if permissions.public { "yes, it is public" } else { "yes, by invitation" }
-                    .to_owned())
+                check_may_join_others(reader, identity, &room, &permissions).await?;
+                Ok(if permissions.public {
+                    "yes, the room is public"
+                } else {
+                    "yes, by invitation"
+                }
+                .to_owned())
             };
-            let answer = access.await.map_err(|trouble| match trouble {
-                Trouble::Room(problem) => problem,
-                Trouble::Run(failure) => failure.to_string(),
+            let answer = access.await.map_err(|error| match error {
+                RoomError::Room(problem) => problem,
+                RoomError::Run(failure) => failure.to_string(),
             });
             answers.push(CheckResult { question: format!("may join users to {name}"), answer });
         }
@@ -104,140 +110,148 @@ impl Job for JoinRooms {
     async fn plan(&self, context: &Context<'_>, plan: &mut Plan) -> Result<(), PlanError> {
         let identity = context.identity().await?;
         let ghosts = context.facts.known();
-        let mut seen = Matched::default();
         let listed =
             context.reader.users(|done, total| context.reading("accounts", done, total)).await?;
-        let wanted: Vec<ListedJob> = listed
-            .into_iter()
-            .filter_map(|row| {
-                let exempt =
-                    match select(&row.name, &self.keys.users, &self.keys.except_users, &mut seen) {
-                        Selection::Unmatched => return None,
-                        Selection::Excluded => Some(Exempt::Excluded),
-                        Selection::Chosen => self.exempt(&row, identity),
-                    };
-                let ghost = || ghosts.contains_key(&row.name).then_some(Exempt::Bridge);
-                Some(ListedJob { exempt: exempt.or_else(ghost), user_id: row.name })
-            })
-            .collect();
-        for pattern in unmatched(&self.keys.users, &self.keys.except_users, &seen) {
-            plan.notes.push(format!("`{pattern}` matched no account"));
-        }
+        let candidates = self.candidates(listed, identity, &ghosts, plan);
         let mut rooms = Vec::new();
         let mut known = HashSet::new();
         for (index, RoomName(name)) in self.keys.rooms.iter().enumerate() {
             context.reading("rooms", index as u64, self.keys.rooms.len() as u64);
-            match self.look_at(context, identity, name, &wanted, &mut known, plan).await {
+            match self.plan_room(context, identity, name, &candidates, &mut known, plan).await {
                 Ok(room) => rooms.extend(room),
-                Err(Trouble::Room(problem)) => plan.problem(Action::JoinRoom, name, problem),
-                Err(Trouble::Run(failure)) => return Err(failure),
+                Err(RoomError::Room(problem)) => plan.problem(Action::JoinRoom, name, problem),
+                Err(RoomError::Run(failure)) => return Err(failure),
             }
         }
         context.reading("rooms", self.keys.rooms.len() as u64, self.keys.rooms.len() as u64);
-        let unfit = self.unfit(context, &rooms).await?;
-        for room in &mut rooms {
-            let name = &room.name;
-            room.missing.retain(|missing| match unfit.get(&missing.user_id) {
-                None => true,
-                Some(exempt) => {
-                    if let Some(exempt) = *exempt {
-                        plan.leave_alone(exempt, || target(&missing.user_id, name));
-                    }
-                    false
-                }
-            });
-            // Checked last: a room in which only ghosts are missing needs no power to invite.
-            let asked = match (room.missing.is_empty(), &room.permissions) {
-                (false, Some(permissions)) => {
-                    may_bring_in(context.reader, identity, &room.open, permissions).await
-                }
-                _ => Ok(()),
-            };
-            match asked {
-                Ok(()) => plan.some_up_to_date = true,
-                Err(Trouble::Room(problem)) => {
-                    room.missing.clear();
-                    plan.problem(Action::JoinRoom, &room.name, problem);
-                }
-                Err(Trouble::Run(failure)) => return Err(failure),
-            }
-        }
+        self.drop_excluded(context, &mut rooms, plan).await?;
+        check_rooms(context.reader, identity, &mut rooms, plan).await?;
         self.fill(plan, rooms, identity);
         Ok(())
     }
 }
 
-/// No room was upgraded more often: each upgrade names a room before it, and anybody can write any name there.
-const MOST_ROOMS: usize = 100;
+/// More upgrades than any room has had. The predecessor of a room is whatever its creator wrote, so the chain may be endless.
+const MAX_CHAIN: usize = 100;
 
-/// What keeps a room from being worked on, or the whole run.
-enum Trouble {
+/// Why a room, or the whole run, cannot be planned.
+enum RoomError {
     Room(String),
     Run(PlanError),
 }
 
-impl From<synapse::Error> for Trouble {
+impl From<synapse::Error> for RoomError {
     fn from(error: synapse::Error) -> Self {
         if error.is_about_target() { Self::Room(error.message()) } else { Self::Run(error.into()) }
     }
 }
 
-/// A room with those who are missing there and did not leave it.
+/// A room and the users to join to it.
 struct RoomPlan {
     name: String,
     open: OpenRoom,
-    /// Read only where somebody is missing.
+    /// `None` if nobody is to be joined.
     permissions: Option<Permissions>,
     missing: Vec<Missing>,
 }
 
 /// An account that `users` matches.
-struct ListedJob {
+struct Candidate {
     user_id: String,
-    /// Why it is joined to no room, as far as the list of accounts shows.
+    /// Why it is not joined to any room, as far as the list of accounts tells.
     exempt: Option<Exempt>,
 }
 
 struct Missing {
     user_id: String,
-    /// The membership in this room at the time of the plan.
-    was: Option<String>,
+    /// The membership in this room when it was planned.
+    membership: Option<Membership>,
 }
 
 impl JoinRooms {
-    /// What the list of accounts tells; ghosts and suspension show only one by one.
-    fn exempt(&self, row: &UserRow, identity: &Identity) -> Option<Exempt> {
-        let bot = matches!(row.user_type.as_deref(), Some("bot" | "support"));
-        match () {
-            () if row.name == identity.account.name => Some(Exempt::OwnAccount),
-            () if row.deactivated => Some(Exempt::Deactivated),
-            () if row.locked => Some(Exempt::Locked),
-            () if row.is_guest => Some(Exempt::Guest),
-            () if bot && !self.keys.include_bots => Some(Exempt::Bot),
-            () => None,
+    /// Returns the accounts that `users` selects, and notes the patterns without a match.
+    fn candidates(
+        &self,
+        listed: Vec<UserRow>,
+        identity: &Identity,
+        ghosts: &HashMap<String, String>,
+        plan: &mut Plan,
+    ) -> Vec<Candidate> {
+        let Keys { users, except_users, .. } = &self.keys;
+        let mut seen = Matched::default();
+        let candidates = listed
+            .into_iter()
+            .filter_map(|row| {
+                let exempt = match select(&row.name, users, except_users, &mut seen) {
+                    Selection::Unmatched => return None,
+                    Selection::Excluded => Some(Exempt::Excluded),
+                    Selection::Chosen => self.exempt(&row, identity),
+                };
+                let ghost = || ghosts.contains_key(&row.name).then_some(Exempt::Bridge);
+                Some(Candidate { exempt: exempt.or_else(ghost), user_id: row.name })
+            })
+            .collect();
+        for pattern in unmatched(users, except_users, &seen) {
+            plan.notes.push(format!("`{pattern}` matched no account"));
         }
+        candidates
     }
 
-    /// `None` for a room that another name led to before.
-    async fn look_at(
+    /// Removes accounts that must not be joined from all rooms.
+    async fn drop_excluded(
+        &self,
+        context: &Context<'_>,
+        rooms: &mut [RoomPlan],
+        plan: &mut Plan,
+    ) -> Result<(), PlanError> {
+        let excluded = self.excluded_accounts(context, rooms).await?;
+        for room in rooms {
+            let name = &room.name;
+            room.missing.retain(|missing| {
+                let Some(exempt) = excluded.get(&missing.user_id) else { return true };
+                if let Some(exempt) = *exempt {
+                    plan.leave_alone(exempt, || target(&missing.user_id, name));
+                }
+                false
+            });
+        }
+        Ok(())
+    }
+
+    /// Judges by the list of accounts, which shows neither bridge ghosts nor suspension.
+    fn exempt(&self, row: &UserRow, identity: &Identity) -> Option<Exempt> {
+        let bot = matches!(row.user_type.as_deref(), Some("bot" | "support"));
+        [
+            (row.name == identity.account.name, Exempt::OwnAccount),
+            (row.deactivated, Exempt::Deactivated),
+            (row.locked, Exempt::Locked),
+            (row.is_guest, Exempt::Guest),
+            (bot && !self.keys.include_bots, Exempt::Bot),
+        ]
+        .into_iter()
+        .find_map(|(applies, exempt)| applies.then_some(exempt))
+    }
+
+    /// Returns `None` if another entry of `rooms` refers to the same room.
+    async fn plan_room(
         &self,
         context: &Context<'_>,
         identity: &Identity,
         name: &str,
-        wanted: &[ListedJob],
+        candidates: &[Candidate],
         known: &mut HashSet<String>,
         plan: &mut Plan,
-    ) -> Result<Option<RoomPlan>, Trouble> {
+    ) -> Result<Option<RoomPlan>, RoomError> {
         let reader = context.reader;
-        let room_id = id_of(reader, name).await?;
+        let room_id = resolve(reader, name).await?;
         if !known.insert(room_id.clone()) {
             return Ok(None);
         }
         let open = open(reader, identity, room_id).await?;
         let mut outside: Vec<&str> = Vec::new();
-        for ListedJob { user_id, exempt } in wanted {
+        for Candidate { user_id, exempt } in candidates {
             match exempt {
-                _ if open.inside.contains(user_id) => {}
+                _ if open.members.contains(user_id) => {}
                 Some(exempt) => plan.leave_alone(*exempt, || target(user_id, name)),
                 None => outside.push(user_id),
             }
@@ -250,10 +264,10 @@ impl JoinRooms {
         let events = self.chain(reader, &open.room_id, permissions.predecessor.clone()).await?;
         let mut missing = Vec::new();
         for user in outside {
-            match self.welcome(&events, user) {
+            match self.may_join(&events, user) {
                 Ok(()) => missing.push(Missing {
                     user_id: user.to_owned(),
-                    was: events[0].get(user).map(|event| event.membership.clone()),
+                    membership: events[0].get(user).map(|event| event.membership),
                 }),
                 Err(exempt) => plan.leave_alone(exempt, || target(user, name)),
             }
@@ -261,24 +275,24 @@ impl JoinRooms {
         Ok(Some(RoomPlan { name: name.to_owned(), open, permissions: Some(permissions), missing }))
     }
 
-    /// The membership events of the room and of those that it replaced, newest room first.
+    /// Returns the membership events of the room and of those that it replaced, newest room first.
     async fn chain(
         &self,
         reader: &Reader,
         room_id: &str,
         predecessor: Option<String>,
-    ) -> Result<Vec<HashMap<String, MemberEvent>>, Trouble> {
+    ) -> Result<Vec<HashMap<String, MemberEvent>>, RoomError> {
         let mut chain = vec![reader.member_events(room_id).await?];
         let (mut next, mut visited) = (predecessor, HashSet::from([room_id.to_owned()]));
         while let Some(room) = next.take().filter(|room| visited.insert(room.clone())) {
-            if visited.len() > MOST_ROOMS {
-                return Err(Trouble::Room(format!(
-                    "the rooms that it replaced do not end: {MOST_ROOMS} were read"
+            if visited.len() > MAX_CHAIN {
+                return Err(RoomError::Room(format!(
+                    "the chain of rooms that it replaced does not end: {MAX_CHAIN} were read"
                 )));
             }
             match reader.member_events(&room).await {
                 Ok(events) => chain.push(events),
-                // A room that was purged, or that nobody from here ever was in, holds no memory to respect.
+                // A room that was purged, or never had local members, has no membership events.
                 Err(error) if error.is_not_found() => break,
                 Err(error) => return Err(error.into()),
             }
@@ -287,16 +301,16 @@ impl JoinRooms {
         Ok(chain)
     }
 
-    /// Whether the user may be joined, by the latest word there is: an invitation or a knock is none about the rooms before.
-    fn welcome(&self, chain: &[HashMap<String, MemberEvent>], user: &str) -> Result<(), Exempt> {
+    /// Decides by the newest room in which the user joined, left or was banned; invitations and knocks do not count.
+    fn may_join(&self, chain: &[HashMap<String, MemberEvent>], user: &str) -> Result<(), Exempt> {
         let mut left = None;
         for event in chain.iter().filter_map(|events| events.get(user)) {
-            match event.membership.as_str() {
-                "ban" => return Err(Exempt::Banned),
-                // Whoever was let in again since is banned no more, whatever the rooms before remember.
-                "join" => break,
-                "leave" => left = left.or(Some(event)),
-                _ => {}
+            match event.membership {
+                Membership::Ban => return Err(Exempt::Banned),
+                // Bans, kicks and leaves in earlier rooms do not matter to a user who joined a later one.
+                Membership::Join => break,
+                Membership::Leave => left = left.or(Some(event)),
+                Membership::Invite | Membership::Knock => {}
             }
         }
         match (left.map(|event| event.by_self), self.keys.rejoin) {
@@ -308,22 +322,22 @@ impl JoinRooms {
         }
     }
 
-    /// Asks about everybody who is missing somewhere: ghosts, whom it remembers, and the suspended are left out.
+    /// Reads every account that is to be joined, and returns those that must not be: bridge ghosts, suspended accounts, …
     ///
-    /// Without a reason for an account that is gone.
-    async fn unfit(
+    /// The value is `None` for an account that no longer exists.
+    async fn excluded_accounts(
         &self,
         context: &Context<'_>,
         rooms: &[RoomPlan],
     ) -> Result<HashMap<String, Option<Exempt>>, PlanError> {
-        let asked: BTreeSet<String> = rooms
+        let user_ids: BTreeSet<String> = rooms
             .iter()
             .flat_map(|room| room.missing.iter().map(|missing| missing.user_id.clone()))
             .collect();
-        let total = asked.len() as u64;
+        let total = user_ids.len() as u64;
         context.expect_reading(ReadEstimate { what: "missing accounts", items: total });
-        let (mut unfit, mut ghosts, mut done) = (HashMap::new(), Vec::new(), 0);
-        let mut answers = stream::iter(asked)
+        let (mut excluded, mut ghosts, mut done) = (HashMap::new(), Vec::new(), 0);
+        let mut answers = stream::iter(user_ids)
             .map(|user_id| async move { (context.reader.user(&user_id).await, user_id) })
             .buffer_unordered(context.concurrency);
         while let Some((answer, user_id)) = answers.next().await {
@@ -331,7 +345,7 @@ impl JoinRooms {
             context.reading("missing accounts", done, total);
             let user = match answer {
                 Err(error) if error.is_not_found() => {
-                    unfit.insert(user_id, None);
+                    excluded.insert(user_id, None);
                     continue;
                 }
                 answer => answer?,
@@ -343,27 +357,28 @@ impl JoinRooms {
                     value: appservice.clone(),
                 });
             }
-            let exempt = match () {
-                () if user.appservice_id.is_some() => Some(Exempt::Bridge),
-                () if user.deactivated => Some(Exempt::Deactivated),
-                () if user.locked => Some(Exempt::Locked),
-                () if user.suspended => Some(Exempt::Suspended),
-                () => None,
-            };
+            let exempt = [
+                (user.appservice_id.is_some(), Exempt::Bridge),
+                (user.deactivated, Exempt::Deactivated),
+                (user.locked, Exempt::Locked),
+                (user.suspended, Exempt::Suspended),
+            ]
+            .into_iter()
+            .find_map(|(applies, exempt)| applies.then_some(exempt));
             if exempt.is_some() {
-                unfit.insert(user_id, exempt);
+                excluded.insert(user_id, exempt);
             }
-            // Written as it goes: a sweep over many ghosts that is cut off must not begin from nothing.
+            // Written in batches: an interrupted run must not have to read all ghosts again.
             if ghosts.len() == 500 {
                 context.facts.store(std::mem::take(&mut ghosts)).await;
             }
         }
         context.facts.store(ghosts).await;
-        Ok(unfit)
+        Ok(excluded)
     }
 
     fn fill(&self, plan: &mut Plan, rooms: Vec<RoomPlan>, identity: &Identity) {
-        let can_look_again = identity.version >= Version(1, 145);
+        let can_check_membership = identity.version >= Version(1, 145);
         let per_second = self.keys.joins_per_second.0;
         let mut changes: Vec<Box<dyn Change>> = Vec::new();
         let mut sizes = BTreeMap::new();
@@ -372,11 +387,11 @@ impl JoinRooms {
                 *sizes.entry(room.name.clone()).or_insert(0_u32) += 1;
                 changes.push(Box::new(Join {
                     user_id: missing.user_id,
-                    was: missing.was,
+                    planned_membership: missing.membership,
                     room: room.name.clone(),
                     room_id: room.open.room_id.clone(),
                     per_second,
-                    can_look_again,
+                    can_check_membership,
                 }));
             }
         }
@@ -385,7 +400,7 @@ impl JoinRooms {
         {
             let takes = std::time::Duration::from_secs_f64(f64::from(*joins) / per_second);
             plan.notes.push(format!(
-                "at {per_second} joins a second the {} into {room} take about {}",
+                "at {per_second} joins per second, the {} to {room} take about {}",
                 format_count(u64::from(*joins), "join", "joins"),
                 format_duration(takes)
             ));
@@ -394,79 +409,111 @@ impl JoinRooms {
     }
 }
 
-/// A room that can be looked at.
-struct OpenRoom {
-    room_id: String,
-    inside: HashSet<String>,
+/// Drops the rooms to which the daemon's account may not join others.
+///
+/// Done last: a room with nobody to join needs no power to invite.
+async fn check_rooms(
+    reader: &Reader,
+    identity: &Identity,
+    rooms: &mut [RoomPlan],
+    plan: &mut Plan,
+) -> Result<(), PlanError> {
+    for room in rooms {
+        let allowed = match (room.missing.is_empty(), &room.permissions) {
+            (false, Some(permissions)) => {
+                check_may_join_others(reader, identity, &room.open, permissions).await
+            }
+            _ => Ok(()),
+        };
+        match allowed {
+            Ok(()) => plan.some_up_to_date = true,
+            Err(RoomError::Room(problem)) => {
+                room.missing.clear();
+                plan.problem(Action::JoinRoom, &room.name, problem);
+            }
+            Err(RoomError::Run(failure)) => return Err(failure),
+        }
+    }
+    Ok(())
 }
 
-/// Asks for what is behind an alias: once, since it may point elsewhere a moment later.
-async fn id_of(reader: &Reader, name: &str) -> Result<String, Trouble> {
+/// A room that exists and has local members.
+struct OpenRoom {
+    room_id: String,
+    members: HashSet<String>,
+}
+
+/// Resolves an alias. Done once per run: the alias may point to another room later.
+async fn resolve(reader: &Reader, name: &str) -> Result<String, RoomError> {
     if !name.starts_with('#') {
         return Ok(name.to_owned());
     }
     reader.resolve_alias(name).await.map_err(|error| match error.is_not_found() {
-        true => Trouble::Room(format!(
-            "there is no such alias ({}): mend `rooms`, or make the alias",
+        true => RoomError::Room(format!(
+            "the alias does not exist ({}): fix `rooms`, or create the alias",
             error.message()
         )),
-        false => remote_alias(error),
+        false => alias_error(error),
     })
 }
 
-/// Finds out who is in the room; one that is gone, closed or left by everybody is trouble.
-async fn open(reader: &Reader, identity: &Identity, room_id: String) -> Result<OpenRoom, Trouble> {
+/// Reads the members of a room; fails if it is unknown, was replaced, or has no local members.
+async fn open(
+    reader: &Reader,
+    identity: &Identity,
+    room_id: String,
+) -> Result<OpenRoom, RoomError> {
     let joined = reader.joined_members(&room_id).await.map_err(|error| match error.is_not_found() {
-        true => Trouble::Room("Synapse does not know this room: mend `rooms`; to join a remote room, let one local user join it first".to_owned()),
+        true => RoomError::Room("Synapse does not know this room: fix `rooms`; a remote room needs one local member first".to_owned()),
         false => error.into(),
     })?;
     if let Some(new) = reader.replacement(&room_id).await? {
-        let new = if new.is_empty() { "its alias or its successor".to_owned() } else { new };
-        return Err(Trouble::Room(format!(
-            "the room was upgraded and is closed: put {new} into `rooms` in its place"
+        let new = if new.is_empty() { "its alias or the new room".to_owned() } else { new };
+        return Err(RoomError::Room(format!(
+            "the room was replaced by an upgrade: replace it in `rooms` with {new}"
         )));
     }
     if !joined
         .iter()
         .any(|user| user.split_once(':').is_some_and(|(_, server)| server == identity.server_name))
     {
-        return Err(Trouble::Room("nobody from here is in the room, and Synapse knows nothing of it any more: let one local user join it first, or take it out of `rooms`".to_owned()));
+        return Err(RoomError::Room("the room has no local members, and Synapse no longer tracks it: let one local user join it first, or remove it from `rooms`".to_owned()));
     }
-    Ok(OpenRoom { room_id, inside: joined.into_iter().collect() })
+    Ok(OpenRoom { room_id, members: joined.into_iter().collect() })
 }
 
-/// Whether Synapse would let our account bring others in.
-async fn may_bring_in(
+/// Checks that Synapse allows the daemon's account to join others to the room.
+async fn check_may_join_others(
     reader: &Reader,
     identity: &Identity,
     room: &OpenRoom,
     permissions: &Permissions,
-) -> Result<(), Trouble> {
+) -> Result<(), RoomError> {
     let account = &identity.account.name;
-    if !permissions.public && !room.inside.contains(account) {
-        return Err(Trouble::Room(format!(
-            "the room is not public and {account} is not in it: invite {account} and let it join, with the power to invite"
+    if !permissions.public && !room.members.contains(account) {
+        return Err(RoomError::Room(format!(
+            "the room is not public and {account} is not a member: invite and join {account}, and give it the power to invite"
         )));
     }
     if !permissions.public && !permissions.may_invite(account) {
-        return Err(Trouble::Room(format!(
-            "the room is not public and {account} may not invite there: raise its power level to that of `invite`"
+        return Err(RoomError::Room(format!(
+            "the room is not public and {account} may not invite: raise its power level to that of `invite`"
         )));
     }
     if reader.is_blocked(&room.room_id).await? {
-        return Err(Trouble::Room(
-            "the room is blocked on this homeserver: unblock it, or take it out of `rooms`"
+        return Err(RoomError::Room(
+            "the room is blocked on this homeserver: unblock it, or remove it from `rooms`"
                 .to_owned(),
         ));
     }
     Ok(())
 }
 
-/// Another server that cannot be asked for its alias is that room's trouble, not ours.
-fn remote_alias(error: synapse::Error) -> Trouble {
+/// Another server that does not resolve its alias affects only that room, not the run.
+fn alias_error(error: synapse::Error) -> RoomError {
     match &error.cause {
-        synapse::Cause::Synapse { status: 502, .. } => Trouble::Room(format!(
-            "the alias belongs to another server, which cannot be asked now ({}): use the room id, or a local alias",
+        synapse::Cause::Synapse { status: 502, .. } => RoomError::Room(format!(
+            "the alias belongs to another server, which did not resolve it ({}): use the room id, or a local alias",
             error.message()
         )),
         _ => error.into(),
@@ -482,9 +529,9 @@ struct Join {
     user_id: String,
     room: String,
     room_id: String,
-    was: Option<String>,
+    planned_membership: Option<Membership>,
     per_second: f64,
-    can_look_again: bool,
+    can_check_membership: bool,
 }
 
 impl Change for Join {
@@ -502,23 +549,25 @@ impl Change for Join {
 
     fn check<'a>(&'a self, reader: &'a Reader) -> BoxFuture<'a, Result<Check, synapse::Error>> {
         Box::pin(async move {
-            // A paced sweep takes long, and Synapse would join a deactivated account, never to leave again.
+            // A paced run takes long, and Synapse would join even a deactivated account, which could never leave again.
             let user = reader.user(&self.user_id).await?;
             if user.deactivated || user.locked || user.suspended {
                 return Ok(Check::Skip(
                     "the account was deactivated, locked or suspended since the plan".to_owned(),
                 ));
             }
-            if !self.can_look_again {
+            if !self.can_check_membership {
                 return Ok(Check::Proceed(None));
             }
-            // Who joined meanwhile would lose a nickname, who left would be brought back.
-            let now = reader.memberships(&self.user_id).await?.remove(&self.room_id);
+            // Joining again would reset the room nickname of a user who joined, and bring back one who left.
+            let now = reader.membership(&self.user_id, &self.room_id).await?;
             Ok(match now {
-                now if now == self.was => Check::Proceed(now.map(Value::String)),
+                now if now == self.planned_membership => {
+                    Check::Proceed(now.map(|now| Value::from(now.as_str())))
+                }
                 now => Check::Skip(format!(
-                    "the membership changed since the plan: it is `{}` now",
-                    now.as_deref().unwrap_or("none")
+                    "the membership changed since the plan and is now `{}`",
+                    now.map_or("none", Membership::as_str)
                 )),
             })
         })
@@ -548,10 +597,10 @@ impl std::str::FromStr for RoomName {
             Some('!') if text.len() > 1 => Ok(Self(text.to_owned())),
             Some('#') if text.contains(':') => Ok(Self(text.to_owned())),
             Some('#') => Err(format!(
-                "{text:?} is no alias: an alias names its server, such as \"{text}:example.com\""
+                "{text:?} is not a valid alias: an alias includes its server, such as \"{text}:example.com\""
             )),
             _ => Err(format!(
-                "{text:?} is no room: write an alias (\"#room:example.com\") or a room id (\"!…\")"
+                "{text:?} is not a valid room: expected an alias (\"#room:example.com\") or a room id (\"!…\")"
             )),
         }
     }

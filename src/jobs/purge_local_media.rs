@@ -1,4 +1,4 @@
-//! `purge-local-media`: deletes uploads that nobody has used for long.
+//! `purge-local-media`: deletes uploads that have not been used for a long time.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -8,7 +8,7 @@ use futures_util::future::BoxFuture;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use serde_json::Value;
 
-use super::steps::{Call, Step};
+use super::batch_size::{BatchSize, Sample};
 use crate::jobs::job::{Context, Job, Needs, PlanError, ReadEstimate};
 use crate::plan::change::{BatchPlan, Change, ChangeResult, Lane, MediaStore, Plan, Work};
 use crate::plan::facts::{Fact, Topic};
@@ -24,19 +24,19 @@ use crate::values::text::format_count;
 
 schema! {
     pub entries Keys {
-        /// Only files not accessed for this long, counted back from the start of the run; a file never accessed counts from its upload. Exactly one of `older_than` and `before`.
+        /// Deletes files not accessed for this long, counted back from the start of the run; a file that was never accessed counts from its upload. Set exactly one of `older_than` and `before`.
         pub older_than: Option<HumanDuration> where "\"0s\"" to "\"3650d\"",
-        /// Only files not accessed since this moment.
+        /// Deletes files not accessed since this time.
         pub before: Option<Timestamp>,
         /// Allows an age under 7 days.
         pub allow_recent: bool = "false",
-        /// Only files larger than this.
+        /// Deletes only files larger than this.
         pub larger_than: Size where "\"0B\"" to "\"1024TiB\"" = "\"0B\"",
-        /// Keeps the avatars of users and rooms, and every file that was a user's avatar in some room; not a room's former avatars.
+        /// Keeps the avatars of users and rooms, and every file that was a user's avatar in a room, but not former avatars of rooms.
         pub keep_avatars: bool = "true",
-        /// The most files of one call to Synapse. Batches start at 200 files and grow while a call takes less than about 10 s, or while most of its time does not depend on their size; they shrink when calls take more than 20 s, never below 200.
+        /// The maximum number of files per call to Synapse. Batches start at 200 files and grow while a call takes less than about 10 s, or while most of its time does not depend on their size; they shrink when calls take more than 20 s, but not below 200.
         pub batch_files: u32 where "1" to "1000000" = "20000",
-        /// Where the homeserver keeps its media in object storage: deletes the entries although Synapse never deletes the objects.
+        /// On a homeserver with media in object storage: deletes the files from Synapse although their objects remain in the storage.
         pub orphan_objects: bool = "false",
     }
 }
@@ -52,9 +52,9 @@ pub struct PurgeLocalMedia {
 
 impl Job for PurgeLocalMedia {
     const KIND: &'static str = "purge-local-media";
-    const ABOUT: &'static str = "Deletes files that local users uploaded and that nobody accessed for long. They are gone for good: no other server is asked to keep them. \
-        Leaves alone what is quarantined or protected, empty and pending uploads, and (keep_avatars) avatars: those in use, and the former ones of users in rooms. \
-        Does not know stickers, custom emoji or files in use by rooms: protect those in Synapse first.";
+    const ABOUT: &'static str = "Deletes files that local users uploaded and that have not been accessed for a long time. They cannot be restored: other servers may have cached copies, but none is asked for them. \
+        Skips quarantined and protected files, empty and pending uploads, and (keep_avatars) avatars: those in use, and former ones of users in rooms. \
+        Does not recognize stickers, custom emoji or other files that rooms refer to: protect those in Synapse first.";
     const KEYS: &'static [Key] = Keys::KEYS;
     const ACTION: Action = Action::PurgeLocalMedia;
     const NEEDS: Needs = Needs {
@@ -95,10 +95,10 @@ impl Job for PurgeLocalMedia {
     }
 
     async fn plan(&self, context: &Context<'_>, plan: &mut Plan) -> Result<(), PlanError> {
-        if context.reader.keeps_objects() && !self.orphan_objects {
+        if context.media_in_object_storage && !self.orphan_objects {
             return Err(PlanError::Refused(
-                "this homeserver keeps its media in object storage, where Synapse deletes nothing: the objects would stay, and nothing would know them any more. \
-                 Set `orphan_objects = true` if a lifecycle rule of the bucket removes them"
+                "this homeserver keeps its media in object storage, where Synapse deletes nothing: the objects would remain without any reference to them. \
+                 Set `orphan_objects = true` if a lifecycle rule of the bucket deletes them"
                     .to_owned(),
             ));
         }
@@ -106,7 +106,7 @@ impl Job for PurgeLocalMedia {
         let found = self.candidates(context, before, context.facts.known(), plan).await?;
         if !found.kept.is_empty() {
             plan.notes.push(format!(
-                "{} that Synapse kept before, most likely avatars, {} left out",
+                "{} that Synapse kept in an earlier run, most likely avatars, {} left out",
                 format_count(found.kept.len() as u64, "file", "files"),
                 if found.kept.len() == 1 { "is" } else { "are" }
             ));
@@ -120,8 +120,8 @@ impl Job for PurgeLocalMedia {
             kept: found.kept.into(),
             next: 0,
             end: None,
-            sent: 0,
-            step: Step::new(FIRST_BATCH, FIRST_BATCH, i64::from(self.batch_files)),
+            last_size: 0,
+            batch_size: BatchSize::new(FIRST_BATCH, FIRST_BATCH, i64::from(self.batch_files)),
             larger_than: self.larger_than,
             keep_avatars: self.keep_avatars,
         };
@@ -131,28 +131,60 @@ impl Job for PurgeLocalMedia {
     }
 }
 
-/// Files of the first call, and of every later one at least: smaller calls would hardly be faster.
+/// Files of the first call, and the minimum of later ones: smaller calls would hardly be faster.
 const FIRST_BATCH: i64 = 200;
-/// What is asked about one by one.
+/// What is read one by one.
 const OWNERS: &str = "accounts with files";
-/// Accounts of the sample.
-const SAMPLE: usize = 10;
+/// Accounts in the sample of a plan.
+const SAMPLE_ACCOUNTS: usize = 10;
 
 struct Found {
     files: Vec<Candidate>,
     /// The accounts that the files belong to.
     owners: Vec<Box<str>>,
-    /// Left out because Synapse kept them before.
+    /// Left out because Synapse kept them in an earlier run.
     kept: Vec<Candidate>,
 }
 
-/// A file that Synapse would delete as far as a list can tell: it does not show avatars.
+impl Found {
+    /// Adds the files of one account; `kept` are those that Synapse kept in earlier runs, with their last use.
+    fn add<'a>(
+        &mut self,
+        files: impl Iterator<Item = &'a File>,
+        user_id: String,
+        kept: &HashMap<String, String>,
+        plan: &mut Plan,
+    ) {
+        let owner = u32::try_from(self.owners.len()).unwrap_or(u32::MAX);
+        let count_before = self.files.len() + self.kept.len();
+        for file in files {
+            if let Some(exempt) = exempt(file) {
+                plan.leave_alone(exempt, || target(&file.media_id, &user_id));
+                continue;
+            }
+            let used_ms = file.last_used_ms();
+            let bytes = file.media_length.unwrap_or(0);
+            let candidate = Candidate { used_ms, bytes, id: file.media_id.as_str().into(), owner };
+            if kept.get(&file.media_id).is_some_and(|used| *used == used_ms.to_string()) {
+                plan.leave_alone(Exempt::Kept, || target(&file.media_id, &user_id));
+                self.kept.push(candidate);
+            } else {
+                self.files.push(candidate);
+            }
+        }
+        if self.files.len() + self.kept.len() > count_before {
+            self.owners.push(user_id.into());
+        }
+    }
+}
+
+/// A file that Synapse will delete unless it is an avatar, which the list does not show.
 #[derive(Debug)]
 struct Candidate {
     used_ms: i64,
     bytes: u64,
     id: Box<str>,
-    /// Its place among the owners.
+    /// Its index in the list of owners.
     owner: u32,
 }
 
@@ -164,7 +196,7 @@ impl PurgeLocalMedia {
         kept: &HashMap<String, String>,
         plan: &mut Plan,
     ) -> Result<Found, PlanError> {
-        // A file is older than its last access: only who uploaded before the moment can have candidates.
+        // A file is uploaded before it is accessed: only accounts with uploads before the cut-off can have candidates.
         let owners = context.reader.media_owners(Some(before)).await?;
         context.expect_reading(ReadEstimate { what: OWNERS, items: owners.len() as u64 });
         let total = owners.iter().fold(0, |sum: u64, owner| sum.saturating_add(owner.media_count));
@@ -190,51 +222,35 @@ impl PurgeLocalMedia {
                 unlisted = count.saturating_add(unlisted);
                 continue;
             };
-            let owner = u32::try_from(found.owners.len()).unwrap_or(u32::MAX);
-            let before_it = found.files.len() + found.kept.len();
-            for file in files.iter().filter(|file| self.is_old(file, before)) {
-                if let Some(exempt) = exempt(file) {
-                    plan.leave_alone(exempt, || target(&file.media_id, &user_id));
-                    continue;
-                }
-                let bytes = file.media_length.unwrap_or(0);
-                let id = file.media_id.as_str().into();
-                let candidate = Candidate { used_ms: file.used_ms(), bytes, id, owner };
-                if kept.get(&file.media_id).is_some_and(|used| *used == file.used_ms().to_string())
-                {
-                    plan.leave_alone(Exempt::Kept, || target(&file.media_id, &user_id));
-                    found.kept.push(candidate);
-                    continue;
-                }
-                found.files.push(candidate);
-            }
-            if found.files.len() + found.kept.len() > before_it {
-                found.owners.push(user_id.into());
-            }
+            let old = files.iter().filter(|file| self.is_old(file, before));
+            found.add(old, user_id, kept, plan);
         }
         if unlisted > 0 {
             plan.notes.push(format!(
-                "{} of accounts that Synapse does not list cannot be counted beforehand",
+                "{} of accounts that Synapse does not list cannot be counted in advance",
                 format_count(unlisted, "file", "files")
             ));
         }
         Ok(found)
     }
 
-    /// Whether age and size choose the file; one without a size is chosen, and exempt.
+    /// Whether age and size select the file; one without a size is selected and then exempt.
     fn is_old(&self, file: &File, before: Timestamp) -> bool {
-        file.used_ms() < before.timestamp_millis()
+        file.last_used_ms() < before.timestamp_millis()
             && file.media_length.is_none_or(|bytes| bytes == 0 || bytes > self.larger_than.0)
     }
 }
 
-/// Synapse's own rule (1.163, `get_local_media_ids`), but for avatars, which no list shows.
+/// Synapse's own rule (1.163, `get_local_media_ids`), except for avatars, which no list shows.
 fn exempt(file: &File) -> Option<Exempt> {
-    match () {
-        () if file.quarantined_by.is_some() => Some(Exempt::Quarantined),
-        () if file.safe_from_quarantine => Some(Exempt::Protected),
-        () if file.media_length.is_none_or(|bytes| bytes == 0) => Some(Exempt::Empty),
-        () => None,
+    if file.quarantined_by.is_some() {
+        Some(Exempt::Quarantined)
+    } else if file.safe_from_quarantine {
+        Some(Exempt::Protected)
+    } else if file.media_length.is_none_or(|bytes| bytes == 0) {
+        Some(Exempt::Empty)
+    } else {
+        None
     }
 }
 
@@ -242,20 +258,20 @@ fn target(media_id: &str, user_id: &str) -> String {
     format!("{media_id} of {user_id}")
 }
 
-/// The candidates in the order of their last use, deleted by a cut-off that walks upward.
+/// The candidates by last use, deleted up to a cut-off that moves forward.
 #[derive(Debug)]
 struct Candidates {
     until_ms: i64,
     files: Arc<[Candidate]>,
     owners: Vec<Box<str>>,
     kept: Arc<[Candidate]>,
-    /// The first file that is not behind the cut-off yet.
+    /// The index of the first file after the cut-off.
     next: usize,
-    /// Where `at_most` ends the walk.
+    /// Where `at_most` ends the plan.
     end: Option<usize>,
     /// Files of the last call.
-    sent: i64,
-    step: Step,
+    last_size: i64,
+    batch_size: BatchSize,
     larger_than: Size,
     keep_avatars: bool,
 }
@@ -265,12 +281,12 @@ impl Candidates {
         self.end.unwrap_or(self.files.len())
     }
 
-    fn left_files(&self) -> &[Candidate] {
+    fn remaining_files(&self) -> &[Candidate] {
         &self.files[self.next..self.end()]
     }
 
-    /// The largest number of files up to `length` that a cut-off can part from the rest: files used in the same millisecond go together.
-    fn parting(&self, length: usize) -> usize {
+    /// Returns the largest number of files up to `length` that a cut-off can separate: files used in the same millisecond belong together.
+    fn separable(&self, length: usize) -> usize {
         let mut length = length.min(self.files.len());
         while length > 0
             && length < self.files.len()
@@ -280,6 +296,32 @@ impl Candidates {
         }
         length
     }
+
+    fn next_batch(&mut self, last: Option<Duration>) -> Option<Batch> {
+        let (start, end) = (self.next, self.end());
+        if start >= end {
+            return None;
+        }
+        let last = last.map(|took| Sample { size: self.last_size, took });
+        let size = usize::try_from(self.batch_size.next(last)).unwrap_or(1);
+        let mut stop = self.separable((start + size).min(end));
+        if stop <= start {
+            // More files of one millisecond than a batch holds: they cannot be separated.
+            stop = (start + 1..=end).find(|stop| self.separable(*stop) == *stop).unwrap_or(end);
+        }
+        self.next = stop;
+        self.last_size = i64::try_from(stop - start).unwrap_or(i64::MAX);
+        let before_ms = self.files.get(stop).map_or(self.until_ms, |first_kept| first_kept.used_ms);
+        Some(Batch {
+            before_ms,
+            files: Arc::clone(&self.files),
+            kept: Arc::clone(&self.kept),
+            start,
+            stop,
+            larger_than: self.larger_than,
+            keep_avatars: self.keep_avatars,
+        })
+    }
 }
 
 impl BatchPlan for Candidates {
@@ -288,7 +330,7 @@ impl BatchPlan for Candidates {
     }
 
     fn target(&self) -> String {
-        format!("local files last accessed before {}", spoken_ms(self.until_ms))
+        format!("local files last accessed before {}", format_ms(self.until_ms))
     }
 
     fn remaining(&self) -> Option<u64> {
@@ -302,66 +344,44 @@ impl BatchPlan for Candidates {
     fn truncate(&mut self, most: u64) -> u64 {
         let length = usize::try_from(most).unwrap_or(usize::MAX).saturating_add(self.next);
         if length < self.files.len() {
-            self.end = Some(self.parting(length).max(self.next));
+            self.end = Some(self.separable(length).max(self.next));
         }
         (self.end() - self.next) as u64
     }
 
     fn bytes(&self) -> Option<u64> {
-        Some(self.left_files().iter().map(|file| file.bytes).sum())
+        Some(self.remaining_files().iter().map(|file| file.bytes).sum())
     }
 
     fn sample(&self) -> Vec<OwnerUsage> {
-        let mut shares: Vec<OwnerUsage> = self
+        let mut usage: Vec<OwnerUsage> = self
             .owners
             .iter()
             .map(|owner| OwnerUsage { user_id: owner.to_string(), files: 0, bytes: 0 })
             .collect();
-        for file in self.left_files() {
-            if let Some(share) = shares.get_mut(file.owner as usize) {
-                share.files += 1;
-                share.bytes += file.bytes;
+        for file in self.remaining_files() {
+            if let Some(owner) = usage.get_mut(file.owner as usize) {
+                owner.files += 1;
+                owner.bytes += file.bytes;
             }
         }
-        shares.retain(|share| share.files > 0);
-        shares.sort_unstable_by(|a, b| (b.bytes, &a.user_id).cmp(&(a.bytes, &b.user_id)));
-        shares.truncate(SAMPLE);
-        shares
+        usage.retain(|owner| owner.files > 0);
+        usage.sort_unstable_by(|a, b| (b.bytes, &a.user_id).cmp(&(a.bytes, &b.user_id)));
+        usage.truncate(SAMPLE_ACCOUNTS);
+        usage
     }
 
     fn next(&mut self, last: Option<Duration>) -> Option<Box<dyn Change>> {
-        let (start, end) = (self.next, self.end());
-        if start >= end {
-            return None;
-        }
-        let last = last.map(|took| Call { size: self.sent, took });
-        let size = usize::try_from(self.step.next(last)).unwrap_or(1);
-        let mut stop = self.parting((start + size).min(end));
-        if stop <= start {
-            // More files of one millisecond than a batch holds: they cannot be parted.
-            stop = (start + 1..=end).find(|stop| self.parting(*stop) == *stop).unwrap_or(end);
-        }
-        self.next = stop;
-        self.sent = i64::try_from(stop - start).unwrap_or(i64::MAX);
-        let before_ms = self.files.get(stop).map_or(self.until_ms, |first_kept| first_kept.used_ms);
-        Some(Box::new(Batch {
-            before_ms,
-            files: Arc::clone(&self.files),
-            kept: Arc::clone(&self.kept),
-            start,
-            stop,
-            larger_than: self.larger_than,
-            keep_avatars: self.keep_avatars,
-        }))
+        Some(Box::new(self.next_batch(last)?))
     }
 }
 
-/// One call: everything used before a moment, of which earlier calls left these files.
+/// One call: it deletes all files used before a cut-off, of which earlier calls left these.
 #[derive(Debug)]
 struct Batch {
     before_ms: i64,
     files: Arc<[Candidate]>,
-    /// Not planned, and gone with the others where Synapse does not keep them any more.
+    /// Not planned, but deleted as well if Synapse no longer keeps them.
     kept: Arc<[Candidate]>,
     start: usize,
     stop: usize,
@@ -381,7 +401,7 @@ impl Change for Batch {
     }
 
     fn target(&self) -> String {
-        format!("local files last accessed before {}", spoken_ms(self.before_ms))
+        format!("local files last accessed before {}", format_ms(self.before_ms))
     }
 
     fn count(&self) -> u64 {
@@ -436,9 +456,9 @@ impl Batch {
             .collect();
         let (done, skipped) = (files.len() as u64, facts.len() as u64);
         let kept = if self.keep_avatars {
-            "most likely avatars; its log names files that it could not delete"
+            "most likely avatars; Synapse's log names files that it could not delete"
         } else {
-            "used meanwhile, or not to be deleted: its log says why"
+            "accessed since the plan, or not deletable: see Synapse's log"
         };
         ChangeResult {
             done,
@@ -451,14 +471,14 @@ impl Batch {
                 )
             }),
             files,
-            // Only avatars stay what they are; anything else is planned again the next night.
+            // Only an avatar is kept for good; anything else is planned again by the next run.
             facts: if self.keep_avatars { facts } else { Vec::new() },
             answer: None,
         }
     }
 }
 
-fn spoken_ms(ms: i64) -> String {
+fn format_ms(ms: i64) -> String {
     format_time(Timestamp::from_timestamp_millis(ms).unwrap_or_default())
 }
 
@@ -466,7 +486,7 @@ fn spoken_ms(ms: i64) -> String {
 mod tests {
     use super::*;
 
-    fn walk(used: &[i64], batch: i64) -> Candidates {
+    fn candidates(used: &[i64], batch: i64) -> Candidates {
         let files: Vec<Candidate> = used
             .iter()
             .enumerate()
@@ -477,7 +497,7 @@ mod tests {
                 owner: 0,
             })
             .collect();
-        let step = Step::new(batch, 1, batch);
+        let batch_size = BatchSize::new(batch, 1, batch);
         Candidates {
             until_ms: 1000,
             files: files.into(),
@@ -485,54 +505,36 @@ mod tests {
             kept: Arc::default(),
             next: 0,
             end: None,
-            sent: 0,
-            step,
+            last_size: 0,
+            batch_size,
             larger_than: Size(0),
             keep_avatars: true,
         }
     }
 
-    fn calls(mut walk: Candidates) -> Vec<(i64, u64)> {
-        let mut calls = Vec::new();
-        while let Some(change) = walk.next(Some(Duration::from_secs(10))) {
-            let target = change.target();
-            let ms = target
-                .strip_prefix("local files last accessed before 1970-01-01 00:00:0")
-                .map_or(1000, |rest| rest[..1].parse::<i64>().unwrap());
-            calls.push((ms, change.count()));
-        }
-        calls
+    /// The cut-off in milliseconds and the number of files of each call.
+    fn batches(files: &mut Candidates) -> Vec<(i64, u64)> {
+        let next = || files.next_batch(Some(Duration::from_secs(10)));
+        std::iter::from_fn(next).map(|batch| (batch.before_ms, batch.count())).collect()
     }
 
     #[test]
-    fn the_cut_off_walks_upward_and_the_last_call_reaches_the_end() {
-        let mut files = walk(&[10, 20, 30, 40, 50], 2);
-        let moments: Vec<(u64, String)> =
-            std::iter::from_fn(|| files.next(Some(Duration::from_secs(10))))
-                .map(|change| (change.count(), format!("{change:?}")))
-                .collect();
-        let cut_offs: Vec<&str> =
-            moments.iter().map(|(_, text)| text.split(['{', ',']).nth(1).unwrap().trim()).collect();
-        assert_eq!(cut_offs, ["before_ms: 30", "before_ms: 50", "before_ms: 1000"]);
-        assert_eq!(moments.iter().map(|(count, _)| *count).collect::<Vec<_>>(), [2, 2, 1]);
+    fn the_cut_off_moves_forward_and_the_last_call_reaches_the_end() {
+        let mut files = candidates(&[10, 20, 30, 40, 50], 2);
+        assert_eq!(batches(&mut files), [(30, 2), (50, 2), (1000, 1)]);
     }
 
     #[test]
-    fn files_of_one_millisecond_go_together_and_at_most_never_takes_more() {
-        assert_eq!(
-            calls(walk(&[10, 20, 20, 20, 30], 2))
-                .iter()
-                .map(|(_, count)| *count)
-                .collect::<Vec<_>>(),
-            [1, 3, 1]
-        );
-        let mut files = walk(&[10, 20, 20, 20, 30], 100);
+    fn files_of_one_millisecond_stay_together_and_at_most_is_never_exceeded() {
+        let mut files = candidates(&[10, 20, 20, 20, 30], 2);
+        assert_eq!(batches(&mut files), [(20, 1), (30, 3), (1000, 1)]);
+        let mut files = candidates(&[10, 20, 20, 20, 30], 100);
         assert_eq!(files.truncate(3), 1);
         let only = files.next(None).unwrap();
         assert_eq!(
             (only.count(), files.remaining(), files.next(None).is_none()),
             (1, Some(0), true)
         );
-        assert_eq!(walk(&[20, 20], 100).truncate(1), 0);
+        assert_eq!(candidates(&[20, 20], 100).truncate(1), 0);
     }
 }

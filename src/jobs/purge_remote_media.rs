@@ -1,4 +1,4 @@
-//! `purge-remote-media`: empties the cache of other servers' files.
+//! `purge-remote-media`: deletes cached files of other servers.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -7,7 +7,7 @@ use chrono::TimeDelta;
 use futures_util::future::BoxFuture;
 use serde_json::Value;
 
-use super::steps::{Call, Step};
+use super::batch_size::{BatchSize, Sample};
 use crate::jobs::job::{Context, Job, Needs, PlanError};
 use crate::plan::change::{BatchPlan, Change, ChangeResult, Lane, MediaStore, Plan, Work};
 use crate::plan::facts::{Fact, Topic};
@@ -21,9 +21,9 @@ use crate::values::schema::{ConfigError, Key, Table};
 
 schema! {
     pub entries Keys {
-        /// Only cached files not accessed for this long, counted back from the start of the run. Exactly one of `older_than` and `before`.
+        /// Deletes cached files not accessed for this long, counted back from the start of the run. Set exactly one of `older_than` and `before`.
         pub older_than: Option<HumanDuration> where "\"0s\"" to "\"3650d\"",
-        /// Only cached files not accessed since this moment.
+        /// Deletes cached files not accessed since this time.
         pub before: Option<Timestamp>,
         /// Allows an age under 7 days.
         pub allow_recent: bool = "false",
@@ -37,8 +37,8 @@ pub struct PurgeRemoteMedia {
 
 impl Job for PurgeRemoteMedia {
     const KIND: &'static str = "purge-remote-media";
-    const ABOUT: &'static str = "Deletes cached copies of other servers' files that nobody accessed for long. They are fetched again when somebody asks, if their own server still has them. \
-        Leaves alone what is quarantined. Has no preview: Synapse lists its cache nowhere, so that a dry run can only say what it would ask for.";
+    const ABOUT: &'static str = "Deletes cached copies of other servers' files that have not been accessed for a long time. Synapse fetches them again on demand, if their own server still has them. \
+        Skips quarantined files. Has no preview: Synapse cannot list its cache, and a dry run only shows the request that it would send.";
     const KEYS: &'static [Key] = Keys::KEYS;
     const ACTION: Action = Action::PurgeRemoteMedia;
     const COUNTS: bool = false;
@@ -71,7 +71,7 @@ impl Job for PurgeRemoteMedia {
     async fn plan(&self, context: &Context<'_>, plan: &mut Plan) -> Result<(), PlanError> {
         if !context.reader.serves_media(&context.identity().await?.server_name).await? {
             return Err(PlanError::Refused(
-                "the process that answered does not serve the media endpoints: set `media_url` to the worker that does"
+                "the process that responded does not serve the media endpoints: set `media_url` to the worker that does"
                     .to_owned(),
             ));
         }
@@ -81,34 +81,34 @@ impl Job for PurgeRemoteMedia {
             .map_err(PlanError::Refused)?
             .timestamp_millis();
         let reached =
-            context.facts.known().get("").and_then(|ms| ms.parse().ok()).unwrap_or(MATRIX_BEGAN_MS);
-        plan.notes.push("Synapse lists its cache of remote media nowhere: there is no preview of how many files will go".to_owned());
+            context.facts.known().get("").and_then(|ms| ms.parse().ok()).unwrap_or(MATRIX_START_MS);
+        plan.notes.push("Synapse cannot list its cache of remote media: the number of files is not known in advance".to_owned());
         plan.work = Work::BatchPlan(Box::new(Cache {
             until_ms,
             reached_ms: i64::min(reached, until_ms - 1),
-            sent_ms: 0,
-            step: Step::new(FIRST_STEP_MS, LEAST_STEP_MS, MOST_STEP_MS),
+            span_ms: 0,
+            batch_size: BatchSize::new(FIRST_SPAN_MS, MIN_SPAN_MS, MAX_SPAN_MS),
         }));
         Ok(())
     }
 }
 
-/// 2014-08-01, before the first Matrix server: nothing was accessed earlier.
-const MATRIX_BEGAN_MS: i64 = 1_406_851_200_000;
-const FIRST_STEP_MS: i64 = TimeDelta::days(15).num_milliseconds();
-/// Shorter steps would be more calls, each with the part of its time that does not depend on how many files go.
-const LEAST_STEP_MS: i64 = TimeDelta::days(1).num_milliseconds();
-/// Old years are nearly empty, and a step that grew over them must not swallow a full month.
-const MOST_STEP_MS: i64 = TimeDelta::days(60).num_milliseconds();
+/// 2014-08-01, before the first Matrix server: no file was accessed earlier.
+const MATRIX_START_MS: i64 = 1_406_851_200_000;
+const FIRST_SPAN_MS: i64 = TimeDelta::days(15).num_milliseconds();
+/// Shorter spans would mean more calls, each with the time that does not depend on the number of files.
+const MIN_SPAN_MS: i64 = TimeDelta::days(1).num_milliseconds();
+/// Early years are nearly empty: a span that grew over them must not include too many files of later ones.
+const MAX_SPAN_MS: i64 = TimeDelta::days(60).num_milliseconds();
 
-/// The cache, purged by a cut-off that walks upward from where the last run came.
+/// The cache, purged up to a cut-off that moves forward, starting where the last run ended.
 #[derive(Debug)]
 struct Cache {
     until_ms: i64,
     reached_ms: i64,
-    /// The span of the last call.
-    sent_ms: i64,
-    step: Step,
+    /// The time span of the last call.
+    span_ms: i64,
+    batch_size: BatchSize,
 }
 
 impl BatchPlan for Cache {
@@ -117,7 +117,7 @@ impl BatchPlan for Cache {
     }
 
     fn target(&self) -> String {
-        format!("cached remote files last accessed before {}", spoken_ms(self.until_ms))
+        format!("cached remote files last accessed before {}", format_ms(self.until_ms))
     }
 
     fn remaining(&self) -> Option<u64> {
@@ -136,9 +136,9 @@ impl BatchPlan for Cache {
         if self.reached_ms >= self.until_ms {
             return None;
         }
-        let last = last.map(|took| Call { size: self.sent_ms, took });
-        let reached = (self.reached_ms + self.step.next(last)).min(self.until_ms);
-        self.sent_ms = reached - self.reached_ms;
+        let last = last.map(|took| Sample { size: self.span_ms, took });
+        let reached = (self.reached_ms + self.batch_size.next(last)).min(self.until_ms);
+        self.span_ms = reached - self.reached_ms;
         self.reached_ms = reached;
         Some(Box::new(Purge { before_ms: self.reached_ms }))
     }
@@ -155,7 +155,7 @@ impl Change for Purge {
     }
 
     fn target(&self) -> String {
-        format!("cached remote files last accessed before {}", spoken_ms(self.before_ms))
+        format!("cached remote files last accessed before {}", format_ms(self.before_ms))
     }
 
     fn count(&self) -> u64 {
@@ -191,6 +191,6 @@ impl Change for Purge {
     }
 }
 
-fn spoken_ms(ms: i64) -> String {
+fn format_ms(ms: i64) -> String {
     format_time(Timestamp::from_timestamp_millis(ms).unwrap_or_default())
 }

@@ -1,4 +1,4 @@
-//! `remove-external-ids`: takes SSO identities of a provider from accounts.
+//! `remove-external-ids`: removes the SSO identities of a provider from accounts.
 
 use std::collections::BTreeMap;
 
@@ -21,26 +21,26 @@ use crate::values::text::{format_count, format_number, invalid_value};
 
 schema! {
     pub struct Keys {
-        /// Identities of these providers, named as Synapse stores them: an OIDC provider is "oidc-" and its `idp_id`.
+        /// The providers of the identities to remove, as Synapse stores them: an OIDC provider is "oidc-" and its `idp_id`.
         pub providers: NonEmpty<Provider>,
-        /// Which accounts: "all", or one or more of "active", "deactivated", "locked" (locked or suspended).
+        /// The accounts to process: "all", or one or more of "active", "deactivated", "locked" (locked or suspended).
         pub accounts: Accounts,
-        /// Only identities that one of these globs matches.
+        /// Removes only identities that match one of these globs.
         pub external_ids: NonEmpty<Glob> = "[\"*\"]",
-        /// Only these accounts.
+        /// Processes only these accounts.
         pub users: NonEmpty<UserGlob> = "[\"*\"]",
-        /// Never these accounts.
+        /// Accounts that are never processed.
         pub except_users: Vec<UserGlob> = "[]",
-        /// Also the accounts of server admins.
+        /// Includes the accounts of server admins.
         pub include_admins: bool = "false",
-        /// Leaves an active account alone that would have no identity left.
+        /// Skips active accounts that would have no identity left.
         pub keep_last: bool = "false",
     }
 }
 
-/// Who is meant, shared by the plan and by each of its changes, which looks again.
+/// Which ids are removed; shared by the plan and its changes, which check it again.
 #[derive(Debug, Clone)]
-struct Choice {
+struct Criteria {
     providers: Vec<Provider>,
     accounts: Accounts,
     external_ids: Vec<Glob>,
@@ -50,25 +50,25 @@ struct Choice {
 
 #[derive(Debug)]
 pub struct RemoveExternalIds {
-    choice: std::sync::Arc<Choice>,
+    criteria: std::sync::Arc<Criteria>,
     users: Vec<UserGlob>,
     except_users: Vec<UserGlob>,
 }
 
 impl Job for RemoveExternalIds {
     const KIND: &'static str = "remove-external-ids";
-    const ABOUT: &'static str = "Removes the external ids (SSO identities) of given providers from accounts, so that they no longer log in there, and may belong to another account. \
-        Keeps every other id, never creates an account and never reactivates one; the daemon's own account, and without include_admins every server admin, is left alone. \
-        Changes one account at a time, whatever the limits of the homeserver, since workers of Synapse miss some of several changes at once. \
-        The list as it was is recorded with each change. It is read again right before each request that replaces it, and an id that a login linked meanwhile is kept; \
-        Synapse cannot replace a list only if it is unchanged, so that an id linked in the few milliseconds in between is lost. Whoever loses the only id and has no password cannot log in any more.";
+    const ABOUT: &'static str = "Removes the external ids (SSO identities) of given providers from accounts, which can then no longer be used to log in to them, and can be linked to other accounts. \
+        Keeps all other ids and never creates or reactivates an account. Skips the daemon's own account and, without include_admins, server admins. \
+        Changes one account at a time, whatever the limits of the homeserver, because Synapse's workers miss some of several simultaneous changes. \
+        Each change records the previous list. The list is read again right before the request that replaces it, and an id that was linked meanwhile is kept; \
+        because Synapse cannot check that a list is unchanged when it replaces it, an id linked within these few milliseconds is lost. A user who loses the only id and has no password can no longer log in.";
     const KEYS: &'static [Key] = Keys::KEYS;
     const ACTION: Action = Action::RemoveExternalId;
     const NEEDS: Needs = Needs {
         synapse: Version(1, 46),
         clock: false,
         not_under_mas: Some(
-            "accounts of this homeserver live in the Matrix Authentication Service, and so do the links to their identities: remove them there (its Admin API, upstream-oauth-links, or `mas-cli`), what Synapse holds is not used",
+            "the accounts of this homeserver and the links to their identities live in the Matrix Authentication Service: remove the links there (Admin API, upstream-oauth-links, or `mas-cli`); those in Synapse are not used",
         ),
         plans_offline: false,
         media: false,
@@ -88,14 +88,14 @@ impl Job for RemoveExternalIds {
             include_admins,
             keep_last,
         } = Keys::parse(table, mistakes)?;
-        let choice = std::sync::Arc::new(Choice {
+        let criteria = std::sync::Arc::new(Criteria {
             providers: providers.into_vec(),
             accounts,
             external_ids: external_ids.into_vec(),
             include_admins,
             keep_last,
         });
-        Some(Self { choice, users: users.into_vec(), except_users })
+        Some(Self { criteria, users: users.into_vec(), except_users })
     }
 
     async fn read_estimate(&self, reader: &Reader) -> Result<Option<ReadEstimate>, synapse::Error> {
@@ -103,8 +103,8 @@ impl Job for RemoveExternalIds {
             return Ok(None);
         }
         let all = reader.count_accounts().await?;
-        let accounts = &self.choice.accounts;
-        let items = match (accounts.may_hold(true, false), accounts.may_hold(false, false)) {
+        let accounts = &self.criteria.accounts;
+        let items = match (accounts.may_include(true, false), accounts.may_include(false, false)) {
             (true, true) => all,
             (true, false) => all.saturating_sub(reader.count_usable_accounts().await?),
             (false, _) => reader.count_usable_accounts().await?,
@@ -115,41 +115,23 @@ impl Job for RemoveExternalIds {
     async fn plan(&self, context: &Context<'_>, plan: &mut Plan) -> Result<(), PlanError> {
         let account = &context.identity().await?.account;
         let own = account.name.clone();
-        let mut seen = Seen {
-            users: Matched::default(),
-            unmatched: self.choice.external_ids.iter().collect(),
-            held: BTreeMap::new(),
-            unread: 0,
-            last_ones: 0,
-        };
-        seen.hold(account, &self.choice, false);
-        let (mut changes, mut read, mut total, mut broken) = (Vec::new(), 0, 0, 0);
+        let mut seen = Observed::new(&self.criteria);
+        seen.count_ids(account, &self.criteria, false);
+        let (mut changes, mut read, mut total, mut unreadable) = (Vec::new(), 0, 0, 0);
         let mut pages = std::pin::pin!(context.reader.user_pages());
         while let Some(page) = pages.next().await {
             let (rows, all) = page?;
             let listed = rows.len() as u64;
             (total, read) = (all, read + listed);
-            // The own account was read to begin with.
+            // The own account was read at the start.
             seen.unread += rows.iter().filter(|row| row.name != own).count() as u64;
             let rows: Vec<_> = rows
                 .into_iter()
-                .filter(|row| {
-                    let exempt =
-                        match select(&row.name, &self.users, &self.except_users, &mut seen.users) {
-                            Selection::Unmatched => return false,
-                            Selection::Excluded => Some(Exempt::Excluded),
-                            Selection::Chosen if row.name == own => Some(Exempt::OwnAccount),
-                            Selection::Chosen => self.choice.exempt(row),
-                        };
-                    if let Some(exempt) = exempt {
-                        plan.leave_alone(exempt, || row.name.clone());
-                    }
-                    exempt.is_none()
-                })
+                .filter(|row| self.is_to_be_read(row, &own, &mut seen, plan))
                 .collect();
             let mut done = read - rows.len() as u64;
             if read == listed {
-                let items = share(all, rows.len() as u64, listed);
+                let items = estimate_selected(all, rows.len() as u64, listed);
                 context.expect_reading(ReadEstimate { what: "accounts", items });
             }
             let mut answers = stream::iter(rows)
@@ -166,24 +148,18 @@ impl Job for RemoveExternalIds {
                         seen.unread -= 1;
                         continue;
                     }
-                    Err(error) if broken < BROKEN && is_about_account(&error) => {
-                        broken += 1;
+                    Err(error) if unreadable < MAX_UNREADABLE && is_about_account(&error) => {
+                        unreadable += 1;
                         plan.problem(Action::RemoveExternalId, &user_id, error.message());
                         continue;
                     }
                     user => user?,
                 };
-                broken = 0;
+                unreadable = 0;
                 seen.unread -= 1;
-                let (gone, left) = self.choice.split(&user);
-                seen.look(&user, &self.choice, &gone, &left);
-                if !self.choice.selects(&user) {
-                    plan.leave_alone(Exempt::NotSelected, || user.name.clone());
-                } else if gone.is_empty() && self.choice.is_kept_for_last(&user, &left) {
-                    plan.leave_alone(Exempt::LastId, || user.name.clone());
-                }
+                let gone = self.ids_to_remove(&user, &mut seen, plan);
                 if !gone.is_empty() {
-                    changes.push(Removal { user_id, gone, choice: self.choice.clone() });
+                    changes.push(Removal { user_id, gone, criteria: self.criteria.clone() });
                 }
             }
         }
@@ -199,8 +175,44 @@ impl Job for RemoveExternalIds {
 }
 
 impl RemoveExternalIds {
-    fn note(&self, plan: &mut Plan, seen: &Seen<'_>) {
-        let Seen { users, unmatched: unmatched_ids, held: _, unread: _, last_ones } = seen;
+    /// Whether the row of the list does not rule out that the account is selected.
+    fn is_to_be_read(
+        &self,
+        row: &UserRow,
+        own: &str,
+        seen: &mut Observed<'_>,
+        plan: &mut Plan,
+    ) -> bool {
+        let exempt = match select(&row.name, &self.users, &self.except_users, &mut seen.users) {
+            Selection::Unmatched => return false,
+            Selection::Excluded => Some(Exempt::Excluded),
+            Selection::Chosen if row.name == own => Some(Exempt::OwnAccount),
+            Selection::Chosen => self.criteria.exempt(row),
+        };
+        if let Some(exempt) = exempt {
+            plan.leave_alone(exempt, || row.name.clone());
+        }
+        exempt.is_none()
+    }
+
+    fn ids_to_remove(
+        &self,
+        user: &User,
+        seen: &mut Observed<'_>,
+        plan: &mut Plan,
+    ) -> Vec<ExternalId> {
+        let (gone, left) = self.criteria.split(user);
+        seen.record(user, &self.criteria, &gone, &left);
+        if !self.criteria.selects(user) {
+            plan.leave_alone(Exempt::NotSelected, || user.name.clone());
+        } else if gone.is_empty() && self.criteria.is_kept_for_last(user, &left) {
+            plan.leave_alone(Exempt::LastId, || user.name.clone());
+        }
+        gone
+    }
+
+    fn note(&self, plan: &mut Plan, seen: &Observed<'_>) {
+        let Observed { users, unmatched: unmatched_ids, held: _, unread: _, last_ones } = seen;
         if *last_ones > 0 {
             let are = match last_ones {
                 1 => "is the only one of an active account, which then needs",
@@ -212,14 +224,14 @@ impl RemoveExternalIds {
             ));
         }
         let missing: Vec<&str> = self
-            .choice
+            .criteria
             .providers
             .iter()
             .map(|provider| provider.0.as_str())
             .filter(|provider| seen.held.get(*provider).is_none_or(|held| held.selected == 0))
             .collect();
-        plan.notes.extend(seen.missing(&missing));
-        if missing.len() < self.choice.providers.len() {
+        plan.notes.extend(seen.missing_notes(&missing));
+        if missing.len() < self.criteria.providers.len() {
             for glob in unmatched_ids {
                 plan.notes.push(format!("`{}` matched no id of these providers", glob.text));
             }
@@ -230,10 +242,10 @@ impl RemoveExternalIds {
     }
 }
 
-/// Providers that a note names at most, beside those that were asked for.
-const MOST_PROVIDERS: usize = 50;
-/// How many of all accounts are to be read, by the first page: nearly all counts as all.
-fn share(all: u64, selected: u64, listed: u64) -> u64 {
+/// Providers in a note, besides those of the configuration.
+const MAX_PROVIDERS_NAMED: usize = 50;
+/// Estimates how many of all accounts will be read, from the first page; nearly all counts as all.
+fn estimate_selected(all: u64, selected: u64, listed: u64) -> u64 {
     if selected * 100 >= listed * 95 {
         return all;
     }
@@ -241,57 +253,74 @@ fn share(all: u64, selected: u64, listed: u64) -> u64 {
     u64::try_from(estimated).unwrap_or(all)
 }
 
-/// So many accounts in a row that cannot be read are no longer about themselves.
-const BROKEN: u32 = 5;
+/// After this many unreadable accounts in a row, the problem is not with the accounts.
+const MAX_UNREADABLE: u32 = 5;
 
-/// Whether Synapse cannot read this one account: a broken row, or one of another server's name.
+/// Whether Synapse cannot read this one account: its row is damaged, or has the name of another server.
 fn is_about_account(error: &synapse::Error) -> bool {
     matches!(error.cause, Cause::Synapse { status: 400 | 500, .. }) && !error.is_about_token()
 }
 
-/// What the reading of all accounts shows besides what is to be changed.
-struct Seen<'a> {
+/// What is found while reading the accounts, for the notes of the plan.
+struct Observed<'a> {
     users: Matched,
-    /// The globs over external ids that matched none so far.
+    /// The globs of `external_ids` without a match so far.
     unmatched: Vec<&'a Glob>,
-    /// Who holds ids of each provider.
+    /// The accounts with ids of each provider.
     held: BTreeMap<String, Holders>,
-    /// Accounts that were only seen in the list, which shows no ids.
+    /// Accounts of which only the row in the list is known, which shows no ids.
     unread: u64,
-    /// Ids that go and leave an active account without any.
+    /// Ids to remove that are the last of an active account.
     last_ones: u64,
 }
 
-/// Who holds ids of a provider, among the accounts that were read.
+/// The accounts with ids of a provider, among those that were read.
 #[derive(Debug, Default)]
 struct Holders {
     ids: u64,
-    /// Accounts that the job is about.
+    /// Accounts that the job selects.
     selected: u64,
     /// All other accounts.
     others: u64,
 }
 
-impl Seen<'_> {
-    fn look(&mut self, user: &User, choice: &Choice, gone: &[ExternalId], left: &[ExternalId]) {
-        self.hold(user, choice, choice.selects(user));
+impl<'a> Observed<'a> {
+    fn new(criteria: &'a Criteria) -> Self {
+        Self {
+            users: Matched::default(),
+            unmatched: criteria.external_ids.iter().collect(),
+            held: BTreeMap::new(),
+            unread: 0,
+            last_ones: 0,
+        }
+    }
+
+    fn record(
+        &mut self,
+        user: &User,
+        criteria: &Criteria,
+        gone: &[ExternalId],
+        left: &[ExternalId],
+    ) {
+        self.count_ids(user, criteria, criteria.selects(user));
         for id in &user.external_ids {
-            if choice.is_of_providers(id) {
+            if criteria.is_of_providers(id) {
                 self.unmatched.retain(|glob| !glob.matches(&id.external_id));
             }
         }
-        if left.is_empty() && Class::of(user) == Class::Active {
+        if left.is_empty() && AccountState::of(user) == AccountState::Active {
             self.last_ones += gone.len() as u64;
         }
     }
 
     /// Counts the ids of an account that was read.
-    fn hold(&mut self, user: &User, choice: &Choice, selected: bool) {
+    fn count_ids(&mut self, user: &User, criteria: &Criteria, selected: bool) {
         let mut counted: Vec<&str> = Vec::new();
         for ExternalId { auth_provider, .. } in &user.external_ids {
-            // A note names them all: few are configured, and whatever else is in the answers must not fill it.
+            // A note names them all, and must not grow with whatever a response contains.
             let is_known = self.held.contains_key(auth_provider);
-            if !is_known && self.held.len() >= MOST_PROVIDERS && !choice.names(auth_provider) {
+            if !is_known && self.held.len() >= MAX_PROVIDERS_NAMED && !criteria.names(auth_provider)
+            {
                 continue;
             }
             let name: String = auth_provider.chars().take(255).collect();
@@ -304,8 +333,8 @@ impl Seen<'_> {
         }
     }
 
-    /// Says of providers that no selected account holds no more than what was read.
-    fn missing(&self, missing: &[&str]) -> Vec<String> {
+    /// Returns notes on providers of which no selected account has an id; claims no more than what was read.
+    fn missing_notes(&self, missing: &[&str]) -> Vec<String> {
         let (mut notes, mut unheld) = (Vec::new(), Vec::new());
         for provider in missing {
             match self.held.get(*provider) {
@@ -345,7 +374,7 @@ impl Seen<'_> {
     }
 }
 
-impl Choice {
+impl Criteria {
     fn names(&self, provider: &str) -> bool {
         self.providers.iter().any(|named| named.0 == provider)
     }
@@ -354,38 +383,40 @@ impl Choice {
         self.names(&id.auth_provider)
     }
 
-    fn is_meant(&self, id: &ExternalId) -> bool {
+    fn matches(&self, id: &ExternalId) -> bool {
         self.is_of_providers(id)
             && self.external_ids.iter().any(|glob| glob.matches(&id.external_id))
     }
 
     /// Why an account is not even read, as far as the list of accounts shows.
     fn exempt(&self, row: &UserRow) -> Option<Exempt> {
-        match () {
-            () if row.admin && !self.include_admins => Some(Exempt::Admin),
-            () if !self.accounts.may_hold(row.deactivated, row.locked) => Some(Exempt::NotSelected),
-            () => None,
+        if row.admin && !self.include_admins {
+            Some(Exempt::Admin)
+        } else if !self.accounts.may_include(row.deactivated, row.locked) {
+            Some(Exempt::NotSelected)
+        } else {
+            None
         }
     }
 
-    /// Whether `keep_last` alone spares the ids of a selected account from which nothing goes.
+    /// Whether only `keep_last` prevents the removal of ids from a selected account.
     fn is_kept_for_last(&self, user: &User, left: &[ExternalId]) -> bool {
-        self.keep_last && left.iter().any(|id| self.is_meant(id)) && self.selects(user)
+        self.keep_last && left.iter().any(|id| self.matches(id)) && self.selects(user)
     }
 
-    /// Whether the account is one that the job is about, as far as it alone tells.
+    /// Whether the job selects the account, apart from `users` and `except_users`.
     fn selects(&self, user: &User) -> bool {
-        self.accounts.hold(Class::of(user)) && (self.include_admins || !user.admin)
+        self.accounts.include(AccountState::of(user)) && (self.include_admins || !user.admin)
     }
 
-    /// The ids to remove and the ids to keep, as the account is now; nothing to remove where it is not meant (any more).
+    /// Returns the current ids to remove and to keep; none to remove if the account is not (or no longer) selected.
     fn split(&self, user: &User) -> (Vec<ExternalId>, Vec<ExternalId>) {
         if !self.selects(user) {
             return (Vec::new(), user.external_ids.clone());
         }
         let (gone, left): (Vec<_>, Vec<_>) =
-            user.external_ids.iter().cloned().partition(|id| self.is_meant(id));
-        if self.keep_last && left.is_empty() && Class::of(user) == Class::Active {
+            user.external_ids.iter().cloned().partition(|id| self.matches(id));
+        if self.keep_last && left.is_empty() && AccountState::of(user) == AccountState::Active {
             return (Vec::new(), gone);
         }
         (gone, left)
@@ -397,7 +428,7 @@ impl Choice {
 struct Removal {
     user_id: String,
     gone: Vec<ExternalId>,
-    choice: std::sync::Arc<Choice>,
+    criteria: std::sync::Arc<Criteria>,
 }
 
 impl Change for Removal {
@@ -422,14 +453,17 @@ impl Change for Removal {
         Box::pin(async move {
             let user = match reader.user(&self.user_id).await {
                 Err(error) if error.is_not_found() => {
-                    return Ok(Check::Skip("the account is gone since the plan".to_owned()));
+                    return Ok(Check::Skip("the account was removed since the plan".to_owned()));
                 }
                 user => user?,
             };
-            let (mut gone, _) = self.choice.split(&user);
+            let (mut gone, _) = self.criteria.split(&user);
             gone.retain(|id| self.gone.contains(id));
             if gone.is_empty() {
-                return Ok(Check::Skip("the account changed since the plan, and nothing is to be removed from it any more".to_owned()));
+                return Ok(Check::Skip(
+                    "the account changed since the plan, and has no ids to remove any more"
+                        .to_owned(),
+                ));
             }
             Ok(Check::Proceed(serde_json::to_value(&user.external_ids).ok()))
         })
@@ -446,18 +480,18 @@ impl Change for Removal {
                 .unwrap_or_default();
             let (gone, left): (Vec<_>, Vec<_>) =
                 current.iter().cloned().partition(|id| self.gone.contains(id));
-            // Synapse (1.163) forgets its cached answer to "whose id is this" only for ids that a PUT names: without
-            // naming them once more, a removed id would go on logging in for up to half an hour.
+            // Synapse (1.163) invalidates its cache of who owns an id only for ids that a PUT names: without naming them
+            // once more, a removed id could still be used to log in for up to half an hour.
             writer.swap_external_ids(&self.user_id, &current, &current).await?;
             let answered =
                 writer.swap_external_ids(&self.user_id, &current, &left).await?.external_ids;
-            // What a login linked after the list was sent is in the answer, too, and stays.
+            // An id that a login linked after the list was sent is in the response as well, and stays.
             if gone.iter().any(|id| answered.contains(id))
                 || left.iter().any(|id| !answered.contains(id))
             {
                 return Err(synapse::Error::contradicted(
                     &self.user_id,
-                    "Synapse answered another list of external ids than it was sent: somebody else changed the account at the same time",
+                    "Synapse returned a different list of external ids than it was sent: someone else changed the account at the same time",
                 ));
             }
             let (planned, done) = (self.gone.len(), gone.len());
@@ -465,9 +499,7 @@ impl Change for Removal {
                 done: done as u64,
                 skipped: (planned - done) as u64,
                 detail: (done < planned).then(|| {
-                    format!(
-                        "{done} of the {planned} planned ids: the others were not there any more"
-                    )
+                    format!("{done} of the {planned} planned ids: the others no longer existed")
                 }),
                 ..ChangeResult::default()
             })
@@ -484,8 +516,8 @@ impl std::str::FromStr for Provider {
 
     fn from_str(text: &str) -> Result<Self, String> {
         match text {
-            "" => Err("a provider has a name, such as \"oidc-google\" or \"saml\"".to_owned()),
-            "oauth-delegated" => Err("`oauth-delegated` is how Synapse stored the accounts' own link to MAS: removing it would cut everybody off".to_owned()),
+            "" => Err("a provider must not be empty: expected a name such as \"oidc-google\" or \"saml\"".to_owned()),
+            "oauth-delegated" => Err("`oauth-delegated` is how Synapse stores the link of an account to MAS: removing it would lock out its user".to_owned()),
             name => Ok(Self(name.to_owned())),
         }
     }
@@ -494,8 +526,8 @@ impl std::str::FromStr for Provider {
 crate::values::schema::text_values! { Provider: "the name of a provider such as \"oidc-google\""; }
 
 string_enum! {
-    /// What an account is, as far as this job asks; each is exactly one.
-    pub enum Class {
+    /// The state of an account; each has exactly one.
+    pub enum AccountState {
         Active = "active",
         Deactivated = "deactivated",
         /// Locked or suspended.
@@ -503,7 +535,7 @@ string_enum! {
     }
 }
 
-impl Class {
+impl AccountState {
     fn of(user: &User) -> Self {
         match user {
             User { deactivated: true, .. } => Self::Deactivated,
@@ -513,21 +545,23 @@ impl Class {
     }
 }
 
-/// `"all"`, or a list of classes.
+/// `"all"`, or a list of account states.
 #[derive(Debug, Clone)]
-pub struct Accounts(Vec<Class>);
+pub struct Accounts(Vec<AccountState>);
 
 impl Accounts {
-    fn hold(&self, class: Class) -> bool {
-        self.0.contains(&class)
+    fn include(&self, state: AccountState) -> bool {
+        self.0.contains(&state)
     }
 
-    /// Whether a row of the list can turn out to be meant: it does not show who is suspended.
-    fn may_hold(&self, deactivated: bool, locked: bool) -> bool {
+    /// Whether an account may be selected, by its row in the list, which does not show suspension.
+    fn may_include(&self, deactivated: bool, locked: bool) -> bool {
         match (deactivated, locked) {
-            (true, _) => self.hold(Class::Deactivated),
-            (false, true) => self.hold(Class::Locked),
-            (false, false) => self.hold(Class::Active) || self.hold(Class::Locked),
+            (true, _) => self.include(AccountState::Deactivated),
+            (false, true) => self.include(AccountState::Locked),
+            (false, false) => {
+                self.include(AccountState::Active) || self.include(AccountState::Locked)
+            }
         }
     }
 }
@@ -537,10 +571,10 @@ impl ConfigValue for Accounts {
 
     fn parse(value: &Spanned<DeValue<'_>>, mistakes: &mut Vec<ConfigError>) -> Option<Self> {
         match value.get_ref() {
-            DeValue::String(text) if text == "all" => Some(Self(Class::ALL.to_vec())),
+            DeValue::String(text) if text == "all" => Some(Self(AccountState::ALL.to_vec())),
             DeValue::String(text) => {
-                if let Ok(class) = text.parse() {
-                    Some(Self(vec![class]))
+                if let Ok(state) = text.parse() {
+                    Some(Self(vec![state]))
                 } else {
                     let words = ["all", "active", "deactivated", "locked"];
                     mistakes.push(ConfigError::new(value.span(), invalid_value(text, &words)));
@@ -548,7 +582,7 @@ impl ConfigValue for Accounts {
                 }
             }
             DeValue::Array(items) if !items.is_empty() => {
-                Vec::<Class>::parse(value, mistakes).map(Self)
+                Vec::<AccountState>::parse(value, mistakes).map(Self)
             }
             DeValue::Array(_) => {
                 mistakes.push(ConfigError::new(value.span(), format!("expected {}", Self::TYPE)));

@@ -1,4 +1,4 @@
-//! `request`: one request to any endpoint, for what has no kind yet.
+//! `request`: sends one request to any endpoint, for tasks that have no kind of their own.
 
 use chrono::TimeDelta;
 use futures_util::future::BoxFuture;
@@ -22,21 +22,21 @@ schema! {
     pub struct Keys, entries KeyEntries {
         /// The HTTP method.
         pub method: Verb,
-        /// The path under the homeserver's URL, written as it goes out: reserved characters percent-encoded (`urlencode` does that in a template).
+        /// The path under the URL of the homeserver, written exactly as it is sent: with reserved characters percent-encoded (in a template, by `urlencode`).
         pub path: RawPath,
-        /// Which of the homeserver's addresses: "homeserver" (`url`) or "media" (`media_url`).
+        /// The address to send it to: "homeserver" (`url`) or "media" (`media_url`).
         pub base: Where = "\"homeserver\"",
-        /// Query parameters, a table of strings, numbers and booleans; all of them go out as text.
+        /// Query parameters: a table of strings, numbers and booleans, all of which are sent as text.
         pub query: Option<Value>,
-        /// The JSON body. A string that is one expression and nothing else is sent with the type of its value: `{{ ago_ms('90d') }}` as a number, `{{ ago_ms('90d') | string }}` as a string.
+        /// The JSON body. A string that consists of a single expression is sent with the type of its value: `{{ ago_ms('90d') }}` as a number, `{{ ago_ms('90d') | string }}` as a string.
         pub body: Option<Value>,
-        /// The statuses that count as success.
+        /// The HTTP statuses that count as success.
         pub expect: NonEmpty<u16> where "100" to "599" = "[200]",
-        /// Whether it may be sent again when it is unknown what became of it.
+        /// Whether the request may be sent again if it is unknown whether Synapse processed it.
         pub repeatable: bool = "false",
-        /// Shows the values of query and body in log, history and dry run; otherwise only their names and types, because a value may be a secret.
+        /// Shows the values of query and body in log, history and dry run. Otherwise only their names and types are shown, because a value may be a secret.
         pub log_body: bool = "false",
-        /// Whether the first 4 KiB of the answer are kept in the history and shown by `run` and `runs show`; tokens and passwords in JSON are masked.
+        /// Whether the first 4 KiB of the response are kept in the history and shown by `run` and `runs show`; tokens and passwords in JSON are masked.
         pub keep_answer: bool = "true",
     }
 }
@@ -65,8 +65,8 @@ pub struct Request {
 
 impl Job for Request {
     const KIND: &'static str = "request";
-    const ABOUT: &'static str = "Sends one request to any Admin or Client-Server endpoint, with the homeserver's token. Strings in path, query and body are templates: \
-        {{ ago_ms(\"30d\") }}, {{ ago_seconds(\"30d\") }}, {{ now_ms() }} and the filter urlencode. It knows nothing of what the endpoint does: a dry run shows the request and sends nothing at all.";
+    const ABOUT: &'static str = "Sends one request to any Admin or Client-Server endpoint, with the access token of the homeserver. Strings in path, query and body are templates: \
+        {{ ago_ms(\"30d\") }}, {{ ago_seconds(\"30d\") }}, {{ now_ms() }} and the filter urlencode. What the endpoint does is not known to microglia: a dry run shows the request and sends nothing.";
     const KEYS: &'static [Key] = KeyEntries::KEYS;
     const ACTION: Action = Action::Request;
     const COUNTS: bool = false;
@@ -96,18 +96,18 @@ impl Job for Request {
         if parameters != Some(true) {
             mistakes.push(ConfigError::new(
                 keys.query.span.clone(),
-                "expected a table of strings, numbers and booleans such as { before_ts = \"{{ ago_ms('30d') }}\" }; a parameter that comes twice can stand in `path`",
+                "expected a table of strings, numbers and booleans such as { before_ts = \"{{ ago_ms('30d') }}\" }; a parameter that occurs twice can be written in `path`",
             ));
         }
-        // A template that cannot be filled in is a mistake of the config, not of the night it runs in.
+        // A template that cannot be rendered is reported when the configuration is read, not when the job runs.
         let path = keys.path.value.as_ref();
         for (span, rendered) in [
             (
                 &keys.path.span,
-                path.map(|path| render("path", &path.0, now).and_then(|path| raw_path(&path))),
+                path.map(|path| render("path", &path.0, now).and_then(|path| check_path(&path))),
             ),
-            (&keys.query.span, query.map(|query| filled("query", query.as_ref(), now).map(drop))),
-            (&keys.body.span, body.map(|body| filled("body", body.as_ref(), now).map(drop))),
+            (&keys.query.span, query.map(|query| rendered("query", query.as_ref(), now).map(drop))),
+            (&keys.body.span, body.map(|body| rendered("body", body.as_ref(), now).map(drop))),
         ] {
             if let Some(Err(error)) = rendered {
                 mistakes.push(ConfigError::new(span.clone(), error));
@@ -122,10 +122,10 @@ impl Job for Request {
     }
 
     async fn plan(&self, context: &Context<'_>, plan: &mut Plan) -> Result<(), PlanError> {
-        let raw = self.filled(context.started_at).map_err(PlanError::Refused)?;
+        let raw = self.raw_request(context.started_at).map_err(PlanError::Refused)?;
         plan.work = Work::Changes(vec![Box::new(Send {
             raw,
-            shown: self.shown(),
+            detail_level: self.detail_level(),
             keep_answer: self.keys.keep_answer,
         })]);
         Ok(())
@@ -133,12 +133,12 @@ impl Job for Request {
 }
 
 impl Request {
-    fn shown(&self) -> Shown {
-        if self.keys.log_body { Shown::Values } else { Shown::Types }
+    fn detail_level(&self) -> DetailLevel {
+        if self.keys.log_body { DetailLevel::Values } else { DetailLevel::Types }
     }
 
-    fn filled(&self, at: Timestamp) -> Result<RawRequest, String> {
-        let query = match filled("query", self.keys.query.as_ref(), at)? {
+    fn raw_request(&self, at: Timestamp) -> Result<RawRequest, String> {
+        let query = match rendered("query", self.keys.query.as_ref(), at)? {
             Some(Value::Object(map)) => map
                 .into_iter()
                 .map(|(key, value)| {
@@ -152,7 +152,7 @@ impl Request {
             _ => Vec::new(),
         };
         let path = render("path", &self.keys.path.0, at)?;
-        raw_path(&path)?;
+        check_path(&path)?;
         Ok(RawRequest {
             method: self.keys.method.as_str().parse().unwrap_or(Method::GET),
             base: match self.keys.base {
@@ -161,7 +161,7 @@ impl Request {
             },
             path,
             query,
-            body: filled("body", self.keys.body.as_ref(), at)?,
+            body: rendered("body", self.keys.body.as_ref(), at)?,
             expect: self.keys.expect.to_vec(),
             repeatable: self.keys.repeatable,
         })
@@ -171,13 +171,13 @@ impl Request {
 #[derive(Debug)]
 struct Send {
     raw: RawRequest,
-    shown: Shown,
+    detail_level: DetailLevel,
     keep_answer: bool,
 }
 
-/// What log, history and dry run show of query and body.
+/// How much of query and body log, history and dry run show.
 #[derive(Debug, Clone, Copy)]
-enum Shown {
+enum DetailLevel {
     Types,
     Values,
 }
@@ -191,20 +191,20 @@ impl Change for Send {
         let RawRequest { method, path, query, body, .. } = &self.raw;
         let (path, own_query) = path.split_once('?').unwrap_or((path, ""));
         let own_query = own_query.split('&').filter(|parameter| !parameter.is_empty()).map(
-            |parameter| match (self.shown, parameter.split_once('=')) {
-                (Shown::Types, Some((key, _))) => format!("{key}=…"),
+            |parameter| match (self.detail_level, parameter.split_once('=')) {
+                (DetailLevel::Types, Some((key, _))) => format!("{key}=…"),
                 _ => parameter.to_owned(),
             },
         );
-        let query = query.iter().map(|(key, value)| match self.shown {
-            Shown::Types => format!("{key}=…"),
-            Shown::Values => format!("{key}={value}"),
+        let query = query.iter().map(|(key, value)| match self.detail_level {
+            DetailLevel::Types => format!("{key}=…"),
+            DetailLevel::Values => format!("{key}={value}"),
         });
         let query: Vec<String> = own_query.chain(query).collect();
         let query = if query.is_empty() { String::new() } else { format!("?{}", query.join("&")) };
-        let body = body.as_ref().map(|body| match self.shown {
-            Shown::Types => format!(" {}", types(body)),
-            Shown::Values => format!(" {body}"),
+        let body = body.as_ref().map(|body| match self.detail_level {
+            DetailLevel::Types => format!(" {}", types(body)),
+            DetailLevel::Values => format!(" {body}"),
         });
         format!("{method} {path}{query}{}", body.unwrap_or_default())
     }
@@ -223,10 +223,10 @@ impl Change for Send {
         Box::pin(async move {
             match writer.request(&self.raw).await {
                 Err(error) if error.may_have_taken_effect() && !self.raw.repeatable => {
-                    Err(error.never_again())
+                    Err(error.not_repeatable())
                 }
-                answered => answered.map(|body| ChangeResult {
-                    answer: kept(&body).filter(|_| self.keep_answer),
+                response => response.map(|body| ChangeResult {
+                    answer: kept_response(&body).filter(|_| self.keep_answer),
                     ..ChangeResult::items(1)
                 }),
             }
@@ -234,30 +234,30 @@ impl Change for Send {
     }
 }
 
-/// At most this much of an answer is kept, in bytes.
-const KEPT: usize = 4096;
-/// Keys of Synapse's answers whose values are secrets, which stand in no history.
-const SECRETS: &[&str] =
+/// In bytes.
+const MAX_KEPT_RESPONSE: usize = 4096;
+/// Keys of Synapse's responses whose values are secrets and must not be stored.
+const SECRET_KEYS: &[&str] =
     &["access_token", "refresh_token", "login_token", "id_token", "password", "client_secret"];
 
-/// What is kept of an answer; `None` where it is empty.
-fn kept(body: &[u8]) -> Option<String> {
+/// Returns the part of a response that is kept, without secrets; `None` if it is empty.
+fn kept_response(body: &[u8]) -> Option<String> {
     let masked = serde_json::from_slice(body)
         .ok()
         .and_then(|mut value| mask(&mut value).then(|| value.to_string()));
     let mut text = masked.unwrap_or_else(|| String::from_utf8_lossy(body).into_owned());
-    if text.len() > KEPT {
-        text.truncate(text.floor_char_boundary(KEPT - '…'.len_utf8()));
+    if text.len() > MAX_KEPT_RESPONSE {
+        text.truncate(text.floor_char_boundary(MAX_KEPT_RESPONSE - '…'.len_utf8()));
         text.push('…');
     }
     (!text.is_empty()).then_some(text)
 }
 
-/// Replaces secrets, and returns whether there were any.
+/// Replaces secrets and returns whether there were any.
 fn mask(value: &mut Value) -> bool {
     match value {
         Value::Object(map) => map.iter_mut().fold(false, |masked, (key, value)| {
-            if SECRETS.contains(&key.as_str()) && !value.is_null() {
+            if SECRET_KEYS.contains(&key.as_str()) && !value.is_null() {
                 *value = Value::String("***".to_owned());
                 return true;
             }
@@ -268,7 +268,7 @@ fn mask(value: &mut Value) -> bool {
     }
 }
 
-/// Returns a JSON value with the type of each value in the value's place.
+/// Returns a JSON value in which each scalar is replaced by its type.
 fn types(value: &Value) -> String {
     match value {
         Value::Null => "<null>".to_owned(),
@@ -288,49 +288,51 @@ fn types(value: &Value) -> String {
     }
 }
 
-/// Fills every string of a value; `name` is where it stands, for errors, which must not quote what may be a secret.
-fn filled(name: &str, value: Option<&Value>, at: Timestamp) -> Result<Option<Value>, String> {
-    fn fill(name: &str, value: &Value, at: Timestamp) -> Result<Value, String> {
+/// Renders every string of a value. Errors name `name`, its place, and do not quote the string, which may be a secret.
+fn rendered(name: &str, value: Option<&Value>, at: Timestamp) -> Result<Option<Value>, String> {
+    fn render_value(name: &str, value: &Value, at: Timestamp) -> Result<Value, String> {
         Ok(match value {
             Value::String(text) => evaluate(name, text, at)?,
             Value::Array(items) => Value::Array(
                 items
                     .iter()
                     .enumerate()
-                    .map(|(index, item)| fill(&format!("{name}[{index}]"), item, at))
+                    .map(|(index, item)| render_value(&format!("{name}[{index}]"), item, at))
                     .collect::<Result<_, _>>()?,
             ),
             Value::Object(map) => Value::Object(
                 map.iter()
-                    .map(|(key, item)| Ok((key.clone(), fill(&format!("{name}.{key}"), item, at)?)))
+                    .map(|(key, item)| {
+                        Ok((key.clone(), render_value(&format!("{name}.{key}"), item, at)?))
+                    })
                     .collect::<Result<_, String>>()?,
             ),
             other => other.clone(),
         })
     }
-    value.map(|value| fill(name, value, at)).transpose()
+    value.map(|value| render_value(name, value, at)).transpose()
 }
 
 /// Evaluates a template that is one expression to its value, and renders any other as text.
 fn evaluate(name: &str, template: &str, at: Timestamp) -> Result<Value, String> {
     let environment = environment(at);
-    // What does not compile is several expressions, or an error that rendering reports.
+    // A text that does not compile has several expressions, or an error that `render` reports.
     let Some(expression) =
         only_expression(template).and_then(|text| environment.compile_expression(text).ok())
     else {
         return render(name, template, at).map(Value::String);
     };
-    let value = expression.eval(()).map_err(|error| not_rendered(name, &error))?;
+    let value = expression.eval(()).map_err(|error| render_error(name, &error))?;
     if value.is_undefined() {
-        return Err(not_rendered(name, &ErrorKind::UndefinedError.into()));
+        return Err(render_error(name, &ErrorKind::UndefinedError.into()));
     }
     if f64::try_from(value.clone()).is_ok_and(|number| !number.is_finite()) {
         return Err(format!("the value of the template in `{name}` is not a number in JSON"));
     }
     let value = serde_json::to_value(&value)
         .map_err(|error| format!("the value of the template in `{name}` is not JSON: {error}"))?;
-    if value.to_string().len() > LARGEST_TEXT {
-        return Err(not_rendered(name, &ErrorKind::WriteFailure.into()));
+    if value.to_string().len() > MAX_RENDERED_BYTES {
+        return Err(render_error(name, &ErrorKind::WriteFailure.into()));
     }
     Ok(value)
 }
@@ -343,38 +345,38 @@ fn only_expression(template: &str) -> Option<&str> {
 }
 
 fn render(name: &str, template: &str, at: Timestamp) -> Result<String, String> {
-    let mut output = Bounded(Vec::new());
+    let mut output = BoundedBuffer(Vec::new());
     environment(at)
         .template_from_str(template)
         .and_then(|template| template.render_captured_to((), &mut output).map(drop))
-        .map_err(|error| not_rendered(name, &error))?;
+        .map_err(|error| render_error(name, &error))?;
     String::from_utf8(output.0).map_err(|error| error.to_string())
 }
 
-fn not_rendered(name: &str, error: &minijinja::Error) -> String {
+fn render_error(name: &str, error: &minijinja::Error) -> String {
     let problem = match error.kind() {
         ErrorKind::OutOfFuel => {
-            format!("it takes more than {} steps: shorten its loops", format_number(STEPS))
+            format!("it needs more than {} steps: shorten its loops", format_number(MAX_STEPS))
         }
         ErrorKind::WriteFailure => {
-            format!("it gives more than {} of text", Size(LARGEST_TEXT as u64))
+            format!("it produces more than {} of text", Size(MAX_RENDERED_BYTES as u64))
         }
         kind => error.detail().map_or_else(|| kind.to_string(), str::to_owned),
     };
-    format!("the template in `{name}` cannot be filled in: {problem}")
+    format!("the template in `{name}` cannot be rendered: {problem}")
 }
 
-/// How many steps one template may take, which bounds its memory, too: a step is an instruction or 64 bytes.
-const STEPS: u64 = 100_000;
-/// How many bytes of text one template may give.
-const LARGEST_TEXT: usize = 1 << 20;
+/// Steps per template, which also limits its memory: a step is an instruction or 64 bytes.
+const MAX_STEPS: u64 = 100_000;
+/// Bytes of text per template.
+const MAX_RENDERED_BYTES: usize = 1 << 20;
 
-/// A buffer for a template's text that takes [`LARGEST_TEXT`].
-struct Bounded(Vec<u8>);
+/// A buffer that accepts [`MAX_RENDERED_BYTES`].
+struct BoundedBuffer(Vec<u8>);
 
-impl std::io::Write for Bounded {
+impl std::io::Write for BoundedBuffer {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        if self.0.len() + bytes.len() > LARGEST_TEXT {
+        if self.0.len() + bytes.len() > MAX_RENDERED_BYTES {
             return Err(std::io::ErrorKind::StorageFull.into());
         }
         self.0.extend_from_slice(bytes);
@@ -389,15 +391,15 @@ impl std::io::Write for Bounded {
 fn environment(at: Timestamp) -> Environment<'static> {
     let mut environment = Environment::new();
     environment.set_undefined_behavior(UndefinedBehavior::Strict);
-    environment.set_fuel(Some(STEPS));
-    environment.add_function("ago_ms", move |length: String| {
-        ago(at, &length).map(|moment| moment.timestamp_millis())
+    environment.set_fuel(Some(MAX_STEPS));
+    environment.add_function("ago_ms", move |duration: String| {
+        ago(at, &duration).map(|time| time.timestamp_millis())
     });
-    environment.add_function("ago_seconds", move |length: String| {
-        ago(at, &length).map(|moment| moment.timestamp())
+    environment.add_function("ago_seconds", move |duration: String| {
+        ago(at, &duration).map(|time| time.timestamp())
     });
     environment.add_function("now_ms", move || at.timestamp_millis());
-    // minijinja's own filter leaves `/` as it is, and a room id may hold one.
+    // minijinja's own filter does not encode `/`, which a room id may contain.
     environment.add_filter("urlencode", |text: String| percent_encoded(&text));
     environment
 }
@@ -414,15 +416,15 @@ fn percent_encoded(text: &str) -> String {
     })
 }
 
-fn ago(at: Timestamp, length: &str) -> Result<Timestamp, minijinja::Error> {
-    let length: HumanDuration = length
+fn ago(at: Timestamp, duration: &str) -> Result<Timestamp, minijinja::Error> {
+    let duration: HumanDuration = duration
         .parse()
         .map_err(|error: String| minijinja::Error::new(ErrorKind::InvalidOperation, error))?;
-    at.checked_sub_signed(length.as_chrono().max(TimeDelta::zero()))
+    at.checked_sub_signed(duration.as_chrono().max(TimeDelta::zero()))
         .ok_or_else(|| minijinja::Error::new(ErrorKind::InvalidOperation, "too long ago"))
 }
 
-/// A path as it goes out.
+/// A path, exactly as it is sent.
 #[derive(Debug, Clone)]
 pub struct RawPath(String);
 
@@ -437,11 +439,11 @@ impl std::str::FromStr for RawPath {
     }
 }
 
-/// Refuses a filled path that would not go out as it is written.
-fn raw_path(path: &str) -> Result<(), String> {
+/// Rejects a rendered path that would not be sent exactly as it is written.
+fn check_path(path: &str) -> Result<(), String> {
     if let Some(c) = path.chars().find(|c| *c == '#' || !c.is_ascii_graphic()) {
         return Err(format!(
-            "{c:?} cannot stand in a path as it goes out: write {}",
+            "{c:?} is not allowed in a path: write {}",
             percent_encoded(&c.to_string())
         ));
     }
@@ -451,7 +453,7 @@ fn raw_path(path: &str) -> Result<(), String> {
     if sent == path {
         Ok(())
     } else {
-        Err(format!("{path:?} would go out as {sent:?}: write it so if that is meant"))
+        Err(format!("{path:?} would be sent as {sent:?}: write that if it is what you mean"))
     }
 }
 
@@ -462,7 +464,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn templates_know_moments_and_encode() {
+    fn templates_can_refer_to_times_and_encode() {
         let at = "2026-11-23T00:00:00Z".parse().unwrap();
         let rendered = [
             "{{ ago_ms('30d') }}",
@@ -472,29 +474,29 @@ mod tests {
         ]
         .map(|template| render("path", template, at).unwrap());
         assert_eq!(rendered, ["1792800000000", "1795388400", "1795392000000", "%23a%2Fb%3A%C3%BC"]);
-        insta::assert_snapshot!(render("path", "{{ ago_ms('6mo') }}", at).unwrap_err(), @r#"the template in `path` cannot be filled in: "6mo": months are not a unit here: write the days, "180d""#);
+        insta::assert_snapshot!(render("path", "{{ ago_ms('6mo') }}", at).unwrap_err(), @r#"the template in `path` cannot be rendered: "6mo": months are not a unit here: write the days, "180d""#);
     }
 
     #[test]
-    fn what_is_kept_of_an_answer_is_short_and_holds_no_secret() {
-        assert_eq!(kept(b""), None);
+    fn the_kept_part_of_a_response_is_short_and_contains_no_secret() {
+        assert_eq!(kept_response(b""), None);
         let as_it_is = "{ \"b\": 1,  \"a\": null }\n";
-        assert_eq!(kept(as_it_is.as_bytes()).as_deref(), Some(as_it_is));
+        assert_eq!(kept_response(as_it_is.as_bytes()).as_deref(), Some(as_it_is));
         let secret =
             br#"{"user_id": "@a:hs", "logins": [{"access_token": "syt_x"}], "password": null}"#;
-        insta::assert_snapshot!(kept(secret).unwrap(), @r#"{"logins":[{"access_token":"***"}],"password":null,"user_id":"@a:hs"}"#);
-        let long = kept("ü".repeat(KEPT).as_bytes()).unwrap();
-        assert_eq!((long.len() <= KEPT, long.chars().last()), (true, Some('…')));
-        assert_eq!(kept(b"\xff\xfe").as_deref(), Some("\u{fffd}\u{fffd}"));
+        insta::assert_snapshot!(kept_response(secret).unwrap(), @r#"{"logins":[{"access_token":"***"}],"password":null,"user_id":"@a:hs"}"#);
+        let long = kept_response("ü".repeat(MAX_KEPT_RESPONSE).as_bytes()).unwrap();
+        assert_eq!((long.len() <= MAX_KEPT_RESPONSE, long.chars().last()), (true, Some('…')));
+        assert_eq!(kept_response(b"\xff\xfe").as_deref(), Some("\u{fffd}\u{fffd}"));
     }
 
     #[test]
-    fn a_path_that_could_not_go_out_as_written_is_refused() {
-        insta::assert_snapshot!(raw_path("/join/#room:hs").unwrap_err(), @"'#' cannot stand in a path as it goes out: write %23");
-        insta::assert_snapshot!(raw_path("/a/../b").unwrap_err(), @r#""/a/../b" would go out as "/b": write it so if that is meant"#);
+    fn a_path_that_would_not_be_sent_as_written_is_rejected() {
+        insta::assert_snapshot!(check_path("/join/#room:hs").unwrap_err(), @"'#' is not allowed in a path: write %23");
+        insta::assert_snapshot!(check_path("/a/../b").unwrap_err(), @r#""/a/../b" would be sent as "/b": write that if it is what you mean"#);
         insta::assert_snapshot!("_synapse".parse::<RawPath>().unwrap_err(), @r#"a path begins with `/`: "/_synapse""#);
         for path in ["//a//b/", "/a%2Fb%zz/!room:hs/@a:hs?x=1&y=%26+", "/a?"] {
-            assert_eq!(raw_path(path), Ok(()));
+            assert_eq!(check_path(path), Ok(()));
         }
     }
 }

@@ -112,6 +112,7 @@ async fn make_plan(run: &RunContext<'_>, tally: &mut Tally, server: &str) -> Res
         reader: &run.reader,
         facts: Facts::new(known_facts(run, server).await?, &store),
         emit: &emit,
+        media_in_object_storage: run.spec.media_in_object_storage,
         concurrency: run.homeserver.max_concurrent_requests as usize,
         budget: Budget {
             requests_per_second: run.reader.requests_per_second(),

@@ -1,4 +1,4 @@
-//! What went wrong between us and a homeserver, and what may be done about it.
+//! Errors of requests to a homeserver, and what a caller may do about them.
 
 use std::fmt;
 use std::time::Duration;
@@ -7,14 +7,14 @@ use reqwest::Method;
 
 use crate::values::size::Size;
 
-/// A request that did not get the answer it was sent for.
+/// A request that failed.
 #[derive(Debug, Clone, thiserror::Error)]
 pub struct Error {
     pub method: Method,
     /// The path as it was sent, without the query.
     pub path: String,
     pub cause: Cause,
-    /// What the administrator can do, where that is known.
+    /// What the administrator can do, if known.
     pub advice: Option<String>,
 }
 
@@ -22,31 +22,31 @@ pub struct Error {
 pub enum Cause {
     /// The request was never sent.
     Unreachable(String),
-    /// The request could not be built, as with a token that no header can carry: it was never sent.
+    /// The request could not be built, for example with a token that is not valid in a header, and was never sent.
     NotSent(String),
-    /// The run ended while the request waited for its turn or was asked to wait: it did nothing.
+    /// The run ended while the request waited for a limit or for its next attempt: it had no effect.
     Cancelled,
-    /// The request was sent, and no whole answer came back: Synapse may have done it, or be doing it still.
+    /// The request was sent, but no complete response arrived: Synapse may have processed it, or may still be doing so.
     Lost(String),
-    /// The answer is larger than its endpoint's limit, and was not read to its end.
+    /// The response exceeds the limit of its endpoint and was not read completely.
     TooLarge(Size),
     /// Synapse's own error envelope.
     Synapse { status: u16, errcode: String, error: String, retry_after: Option<Duration> },
-    /// An error without Matrix's envelope: something in front of Synapse answered.
+    /// An error status without Matrix's envelope: a server in front of Synapse responded.
     NotSynapse { status: u16, excerpt: String, retry_after: Option<Duration> },
-    /// The answer is not what this endpoint answers.
+    /// The body does not have the form that this endpoint returns.
     Undecodable { problem: String, excerpt: String },
-    /// The answer says that something happened which must not.
+    /// The response reports something that must not happen.
     Unexpected(String),
-    /// The answer differs from what was sent, for this one target.
+    /// The response differs from what was sent, for this one target.
     Contradicted(String),
-    /// The target is not what it was when its state was recorded: the change was not made.
+    /// The target changed since its state was recorded; the change was not made.
     Changed,
 }
 
 impl Error {
-    /// The answer to a change of `user_id` differs from what was sent.
-    pub fn contradicted(user_id: &str, problem: &str) -> Self {
+    /// Returns the error for a response to a change of `user_id` that differs from what was sent.
+    pub(crate) fn contradicted(user_id: &str, problem: &str) -> Self {
         Self {
             method: Method::PUT,
             path: user_id.to_owned(),
@@ -55,18 +55,18 @@ impl Error {
         }
     }
 
-    /// The same for a request that must not be sent a second time, although nobody knows what became of it.
+    /// Makes an error final whose request may have taken effect and must not be sent again.
     #[must_use]
-    pub fn never_again(self) -> Self {
+    pub(crate) fn not_repeatable(self) -> Self {
         let problem = format!(
-            "{}; whether Synapse did it is not known, and it is not sent again because `repeatable` is false",
+            "{}; it is unknown whether Synapse processed the request, and it is not sent again because `repeatable` is false",
             self.message()
         );
         Self { cause: Cause::Unexpected(problem), ..self }
     }
 
-    /// Whether trying the whole run again later may help.
-    pub fn is_transient(&self) -> bool {
+    /// Whether another attempt of the whole run may succeed.
+    pub(crate) fn is_transient(&self) -> bool {
         match &self.cause {
             Cause::Unreachable(_)
             | Cause::Cancelled
@@ -85,8 +85,8 @@ impl Error {
         }
     }
 
-    /// Whether only the target of this one change is concerned, so that others can go on.
-    pub fn is_about_target(&self) -> bool {
+    /// Whether only the target of this one change is affected and other changes can continue.
+    pub(crate) fn is_about_target(&self) -> bool {
         match &self.cause {
             Cause::Synapse { status, errcode, .. } => {
                 !self.is_transient()
@@ -106,40 +106,40 @@ impl Error {
         }
     }
 
-    /// Whether the token is dead, locked out, or no server admin's: nothing will work until a person acts.
-    pub fn is_about_token(&self) -> bool {
+    /// Whether the token is invalid, or its account is locked or not a server admin: every request fails until a person acts.
+    pub(crate) fn is_about_token(&self) -> bool {
         match &self.cause {
             Cause::Synapse { status: 401, .. } => true,
-            Cause::Synapse { status: 403, error, .. } => error == NOT_ADMIN,
+            Cause::Synapse { status: 403, error, .. } => is_not_admin(error),
             Cause::Synapse { status: 500, errcode, error, .. } => {
-                error.starts_with("Invalid username claim") || is_no_account(errcode, error)
+                error.starts_with("Invalid username claim") || is_unknown_account(errcode, error)
             }
             _ => false,
         }
     }
 
-    /// Whether the endpoint is not registered in the process that answered: too old, MAS, or another worker.
-    pub fn is_unrecognized(&self) -> bool {
+    /// Whether the process that responded does not serve the endpoint: Synapse is too old, delegates to MAS, or it is another worker.
+    pub(crate) fn is_unrecognized(&self) -> bool {
         matches!(&self.cause, Cause::Synapse { errcode, .. } if errcode == "M_UNRECOGNIZED")
     }
 
-    pub fn is_not_found(&self) -> bool {
+    pub(crate) fn is_not_found(&self) -> bool {
         matches!(&self.cause, Cause::Synapse { status: 404, errcode, .. } if errcode == "M_NOT_FOUND")
     }
 
-    /// Whether the request may have been carried out, or may be at work still, although no good answer came.
-    pub fn may_have_taken_effect(&self) -> bool {
+    /// Whether Synapse may have processed the request, or may still be doing so.
+    pub(crate) fn may_have_taken_effect(&self) -> bool {
         match &self.cause {
             Cause::Lost(_) | Cause::TooLarge(_) | Cause::Undecodable { .. } => true,
             Cause::NotSynapse { status, .. } => *status >= 500,
-            // A process of Synapse that waits for another one answers with these.
+            // A Synapse process returns these while it waits for another one.
             Cause::Synapse { status, .. } => matches!(status, 502..=504),
             _ => false,
         }
     }
 
-    /// How long the homeserver asked to be left alone.
-    pub fn retry_after(&self) -> Option<Duration> {
+    /// How long the homeserver asked to wait before the next request.
+    pub(crate) fn retry_after(&self) -> Option<Duration> {
         match &self.cause {
             Cause::Synapse { retry_after, .. } | Cause::NotSynapse { retry_after, .. } => {
                 *retry_after
@@ -148,8 +148,16 @@ impl Error {
         }
     }
 
-    /// Whether this is no answer of Synapse: it is down, or something in front of it says so.
-    pub(super) fn is_silence(&self) -> bool {
+    /// The status of the response, if there was one with an error status.
+    pub(super) fn status(&self) -> Option<u16> {
+        match self.cause {
+            Cause::Synapse { status, .. } | Cause::NotSynapse { status, .. } => Some(status),
+            _ => None,
+        }
+    }
+
+    /// Whether Synapse did not respond: it is down, or a server in front of it says so.
+    pub(super) fn is_outage(&self) -> bool {
         match &self.cause {
             Cause::Unreachable(_) | Cause::Lost(_) => true,
             Cause::NotSynapse { status, .. } => matches!(status, 502..=504),
@@ -157,110 +165,60 @@ impl Error {
         }
     }
 
-    pub(super) fn is_limited(&self) -> bool {
+    pub(super) fn is_rate_limited(&self) -> bool {
         matches!(
             &self.cause,
             Cause::Synapse { status: 429, .. } | Cause::NotSynapse { status: 429, .. }
         )
     }
 
-    /// Synapse's own words, or the nearest thing to them.
-    pub fn message(&self) -> String {
+    /// Returns what went wrong, without the request and the advice.
+    pub(crate) fn message(&self) -> String {
         match &self.cause {
             Cause::Unreachable(problem) => format!("not reachable: {problem}"),
             Cause::NotSent(problem) => {
-                format!("the request cannot be built, and was not sent: {problem}")
+                format!("the request could not be built and was not sent: {problem}")
             }
-            Cause::Cancelled => "the run ended while this waited to be sent".to_owned(),
-            Cause::Lost(problem) => format!("the answer was lost: {problem}"),
-            Cause::TooLarge(most) => {
-                format!(
-                    "the answer is larger than {most}, the most that is read from this endpoint"
-                )
+            Cause::Cancelled => "the run ended before the request was sent".to_owned(),
+            Cause::Lost(problem) => format!("the response was lost: {problem}"),
+            Cause::TooLarge(max) => {
+                format!("the response exceeds {max}, the limit for this endpoint")
             }
             Cause::Synapse { status, errcode, error, .. } => format!("{status} {errcode}: {error}"),
             Cause::NotSynapse { status, excerpt, .. } if excerpt.is_empty() => {
-                format!("{status} with an empty body, which is not Synapse's way to say no")
+                format!("{status} with an empty body, which did not come from Synapse")
             }
             Cause::NotSynapse { status, excerpt, .. } => {
-                format!("{status} from something that is not Synapse: {excerpt}")
+                format!("{status} from a server that is not Synapse: {excerpt}")
             }
             Cause::Undecodable { problem, excerpt } => {
-                format!("cannot read the answer ({problem}): {excerpt}")
+                format!("cannot decode the response ({problem}): {excerpt}")
             }
             Cause::Unexpected(problem) | Cause::Contradicted(problem) => problem.clone(),
             Cause::Changed => {
-                "somebody else changes this account again and again: it was left as it is"
-                    .to_owned()
+                "the account keeps being changed by someone else: left unchanged".to_owned()
             }
         }
     }
 }
 
-/// Whether Synapse, with status 500, says that it does not have the account that MAS named for the token.
-pub(super) fn is_no_account(errcode: &str, error: &str) -> bool {
+/// Whether Synapse reports, with status 500, that it does not have the account that MAS named for the token.
+pub(super) fn is_unknown_account(errcode: &str, error: &str) -> bool {
     errcode == "M_FORBIDDEN" && error == "User not found"
 }
 
-pub(super) const NOT_ADMIN: &str = "You are not a server admin";
+/// Whether Synapse reports, with status 403, that the account of the token is not a server admin.
+pub(super) fn is_not_admin(error: &str) -> bool {
+    error == "You are not a server admin"
+}
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let words = self.message();
+        let message = self.message();
         write!(f, "{} {}: ", self.method, self.path)?;
         match &self.advice {
-            Some(advice) => write!(f, "{}. {advice}", words.trim_end_matches('.')),
-            None => f.write_str(&words),
+            Some(advice) => write!(f, "{}. {advice}", message.trim_end_matches('.')),
+            None => f.write_str(&message),
         }
     }
-}
-
-/// The beginning of a body, on one line, for an error message.
-pub(super) fn excerpt(body: &[u8]) -> String {
-    const LONGEST: usize = 160;
-    line(&String::from_utf8_lossy(&body[..body.len().min(4 * LONGEST)]), LONGEST)
-}
-
-/// A text that somebody else wrote, on one line without control characters, cut off after so many characters.
-pub(super) fn line(text: &str, longest: usize) -> String {
-    // Each character takes four bytes at most, and whitespace in a row becomes one space.
-    let text: String = text.chars().take(8 * longest).collect();
-    let words = text.split(|c: char| c.is_whitespace() || c.is_control());
-    let line = words.filter(|word| !word.is_empty()).collect::<Vec<_>>().join(" ");
-    match line.char_indices().nth(longest) {
-        Some((end, _)) => format!("{}…", &line[..end]),
-        None => line,
-    }
-}
-
-/// What a page of a proxy says: its title, else its first words.
-pub(super) fn title(body: &[u8]) -> String {
-    const LONGEST: usize = 100;
-    const LOOKED_AT: usize = 16 * 1024;
-    let text = String::from_utf8_lossy(&body[..body.len().min(LOOKED_AT)]);
-    if !text.trim_start().starts_with('<') {
-        return line(&text, LONGEST);
-    }
-    let lower = text.to_ascii_lowercase();
-    let title = lower.find("<title").and_then(|start| {
-        let start = start + lower[start..].find('>')? + 1;
-        let end = start + lower[start..].find("</title")?;
-        Some(&text[start..end])
-    });
-    line(&without_tags(title.unwrap_or(&text)), LONGEST)
-}
-
-/// The text between the tags of a page, without scripts and styles.
-fn without_tags(page: &str) -> String {
-    let (mut text, mut rest) = (String::new(), page);
-    while let Some((before, tag)) = rest.split_once('<') {
-        text.extend([before, " "]);
-        let end = match tag.get(..5).map(str::to_ascii_lowercase).as_deref() {
-            Some("style") => "</style>",
-            Some("scrip") => "</script>",
-            _ => ">",
-        };
-        rest = tag.split_once(end).map_or("", |(_, after)| after);
-    }
-    text + rest
 }

@@ -1,17 +1,17 @@
-//! Local media: who has how much, and which files.
+//! Queries about local media.
 
 use std::collections::BTreeMap;
 
 use serde::Deserialize;
 
-use super::error::Error;
-use super::pages::Pages;
+use super::error::{Cause, Error};
+use super::json::{count, flag, id, optional_count, optional_id};
+use super::pages::{PageToken, Pages};
 use super::reader::Reader;
-use super::transport::Base;
-use super::{PageToken, count, flag, id, optional_count, optional_id};
+use super::request::Base;
 use crate::values::clock::Timestamp;
 
-/// An account's uploads, as the statistics count them.
+/// The uploads of one account, according to the media statistics.
 #[derive(Debug, Clone, Deserialize)]
 pub struct MediaOwner {
     #[serde(default, deserialize_with = "optional_id")]
@@ -22,7 +22,7 @@ pub struct MediaOwner {
     pub media_length: Option<u64>,
 }
 
-/// An uploaded file. Nothing in it tells whether it is an avatar.
+/// An uploaded file. Whether it is an avatar is not known.
 #[derive(Debug, Clone, Deserialize)]
 pub struct File {
     #[serde(deserialize_with = "id")]
@@ -32,7 +32,7 @@ pub struct File {
     pub media_length: Option<u64>,
     /// Milliseconds since 1970.
     pub created_ts: i64,
-    /// Milliseconds since 1970; `None` where the file was never accessed.
+    /// Milliseconds since 1970; `None` if the file was never accessed.
     pub last_access_ts: Option<i64>,
     #[serde(default, deserialize_with = "optional_id")]
     pub quarantined_by: Option<String>,
@@ -41,17 +41,21 @@ pub struct File {
 }
 
 impl File {
-    /// What Synapse compares with `before_ts`: the last access, and the upload where there was none.
-    pub fn used_ms(&self) -> i64 {
+    /// The last access, or the upload if there was none, which Synapse compares with `before_ts`. In milliseconds since 1970.
+    pub(crate) fn last_used_ms(&self) -> i64 {
         self.last_access_ts.unwrap_or(self.created_ts)
     }
 }
 
-const PAGE: usize = 1000;
+const PAGE_ROWS: usize = 1000;
+const STATISTICS: &str = "/_synapse/admin/v1/statistics/users/media";
 
 impl Reader {
-    /// Everybody with files uploaded before `until`, most bytes first.
-    pub async fn media_owners(&self, until: Option<Timestamp>) -> Result<Vec<MediaOwner>, Error> {
+    /// Returns the accounts with files uploaded before `until`, most bytes first.
+    pub(crate) async fn media_owners(
+        &self,
+        until: Option<Timestamp>,
+    ) -> Result<Vec<MediaOwner>, Error> {
         #[derive(Deserialize)]
         struct Page {
             users: Vec<MediaOwner>,
@@ -59,16 +63,16 @@ impl Reader {
             #[serde(default, deserialize_with = "optional_count")]
             total: Option<u64>,
         }
-        const LIST: &str = "/_synapse/admin/v1/statistics/users/media";
-        let mut pages = Pages::of(LIST, PAGE);
+        let mut pages = Pages::new(STATISTICS, PAGE_ROWS);
         let mut owners: BTreeMap<Option<String>, MediaOwner> = BTreeMap::new();
         let mut from: Option<PageToken> = None;
         loop {
-            let mut query = vec![("order_by", "user_id".to_owned()), ("limit", PAGE.to_string())];
+            let mut query =
+                vec![("order_by", "user_id".to_owned()), ("limit", PAGE_ROWS.to_string())];
             query.extend(until.map(|until| ("until_ts", until.timestamp_millis().to_string())));
             query.extend(from.as_ref().map(|from| ("from", from.to_string())));
-            // Served by the main process, even where a worker serves the files themselves.
-            let page: Page = self.get(LIST, &[], query).await?;
+            // The main process serves this even if a worker serves the media endpoints.
+            let page: Page = self.get(STATISTICS, &[], query).await?;
             from = pages.next(page.users.len(), page.total, page.next_token)?;
             owners.extend(page.users.into_iter().map(|owner| (owner.user_id.clone(), owner)));
             if from.is_none() {
@@ -80,19 +84,23 @@ impl Reader {
         Ok(owners)
     }
 
-    /// How many accounts have files.
-    pub async fn count_media_owners(&self) -> Result<u64, Error> {
+    /// Returns how many accounts have files.
+    pub(crate) async fn count_media_owners(&self) -> Result<u64, Error> {
         #[derive(Deserialize)]
         struct Page {
             total: u64,
         }
         let query = vec![("limit", "1".to_owned())];
-        let page: Page = self.get("/_synapse/admin/v1/statistics/users/media", &[], query).await?;
+        let page: Page = self.get(STATISTICS, &[], query).await?;
         Ok(page.total)
     }
 
-    /// The account's files uploaded before `until`, oldest first; `M_NOT_FOUND` where Synapse does not know the account.
-    pub async fn files_of(&self, user_id: &str, until: Timestamp) -> Result<Vec<File>, Error> {
+    /// Returns an account's files uploaded before `until`, oldest first; the error is `M_NOT_FOUND` for an unknown account.
+    pub(crate) async fn files_of(
+        &self,
+        user_id: &str,
+        until: Timestamp,
+    ) -> Result<Vec<File>, Error> {
         #[derive(Deserialize)]
         struct Page {
             media: Vec<File>,
@@ -100,28 +108,28 @@ impl Reader {
             #[serde(default, deserialize_with = "optional_count")]
             total: Option<u64>,
         }
-        let mut pages = Pages::of(format!("/_synapse/admin/v1/users/{user_id}/media"), PAGE);
+        let mut pages = Pages::new(format!("/_synapse/admin/v1/users/{user_id}/media"), PAGE_ROWS);
         let (mut files, mut from): (Vec<File>, Option<PageToken>) = (Vec::new(), None);
         loop {
             let mut query = vec![
                 ("order_by", "created_ts".to_owned()),
                 ("dir", "f".to_owned()),
-                ("limit", PAGE.to_string()),
+                ("limit", PAGE_ROWS.to_string()),
             ];
             query.extend(from.as_ref().map(|from| ("from", from.to_string())));
             let page: Page = self
                 .get_from(Base::Media, "/_synapse/admin/v1/users/{}/media", &[user_id], query)
                 .await?
                 .decode()?;
-            let read = page.media.len();
-            let before = files.len();
+            let rows = page.media.len();
+            let files_before = files.len();
             files.extend(
                 page.media
                     .into_iter()
                     .take_while(|file| file.created_ts < until.timestamp_millis()),
             );
-            let all_old = files.len() - before == read;
-            from = pages.next(read, page.total, page.next_token.filter(|_| all_old))?;
+            let all_old = files.len() - files_before == rows;
+            from = pages.next(rows, page.total, page.next_token.filter(|_| all_old))?;
             if from.is_none() {
                 return Ok(files);
             }
@@ -130,21 +138,14 @@ impl Reader {
 
     /// Whether the process behind `media_url` serves the media endpoints.
     ///
-    /// Asks for a file that cannot exist: `M_NOT_FOUND` says that the endpoint is there (Synapse 1.140; older ones answer 405).
-    pub async fn serves_media(&self, server_name: &str) -> Result<bool, Error> {
-        match self
-            .answers(
-                Base::Media,
-                "/_synapse/admin/v1/media/{}/{}",
-                &[server_name, "microglia-asks-whether-media-is-served-here"],
-            )
-            .await
-        {
-            Ok(()) => Ok(true),
+    /// Requests a file that cannot exist: Synapse 1.140 and later return `M_NOT_FOUND`, older versions status 405.
+    pub(crate) async fn serves_media(&self, server_name: &str) -> Result<bool, Error> {
+        let ids = [server_name, "microglia-probe-of-the-media-endpoints"];
+        let response =
+            self.get_from(Base::Media, "/_synapse/admin/v1/media/{}/{}", &ids, vec![]).await;
+        match response {
+            Ok(_) | Err(Error { cause: Cause::Synapse { status: 405, .. }, .. }) => Ok(true),
             Err(error) if error.is_not_found() => Ok(true),
-            Err(error) if matches!(error.cause, super::Cause::Synapse { status: 405, .. }) => {
-                Ok(true)
-            }
             Err(error) if error.is_unrecognized() => Ok(false),
             Err(error) => Err(error),
         }

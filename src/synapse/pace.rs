@@ -1,7 +1,6 @@
-//! How fast requests go out: a steady rate, halved while Synapse answers slowly.
+//! Limits on requests to one address: how many at a time, and how many per second.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::Semaphore;
@@ -11,18 +10,19 @@ use tokio_util::sync::CancellationToken;
 use super::error::Cause;
 use crate::values::schema::{Limit, Rate};
 
-/// How fast an address may be asked, as numbers.
+/// The limits of an address as they are configured.
 #[derive(Debug, Clone, Copy)]
+#[expect(clippy::struct_field_names, reason = "named after the keys of the configuration")]
 pub struct LimitValues {
     pub max_concurrent_requests: u32,
     pub max_requests_per_second: Limit<Rate>,
     pub max_joins_per_second: Limit<Rate>,
 }
 
-/// How fast an address may be asked, shared by all that ask it: other names, other runs, and those from before a reload.
+/// The limits of an address, shared by all runs and homeserver names that use it, also across reloads.
 #[derive(Debug)]
 pub struct Limits {
-    pub(super) places: Slots,
+    pub(super) request_slots: Slots,
     pub(super) requests: Pacer,
     pub(super) joins: Pacer,
     requests_per_second: Mutex<Limit<Rate>>,
@@ -31,7 +31,7 @@ pub struct Limits {
 impl Limits {
     pub fn new(values: LimitValues) -> Self {
         Self {
-            places: Slots::new(values.max_concurrent_requests),
+            request_slots: Slots::new(values.max_concurrent_requests),
             requests: Pacer::new(values.max_requests_per_second),
             joins: Pacer::new(values.max_joins_per_second),
             requests_per_second: Mutex::new(values.max_requests_per_second),
@@ -42,9 +42,9 @@ impl Limits {
         *self.requests_per_second.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Changes the limits for whoever waits next.
+    /// Changes the limits; requests that already wait for the rate limit keep their time.
     pub fn set(&self, values: LimitValues) {
-        self.places.resize(values.max_concurrent_requests);
+        self.request_slots.resize(values.max_concurrent_requests);
         self.requests.set(values.max_requests_per_second);
         self.joins.set(values.max_joins_per_second);
         *self.requests_per_second.lock().unwrap_or_else(PoisonError::into_inner) =
@@ -52,7 +52,7 @@ impl Limits {
     }
 }
 
-/// A semaphore whose size can be changed while it is used.
+/// A semaphore whose size can be changed while it is in use.
 #[derive(Debug)]
 pub struct Slots {
     semaphore: Arc<Semaphore>,
@@ -68,7 +68,7 @@ impl Slots {
         &self.semaphore
     }
 
-    /// Changes the number of slots; one that is taken goes when it is given back.
+    /// Changes the number of slots. Surplus slots that are taken are removed once they are released.
     pub fn resize(&self, to: u32) {
         let mut size = self.size.lock().unwrap_or_else(PoisonError::into_inner);
         let from = std::mem::replace(&mut *size, to);
@@ -84,7 +84,7 @@ impl Slots {
     }
 }
 
-/// Hands out moments to send at, evenly spaced.
+/// Spaces requests evenly.
 #[derive(Debug)]
 pub(super) struct Pacer {
     interval: Mutex<Option<Duration>>,
@@ -100,7 +100,7 @@ impl Pacer {
         *self.interval.lock().unwrap_or_else(PoisonError::into_inner) = interval(rate);
     }
 
-    /// Waits for a turn that takes `turns` times the usual space.
+    /// Waits for the next turn, and reserves `turns` times the usual interval after it.
     pub(super) async fn wait(&self, turns: u32) {
         let interval = *self.interval.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(interval) = interval else { return };
@@ -118,192 +118,24 @@ fn interval(rate: Limit<Rate>) -> Option<Duration> {
     rate.number().map(Rate::interval)
 }
 
-/// Compares how long one run's answers take with how long they took when the run began, and notices when none come.
-#[derive(Debug, Default)]
-pub struct Watch {
-    latencies: Mutex<HashMap<&'static str, Latencies>>,
-    answers: Mutex<Answers>,
-}
-
-/// Which of a run's questions are open, and since when none was answered.
-#[derive(Debug, Default)]
-struct Answers {
-    /// When each was sent, the oldest first.
-    open: BTreeMap<u64, Instant>,
-    next: u64,
-    last_answer: Option<Instant>,
-    /// The first of the failures in a row.
-    failing_since: Option<Instant>,
-    problem: String,
-}
-
-/// A homeserver that does not answer one run.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Silence {
-    pub since: Instant,
-    /// What was seen instead of an answer; empty where nothing was.
-    pub problem: String,
-}
-
-#[derive(Debug, Default)]
-struct Latencies {
-    at_start: Vec<Duration>,
-    recent: VecDeque<Duration>,
-}
-
-/// Answers that are looked at, both at the start and now.
-const SAMPLES: usize = 10;
-/// An answer that takes three times as long as at the start is slow.
-const SLOWER: u32 = 3;
-/// How long an answer may take before the homeserver counts as silent: lists of large homeservers take seconds.
-const PATIENCE: Duration = Duration::from_secs(5);
-/// Below this even three times as long says nothing about load.
-const NOISE: Duration = Duration::from_millis(15);
-
-impl Watch {
-    /// A question is sent; the number is what ends it.
-    pub(super) fn asked(&self) -> u64 {
-        let mut answers = self.answers();
-        let number = answers.next;
-        answers.next += 1;
-        answers.open.insert(number, Instant::now());
-        number
-    }
-
-    /// A question ended, `problem` says how where it was not answered.
-    pub(super) fn answered(&self, number: u64, problem: Option<String>) {
-        let mut answers = self.answers();
-        let sent = answers.open.remove(&number);
-        if let Some(problem) = problem {
-            answers.failing_since = answers.failing_since.or(sent);
-            answers.problem = problem;
-        } else {
-            answers.last_answer = Some(Instant::now());
-            answers.failing_since = None;
-            answers.problem.clear();
-        }
-    }
-
-    /// A question was dropped without an end.
-    pub(super) fn forget(&self, number: u64) {
-        self.answers().open.remove(&number);
-    }
-
-    /// Since when the homeserver has not answered: all attempts failed, or a question is open and nothing else came.
-    pub fn silence(&self) -> Option<Silence> {
-        let answers = self.answers();
-        let oldest = answers.open.values().next().copied();
-        let unanswered = oldest.map(|sent| answers.last_answer.map_or(sent, |last| last.max(sent)));
-        let since =
-            answers.failing_since.or(unanswered.filter(|since| since.elapsed() > PATIENCE))?;
-        Some(Silence { since, problem: answers.problem.clone() })
-    }
-
-    fn answers(&self) -> MutexGuard<'_, Answers> {
-        self.answers.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    pub(super) fn record(&self, endpoint: &'static str, took: Duration) {
-        let mut endpoints = self.latencies.lock().unwrap_or_else(PoisonError::into_inner);
-        let latencies = endpoints.entry(endpoint).or_default();
-        if latencies.at_start.len() < SAMPLES {
-            latencies.at_start.push(took);
-            return;
-        }
-        if latencies.recent.len() == SAMPLES {
-            latencies.recent.pop_front();
-        }
-        latencies.recent.push_back(took);
-    }
-
-    /// Whether Synapse takes three times as long for some endpoint as at the start of the run.
-    pub fn is_slow(&self) -> bool {
-        let endpoints = self.latencies.lock().unwrap_or_else(PoisonError::into_inner);
-        endpoints.values().any(|latencies| {
-            latencies.recent.len() == SAMPLES && {
-                let now = median(latencies.recent.iter().copied());
-                now > NOISE && now > median(latencies.at_start.iter().copied()) * SLOWER
-            }
-        })
-    }
-}
-
-/// Waits for something that sends nothing, unless it is given up first.
-pub(super) async fn unless<T>(
-    given_up: &CancellationToken,
+/// Waits for `ready`, which must not send anything, or fails as soon as `cancel` is cancelled.
+pub(super) async fn unless_cancelled<T>(
+    cancel: &CancellationToken,
     ready: impl Future<Output = T>,
 ) -> Result<T, Cause> {
     tokio::select! {
         biased;
-        () = given_up.cancelled() => Err(Cause::Cancelled),
+        () = cancel.cancelled() => Err(Cause::Cancelled),
         ready = ready => Ok(ready),
     }
-}
-
-fn median(values: impl Iterator<Item = Duration>) -> Duration {
-    let mut values: Vec<Duration> = values.collect();
-    values.sort_unstable();
-    values[values.len() / 2]
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn record(watch: &Watch, times: usize, ms: u64) {
-        for _ in 0..times {
-            watch.record("/x", Duration::from_millis(ms));
-        }
-    }
-
-    #[test]
-    fn three_times_the_first_answers_is_slow_and_passes_again() {
-        let watch = Watch::default();
-        record(&watch, SAMPLES, 20);
-        record(&watch, SAMPLES, 59);
-        assert!(!watch.is_slow());
-        record(&watch, SAMPLES, 61);
-        assert!(watch.is_slow());
-        record(&watch, SAMPLES, 25);
-        assert!(!watch.is_slow());
-    }
-
     #[tokio::test(start_paused = true)]
-    async fn a_homeserver_is_silent_while_all_fails_or_a_question_stays_open() {
-        let watch = Watch::default();
-        let start = Instant::now();
-        let silence =
-            || watch.silence().map(|silence| ((silence.since - start).as_secs(), silence.problem));
-        let first = watch.asked();
-        tokio::time::advance(PATIENCE).await;
-        assert_eq!(silence(), None, "an answer may take so long");
-        tokio::time::advance(Duration::from_secs(1)).await;
-        assert_eq!(silence(), Some((0, String::new())));
-        watch.answered(first, None);
-        assert_eq!(silence(), None);
-        let (second, third) = (watch.asked(), watch.asked());
-        tokio::time::advance(Duration::from_secs(1)).await;
-        watch.answered(second, Some("refused".to_owned()));
-        assert_eq!(silence(), Some((6, "refused".to_owned())));
-        watch.answered(third, None);
-        assert_eq!(silence(), None, "one answer is a sign of life");
-        let dropped = watch.asked();
-        watch.forget(dropped);
-        tokio::time::advance(PATIENCE * 2).await;
-        assert_eq!(silence(), None, "nothing is asked");
-    }
-
-    #[test]
-    fn one_slow_answer_is_not_a_slow_homeserver() {
-        let watch = Watch::default();
-        record(&watch, SAMPLES, 20);
-        record(&watch, SAMPLES - 1, 20);
-        record(&watch, 1, 5000);
-        assert!(!watch.is_slow());
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn turns_are_evenly_spaced_and_a_double_turn_takes_twice_the_space() {
+    async fn turns_are_evenly_spaced_and_a_double_turn_takes_twice_the_interval() {
         let (pacer, start) = (Pacer::new(Limit::Of(Rate(10.0))), Instant::now());
         for turns in [1, 2, 1, 1] {
             pacer.wait(turns).await;

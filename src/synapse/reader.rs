@@ -1,4 +1,4 @@
-//! What a job has of a homeserver: questions, all of them GET.
+//! Read access to a homeserver: GET requests only.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -10,66 +10,57 @@ use tokio_util::sync::CancellationToken;
 
 use super::address::Address;
 use super::error::Error;
-use super::pace::{Silence, Watch};
-use super::probe::Identity;
-use super::transport::{Answer, Base, Call, Repeat, Transport, Turn};
+use super::identity::Identity;
+use super::monitor::{ResponseMonitor, Silence};
+use super::request::{Base, Call, Pacing, Repeat};
+use super::response::Response;
+use super::transport::{Session, Transport};
 use crate::values::clock::Clock;
 use crate::values::schema::{Limit, Rate};
 
-/// Reads one homeserver for one run; clones share the run's identity and its watch over slow answers.
+/// Reads one homeserver for one run; clones share the identity and the monitor.
 #[derive(Debug, Clone)]
 pub struct Reader {
     pub(super) transport: Arc<Transport>,
-    pub(super) watch: Arc<Watch>,
+    pub(super) monitor: Arc<ResponseMonitor>,
     pub(super) clock: Clock,
     pub(super) identity: Arc<OnceCell<Identity>>,
-    answered: Arc<AtomicU64>,
+    completed_requests: Arc<AtomicU64>,
 }
 
 impl Reader {
     pub fn new(transport: Arc<Transport>, clock: Clock) -> Self {
         Self {
             transport,
-            watch: Arc::default(),
+            monitor: Arc::default(),
             clock,
             identity: Arc::default(),
-            answered: Arc::default(),
+            completed_requests: Arc::default(),
         }
     }
 
-    /// The name that the config gives the homeserver.
-    pub fn homeserver(&self) -> &str {
-        &self.transport.name
-    }
-
-    /// What the homeserver's limits belong to.
-    pub fn address(&self) -> &Address {
+    pub(crate) fn address(&self) -> &Address {
         &self.transport.address
     }
 
-    /// Whether media lives in object storage, where Synapse deletes nothing.
-    pub fn keeps_objects(&self) -> bool {
-        self.transport.media_in_object_storage
-    }
-
-    /// How many requests may be sent to the homeserver in a second.
-    pub fn requests_per_second(&self) -> Limit<Rate> {
+    /// The rate limit of the homeserver.
+    pub(crate) fn requests_per_second(&self) -> Limit<Rate> {
         self.transport.requests_per_second()
     }
 
-    /// How many questions were answered, by this reader and its clones.
-    pub fn completed_requests(&self) -> u64 {
-        self.answered.load(Ordering::Relaxed)
+    /// Returns how many requests this reader and its clones have completed.
+    pub(crate) fn completed_requests(&self) -> u64 {
+        self.completed_requests.load(Ordering::Relaxed)
     }
 
-    /// Whether answers take so long that requests are sent at half the rate.
-    pub fn is_slow(&self) -> bool {
-        self.watch.is_slow()
+    /// Whether responses are so slow that requests are sent at half the rate.
+    pub(crate) fn is_slow(&self) -> bool {
+        self.monitor.is_slow()
     }
 
-    /// Since when the homeserver has not answered this run.
-    pub fn silence(&self) -> Option<Silence> {
-        self.watch.silence()
+    /// Returns since when the homeserver has not responded to this run.
+    pub(crate) fn silence(&self) -> Option<Silence> {
+        self.monitor.silence()
     }
 
     pub(super) async fn get<T: DeserializeOwned>(
@@ -87,7 +78,7 @@ impl Reader {
         endpoint: &'static str,
         ids: &[&str],
         query: Vec<(&'static str, String)>,
-    ) -> Result<Answer, Error> {
+    ) -> Result<Response, Error> {
         let call = Call {
             method: Method::GET,
             base,
@@ -95,13 +86,18 @@ impl Reader {
             ids,
             query,
             body: None,
-            repeat: Repeat::Safe,
-            turn: Turn::Own,
+            repeat: Repeat::Always,
+            pacing: Pacing::Normal,
             timeout: Some(self.transport.request_timeout()),
         };
-        // Who gives up a question lets go of it.
-        let answer = self.transport.send(&call, &self.watch, &CancellationToken::new()).await;
-        self.answered.fetch_add(1, Ordering::Relaxed);
-        answer
+        // A caller cancels a GET by dropping it.
+        let never = CancellationToken::new();
+        let response = self.transport.send(&call, self.session(&never)).await;
+        self.completed_requests.fetch_add(1, Ordering::Relaxed);
+        response
+    }
+
+    pub(super) fn session<'a>(&'a self, cancel: &'a CancellationToken) -> Session<'a> {
+        Session { monitor: &self.monitor, cancel, clock: &self.clock }
     }
 }

@@ -1,20 +1,33 @@
-//! Rooms: aliases, members, and the state that says who may be joined and by whom.
+//! Queries about rooms: aliases, members, and the state that decides who may be joined.
 
 use std::collections::HashMap;
+use std::fmt;
 
-use serde::Deserialize;
-use serde_json::Value;
+use serde::de::{IgnoredAny, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer};
 
-use super::error::{self, Error};
+use super::error::Error;
+use super::excerpt::one_line;
+use super::json::{Scalar, id, ids, integers, object_or_default, optional_text, texts};
 use super::reader::Reader;
-use super::{id, ids};
+use crate::values::string_enum::string_enum;
 
-/// What a room remembers of one user: the latest membership event.
-#[derive(Debug, Clone, PartialEq, Eq)]
+string_enum! {
+    /// What a membership event makes of a user.
+    pub enum Membership {
+        Join = "join",
+        Invite = "invite",
+        Knock = "knock",
+        Leave = "leave",
+        Ban = "ban",
+    }
+}
+
+/// The latest membership event of one user in a room.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MemberEvent {
-    /// `join`, `invite`, `knock`, `leave` or `ban`.
-    pub membership: String,
-    /// Whether the user made the event: someone who left did, someone who was kicked did not.
+    pub membership: Membership,
+    /// Whether the user sent the event: true for someone who left, false for someone who was kicked.
     pub by_self: bool,
 }
 
@@ -25,177 +38,272 @@ pub struct Permissions {
     invite: i64,
     default: i64,
     users: HashMap<String, i64>,
-    /// Creators of a room of version 12 or later stand above every level.
+    /// In rooms of version 12 and later, creators rank above every power level.
     creators: Vec<String>,
     /// The room that this one replaced.
     pub predecessor: Option<String>,
 }
 
-#[derive(Deserialize)]
-struct Event {
+/// A state event, of whose content only the fields that are used are kept.
+#[derive(Debug, Deserialize)]
+struct StateEvent<C>
+where
+    C: for<'a> Deserialize<'a> + Default,
+{
     #[serde(default, deserialize_with = "id")]
     sender: String,
     #[serde(default, deserialize_with = "id")]
     state_key: String,
+    #[serde(default, deserialize_with = "object_or_default")]
+    content: C,
+}
+
+#[derive(Debug, Default, Deserialize)]
+struct Member {
     #[serde(default)]
-    content: Value,
+    membership: Scalar,
+}
+
+#[derive(Debug, Default, Deserialize)]
+struct Tombstone {
+    #[serde(default, deserialize_with = "optional_text")]
+    replacement_room: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+struct Create {
+    #[serde(default, deserialize_with = "optional_text")]
+    room_version: Option<String>,
+    #[serde(default, deserialize_with = "texts")]
+    additional_creators: Vec<String>,
+    #[serde(default, deserialize_with = "object_or_default")]
+    predecessor: Predecessor,
+}
+
+#[derive(Debug, Default, Deserialize)]
+struct Predecessor {
+    #[serde(default, deserialize_with = "optional_text")]
+    room_id: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+struct JoinRules {
+    #[serde(default, deserialize_with = "optional_text")]
+    join_rule: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+struct PowerLevels {
+    #[serde(default)]
+    invite: Scalar,
+    #[serde(default)]
+    users_default: Scalar,
+    #[serde(default, deserialize_with = "integers")]
+    users: HashMap<String, i64>,
 }
 
 impl Reader {
-    /// The id behind an alias; `M_NOT_FOUND` where it leads nowhere.
-    pub async fn resolve_alias(&self, alias: &str) -> Result<String, Error> {
+    /// Returns the room id behind an alias; the error is `M_NOT_FOUND` if there is no such alias.
+    pub(crate) async fn resolve_alias(&self, alias: &str) -> Result<String, Error> {
         #[derive(Deserialize)]
-        struct Answer {
+        struct Alias {
             #[serde(deserialize_with = "id")]
             room_id: String,
         }
-        let answer: Answer =
+        let alias: Alias =
             self.get("/_matrix/client/v3/directory/room/{}", &[alias], vec![]).await?;
-        Ok(answer.room_id)
+        Ok(alias.room_id)
     }
 
-    /// Who is in the room now, from here and from elsewhere.
-    pub async fn joined_members(&self, room_id: &str) -> Result<Vec<String>, Error> {
+    /// Returns the users who are in the room, local and remote.
+    pub(crate) async fn joined_members(&self, room_id: &str) -> Result<Vec<String>, Error> {
         #[derive(Deserialize)]
-        struct Answer {
+        struct Members {
             #[serde(deserialize_with = "ids")]
             members: Vec<String>,
         }
-        let answer: Answer =
+        let room: Members =
             self.get("/_synapse/admin/v1/rooms/{}/members", &[room_id], vec![]).await?;
-        Ok(answer.members)
+        Ok(room.members)
     }
 
-    /// Everybody whom the room remembers: who is in, left, was kicked, banned, invited, or knocks.
-    pub async fn member_events(
+    /// Returns the latest membership event of every user who ever had one in the room.
+    pub(crate) async fn member_events(
         &self,
         room_id: &str,
     ) -> Result<HashMap<String, MemberEvent>, Error> {
-        let events = self.state(room_id, "m.room.member").await?;
-        Ok(events
-            .into_iter()
-            .map(|event| {
-                let membership =
-                    error::line(event.content["membership"].as_str().unwrap_or_default(), 20);
-                let by_self = event.sender == event.state_key;
-                (event.state_key, MemberEvent { membership, by_self })
-            })
-            .collect())
+        let Members(members) = self.state(room_id, "m.room.member").await?;
+        Ok(members)
     }
 
-    /// The room that replaced this one, where it is tombstoned; an empty text where the tombstone names none.
-    pub async fn replacement(&self, room_id: &str) -> Result<Option<String>, Error> {
-        let tombstone = self.state(room_id, "m.room.tombstone").await?;
-        Ok(tombstone.first().map(|event| {
-            error::line(event.content["replacement_room"].as_str().unwrap_or_default(), 255)
+    /// Returns the room that replaced this one if it has a tombstone; an empty string if the tombstone names none.
+    pub(crate) async fn replacement(&self, room_id: &str) -> Result<Option<String>, Error> {
+        let First::<Tombstone>(tombstone) = self.state(room_id, "m.room.tombstone").await?;
+        Ok(tombstone.map(|event| {
+            one_line(event.content.replacement_room.as_deref().unwrap_or_default(), 255)
         }))
     }
 
-    /// The room that this one replaced.
-    pub async fn predecessor(&self, room_id: &str) -> Result<Option<String>, Error> {
-        let create = self.state(room_id, "m.room.create").await?;
-        Ok(create.first().and_then(predecessor))
+    /// Returns the room that this one replaced.
+    pub(crate) async fn predecessor(&self, room_id: &str) -> Result<Option<String>, Error> {
+        let First::<Create>(create) = self.state(room_id, "m.room.create").await?;
+        Ok(create.and_then(|event| event.content.predecessor.room_id))
     }
 
-    pub async fn permissions(&self, room_id: &str) -> Result<Permissions, Error> {
-        let rules = self.state(room_id, "m.room.join_rules").await?;
-        let levels = self.state(room_id, "m.room.power_levels").await?;
-        let create = self.state(room_id, "m.room.create").await?;
-        Ok(Permissions::new(rules.first(), levels.first(), create.first()))
+    pub(crate) async fn permissions(&self, room_id: &str) -> Result<Permissions, Error> {
+        let First(rules) = self.state(room_id, "m.room.join_rules").await?;
+        let First(levels) = self.state(room_id, "m.room.power_levels").await?;
+        let First(create) = self.state(room_id, "m.room.create").await?;
+        Ok(Permissions::new(rules, levels, create))
     }
 
-    /// Whether server admins blocked the room: Synapse refuses every join to it then.
-    pub async fn is_blocked(&self, room_id: &str) -> Result<bool, Error> {
+    /// Whether a server admin blocked the room: Synapse then refuses every join to it.
+    pub(crate) async fn is_blocked(&self, room_id: &str) -> Result<bool, Error> {
         #[derive(Deserialize)]
-        struct Answer {
+        struct Block {
             block: bool,
         }
-        let answer: Answer =
-            self.get("/_synapse/admin/v1/rooms/{}/block", &[room_id], vec![]).await?;
-        Ok(answer.block)
+        let room: Block = self.get("/_synapse/admin/v1/rooms/{}/block", &[room_id], vec![]).await?;
+        Ok(room.block)
     }
 
-    /// State events of one type; the filter exists since Synapse 1.123, older ones answer with all state.
-    async fn state(&self, room_id: &str, kind: &'static str) -> Result<Vec<Event>, Error> {
+    /// Reads the state events of one type. Synapse below 1.123 ignores the filter and returns all state.
+    async fn state<S>(&self, room_id: &str, event_type: &'static str) -> Result<S, Error>
+    where
+        S: for<'a> Deserialize<'a>,
+    {
         #[derive(Deserialize)]
-        struct Answer {
-            state: Vec<Event>,
+        struct State<S> {
+            state: S,
         }
-        let answer: Answer = self
-            .get("/_synapse/admin/v1/rooms/{}/state", &[room_id], vec![("type", kind.to_owned())])
-            .await?;
-        Ok(answer.state)
+        let query = vec![("type", event_type.to_owned())];
+        let room: State<S> =
+            self.get("/_synapse/admin/v1/rooms/{}/state", &[room_id], query).await?;
+        Ok(room.state)
     }
 }
 
-fn predecessor(create: &Event) -> Option<String> {
-    create.content["predecessor"]["room_id"].as_str().map(str::to_owned)
+/// The first of a list of state events; the others are skipped.
+struct First<C>(Option<StateEvent<C>>)
+where
+    C: for<'a> Deserialize<'a> + Default;
+
+impl<'de, C> Deserialize<'de> for First<C>
+where
+    C: for<'a> Deserialize<'a> + Default,
+{
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct FirstVisitor<C>(std::marker::PhantomData<C>);
+
+        impl<'de, C> Visitor<'de> for FirstVisitor<C>
+        where
+            C: for<'a> Deserialize<'a> + Default,
+        {
+            type Value = First<C>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a list of state events")
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut events: A) -> Result<First<C>, A::Error> {
+                let first = events.next_element()?;
+                while events.next_element::<IgnoredAny>()?.is_some() {}
+                Ok(First(first))
+            }
+        }
+
+        deserializer.deserialize_seq(FirstVisitor(std::marker::PhantomData))
+    }
+}
+
+/// Membership events by user; those without a membership are skipped.
+struct Members(HashMap<String, MemberEvent>);
+
+impl<'de> Deserialize<'de> for Members {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct MembersVisitor;
+
+        impl<'de> Visitor<'de> for MembersVisitor {
+            type Value = Members;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a list of membership events")
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut events: A) -> Result<Members, A::Error> {
+                let mut members = HashMap::new();
+                while let Some(event) = events.next_element::<StateEvent<Member>>()? {
+                    let membership = event.content.membership.into_text();
+                    if let Some(membership) = membership.and_then(|text| text.parse().ok()) {
+                        let by_self = event.sender == event.state_key;
+                        members.insert(event.state_key, MemberEvent { membership, by_self });
+                    }
+                }
+                Ok(Members(members))
+            }
+        }
+
+        deserializer.deserialize_seq(MembersVisitor)
+    }
 }
 
 impl Permissions {
-    fn new(rules: Option<&Event>, levels: Option<&Event>, create: Option<&Event>) -> Self {
-        let version: u32 = create
-            .and_then(|event| event.content["room_version"].as_str()?.parse().ok())
-            .unwrap_or(1);
-        let mut creators = Vec::new();
-        if let Some(create) = create.filter(|_| version >= 12) {
-            creators.push(create.sender.clone());
-            creators.extend(
-                create.content["additional_creators"]
-                    .as_array()
-                    .into_iter()
-                    .flatten()
-                    .filter_map(Value::as_str)
-                    .map(str::to_owned),
-            );
+    fn new(
+        rules: Option<StateEvent<JoinRules>>,
+        levels: Option<StateEvent<PowerLevels>>,
+        create: Option<StateEvent<Create>>,
+    ) -> Self {
+        let (mut creators, mut predecessor, mut creator) = (Vec::new(), None, None);
+        if let Some(StateEvent { sender, content, .. }) = create {
+            let version = content.room_version.and_then(|version| version.parse().ok());
+            if version.unwrap_or(1_u32) >= 12 {
+                creators.push(sender.clone());
+                creators.extend(content.additional_creators);
+            }
+            predecessor = content.predecessor.room_id;
+            creator = Some(sender);
         }
-        let users: HashMap<String, i64> = match levels {
-            Some(levels) => levels.content["users"]
-                .as_object()
-                .into_iter()
-                .flatten()
-                .filter_map(|(user, level)| Some((user.clone(), number(level)?)))
-                .collect(),
-            // Without the event the creator alone has power (Matrix specification, authorization rules).
-            None => create.map(|event| (event.sender.clone(), 100)).into_iter().collect(),
+        let without_event = || PowerLevels {
+            // Without the event only the creator has power (Matrix specification, authorization rules).
+            users: creator.map(|creator| (creator, 100)).into_iter().collect(),
+            ..PowerLevels::default()
         };
-        let level = |key: &str| levels.and_then(|levels| number(&levels.content[key])).unwrap_or(0);
+        let levels = levels.map_or_else(without_event, |event| event.content);
         Self {
-            public: rules.is_some_and(|rules| rules.content["join_rule"] == "public"),
-            invite: level("invite"),
-            default: level("users_default"),
-            users,
+            public: rules.is_some_and(|event| event.content.join_rule.as_deref() == Some("public")),
+            invite: levels.invite.to_integer().unwrap_or(0),
+            default: levels.users_default.to_integer().unwrap_or(0),
+            users: levels.users,
             creators,
-            predecessor: create.and_then(predecessor),
+            predecessor,
         }
     }
 
-    pub fn may_invite(&self, user_id: &str) -> bool {
+    pub(crate) fn may_invite(&self, user_id: &str) -> bool {
         self.creators.iter().any(|creator| creator == user_id)
             || self.users.get(user_id).copied().unwrap_or(self.default) >= self.invite
     }
 }
 
-/// Power levels in old rooms may be strings.
-fn number(value: &Value) -> Option<i64> {
-    value.as_i64().or_else(|| value.as_str()?.trim().parse().ok())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
+    use serde_json::{Value, json};
 
-    fn event(sender: &str, content: Value) -> Event {
-        Event { sender: sender.to_owned(), state_key: String::new(), content }
+    fn event<C>(sender: &str, content: &Value) -> Option<StateEvent<C>>
+    where
+        C: for<'a> Deserialize<'a> + Default,
+    {
+        let list = json!([{"sender": sender, "content": content}, {"sender": "@other:hs"}]);
+        serde_json::from_value::<First<C>>(list).unwrap().0
     }
 
     #[test]
-    fn the_creator_of_a_new_room_stands_above_its_power_levels() {
-        let levels = event("@c:hs", json!({"invite": 50, "users": {"@m:hs": 50}}));
+    fn the_creator_of_a_new_room_ranks_above_its_power_levels() {
+        let levels = event("@c:hs", &json!({"invite": 50, "users": {"@m:hs": 50}}));
         let create =
-            event("@c:hs", json!({"room_version": "12", "additional_creators": ["@d:hs"]}));
-        let permissions = Permissions::new(None, Some(&levels), Some(&create));
+            event("@c:hs", &json!({"room_version": "12", "additional_creators": ["@d:hs"]}));
+        let permissions = Permissions::new(None, levels, create);
         assert_eq!(
             ["@c:hs", "@d:hs", "@m:hs", "@x:hs"].map(|user| permissions.may_invite(user)),
             [true, true, true, false]
@@ -205,11 +313,28 @@ mod tests {
     #[test]
     fn levels_of_old_rooms_may_be_strings_and_absent_ones_have_defaults() {
         let levels =
-            event("@c:hs", json!({"invite": "50", "users_default": 10, "users": {"@m:hs": "50"}}));
-        let create = event("@c:hs", json!({"room_version": "5"}));
-        let permissions = Permissions::new(None, Some(&levels), Some(&create));
+            event("@c:hs", &json!({"invite": "50", "users_default": 10, "users": {"@m:hs": "50"}}));
+        let create = || event("@c:hs", &json!({"room_version": "5"}));
+        let permissions = Permissions::new(None, levels, create());
         assert_eq!(["@m:hs", "@c:hs"].map(|user| permissions.may_invite(user)), [true, false]);
-        let open = Permissions::new(None, Some(&event("@c:hs", json!({}))), Some(&create));
+        let open = Permissions::new(None, event("@c:hs", &json!({})), create());
         assert!(open.may_invite("@anybody:hs"));
+        let without_levels = Permissions::new(None, None, create());
+        assert!(without_levels.may_invite("@c:hs"));
+    }
+
+    #[test]
+    fn membership_events_of_any_form_are_read_and_those_without_a_membership_skipped() {
+        let list = json!([
+            {"sender": "@a:hs", "state_key": "@a:hs", "content": {"membership": "leave", "displayname": [["x"]]}},
+            {"sender": "@a:hs", "state_key": "@b:hs", "content": {"membership": "leave"}},
+            {"sender": "@a:hs", "state_key": "@c:hs", "content": {"membership": ["join"]}},
+            {"sender": "@a:hs", "state_key": "@d:hs", "content": 5},
+            {},
+        ]);
+        let Members(members) = serde_json::from_value(list).unwrap();
+        let leave = |by_self| MemberEvent { membership: Membership::Leave, by_self };
+        let expected = [("@a:hs".to_owned(), leave(true)), ("@b:hs".to_owned(), leave(false))];
+        assert_eq!(members, HashMap::from(expected));
     }
 }

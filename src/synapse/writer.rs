@@ -1,39 +1,37 @@
-//! What changes a homeserver. Only the runner makes a writer, and never in a dry run.
-
-use std::time::Duration;
+//! Write access to a homeserver. Only the runner creates a writer, and never in a dry run.
 
 use reqwest::Method;
 use serde::Deserialize;
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
-use super::error::{Cause, Error};
-use super::pace::unless;
+use super::account::{ExternalId, User};
+use super::error::Error;
+use super::json::{count, ids};
+use super::pace::unless_cancelled;
 use super::reader::Reader;
-use super::transport::{
-    Answer, Base, Call, LIMITED, LONGEST_WAIT, REPEATS, RawRequest, Repeat, Turn,
-};
-use super::users::{ExternalId, User};
-use super::{count, ids};
+use super::request::{Base, Call, Pacing, RawRequest, Repeat};
+use super::response::Response;
+use super::retry::{self, Attempts, Retry, TokenState};
 use crate::values::clock::Timestamp;
 
 #[derive(Debug)]
 pub struct Writer {
     reader: Reader,
-    given_up: CancellationToken,
+    cancel: CancellationToken,
 }
 
 impl Writer {
-    /// What waits to be sent when `given_up` is cancelled is an error that says so, and did nothing.
-    pub fn new(reader: Reader, given_up: CancellationToken) -> Self {
-        Self { reader, given_up }
+    /// Once `cancel` is cancelled, requests that still wait to be sent fail with [`super::Cause::Cancelled`].
+    pub(crate) fn new(reader: Reader, cancel: CancellationToken) -> Self {
+        Self { reader, cancel }
     }
 
-    /// Deletes local files last used before `before` and larger than `larger_than` bytes; answers the ids that went.
+    /// Deletes local files last used before `before` and larger than `larger_than` bytes; returns the ids of those deleted.
     ///
-    /// Synapse works on when the connection is lost, so that a lost answer says nothing. It keeps what is quarantined or
-    /// protected, and with `keep_avatars` every file that ever was an avatar (`POST /v1/media/delete`, Synapse 1.78).
-    pub async fn delete_local_media(
+    /// Synapse continues after a lost connection: a lost response says nothing about the files. Files that are quarantined
+    /// or protected are kept, and with `keep_avatars` all that ever were an avatar (`POST /v1/media/delete`, Synapse 1.78).
+    pub(crate) async fn delete_local_media(
         &self,
         before: Timestamp,
         larger_than: u64,
@@ -49,27 +47,27 @@ impl Writer {
             ("size_gt", larger_than.to_string()),
             ("keep_profiles", keep_avatars.to_string()),
         ];
-        let answer = self.media_call("/_synapse/admin/v1/media/delete", query).await?;
-        Ok(answer.decode::<Deleted>()?.deleted_media)
+        let response = self.purge("/_synapse/admin/v1/media/delete", query).await?;
+        Ok(response.decode::<Deleted>()?.deleted_media)
     }
 
-    /// Deletes cached remote files last used before `before`; answers how many (`POST /v1/purge_media_cache`).
-    pub async fn purge_media_cache(&self, before: Timestamp) -> Result<u64, Error> {
+    /// Deletes cached remote files last used before `before`; returns how many (`POST /v1/purge_media_cache`).
+    pub(crate) async fn purge_media_cache(&self, before: Timestamp) -> Result<u64, Error> {
         #[derive(Deserialize)]
         struct Deleted {
             #[serde(deserialize_with = "count")]
             deleted: u64,
         }
         let query = vec![("before_ts", before.timestamp_millis().to_string())];
-        let answer = self.media_call("/_synapse/admin/v1/purge_media_cache", query).await?;
-        Ok(answer.decode::<Deleted>()?.deleted)
+        let response = self.purge("/_synapse/admin/v1/purge_media_cache", query).await?;
+        Ok(response.decode::<Deleted>()?.deleted)
     }
 
-    async fn media_call(
+    async fn purge(
         &self,
         endpoint: &'static str,
         query: Vec<(&'static str, String)>,
-    ) -> Result<Answer, Error> {
+    ) -> Result<Response, Error> {
         self.send(Call {
             method: Method::POST,
             base: Base::Media,
@@ -77,140 +75,127 @@ impl Writer {
             ids: &[],
             query,
             body: None,
-            repeat: Repeat::Never,
-            turn: Turn::Own,
+            repeat: Repeat::IfNotApplied,
+            pacing: Pacing::Normal,
             timeout: None,
         })
         .await
     }
 
     /// Waits for a turn among all joins to this homeserver.
-    pub async fn join_turn(&self) {
+    pub(crate) async fn join_turn(&self) {
         self.reader.transport.join_turn().await;
     }
 
-    /// Joins a local user, as its own act or through an invitation by the token's account.
-    pub async fn join(&self, room_id: &str, user_id: &str) -> Result<(), Error> {
+    /// Joins a local user to a room; into a room that is not public, the token's account invites the user first.
+    pub(crate) async fn join(&self, room_id: &str, user_id: &str) -> Result<(), Error> {
         #[derive(Deserialize)]
         struct Joined {
-            #[expect(dead_code, reason = "that it is there tells Synapse's answer from a proxy's")]
+            #[expect(
+                dead_code,
+                reason = "its presence distinguishes Synapse's response from a proxy's"
+            )]
             room_id: String,
         }
-        let body = json!({ "user_id": user_id });
-        let answer =
-            self.call(Method::POST, "/_synapse/admin/v1/join/{}", &[room_id], body).await?;
-        answer.decode::<Joined>().map(drop)
+        let response = self
+            .send(Call {
+                method: Method::POST,
+                base: Base::Homeserver,
+                endpoint: "/_synapse/admin/v1/join/{}",
+                ids: &[room_id],
+                query: vec![],
+                body: Some(json!({ "user_id": user_id })),
+                repeat: Repeat::IfNotApplied,
+                pacing: Pacing::Normal,
+                timeout: Some(self.reader.transport.request_timeout()),
+            })
+            .await?;
+        response.decode::<Joined>().map(drop)
     }
 
-    /// Replaces the whole list of an account's external ids where it still is `expected`, and answers the account as it
-    /// is then; else the error is [`Cause::Changed`], and nothing was done.
+    /// Replaces the list of an account's external ids if it still is `expected`, and returns the account afterwards.
     ///
-    /// Synapse's API cannot compare and set: the list is read, and the new one is sent as soon as the answer is there,
-    /// ahead of the rate limit. What a login links within these few milliseconds is lost. For the same reason a change
-    /// that Synapse did not accept now begins with the reading again. Synapse creates an account that does not exist: an
-    /// answer that says so is an error.
-    pub async fn swap_external_ids(
+    /// Otherwise the error is [`super::Cause::Changed`], and nothing was done. Synapse has no compare-and-set: the list is
+    /// read, and the new one is sent as soon as the response arrives, ahead of the rate limit. An id that a login links
+    /// within these few milliseconds is lost. For the same reason a request that Synapse did not accept is repeated from
+    /// the read on. Synapse creates an account that does not exist: a response that reports this is an error.
+    pub(crate) async fn swap_external_ids(
         &self,
         user_id: &str,
         expected: &[ExternalId],
         new: &[ExternalId],
     ) -> Result<User, Error> {
-        let mut tries = 0;
+        let mut attempts = Attempts::default();
         loop {
-            let error = match self.swap_once(user_id, expected, new).await {
-                Err(error) if error.is_limited() && tries < LIMITED => error,
-                Err(error) if matches!(error.cause, Cause::Unreachable(_)) && tries < REPEATS => {
-                    error
-                }
-                outcome => return outcome,
+            let error = match self.try_swap(user_id, expected, new).await {
+                Ok(user) => return Ok(user),
+                Err(error) => error,
             };
-            let wait = error.retry_after().unwrap_or(Duration::from_secs(1 << tries.min(5)));
-            if wait > LONGEST_WAIT {
-                return Err(error);
+            let (repeat, token) = (Repeat::IfNotApplied, TokenState::Unchanged);
+            let decision = retry::decide(&error, repeat, attempts, token, fastrand::f64());
+            attempts.add(&error);
+            match decision {
+                Retry::Stop => return Err(error),
+                Retry::Now => {}
+                Retry::After(wait) => unless_cancelled(&self.cancel, tokio::time::sleep(wait))
+                    .await
+                    .map_err(|cause| Error { cause, advice: None, ..error })?,
             }
-            tries += 1;
-            unless(&self.given_up, tokio::time::sleep(wait)).await.map_err(|cause| Error {
-                cause,
-                advice: None,
-                ..error
-            })?;
         }
     }
 
-    async fn swap_once(
+    async fn try_swap(
         &self,
         user_id: &str,
         expected: &[ExternalId],
         new: &[ExternalId],
     ) -> Result<User, Error> {
         let timeout = Some(self.reader.transport.request_timeout());
-        let call = Call {
+        let read = Call {
             method: Method::GET,
             base: Base::Homeserver,
             endpoint: Reader::USER,
             ids: &[user_id],
             query: vec![],
             body: None,
-            repeat: Repeat::Safe,
-            turn: Turn::WithNext,
+            repeat: Repeat::Always,
+            pacing: Pacing::ReserveNext,
             timeout,
         };
-        let answer = self.send(call).await?;
-        let mut now = answer.decode::<User>()?.external_ids;
+        let response = self.send(read).await?;
+        let mut current = response.decode::<User>()?.external_ids;
         let mut expected = expected.to_vec();
-        now.sort_unstable();
+        current.sort_unstable();
         expected.sort_unstable();
-        if now != expected {
-            return Err(answer.changed());
+        if current != expected {
+            return Err(response.changed());
         }
-        let call = Call {
+        let write = Call {
             method: Method::PUT,
             base: Base::Homeserver,
             endpoint: Reader::USER,
             ids: &[user_id],
             query: vec![],
             body: Some(json!({ "external_ids": new })),
-            repeat: Repeat::Once,
-            turn: Turn::Taken,
+            repeat: Repeat::Never,
+            pacing: Pacing::Reserved,
             timeout,
         };
-        let answer = self.send(call).await?;
-        if answer.status.as_u16() == 201 {
-            return Err(answer.unexpected(format!("Synapse created the account {user_id}, which was there a moment ago: deactivate it and find out who removed the old one")));
+        let response = self.send(write).await?;
+        if response.status.as_u16() == 201 {
+            return Err(response.unexpected(format!("Synapse created the account {user_id}, which existed just before: deactivate it and find out who removed the original one")));
         }
-        answer.decode()
+        response.decode()
     }
 
-    /// Sends what the user wrote; returns the body of the answer.
-    pub async fn request(&self, raw: &RawRequest) -> Result<Vec<u8>, Error> {
-        let answer =
-            self.reader.transport.send_raw(raw, &self.reader.watch, &self.given_up).await?;
-        Ok(answer.body)
+    /// Sends a request from the configuration and returns the body of the response.
+    pub(crate) async fn request(&self, raw: &RawRequest) -> Result<Vec<u8>, Error> {
+        let session = self.reader.session(&self.cancel);
+        let response = self.reader.transport.send_raw(raw, session).await?;
+        Ok(response.body)
     }
 
-    async fn call(
-        &self,
-        method: Method,
-        endpoint: &'static str,
-        ids: &[&str],
-        body: serde_json::Value,
-    ) -> Result<Answer, Error> {
-        let timeout = Some(self.reader.transport.request_timeout());
-        self.send(Call {
-            method,
-            base: Base::Homeserver,
-            endpoint,
-            ids,
-            query: vec![],
-            body: Some(body),
-            repeat: Repeat::Never,
-            turn: Turn::Own,
-            timeout,
-        })
-        .await
-    }
-
-    async fn send(&self, call: Call<'_>) -> Result<Answer, Error> {
-        self.reader.transport.send(&call, &self.reader.watch, &self.given_up).await
+    async fn send(&self, call: Call<'_>) -> Result<Response, Error> {
+        self.reader.transport.send(&call, self.reader.session(&self.cancel)).await
     }
 }

@@ -286,7 +286,7 @@ joins_per_second = 2
     microglia.toml: no errors, 1 warning; 1 homeserver, 3 jobs
     "#);
     insta::assert_snapshot!(output.stderr.replace(&program.path("").display().to_string(), ""), @r#"
-    warning: microglia.toml:24:20: above 0.5 joins a second a sweep uses up Synapse's rc_joins_per_room (1 a second by default), and real users are refused in that room for as long
+    warning: microglia.toml:24:20: above 0.5 joins per second, the run uses up Synapse's rc_joins_per_room (1 per second by default), and Synapse refuses other users who want to join the room meanwhile
        24 | joins_per_second = 2
           |                    ^
     "#);
@@ -474,17 +474,18 @@ async fn each_kind_shows_every_key_with_its_type_its_default_and_its_meaning() {
     insta::assert_snapshot!(all.split("\n\n").take(4).collect::<Vec<_>>().join("\n\n"), @r#"
     purge-local-media
 
-      Deletes files that local users uploaded and that nobody accessed for long. They are gone for
-      good: no other server is asked to keep them. Leaves alone what is quarantined or protected,
-      empty and pending uploads, and (keep_avatars) avatars: those in use, and the former ones of
-      users in rooms. Does not know stickers, custom emoji or files in use by rooms: protect those
-      in Synapse first.
+      Deletes files that local users uploaded and that have not been accessed for a long time. They
+      cannot be restored: other servers may have cached copies, but none is asked for them. Skips
+      quarantined and protected files, empty and pending uploads, and (keep_avatars) avatars: those
+      in use, and former ones of users in rooms. Does not recognize stickers, custom emoji or other
+      files that rooms refer to: protect those in Synapse first.
 
       Needs Synapse 1.78 or later.
 
       older_than (optional): a duration such as "90d", "12h", "10m" or "30s", from "0s" to "3650d"
-          Only files not accessed for this long, counted back from the start of the run; a file
-          never accessed counts from its upload. Exactly one of `older_than` and `before`.
+          Deletes files not accessed for this long, counted back from the start of the run; a file
+          that was never accessed counts from its upload. Set exactly one of `older_than` and
+          `before`.
     "#);
 }
 

@@ -1096,10 +1096,10 @@ body = {{ at = \"{{{{ now() }}}}\" }}
     microglia.toml:14:24: "@bob" cannot match any user: expected a whole Matrix id such as "@bob:example.com"
        14 | except_users = ["bob", "@bob"]
           |                        ^^^^^^
-    microglia.toml:17:14: `oauth-delegated` is how Synapse stored the accounts' own link to MAS: removing it would cut everybody off
+    microglia.toml:17:14: `oauth-delegated` is how Synapse stores the link of an account to MAS: removing it would lock out its user
        17 | providers = ["oauth-delegated", ""]
           |              ^^^^^^^^^^^^^^^^^
-    microglia.toml:17:33: a provider has a name, such as "oidc-google" or "saml"
+    microglia.toml:17:33: a provider must not be empty: expected a name such as "oidc-google" or "saml"
        17 | providers = ["oauth-delegated", ""]
           |                                 ^^
     microglia.toml:18:12: expected "all", or one or more of "active", "deactivated", "locked"
@@ -1123,13 +1123,13 @@ body = {{ at = \"{{{{ now() }}}}\" }}
     microglia.toml:28:10: the list is empty: add at least one item
        28 | expect = []
           |          ^^
-    microglia.toml:32:8: the template in `path` cannot be filled in: invalid duration "6mo": months are not supported, use days: "180d"
+    microglia.toml:32:8: the template in `path` cannot be rendered: invalid duration "6mo": months are not supported, use days: "180d"
        32 | path = "/x/{{ ago_ms('6mo') }}"
           |        ^^^^^^^^^^^^^^^^^^^^^^^^
-    microglia.toml:33:9: expected a table of strings, numbers and booleans such as { before_ts = "{{ ago_ms('30d') }}" }; a parameter that comes twice can stand in `path`
+    microglia.toml:33:9: expected a table of strings, numbers and booleans such as { before_ts = "{{ ago_ms('30d') }}" }; a parameter that occurs twice can be written in `path`
        33 | query = 5
           |         ^
-    microglia.toml:34:8: the template in `body.at` cannot be filled in: now is unknown
+    microglia.toml:34:8: the template in `body.at` cannot be rendered: now is unknown
        34 | body = { at = "{{ now() }}" }
           |        ^^^^^^^^^^^^^^^^^^^^^^
     microglia.toml: 18 errors

@@ -140,7 +140,7 @@ async fn a_run_that_cannot_finish_reading_says_how_far_it_got_and_what_it_would_
         .replace("[daemon]\n", "[daemon]\nadmin_token_file = \"admin\"\n");
     program.write("microglia.toml", &limited);
     program.write("admin", "secret-of-the-tests");
-    let warning = "401 accounts at 50 requests a second take at least 8.0 s; time_limit is 3s: raise it to at least 10 s";
+    let warning = "reading 401 accounts at 50 requests per second takes at least 8.0 s, but time_limit is 3s: raise it to at least 10 s";
     let checked = program.run(&["check", "--online"]).await;
     assert!(
         checked.code == 0

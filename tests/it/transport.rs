@@ -119,19 +119,19 @@ async fn each_kind_of_no_says_who_said_it_and_what_to_do() {
         all.push('\n');
     }
     insta::assert_snapshot!(all, @r#"
-    failed: GET /_synapse/admin/v2/users/@microglia:fake.test: 404 from something that is not Synapse: 404 Not Found. A proxy answered, and most hide /_synapse/admin: set `url` to Synapse's own listener, such as http://127.0.0.1:8008
-    failed: GET /_synapse/admin/v2/users/@microglia:fake.test: 403 from something that is not Synapse: 403 Forbidden. A proxy answered, and most hide /_synapse/admin: set `url` to Synapse's own listener, such as http://127.0.0.1:8008
-    failed: GET /_matrix/client/v3/account/whoami: 404 from something that is not Synapse: 404 Not Found. Something else than Synapse answered: set `url` to Synapse's own listener, such as http://127.0.0.1:8008
-    refused: GET /_synapse/admin/v2/users/@microglia:fake.test: 404 M_UNRECOGNIZED: Unrecognized request. Synapse does not know this endpoint: it is too old, it delegates to MAS, or a worker answered; `url` should be the main process' own listener
+    failed: GET /_synapse/admin/v2/users/@microglia:fake.test: 404 from a server that is not Synapse: 404 Not Found. A proxy responded, and most of them block /_synapse/admin: set `url` to Synapse's own listener, such as http://127.0.0.1:8008
+    failed: GET /_synapse/admin/v2/users/@microglia:fake.test: 403 from a server that is not Synapse: 403 Forbidden. A proxy responded, and most of them block /_synapse/admin: set `url` to Synapse's own listener, such as http://127.0.0.1:8008
+    failed: GET /_matrix/client/v3/account/whoami: 404 from a server that is not Synapse: 404 Not Found. The server that responded is not Synapse: set `url` to Synapse's own listener, such as http://127.0.0.1:8008
+    refused: GET /_synapse/admin/v2/users/@microglia:fake.test: 404 M_UNRECOGNIZED: Unrecognized request. Synapse does not know this endpoint: it is too old, it delegates to MAS, or a worker responded; `url` should be the listener of the main process
     failed: GET /_synapse/admin/v2/users/@microglia:fake.test: 404 M_NOT_FOUND: User not found
     failed: GET /_synapse/admin/v2/users/@microglia:fake.test: 400 M_INVALID_PARAM: Query parameter limit must be an integer
-    failed: GET /_synapse/admin/v2/users/@microglia:fake.test: 302 from something that is not Synapse: 302 Found. Redirects are not followed (to https://example.com/login): set `url` to Synapse's own listener
+    failed: GET /_synapse/admin/v2/users/@microglia:fake.test: 302 from a server that is not Synapse: 302 Found. Redirects are not followed (to https://example.com/login): set `url` to Synapse's own listener
     failed: GET /_matrix/client/v3/account/whoami: 401 M_UNKNOWN_TOKEN: Invalid access token passed. The access token is not valid: write a valid token of a server admin to token; it is used from the next request on
-    failed: GET /_matrix/client/v3/account/whoami: 401 M_USER_LOCKED: User account has been locked. The account of the token is locked: unlock it, or use another server admin's token
+    failed: GET /_matrix/client/v3/account/whoami: 401 M_USER_LOCKED: User account has been locked. The account of the token is locked: unlock it, or use the token of another server admin
     failed: GET /_matrix/client/v3/account/whoami: 401 M_MISSING_TOKEN: Missing access token. The access token is not valid: write a valid token of a server admin to token; it is used from the next request on
-    failed: GET /_matrix/client/v3/account/whoami: 500 M_FORBIDDEN: Invalid username claim in the introspection result. This is a MAS client-credentials token, which Synapse does not take: use a personal or compatibility token
-    failed: GET /_synapse/admin/v2/users/@microglia:fake.test: 403 M_FORBIDDEN: You are not a server admin. The token's account is no server admin: make it one (under MAS the token needs the scope urn:synapse:admin:*), or use the token of one
-    failed: GET /_synapse/admin/v2/users/@microglia:fake.test: cannot read the answer (EOF while parsing a string at line 1 column 193): {"name":"@microglia:fake.test","admin":true,"deactivated":false,"locked":false,"shadow_banned":false,"creation_ts":1700000000,"appservice_id":null,"consent_serv…
+    failed: GET /_matrix/client/v3/account/whoami: 500 M_FORBIDDEN: Invalid username claim in the introspection result. Synapse does not accept MAS client-credentials tokens such as this one: use a personal or compatibility token
+    failed: GET /_synapse/admin/v2/users/@microglia:fake.test: 403 M_FORBIDDEN: You are not a server admin. The account of the token is not a server admin: make it one (under MAS the token needs the scope urn:synapse:admin:*), or use the token of a server admin
+    failed: GET /_synapse/admin/v2/users/@microglia:fake.test: cannot decode the response (EOF while parsing a string at line 1 column 193): {"name":"@microglia:fake.test","admin":true,"deactivated":false,"locked":false,"shadow_banned":false,"creation_ts":1700000000,"appservice_id":null,"consent_serv…
     "#);
 }
 
@@ -162,8 +162,8 @@ async fn a_token_that_is_dead_locked_or_no_admins_stops_the_run_at_once() {
     fake.world(|world| world.tokens.clear());
     apply(&fake).await;
     insta::assert_snapshot!(said.join("\n"), @r#"
-    failed, 1 requests: GET /_matrix/client/v3/account/whoami: 401 M_USER_LOCKED: User account has been locked. The account of the token is locked: unlock it, or use another server admin's token
-    failed, 4 requests: GET /_synapse/admin/v2/users/@microglia:fake.test: 403 M_FORBIDDEN: You are not a server admin. The token's account is no server admin: make it one (under MAS the token needs the scope urn:synapse:admin:*), or use the token of one
+    failed, 1 requests: GET /_matrix/client/v3/account/whoami: 401 M_USER_LOCKED: User account has been locked. The account of the token is locked: unlock it, or use the token of another server admin
+    failed, 4 requests: GET /_synapse/admin/v2/users/@microglia:fake.test: 403 M_FORBIDDEN: You are not a server admin. The account of the token is not a server admin: make it one (under MAS the token needs the scope urn:synapse:admin:*), or use the token of a server admin
     failed, 1 requests: GET /_matrix/client/v3/account/whoami: 401 M_UNKNOWN_TOKEN: Invalid access token passed. The access token is not valid: write a valid token of a server admin to token; it is used from the next request on
     "#);
 }
@@ -269,8 +269,8 @@ async fn what_passes_is_tried_again_within_the_run_and_what_lasts_fails_clearly(
         format!("{requests} requests, {said}")
     });
     insta::assert_snapshot!(futures_util::future::join_all(lasting).await.join("\n"), @r#"
-    4 requests, failed: GET /_synapse/admin/v2/users/@microglia:fake.test: 502 from something that is not Synapse: 502 Bad Gateway. The proxy cannot reach Synapse: check that Synapse is running and that the proxy's upstream address is right, or set `url` to Synapse's own listener
-    4 requests, failed: GET /_synapse/admin/v2/users/@microglia:fake.test: the answer was lost: unexpected EOF during chunk size line
+    4 requests, failed: GET /_synapse/admin/v2/users/@microglia:fake.test: 502 from a server that is not Synapse: 502 Bad Gateway. The proxy cannot reach Synapse: check that Synapse is running and that the upstream address of the proxy is correct, or set `url` to Synapse's own listener
+    4 requests, failed: GET /_synapse/admin/v2/users/@microglia:fake.test: the response was lost: unexpected EOF during chunk size line
     "#);
 }
 
@@ -282,7 +282,7 @@ async fn a_homeserver_that_is_down_fails_the_run_after_its_retries() {
     let output = program.run(&["run", "sweep", "--apply", "--json"]).await;
     let report: Value = serde_json::from_str(&output.stdout).unwrap();
     assert_eq!((output.code, report["attempts"].as_i64()), (1, Some(2)), "{report}");
-    insta::assert_snapshot!(message(&program, &fake, &report), @r#"GET /_matrix/client/v3/account/whoami: not reachable: Connection refused (os error 111). Nothing answers at URL: is Synapse running, and is the homeserver's URL right?"#);
+    insta::assert_snapshot!(message(&program, &fake, &report), @r#"GET /_matrix/client/v3/account/whoami: not reachable: Connection refused (os error 111). Nothing is listening at URL: check that Synapse is running and that the URL of the homeserver is correct"#);
     assert!(output.stderr.contains("retrying in 0 s (attempt 2 of 2)"), "{}", output.stderr);
     fake.come_up();
     assert_eq!(figures(&program.apply("sweep").await), "succeeded: 1/1/0/0/0");
@@ -335,7 +335,7 @@ async fn an_answer_that_does_not_come_ends_with_the_request_timeout_or_with_the_
     };
     let ((timeout, requests, _), (limit, asked, took)) =
         futures_util::future::join(limits("1s", "1m"), limits("1m", "2s")).await;
-    insta::assert_snapshot!(timeout, @r#"failed: GET /_synapse/admin/v2/users/@microglia:fake.test: the answer was lost: no answer within the time allowed"#);
+    insta::assert_snapshot!(timeout, @r#"failed: GET /_synapse/admin/v2/users/@microglia:fake.test: the response was lost: no response within the timeout"#);
     assert_eq!(requests, 4, "a question is asked again");
     insta::assert_snapshot!(limit, @r#"timed-out: the time limit of 2s was reached"#);
     assert_eq!(asked, 1);
@@ -474,7 +474,7 @@ async fn a_private_ca_is_trusted_when_it_is_named() {
     let program = Program::new(&front, TOKEN, &format!("{SWEEP}{ONCE}"));
     let report = program.apply("sweep").await;
     assert_eq!(report["outcome"], "failed");
-    insta::assert_snapshot!(message(&program, &fake, &report), @r#"GET /_matrix/client/v3/account/whoami: not reachable: invalid peer certificate: UnknownIssuer. The homeserver's certificate is not trusted here: set `ca_file` to that of the CA that signed it, and `url` to a name in it"#);
+    insta::assert_snapshot!(message(&program, &fake, &report), @r#"GET /_matrix/client/v3/account/whoami: not reachable: invalid peer certificate: UnknownIssuer. The certificate of the homeserver is not trusted: set `ca_file` to the certificate of the CA that signed it, and `url` to a host name in it"#);
     let online = program.run(&["check", "--online"]).await;
     assert_eq!(online.code, 1);
     assert!(

@@ -105,6 +105,7 @@ impl Parser<'_> {
             zone: common.timezone.unwrap_or(surroundings.zone),
             common: common.clone(),
             job: Arc::clone(&job),
+            media_in_object_storage: false,
             splay_seed: 0,
             definition: definition.clone(),
         };

@@ -294,7 +294,7 @@ async fn a_renewed_certificate_file_is_taken_at_a_reload() {
     let daemon = program.serve().await;
     let refused = program.run(&["run", "a"]).await;
     assert_eq!(refused.code, 1);
-    assert!(refused.stdout.contains("certificate is not trusted here"), "{refused:?}");
+    assert!(refused.stdout.contains("certificate of the homeserver is not trusted"), "{refused:?}");
     program.write("ca.pem", &crate::transport::tls("ca.pem"));
     assert_eq!(program.run(&["reload"]).await.code, 0);
     assert_eq!(program.run(&["run", "a"]).await.code, 0);

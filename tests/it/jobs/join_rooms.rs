@@ -508,21 +508,21 @@ async fn a_room_that_cannot_be_worked_on_fails_alone_and_says_what_to_do() {
     let asked: Vec<&str> =
         check.stdout.lines().filter(|line| line.contains("may join users to")).collect();
     insta::assert_snapshot!(rooms.plain(&asked.join("\n")), @"
-    main: sweep may join users to #twice:hs.test: yes, it is public
-    main: sweep may join users to !twice: yes, it is public
+    main: sweep may join users to #twice:hs.test: yes, the room is public
+    main: sweep may join users to !twice: yes, the room is public
     main: sweep may join users to !private-6: yes, by invitation
     main: sweep may join users to !private-10: yes, by invitation
     main: sweep may join users to !own-12: yes, by invitation
     main: sweep may join users to !restricted: yes, by invitation
-    main: sweep may join users to !restricted-without-account: NO: the room is not public and @admin:hs.test is not in it: invite @admin:hs.test and let it join, with the power to invite
-    main: sweep may join users to !without-account: NO: the room is not public and @admin:hs.test is not in it: invite @admin:hs.test and let it join, with the power to invite
-    main: sweep may join users to !powerless: NO: the room is not public and @admin:hs.test may not invite there: raise its power level to that of `invite`
-    main: sweep may join users to !upgraded: NO: the room was upgraded and is closed: put !upgrade into `rooms` in its place
-    main: sweep may join users to !empty: NO: nobody from here is in the room, and Synapse knows nothing of it any more: let one local user join it first, or take it out of `rooms`
-    main: sweep may join users to !blocked: NO: the room is blocked on this homeserver: unblock it, or take it out of `rooms`
-    main: sweep may join users to !unknown:hs.test: NO: Synapse does not know this room: mend `rooms`; to join a remote room, let one local user join it first
-    main: sweep may join users to #unknown:hs.test: NO: there is no such alias (404 M_NOT_FOUND: Room alias #unknown:hs.test not found): mend `rooms`, or make the alias
-    main: sweep may join users to #remote:remote.test: NO: the alias belongs to another server, which cannot be asked now (502 M_UNKNOWN: Failed to fetch alias): use the room id, or a local alias
+    main: sweep may join users to !restricted-without-account: NO: the room is not public and @admin:hs.test is not a member: invite and join @admin:hs.test, and give it the power to invite
+    main: sweep may join users to !without-account: NO: the room is not public and @admin:hs.test is not a member: invite and join @admin:hs.test, and give it the power to invite
+    main: sweep may join users to !powerless: NO: the room is not public and @admin:hs.test may not invite: raise its power level to that of `invite`
+    main: sweep may join users to !upgraded: NO: the room was replaced by an upgrade: replace it in `rooms` with !upgrade
+    main: sweep may join users to !empty: NO: the room has no local members, and Synapse no longer tracks it: let one local user join it first, or remove it from `rooms`
+    main: sweep may join users to !blocked: NO: the room is blocked on this homeserver: unblock it, or remove it from `rooms`
+    main: sweep may join users to !unknown:hs.test: NO: Synapse does not know this room: fix `rooms`; a remote room needs one local member first
+    main: sweep may join users to #unknown:hs.test: NO: the alias does not exist (404 M_NOT_FOUND: Room alias #unknown:hs.test not found): fix `rooms`, or create the alias
+    main: sweep may join users to #remote:remote.test: NO: the alias belongs to another server, which did not resolve it (502 M_UNKNOWN: Failed to fetch alias): use the room id, or a local alias
     ");
     let report: Value = serde_json::from_str(&run.stdout).unwrap();
     assert_eq!(figures(&report), "partial: 14/5/9/0/0");
@@ -534,15 +534,15 @@ async fn a_room_that_cannot_be_worked_on_fails_alone_and_says_what_to_do() {
     done @new:hs.test -> !private-6 (1)
     done @new:hs.test -> !restricted (1)
     done @new:hs.test -> #twice:hs.test (1)
-    failed !blocked (1): the room is blocked on this homeserver: unblock it, or take it out of `rooms`
-    failed !empty (1): nobody from here is in the room, and Synapse knows nothing of it any more: let one local user join it first, or take it out of `rooms`
-    failed !powerless (1): the room is not public and @admin:hs.test may not invite there: raise its power level to that of `invite`
-    failed !restricted-without-account (1): the room is not public and @admin:hs.test is not in it: invite @admin:hs.test and let it join, with the power to invite
-    failed !unknown:hs.test (1): Synapse does not know this room: mend `rooms`; to join a remote room, let one local user join it first
-    failed !upgraded (1): the room was upgraded and is closed: put !upgrade into `rooms` in its place
-    failed !without-account (1): the room is not public and @admin:hs.test is not in it: invite @admin:hs.test and let it join, with the power to invite
-    failed #remote:remote.test (1): the alias belongs to another server, which cannot be asked now (502 M_UNKNOWN: Failed to fetch alias): use the room id, or a local alias
-    failed #unknown:hs.test (1): there is no such alias (404 M_NOT_FOUND: Room alias #unknown:hs.test not found): mend `rooms`, or make the alias
+    failed !blocked (1): the room is blocked on this homeserver: unblock it, or remove it from `rooms`
+    failed !empty (1): the room has no local members, and Synapse no longer tracks it: let one local user join it first, or remove it from `rooms`
+    failed !powerless (1): the room is not public and @admin:hs.test may not invite: raise its power level to that of `invite`
+    failed !restricted-without-account (1): the room is not public and @admin:hs.test is not a member: invite and join @admin:hs.test, and give it the power to invite
+    failed !unknown:hs.test (1): Synapse does not know this room: fix `rooms`; a remote room needs one local member first
+    failed !upgraded (1): the room was replaced by an upgrade: replace it in `rooms` with !upgrade
+    failed !without-account (1): the room is not public and @admin:hs.test is not a member: invite and join @admin:hs.test, and give it the power to invite
+    failed #remote:remote.test (1): the alias belongs to another server, which did not resolve it (502 M_UNKNOWN: Failed to fetch alias): use the room id, or a local alias
+    failed #unknown:hs.test (1): the alias does not exist (404 M_NOT_FOUND: Room alias #unknown:hs.test not found): fix `rooms`, or create the alias
     ");
     insta::assert_snapshot!(text(&report, "message"), @"9 targets failed: the changes say why");
 }
@@ -582,7 +582,7 @@ async fn globs_over_more_users_than_a_page_are_planned_whole_and_worked_off_in_p
         .map(|user| format!("planned {user} -> #lobby:hs.test (1)"))
         .collect();
     assert_eq!(changes(&report), expected);
-    insta::assert_snapshot!(text(&report, "message"), @"`@nobody*` matched no account; `@none:hs.test` matched no account; at 0.5 joins a second the 91 joins into #lobby:hs.test take about 3 min 2 s");
+    insta::assert_snapshot!(text(&report, "message"), @"`@nobody*` matched no account; `@none:hs.test` matched no account; at 0.5 joins per second, the 91 joins to #lobby:hs.test take about 3 min 2 s");
 
     synapse.forget_requests();
     let refused = program.run(&["run", "guarded", "--json"]).await;
@@ -685,9 +685,9 @@ async fn what_changed_between_plan_and_join_is_skipped() {
     insta::assert_snapshot!(changes(&report).join("\n"), @"
     done @a:fake.test -> #lobby:fake.test (1)
     done @z:fake.test -> #lobby:fake.test (1)
-    skipped @came:fake.test -> #lobby:fake.test (1): the membership changed since the plan: it is `join` now
+    skipped @came:fake.test -> #lobby:fake.test (1): the membership changed since the plan and is now `join`
     skipped @gone:fake.test -> #lobby:fake.test (1): the account was deactivated, locked or suspended since the plan
-    skipped @left:fake.test -> #lobby:fake.test (1): the membership changed since the plan: it is `leave` now
+    skipped @left:fake.test -> #lobby:fake.test (1): the membership changed since the plan and is now `leave`
     skipped @locked:fake.test -> #lobby:fake.test (1): the account was deactivated, locked or suspended since the plan
     ");
     assert_eq!(joins(&fake), ["@a -> lobby", "@z -> lobby"]);

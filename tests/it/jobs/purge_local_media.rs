@@ -90,7 +90,7 @@ async fn avatars_are_skipped_once_left_out_from_then_on_and_deleted_only_on_requ
     assert_eq!(first["bytes_freed"], 50 + 7);
     assert_eq!(
         first["changes"][0]["detail"],
-        "Synapse kept 3 files of this batch, most likely avatars; its log names files that it could not delete"
+        "Synapse kept 3 files of this batch, most likely avatars; Synapse's log names files that it could not delete"
     );
     assert!(!synapse.media_exists(&plain).await);
 
@@ -99,7 +99,7 @@ async fn avatars_are_skipped_once_left_out_from_then_on_and_deleted_only_on_requ
     assert_eq!(figures(&second), "succeeded: 1/0/0/0/0");
     assert_eq!(
         second["message"],
-        "3 files that Synapse kept before, most likely avatars, are left out"
+        "3 files that Synapse kept in an earlier run, most likely avatars, are left out"
     );
     let second = program.apply("purge").await;
     assert_eq!(
@@ -113,7 +113,7 @@ async fn avatars_are_skipped_once_left_out_from_then_on_and_deleted_only_on_requ
     synapse.forget_requests();
     let third = program.run(&["run", "purge", "--apply"]).await;
     assert_eq!(third.code, 0, "{third:?}");
-    assert!(third.stdout.contains("3 files that Synapse kept before"), "{third:?}");
+    assert!(third.stdout.contains("3 files that Synapse kept in an earlier run"), "{third:?}");
     assert_eq!(not_get(&synapse.requests()), [""; 0]);
 
     assert_eq!(figures(&program.dry_run("avatars").await), "succeeded: 3/0/0/0/0");
@@ -264,7 +264,7 @@ async fn a_homeserver_that_cannot_purge_is_refused_with_the_reason() {
         (
             "refused: null/0/0/0/null".to_owned(),
             "GET /_synapse/admin/v1/users/@alice:fake.test/media: 404 M_UNRECOGNIZED: Unrecognized request. \
-             The process that answered does not serve this media endpoint: set `media_url` to the worker that does, or upgrade Synapse"
+             The process that responded does not serve this media endpoint: set `media_url` to the worker that does, or upgrade Synapse"
         )
     );
     set(&program, "url = ", &format!("media_url = \"{}\"\nurl = ", worker.url()));
@@ -280,8 +280,8 @@ async fn files_in_object_storage_are_purged_only_where_the_job_says_so() {
         (figures(&report), report["message"].as_str().unwrap()),
         (
             "refused: null/0/0/0/null".to_owned(),
-            "this homeserver keeps its media in object storage, where Synapse deletes nothing: the objects would stay, and nothing would know them any more. \
-             Set `orphan_objects = true` if a lifecycle rule of the bucket removes them"
+            "this homeserver keeps its media in object storage, where Synapse deletes nothing: the objects would remain without any reference to them. \
+             Set `orphan_objects = true` if a lifecycle rule of the bucket deletes them"
         )
     );
     assert_eq!(media_requests(&fake), [""; 0]);
@@ -325,7 +325,7 @@ async fn more_accounts_than_a_page_are_all_read() {
     );
     assert_eq!(
         plan["message"],
-        "1 file of accounts that Synapse does not list cannot be counted beforehand"
+        "1 file of accounts that Synapse does not list cannot be counted in advance"
     );
     assert_eq!(fake.count("GET", "/_synapse/admin/v1/statistics/users/media"), 3);
     assert_eq!(fake.count("POST", ""), 0);
@@ -355,7 +355,7 @@ async fn a_file_that_synapse_kept_is_planned_again_once_it_was_used_and_counted_
     assert_eq!(figures(&plan), "succeeded: 1/0/0/0/0");
     assert_eq!(
         plan["message"],
-        "2 files that Synapse kept before, most likely avatars, are left out"
+        "2 files that Synapse kept in an earlier run, most likely avatars, are left out"
     );
     let report = program.apply("purge").await;
     assert_eq!(

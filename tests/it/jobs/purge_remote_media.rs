@@ -16,7 +16,8 @@ const JOB: &str = "[jobs.cache]\nkind = \"purge-remote-media\"\nolder_than = \"3
 const PURGE: &str = "/_synapse/admin/v1/purge_media_cache";
 /// 2022-01-01, long before any test runs.
 const LONG_AGO_MS: i64 = 1_640_995_200_000;
-const NO_PREVIEW: &str = "Synapse lists its cache of remote media nowhere: there is no preview of how many files will go";
+const NO_PREVIEW: &str =
+    "Synapse cannot list its cache of remote media: the number of files is not known in advance";
 
 #[tokio::test]
 async fn old_copies_go_fresh_and_quarantined_ones_stay_and_the_second_run_is_short() {

@@ -332,7 +332,7 @@ async fn an_answer_that_contradicts_fails_that_account_and_the_others_go_on() {
     partial: 3/2/1/0/0
     done @alice:fake.test -> oidc-old:alice (1)
     done @carol:fake.test -> oidc-old:carol (1)
-    failed @bob:fake.test -> oidc-old:bob (1): Synapse answered another list of external ids than it was sent: somebody else changed the account at the same time
+    failed @bob:fake.test -> oidc-old:bob (1): Synapse returned a different list of external ids than it was sent: someone else changed the account at the same time
     ");
 }
 
@@ -380,7 +380,7 @@ async fn an_account_that_changes_all_the_time_is_left_alone() {
     insta::assert_snapshot!(format!("{}\n{}", figures(&report), changes(&report).join("\n")), @"
     partial: 2/1/1/0/0
     done @b:fake.test -> oidc-old:b (1)
-    failed @a:fake.test -> oidc-old:a (1): somebody else changes this account again and again: it was left as it is
+    failed @a:fake.test -> oidc-old:a (1): the account keeps being changed by someone else: left unchanged
     ");
     let left = fake.world(|world| world.user("@a:fake.test").external_ids.len());
     assert_eq!(left, 12, "the plan's read, and two of each look");
@@ -516,12 +516,12 @@ async fn an_account_that_changed_since_the_plan_loses_only_what_is_still_meant()
     insta::assert_snapshot!(format!("{}\n{}", figures(&report), changes(&report).join("\n")), @"
     succeeded: 8/3/0/5/0
     done @a:fake.test -> oidc-old:a (1)
-    done @c:fake.test -> oidc-old:c1, oidc-old:c2 (1): 1 of the 2 planned ids: the others were not there any more
+    done @c:fake.test -> oidc-old:c1, oidc-old:c2 (1): 1 of the 2 planned ids: the others no longer existed
     done @d:fake.test -> oidc-old:d (1)
-    skipped @b:fake.test -> oidc-old:b (1): the account changed since the plan, and nothing is to be removed from it any more
-    skipped @e:fake.test -> oidc-old:e (1): the account is gone since the plan
-    skipped @f:fake.test -> oidc-old:f (1): the account changed since the plan, and nothing is to be removed from it any more
-    skipped @g:fake.test -> oidc-old:g (1): the account changed since the plan, and nothing is to be removed from it any more
+    skipped @b:fake.test -> oidc-old:b (1): the account changed since the plan, and has no ids to remove any more
+    skipped @e:fake.test -> oidc-old:e (1): the account was removed since the plan
+    skipped @f:fake.test -> oidc-old:f (1): the account changed since the plan, and has no ids to remove any more
+    skipped @g:fake.test -> oidc-old:g (1): the account changed since the plan, and has no ids to remove any more
     ");
     assert_eq!(held(&fake, "@a:fake.test"), []);
     assert_eq!(held(&fake, "@b:fake.test"), [pair("oidc-new", "b")]);
@@ -551,9 +551,9 @@ async fn an_account_that_synapse_created_is_an_alarm_that_stops_the_run() {
     assert_eq!(fake.complaints(), ["PUT of @b:fake.test, who does not exist"]);
     insta::assert_snapshot!(format!("{}\n{}\n{}", figures(&report), message(&report), changes(&report).join("\n")), @"
     failed: 3/1/1/0/1
-    PUT /_synapse/admin/v2/users/@b:fake.test: Synapse created the account @b:fake.test, which was there a moment ago: deactivate it and find out who removed the old one; 3 of the planned ids are the only ones of active accounts, which then need a password or another identity to log in (`keep_last = true` leaves those alone)
+    PUT /_synapse/admin/v2/users/@b:fake.test: Synapse created the account @b:fake.test, which existed just before: deactivate it and find out who removed the original one; 3 of the planned ids are the only ones of active accounts, which then need a password or another identity to log in (`keep_last = true` leaves those alone)
     done @a:fake.test -> oidc-old:a (1)
-    failed @b:fake.test -> oidc-old:b (1): Synapse created the account @b:fake.test, which was there a moment ago: deactivate it and find out who removed the old one
+    failed @b:fake.test -> oidc-old:b (1): Synapse created the account @b:fake.test, which existed just before: deactivate it and find out who removed the original one
     planned @c:fake.test -> oidc-old:c (1)
     ");
     assert_eq!(held(&fake, "@c:fake.test"), [pair("oidc-old", "c")]);
@@ -776,7 +776,7 @@ async fn under_mas_the_job_is_refused_and_says_where_the_links_live() {
     let program = Program::new(&fake.url(), TOKEN, &ids(""));
     let report = program.dry_run("ids").await;
     assert_eq!(figures(&report), "refused: null/0/0/0/null");
-    insta::assert_snapshot!(message(&report), @"accounts of this homeserver live in the Matrix Authentication Service, and so do the links to their identities: remove them there (its Admin API, upstream-oauth-links, or `mas-cli`), what Synapse holds is not used");
+    insta::assert_snapshot!(message(&report), @"the accounts of this homeserver and the links to their identities live in the Matrix Authentication Service: remove the links there (Admin API, upstream-oauth-links, or `mas-cli`); those in Synapse are not used");
     assert_eq!(
         fake.count("*", "/_synapse/admin/v2/users"),
         1,
@@ -801,10 +801,10 @@ async fn slips_in_the_config_are_named() {
         text.push_str(&output.stderr.replace(&program.path("").display().to_string(), ""));
     }
     insta::assert_snapshot!(text, @r#"
-    error: microglia.toml:14:14: `oauth-delegated` is how Synapse stored the accounts' own link to MAS: removing it would cut everybody off
+    error: microglia.toml:14:14: `oauth-delegated` is how Synapse stores the link of an account to MAS: removing it would lock out its user
        14 | providers = ["oauth-delegated", ""]
           |              ^^^^^^^^^^^^^^^^^
-    microglia.toml:14:33: a provider has a name, such as "oidc-google" or "saml"
+    microglia.toml:14:33: a provider must not be empty: expected a name such as "oidc-google" or "saml"
        14 | providers = ["oauth-delegated", ""]
           |                                 ^^
     microglia.toml: 2 errors

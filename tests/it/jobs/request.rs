@@ -236,22 +236,22 @@ async fn an_endless_template_is_an_error_and_holds_up_neither_check_nor_the_daem
         (
             "path = \"/{}\"",
             endless,
-            "14:8: the template in `path` cannot be filled in: it takes more than 100,000 steps: shorten its loops",
+            "14:8: the template in `path` cannot be rendered: it needs more than 100,000 steps: shorten its loops",
         ),
         (
             "body = [\"{}\"]",
             endless,
-            "15:8: the template in `body[0]` cannot be filled in: it takes more than 100,000 steps: shorten its loops",
+            "15:8: the template in `body[0]` cannot be rendered: it needs more than 100,000 steps: shorten its loops",
         ),
         (
             "query = { a = \"{}\" }",
             bomb,
-            "15:9: the template in `query.a` cannot be filled in: it gives more than 1.0 MiB of text",
+            "15:9: the template in `query.a` cannot be rendered: it produces more than 1.0 MiB of text",
         ),
         (
             "body = \"{{ 'xxxxxxxx' * 200000 }}{}\"",
             "",
-            "15:8: the template in `body` cannot be filled in: ",
+            "15:8: the template in `body` cannot be rendered: ",
         ),
     ] {
         let line = key.replace("{}", template);
@@ -294,11 +294,11 @@ async fn an_unexpected_status_fails_with_the_words_of_the_answer() {
       done GET /_synapse/admin/v2/users/@nobody:fake.test (1)
       none
     failed: 1/0/1/0/0
-      failed GET /health (1): 200, which is not expected here: OK
-      GET /health: 200, which is not expected here: OK
+      failed GET /health (1): unexpected status 200: OK
+      GET /health: unexpected status 200: OK
     refused: 1/0/1/0/0
       failed GET /ask (1): 404 M_UNRECOGNIZED: Unrecognized request
-      GET /ask: 404 M_UNRECOGNIZED: Unrecognized request. Synapse does not know this endpoint: it is too old, it delegates to MAS, or a worker answered; `url` should be the main process' own listener
+      GET /ask: 404 M_UNRECOGNIZED: Unrecognized request. Synapse does not know this endpoint: it is too old, it delegates to MAS, or a worker responded; `url` should be the listener of the main process
     failed: 1/0/1/0/0
       failed POST /_synapse/admin/v1/purge_media_cache?before_ts=… (1): 400 M_INVALID_PARAM: Query parameter before_ts you provided is from the year 1970. Double check that you are providing a timestamp in milliseconds.
       1 target failed: the changes say why
@@ -344,22 +344,22 @@ async fn what_must_not_be_repeated_is_sent_once_and_what_may_is_sent_again() {
     }
     insta::assert_snapshot!(text, @"
     CutBefore, repeatable = false: sent 1 times, 1 attempts, failed: 1/0/1/0/0
-      failed POST /ask (1): the answer was lost: connection closed before message completed; whether Synapse did it is not known, and it is not sent again because `repeatable` is false
+      failed POST /ask (1): the response was lost: connection closed before message completed; it is unknown whether Synapse processed the request, and it is not sent again because `repeatable` is false
     CutBefore, repeatable = true: sent 2 times, 1 attempts, succeeded: 1/1/0/0/0
     CutAfter, repeatable = false: sent 1 times, 1 attempts, failed: 1/0/1/0/0
-      failed POST /ask (1): the answer was lost: connection closed before message completed; whether Synapse did it is not known, and it is not sent again because `repeatable` is false
+      failed POST /ask (1): the response was lost: connection closed before message completed; it is unknown whether Synapse processed the request, and it is not sent again because `repeatable` is false
     CutAfter, repeatable = true: sent 2 times, 1 attempts, succeeded: 1/1/0/0/0
     CutBody, repeatable = false: sent 1 times, 1 attempts, failed: 1/0/1/0/0
-      failed POST /ask (1): the answer was lost: unexpected EOF during chunk size line; whether Synapse did it is not known, and it is not sent again because `repeatable` is false
+      failed POST /ask (1): the response was lost: unexpected EOF during chunk size line; it is unknown whether Synapse processed the request, and it is not sent again because `repeatable` is false
     CutBody, repeatable = true: sent 2 times, 1 attempts, succeeded: 1/1/0/0/0
     Proxy(502), repeatable = false: sent 1 times, 1 attempts, failed: 1/0/1/0/0
-      failed POST /ask (1): 502 from something that is not Synapse: 502 Bad Gateway; whether Synapse did it is not known, and it is not sent again because `repeatable` is false
+      failed POST /ask (1): 502 from a server that is not Synapse: 502 Bad Gateway; it is unknown whether Synapse processed the request, and it is not sent again because `repeatable` is false
     Proxy(502), repeatable = true: sent 2 times, 1 attempts, succeeded: 1/1/0/0/0
     ProxyAfter(504), repeatable = false: sent 1 times, 1 attempts, failed: 1/0/1/0/0
-      failed POST /ask (1): 504 from something that is not Synapse: 504 Gateway Timeout; whether Synapse did it is not known, and it is not sent again because `repeatable` is false
+      failed POST /ask (1): 504 from a server that is not Synapse: 504 Gateway Timeout; it is unknown whether Synapse processed the request, and it is not sent again because `repeatable` is false
     ProxyAfter(504), repeatable = true: sent 2 times, 1 attempts, succeeded: 1/1/0/0/0
     Hang, repeatable = false: sent 1 times, 1 attempts, failed: 1/0/1/0/0
-      failed POST /ask (1): the answer was lost: no answer within the time allowed; whether Synapse did it is not known, and it is not sent again because `repeatable` is false
+      failed POST /ask (1): the response was lost: no response within the timeout; it is unknown whether Synapse processed the request, and it is not sent again because `repeatable` is false
     Hang, repeatable = true: sent 2 times, 1 attempts, succeeded: 1/1/0/0/0
     Limited { retry_after_ms: Some(10), retry_after_header: None }, repeatable = false: sent 2 times, 1 attempts, succeeded: 1/1/0/0/0
     Limited { retry_after_ms: Some(10), retry_after_header: None }, repeatable = true: sent 2 times, 1 attempts, succeeded: 1/1/0/0/0
@@ -420,7 +420,7 @@ async fn the_base_chooses_the_process_that_is_asked() {
     let report = program.apply("main").await;
     insta::assert_snapshot!(format!("{}\n{}", figures(&report), message(&report)), @"
     refused: 1/0/1/0/0
-    POST /_synapse/admin/v1/purge_media_cache: 404 M_UNRECOGNIZED: Unrecognized request. The process that answered does not serve this media endpoint: set `media_url` to the worker that does, or upgrade Synapse
+    POST /_synapse/admin/v1/purge_media_cache: 404 M_UNRECOGNIZED: Unrecognized request. The process that responded does not serve this media endpoint: set `media_url` to the worker that does, or upgrade Synapse
     ");
 }
 
@@ -474,15 +474,15 @@ async fn slips_in_the_config_are_named() {
         text.push_str(&output.stderr.replace(&program.path("").display().to_string(), ""));
     }
     insta::assert_snapshot!(text, @r#"
-    error: microglia.toml:14:8: '#' cannot stand in a path as it goes out: write %23
+    error: microglia.toml:14:8: '#' is not allowed in a path: write %23
        14 | path = "/x/#room:hs/a b"
           |        ^^^^^^^^^^^^^^^^^
     microglia.toml: 1 error
-    error: microglia.toml:14:8: 'ü' cannot stand in a path as it goes out: write %C3%BC
+    error: microglia.toml:14:8: 'ü' is not allowed in a path: write %C3%BC
        14 | path = "/x/ü"
           |        ^^^^^^
     microglia.toml: 1 error
-    error: microglia.toml:14:8: ' ' cannot stand in a path as it goes out: write %20
+    error: microglia.toml:14:8: ' ' is not allowed in a path: write %20
        14 | path = "/x y"
           |        ^^^^^^
     microglia.toml: 1 error
@@ -490,42 +490,42 @@ async fn slips_in_the_config_are_named() {
        14 | path = "_synapse/admin"
           |        ^^^^^^^^^^^^^^^^
     microglia.toml: 1 error
-    error: microglia.toml:14:8: "/a/../b" would go out as "/b": write it so if that is meant
+    error: microglia.toml:14:8: "/a/../b" would be sent as "/b": write that if it is what you mean
        14 | path = "/a/../b"
           |        ^^^^^^^^^
     microglia.toml: 1 error
-    error: microglia.toml:14:8: '#' cannot stand in a path as it goes out: write %23
+    error: microglia.toml:14:8: '#' is not allowed in a path: write %23
        14 | path = "/x/{{ '#room:hs' }}"
           |        ^^^^^^^^^^^^^^^^^^^^^
     microglia.toml: 1 error
-    error: microglia.toml:14:8: the template in `path` cannot be filled in: invalid duration "6mo": months are not supported, use days: "180d"
+    error: microglia.toml:14:8: the template in `path` cannot be rendered: invalid duration "6mo": months are not supported, use days: "180d"
        14 | path = "/x/{{ ago_ms('6mo') }}"
           |        ^^^^^^^^^^^^^^^^^^^^^^^^
     microglia.toml: 1 error
-    error: microglia.toml:14:8: the template in `path` cannot be filled in: missing argument
+    error: microglia.toml:14:8: the template in `path` cannot be rendered: missing argument
        14 | path = "/x/{{ ago_ms() }}"
           |        ^^^^^^^^^^^^^^^^^^^
     microglia.toml: 1 error
-    error: microglia.toml:14:8: the template in `path` cannot be filled in: days_ago is unknown
+    error: microglia.toml:14:8: the template in `path` cannot be rendered: days_ago is unknown
        14 | path = "/x/{{ days_ago(3) }}"
           |        ^^^^^^^^^^^^^^^^^^^^^^
     microglia.toml: 1 error
-    error: microglia.toml:14:8: the template in `path` cannot be filled in: undefined value
+    error: microglia.toml:14:8: the template in `path` cannot be rendered: undefined value
        14 | path = "/x/{{ then }}"
           |        ^^^^^^^^^^^^^^^
     microglia.toml: 1 error
-    error: microglia.toml:14:8: the template in `path` cannot be filled in: unexpected end of input, expected end of variable block
+    error: microglia.toml:14:8: the template in `path` cannot be rendered: unexpected end of input, expected end of variable block
        14 | path = "/x/{{ now_ms() "
           |        ^^^^^^^^^^^^^^^^^
     microglia.toml: 1 error
-    error: microglia.toml:15:9: expected a table of strings, numbers and booleans such as { before_ts = "{{ ago_ms('30d') }}" }; a parameter that comes twice can stand in `path`
+    error: microglia.toml:15:9: expected a table of strings, numbers and booleans such as { before_ts = "{{ ago_ms('30d') }}" }; a parameter that occurs twice can be written in `path`
        15 | query = { a = [1], b = "{{ now() }}" }
           |         ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-    microglia.toml:15:9: the template in `query.b` cannot be filled in: now is unknown
+    microglia.toml:15:9: the template in `query.b` cannot be rendered: now is unknown
        15 | query = { a = [1], b = "{{ now() }}" }
           |         ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
     microglia.toml: 2 errors
-    error: microglia.toml:15:9: expected a table of strings, numbers and booleans such as { before_ts = "{{ ago_ms('30d') }}" }; a parameter that comes twice can stand in `path`
+    error: microglia.toml:15:9: expected a table of strings, numbers and booleans such as { before_ts = "{{ ago_ms('30d') }}" }; a parameter that occurs twice can be written in `path`
        15 | query = "a=1"
           |         ^^^^^
     microglia.toml:16:10: the list is empty: add at least one item
@@ -539,7 +539,7 @@ async fn slips_in_the_config_are_named() {
        16 | expect = [99999]
           |           ^^^^^
     microglia.toml: 2 errors
-    error: microglia.toml:15:8: the template in `body[0]` cannot be filled in: invalid duration "30": the unit is missing (did you mean "30d" (days), "30h", "30m" (minutes) or "30s"?)
+    error: microglia.toml:15:8: the template in `body[0]` cannot be rendered: invalid duration "30": the unit is missing (did you mean "30d" (days), "30h", "30m" (minutes) or "30s"?)
        15 | body = ["{{ ago_ms(30) }}", "{% if %}"]
           |        ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
     microglia.toml: 1 error

@@ -20,10 +20,10 @@ async fn an_answer_without_end_is_read_up_to_the_limit_of_its_endpoint() {
     let report = program.apply("sweep").await;
     all.push_str(&format!("a list: {}", message(&program, &fake, &report)));
     insta::assert_snapshot!(all, @"
-    1 request, 200: failed: GET /_matrix/client/v3/account/whoami: the answer is larger than 1.0 MiB, the most that is read from this endpoint. Check that the homeserver's URL leads to Synapse's own listener; if it does, the answer is too large for microglia: please report it
-    1 request, 500: failed: GET /_matrix/client/v3/account/whoami: the answer is larger than 1.0 MiB, the most that is read from this endpoint. Check that the homeserver's URL leads to Synapse's own listener; if it does, the answer is too large for microglia: please report it
-    1 request, 200: failed: GET /_synapse/admin/v2/users/@microglia:fake.test: the answer is larger than 1.0 MiB, the most that is read from this endpoint. Check that the homeserver's URL leads to Synapse's own listener; if it does, the answer is too large for microglia: please report it
-    a list: GET /_synapse/admin/v2/users: the answer is larger than 64.0 MiB, the most that is read from this endpoint. Check that the homeserver's URL leads to Synapse's own listener; if it does, the answer is too large for microglia: please report it
+    1 request, 200: failed: GET /_matrix/client/v3/account/whoami: the response exceeds 1.0 MiB, the limit for this endpoint. Check that the URL of the homeserver is that of Synapse's own listener; if it is, please report this as a bug in microglia
+    1 request, 500: failed: GET /_matrix/client/v3/account/whoami: the response exceeds 1.0 MiB, the limit for this endpoint. Check that the URL of the homeserver is that of Synapse's own listener; if it is, please report this as a bug in microglia
+    1 request, 200: failed: GET /_synapse/admin/v2/users/@microglia:fake.test: the response exceeds 1.0 MiB, the limit for this endpoint. Check that the URL of the homeserver is that of Synapse's own listener; if it is, please report this as a bug in microglia
+    a list: GET /_synapse/admin/v2/users: the response exceeds 64.0 MiB, the limit for this endpoint. Check that the URL of the homeserver is that of Synapse's own listener; if it is, please report this as a bug in microglia
     ");
 }
 
@@ -31,7 +31,7 @@ async fn an_answer_without_end_is_read_up_to_the_limit_of_its_endpoint() {
 async fn an_answer_that_announces_more_than_the_limit_is_not_read_at_all() {
     let (said, requests) = told(WHOAMI, Trouble::Announced(1 << 40)).await;
     assert_eq!(requests, 1, "{said}");
-    insta::assert_snapshot!(said, @"failed: GET /_matrix/client/v3/account/whoami: the answer is larger than 1.0 MiB, the most that is read from this endpoint. Check that the homeserver's URL leads to Synapse's own listener; if it does, the answer is too large for microglia: please report it");
+    insta::assert_snapshot!(said, @"failed: GET /_matrix/client/v3/account/whoami: the response exceeds 1.0 MiB, the limit for this endpoint. Check that the URL of the homeserver is that of Synapse's own listener; if it is, please report this as a bug in microglia");
 }
 
 #[tokio::test]
@@ -52,6 +52,6 @@ async fn an_answer_that_trickles_ends_with_the_request_timeout_even_where_a_purg
     assert!(start.elapsed() < Duration::from_secs(30), "{:?}", start.elapsed());
     assert_eq!(report["outcome"], "failed", "{report}");
     let message = message(&program, &fake, &report);
-    let why = "POST /_synapse/admin/v1/purge_media_cache: the answer was lost: the answer began, and its end did not come within 1s";
+    let why = "POST /_synapse/admin/v1/purge_media_cache: the response was lost: the response began but did not end within 1s";
     assert!(message.starts_with(why), "{message}");
 }

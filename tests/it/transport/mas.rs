@@ -44,18 +44,18 @@ async fn a_token_that_nobody_can_judge_now_is_unknown_rather_than_invalid() {
         all.push_str("\n--\n");
     }
     insta::assert_snapshot!(all, @"
-    main: token valid: unknown: GET /_matrix/client/v3/account/whoami: 503 M_UNKNOWN: Unable to introspect the access token. MAS did not answer Synapse, which asks it about every token: check that MAS is running and that Synapse can reach it
+    main: token valid: unknown: GET /_matrix/client/v3/account/whoami: 503 M_UNKNOWN: Unable to introspect the access token. Synapse checks every token with MAS, which did not respond: check that MAS is running and that Synapse can reach it
     --
-    main: token valid: unknown: GET /_matrix/client/v3/account/whoami: 502 from something that is not Synapse: 502 Bad Gateway. The proxy cannot reach Synapse: check that Synapse is running and that the proxy's upstream address is right, or set `url` to Synapse's own listener
+    main: token valid: unknown: GET /_matrix/client/v3/account/whoami: 502 from a server that is not Synapse: 502 Bad Gateway. The proxy cannot reach Synapse: check that Synapse is running and that the upstream address of the proxy is correct, or set `url` to Synapse's own listener
     --
-    main: token valid: unknown: GET /_matrix/client/v3/account/whoami: the answer was lost: connection closed before message completed
+    main: token valid: unknown: GET /_matrix/client/v3/account/whoami: the response was lost: connection closed before message completed
     --
     main: token valid: NO: GET /_matrix/client/v3/account/whoami: 401 M_UNKNOWN_TOKEN: Token is not active. The access token is not valid: write a valid token of a server admin to TOKEN_FILE; it is used from the next request on
     --
-    main: token valid: NO: GET /_matrix/client/v3/account/whoami: 500 M_FORBIDDEN: User not found. MAS knows the token's account, and Synapse does not have it yet: log in once with this account, with any Matrix client
+    main: token valid: NO: GET /_matrix/client/v3/account/whoami: 500 M_FORBIDDEN: User not found. MAS knows the account of the token, but Synapse does not have it yet: log in once with this account, with any Matrix client
     --
     main: token valid: yes, of @microglia:fake.test
-    main: server admin: unknown: GET /_synapse/admin/v2/users/@microglia:fake.test: 503 M_UNKNOWN: Unable to introspect the access token. MAS did not answer Synapse, which asks it about every token: check that MAS is running and that Synapse can reach it
+    main: server admin: unknown: GET /_synapse/admin/v2/users/@microglia:fake.test: 503 M_UNKNOWN: Unable to introspect the access token. Synapse checks every token with MAS, which did not respond: check that MAS is running and that Synapse can reach it
     --
     ");
 }
@@ -85,8 +85,8 @@ async fn an_account_that_synapse_does_not_have_and_a_token_of_no_account_are_not
         all.push_str(&format!("{requests} request, {said}\n"));
     }
     insta::assert_snapshot!(all, @"
-    1 request, failed: GET /_matrix/client/v3/account/whoami: 500 M_FORBIDDEN: User not found. MAS knows the token's account, and Synapse does not have it yet: log in once with this account, with any Matrix client
-    1 request, failed: GET /_matrix/client/v3/account/whoami: 401 M_UNKNOWN_TOKEN: Token doesn't grant access to the Matrix C-S API. This token does not give access to the Matrix client-server API, as those that MAS gives out for client credentials: use a personal or compatibility token with the scopes urn:matrix:client:api:* and urn:synapse:admin:*
+    1 request, failed: GET /_matrix/client/v3/account/whoami: 500 M_FORBIDDEN: User not found. MAS knows the account of the token, but Synapse does not have it yet: log in once with this account, with any Matrix client
+    1 request, failed: GET /_matrix/client/v3/account/whoami: 401 M_UNKNOWN_TOKEN: Token doesn't grant access to the Matrix C-S API. This token does not grant access to the Matrix client-server API; MAS issues such tokens for client credentials. Use a personal or compatibility token with the scopes urn:matrix:client:api:* and urn:synapse:admin:*
     ");
 }
 

@@ -24,7 +24,7 @@ async fn a_list_whose_tokens_come_again_fails_and_is_named() {
     });
     let program = sweep(&fake, &format!("users = [\"@nobody:fake.test\"]\n{ONCE}"));
     let report = program.dry_run("sweep").await;
-    insta::assert_snapshot!(message(&program, &fake, &report), @r#"GET /_synapse/admin/v2/users: this list does not end: the page token "a" came before, after 3 rows of 1,000 on 3 pages. Check that the homeserver's URL leads to Synapse's own listener, and that nothing in between caches answers"#);
+    insta::assert_snapshot!(message(&program, &fake, &report), @r#"GET /_synapse/admin/v2/users: this list does not end: the page token "a" was repeated, after 3 rows of 1,000 on 3 pages. Check that the URL of the homeserver is that of Synapse's own listener, and that no proxy caches responses"#);
 
     let fake = Fake::start();
     let statistics = "/_synapse/admin/v1/statistics/users/media";
@@ -36,7 +36,7 @@ async fn a_list_whose_tokens_come_again_fails_and_is_named() {
     let job = format!("[jobs.sweep]\nkind = \"purge-local-media\"\nolder_than = \"180d\"\n{ONCE}");
     let program = Program::new(&fake.url(), TOKEN, &job);
     let report = program.dry_run("sweep").await;
-    insta::assert_snapshot!(message(&program, &fake, &report), @r#"GET /_synapse/admin/v1/statistics/users/media: this list does not end: the page token "a" came before, after 3 rows of 1,000 on 3 pages. Check that the homeserver's URL leads to Synapse's own listener, and that nothing in between caches answers"#);
+    insta::assert_snapshot!(message(&program, &fake, &report), @r#"GET /_synapse/admin/v1/statistics/users/media: this list does not end: the page token "a" was repeated, after 3 rows of 1,000 on 3 pages. Check that the URL of the homeserver is that of Synapse's own listener, and that no proxy caches responses"#);
     assert_eq!(fake.count("GET", statistics), 3);
 
     let fake = Fake::start();
@@ -50,5 +50,5 @@ async fn a_list_whose_tokens_come_again_fails_and_is_named() {
     });
     let program = Program::new(&fake.url(), TOKEN, &job);
     let report = program.dry_run("sweep").await;
-    insta::assert_snapshot!(message(&program, &fake, &report), @r#"GET /_synapse/admin/v1/users/@owner:fake.test/media: this list does not end: the page token "a" came before, after 3 rows of 1,000 on 3 pages. Check that the homeserver's URL leads to Synapse's own listener, and that nothing in between caches answers"#);
+    insta::assert_snapshot!(message(&program, &fake, &report), @r#"GET /_synapse/admin/v1/users/@owner:fake.test/media: this list does not end: the page token "a" was repeated, after 3 rows of 1,000 on 3 pages. Check that the URL of the homeserver is that of Synapse's own listener, and that no proxy caches responses"#);
 }

@@ -30,11 +30,11 @@ async fn of_a_proxys_page_the_title_is_shown_and_what_to_check() {
         all.push('\n');
     }
     insta::assert_snapshot!(all, @"
-    failed: GET /_synapse/admin/v2/users/@microglia:fake.test: 502 from something that is not Synapse: 502 Bad Gateway. The proxy cannot reach Synapse: check that Synapse is running and that the proxy's upstream address is right, or set `url` to Synapse's own listener
-    failed: GET /_synapse/admin/v2/users/@microglia:fake.test: 503 from something that is not Synapse: upstream connect error or disconnect/reset before headers. The proxy has no Synapse to pass the request on to: check that Synapse is running and that the proxy has not taken it out of service, or set `url` to Synapse's own listener
-    failed: GET /_synapse/admin/v2/users/@microglia:fake.test: 504 from something that is not Synapse: Gateway [31m &amp; time -out xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx…. The proxy gave up waiting, and Synapse may still be working on the request: raise the proxy's read timeout, or set `url` to Synapse's own listener
-    failed: GET /_synapse/admin/v2/users/@microglia:fake.test: 404 from something that is not Synapse: Not here Sorry. A proxy answered, and most hide /_synapse/admin: set `url` to Synapse's own listener, such as http://127.0.0.1:8008
-    failed: GET /_synapse/admin/v2/users/@microglia:fake.test: 404 with an empty body, which is not Synapse's way to say no. A proxy answered, and most hide /_synapse/admin: set `url` to Synapse's own listener, such as http://127.0.0.1:8008
+    failed: GET /_synapse/admin/v2/users/@microglia:fake.test: 502 from a server that is not Synapse: 502 Bad Gateway. The proxy cannot reach Synapse: check that Synapse is running and that the upstream address of the proxy is correct, or set `url` to Synapse's own listener
+    failed: GET /_synapse/admin/v2/users/@microglia:fake.test: 503 from a server that is not Synapse: upstream connect error or disconnect/reset before headers. The proxy has no Synapse to forward the request to: check that Synapse is running and that the proxy has not taken it out of service, or set `url` to Synapse's own listener
+    failed: GET /_synapse/admin/v2/users/@microglia:fake.test: 504 from a server that is not Synapse: Gateway [31m &amp; time -out xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx…. The proxy timed out, and Synapse may still be processing the request: increase the read timeout of the proxy, or set `url` to Synapse's own listener
+    failed: GET /_synapse/admin/v2/users/@microglia:fake.test: 404 from a server that is not Synapse: Not here Sorry. A proxy responded, and most of them block /_synapse/admin: set `url` to Synapse's own listener, such as http://127.0.0.1:8008
+    failed: GET /_synapse/admin/v2/users/@microglia:fake.test: 404 with an empty body, which did not come from Synapse. A proxy responded, and most of them block /_synapse/admin: set `url` to Synapse's own listener, such as http://127.0.0.1:8008
     ");
 }
 
@@ -46,5 +46,5 @@ async fn a_proxy_that_gives_up_on_a_purge_names_the_address_of_the_media_endpoin
     let job = "[jobs.cache]\nkind = \"purge-remote-media\"\nolder_than = \"30d\"\n";
     let program = Program::new(&fake.url(), TOKEN, &format!("{job}{ONCE}"));
     let report = program.apply("cache").await;
-    insta::assert_snapshot!(report["message"].as_str().unwrap().split("; ").next().unwrap(), @"POST /_synapse/admin/v1/purge_media_cache: 504 from something that is not Synapse: 504 Gateway Timeout. The proxy gave up waiting, and Synapse may still be working on the request: raise the proxy's read timeout, or set `media_url` to Synapse's own listener");
+    insta::assert_snapshot!(report["message"].as_str().unwrap().split("; ").next().unwrap(), @"POST /_synapse/admin/v1/purge_media_cache: 504 from a server that is not Synapse: 504 Gateway Timeout. The proxy timed out, and Synapse may still be processing the request: increase the read timeout of the proxy, or set `media_url` to Synapse's own listener");
 }

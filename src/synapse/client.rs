@@ -1,0 +1,47 @@
+//! The HTTP client of one homeserver: TLS and connection settings.
+
+use std::time::Duration;
+
+use reqwest::Url;
+
+/// Below the 60 s after which proxies close an idle connection: a POST on a connection that was just closed is ambiguous.
+const POOL_IDLE_TIMEOUT: Duration = Duration::from_secs(30);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Sets up a client for `urls` that trusts the certificates of the PEM bundle `ca` besides the system's.
+pub(super) fn new(urls: &[&Url], ca: Option<&[u8]>) -> Result<reqwest::Client, String> {
+    // An error means that a previous call installed the provider.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let mut builder = reqwest::Client::builder()
+        .user_agent(concat!("microglia/", env!("CARGO_PKG_VERSION")))
+        .redirect(reqwest::redirect::Policy::none())
+        .connect_timeout(CONNECT_TIMEOUT)
+        .pool_idle_timeout(POOL_IDLE_TIMEOUT)
+        .tcp_nodelay(true)
+        .http1_only()
+        .no_proxy();
+    if urls.iter().all(|url| url.scheme() == "http") {
+        // There is nothing to verify, and the system may have no CA certificates.
+        builder = builder.tls_certs_only([]);
+    } else if let Some(pem) = ca {
+        let certificates = reqwest::Certificate::from_pem_bundle(pem)
+            .map_err(|error| format!("the CA file is not a valid PEM bundle: {error}"))?;
+        if certificates.is_empty() {
+            return Err("the CA file contains no certificate".to_owned());
+        }
+        builder = builder.tls_certs_merge(certificates);
+    }
+    builder.build().map_err(|error| format!("cannot set up TLS: {}", root_cause(&error)))
+}
+
+/// Returns the innermost cause of an error: the outer ones only say that a request failed.
+pub(super) fn root_cause(error: &reqwest::Error) -> String {
+    if error.is_timeout() {
+        return "no response within the timeout".to_owned();
+    }
+    let mut cause: &dyn std::error::Error = error;
+    while let Some(source) = cause.source() {
+        cause = source;
+    }
+    cause.to_string()
+}

@@ -1,0 +1,171 @@
+//! Requests before they are sent: their URLs, and how they may be sent.
+
+use std::time::Duration;
+
+use reqwest::{Method, Url};
+
+use super::advice;
+use super::client::root_cause;
+use super::error::{Cause, Error};
+
+/// Which of a homeserver's addresses serves an endpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Base {
+    Homeserver,
+    Media,
+}
+
+/// Whether a request may be sent again after it failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Repeat {
+    /// Sending it twice has the same effect as sending it once.
+    Always,
+    /// Only if the failed attempt certainly had no effect.
+    IfNotApplied,
+    /// Only with a renewed access token: the request depends on what was read just before it.
+    Never,
+}
+
+/// How a request takes part in the request rate limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Pacing {
+    Normal,
+    /// Also waits on behalf of the following request, which is then sent without delay.
+    ReserveNext,
+    /// The previous request waited on behalf of this one.
+    Reserved,
+}
+
+/// A request to a known endpoint.
+pub(super) struct Call<'a> {
+    pub method: Method,
+    pub base: Base,
+    /// A route template. Each `{}` is replaced by the next of `ids`, percent-encoded.
+    pub endpoint: &'static str,
+    pub ids: &'a [&'a str],
+    pub query: Vec<(&'static str, String)>,
+    pub body: Option<serde_json::Value>,
+    pub repeat: Repeat,
+    pub pacing: Pacing,
+    /// Media purges have none: Synapse continues regardless, and only the time limit of the run ends the wait.
+    pub timeout: Option<Duration>,
+}
+
+/// A request from the configuration: the path is sent exactly as it is written, under the base.
+#[derive(Debug, Clone)]
+pub struct RawRequest {
+    pub method: Method,
+    pub base: Base,
+    pub path: String,
+    pub query: Vec<(String, String)>,
+    pub body: Option<serde_json::Value>,
+    pub expect: Vec<u16>,
+    pub repeatable: bool,
+}
+
+/// A request with its final URL, which can be sent any number of times.
+pub(super) struct Outgoing<'a> {
+    pub method: &'a Method,
+    pub url: Url,
+    /// The label of the request in the metrics.
+    pub endpoint: &'static str,
+    pub body: Option<&'a serde_json::Value>,
+    pub expect: Expect<'a>,
+    pub repeat: Repeat,
+    pub pacing: Pacing,
+    pub timeout: Option<Duration>,
+}
+
+/// Which statuses are a success.
+pub(super) enum Expect<'a> {
+    Successful,
+    OneOf(&'a [u16]),
+}
+
+impl Call<'_> {
+    pub(super) fn outgoing(&self, base: &Url) -> Outgoing<'_> {
+        let mut url = endpoint_url(base, self.endpoint, self.ids);
+        if !self.query.is_empty() {
+            url.query_pairs_mut().extend_pairs(&self.query);
+        }
+        Outgoing {
+            method: &self.method,
+            url,
+            endpoint: self.endpoint,
+            body: self.body.as_ref(),
+            expect: Expect::Successful,
+            repeat: self.repeat,
+            pacing: self.pacing,
+            timeout: self.timeout,
+        }
+    }
+}
+
+impl RawRequest {
+    pub(super) fn outgoing(&self, base: &Url, timeout: Duration) -> Result<Outgoing<'_>, Error> {
+        let base = base.as_str().trim_end_matches('/');
+        let mut url = Url::parse(&format!("{base}{}", self.path)).map_err(|error| Error {
+            method: self.method.clone(),
+            path: self.path.clone(),
+            cause: Cause::Unexpected(format!("not a valid URL: {error}")),
+            advice: None,
+        })?;
+        if !self.query.is_empty() {
+            url.query_pairs_mut().extend_pairs(&self.query);
+        }
+        Ok(Outgoing {
+            method: &self.method,
+            url,
+            endpoint: "(request)",
+            body: self.body.as_ref(),
+            expect: Expect::OneOf(&self.expect),
+            repeat: if self.repeatable { Repeat::Always } else { Repeat::IfNotApplied },
+            pacing: Pacing::Normal,
+            timeout: Some(timeout),
+        })
+    }
+}
+
+impl Outgoing<'_> {
+    pub(super) fn error(&self, cause: Cause, advice: Option<String>) -> Error {
+        Error { method: self.method.clone(), path: self.url.path().to_owned(), cause, advice }
+    }
+
+    /// Returns the error for an attempt that got no response.
+    pub(super) fn no_response(&self, error: &reqwest::Error) -> Error {
+        let problem = root_cause(error);
+        if error.is_builder() {
+            return self.error(Cause::NotSent(problem), None);
+        }
+        if !error.is_connect() {
+            return self.error(Cause::Lost(problem), None);
+        }
+        let advice = advice::for_unreachable(&problem, &self.url.origin().ascii_serialization());
+        self.error(Cause::Unreachable(problem), Some(advice))
+    }
+}
+
+impl Expect<'_> {
+    pub(super) fn accepts(&self, status: u16) -> bool {
+        match self {
+            Self::Successful => (200..300).contains(&status),
+            Self::OneOf(statuses) => statuses.contains(&status),
+        }
+    }
+}
+
+/// Fills the template. Each id becomes one segment with `/`, `?`, `#` and `%` encoded: Synapse splits the path before it decodes.
+fn endpoint_url(base: &Url, endpoint: &str, ids: &[&str]) -> Url {
+    let mut url = base.clone();
+    let mut ids = ids.iter();
+    if let Ok(mut segments) = url.path_segments_mut() {
+        segments.pop_if_empty();
+        for part in endpoint.trim_start_matches('/').split('/') {
+            match part {
+                "{}" => segments.push(ids.next().copied().unwrap_or_default()),
+                fixed => segments.push(fixed),
+            };
+        }
+    }
+    url
+}

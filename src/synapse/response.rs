@@ -1,0 +1,115 @@
+//! Responses: decoding them, and the errors that they stand for.
+
+use reqwest::{Method, StatusCode};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+
+use super::error::{Cause, Error};
+use super::excerpt::{excerpt, one_line, page_title};
+use super::retry_after;
+use crate::values::clock::Timestamp;
+
+/// A response with a status that was expected.
+#[derive(Debug)]
+pub(super) struct Response {
+    pub status: StatusCode,
+    pub body: Vec<u8>,
+    /// The `Date` header.
+    pub date: Option<String>,
+    pub method: Method,
+    pub path: String,
+}
+
+impl Response {
+    /// Decodes the JSON body; the error shows its beginning.
+    pub(super) fn decode<T: DeserializeOwned>(&self) -> Result<T, Error> {
+        serde_json::from_slice(&self.body).map_err(|problem| {
+            self.error(Cause::Undecodable {
+                // It may quote a value of any length.
+                problem: one_line(&problem.to_string(), 200),
+                excerpt: excerpt(&self.body),
+            })
+        })
+    }
+
+    /// Returns the error for an object that is not in the state that a change requires.
+    pub(super) fn changed(&self) -> Error {
+        self.error(Cause::Changed)
+    }
+
+    /// Returns the error for a response that reports something other than what was requested.
+    pub(super) fn unexpected(&self, problem: impl Into<String>) -> Error {
+        self.error(Cause::Unexpected(problem.into()))
+    }
+
+    fn error(&self, cause: Cause) -> Error {
+        Error { method: self.method.clone(), path: self.path.clone(), cause, advice: None }
+    }
+}
+
+/// The headers of a response with an unexpected status that matter to its error.
+#[derive(Debug, Default)]
+pub(super) struct Headers {
+    pub date: Option<String>,
+    pub retry_after: Option<String>,
+    pub location: Option<String>,
+}
+
+/// Returns the cause of an error for a response with an unexpected status.
+pub(super) fn refusal(status: StatusCode, headers: &Headers, body: &[u8], now: Timestamp) -> Cause {
+    #[derive(Deserialize)]
+    struct Envelope {
+        errcode: String,
+        #[serde(default)]
+        error: String,
+        #[serde(default)]
+        retry_after_ms: serde_json::Value,
+    }
+    if status.is_success() {
+        return Cause::Unexpected(format!(
+            "unexpected status {}: {}",
+            status.as_u16(),
+            excerpt(body)
+        ));
+    }
+    let from_header =
+        || retry_after::from_header(headers.retry_after.as_deref()?, headers.date.as_deref(), now);
+    match serde_json::from_slice::<Envelope>(body) {
+        Ok(envelope) => Cause::Synapse {
+            status: status.as_u16(),
+            errcode: one_line(&envelope.errcode, 100),
+            error: one_line(&envelope.error, 500),
+            retry_after: retry_after::from_envelope(&envelope.retry_after_ms).or_else(from_header),
+        },
+        Err(_) => Cause::NotSynapse {
+            status: status.as_u16(),
+            excerpt: page_title(body),
+            retry_after: from_header(),
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    #[test]
+    fn retry_after_in_the_body_takes_precedence_over_the_header() {
+        let now = "2026-11-23T03:30:00Z".parse().unwrap();
+        let retry_after = |body: &str, header: Option<&str>| {
+            let headers = Headers { retry_after: header.map(str::to_owned), ..Headers::default() };
+            match refusal(StatusCode::TOO_MANY_REQUESTS, &headers, body.as_bytes(), now) {
+                Cause::Synapse { retry_after, .. } => ("Synapse", retry_after),
+                Cause::NotSynapse { retry_after, .. } => ("a proxy", retry_after),
+                other => panic!("{other:?}"),
+            }
+        };
+        let limited = r#"{"errcode": "M_LIMIT_EXCEEDED", "error": "", "retry_after_ms": 1500}"#;
+        let silent = r#"{"errcode": "M_LIMIT_EXCEEDED", "error": ""}"#;
+        assert_eq!(retry_after(limited, Some("2")), ("Synapse", Some(Duration::from_millis(1500))));
+        assert_eq!(retry_after(silent, Some("2")), ("Synapse", Some(Duration::from_secs(2))));
+        assert_eq!(retry_after("<html>", Some("7")), ("a proxy", Some(Duration::from_secs(7))));
+        assert_eq!(retry_after("<html>", None), ("a proxy", None));
+    }
+}
