@@ -66,7 +66,7 @@ pub(super) async fn run(path: &Path, options: &Options) -> Result<(), Failure> {
     }
     start_log();
     for warning in &config.warnings {
-        tracing::warn!("{}", warning.line());
+        tracing::warn!(target: "microglia::config", "{}", warning.line());
     }
     let left_alone = Arc::new(LeftAloneList::default());
     let report = if let Some(client) = daemon {

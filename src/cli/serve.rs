@@ -27,6 +27,7 @@ pub(super) async fn run(path: &Path) -> Result<(), Failure> {
 /// Warns of secret files that root could read at the start and the owner of the state directory cannot read again.
 fn warn_of_unreadable(config: &Config) {
     tracing::warn!(
+        target: "microglia::daemon",
         "started as root: continuing as {}, the owner of the state directory {}",
         this_user(),
         config.daemon.state_dir.display()
@@ -34,6 +35,7 @@ fn warn_of_unreadable(config: &Config) {
     for file in config.secret_files() {
         if let Err(error) = std::fs::File::open(file) {
             tracing::warn!(
+                target: "microglia::daemon",
                 "{} is not readable for {} ({error}): reloads are rejected, and a new secret in it is used only after a restart; make it readable for that user (chgrp, chmod 640)",
                 file.display(),
                 this_user()

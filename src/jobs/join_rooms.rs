@@ -112,7 +112,7 @@ impl Job for JoinRooms {
         let ghosts = context.facts.known();
         let listed =
             context.reader.users(|done, total| context.reading("accounts", done, total)).await?;
-        let candidates = self.candidates(listed, identity, &ghosts, plan);
+        let candidates = self.candidates(listed, identity, ghosts, plan);
         let mut rooms = Vec::new();
         let mut known = HashSet::new();
         for (index, RoomName(name)) in self.keys.rooms.iter().enumerate() {

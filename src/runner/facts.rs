@@ -20,6 +20,7 @@ pub(super) async fn known_facts(
 pub(super) async fn store_facts(history: &History, server: &str, facts: Vec<Fact>) {
     if let Err(error) = history.remember(server, &facts).await {
         tracing::warn!(
+            target: "microglia::history",
             "cannot store {} facts about {server}, which will be looked up again: {error}",
             facts.len()
         );

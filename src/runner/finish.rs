@@ -175,11 +175,11 @@ async fn record_end(history: &History, report: &Report, not_attempted: Option<&s
     if let Some(why) = not_attempted
         && let Err(error) = history.explain_planned(report.id, why).await
     {
-        tracing::debug!("cannot record why changes were not attempted: {error}");
+        tracing::debug!(target: "microglia::history", "cannot record why changes were not attempted: {error}");
     }
     if let Err(error) = unanswered.and(history.update_run(report).await) {
         let id = report.id.unwrap_or_default();
-        tracing::error!(job = %report.job, "cannot record the end of run {id}, trying again every {} s: {error}", SAVE_RETRY_DELAY.as_secs());
+        tracing::error!(target: "microglia::history", job = %report.job, "cannot record the end of run {id}, trying again every {} s: {error}", SAVE_RETRY_DELAY.as_secs());
         tokio::spawn(record_end_later(history.clone(), report.clone()));
     }
 }

@@ -140,7 +140,7 @@ async fn record_plan(run: &RunContext<'_>, tally: &mut Tally, plan: &Plan) -> Re
     match recorded {
         Ok(_) => Ok(first),
         Err(error) if run.is_dry_run() => {
-            tracing::warn!("the plan is not recorded: {error}");
+            tracing::warn!(target: "microglia::history", "the plan is not recorded: {error}");
             Ok(first)
         }
         Err(error) => Err(Abort::Failed(unrecorded(&error))),

@@ -80,7 +80,7 @@ pub(super) fn ensure_held(lock: &Lock) -> Result<(), String> {
     match lock.ensure_held() {
         Ok(LockState::Held) => Ok(()),
         Ok(LockState::Relocked) => {
-            tracing::warn!("{path} was deleted or replaced: locked again");
+            tracing::warn!(target: "microglia::history", "{path} was deleted or replaced: locked again");
             Ok(())
         }
         Ok(LockState::Lost) => Err(format!(

@@ -127,7 +127,9 @@ impl Runner {
         match begun {
             Ok(id) => report.id = Some(id),
             Err(error) if report.mode == Mode::Apply => return Err(error),
-            Err(error) => tracing::warn!("this dry run is not recorded: {error}"),
+            Err(error) => {
+                tracing::warn!(target: "microglia::history", "this dry run is not recorded: {error}");
+            }
         }
         Ok(())
     }

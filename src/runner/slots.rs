@@ -62,7 +62,7 @@ fn try_lock(run: &RunContext<'_>, slots: u32) -> Result<Option<Slot>, Abort> {
             Ok(Some(lock)) => return Ok(Some(Box::new(lock))),
             Ok(None) => {}
             Err(error) if run.is_dry_run() => {
-                tracing::warn!("cannot use the locks in the state directory: {error}");
+                tracing::warn!(target: "microglia::history", "cannot use the locks in the state directory: {error}");
                 return Ok(Some(Box::new(())));
             }
             Err(error) => {

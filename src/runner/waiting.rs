@@ -44,7 +44,7 @@ pub(super) async fn wait_for<T, E>(
 async fn record(run: &RunContext<'_>, tally: &mut Tally, waiting: Option<Waiting>) {
     tally.report.waiting = waiting;
     if let Err(error) = run.history.update_run(&tally.report).await {
-        tracing::debug!(job = %tally.report.job, "cannot record that the run is waiting: {error}");
+        tracing::debug!(target: "microglia::history", job = %tally.report.job, "cannot record that the run is waiting: {error}");
     }
 }
 

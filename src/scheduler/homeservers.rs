@@ -117,7 +117,9 @@ impl Homeservers {
                     Ok(identity) => {
                         metrics.homeservers.set_info(&name, &identity.version_text, identity.mas);
                     }
-                    Err(error) => tracing::warn!(homeserver = %name, "{name}: {error}"),
+                    Err(error) => {
+                        tracing::warn!(target: "microglia::homeserver", homeserver = %name, "{name}: {error}");
+                    }
                 }
                 drop(asked);
             });

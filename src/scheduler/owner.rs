@@ -122,7 +122,7 @@ impl Owner {
                 },
                 // Without it a restart would run again what was skipped.
                 _ = &mut writer => {
-                    tracing::error!("a bug in microglia, please report it: watermarks are no longer written");
+                    tracing::error!(target: "microglia::scheduler", "a bug in microglia, please report it: watermarks are no longer written");
                     return;
                 }
             }
@@ -223,7 +223,7 @@ impl Owner {
         match decision {
             Decision::Start(start) => self.start(job, start),
             Decision::Skip(reason) => {
-                tracing::debug!(job, %reason, "{job}: an occurrence is skipped: {reason}");
+                tracing::debug!(target: "microglia::scheduler", job, %reason, "{job}: an occurrence is skipped: {reason}");
                 self.metrics
                     .jobs
                     .update(job, |series| *series.skipped.entry(reason).or_default() += 1);
@@ -236,12 +236,14 @@ impl Owner {
                     .map(|opens| format!(" when its window opens at {}", format_time(opens)))
                     .unwrap_or_default();
                 tracing::info!(
+                    target: "microglia::scheduler",
                     job,
                     "{job}: the occurrence of {} was missed or interrupted and will be caught up{when}",
                     format_time(occurrence)
                 );
             }
             Decision::GivenUp(Why::Redefined) => tracing::info!(
+                target: "microglia::scheduler",
                 job,
                 "{job}: a run that was waiting is given up because the job was disabled or rescheduled"
             ),
@@ -308,10 +310,10 @@ impl Owner {
     fn cancel(&mut self, job: &str, by: &str) -> Result<(), Refusal> {
         let entry = entry(&mut self.jobs, job)?;
         if let Some(running) = &entry.running {
-            tracing::info!(job, by, "{job}: its run is cancelled by {by}");
+            tracing::info!(target: "microglia::scheduler", job, by, "{job}: its run is cancelled by {by}");
             running.stop.cancelled_by(by);
         } else if entry.state.is_waiting() {
-            tracing::info!(job, by, "{job}: a run that was waiting is cancelled by {by}");
+            tracing::info!(target: "microglia::scheduler", job, by, "{job}: a run that was waiting is cancelled by {by}");
         } else {
             return Err(Refusal::NotRunning(job.to_owned()));
         }
@@ -386,6 +388,7 @@ impl Owner {
             Ok(pause) => {
                 if pause.paused {
                     tracing::warn!(
+                        target: "microglia::scheduler",
                         "scheduled runs have been paused since before the start: nothing runs on schedule until `microglia resume`"
                     );
                 }
@@ -399,6 +402,7 @@ impl Owner {
             }
             Err(error) => {
                 tracing::error!(
+                    target: "microglia::scheduler",
                     "cannot read the pause state ({error}); assuming paused: nothing runs on schedule until it can be read, or `microglia resume`"
                 );
                 self.pause_assumed |= !self.pause.paused;
@@ -415,7 +419,7 @@ impl Owner {
             true => "paused: nothing runs on schedule until `microglia resume`",
             false => "resumed",
         };
-        tracing::warn!("scheduled runs are {state}");
+        tracing::warn!(target: "microglia::scheduler", "scheduled runs are {state}");
         self.wake_all();
         self.refresh_due();
     }

@@ -48,11 +48,11 @@ impl RunTask {
             Ok(Ok(report)) if report.outcome == Some(Outcome::Interrupted) => Ending::CutOff,
             Ok(Ok(_)) => Ending::Finished,
             Ok(Err(busy)) => {
-                tracing::warn!(%job, "{busy}");
+                tracing::warn!(target: "microglia::scheduler", %job, "{busy}");
                 Ending::Busy
             }
             Err(_) => {
-                tracing::error!(%job, "{job}: a bug in microglia, please report it: the run panicked outside its attempts");
+                tracing::error!(target: "microglia::scheduler", %job, "{job}: a bug in microglia, please report it: the run panicked outside its attempts");
                 Ending::Finished
             }
         };

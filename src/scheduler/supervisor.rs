@@ -139,7 +139,7 @@ impl Supervisor {
         let (Some(dir), history) = (&self.runner.dir, &self.runner.history) else { return Ok(()) };
         let mut recalled = None;
         history.open_now(dir, |pause| recalled = Some(pause)).await?;
-        tracing::info!("the history is open: runs in apply mode are no longer refused");
+        tracing::info!(target: "microglia::scheduler", "the history is open: runs in apply mode are no longer refused");
         if let Some(pause) = recalled {
             let pause = self.recall_pause(pause).await;
             if pause.paused {
@@ -168,7 +168,7 @@ impl Supervisor {
         for run in &ended {
             let (job, id) = (&run.job, run.id.unwrap_or_default());
             let message = run.message.as_deref().unwrap_or_default();
-            tracing::warn!(%job, homeserver = %run.homeserver, run = id, outcome = "interrupted", "{job}: run {id} interrupted: {message}");
+            tracing::warn!(target: "microglia::run", %job, homeserver = %run.homeserver, run = id, outcome = "interrupted", "{job}: run {id} interrupted: {message}");
         }
         ended
     }
@@ -252,6 +252,7 @@ impl Supervisor {
         self.tasks.close();
         if !stops.is_empty() {
             tracing::info!(
+                target: "microglia::scheduler",
                 "{} under way: up to {} s to reach the end or the next change boundary",
                 format_count(stops.len() as u64, "run", "runs"),
                 grace.as_secs()
@@ -274,7 +275,7 @@ impl Supervisor {
 /// A history that cannot be used keeps no schedule from running; it is counted, logged, and shown in `/readyz`.
 fn usable<T: Default>(result: Result<T, history::Error>) -> T {
     result.unwrap_or_else(|error| {
-        tracing::error!("cannot use the history: {error}");
+        tracing::error!(target: "microglia::scheduler", "cannot use the history: {error}");
         T::default()
     })
 }

@@ -20,7 +20,7 @@ pub(super) async fn write_watermarks(
         match remember {
             Remember::Until(job, until) => {
                 if let Err(error) = history.set_watermark(&job, until).await {
-                    tracing::error!("{job}: cannot record a skipped occurrence: {error}");
+                    tracing::error!(target: "microglia::scheduler", "{job}: cannot record a skipped occurrence: {error}");
                 }
             }
             Remember::Flush(reply) => drop(reply.send(())),

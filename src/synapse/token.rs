@@ -124,6 +124,7 @@ impl TokenFile {
     fn report(&self, state: &mut State, problem: Problem) {
         if state.problem.replace(problem) != Some(problem) {
             tracing::warn!(
+                target: "microglia::homeserver",
                 "{} {problem}: keeping the previous token until the file contains a valid one or the daemon restarts",
                 self.path.display()
             );

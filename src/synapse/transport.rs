@@ -146,7 +146,7 @@ impl Transport {
                 Retry::Now => continue,
                 Retry::After(wait) => wait,
             };
-            tracing::debug!(homeserver = %self.name, wait_ms = wait.as_millis(), "{}: a request failed and will be sent again", self.name);
+            tracing::debug!(target: "microglia::homeserver", homeserver = %self.name, wait_ms = wait.as_millis(), "{}: a request failed and will be sent again", self.name);
             // A lost response to a GET leaves nothing uncertain.
             if error.may_have_taken_effect() && *outgoing.method != Method::GET {
                 uncertain = Some(error);
