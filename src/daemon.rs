@@ -18,24 +18,24 @@ use crate::history::{self, History};
 use crate::observe::metrics::Metrics;
 use crate::runner::{LostCallWait, Runner};
 use crate::scheduler::reload::Reloader;
-use crate::scheduler::supervisor::{LAST_WORDS, Supervisor};
+use crate::scheduler::supervisor::{RECORD_TIMEOUT, Supervisor};
 use crate::scheduler::ticker::Ticker;
 use crate::values::clock::Clock;
 use crate::web::{self, App, Health};
 use tasks::Tasks;
 
-/// How often homeservers are asked whether they are there.
+/// How often to check that homeservers respond.
 const PROBE_EVERY: Duration = Duration::from_mins(5);
-/// How often to try to open a history that is not open: a disk may be freed, or mounted late.
+/// How often to try to open a history that is not open: the disk may be full or not mounted yet.
 const OPEN_EVERY: Duration = Duration::from_secs(10);
 /// How often to check that the lock of the state directory still keeps other daemons out.
 const CHECK_LOCK_EVERY: Duration = Duration::from_secs(2);
-/// How often old runs are forgotten.
+/// How often old runs are deleted.
 const FORGET_EVERY: Duration = Duration::from_hours(1);
-/// How often to look whether there is something else to tell systemd of what comes next.
+/// How often to update the status that systemd shows.
 const STATUS_EVERY: Duration = Duration::from_secs(5);
-/// For what follows the runs at a stop: the goodbyes of HTTP and socket, and the last writing.
-const GOODBYE: Duration = Duration::from_secs(10);
+/// What the HTTP listeners and the history may take to close after the runs have ended.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Runs until SIGTERM or SIGINT. A second signal ends it at once, which is an error.
 #[expect(clippy::too_many_lines, reason = "composition, in one straight line")]
@@ -45,14 +45,14 @@ pub async fn serve(
     environment: Environment,
     clock: Clock,
 ) -> anyhow::Result<()> {
-    // A thousand runs at once hold a lock and a connection each; what most systems allow a program at first is 1,024.
+    // A thousand concurrent runs hold a lock and a connection each; the usual soft limit is 1,024.
     if let Err(error) = rlimit::increase_nofile_limit(u64::MAX) {
-        tracing::debug!(target: "microglia::daemon", "the limit of open files stays as it is: {error}");
+        tracing::debug!(target: "microglia::daemon", "cannot raise the limit of open files: {error}");
     }
     let daemon = config.daemon.clone();
     let unusable = || {
         format!(
-            "the state directory {} cannot be used: make it writable for {}, or set daemon.state_dir",
+            "cannot use the state directory {}: make it writable for {}, or set daemon.state_dir",
             daemon.state_dir.display(),
             this_user()
         )
@@ -64,16 +64,16 @@ pub async fn serve(
             daemon.state_dir.display()
         );
     };
-    // Without a history the daemon still plans, shows and serves: it refuses what cannot be recorded.
+    // Without a history the daemon still plans and serves; it refuses what it cannot record.
     let history = History::open(&dir, clock.clone()).await.unwrap_or_else(|error| {
         tracing::error!(
             target: "microglia::daemon",
-            "the history cannot be opened, so that runs in apply mode are refused until it can: {error}"
+            "the history cannot be opened; runs in apply mode are refused until it can be: {error}"
         );
         History::unavailable(clock.clone(), &format!("the history cannot be opened: {error}"))
     });
     let metrics = Arc::new(Metrics::new(clock.now())?);
-    // Before anybody is told that we are ready: a signal that nobody takes ends the process.
+    // Before readiness is reported: a signal without a handler ends the process.
     let mut signals = Signals::new()?;
     let runner = Runner {
         history: history.clone(),
@@ -148,7 +148,7 @@ pub async fn serve(
     }
     let grace = reloader.daemon().shutdown_grace.0;
     // Else a grace above the unit's TimeoutStopSec would be cut off.
-    let longest = (grace + LAST_WORDS + GOODBYE).as_micros();
+    let longest = (grace + RECORD_TIMEOUT + CLOSE_TIMEOUT).as_micros();
     notify(&[
         NotifyState::Stopping,
         NotifyState::Custom(&format!("EXTEND_TIMEOUT_USEC={longest}")),
@@ -289,17 +289,17 @@ async fn forget(history: History, reloader: Arc<Reloader>, clock: Clock) {
         match history.delete_runs_before(before).await {
             Ok(0) | Err(history::Error::Unavailable(_)) => {}
             Ok(gone) => {
-                tracing::debug!(target: "microglia::daemon", "{gone} old runs are forgotten");
+                tracing::debug!(target: "microglia::daemon", "deleted {gone} old runs");
             }
             Err(error) => {
-                tracing::error!(target: "microglia::daemon", "old runs cannot be forgotten: {error}");
+                tracing::error!(target: "microglia::daemon", "cannot delete old runs: {error}");
             }
         }
         tokio::time::sleep(FORGET_EVERY).await;
     }
 }
 
-/// Tells systemd what comes next, and that we live, while the ticker really ticks.
+/// Reports status and liveness to systemd; liveness only while the ticker ticks.
 async fn watchdog(supervisor: Arc<Supervisor>, ticker: Arc<Ticker>) {
     let limit = sd_notify::watchdog_enabled();
     let every = limit.map_or(STATUS_EVERY, |limit| STATUS_EVERY.min(limit / 3));
@@ -321,9 +321,9 @@ async fn watchdog(supervisor: Arc<Supervisor>, ticker: Arc<Ticker>) {
     }
 }
 
-/// Without systemd there is nobody to tell.
+/// Does nothing without systemd.
 fn notify(states: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(states) {
-        tracing::debug!(target: "microglia::daemon", "systemd cannot be told: {error}");
+        tracing::debug!(target: "microglia::daemon", "cannot notify systemd: {error}");
     }
 }

@@ -6,6 +6,7 @@ use crate::config::TABLES;
 use crate::jobs::job::Kind;
 use crate::jobs::{KINDS, kind};
 use crate::values::schema::Key;
+use crate::values::text::unknown;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Options {
@@ -23,9 +24,7 @@ pub(super) fn run(options: &Options) -> Result<(), Failure> {
         return print(&text);
     };
     let names: Vec<&str> = KINDS.iter().map(|kind| kind.name).collect();
-    let kind = kind(name).ok_or_else(|| {
-        Failure::Usage(format!("kind {}", crate::values::text::invalid_value(name, &names)))
-    })?;
+    let kind = kind(name).ok_or_else(|| Failure::Usage(unknown("kind", name, &names)))?;
     let mut text = described(kind);
     for (table, keys) in TABLES {
         text.push_str(&format!("[{table}]\n\n"));

@@ -27,8 +27,7 @@ pub trait Job: Debug + Send + Sync + Sized + 'static {
     const ACTION: Action;
 
     /// Reads the keys of the kind, and checks them against each other.
-    fn read(table: &Table<'_, '_>, now: Timestamp, mistakes: &mut Vec<ConfigError>)
-    -> Option<Self>;
+    fn read(table: &Table<'_, '_>, now: Timestamp, errors: &mut Vec<ConfigError>) -> Option<Self>;
 
     /// Whether an interrupted run may be repeated although some of its changes may have been sent.
     fn is_repeatable(&self) -> bool {
@@ -222,7 +221,7 @@ impl Kind {
             counts: J::COUNTS,
             needs: J::NEEDS,
             action: J::ACTION,
-            read: |table, now, mistakes| Some(Arc::new(J::read(table, now, mistakes)?)),
+            read: |table, now, errors| Some(Arc::new(J::read(table, now, errors)?)),
         }
     }
 }

@@ -6,7 +6,7 @@ use futures_util::future::BoxFuture;
 use futures_util::{StreamExt, stream};
 use serde_json::Value;
 
-use crate::jobs::job::{CheckResult, Context, Job, Needs, PlanError, ReadEstimate};
+use super::job::{CheckResult, Context, Job, Needs, PlanError, ReadEstimate};
 use crate::plan::change::{Change, ChangeResult, Check, Lane, Plan, Work};
 use crate::plan::facts::{Fact, Topic};
 use crate::plan::report::{Action, Exempt};
@@ -67,12 +67,8 @@ impl Job for JoinRooms {
         media: false,
     };
 
-    fn read(
-        table: &Table<'_, '_>,
-        _now: Timestamp,
-        mistakes: &mut Vec<ConfigError>,
-    ) -> Option<Self> {
-        Some(Self { keys: Keys::parse(table, mistakes)? })
+    fn read(table: &Table<'_, '_>, _now: Timestamp, errors: &mut Vec<ConfigError>) -> Option<Self> {
+        Some(Self { keys: Keys::parse(table, errors)? })
     }
 
     fn warnings(&self) -> Vec<(&'static str, String)> {

@@ -9,7 +9,7 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use serde_json::Value;
 
 use super::batch_size::{BatchSize, Sample};
-use crate::jobs::job::{Context, Job, Needs, PlanError, ReadEstimate};
+use super::job::{Context, Job, Needs, PlanError, ReadEstimate};
 use crate::plan::change::{BatchPlan, Change, ChangeResult, Lane, MediaStore, Plan, Work};
 use crate::plan::facts::{Fact, Topic};
 use crate::plan::report::{Action, Exempt, OwnerUsage};
@@ -65,18 +65,14 @@ impl Job for PurgeLocalMedia {
         media: true,
     };
 
-    fn read(
-        table: &Table<'_, '_>,
-        now: Timestamp,
-        mistakes: &mut Vec<ConfigError>,
-    ) -> Option<Self> {
-        let keys = Keys::parse(table, mistakes);
+    fn read(table: &Table<'_, '_>, now: Timestamp, errors: &mut Vec<ConfigError>) -> Option<Self> {
+        let keys = Keys::parse(table, errors);
         let age = AgeEntries {
             older_than: &keys.older_than,
             before: &keys.before,
             allow_recent: &keys.allow_recent,
         };
-        let age = Age::combine(age, &table.span, now, mistakes);
+        let age = Age::combine(age, &table.span, now, errors);
         Some(Self {
             age: age?,
             larger_than: keys.larger_than.value?,

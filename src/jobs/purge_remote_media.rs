@@ -8,7 +8,7 @@ use futures_util::future::BoxFuture;
 use serde_json::Value;
 
 use super::batch_size::{BatchSize, Sample};
-use crate::jobs::job::{Context, Job, Needs, PlanError};
+use super::job::{Context, Job, Needs, PlanError};
 use crate::plan::change::{BatchPlan, Change, ChangeResult, Lane, MediaStore, Plan, Work};
 use crate::plan::facts::{Fact, Topic};
 use crate::plan::report::Action;
@@ -50,18 +50,14 @@ impl Job for PurgeRemoteMedia {
         media: true,
     };
 
-    fn read(
-        table: &Table<'_, '_>,
-        now: Timestamp,
-        mistakes: &mut Vec<ConfigError>,
-    ) -> Option<Self> {
-        let keys = Keys::parse(table, mistakes);
+    fn read(table: &Table<'_, '_>, now: Timestamp, errors: &mut Vec<ConfigError>) -> Option<Self> {
+        let keys = Keys::parse(table, errors);
         let age = AgeEntries {
             older_than: &keys.older_than,
             before: &keys.before,
             allow_recent: &keys.allow_recent,
         };
-        Some(Self { age: Age::combine(age, &table.span, now, mistakes)? })
+        Some(Self { age: Age::combine(age, &table.span, now, errors)? })
     }
 
     fn topic(&self) -> Option<Topic> {

@@ -8,7 +8,7 @@ use serde_json::Value;
 use toml::Spanned;
 use toml::de::DeValue;
 
-use crate::jobs::job::{Context, Job, Needs, PlanError, ReadEstimate};
+use super::job::{Context, Job, Needs, PlanError, ReadEstimate};
 use crate::plan::change::{Change, ChangeResult, Check, Lane, Plan, Work};
 use crate::plan::report::{Action, Exempt};
 use crate::synapse::{self, Cause, ExternalId, Reader, User, UserRow, Version, Writer};
@@ -74,11 +74,7 @@ impl Job for RemoveExternalIds {
         media: false,
     };
 
-    fn read(
-        table: &Table<'_, '_>,
-        _now: Timestamp,
-        mistakes: &mut Vec<ConfigError>,
-    ) -> Option<Self> {
+    fn read(table: &Table<'_, '_>, _now: Timestamp, errors: &mut Vec<ConfigError>) -> Option<Self> {
         let Keys {
             providers,
             accounts,
@@ -87,7 +83,7 @@ impl Job for RemoveExternalIds {
             except_users,
             include_admins,
             keep_last,
-        } = Keys::parse(table, mistakes)?;
+        } = Keys::parse(table, errors)?;
         let criteria = std::sync::Arc::new(Criteria {
             providers: providers.into_vec(),
             accounts,
@@ -569,7 +565,7 @@ impl Accounts {
 impl ConfigValue for Accounts {
     const TYPE: &'static str = "\"all\", or one or more of \"active\", \"deactivated\", \"locked\"";
 
-    fn parse(value: &Spanned<DeValue<'_>>, mistakes: &mut Vec<ConfigError>) -> Option<Self> {
+    fn parse(value: &Spanned<DeValue<'_>>, errors: &mut Vec<ConfigError>) -> Option<Self> {
         match value.get_ref() {
             DeValue::String(text) if text == "all" => Some(Self(AccountState::ALL.to_vec())),
             DeValue::String(text) => {
@@ -577,19 +573,19 @@ impl ConfigValue for Accounts {
                     Some(Self(vec![state]))
                 } else {
                     let words = ["all", "active", "deactivated", "locked"];
-                    mistakes.push(ConfigError::new(value.span(), invalid_value(text, &words)));
+                    errors.push(ConfigError::new(value.span(), invalid_value(text, &words)));
                     None
                 }
             }
             DeValue::Array(items) if !items.is_empty() => {
-                Vec::<AccountState>::parse(value, mistakes).map(Self)
+                Vec::<AccountState>::parse(value, errors).map(Self)
             }
             DeValue::Array(_) => {
-                mistakes.push(ConfigError::new(value.span(), format!("expected {}", Self::TYPE)));
+                errors.push(ConfigError::new(value.span(), format!("expected {}", Self::TYPE)));
                 None
             }
             _ => {
-                mistakes.push(wrong_type(value, Self::TYPE));
+                errors.push(wrong_type(value, Self::TYPE));
                 None
             }
         }

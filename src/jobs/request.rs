@@ -6,7 +6,7 @@ use minijinja::{Environment, ErrorKind, UndefinedBehavior};
 use reqwest::{Method, Url};
 use serde_json::Value;
 
-use crate::jobs::job::{Context, Job, Needs, PlanError};
+use super::job::{Context, Job, Needs, PlanError};
 use crate::plan::change::{Change, ChangeResult, Lane, Plan, Work};
 use crate::plan::report::Action;
 use crate::synapse::{self, Base, RawRequest, Version, Writer};
@@ -78,13 +78,9 @@ impl Job for Request {
         media: false,
     };
 
-    fn read(
-        table: &Table<'_, '_>,
-        now: Timestamp,
-        mistakes: &mut Vec<ConfigError>,
-    ) -> Option<Self> {
-        let before = mistakes.len();
-        let keys = KeyEntries::parse(table, mistakes);
+    fn read(table: &Table<'_, '_>, now: Timestamp, errors: &mut Vec<ConfigError>) -> Option<Self> {
+        let before = errors.len();
+        let keys = KeyEntries::parse(table, errors);
         let (query, body) = (keys.query.value.as_ref(), keys.body.value.as_ref());
         let parameters = match query.and_then(Option::as_ref) {
             None => Some(true),
@@ -94,7 +90,7 @@ impl Job for Request {
             Some(_) => None,
         };
         if parameters != Some(true) {
-            mistakes.push(ConfigError::new(
+            errors.push(ConfigError::new(
                 keys.query.span.clone(),
                 "expected a table of strings, numbers and booleans such as { before_ts = \"{{ ago_ms('30d') }}\" }; a parameter that occurs twice can be written in `path`",
             ));
@@ -110,11 +106,11 @@ impl Job for Request {
             (&keys.body.span, body.map(|body| rendered("body", body.as_ref(), now).map(drop))),
         ] {
             if let Some(Err(error)) = rendered {
-                mistakes.push(ConfigError::new(span.clone(), error));
+                errors.push(ConfigError::new(span.clone(), error));
             }
         }
         let job = Self { keys: keys.complete()? };
-        (mistakes.len() == before).then_some(job)
+        (errors.len() == before).then_some(job)
     }
 
     fn is_repeatable(&self) -> bool {
@@ -474,7 +470,7 @@ mod tests {
         ]
         .map(|template| render("path", template, at).unwrap());
         assert_eq!(rendered, ["1792800000000", "1795388400", "1795392000000", "%23a%2Fb%3A%C3%BC"]);
-        insta::assert_snapshot!(render("path", "{{ ago_ms('6mo') }}", at).unwrap_err(), @r#"the template in `path` cannot be rendered: "6mo": months are not a unit here: write the days, "180d""#);
+        insta::assert_snapshot!(render("path", "{{ ago_ms('6mo') }}", at).unwrap_err(), @r#"the template in `path` cannot be rendered: invalid duration "6mo": months are not supported, use days: "180d""#);
     }
 
     #[test]

@@ -13,10 +13,10 @@ use crate::scheduler::supervisor::Supervisor;
 use crate::synapse::Token;
 use crate::values::clock::Clock;
 
-/// How long reading and parsing the config may take.
+/// How long reading and parsing the configuration may take.
 const LONGEST_LOAD: Duration = Duration::from_secs(10);
 
-/// Loads the config again, one reload at a time, all or nothing.
+/// Reloads the configuration, one reload at a time, all or nothing.
 pub struct Reloader {
     path: PathBuf,
     environment: Environment,
@@ -56,16 +56,16 @@ impl Reloader {
         reloader
     }
 
-    /// Reads the config and adopts it; on any mistake nothing changes and every mistake is answered.
+    /// Reads the configuration and adopts it. If it has errors, nothing changes and all errors are returned.
     pub async fn reload(&self, asked_by: &str) -> Result<Adopted, Vec<String>> {
         let _one = self.one_at_a_time.lock().await;
         let config = match self.load().await {
             Ok(config) => Arc::new(config),
-            Err(mistakes) => return Err(self.refused(mistakes)),
+            Err(errors) => return Err(self.rejected(errors)),
         };
         let mut adopted = match self.supervisor.adopt(&config).await {
             Ok(adopted) => adopted,
-            Err(error) => return Err(self.refused(vec![error.to_string()])),
+            Err(error) => return Err(self.rejected(vec![error.to_string()])),
         };
         for warning in &config.warnings {
             tracing::warn!(target: "microglia::config", "{}", warning.line());
@@ -75,7 +75,7 @@ impl Reloader {
         let Adopted { added, changed, removed, unchanged, restart_needed } = &adopted;
         tracing::info!(
             target: "microglia::config",
-            "config reloaded ({asked_by}): {} added{}, {} changed{}, {} removed{}, {} unchanged",
+            "configuration reloaded ({asked_by}): {} added{}, {} changed{}, {} removed{}, {} unchanged",
             added.len(),
             named(added),
             changed.len(),
@@ -91,13 +91,13 @@ impl Reloader {
         Ok(adopted)
     }
 
-    /// Reads and parses the file on a thread of its own: a slow disk and a large file hold up nothing else.
+    /// Reads and parses the file on a blocking thread: a slow disk or a large file delays nothing else.
     async fn load(&self) -> Result<Config, Vec<String>> {
         let (path, environment, now) =
             (self.path.clone(), self.environment.clone(), self.clock.now());
         let (sender, seen) = tokio::sync::oneshot::channel();
         let loading = tokio::task::spawn_blocking(move || {
-            // Where the reload was given up nobody waits for it.
+            // After a timeout nobody receives it.
             let _ = sender.send(config::read_bytes(&path).ok());
             Config::load(&path, &environment, now)
         });
@@ -107,24 +107,24 @@ impl Reloader {
             loading.await
         });
         match loaded.await {
-            Ok(Ok(loaded)) => loaded.map_err(|mistakes| mistakes.lines()),
+            Ok(Ok(loaded)) => loaded.map_err(|errors| errors.lines()),
             Ok(Err(error)) => {
                 Err(vec![format!("{file}: a bug in microglia, please report it: {error}")])
             }
             Err(_) => Err(vec![format!(
-                "{file}: not read within {} s: check the disk that it is on, and shorten what it holds",
+                "{file}: not read within {} s: check the disk, or make the file smaller",
                 LONGEST_LOAD.as_secs()
             )]),
         }
     }
 
-    fn refused(&self, mistakes: Vec<String>) -> Vec<String> {
+    fn rejected(&self, errors: Vec<String>) -> Vec<String> {
         self.metrics.config_successful.set(0.0);
-        for mistake in &mistakes {
-            tracing::error!(target: "microglia::config", "{mistake}");
+        for error in &errors {
+            tracing::error!(target: "microglia::config", "{error}");
         }
-        tracing::error!(target: "microglia::config", "the config was not reloaded, the one before stays in force");
-        mistakes
+        tracing::error!(target: "microglia::config", "the configuration was not reloaded; keeping the previous configuration");
+        errors
     }
 
     fn succeeded(&self) {
@@ -132,17 +132,17 @@ impl Reloader {
         self.metrics.config_success_timestamp.set(seconds(self.clock.now()));
     }
 
-    /// Takes over the daemon's own settings; answers what only a restart changes.
+    /// Adopts the daemon's own settings, and returns what needs a restart to change.
     fn settings(&self, config: &Config) -> Vec<String> {
         let mut daemon = self.daemon.lock().unwrap_or_else(PoisonError::into_inner);
         let new = &config.daemon;
         let mut needs: Vec<String> = Vec::new();
         if new.listen != daemon.listen {
-            needs.push(format!("daemon.listen: {} serves until a restart", daemon.listen));
+            needs.push(format!("daemon.listen: {} stays in use until a restart", daemon.listen));
         }
         if new.state_dir != daemon.state_dir {
             needs.push(format!(
-                "daemon.state_dir: {} serves until a restart",
+                "daemon.state_dir: {} stays in use until a restart",
                 daemon.state_dir.display()
             ));
         }
@@ -159,15 +159,15 @@ impl Reloader {
         self.daemon.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// The token that HTTP endpoints which act ask for, as its file holds it now.
+    /// The token that endpoints which change something require, as its file holds it now.
     pub async fn admin_token(&self) -> Option<SecretString> {
         let token = self.admin_token.lock().unwrap_or_else(PoisonError::into_inner).clone();
         Some(token?.current().await)
     }
 
-    /// Looks at the file's content as often as `watch_config` says, and adopts a change when two looks in a row agree.
+    /// Reads the file as often as `watch_config` says, and adopts a change once two readings in a row agree.
     ///
-    /// Content, not time stamps or inodes: so that Kubernetes' swap of links, editors' renames and NFS all work.
+    /// Compares the content, not timestamps or inodes: this works with Kubernetes' links, editors that rename, and NFS.
     pub async fn watch(self: Arc<Self>) {
         const OFF: Duration = Duration::from_secs(5);
         let mut last: Option<Vec<u8>> = None;
@@ -182,7 +182,7 @@ impl Reloader {
                 .await
                 .unwrap_or_default();
             let changed = now != *self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-            // One that vanished is told as a reload that failed: the next start would not come up.
+            // A file that disappeared is a failed reload: the daemon could not start again.
             if changed && now == last {
                 let _ = self.reload("the file changed").await;
             }

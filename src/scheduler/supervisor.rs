@@ -35,7 +35,7 @@ pub struct Supervisor {
 /// How far a subscriber to the events of all runs may fall behind before it misses some.
 const EVENTS_KEPT: usize = 1024;
 /// How long runs may take to record that they were cut off.
-pub const LAST_WORDS: Duration = Duration::from_secs(5);
+pub const RECORD_TIMEOUT: Duration = Duration::from_secs(5);
 
 impl Supervisor {
     /// The handle, and the task that has to be run for it to do anything.
@@ -265,10 +265,10 @@ impl Supervisor {
             for stop in &stops {
                 stop.now(Outcome::Interrupted, "when `shutdown_grace` was over");
             }
-            let _ = tokio::time::timeout(LAST_WORDS, self.tasks.wait()).await;
+            let _ = tokio::time::timeout(RECORD_TIMEOUT, self.tasks.wait()).await;
         }
         let written = self.ask(|reply| Message::Flush { reply });
-        let _ = tokio::time::timeout(LAST_WORDS, written).await;
+        let _ = tokio::time::timeout(RECORD_TIMEOUT, written).await;
     }
 }
 

@@ -216,7 +216,8 @@ async fn two_names_for_one_address_share_its_runs_and_the_check_says_so() {
     let mut program = hanging(&fake, &homeservers.concat());
     let checked = program.run(&["check"]).await;
     assert_eq!(checked.code, 0, "{checked:?}");
-    let warning = "warning: `other` has the same address as `main`: they share their limits, the lowest of each";
+    let warning =
+        "warning: `other` has the same address as `main`: they share the lower of each limit";
     assert!(checked.stderr.contains(&warning.replace("warning: ", "")), "{checked:?}");
     // Without a daemon the two runs are processes of their own.
     program.environment.push(("RUST_LOG".to_owned(), "info".to_owned()));

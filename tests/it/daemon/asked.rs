@@ -56,7 +56,7 @@ async fn where_a_daemon_lives_nobody_else_needs_its_secrets() {
     assert_eq!(program.run(&["runs"]).await.code, 0);
     let alone = program.run(&["run", "a"]).await;
     assert_eq!(alone.code, 2, "{alone:?}");
-    assert!(alone.stderr.contains("token does not exist: write the secret into it"), "{alone:?}");
+    assert!(alone.stderr.contains("token does not exist: create it with the secret"), "{alone:?}");
 }
 
 #[tokio::test]

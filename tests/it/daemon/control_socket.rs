@@ -76,7 +76,7 @@ async fn the_api_on_the_control_socket_needs_no_token_and_withholds_nothing() {
     assert_eq!(ask(&program, "POST /api/v1/resume").await.1, r#"{"paused":false}"#);
     let (_, reloaded) = ask(&program, "POST /-/reload").await;
     assert_eq!(reloaded, r#"{"added":[],"changed":[],"removed":[],"unchanged":["ids"]}"#);
-    until_log(&daemon, "config reloaded (the control socket)").await;
+    until_log(&daemon, "configuration reloaded (the control socket)").await;
     assert_eq!(program.run(&["run", "ids", "--apply"]).await.code, 0);
     let (_, shown) = ask(&program, "GET /api/v1/runs/1").await;
     let shown: Value = serde_json::from_str(&shown).unwrap();
@@ -146,7 +146,7 @@ async fn a_follower_that_disconnects_does_not_end_its_run() {
     follower.until("event: changed\n").await;
     let (status, refusal) = ask(&program, "POST /api/v1/jobs/lobby/run").await;
     assert_eq!(status, "http/1.1 409 conflict");
-    assert_eq!(refusal, r#"{"error":"lobby is running already (run 1)"}"#);
+    assert_eq!(refusal, r#"{"error":"lobby is already running (run 1)"}"#);
     drop(follower);
     until("its end", 20, async || program.ended("lobby").await == ["manual succeeded"]).await;
     assert_eq!(joined(&fake), 30);

@@ -111,7 +111,7 @@ async fn kill_9_in_a_purge_sends_no_other_call_while_that_one_may_be_at_work() {
     daemon.kill().await;
     let calls = fake.count("POST", "/_synapse/admin/v1/media/delete");
     let daemon = program.serve().await;
-    until_log(&daemon, "was lost, and Synapse works on regardless").await;
+    until_log(&daemon, "was lost, Synapse continues regardless").await;
     assert_eq!(daemon.of_job("purge", "microglia_job_waiting", &[]).await, 1.0);
     assert_eq!(fake.count("POST", "/_synapse/admin/v1/media/delete"), calls);
     daemon.stop().await;

@@ -152,7 +152,7 @@ async fn a_look_at_the_file_finds_swapped_links_and_renamed_files() {
     std::fs::remove_file(program.path("microglia.toml")).unwrap();
     program.write("microglia.toml", &config);
     until("the first job", 20, async || known("first").await).await;
-    let reloads = |log: &str| log.matches("config reloaded (the file changed)").count();
+    let reloads = |log: &str| log.matches("configuration reloaded (the file changed)").count();
     until("the log", 20, async || reloads(&daemon.log()) >= 4).await;
     let log = daemon.stop().await;
     assert_eq!(reloads(&log), 4, "{log}");
