@@ -8,12 +8,12 @@ pub fn line(text: &str) -> Cow<'_, str> {
     escaped(text, is_unsafe)
 }
 
-/// Escapes as [`line`] does, but keeps line breaks and tabs, which must come from the program itself.
+/// Escapes as [`line()`] does, but keeps line breaks and tabs, which must come from the program itself.
 pub fn lines(text: &str) -> Cow<'_, str> {
     escaped(text, |c| is_unsafe(c) && !matches!(c, '\n' | '\t'))
 }
 
-/// A writer that escapes as [`line`] does.
+/// A writer that escapes as [`line()`] does.
 pub struct Line<W>(pub W);
 
 impl<W: fmt::Write> fmt::Write for Line<W> {

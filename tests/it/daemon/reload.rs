@@ -37,10 +37,10 @@ async fn a_config_with_mistakes_changes_nothing_and_every_mistake_is_told() {
             .all(|mistake| told.iter().any(|line| line.as_str().unwrap().contains(mistake))),
         "{body}"
     );
-    let before = daemon.log().matches("the config was not reloaded").count();
+    let before = daemon.log().matches("the configuration was not reloaded").count();
     daemon.signal("HUP");
     until("the log", 20, async || {
-        daemon.log().matches("the config was not reloaded").count() > before
+        daemon.log().matches("the configuration was not reloaded").count() > before
     })
     .await;
     assert!(
@@ -156,7 +156,7 @@ async fn a_look_at_the_file_finds_swapped_links_and_renamed_files() {
     until("the log", 20, async || reloads(&daemon.log()) >= 4).await;
     let log = daemon.stop().await;
     assert_eq!(reloads(&log), 4, "{log}");
-    assert_eq!(log.matches("the config was not reloaded").count(), 2, "{log}");
+    assert_eq!(log.matches("the configuration was not reloaded").count(), 2, "{log}");
 }
 
 #[tokio::test]
