@@ -82,7 +82,7 @@ pub async fn serve(
         lost_call_wait: LostCallWait::default(),
     };
     let (supervisor, owner) = Supervisor::new(runner, Arc::clone(&metrics), clock.clone());
-    // Those that end in good order when they are told to stop, and those that are aborted.
+    // Servers are reported to stop and finish their responses; chores are aborted.
     let (mut servers, mut chores) = (Tasks::default(), Tasks::default());
     chores.spawn("scheduler", owner.run());
     let listener = TcpListener::bind(daemon.listen).await.with_context(|| {
@@ -267,19 +267,19 @@ async fn probe(supervisor: Arc<Supervisor>) {
 
 /// Opens a history that could not be opened at the start, or was deleted or replaced since.
 async fn open_history(history: History, supervisor: Arc<Supervisor>) {
-    let mut told = history.problem();
+    let mut reported = history.problem();
     loop {
         tokio::time::sleep(OPEN_EVERY).await;
         let problem = history.problem();
         if let Some(problem) = &problem {
-            if told.as_ref() != Some(problem) {
+            if reported.as_ref() != Some(problem) {
                 tracing::error!(target: "microglia::daemon", "runs in apply mode are refused: {problem}");
             }
             if let Err(error) = supervisor.open_history().await {
                 tracing::debug!(target: "microglia::daemon", "the history cannot be opened yet: {error}");
             }
         }
-        told = problem;
+        reported = problem;
     }
 }
 
@@ -303,7 +303,7 @@ async fn forget(history: History, reloader: Arc<Reloader>, clock: Clock) {
 async fn watchdog(supervisor: Arc<Supervisor>, ticker: Arc<Ticker>) {
     let limit = sd_notify::watchdog_enabled();
     let every = limit.map_or(STATUS_EVERY, |limit| STATUS_EVERY.min(limit / 3));
-    let mut told = String::new();
+    let mut reported = String::new();
     loop {
         tokio::time::sleep(every).await;
         match ticker.alive() {
@@ -314,9 +314,9 @@ async fn watchdog(supervisor: Arc<Supervisor>, ticker: Arc<Ticker>) {
             }
         }
         let status = supervisor.status().await;
-        if status != told {
+        if status != reported {
             notify(&[NotifyState::Status(&status)]);
-            told = status;
+            reported = status;
         }
     }
 }

@@ -21,8 +21,8 @@ pub(super) struct Homeservers {
 struct Live {
     connection_fingerprint: Fingerprint,
     handle: HomeserverHandle,
-    /// Held while it is asked who it is.
-    asked: Arc<tokio::sync::Mutex<()>>,
+    /// Held during a probe.
+    probing: Arc<tokio::sync::Mutex<()>>,
 }
 
 /// What all that use an address share, whatever name they have for it, also across reloads.
@@ -77,7 +77,8 @@ impl Homeservers {
             metrics.homeservers.remove(&name);
         }
         for (name, connection_fingerprint, handle) in prepared.new {
-            self.live.insert(name, Live { connection_fingerprint, handle, asked: Arc::default() });
+            self.live
+                .insert(name, Live { connection_fingerprint, handle, probing: Arc::default() });
         }
         self.addresses = prepared.addresses;
         // Also of homeservers that are unchanged: another name for the address may have lower limits.
@@ -104,12 +105,12 @@ impl Homeservers {
         self.live.get(name).map(|live| &live.handle)
     }
 
-    /// Has every homeserver asked who it is, each for itself; the metrics keep the answers.
+    /// Probes every homeserver, each in a task of its own; the metrics keep the results.
     ///
-    /// One that has not answered the last time yet is left alone, and delays no other.
+    /// A homeserver whose last probe has not ended is skipped, and delays no other.
     pub(super) fn probe(&self, metrics: &Arc<Metrics>, clock: &Clock) {
         for (name, live) in &self.live {
-            let Ok(asked) = Arc::clone(&live.asked).try_lock_owned() else { continue };
+            let Ok(probing) = Arc::clone(&live.probing).try_lock_owned() else { continue };
             let reader = Reader::new(Arc::clone(&live.handle.transport), clock.clone());
             let (name, metrics) = (name.clone(), Arc::clone(metrics));
             tokio::spawn(async move {
@@ -121,7 +122,7 @@ impl Homeservers {
                         tracing::warn!(target: "microglia::homeserver", homeserver = %name, "{name}: {error}");
                     }
                 }
-                drop(asked);
+                drop(probing);
             });
         }
     }

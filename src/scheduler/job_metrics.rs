@@ -115,7 +115,7 @@ impl Owner {
         }
     }
 
-    /// Whether the history has to be asked for the standing of some job.
+    /// Whether some job's standing has to be read from the history.
     pub(super) fn needs_standings(&self) -> bool {
         let table = self.metrics.jobs.table();
         self.jobs.iter().any(|(job, entry)| {

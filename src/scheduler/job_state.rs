@@ -1,7 +1,7 @@
 //! What the scheduler remembers of one job, and how it decides: no clock, no lock, no I/O.
 //!
-//! One watermark says up to where occurrences are dealt with: run, skipped, or given up. It is all that a restart needs
-//! to know. Everything else here is derived again from the schedule, or belongs to a run that ends with the process.
+//! One watermark per job: every occurrence up to it was run, skipped or given up. It is all that a restart needs to know.
+//! Everything else is derived from the schedule, or belongs to a run that ends with the process.
 
 use chrono::TimeDelta;
 
@@ -44,7 +44,7 @@ pub enum Event {
     ClockSetBack,
     /// The definition was read again.
     Redefined(Box<Timing>),
-    /// The history was opened, and tells what was dealt with before.
+    /// The history was opened and read.
     Recalled(Recalled),
     /// A person asks for a run. Only while no run is under way.
     Requested,
@@ -95,12 +95,12 @@ pub enum Decision {
     Remember(Timestamp),
     /// Ask the run under way to end at its next change boundary.
     Stop,
-    /// Tell that an occurrence was missed, and when it can be caught up; `None` where it can be at once.
+    /// Log that an occurrence was missed, and when it can be caught up; `None` if it can be now.
     Missed {
         occurrence: Timestamp,
         opens: Option<Timestamp>,
     },
-    /// Tell that what was missed is not caught up.
+    /// Log that a waiting run is given up.
     GivenUp(Why),
 }
 
@@ -125,14 +125,14 @@ pub enum Why {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct JobState {
     timing: Timing,
-    /// Every occurrence up to here is dealt with; `None` until the history has told.
+    /// Every occurrence up to here was run, skipped or given up; `None` until the history was read.
     watermark: Option<Timestamp>,
-    /// The last occurrence that came, whatever became of it.
+    /// The last occurrence that came, whether it was run or not.
     last: Option<Timestamp>,
     /// The next occurrence to come.
     next: Option<Timestamp>,
     run: Option<Run>,
-    /// The last occurrence that was skipped during runs: dealt with when they end by themselves, missed when they are cut off.
+    /// The last occurrence that was skipped during runs: it counts as skipped when they end, and as missed when they are cut off.
     skipped: Option<Timestamp>,
     /// The occurrence that runs when the run under way has ended.
     queued: Option<Timestamp>,
@@ -152,7 +152,7 @@ struct Run {
 const CORRECTION: TimeDelta = TimeDelta::hours(3);
 
 impl JobState {
-    /// A job that is first heard of now. Nothing that came before is missed, unless [`Event::Recalled`] says so.
+    /// A new job. Nothing that came before counts as missed, unless [`Event::Recalled`] says so.
     pub fn new(timing: Timing, now: Timestamp) -> Self {
         let mut state = Self {
             timing,
@@ -190,7 +190,7 @@ impl JobState {
         self.missed.is_some() || self.run.is_some_and(|run| run.held_until.is_some())
     }
 
-    /// Whether the history has not told yet what of the job was dealt with.
+    /// Whether the history was not read for this job yet.
     pub fn is_unknown(&self) -> bool {
         self.watermark.is_none() && self.timing.enabled && self.timing.schedule.is_some()
     }
@@ -217,7 +217,7 @@ impl JobState {
         (self, decisions)
     }
 
-    /// Looks at what came since the last look: the last of several occurrences stands for all.
+    /// Handles what came since the last time: the last of several occurrences stands for all.
     fn look(&mut self, now: Now, decisions: &mut Vec<Decision>) {
         let Some(first) = self.next.filter(|next| *next <= now.time) else { return };
         let latest = self.latest(first, now.time);
@@ -243,7 +243,7 @@ impl JobState {
         }
     }
 
-    /// What keeps an occurrence from being run now, whether a run is under way or not.
+    /// What prevents an occurrence from being run now, apart from a run under way.
     fn obstacle(&self, now: Now) -> Option<Skipped> {
         if now.paused {
             Some(Skipped::Paused)
@@ -372,7 +372,7 @@ impl JobState {
         }
     }
 
-    /// Takes a new definition. Another schedule, or none, has nothing to do with what came on the old one.
+    /// Applies a new definition. What came on another schedule is forgotten.
     fn redefine(&mut self, timing: Timing, now: Timestamp, decisions: &mut Vec<Decision>) {
         let old = std::mem::replace(&mut self.timing, timing);
         let same = (&old.schedule, old.zone, old.enabled)
@@ -388,7 +388,7 @@ impl JobState {
         self.plan_from(now);
     }
 
-    /// Takes up what the history knows: what came while nobody looked, or was cut off, is caught up once.
+    /// Applies what the history knows: what came while the daemon was down, or was cut off, is caught up once.
     fn recall(&mut self, recalled: Recalled, now: Now, decisions: &mut Vec<Decision>) {
         if recalled.watermark > Some(now.time) {
             // The clock was set back since.
@@ -440,7 +440,7 @@ impl JobState {
         missed.or(cut_off)
     }
 
-    /// Starts what was missed as soon as nothing keeps it: one run for all that came until now.
+    /// Starts what was missed as soon as nothing prevents it: one run for everything that came until now.
     fn catch_up(&mut self, now: Now, decisions: &mut Vec<Decision>) {
         let waits = self.opens(now.time).is_some() && !now.paused;
         if self.run.is_some() || waits {
@@ -456,7 +456,7 @@ impl JobState {
         self.start(Trigger::CatchUp, Some(latest), attempts, decisions);
     }
 
-    /// Plans anew after the clock went back: else every job would be silent until the old time comes again.
+    /// Plans again after the clock went back; otherwise no job would run until the old time comes again.
     fn set_back(&mut self, now: Timestamp) {
         let schedule = self.timing.schedule.as_ref();
         let came = self.last.filter(|last| *last > now && *last - now < CORRECTION);

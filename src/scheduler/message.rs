@@ -1,4 +1,4 @@
-//! What the task that owns the jobs is told and asked.
+//! The messages to the task that owns the jobs.
 
 use std::sync::Arc;
 
@@ -20,13 +20,13 @@ pub(super) enum Message {
         config: Arc<Config>,
         reply: oneshot::Sender<Result<Adopted, anyhow::Error>>,
     },
-    /// What the history knows; of jobs that were told before only where it was opened again.
+    /// What the history knows. Jobs that already have a watermark ignore it unless the history was opened again.
     Recall {
         recollection: Recollection,
         reopened: bool,
         reply: oneshot::Sender<()>,
     },
-    /// What the history says of a pause, and why it says nothing.
+    /// Whether the history says that runs are paused, or why it cannot be read.
     RecallPause {
         pause: Result<Pause, String>,
         reply: oneshot::Sender<Pause>,
@@ -46,7 +46,7 @@ pub(super) enum Message {
         standings: Option<Standings>,
         reply: oneshot::Sender<()>,
     },
-    /// Whether the history has to be asked before the metrics can be described.
+    /// Whether the history has to be read before the metrics can be described.
     NeedsStandings {
         reply: oneshot::Sender<bool>,
     },
@@ -63,13 +63,13 @@ pub(super) enum Message {
         by: String,
         reply: oneshot::Sender<Result<(), Refusal>>,
     },
-    /// A run tells something.
+    /// An event of a run.
     Event {
         job: String,
         event: Event,
         listener: Option<Listener>,
     },
-    /// A run is over; who listens hears it when the job may be run again, and not before.
+    /// A run is over. Its listener is dropped only when the job may be run again.
     Ended {
         job: String,
         ending: Ending,

@@ -35,14 +35,14 @@ pub struct Owner {
     pub(super) agenda: Arc<Mutex<Agenda>>,
     pub(super) tasks: TaskTracker,
     pub(super) messages: mpsc::UnboundedReceiver<Message>,
-    /// For the runs, which tell what happens to them. It does not keep the owner alive.
+    /// For the runs, which send their events. It does not keep the owner alive.
     pub(super) sender: mpsc::WeakUnboundedSender<Message>,
     pub(super) jobs: BTreeMap<String, Entry>,
     /// Jobs that were removed, until their runs end.
     pub(super) leaving: BTreeMap<String, Entry>,
     pub(super) homeservers: Homeservers,
     pub(super) pause: Pause,
-    /// Whether that could not be read, and scheduled runs are only taken for paused.
+    /// Whether the pause state could not be read and is only assumed.
     pub(super) pause_assumed: bool,
     pub(super) draining: bool,
     /// For whoever follows the events of all runs.
@@ -59,7 +59,7 @@ pub(super) struct Entry {
     pub since: Timestamp,
     pub state: JobState,
     pub running: Option<Running>,
-    /// What a person asked for, until its run is started.
+    /// The overrides of a requested run, until it is started.
     requested: Option<(RunOverrides, Listener)>,
 }
 
@@ -67,7 +67,7 @@ pub(super) struct Running {
     pub stop: Stop,
     /// `None` before it is recorded.
     pub run: Option<i64>,
-    /// Whether it said that it was started.
+    /// Whether its `Started` event has arrived.
     pub started: bool,
 }
 
@@ -160,7 +160,9 @@ impl Owner {
                 let _ = reply.send(self.request(&job, overrides));
             }
             Message::Cancel { job, by, reply } => drop(reply.send(self.cancel(&job, &by))),
-            Message::Event { job, event, listener } => self.hear(&job, event, listener.as_ref()),
+            Message::Event { job, event, listener } => {
+                self.on_run_event(&job, event, listener.as_ref());
+            }
             Message::Ended { job, ending, listener } => {
                 self.ended(&job, ending);
                 drop(listener);
@@ -321,8 +323,8 @@ impl Owner {
         Ok(())
     }
 
-    /// Takes up what a run tells.
-    fn hear(&mut self, job: &str, event: Event, listener: Option<&Listener>) {
+    /// Handles an event of a run.
+    fn on_run_event(&mut self, job: &str, event: Event, listener: Option<&Listener>) {
         if let Event::Started(report) = &event {
             if let Some(running) = self.running(job) {
                 (running.started, running.run) = (true, report.id);
@@ -382,7 +384,7 @@ impl Owner {
         }
     }
 
-    /// Recalls whether scheduled runs were paused; where that cannot be read, they are: somebody may have stopped what destroys.
+    /// Applies the recorded pause state. If it cannot be read, runs count as paused: somebody may have stopped something destructive.
     fn recall_pause(&mut self, pause: Result<Pause, String>) {
         match pause {
             Ok(pause) => {
@@ -395,7 +397,7 @@ impl Owner {
                 if std::mem::take(&mut self.pause_assumed) {
                     self.pause = pause;
                 } else {
-                    // One that was asked for since the start stays.
+                    // A pause that was requested since the start stays.
                     self.pause.paused |= pause.paused;
                     self.pause.resumed_at = self.pause.resumed_at.max(pause.resumed_at);
                 }

@@ -1,4 +1,4 @@
-//! Adopting an edited config: asked for by signal, socket or HTTP, or found by looking at the file.
+//! Reloading the configuration: on a signal, on request, or because the file changed.
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};

@@ -1,4 +1,4 @@
-//! What the scheduler can be asked for, and what it answers.
+//! Requests to the scheduler, and their results.
 
 use serde::{Deserialize, Serialize};
 
@@ -16,7 +16,7 @@ pub struct RunOverrides {
     /// Lifts the job's window for this run.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub ignore_window: bool,
-    /// What the asker read in the configuration: the daemon must not run an older definition unseen.
+    /// The definition that the caller read: the daemon must not run an older one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fingerprint: Option<Fingerprint>,
 }

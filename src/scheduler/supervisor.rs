@@ -34,7 +34,7 @@ pub struct Supervisor {
 
 /// How far a subscriber to the events of all runs may fall behind before it misses some.
 const EVENTS_KEPT: usize = 1024;
-/// How long runs may take to record that they were cut off.
+/// How long runs may take to record that they were interrupted.
 pub const RECORD_TIMEOUT: Duration = Duration::from_secs(5);
 
 impl Supervisor {
@@ -57,7 +57,7 @@ impl Supervisor {
         (Arc::new(supervisor), owner)
     }
 
-    /// Where the ticker sends what is due.
+    /// Returns what the ticker calls with what is due.
     pub fn wakes(&self) -> impl Fn(Due) + Send + Sync + use<> {
         let messages = self.messages.clone();
         move |due| drop(messages.send(Message::Wake(due)))
@@ -69,7 +69,7 @@ impl Supervisor {
         answer.await.ok()
     }
 
-    /// Adopts the first configuration, and takes up what the history knows: a pause, what was interrupted, and what was missed.
+    /// Adopts the first configuration, and applies what the history knows: a pause, interrupted runs, missed occurrences.
     pub async fn start(&self, config: &Arc<Config>) -> Result<Adopted, anyhow::Error> {
         let pause = self.runner.history.pause(self.runner.dir.as_ref()).await;
         self.recall_pause(pause).await;
@@ -103,7 +103,7 @@ impl Supervisor {
         self.ask(|reply| Message::Specs { reply }).await.unwrap_or_default()
     }
 
-    /// Makes the scheduled jobs known to the history, and tells the owner what it knows of them.
+    /// Records the scheduled jobs in the history, and sends the owner what the history knows of them.
     async fn recall(&self, reopened: bool) {
         let specs = self.specs().await;
         let scheduled: Vec<(String, String)> = specs
@@ -159,7 +159,7 @@ impl Supervisor {
         self.ask(|reply| Message::RecallPause { pause, reply }).await.unwrap_or_default()
     }
 
-    /// Ends the record of every run that was cut off without a word.
+    /// Marks every run as interrupted that ended with its process.
     async fn end_interrupted(&self) -> Vec<Report> {
         let ended = match &self.runner.dir {
             Some(dir) => usable(self.runner.history.end_interrupted(dir).await),
@@ -187,7 +187,7 @@ impl Supervisor {
         self.ask(|reply| Message::Describe { standings, reply }).await;
     }
 
-    /// Starts a run by hand; what it emits comes out of the channel, and ends with the run.
+    /// Starts a run; its events come out of the channel, which closes when the run has ended.
     pub async fn run(
         &self,
         job: &str,
@@ -241,7 +241,7 @@ impl Supervisor {
         self.metrics.text(ticked, self.runner.history.write_errors())
     }
 
-    /// Has every homeserver asked who it is; the metrics keep the answers.
+    /// Probes every homeserver; the metrics keep the results.
     pub fn probe(&self) {
         let _ = self.messages.send(Message::Probe);
     }
