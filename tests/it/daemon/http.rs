@@ -430,7 +430,7 @@ async fn what_a_change_replaced_is_named_on_the_machine_itself_only() {
     let admin = [("Authorization", "Bearer secret-of-the-tests")];
     let (_, body) = daemon.http("GET", "/api/v1/runs/1", &admin, "").await;
     let shown: Value = serde_json::from_str(&body).unwrap();
-    assert_eq!(shown["changes"][0]["before"], "only available on the control socket", "{body}");
+    assert_eq!(shown["changes"][0]["before"], "only on the machine itself", "{body}");
     let here = program.json(&["runs", "show", "1", "--json"]).await;
     assert!(here["changes"][0]["before"].to_string().contains("s1"), "{here}");
     daemon.stop().await;
