@@ -10,7 +10,7 @@ use uuid::Uuid;
 #[serde(try_from = "String", into = "String")]
 pub struct Fingerprint(Uuid);
 
-/// Of fingerprints; a name space of its own, so that they are no other program's ids.
+/// The namespace of fingerprints, which keeps them apart from the ids of other programs.
 const NAMESPACE: Uuid = Uuid::from_u128(0x3f1c_29d4_6a0b_4c57_9e13_8d2f_70b5_a641);
 
 impl Fingerprint {

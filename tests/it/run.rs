@@ -168,11 +168,11 @@ async fn a_run_that_cannot_finish_reading_says_how_far_it_got_and_what_it_would_
     assert_eq!((&recorded["remaining"], &recorded["message"]), (&Value::Null, &json!(message)));
 
     let daemon = program.serve().await;
-    let things = async |state: &str| {
+    let items = async |state: &str| {
         let labels = ["job_name=\"sweep\"", &format!("state=\"{state}\"")];
         daemon.metric("microglia_job_last_run_items", &labels).await
     };
-    assert_eq!((things("done").await, things("remaining").await), (Some(0.0), None));
+    assert_eq!((items("done").await, items("remaining").await), (Some(0.0), None));
     daemon.stop().await;
 }
 

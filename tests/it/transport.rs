@@ -143,7 +143,7 @@ async fn a_token_that_is_dead_locked_or_no_admins_stops_the_run_at_once() {
     let mut apply = async |fake: &Fake| {
         fake.forget();
         let report = program.apply("sweep").await;
-        assert_eq!(report["attempts"], 1, "trying again does not mend it: {report}");
+        assert_eq!(report["attempts"], 1, "a retry does not help: {report}");
         said.push(format!(
             "{}, {} requests: {}",
             report["outcome"].as_str().unwrap(),

@@ -178,7 +178,7 @@ async fn a_history_that_cannot_be_opened_at_the_start_is_opened_as_soon_as_it_ca
     assert_eq!((&dry["outcome"], &dry["id"]), (&"succeeded".into(), &Value::Null), "{dry}");
     let (status, why) = daemon.get("/readyz").await;
     assert!(status == 503 && why.contains("the history cannot be opened: "), "{status} {why}");
-    // Nobody knows, so that they are.
+    // The pause state is unknown, so runs count as paused.
     assert_eq!(daemon.metric("microglia_paused", &[]).await, Some(1.0));
     assert!(daemon.log().contains("cannot read the pause state"));
     assert_eq!((joined(&fake), ran("lobby").await), (0, 0.0));
