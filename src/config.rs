@@ -9,9 +9,11 @@ mod secrets;
 mod settings;
 mod source;
 
-pub use diagnostics::{Diagnostic, LoadError};
-pub use job_spec::JobSpec;
-pub use keys::{CommonKeys, Overlap, Retries, TABLES};
-pub use load::{listen, state_dir, state_dir_or_default};
-pub use settings::{Config, Daemon, Environment, Homeserver};
-pub use source::read_bytes;
+pub(crate) use diagnostics::{Diagnostic, LoadError};
+pub(crate) use job_spec::JobSpec;
+pub use keys::TABLES;
+pub(crate) use keys::{Overlap, Retries};
+pub(crate) use load::{listen, state_dir, state_dir_or_default};
+pub use settings::{Config, Environment};
+pub(crate) use settings::{Daemon, Homeserver};
+pub(crate) use source::read_bytes;

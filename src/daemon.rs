@@ -39,7 +39,7 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Runs until SIGTERM or SIGINT. A second signal ends it at once, which is an error.
 #[expect(clippy::too_many_lines, reason = "composition, in one straight line")]
-pub async fn serve(
+pub(crate) async fn serve(
     path: PathBuf,
     config: Config,
     environment: Environment,

@@ -16,12 +16,12 @@ mod schedules;
 pub mod state_dir;
 mod writer;
 
-pub use changes::Page;
-pub use error::Error;
-pub use pause::Pause;
-pub use reader::HistoryReader;
-pub use runs::Standing;
-pub use schedules::ScheduleState;
+pub(crate) use changes::Page;
+pub(crate) use error::Error;
+pub(crate) use pause::Pause;
+pub(crate) use reader::HistoryReader;
+pub(crate) use runs::Standing;
+pub(crate) use schedules::ScheduleState;
 pub use writer::History;
 
 #[cfg(test)]

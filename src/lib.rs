@@ -8,6 +8,8 @@
 //!
 //! Each folder of `src` is a room with one job. A room imports only from rooms below it, and no two files need each
 //! other: `tests/architecture.rs` fails otherwise, and also on a room that it does not know.
+//! A room's facade exports to other crates only what `tests/it` uses; the rest is `pub(crate)`, so that the compiler finds
+//! what nobody uses.
 //!
 //! | room | job |
 //! |---|---|
@@ -47,7 +49,7 @@
 //!
 //! 1. Only `synapse::transport` sends HTTP to a homeserver. It holds the token, encodes path segments, limits rate and
 //!    concurrency, retries, bounds and decodes answers, and names endpoint templates for the metrics.
-//! 2. A job has a [`synapse::Reader`], which can only read. Only the runner creates a [`synapse::Writer`], and never in a
+//! 2. A job has a `synapse::Reader`, which can only read. Only the runner creates a `synapse::Writer`, and never in a
 //!    dry run.
 //! 3. Within an attempt all reading ends before the first change, except that a change reads its own target again just
 //!    before it is applied ([`plan::change::Change::check`]).
@@ -68,8 +70,8 @@
 //!     each is read and written under the lock of [`plan::change::Lane::ExternalIds`].
 //! 12. Limits belong to the address of a homeserver, not to its name. Two names for one address share them, and so does a
 //!     run that continues while a reload renames its homeserver.
-//! 13. Only [`scheduler::Owner`] changes the state of jobs, and only by carrying out what
-//!     [`scheduler::job_state::JobState::decide`] decides.
+//! 13. Only `scheduler::owner::Owner` changes the state of jobs, and only by carrying out what
+//!     `JobState::decide` decides.
 //! 14. No permanent task ends unseen: the daemon stops with an error when one does.
 //!
 //! # Decisions

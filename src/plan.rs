@@ -1,5 +1,5 @@
 //! What a run would do and did: changes, plans, reports and events, as data.
 
 pub mod change;
-pub mod facts;
+pub(crate) mod facts;
 pub mod report;

@@ -23,6 +23,7 @@ mod unanswered;
 mod waiting;
 mod watch;
 
-pub use params::{HomeserverHandle, Listener, LostCallWait, RunParams, RunSlots, WindowRule};
-pub use run::{Busy, Runner};
+pub(crate) use params::WindowRule;
+pub use params::{HomeserverHandle, LostCallWait, RunParams, RunSlots};
+pub use run::Runner;
 pub use stop::Stop;

@@ -1,22 +1,22 @@
 //! When what runs: the state of each job, the agenda, and the task that carries out decisions.
 
 mod adopt;
-pub mod agenda;
+pub(crate) mod agenda;
 mod homeservers;
 mod job_event;
-pub mod job_list;
+pub(crate) mod job_list;
 mod job_metrics;
-pub mod job_state;
+pub(crate) mod job_state;
 mod message;
 mod owner;
 mod recollection;
-pub mod reload;
+pub(crate) mod reload;
 mod request;
 mod run_task;
 pub mod supervisor;
 pub mod ticker;
 mod watermarks;
 
-pub use job_event::JobEvent;
-pub use owner::Owner;
-pub use request::{Adopted, Refusal, RunOverrides};
+pub(crate) use job_event::JobEvent;
+pub use request::RunOverrides;
+pub(crate) use request::{Adopted, Refusal};

@@ -25,15 +25,17 @@ mod transport;
 mod users;
 mod writer;
 
-pub use account::{ExternalId, User};
-pub use address::Address;
-pub use error::{Cause, Error};
-pub use identity::{Identity, Version};
-pub use pace::Limits;
+pub(crate) use account::{ExternalId, User};
+pub(crate) use address::Address;
+pub(crate) use error::{Cause, Error};
+pub(crate) use identity::Identity;
+pub use identity::Version;
+pub(crate) use pace::Limits;
 pub use reader::Reader;
-pub use token::{Token, trim_newline, validate_token};
-pub use transport::{CompletedRequest, Observer, Settings, Transport};
-pub use writer::Writer;
+pub(crate) use token::{Token, trim_newline, validate_token};
+pub use transport::Transport;
+pub(crate) use transport::{CompletedRequest, Observer, Settings};
+pub(crate) use writer::Writer;
 
 pub(crate) use account::UserRow;
 pub(crate) use identity::VERSION_ENDPOINT;

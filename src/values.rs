@@ -1,14 +1,14 @@
 //! Values that parse themselves: durations, sizes, schedules and the schema of the configuration.
 
-pub mod age;
+pub(crate) mod age;
 pub(crate) mod bounded_file;
 pub mod clock;
-pub mod duration;
-pub mod escape;
-pub mod fingerprint;
-pub mod glob;
-pub mod schedule;
+pub(crate) mod duration;
+pub(crate) mod escape;
+pub(crate) mod fingerprint;
+pub(crate) mod glob;
+pub(crate) mod schedule;
 pub mod schema;
-pub mod size;
-pub mod string_enum;
-pub mod text;
+pub(crate) mod size;
+pub(crate) mod string_enum;
+pub(crate) mod text;
