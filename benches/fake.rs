@@ -6,6 +6,7 @@
 
 #![expect(clippy::print_stdout, reason = "this is a command line")]
 
+#[expect(dead_code, unused_imports, reason = "the tests use all of it, the measurements a part")]
 #[path = "../tests/it/fake.rs"]
 mod fake;
 
@@ -18,9 +19,7 @@ use std::{
     time::Instant,
 };
 
-use tokio::net::TcpListener;
-
-use crate::fake::{SERVER_NAME, User, World};
+use crate::fake::{Fake, SERVER_NAME, User, World};
 
 fn main() {
     let arguments: Vec<String> = env::args().skip(1).collect();
@@ -35,8 +34,7 @@ fn main() {
     }
 }
 
-#[tokio::main(flavor = "current_thread")]
-async fn serve(accounts: usize) {
+fn serve(accounts: usize) {
     let mut world = World::new();
     world.record_requests = false;
     world.users(accounts, |number| {
@@ -57,13 +55,12 @@ async fn serve(accounts: usize) {
             room.joined(user);
         }
     }
-    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port to listen on");
-    println!("http://{}", listener.local_addr().expect("an address of its own"));
-    let gone = tokio::task::spawn_blocking(|| stdin().read_to_end(&mut Vec::new()));
-    tokio::select! {
-        never = fake::serve_forever(world, listener) => match never {},
-        _ = gone => {}
-    }
+    let fake = Fake::of(world);
+    println!("{}", fake.url());
+    let ended = stdin().read_to_end(&mut Vec::new());
+    // Only tests care how a client behaves.
+    drop(fake.complaints());
+    ended.expect("standard input can be read");
 }
 
 /// Shares the ids among so many threads with a connection each, over which they talk the least HTTP that will do.

@@ -48,14 +48,22 @@ mod tests {
     }
 
     #[test]
-    fn each_kind_has_its_tests() {
+    fn each_kind_has_its_tests_and_its_row_in_the_readme() {
+        let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+        let read = |file: &str| std::fs::read_to_string(root.join(file)).unwrap();
+        let (modules, readme) = (read("tests/it/jobs.rs"), read("README.md"));
         for kind in KINDS {
-            let file = format!(
-                "{}/tests/it/jobs/{}.rs",
-                env!("CARGO_MANIFEST_DIR"),
-                kind.name.replace('-', "_")
+            let name = kind.name.replace('-', "_");
+            let file = format!("tests/it/jobs/{name}.rs");
+            assert!(root.join(&file).exists(), "{file} is missing");
+            let line = format!("mod {name};");
+            assert!(modules.lines().any(|found| found == line), "tests/it/jobs.rs lacks `{line}`");
+            let row = format!("| `{}` |", kind.name);
+            assert!(
+                readme.lines().any(|line| line.starts_with(&row)),
+                "README.md lacks a row for {} in its table of kinds",
+                kind.name
             );
-            assert!(std::path::Path::new(&file).exists(), "{file} is missing");
         }
     }
 }

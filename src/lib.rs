@@ -26,8 +26,8 @@
 //! | [`synapse`] | the homeserver's API: transport, reader and writer |
 //! | [`values`] | values that parse themselves: durations, sizes, globs, schedules, tables of the configuration |
 //!
-//! A new kind is one file in `src/jobs/` and its line in `src/jobs.rs`. The configuration, `kinds`, the metrics and the
-//! tests over the table take it from there.
+//! A new kind is one file in `src/jobs/`, its line in the table in `src/jobs.rs`, and the name of its action in
+//! [`plan::report::Action`]. The configuration, `kinds`, the metrics and the tests over the table take it from there.
 //!
 //! # The way of the data
 //!

@@ -3,6 +3,7 @@
 use chrono::TimeDelta;
 use futures_util::future::BoxFuture;
 use minijinja::{Environment, ErrorKind, UndefinedBehavior};
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use reqwest::{Method, Url};
 use serde_json::Value;
 
@@ -396,21 +397,13 @@ fn environment(at: Timestamp) -> Environment<'static> {
     });
     environment.add_function("now_ms", move || at.timestamp_millis());
     // minijinja's own filter does not encode `/`, which a room id may contain.
-    environment.add_filter("urlencode", |text: String| percent_encoded(&text));
+    environment
+        .add_filter("urlencode", |text: String| utf8_percent_encode(&text, RESERVED).to_string());
     environment
 }
 
-fn percent_encoded(text: &str) -> String {
-    use std::fmt::Write as _;
-    text.bytes().fold(String::new(), |mut encoded, byte| {
-        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
-            encoded.push(char::from(byte));
-        } else {
-            let _ = write!(encoded, "%{byte:02X}");
-        }
-        encoded
-    })
-}
+/// All but the unreserved characters of RFC 3986.
+const RESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
 fn ago(at: Timestamp, duration: &str) -> Result<Timestamp, minijinja::Error> {
     let duration: HumanDuration = duration
@@ -440,7 +433,7 @@ fn check_path(path: &str) -> Result<(), String> {
     if let Some(c) = path.chars().find(|c| *c == '#' || !c.is_ascii_graphic()) {
         return Err(format!(
             "{c:?} is not allowed in a path: write {}",
-            percent_encoded(&c.to_string())
+            utf8_percent_encode(&c.to_string(), RESERVED)
         ));
     }
     let url = Url::parse(&format!("http://homeserver{path}")).map_err(|error| error.to_string())?;

@@ -3,8 +3,6 @@
 //! It answers with the words and types of Synapse 1.163, on a thread of its own, so that a test may block.
 //! What a client must never do is a complaint: one that no test reads fails the test when the `Fake` is dropped.
 
-#![allow(dead_code, unused_imports, reason = "the bench uses other parts than the tests")]
-
 #[path = "fake/endpoints.rs"]
 mod endpoints;
 #[path = "fake/world.rs"]
@@ -40,9 +38,8 @@ use tokio::{
 };
 
 use self::endpoints::{Answer, percent_decoded};
-pub use self::world::{
-    Doomed, Media, Member, Remote, Room, SERVER_NAME, TOKEN, Token, User, World,
-};
+use self::world::Doomed;
+pub use self::world::{Member, SERVER_NAME, TOKEN, User, World};
 
 /// A running homeserver on 127.0.0.1, gone when dropped.
 pub struct Fake {
@@ -150,11 +147,6 @@ impl Drop for Fake {
             "the homeserver complains: {complaints:#?}"
         );
     }
-}
-
-/// Serves a world to a bench in a process of its own.
-pub async fn serve_forever(world: World, listener: TcpListener) -> Infallible {
-    serve(Arc::new(Shared::of(world)), Process::Main, listener).await
 }
 
 /// A request as it arrived; the body is empty where a fault left it unread.
