@@ -18,6 +18,7 @@ use crate::plan::report::Mode;
 use crate::scheduler::job_list::{job_list, upcoming};
 use crate::synapse::{Error, Identity, Reader, Transport};
 use crate::values::clock::Clock;
+use crate::values::duration::format_duration;
 use crate::values::escape::line;
 use crate::values::text::format_count;
 
@@ -67,7 +68,7 @@ pub(super) async fn run(path: &Path, options: &Options) -> Result<(), Failure> {
         print_json(&json!({
             "errors": [],
             "warnings": config.warnings.iter().map(Diagnostic::as_json).collect::<Vec<_>>(),
-            "jobs": job_list(config.jobs.iter(), HashMap::new(), clock.now()),
+            "jobs": job_list(config.jobs.iter(), HashMap::new(), HashMap::new(), clock.now()),
             "online": options.online.then_some(&results.list),
         }))?;
     } else if options.online {
@@ -230,11 +231,15 @@ impl Results<'_> {
     ) -> Result<(), Failure> {
         match identity.clock_ahead {
             Some(ahead) if ahead.abs() > CLOCK_TOLERANCE => {
-                let off = ahead.num_seconds();
-                self.no("clocks agree", &format!("the local clock is {off} s off: synchronize the clocks (NTP); purges are refused until then"))?;
+                let off = format_duration(ahead.abs().to_std().unwrap_or_default());
+                let direction = if ahead > TimeDelta::zero() { "ahead" } else { "behind" };
+                self.no("clocks agree", &format!("the local clock is {off} {direction}: synchronize the clocks (NTP); purges are refused until then"))?;
             }
             Some(_) => self.yes("clocks agree", "yes")?,
-            None => self.yes("clocks agree", "unknown: a proxy removes the Date header")?,
+            None => self.yes(
+                "clocks agree",
+                "unknown: the Date header is missing or cannot be read, so a proxy has changed it",
+            )?,
         }
         let mas = if identity.mas { "yes: remove-external-ids is refused" } else { "no" };
         self.yes("accounts in MAS", mas)?;

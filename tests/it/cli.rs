@@ -311,7 +311,8 @@ async fn jobs_are_listed_with_their_last_run_and_the_offset_of_their_zone() {
             "name",
             "next_runs",
             "schedule",
-            "timezone"
+            "timezone",
+            "waiting"
         ]
     );
     let by_hand = serde_json::json!({
