@@ -4,7 +4,6 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use chrono::TimeDelta;
 use serde::Serialize;
 use serde_json::json;
 
@@ -18,7 +17,6 @@ use crate::plan::report::Mode;
 use crate::scheduler::job_list::{job_list, upcoming};
 use crate::synapse::{Error, Identity, Reader, Transport};
 use crate::values::clock::Clock;
-use crate::values::duration::format_duration;
 use crate::values::escape::line;
 use crate::values::text::format_count;
 
@@ -121,9 +119,6 @@ fn print_config(path: &Path, config: &Config, clock: &Clock) -> Result<(), Failu
     ));
     print(&text)
 }
-
-/// A purge refuses to run where the clocks are further apart.
-const CLOCK_TOLERANCE: TimeDelta = TimeDelta::seconds(60);
 
 /// When the result of a check is printed.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -229,17 +224,10 @@ impl Results<'_> {
         reader: &Reader,
         identity: &Identity,
     ) -> Result<(), Failure> {
-        match identity.clock_ahead {
-            Some(ahead) if ahead.abs() > CLOCK_TOLERANCE => {
-                let off = format_duration(ahead.abs().to_std().unwrap_or_default());
-                let direction = if ahead > TimeDelta::zero() { "ahead" } else { "behind" };
-                self.no("clocks agree", &format!("the local clock is {off} {direction}: synchronize the clocks (NTP); purges are refused until then"))?;
-            }
-            Some(_) => self.yes("clocks agree", "yes")?,
-            None => self.yes(
-                "clocks agree",
-                "unknown: the Date header is missing or cannot be read, so a proxy has changed it",
-            )?,
+        match (identity.clock_error(), identity.clock_ahead) {
+            (Some(off), _) => self.no("clocks agree", &format!("the local clock is {off} the homeserver's: synchronize the clocks (NTP); purges are refused until then"))?,
+            (None, Some(_)) => self.yes("clocks agree", "yes")?,
+            (None, None) => self.yes("clocks agree", "unknown: the Date header is missing or cannot be read, so a proxy has changed it")?,
         }
         let mas = if identity.mas { "yes: remove-external-ids is refused" } else { "no" };
         self.yes("accounts in MAS", mas)?;

@@ -317,7 +317,8 @@ async fn jobs_are_listed_with_their_last_run_and_the_offset_of_their_zone() {
     );
     let by_hand = serde_json::json!({
         "name": "by-hand", "kind": "request", "homeserver": "main", "schedule": null, "timezone": "UTC",
-        "mode": "dry-run", "enabled": false, "next_runs": [], "last_run": null,
+        "mode": "dry-run", "enabled": false, "next_runs": [], "waiting": null,
+        "last_run": null,
     });
     assert_eq!(before[0], by_hand);
     let next: Vec<&str> = before[1]["next_runs"]

@@ -477,7 +477,7 @@ async fn limits_count_ids_rather_than_accounts() {
     insta::assert_snapshot!(message(&report), @"the plan has 6 items, more than max_changes = 5: look at it with `microglia run ids --dry-run`; if it is right, run it once with `--max-changes 6`, raise max_changes, or set at_most to work it off in parts; 6 of the planned ids are the only ones of active accounts, which then need a password or another identity to log in (`keep_last = true` leaves those alone)");
     let report = program.apply("one").await;
     assert_eq!(figures(&report), "refused: 0/0/0/0/6");
-    insta::assert_snapshot!(message(&report), @"`at_most = 1` is smaller than the first indivisible batch of the plan, and nothing would ever be done: raise it; 6 of the planned ids are the only ones of active accounts, which then need a password or another identity to log in (`keep_last = true` leaves those alone)");
+    insta::assert_snapshot!(message(&report), @"`at_most = 1` is smaller than the first indivisible batch of the plan, and nothing would ever be done: raise it");
     assert_eq!(fake.count("PUT", "/"), 0);
     assert_eq!(figures(&program.apply("four").await), "succeeded: 4/4/0/0/2");
     assert_eq!(
@@ -805,6 +805,7 @@ async fn requests_keep_to_the_limits_of_concurrency_and_rate() {
     let moments: Vec<_> = fake.requests().iter().map(|seen| seen.at).collect();
     let took = *moments.last().unwrap() - moments[0];
     // Before a list is replaced, one turn is taken for the GET and its PUT together: the last PUT need not wait.
+    // The first request opens a connection, and may arrive as late as the second is sent.
     let least = Duration::from_millis(20) * u32::try_from(moments.len() - 3).unwrap();
     assert!(took >= least, "{} requests in {took:?}", moments.len());
 }
