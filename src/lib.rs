@@ -67,7 +67,8 @@
 //!    change that was sent is waited for.
 //! 10. Media calls to a homeserver are made one at a time, and none while a lost call may be at work, across restarts.
 //! 11. Changes of external ids on a homeserver are made one at a time, whatever the limits, across runs and processes:
-//!     each is read and written under the lock of [`plan::change::Lane::ExternalIds`].
+//!     each is read and written under the lock of [`plan::change::Lane::ExternalIds`]. Where an answer was lost, the lock is
+//!     held for another minute.
 //! 12. Limits belong to the address of a homeserver, not to its name. Two names for one address share them, and so does a
 //!     run that continues while a reload renames its homeserver.
 //! 13. Only `scheduler::owner::Owner` changes the state of jobs, and only by carrying out what

@@ -4,7 +4,6 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use chrono::TimeDelta;
 use serde::Serialize;
 use serde_json::json;
 
@@ -67,7 +66,7 @@ pub(super) async fn run(path: &Path, options: &Options) -> Result<(), Failure> {
         print_json(&json!({
             "errors": [],
             "warnings": config.warnings.iter().map(Diagnostic::as_json).collect::<Vec<_>>(),
-            "jobs": job_list(config.jobs.iter(), HashMap::new(), clock.now()),
+            "jobs": job_list(config.jobs.iter(), HashMap::new(), HashMap::new(), clock.now()),
             "online": options.online.then_some(&results.list),
         }))?;
     } else if options.online {
@@ -120,9 +119,6 @@ fn print_config(path: &Path, config: &Config, clock: &Clock) -> Result<(), Failu
     ));
     print(&text)
 }
-
-/// A purge refuses to run where the clocks are further apart.
-const CLOCK_TOLERANCE: TimeDelta = TimeDelta::seconds(60);
 
 /// When the result of a check is printed.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -228,13 +224,10 @@ impl Results<'_> {
         reader: &Reader,
         identity: &Identity,
     ) -> Result<(), Failure> {
-        match identity.clock_ahead {
-            Some(ahead) if ahead.abs() > CLOCK_TOLERANCE => {
-                let off = ahead.num_seconds();
-                self.no("clocks agree", &format!("the local clock is {off} s off: synchronize the clocks (NTP); purges are refused until then"))?;
-            }
-            Some(_) => self.yes("clocks agree", "yes")?,
-            None => self.yes("clocks agree", "unknown: a proxy removes the Date header")?,
+        match (identity.clock_error(), identity.clock_ahead) {
+            (Some(off), _) => self.no("clocks agree", &format!("the local clock is {off} the homeserver's: synchronize the clocks (NTP); purges are refused until then"))?,
+            (None, Some(_)) => self.yes("clocks agree", "yes")?,
+            (None, None) => self.yes("clocks agree", "unknown: the Date header is missing or cannot be read, so a proxy has changed it")?,
         }
         let mas = if identity.mas { "yes: remove-external-ids is refused" } else { "no" };
         self.yes("accounts in MAS", mas)?;

@@ -2,6 +2,10 @@
 
 use std::collections::HashMap;
 use std::path::Path;
+use std::time::Duration;
+
+use chrono_tz::Tz;
+use serde::Deserialize;
 
 use super::client::Client;
 use super::context::load_without_secrets;
@@ -11,8 +15,12 @@ use super::recorded::{current, open_history, unreadable};
 use super::table::{format_counts, format_local, format_wait, new_table, status, table_text};
 use crate::config::Config;
 use crate::plan::report::{Mode, Report};
-use crate::scheduler::job_list::{job_list, upcoming};
+use crate::scheduler::job_list::{ListedWait, job_list, upcoming};
 use crate::values::clock::{Clock, Timestamp};
+use crate::values::escape::line;
+
+/// How long the daemon may take to say what runs are waiting for: all else is known without it.
+const DAEMON_TIMEOUT: Duration = Duration::from_secs(5);
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Options {
@@ -30,15 +38,21 @@ pub(super) async fn run(path: &Path, options: &Options) -> Result<(), Failure> {
     for run in last_runs.values_mut() {
         *run = current(&history, dir, run.clone()).await?;
     }
+    let daemon = Client::connect(dir).await;
+    let no_daemon = matches!(daemon, Ok(None));
+    let waits = match daemon {
+        Ok(Some(daemon)) => waits(daemon).await,
+        Ok(None) | Err(_) => HashMap::new(),
+    };
     if options.json {
-        return print_json(&job_list(config.jobs.iter(), last_runs, clock.now()));
+        return print_json(&job_list(config.jobs.iter(), last_runs, waits, clock.now()));
     }
-    let mut text = job_table(&config, &last_runs, clock.now());
+    let mut text = job_table(&config, &last_runs, &waits, clock.now());
     let pause = history.pause(None).await.map_err(|error| unreadable(dir, &error))?;
     if pause.paused {
         text.push_str("\npaused: nothing runs on schedule until `microglia resume`\n");
     }
-    if let Ok(None) = Client::connect(dir).await {
+    if no_daemon {
         text.push_str(&format!(
             "\nno daemon runs on {}: nothing runs on schedule until `microglia serve`\n",
             dir.display()
@@ -47,19 +61,45 @@ pub(super) async fn run(path: &Path, options: &Options) -> Result<(), Failure> {
     print(&text)
 }
 
-fn job_table(config: &Config, last_runs: &HashMap<String, Report>, now: Timestamp) -> String {
+/// What the runs that the daemon has not started yet are waiting for, by job; nothing where it does not say so in time.
+async fn waits(daemon: Client) -> HashMap<String, ListedWait> {
+    #[derive(Deserialize)]
+    struct Job {
+        name: String,
+        #[serde(default)]
+        waiting: Option<ListedWait>,
+    }
+    let asked = async { daemon.get(&["api", "v1", "jobs"]).await?.json::<Vec<Job>>() };
+    let jobs = match tokio::time::timeout(DAEMON_TIMEOUT, asked).await {
+        Ok(Ok(jobs)) => jobs,
+        Ok(Err(_)) | Err(_) => Vec::new(),
+    };
+    jobs.into_iter().filter_map(|job| Some((job.name, job.waiting?))).collect()
+}
+
+fn job_table(
+    config: &Config,
+    last_runs: &HashMap<String, Report>,
+    waits: &HashMap<String, ListedWait>,
+    now: Timestamp,
+) -> String {
     // One zone for the whole table, to make its rows comparable; each time names it.
     let zone = config.daemon.timezone.0;
     let mut rows =
         new_table(&["JOB", "KIND", "HOMESERVER", "SCHEDULE", "MODE", "NEXT", "LAST RUN"]);
     for job in &config.jobs {
         let schedule = job.schedule.as_ref().map_or("by hand only", |schedule| schedule.as_str());
-        let next = match upcoming(job, now, 1).first() {
-            _ if !job.common.enabled => "disabled".to_owned(),
-            Some(next) => format_local(*next, zone),
-            None => "-".to_owned(),
+        let last_run = last_runs.get(&job.name);
+        // A run under way says itself what it is waiting for.
+        let wait =
+            waits.get(&job.name).filter(|_| last_run.is_none_or(|run| run.waiting.is_none()));
+        let next = match (wait, upcoming(job, now, 1).first()) {
+            (Some(wait), _) => format_listed_wait(wait, zone),
+            (None, _) if !job.common.enabled => "disabled".to_owned(),
+            (None, Some(next)) => format_local(*next, zone),
+            (None, None) => "-".to_owned(),
         };
-        let last = last_runs.get(&job.name).map_or_else(
+        let last = last_run.map_or_else(
             || "never".to_owned(),
             |run| {
                 let mode = if run.mode == Mode::DryRun { " (dry run)" } else { "" };
@@ -85,4 +125,11 @@ fn job_table(config: &Config, last_runs: &HashMap<String, Report>, now: Timestam
         ]);
     }
     table_text(&rows)
+}
+
+/// `waiting for its window until 2026-11-25 01:00:00 UTC, since 2026-11-24 20:30:00 UTC`.
+fn format_listed_wait(wait: &ListedWait, zone: Tz) -> String {
+    let (what, since) = (line(&wait.waiting.what), format_local(wait.waiting.since, zone));
+    let until = wait.until.map(|until| format!(" until {}", format_local(until, zone)));
+    format!("waiting for {what}{}, since {since}", until.unwrap_or_default())
 }

@@ -32,11 +32,17 @@ pub(super) fn print_message(text: &str) {
 }
 
 pub(super) fn print_error(text: &str) {
-    print_message(&format!("{}: {text}", coloured("error", "31")));
+    print_labelled("error", "31", text);
 }
 
 pub(super) fn print_warning(text: &str) {
-    print_message(&format!("{}: {text}", coloured("warning", "33")));
+    print_labelled("warning", "33", text);
+}
+
+/// Only the text is escaped: the colour of the label is meant for the terminal.
+fn print_labelled(label: &str, colour: &str, text: &str) {
+    let label = coloured(label, colour);
+    let _ = writeln!(std::io::stderr(), "{label}: {}", escape::lines(text));
 }
 
 /// Bold and in a colour where stderr takes colours.

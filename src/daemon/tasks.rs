@@ -4,6 +4,8 @@ use std::collections::HashMap;
 
 use tokio::task::{Id, JoinError, JoinSet};
 
+use crate::values::text::panic_text;
+
 /// Running tasks by name.
 #[derive(Default)]
 pub(super) struct Tasks {
@@ -48,14 +50,6 @@ pub(super) fn failure(error: JoinError) -> String {
         Ok(panic) => format!("panicked: {}", panic_text(&*panic)),
         Err(error) => error.to_string(),
     }
-}
-
-fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
-    panic
-        .downcast_ref::<String>()
-        .cloned()
-        .or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()))
-        .unwrap_or_else(|| "no message".to_owned())
 }
 
 #[cfg(test)]

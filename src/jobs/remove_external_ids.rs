@@ -9,7 +9,7 @@ use toml::Spanned;
 use toml::de::DeValue;
 
 use super::job::{Context, Job, Needs, PlanError, ReadEstimate};
-use crate::plan::change::{Change, ChangeResult, Check, Lane, Plan, Work};
+use crate::plan::change::{Change, ChangeResult, Check, Lane, Plan, Warning, Work};
 use crate::plan::report::{Action, Exempt};
 use crate::synapse::{self, Cause, ExternalId, Reader, User, UserRow, Version, Writer};
 use crate::values::clock::Timestamp;
@@ -153,10 +153,7 @@ impl Job for RemoveExternalIds {
                 };
                 unreadable = 0;
                 seen.unread -= 1;
-                let gone = self.ids_to_remove(&user, &mut seen, plan);
-                if !gone.is_empty() {
-                    changes.push(Removal { user_id, gone, criteria: self.criteria.clone() });
-                }
+                changes.extend(self.removal(&user, &mut seen, plan));
             }
         }
         context.reading("accounts", total, total);
@@ -191,34 +188,22 @@ impl RemoveExternalIds {
         exempt.is_none()
     }
 
-    fn ids_to_remove(
-        &self,
-        user: &User,
-        seen: &mut Observed<'_>,
-        plan: &mut Plan,
-    ) -> Vec<ExternalId> {
+    fn removal(&self, user: &User, seen: &mut Observed<'_>, plan: &mut Plan) -> Option<Removal> {
         let (gone, left) = self.criteria.split(user);
-        seen.record(user, &self.criteria, &gone, &left);
+        seen.record(user, &self.criteria);
         if !self.criteria.selects(user) {
             plan.leave_alone(Exempt::NotSelected, || user.name.clone());
         } else if gone.is_empty() && self.criteria.is_kept_for_last(user, &left) {
             plan.leave_alone(Exempt::LastId, || user.name.clone());
         }
-        gone
+        let takes_last = left.is_empty() && AccountState::of(user) == AccountState::Active;
+        let warning = takes_last.then_some(Warning::LastIds);
+        let (user_id, criteria) = (user.name.clone(), self.criteria.clone());
+        (!gone.is_empty()).then_some(Removal { user_id, gone, warning, criteria })
     }
 
     fn note(&self, plan: &mut Plan, seen: &Observed<'_>) {
-        let Observed { users, unmatched: unmatched_ids, held: _, unread: _, last_ones } = seen;
-        if *last_ones > 0 {
-            let are = match last_ones {
-                1 => "is the only one of an active account, which then needs",
-                _ => "are the only ones of active accounts, which then need",
-            };
-            plan.notes.push(format!(
-                "{} of the planned ids {are} a password or another identity to log in (`keep_last = true` leaves those alone)",
-                format_number(*last_ones)
-            ));
-        }
+        let Observed { users, unmatched: unmatched_ids, held: _, unread: _ } = seen;
         let missing: Vec<&str> = self
             .criteria
             .providers
@@ -266,8 +251,6 @@ struct Observed<'a> {
     held: BTreeMap<String, Holders>,
     /// Accounts of which only the row in the list is known, which shows no ids.
     unread: u64,
-    /// Ids to remove that are the last of an active account.
-    last_ones: u64,
 }
 
 /// The accounts with ids of a provider, among those that were read.
@@ -287,25 +270,15 @@ impl<'a> Observed<'a> {
             unmatched: criteria.external_ids.iter().collect(),
             held: BTreeMap::new(),
             unread: 0,
-            last_ones: 0,
         }
     }
 
-    fn record(
-        &mut self,
-        user: &User,
-        criteria: &Criteria,
-        gone: &[ExternalId],
-        left: &[ExternalId],
-    ) {
+    fn record(&mut self, user: &User, criteria: &Criteria) {
         self.count_ids(user, criteria, criteria.selects(user));
         for id in &user.external_ids {
             if criteria.is_of_providers(id) {
                 self.unmatched.retain(|glob| !glob.matches(&id.external_id));
             }
-        }
-        if left.is_empty() && AccountState::of(user) == AccountState::Active {
-            self.last_ones += gone.len() as u64;
         }
     }
 
@@ -424,6 +397,7 @@ impl Criteria {
 struct Removal {
     user_id: String,
     gone: Vec<ExternalId>,
+    warning: Option<Warning>,
     criteria: std::sync::Arc<Criteria>,
 }
 
@@ -443,6 +417,10 @@ impl Change for Removal {
 
     fn lane(&self) -> Lane {
         Lane::ExternalIds
+    }
+
+    fn warning(&self) -> Option<Warning> {
+        self.warning
     }
 
     fn check<'a>(&'a self, reader: &'a Reader) -> BoxFuture<'a, Result<Check, synapse::Error>> {

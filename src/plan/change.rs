@@ -11,6 +11,7 @@ use crate::plan::facts::Fact;
 use crate::plan::report::{Action, ChangeRecord, Exempt, LeftAlone, OwnerUsage, State};
 use crate::synapse::{Error, Reader, Writer};
 use crate::values::clock::Timestamp;
+use crate::values::text::format_number;
 
 /// One mutation of a homeserver.
 pub trait Change: Debug + Send + Sync {
@@ -26,6 +27,11 @@ pub trait Change: Debug + Send + Sync {
 
     fn lane(&self) -> Lane {
         Lane::Free
+    }
+
+    /// What a person should know before it is made; the report counts the items of a plan with the same warning.
+    fn warning(&self) -> Option<Warning> {
+        None
     }
 
     /// Each item with its bytes; a new plan without an item shows that a lost answer meant success.
@@ -57,6 +63,31 @@ impl dyn Change {
             detail: None,
             answer: None,
             before: None,
+        }
+    }
+}
+
+/// What a person should know before a change is made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Warning {
+    /// An active account is left without an external id.
+    LastIds,
+}
+
+impl Warning {
+    /// One sentence about so many items of a plan.
+    fn describe(self, items: u64) -> String {
+        match self {
+            Self::LastIds => {
+                let are = match items {
+                    1 => "is the only one of an active account, which then needs",
+                    _ => "are the only ones of active accounts, which then need",
+                };
+                format!(
+                    "{} of the planned ids {are} a password or another identity to log in (`keep_last = true` leaves those alone)",
+                    format_number(items)
+                )
+            }
         }
     }
 }
@@ -208,6 +239,19 @@ impl Plan {
             }
             Work::BatchPlan(batches) => batches.items(),
         }
+    }
+
+    /// A sentence for each warning of its changes.
+    pub fn warnings(&self) -> Vec<String> {
+        let mut items: BTreeMap<Warning, u64> = BTreeMap::new();
+        if let Work::Changes(changes) = &self.work {
+            for change in changes {
+                if let Some(warning) = change.warning() {
+                    *items.entry(warning).or_default() += change.count();
+                }
+            }
+        }
+        items.into_iter().map(|(warning, items)| warning.describe(items)).collect()
     }
 
     /// Keeps the first items, at most `max`, and returns their number, which is lower if `max` would split a batch.

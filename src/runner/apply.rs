@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use super::context::{Abort, RunContext};
 use super::guards::Approved;
 use super::limits::Stopped;
-use super::locks::{ensure_held, external_ids_lock};
+use super::locks::{ensure_held, external_ids_lock, outlast_lost_external_ids};
 use super::queue::{Queue, Sent, Task};
 use super::read::ReadPlan;
 use super::send::{Answer, Recorded, Sender, Step, is_media};
@@ -57,7 +57,11 @@ pub(super) async fn apply(
         internal_errors: 0,
         abort: None,
     };
-    applying.run().await
+    let applied = applying.run().await;
+    if external_ids_lock.is_some() && !tally.unanswered.is_empty() {
+        outlast_lost_external_ids(run, tally).await;
+    }
+    applied
 }
 
 fn changes_external_ids(plan: &Plan) -> bool {

@@ -28,7 +28,9 @@ pub(super) async fn guard(
     let problems = plan.problems.len() as u64 + unknown;
     let applied = tally.report.done + tally.report.skipped;
     let cut = cut(plan, run.spec.common.at_most, applied);
-    let mut notes = std::mem::take(&mut plan.notes);
+    // Only of what this run would change.
+    let mut notes = plan.warnings();
+    notes.append(&mut plan.notes);
     notes.extend(cut.note);
     tally.plan = PlanFigures {
         problems,

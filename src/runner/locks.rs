@@ -1,5 +1,6 @@
 //! The locks that keep other runs from doing the same work.
 
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -36,6 +37,21 @@ pub(super) async fn external_ids_lock(
 ) -> Result<Option<Arc<Lock>>, Abort> {
     let waiting = "another run's changes of external ids to end";
     homeserver_lock(run, tally, "external-ids", server, waiting).await
+}
+
+/// Waits until a change of external ids whose answer was lost is certainly over; hold the lock meanwhile.
+///
+/// Naming the same ids once more changes nothing that could be read, so only time tells. As a change that was sent is
+/// waited for, this wait ends neither with a request to stop nor with the time limit.
+pub(super) async fn outlast_lost_external_ids(run: &RunContext<'_>, tally: &mut Tally) {
+    let what = "the last change of external ids to end: its answer was lost, and Synapse may still be working on it";
+    run.emit(Event::Waiting(what.to_owned()));
+    let over = async {
+        tokio::time::sleep(run.lost_call_wait.external_ids_for).await;
+        Ok::<_, Infallible>(())
+    };
+    let Ok(()) = wait_for(run, tally, WaitReason::Slot, what.to_owned(), over).await;
+    run.emit(Event::Resumed);
 }
 
 /// Waits for a lock of the whole homeserver, which is known by its own name whatever its address.

@@ -49,7 +49,7 @@ pub enum RunSlots {
     Locks(u32),
 }
 
-/// When a media call whose answer was lost counts as ended.
+/// When a request whose answer was lost counts as ended.
 #[derive(Debug, Clone, Copy)]
 pub struct LostCallWait {
     /// The media statistics must not have changed for this long.
@@ -57,6 +57,8 @@ pub struct LostCallWait {
     /// While the statistics cannot be read, this much time must have passed.
     pub unobserved_for: Duration,
     pub poll_interval: Duration,
+    /// A change of external ids, which cannot be observed, counts as under way for this long.
+    pub external_ids_for: Duration,
 }
 
 impl Default for LostCallWait {
@@ -65,6 +67,7 @@ impl Default for LostCallWait {
             unchanged_for: Duration::from_mins(1),
             unobserved_for: Duration::from_mins(10),
             poll_interval: Duration::from_secs(5),
+            external_ids_for: Duration::from_mins(1),
         }
     }
 }

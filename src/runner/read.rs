@@ -3,7 +3,6 @@
 use std::pin::pin;
 use std::sync::Arc;
 
-use chrono::TimeDelta;
 use futures_util::FutureExt;
 use tokio::sync::mpsc;
 
@@ -17,10 +16,6 @@ use crate::jobs::job::{Budget, Context, PlanError};
 use crate::plan::change::Plan;
 use crate::plan::facts::{Fact, Facts};
 use crate::plan::report::Event;
-use crate::values::duration::format_duration;
-
-/// A run that sends timestamps is refused if the clocks differ by more than this.
-const CLOCK_TOLERANCE: TimeDelta = TimeDelta::seconds(60);
 
 pub(super) struct ReadPlan {
     pub plan: Plan,
@@ -89,12 +84,9 @@ async fn check_homeserver(run: &RunContext<'_>) -> Result<String, PlanError> {
     if let Some(why) = kind.needs.not_under_mas.filter(|_| identity.mas) {
         return Err(PlanError::Refused(why.to_owned()));
     }
-    let ahead = identity.clock_ahead.unwrap_or_default();
-    if kind.needs.clock && ahead.abs() > CLOCK_TOLERANCE {
-        let direction = if ahead > TimeDelta::zero() { "ahead of" } else { "behind" };
+    if let Some(off) = identity.clock_error().filter(|_| kind.needs.clock) {
         return Err(PlanError::Refused(format!(
-            "the local clock is {} {direction} that of {homeserver}, and timestamps would be wrong: synchronize the clocks (NTP)",
-            format_duration(ahead.abs().to_std().unwrap_or_default()),
+            "the local clock is {off} that of {homeserver}, and timestamps would be wrong: synchronize the clocks (NTP)"
         )));
     }
     Ok(identity.server_name.clone())

@@ -1,6 +1,5 @@
 //! Runs a job from its start to its report: attempts of reading, guarding and applying.
 
-use std::any::Any;
 use std::collections::BTreeMap;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -29,6 +28,7 @@ use crate::history::{self, History};
 use crate::plan::report::{Event, Mode, Outcome, Report, WaitReason};
 use crate::synapse::{self, Reader};
 use crate::values::clock::{Clock, Timestamp, format_time};
+use crate::values::text::panic_text;
 
 /// Runs jobs, one run of a job at a time in the whole state directory.
 #[derive(Debug, Clone)]
@@ -179,7 +179,7 @@ async fn work(run: &RunContext<'_>, tally: &mut Tally, job_lock: Option<&Arc<Loc
         Some(Ok(ended)) => verdict(run, tally, ended),
         Some(Err(panic)) => Verdict::new(
             Outcome::Panicked,
-            format!("a bug in microglia, please report it: {}", panic_message(&*panic)),
+            format!("a bug in microglia, please report it: {}", panic_text(&*panic)),
         ),
         None => stopped_at_once(run, tally),
     }
@@ -267,9 +267,4 @@ async fn wait_for_retry(
     })?;
     run.emit(Event::Resumed);
     Ok(())
-}
-
-fn panic_message(panic: &(dyn Any + Send)) -> &str {
-    let text = panic.downcast_ref::<String>().map(String::as_str);
-    text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("the panic has no message")
 }

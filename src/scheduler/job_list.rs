@@ -4,10 +4,11 @@ use std::collections::HashMap;
 use std::hash::BuildHasher;
 
 use chrono::SecondsFormat;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
+use super::job_state::{Wait, WaitFor};
 use crate::config::JobSpec;
-use crate::plan::report::{Mode, Report};
+use crate::plan::report::{Mode, Report, Waiting};
 use crate::values::clock::Timestamp;
 
 /// A job as it is listed.
@@ -22,16 +23,43 @@ pub struct ListedJob {
     pub enabled: bool,
     /// With the offset of the job's time zone.
     pub next_runs: Vec<String>,
+    pub waiting: Option<ListedWait>,
     pub last_run: Option<Report>,
 }
 
-/// The jobs as `jobs --json` prints them.
+/// What the next run of a job, or the one under way, is waiting for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ListedWait {
+    #[serde(flatten)]
+    pub waiting: Waiting,
+    /// `None` where nobody knows.
+    pub until: Option<Timestamp>,
+}
+
+impl From<Wait> for ListedWait {
+    fn from(wait: Wait) -> Self {
+        let (what, until) = match wait.what {
+            WaitFor::Splay { until } => ("its splay", Some(until)),
+            WaitFor::Window { opens } => ("its window", Some(opens)),
+            WaitFor::RunUnderWay => ("the run under way to end", None),
+        };
+        Self { waiting: Waiting { what: what.to_owned(), since: wait.occurrence }, until }
+    }
+}
+
+/// The jobs as `jobs --json` prints them; `waits` is what the scheduler knows of runs that were not started yet.
 pub fn job_list<'a>(
     jobs: impl Iterator<Item = &'a JobSpec>,
     mut last_runs: HashMap<String, Report, impl BuildHasher>,
+    mut waits: HashMap<String, ListedWait, impl BuildHasher>,
     now: Timestamp,
 ) -> Vec<ListedJob> {
     jobs.map(|job| ListedJob {
+        waiting: last_runs
+            .get(&job.name)
+            .and_then(|run| run.waiting.clone())
+            .map(|waiting| ListedWait { waiting, until: None })
+            .or_else(|| waits.remove(&job.name)),
         name: job.name.clone(),
         kind: job.job.kind().name,
         homeserver: job.homeserver.clone(),

@@ -121,6 +121,20 @@ pub enum Why {
     Redefined,
 }
 
+/// An occurrence that came and is not run yet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Wait {
+    pub what: WaitFor,
+    pub occurrence: Timestamp,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WaitFor {
+    Splay { until: Timestamp },
+    Window { opens: Timestamp },
+    RunUnderWay,
+}
+
 /// A job as the scheduler sees it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct JobState {
@@ -183,6 +197,20 @@ impl JobState {
     /// Whether the job must not be started: a run is under way, or held back by its splay.
     pub fn is_running(&self) -> bool {
         self.run.is_some()
+    }
+
+    /// What a run that was not started yet is waiting for.
+    pub fn waiting(&self, now: Timestamp) -> Option<Wait> {
+        let held = self.run.and_then(|run| run.held_until.zip(run.start.occurrence));
+        if let Some((until, occurrence)) = held {
+            return Some(Wait { what: WaitFor::Splay { until }, occurrence });
+        }
+        let missed = self.missed.map(|missed| missed.occurrence);
+        let what = match self.opens(now).filter(|_| self.run.is_none()) {
+            Some(opens) => WaitFor::Window { opens },
+            None => WaitFor::RunUnderWay,
+        };
+        Some(Wait { what, occurrence: missed.or(self.queued)? })
     }
 
     /// Whether a run is held back by its splay, or waits for the job's window to open.

@@ -1,10 +1,12 @@
 //! The messages to the task that owns the jobs.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use tokio::sync::{mpsc, oneshot};
 
 use super::agenda::Due;
+use super::job_list::ListedWait;
 use super::job_state::Ending;
 use super::recollection::{Recollection, Standings};
 use super::request::{Adopted, Refusal, RunOverrides};
@@ -40,6 +42,10 @@ pub(super) enum Message {
     },
     Specs {
         reply: oneshot::Sender<Vec<Arc<JobSpec>>>,
+    },
+    /// What runs that were not started yet are waiting for, by job.
+    Waits {
+        reply: oneshot::Sender<HashMap<String, ListedWait>>,
     },
     /// Gives the metrics what the history knows of each job.
     Describe {

@@ -1,6 +1,6 @@
 //! The one task that owns the state of every job: it takes messages, decides, and carries out what was decided.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{broadcast, mpsc};
@@ -9,6 +9,7 @@ use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 use super::agenda::{Agenda, Due};
 use super::homeservers::Homeservers;
 use super::job_event::JobEvent;
+use super::job_list::ListedWait;
 use super::job_state::{
     Decision, Ending, Event as StateEvent, Interrupted, JobState, Now, Recalled, Start, Timing, Why,
 };
@@ -150,6 +151,7 @@ impl Owner {
                 let specs = self.jobs.values().map(|entry| Arc::clone(&entry.spec));
                 let _ = reply.send(specs.collect());
             }
+            Message::Waits { reply } => drop(reply.send(self.waits())),
             Message::Describe { standings, reply } => {
                 self.describe(standings);
                 let _ = reply.send(());
@@ -424,6 +426,15 @@ impl Owner {
         tracing::warn!(target: "microglia::scheduler", "scheduled runs are {state}");
         self.wake_all();
         self.refresh_due();
+    }
+
+    fn waits(&self) -> HashMap<String, ListedWait> {
+        let now = self.clock.now();
+        let waiting = self
+            .jobs
+            .iter()
+            .filter_map(|(job, entry)| Some((job.clone(), entry.state.waiting(now)?.into())));
+        waiting.collect()
     }
 
     /// What runs next, in words.

@@ -228,7 +228,9 @@ impl Supervisor {
     /// The jobs as `jobs --json` lists them.
     pub async fn job_list(&self) -> Result<Vec<ListedJob>, history::Error> {
         let last_runs = self.runner.history.last_runs().await?;
-        Ok(job_list(self.specs().await.iter().map(Arc::as_ref), last_runs, self.clock.now()))
+        let specs = self.specs().await;
+        let waits = self.ask(|reply| Message::Waits { reply }).await.unwrap_or_default();
+        Ok(job_list(specs.iter().map(Arc::as_ref), last_runs, waits, self.clock.now()))
     }
 
     /// What runs next, in words.

@@ -1,8 +1,11 @@
 //! Text that somebody else wrote, shortened for an error message.
 
-/// Returns the beginning of a body on one line.
+/// Returns the beginning of a body on one line, of an HTML page only its title.
 pub(super) fn excerpt(body: &[u8]) -> String {
     const MAX_CHARS: usize = 160;
+    if body.trim_ascii_start().starts_with(b"<") {
+        return page_title(body);
+    }
     one_line(&String::from_utf8_lossy(&body[..body.len().min(4 * MAX_CHARS)]), MAX_CHARS)
 }
 

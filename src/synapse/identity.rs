@@ -5,6 +5,7 @@ use std::fmt;
 use chrono::TimeDelta;
 
 use super::account::User;
+use crate::values::duration::format_duration;
 
 /// A homeserver and the account of its token.
 #[derive(Debug, Clone)]
@@ -18,8 +19,20 @@ pub struct Identity {
     pub version_text: String,
     /// Whether accounts live in the Matrix Authentication Service.
     pub mas: bool,
-    /// How far the local clock is ahead of the homeserver's `Date`, to a second; `None` if a proxy drops the header.
+    /// How far the local clock is ahead of the homeserver's `Date`, to a second; `None` without a valid header.
     pub clock_ahead: Option<TimeDelta>,
+}
+
+/// A run that sends timestamps is refused if the clocks differ by more than this.
+const CLOCK_TOLERANCE: TimeDelta = TimeDelta::seconds(60);
+
+impl Identity {
+    /// Where the local clock is compared with the homeserver's, if they differ too much: `3 min ahead of`.
+    pub fn clock_error(&self) -> Option<String> {
+        let ahead = self.clock_ahead.filter(|ahead| ahead.abs() > CLOCK_TOLERANCE)?;
+        let direction = if ahead > TimeDelta::zero() { "ahead of" } else { "behind" };
+        Some(format!("{} {direction}", format_duration(ahead.abs().to_std().unwrap_or_default())))
+    }
 }
 
 /// The first two numbers of Synapse's version.

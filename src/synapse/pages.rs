@@ -85,6 +85,10 @@ impl Pages {
                 self.max_page_rows
             )));
         }
+        // On later pages the rows may have been deleted since.
+        if rows == 0 && self.read_count == 1 && token.is_some() && total > 0 {
+            return Err(self.broken("does not begin: its first page is empty"));
+        }
         let Some(token) = token.filter(|_| rows > 0) else { return Ok(None) };
         if token.0.len() > MAX_TOKEN {
             return Err(self.endless(&format!("a page token has {} bytes", token.0.len())));
@@ -102,12 +106,16 @@ impl Pages {
     }
 
     fn endless(&self, sign: &str) -> Error {
+        self.broken(&format!("does not end: {sign}"))
+    }
+
+    fn broken(&self, how: &str) -> Error {
         let of = match self.total {
             Some(MAX_TOTAL) | None => String::new(),
             Some(total) => format!(" of {}", format_number(total)),
         };
         let problem = format!(
-            "this list does not end: {sign}, after {}{of} on {}",
+            "this list {how}, after {}{of} on {}",
             format_count(self.rows, "row", "rows"),
             format_count(u64::from(self.read_count), "page", "pages")
         );
@@ -140,6 +148,14 @@ mod tests {
         insta::assert_snapshot!(end(1000, Some(u64::MAX), number), @"this list does not end: it has far more rows than it reported, after 20,011,000 rows on 20,011 pages");
         insta::assert_snapshot!(end(1001, Some(100), number), @"this list does not end: a page has 1001 rows instead of at most 1000, after 1,001 rows of 100 on 1 page");
         insta::assert_snapshot!(end(1, None, |_| PageToken("x".repeat(1025))), @"this list does not end: a page token has 1025 bytes, after 1 row on 1 page");
+    }
+
+    #[test]
+    fn a_list_that_reports_rows_and_begins_with_none_is_not_taken_for_an_empty_one() {
+        insta::assert_snapshot!(end(0, Some(3), |page| PageToken(page.to_string())), @"this list does not begin: its first page is empty, after 0 rows of 3 on 1 page");
+        let next = |total, token| Pages::new("/list", 1000).next(0, total, token);
+        assert_eq!(next(Some(0), Some(PageToken("0".to_owned()))).unwrap(), None);
+        assert_eq!(next(Some(3), None).unwrap(), None);
     }
 
     #[test]

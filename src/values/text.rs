@@ -1,5 +1,7 @@
 //! Names and numbers in messages.
 
+use std::any::Any;
+
 /// `invalid value "aply" (did you mean "apply"?)`
 pub fn invalid_value(text: &str, known: &[&str]) -> String {
     format!("invalid value {text:?}{}", one_of_hint(text, known, '"'))
@@ -35,6 +37,12 @@ pub fn format_count(count: u64, one: &str, many: &str) -> String {
 /// `1234567` as `1,234,567`.
 pub fn format_number(number: u64) -> String {
     indicatif::HumanCount(number).to_string()
+}
+
+/// The message that a panic was raised with.
+pub fn panic_text(panic: &(dyn Any + Send)) -> &str {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("the panic has no message")
 }
 
 #[cfg(test)]

@@ -80,7 +80,13 @@ pub(super) async fn show_run(
     id: Result<Path<i64>, PathRejection>,
     query: Result<Query<PageQuery>, QueryRejection>,
 ) -> Result<Response, ApiError> {
-    let (Path(id), Query(query)) = (id?, query?);
+    let Path(id) = id.map_err(|rejection| {
+        ApiError::new(
+            rejection.status(),
+            "a run is identified by its number, as in /api/v1/runs/42",
+        )
+    })?;
+    let Query(query) = query?;
     let page = Page {
         offset: query.offset.unwrap_or(0),
         limit: query.limit.unwrap_or(CHANGES_SHOWN).min(MAX_CHANGES),

@@ -38,7 +38,12 @@ impl IntoResponse for ApiError {
 
 impl From<QueryRejection> for ApiError {
     fn from(rejection: QueryRejection) -> Self {
-        Self::new(rejection.status(), rejection.body_text())
+        // The only other parameter is a text.
+        let error = format!(
+            "`limit` and `offset` must be whole numbers from 0 to {}, each given once",
+            u32::MAX
+        );
+        Self::new(rejection.status(), error)
     }
 }
 

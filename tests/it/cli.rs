@@ -311,12 +311,14 @@ async fn jobs_are_listed_with_their_last_run_and_the_offset_of_their_zone() {
             "name",
             "next_runs",
             "schedule",
-            "timezone"
+            "timezone",
+            "waiting"
         ]
     );
     let by_hand = serde_json::json!({
         "name": "by-hand", "kind": "request", "homeserver": "main", "schedule": null, "timezone": "UTC",
-        "mode": "dry-run", "enabled": false, "next_runs": [], "last_run": null,
+        "mode": "dry-run", "enabled": false, "next_runs": [], "waiting": null,
+        "last_run": null,
     });
     assert_eq!(before[0], by_hand);
     let next: Vec<&str> = before[1]["next_runs"]

@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use crate::fake::{Fake, Fault, TOKEN, Trouble, User};
-use crate::program::{Output, Program};
+use crate::program::{Output, Program, binary};
 
 /// Sets the title of a terminal, begins a line that looks like one of ours, and hides what follows from the eye.
 const HOSTILE: &str =
@@ -111,4 +111,26 @@ async fn a_hostile_room_is_escaped_on_the_terminal() {
     let job = "[jobs.lobby]\nkind = \"join-rooms\"\nrooms = [\"!lobby:fake.test\"]\n";
     let program = Program::new(&fake.url(), TOKEN, job);
     assert_stripped(&run(&program, &["run", "lobby", "--dry-run"]).await.stdout);
+}
+
+#[tokio::test]
+async fn on_a_terminal_the_colour_of_an_errors_label_reaches_it_and_the_rest_is_escaped() {
+    let program = Program::new("http://127.0.0.1:9", "token", "");
+    let terminal = "import pty, sys; pty.spawn(sys.argv[1:])";
+    let output = tokio::process::Command::new("python3")
+        .args(["-c", terminal])
+        .arg(binary())
+        .arg("--config")
+        .arg(program.path("micro\x1b[31mglia.toml"))
+        .arg("jobs")
+        .env("TERM", "xterm")
+        .env_remove("NO_COLOR")
+        .stdin(std::process::Stdio::null())
+        .output()
+        .await
+        .unwrap();
+    let shown = String::from_utf8_lossy(&output.stdout);
+    assert!(shown.starts_with("\x1b[1;31merror\x1b[0m: "), "{shown:?}");
+    assert_eq!(shown.matches('\x1b').count(), 2, "{shown:?}");
+    assert!(shown.contains("micro\\u{1b}[31mglia.toml"), "{shown:?}");
 }

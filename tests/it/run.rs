@@ -72,6 +72,7 @@ async fn at_most_makes_every_figure_describe_what_this_run_would_do() {
     let report = program.apply("sweep").await;
     assert_eq!(figures(&report), "succeeded: 2/2/0/0/1");
     let message = report["message"].as_str().unwrap();
+    assert!(message.starts_with("2 of the planned ids are "), "{message}");
     assert!(message.ends_with("; 1 more is left for later runs by at_most"), "{message}");
 }
 

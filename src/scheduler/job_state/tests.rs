@@ -1021,3 +1021,51 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_run_that_is_not_started_yet_says_what_it_is_waiting_for_and_until_when() {
+    let waiting = |timing: Timing, events: &[(&str, Event)]| {
+        let mut last = at(events[0].0);
+        let mut state = JobState::new(timing, last);
+        for (time, event) in events {
+            last = at(time);
+            let now = Now { time: last, paused: false, draining: false };
+            state = state.decide(now, event.clone()).0;
+        }
+        state.waiting(last).map(|wait| {
+            let what = match wait.what {
+                WaitFor::Splay { until } => format!("splay until {}", text(until)),
+                WaitFor::Window { opens } => format!("window until {}", text(opens)),
+                WaitFor::RunUnderWay => "run".to_owned(),
+            };
+            format!("{what} since {}", text(wait.occurrence))
+        })
+    };
+    let missed = Event::Recalled(Recalled {
+        since: at("22 00:00"),
+        watermark: Some(at("22 03:30")),
+        interrupted: None,
+    });
+    let rows = [
+        (hourly(), vec![("23 00:50", Event::Wake)], None),
+        (hourly(), vec![("23 00:50", Event::Wake), ("23 01:00", Event::Wake)], None),
+        (
+            splayed(hourly(), 10),
+            vec![("23 00:50", Event::Wake), ("23 01:00", Event::Wake)],
+            Some("splay until 23 01:10 since 23 01:00"),
+        ),
+        (
+            queueing(hourly()),
+            vec![("23 00:50", Event::Wake), ("23 01:00", Event::Wake), ("23 02:00", Event::Wake)],
+            Some("run since 23 02:00"),
+        ),
+        (
+            in_window(nightly(), "03:00-04:00"),
+            vec![("23 05:00", missed)],
+            Some("window until 24 03:00 since 23 03:30"),
+        ),
+    ];
+    for (timing, events, expected) in rows {
+        assert_eq!(waiting(timing, &events).as_deref(), expected, "{events:?}");
+    }
+}

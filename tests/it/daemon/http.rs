@@ -377,12 +377,12 @@ async fn every_refusal_of_the_api_is_json_with_an_error() {
     let daemon = program.serve().await;
     let admin = "Authorization: Bearer secret-of-the-tests\r\n";
     let cases = [
-        ("GET /api/v1/runs?limit=abc", "", "", 400, "limit"),
+        ("GET /api/v1/runs?limit=abc", "", "", 400, "`limit` and `offset` must be whole"),
         ("GET /api/v1/runs?limit=-1", "", "", 400, "limit"),
         ("GET /api/v1/runs?limit=99999999999", "", "", 400, "limit"),
-        ("GET /api/v1/runs/abc", "", "", 400, "abc"),
+        ("GET /api/v1/runs/abc", "", "", 400, "identified by its number"),
         ("GET /api/v1/runs/1?offset=x", "", "", 400, "offset"),
-        ("GET /api/v1/runs/%ff", "", "", 400, "UTF-8"),
+        ("GET /api/v1/runs/%ff", "", "", 400, "identified by its number"),
         ("GET /api/v1/runs/7", "", "", 404, "there is no run 7"),
         ("GET /api/v1/nothing", "", "", 404, "/api/v1/nothing"),
         ("DELETE /api/v1/runs", "", "", 405, "DELETE"),

@@ -160,3 +160,33 @@ async fn the_history_of_an_older_daemon_that_still_runs_can_be_read() {
     assert!(shown.stdout.contains("  succeeded after 0."), "{shown:?}");
     assert_eq!(program.runs("old").await[0]["waited_seconds"], 0.0);
 }
+
+#[tokio::test]
+async fn a_run_that_was_not_started_yet_shows_in_the_list_of_jobs_what_it_is_waiting_for() {
+    let fake = Fake::start();
+    slow(&fake, PING);
+    let jobs = [
+        ping("held", "schedule = \"* * * * * *\"\nsplay = \"7d\""),
+        ping("queued", "mode = \"apply\"\nschedule = \"* * * * * *\"\noverlap = \"queue\""),
+    ];
+    let program = Program::new(&fake.url(), TOKEN, &jobs.concat());
+    let daemon = program.serve().await;
+    until("both wait", 20, async || {
+        let jobs = program.json(&["jobs", "--json"]).await;
+        jobs[0]["waiting"]["for"] == "its splay"
+            && jobs[1]["waiting"]["for"] == "the run under way to end"
+    })
+    .await;
+    // Also over TCP and without a token: it names nobody.
+    let listed = daemon.get_json("/api/v1/jobs").await;
+    let held = &listed[0]["waiting"];
+    let (since, until) = (held["since"].as_str().unwrap(), held["until"].as_str().unwrap());
+    assert!(since < until, "{held}");
+    let table = program.run(&["jobs"]).await.stdout;
+    let row = table.lines().find(|line| line.starts_with("held")).unwrap();
+    assert!(row.contains(" waiting for its splay until 20"), "{table}");
+    assert!(row.contains(" UTC, since 20"), "{table}");
+    daemon.kill().await;
+    let jobs = program.json(&["jobs", "--json"]).await;
+    assert_eq!(jobs[0]["waiting"], Value::Null, "nothing waits where no daemon runs");
+}

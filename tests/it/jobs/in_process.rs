@@ -21,6 +21,7 @@ pub const SOON: LostCallWait = LostCallWait {
     unchanged_for: Duration::from_secs(1),
     unobserved_for: Duration::from_secs(2),
     poll_interval: Duration::from_millis(50),
+    external_ids_for: Duration::from_secs(2),
 };
 
 /// What a run did, and what it waited for.

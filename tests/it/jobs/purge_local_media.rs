@@ -368,7 +368,8 @@ async fn a_file_that_synapse_kept_is_planned_again_once_it_was_used_and_counted_
 
 #[test]
 fn a_lost_media_call_counts_as_over_after_a_minute_of_standstill_or_ten_minutes_blind() {
-    let LostCallWait { unchanged_for, unobserved_for, poll_interval } = LostCallWait::default();
+    let LostCallWait { unchanged_for, unobserved_for, poll_interval, external_ids_for: _ } =
+        LostCallWait::default();
     assert_eq!(
         [unchanged_for, unobserved_for, poll_interval].map(|time| time.as_secs()),
         [60, 600, 5]

@@ -23,6 +23,10 @@ async fn of_a_proxys_page_the_title_is_shown_and_what_to_check() {
             "<html><head><style>p { color: red }</style></head><body><h1>Not here</h1><p>Sorry</p></body></html>",
         ),
         page(404, ""),
+        page(
+            200,
+            "\n<html><head><title>Sign in</title></head><body><script>hidden</script></body></html>",
+        ),
     ];
     let mut all = String::new();
     for trouble in nos {
@@ -35,6 +39,7 @@ async fn of_a_proxys_page_the_title_is_shown_and_what_to_check() {
     failed: GET /_synapse/admin/v2/users/@microglia:fake.test: 504 from a server that is not Synapse: Gateway [31m &amp; time -out xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx…. The proxy timed out, and Synapse may still be processing the request: increase the read timeout of the proxy, or set `url` to Synapse's own listener
     failed: GET /_synapse/admin/v2/users/@microglia:fake.test: 404 from a server that is not Synapse: Not here Sorry. A proxy responded, and most of them block /_synapse/admin: set `url` to Synapse's own listener, such as http://127.0.0.1:8008
     failed: GET /_synapse/admin/v2/users/@microglia:fake.test: 404 with an empty body, which did not come from Synapse. A proxy responded, and most of them block /_synapse/admin: set `url` to Synapse's own listener, such as http://127.0.0.1:8008
+    failed: GET /_synapse/admin/v2/users/@microglia:fake.test: cannot decode the response (expected value at line 2 column 1): Sign in
     ");
 }
 
