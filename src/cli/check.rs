@@ -87,7 +87,7 @@ fn print_config(path: &Path, config: &Config, clock: &Clock) -> Result<(), Failu
     }
     let mut text = String::new();
     for job in &config.jobs {
-        let schedule = job.schedule.as_ref().map_or("by hand only", |schedule| schedule.as_str());
+        let schedule = job.schedule.as_ref().map_or("manual only", |schedule| schedule.as_str());
         let disabled = if job.common.enabled { "" } else { ", disabled" };
         text.push_str(&format!(
             "{}: {} on {}, {schedule} ({}), {}{disabled}\n",
@@ -231,7 +231,7 @@ impl Results<'_> {
         match identity.clock_ahead {
             Some(ahead) if ahead.abs() > CLOCK_TOLERANCE => {
                 let off = ahead.num_seconds();
-                self.no("clocks agree", &format!("the local clock is {off} s off: synchronize the clocks (NTP); purges are refused until then"))?;
+                self.no("clocks agree", &format!("the local clock is off by {off} s: synchronize the clocks (NTP); purges are refused until then"))?;
             }
             Some(_) => self.yes("clocks agree", "yes")?,
             None => self.yes("clocks agree", "unknown: a proxy removes the Date header")?,
@@ -249,7 +249,7 @@ impl Results<'_> {
         if identity.account.user_type.as_deref() != Some("bot") {
             self.yes(
                 "account's user_type",
-                "not bot; a bot needs no consent and is left out of sweeps and statistics",
+                "not bot; a bot needs no consent, and is excluded from joins and statistics",
             )?;
         }
         Ok(())
@@ -266,7 +266,7 @@ impl Results<'_> {
         if identity.version < needs.synapse {
             self.no(
                 &format!("version for {}", job.name),
-                &format!("{} needs Synapse {} or later", job.job.kind().name, needs.synapse),
+                &format!("{} requires Synapse {} or later", job.job.kind().name, needs.synapse),
             )?;
         }
         if let Some(why) = needs.not_under_mas.filter(|_| identity.mas) {

@@ -40,7 +40,7 @@ pub(super) async fn run(path: &Path, options: &Options) -> Result<(), Failure> {
     }
     if let Ok(None) = Client::connect(dir).await {
         text.push_str(&format!(
-            "\nno daemon runs on {}: nothing runs on schedule until `microglia serve`\n",
+            "\nno daemon is running on {}: nothing runs on schedule until `microglia serve`\n",
             dir.display()
         ));
     }
@@ -53,7 +53,7 @@ fn job_table(config: &Config, last_runs: &HashMap<String, Report>, now: Timestam
     let mut rows =
         new_table(&["JOB", "KIND", "HOMESERVER", "SCHEDULE", "MODE", "NEXT", "LAST RUN"]);
     for job in &config.jobs {
-        let schedule = job.schedule.as_ref().map_or("by hand only", |schedule| schedule.as_str());
+        let schedule = job.schedule.as_ref().map_or("manual only", |schedule| schedule.as_str());
         let next = match upcoming(job, now, 1).first() {
             _ if !job.common.enabled => "disabled".to_owned(),
             Some(next) => format_local(*next, zone),

@@ -42,7 +42,7 @@ fn recorded() -> impl Strategy<Value = Recorded> {
         })
 }
 
-/// A history of its own with these runs, and with all jobs but `gone` known.
+/// A separate history with these runs, in which all jobs but `gone` are known.
 async fn history(runs: &[Recorded]) -> (tempfile::TempDir, History) {
     let dir = tempfile::tempdir().unwrap();
     let history =

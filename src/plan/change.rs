@@ -28,7 +28,7 @@ pub trait Change: Debug + Send + Sync {
         Lane::Free
     }
 
-    /// Each item with its bytes; a new plan without an item shows that a lost answer meant success.
+    /// Each item with its bytes; if a new plan lacks an item, its lost response was a success.
     fn items(&self) -> Vec<(String, Option<u64>)> {
         vec![(self.target(), None)]
     }
@@ -84,7 +84,7 @@ pub enum Lane {
     /// order and dropped there, and a removed id can still log in (measured with 1.163).
     ExternalIds,
     /// A media call: one at a time for the whole homeserver, whatever the job or the process, and none while a lost one may
-    /// still be at work.
+    /// still be in progress.
     Media(MediaStore),
 }
 
@@ -98,7 +98,7 @@ pub enum MediaStore {
     Remote,
 }
 
-/// What a change that Synapse answered did.
+/// The result of a change to which Synapse responded.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct ChangeResult {
     pub done: u64,
@@ -109,7 +109,7 @@ pub struct ChangeResult {
     pub files: Vec<(String, Option<u64>)>,
     pub facts: Vec<Fact>,
     pub detail: Option<String>,
-    /// The beginning of the answer, if the job keeps it.
+    /// The beginning of the response, if the job keeps it.
     pub answer: Option<String>,
 }
 

@@ -76,7 +76,7 @@ struct Applying<'a> {
     locks: Vec<&'a Lock>,
     queue: Queue,
     under_way: FuturesUnordered<BoxFuture<'a, Step>>,
-    /// Changes in a row that Synapse answered with an internal error.
+    /// Consecutive changes to which Synapse responded with an internal error.
     internal_errors: u32,
     /// Why no other change may begin; the first reason counts.
     abort: Option<Abort>,
@@ -167,7 +167,7 @@ impl Applying<'_> {
         }
     }
 
-    /// Decides whether the attempt goes on after an answer.
+    /// Decides whether the attempt continues after a response.
     fn judge(&mut self, task: &Task, answer: Answer) {
         match answer {
             Answer::Applied => self.internal_errors = 0,
@@ -201,7 +201,7 @@ impl Applying<'_> {
         let report = &self.tally.report;
         let done = report.done.saturating_add(report.failed + report.skipped);
         self.sender.run.emit(Event::Changing { done, total: report.planned });
-        // Batches are not in the recorded plan, so the figures of the run say how far it came.
+        // Batches are not in the recorded plan, so the counts of the run show how far it got.
         if self.queue.is_batches()
             && let Err(error) = self.sender.run.history.update_run(report).await
         {

@@ -15,7 +15,7 @@ pub(super) struct FirstChanges {
     planned: BTreeMap<i64, ChangeRecord>,
     failed: BTreeMap<i64, ChangeRecord>,
     done: BTreeMap<i64, ChangeRecord>,
-    /// Sent, and not answered so far. All of them: their items have to be counted.
+    /// Sent, with no response so far. All of them, because their items have to be counted.
     sent: BTreeMap<i64, ChangeRecord>,
 }
 
@@ -81,7 +81,7 @@ impl FirstChanges {
         }
     }
 
-    /// Fails what was sent and not answered, and returns how many items that are.
+    /// Marks what was sent and got no response as failed, and returns the number of items.
     pub fn fail_unanswered(&mut self, why: &str) -> u64 {
         let mut items = 0;
         for (seq, mut record) in std::mem::take(&mut self.sent) {

@@ -33,7 +33,7 @@ pub(super) struct Batches {
     exhausted: bool,
 }
 
-/// A change under way.
+/// A change in progress.
 pub(super) struct Task {
     pub lane: usize,
     /// The number of the change in the history.

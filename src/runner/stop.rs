@@ -1,4 +1,4 @@
-//! How a run is told to end before its work is done.
+//! Requests to end a run before its work is done.
 
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -44,7 +44,7 @@ impl Stop {
         self.at_boundary.cancel();
     }
 
-    /// Ends the run without waiting for the change under way, which may or may not take effect.
+    /// Ends the run without waiting for the change in progress, which may or may not take effect.
     ///
     /// `why` completes "stopped at once".
     pub fn now(&self, outcome: Outcome, why: &str) {

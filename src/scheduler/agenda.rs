@@ -1,4 +1,4 @@
-//! When to look at which job again: a queue of times without a clock of its own.
+//! When to examine which job again: a queue of times without a clock of its own.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -15,12 +15,12 @@ pub struct Agenda {
     last_look: Option<Timestamp>,
 }
 
-/// What a look at the agenda found.
+/// The result of examining the agenda.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Due {
-    /// Whether the clock went back since the last look, so that every job has to be planned anew.
+    /// Whether the clock went back since the last time, so that every job has to be planned anew.
     pub set_back: bool,
-    /// The time of the first of the jobs, or of the look.
+    /// The time of the first of the jobs, or the current time.
     pub at: Timestamp,
     pub jobs: Vec<Arc<str>>,
 }
@@ -29,7 +29,7 @@ pub struct Due {
 const JITTER: TimeDelta = TimeDelta::seconds(60);
 
 impl Agenda {
-    /// Sets the time at which to look at a job, or takes it out.
+    /// Sets the time at which to examine a job, or removes the job.
     pub fn set(&mut self, job: &str, at: Option<Timestamp>) {
         let job: Arc<str> = match self.times.remove_entry(job) {
             Some((job, before)) => {
@@ -50,7 +50,7 @@ impl Agenda {
         self.times.get(job).copied()
     }
 
-    /// Takes out every job whose time has come; `None` where there is nothing to do.
+    /// Removes and returns every job whose time has come; `None` if there is nothing to do.
     pub fn pop_due(&mut self, now: Timestamp) -> Option<Due> {
         let set_back = self.last_look.is_some_and(|last| now < last - JITTER);
         self.last_look = Some(now);

@@ -159,13 +159,13 @@ impl Reloader {
         self.daemon.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// The token that endpoints which change something require, as its file holds it now.
+    /// The token that endpoints which change something require, as its file contains it now.
     pub async fn admin_token(&self) -> Option<SecretString> {
         let token = self.admin_token.lock().unwrap_or_else(PoisonError::into_inner).clone();
         Some(token?.current().await)
     }
 
-    /// Reads the file as often as `watch_config` says, and adopts a change once two readings in a row agree.
+    /// Reads the file as often as `watch_config` says, and adopts a change once two consecutive readings agree.
     ///
     /// Compares the content, not timestamps or inodes: this works with Kubernetes' links, editors that rename, and NFS.
     pub async fn watch(self: Arc<Self>) {

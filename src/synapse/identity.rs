@@ -16,7 +16,7 @@ pub struct Identity {
     pub version: Version,
     /// The version as Synapse reports it.
     pub version_text: String,
-    /// Whether accounts live in the Matrix Authentication Service.
+    /// Whether the Matrix Authentication Service manages the accounts.
     pub mas: bool,
     /// How far the local clock is ahead of the homeserver's `Date`, to a second; `None` if a proxy drops the header.
     pub clock_ahead: Option<TimeDelta>,

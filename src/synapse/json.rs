@@ -175,7 +175,7 @@ pub(super) fn optional_count<'de, D: Deserializer<'de>>(
     }
 }
 
-/// The text of a field that anybody may have filled with anything; `None` for any other type.
+/// The text of a field that may contain anything; `None` for any other type.
 pub(super) fn optional_text<'de, D: Deserializer<'de>>(
     deserializer: D,
 ) -> Result<Option<String>, D::Error> {

@@ -40,7 +40,7 @@ pub(crate) fn read_bounded(
     Ok(bytes)
 }
 
-/// Reads until the writer closes the pipe; without data the end of the file means that no writer has come yet.
+/// Reads until the writer closes the pipe; without data the end of the file means that no writer has opened it yet.
 fn read_pipe(pipe: &mut File, max_bytes: u64, time_limit: Duration) -> io::Result<Vec<u8>> {
     let start = Instant::now();
     let (mut bytes, mut chunk) = (Vec::new(), [0; 4096]);

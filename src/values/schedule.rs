@@ -131,7 +131,7 @@ impl FromStr for Schedule {
         }
         let cron = pattern(text).map_err(|_| format!("invalid schedule {text:?}: {RANGES}"))?;
         cron.find_next_occurrence(&DateTime::<Utc>::UNIX_EPOCH, false)
-            .map_err(|_| format!("the schedule {text:?} never occurs: there is no such date"))?;
+            .map_err(|_| format!("the schedule {text:?} never occurs: this date does not exist"))?;
         Ok(Self(text.into()))
     }
 }
@@ -287,7 +287,7 @@ mod tests {
     fn a_slip_in_a_schedule_is_explained() {
         let refusal = |text: &str| text.parse::<Schedule>().unwrap_err();
         insta::assert_snapshot!(refusal("30 3 * *"), @r#"invalid schedule "30 3 * *": expected five fields (minute, hour, day of month, month, day of week), or six with leading seconds, found 4; for 03:30 every night write "30 3 * * *""#);
-        insta::assert_snapshot!(refusal("0 0 30 2 *"), @r#"the schedule "0 0 30 2 *" never occurs: there is no such date"#);
+        insta::assert_snapshot!(refusal("0 0 30 2 *"), @r#"the schedule "0 0 30 2 *" never occurs: this date does not exist"#);
         insta::assert_snapshot!(refusal("@dayly"), @r#"invalid schedule "@dayly" (did you mean "@daily"?)"#);
         insta::assert_snapshot!("Europe/Berln".parse::<Zone>().unwrap_err(), @r#"unknown time zone "Europe/Berln" (did you mean "Europe/Berlin"?)"#);
         insta::assert_snapshot!(refusal("75 3 * * *"), @r#"invalid schedule "75 3 * * *": minute 75 is out of range (0-59)"#);

@@ -35,7 +35,7 @@ pub(super) struct Registration {
 /// What a connection is doing. Only its own task writes it.
 #[derive(Default)]
 pub(super) struct Traffic {
-    /// Whether a request is being answered, rather than read or its response written.
+    /// Whether a request is being processed, rather than read or its response written.
     answering: AtomicBool,
     /// Bytes of responses that have not been handed to the kernel yet.
     unread: AtomicUsize,
@@ -91,7 +91,7 @@ impl Open {
         self.connections.values().map(|(_, traffic)| traffic.unread()).sum()
     }
 
-    /// Closes the oldest connection that may go, preferably one that is not being answered.
+    /// Closes the oldest connection that may be closed, preferably one without a request in progress.
     fn evict(&mut self, may_go: impl Fn(&Arc<Traffic>) -> bool) -> bool {
         let candidates = || self.connections.iter().filter(|(_, (_, traffic))| may_go(traffic));
         let oldest = candidates()
@@ -123,7 +123,7 @@ impl Traffic {
     }
 }
 
-/// Marks a connection while one of its requests is being answered.
+/// Marks a connection while one of its requests is being processed.
 pub(super) struct Answering<'a>(&'a Traffic);
 
 impl<'a> Answering<'a> {

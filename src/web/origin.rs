@@ -35,7 +35,7 @@ pub(super) fn origin_rejection(headers: &HeaderMap, allowed: &[String]) -> Optio
     });
     (!is_own).then(|| {
         format!(
-            "a page of {} may not do this: only pages of this daemon or of a name in daemon.allowed_hosts may",
+            "pages of {} may not send this request: only pages of this daemon, or of a name in daemon.allowed_hosts, may",
             quoted(&text)
         )
     })

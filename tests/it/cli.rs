@@ -45,9 +45,9 @@ async fn help_and_version_are_there_for_each_command() {
     insta::assert_snapshot!(shown.join("\n"), @r#"
     Recurring housekeeping for Synapse, the Matrix homeserver.
 
-    Reads a TOML file of jobs. Start with `microglia kinds`, write the file, check it with `microglia
-    check --online`, preview a job with `microglia run JOB --dry-run`, and make its changes with
-    `microglia run JOB --apply`.
+    Jobs are defined in a TOML file. List the kinds of jobs with `microglia kinds`, write the file,
+    check it with `microglia check --online`, preview a job with `microglia run JOB --dry-run`, and make
+    its changes with `microglia run JOB --apply`.
 
     Usage: microglia [OPTIONS] <COMMAND>
 
@@ -64,9 +64,9 @@ async fn help_and_version_are_there_for_each_command() {
       -V, --version
               Print version
 
-    Exit codes: 0 success (a dry run that worked is a success); 1 the run, the reload or `check
-    --online` did not succeed, or the job is already running; 2 usage error, or an error in the
-    configuration file.
+    Exit codes: 0 success (including a successful dry run); 1 the run, the reload or `check --online`
+    did not succeed, or the job is already running; 2 usage error, or an error in the configuration
+    file.
     Environment: RUST_LOG sets the levels of the log on stderr, MICROGLIA_LOG_FORMAT=json selects JSON.
     "#);
     let commands: Vec<&str> = help
@@ -143,7 +143,7 @@ async fn wrong_usage_exits_with_2() {
     run sweep --max-changes 0: error: invalid value '0' for '--max-changes <N>': 0 is not in 1..=4294967295
     run sweeep: error: unknown job "sweeep" (did you mean "sweep"?)
     run nothing-like-it: error: unknown job "nothing-like-it": expected one of fresh, sweep
-    run fresh --max-changes 5: error: --max-changes means nothing for purge-remote-media, which cannot count beforehand
+    run fresh --max-changes 5: error: --max-changes is not supported by purge-remote-media, which cannot count items in advance
     runs sweeep: error: unknown job "sweeep" (did you mean "sweep"?)
     runs show: error: the following required arguments were not provided:
     runs show first: error: invalid value 'first' for '<ID>': invalid digit found in string
@@ -231,7 +231,7 @@ async fn the_config_is_the_option_else_the_environment() {
         (
             2,
             format!(
-                "error: {NO_CONFIG}: no such file: create it (in a container: mount its directory), or name another with --config FILE or $MICROGLIA_CONFIG\n"
+                "error: {NO_CONFIG}: no such file: create it (in a container: mount its directory), or specify another file with --config FILE or $MICROGLIA_CONFIG\n"
             )
         )
     );
@@ -277,7 +277,7 @@ joins_per_second = 2
         );
     }
     insta::assert_snapshot!(stdout, @r#"
-    fast: join-rooms on main, by hand only (UTC), dry-run
+    fast: join-rooms on main, manual only (UTC), dry-run
       only plans and reports; set mode = "apply" to make its changes
     off: purge-local-media on main, @daily (UTC), dry-run, disabled
       only plans and reports; set mode = "apply" to make its changes
@@ -286,7 +286,7 @@ joins_per_second = 2
     microglia.toml: no errors, 1 warning; 1 homeserver, 3 jobs
     "#);
     insta::assert_snapshot!(output.stderr.replace(&program.path("").display().to_string(), ""), @r#"
-    warning: microglia.toml:24:20: above 0.5 joins per second, the run uses up Synapse's rc_joins_per_room (1 per second by default), and Synapse refuses other users who want to join the room meanwhile
+    warning: microglia.toml:24:20: above 0.5 joins per second, the run uses up Synapse's rc_joins_per_room (1 per second by default), and in the meantime Synapse refuses other users who want to join the room
        24 | joins_per_second = 2
           |                    ^
     "#);
@@ -340,11 +340,11 @@ async fn jobs_are_listed_with_their_last_run_and_the_offset_of_their_zone() {
     let lines: Vec<String> =
         table.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect();
     assert_eq!(lines[0], "JOB KIND HOMESERVER SCHEDULE MODE NEXT LAST RUN");
-    assert_eq!(lines[1], "by-hand request main by hand only dry-run disabled never");
+    assert_eq!(lines[1], "by-hand request main manual only dry-run disabled never");
     assert!(lines[2].starts_with("sweep remove-external-ids main 30 12 1 7 * dry-run "), "{table}");
     assert!(lines[2].ends_with("UTC succeeded: 3 planned, 3 done"), "{table}");
     assert!(
-        table.contains("\nno daemon runs on ") && table.ends_with("`microglia serve`\n"),
+        table.contains("\nno daemon is running on ") && table.ends_with("`microglia serve`\n"),
         "{table}"
     );
 }
@@ -475,12 +475,12 @@ async fn each_kind_shows_every_key_with_its_type_its_default_and_its_meaning() {
     purge-local-media
 
       Deletes files that local users uploaded and that have not been accessed for a long time. They
-      cannot be restored: other servers may have cached copies, but none is asked for them. Skips
-      quarantined and protected files, empty and pending uploads, and (keep_avatars) avatars: those
-      in use, and former ones of users in rooms. Does not recognize stickers, custom emoji or other
-      files that rooms refer to: protect those in Synapse first.
+      cannot be restored: other servers may have cached copies, but microglia does not request them.
+      Skips quarantined and protected files, empty and pending uploads, and (keep_avatars) avatars:
+      those in use, and former ones of users in rooms. Does not recognize stickers, custom emoji or
+      other files that rooms refer to: protect those in Synapse first.
 
-      Needs Synapse 1.78 or later.
+      Requires Synapse 1.78 or later.
 
       older_than (optional): a duration such as "90d", "12h", "10m" or "30s", from "0s" to "3650d"
           Deletes files not accessed for this long, counted back from the start of the run; a file

@@ -532,7 +532,7 @@ async fn a_schedule_a_zone_or_a_window_that_cannot_be_meant_is_explained() {
     microglia.toml:9:12: invalid schedule "30 3 * *": expected five fields (minute, hour, day of month, month, day of week), or six with leading seconds, found 4; for 03:30 every night write "30 3 * * *"
         9 | schedule = "30 3 * *"
           |            ^^^^^^^^^^
-    microglia.toml:13:12: the schedule "0 0 30 2 *" never occurs: there is no such date
+    microglia.toml:13:12: the schedule "0 0 30 2 *" never occurs: this date does not exist
        13 | schedule = "0 0 30 2 *"
           |            ^^^^^^^^^^^^
     microglia.toml:17:12: invalid schedule "@nightly" (expected @hourly, @daily, @weekly, @monthly or @yearly)
@@ -598,7 +598,7 @@ homeserver = \"main\"
 [jobs]
 flat = \"purge-remote-media\"
 ").await, @r#"
-    error: microglia.toml:7:7: `homeserver` is missing, and there are several: add `homeserver = "…"`, one of main, second, or a list of them
+    error: microglia.toml:7:7: `homeserver` is missing, and several are configured: add `homeserver = "…"` with one of main, second, or a list of them
         7 | [jobs.unsaid]
           |       ^^^^^^
     microglia.toml:11:8: unknown kind "purge-remote-medai" (did you mean "purge-remote-media"?)
@@ -941,9 +941,9 @@ async fn a_file_that_is_no_config_says_what_it_is() {
     std::fs::write(program.path("microglia.toml"), b"[daemon]\n# \xc3\xbc caf\xe9\n").unwrap();
     insta::assert_snapshot!(refusal(&program).await, @r#"error: microglia.toml: line 2, column 8: invalid UTF-8: save the file as UTF-8"#);
     std::fs::remove_file(program.path("microglia.toml")).unwrap();
-    insta::assert_snapshot!(refusal(&program).await, @r#"error: microglia.toml: no such file: create it (in a container: mount its directory), or name another with --config FILE or $MICROGLIA_CONFIG"#);
+    insta::assert_snapshot!(refusal(&program).await, @r#"error: microglia.toml: no such file: create it (in a container: mount its directory), or specify another file with --config FILE or $MICROGLIA_CONFIG"#);
     std::fs::create_dir(program.path("microglia.toml")).unwrap();
-    insta::assert_snapshot!(refusal(&program).await, @r#"error: microglia.toml: this is a directory: name the configuration file in it"#);
+    insta::assert_snapshot!(refusal(&program).await, @r#"error: microglia.toml: this is a directory: specify the configuration file in it"#);
 }
 
 #[tokio::test]
@@ -1117,7 +1117,7 @@ body = {{ at = \"{{{{ now() }}}}\" }}
     microglia.toml:26:10: invalid value "FETCH" (did you mean "PATCH"?)
        26 | method = "FETCH"
           |          ^^^^^^^
-    microglia.toml:27:8: a path begins with `/`: "/_synapse/#a"
+    microglia.toml:27:8: a path must start with `/`: "/_synapse/#a"
        27 | path = "_synapse/#a"
           |        ^^^^^^^^^^^^^
     microglia.toml:28:10: the list is empty: add at least one item

@@ -88,7 +88,7 @@ async fn a_dry_run_advises_only_what_would_work() {
     );
     let refused = program.run(&["run", "sweep", "--apply"]).await;
     assert!(
-        refused.code == 1 && refused.stdout.contains("`--ignore-window` lifts that once"),
+        refused.code == 1 && refused.stdout.contains("`--ignore-window` ignores the window once"),
         "{refused:?}"
     );
     assert_eq!(fake.count("PUT", "/"), 0);

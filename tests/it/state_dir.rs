@@ -271,7 +271,10 @@ async fn deleted_lock_files_let_no_second_daemon_start() {
     let second = tokio::time::timeout(limit, program.run(&["serve"])).await;
     let second = second.expect("the second daemon ends");
     assert_eq!(second.code, 1, "{second:?}");
-    assert!(second.stderr.contains("another daemon runs on the state directory"), "{second:?}");
+    assert!(
+        second.stderr.contains("another daemon is running on the state directory"),
+        "{second:?}"
+    );
     let again = "serve.daemon.lock was deleted or replaced: locked again";
     crate::daemon::until_log(&daemon, again).await;
     assert!(program.path("state/locks/serve.daemon.lock").exists());

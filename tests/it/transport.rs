@@ -360,7 +360,7 @@ async fn half_the_rate_is_sent_while_answers_take_three_times_as_long() {
     let output = child.wait_with_output().await.unwrap();
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(0), "{stderr}");
-    assert!(stderr.contains("main takes three times as long to answer as at the start of the run: sending requests at half the rate"), "{stderr}");
+    assert!(stderr.contains("main takes three times as long to respond as at the start of the run: sending requests at half the rate"), "{stderr}");
     let at: Vec<Instant> = fake
         .requests()
         .iter()

@@ -60,7 +60,7 @@ enum Step {
     Paused(Event),
     /// The same, while the daemon stops.
     Draining(Event),
-    /// The daemon is started again, and told what a history holds that recorded every decision.
+    /// The daemon is restarted with a history in which every decision was recorded.
     Restart,
 }
 
@@ -201,7 +201,7 @@ fn play(timing: Timing, start: &str, steps: &[(&str, Step, &str)]) -> Vec<String
 
 type Row = (&'static str, Timing, &'static str, Vec<(&'static str, Step, &'static str)>);
 
-/// A rule, the job, when it is first heard of, and what is decided at each step.
+/// A rule, the job, when it is first known, and what is decided at each step.
 #[expect(clippy::too_many_lines, reason = "a table")]
 fn rules() -> Vec<Row> {
     vec![
@@ -771,16 +771,16 @@ fn every_rule_of_scheduling_holds() {
 /// What may happen to a job at any time.
 #[derive(Debug, Clone)]
 enum Chance {
-    /// Time goes on; the daemon looks at the job whenever it asked for it.
+    /// Time passes; the daemon examines the job at each of its wake-up times.
     Pass(i64),
-    /// Time goes on, and nobody looks: the machine was suspended.
+    /// Time passes without any wake-up: the machine was suspended.
     Stall(i64),
     Request,
     Started,
     Ended(Ending),
     Cancel,
     Pause(bool),
-    /// The daemon is down for so long, and starts again. A run under way is cut off.
+    /// The daemon is down for this long, and starts again. An active run is interrupted.
     Restart(i64),
     Redefine(usize),
 }
@@ -814,12 +814,12 @@ fn definition(number: usize) -> Timing {
     Timing { catch_up: forever, ..timing }
 }
 
-/// Drives a job, and keeps account of what must hold.
+/// Drives a job, and checks what must hold.
 struct Account {
     driven: Driven,
     now: Timestamp,
     paused: bool,
-    /// Whether the run that was started said so.
+    /// Whether the run that was started has reported its start.
     started: bool,
     /// How often each occurrence of the present schedule was started.
     runs: std::collections::BTreeMap<Timestamp, u32>,
@@ -884,7 +884,7 @@ impl Account {
             prop_assert!(driven.recorded < Some(waits), "a restart would forget {}", text(waits));
         }
         if open.is_some() {
-            // Nothing is left lying: it runs, or something that is known holds it up.
+            // No occurrence is forgotten: it runs, or something known delays it.
             let held = [under_way, state.queued, state.skipped, state.next()];
             let held = held.into_iter().flatten().any(|time| time <= self.now);
             prop_assert!(held || state.missed.is_some(), "{:?} lies: {:?}", open, state);
@@ -916,7 +916,7 @@ impl Account {
                 self.started = true;
                 self.on(Event::Started { recorded: true })
             }
-            // A run that was started and has not said so yet may still find the job busy.
+            // A run that has not reported its start yet may still find the job busy.
             Chance::Ended(Ending::Busy) if under_way && !self.started => {
                 self.on(Event::Ended(Ending::Busy))
             }

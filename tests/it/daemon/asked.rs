@@ -80,7 +80,7 @@ async fn a_run_can_be_stopped_in_the_middle_of_an_edit() {
     assert_eq!(said.code, 2, "without a daemon its mistakes are what there is to say: {said:?}");
     program.write("microglia.toml", &good);
     let said = program.run(&["cancel", "lobby"]).await;
-    assert!(said.code == 1 && said.stderr.contains("no daemon runs on"), "{said:?}");
+    assert!(said.code == 1 && said.stderr.contains("no daemon is running on"), "{said:?}");
 }
 
 #[tokio::test]
@@ -179,7 +179,7 @@ async fn the_socket_is_its_owners_alone_and_may_lie_deep() {
     let nobody = program.run(&["reload"]).await;
     assert_eq!(nobody.code, 1, "{nobody:?}");
     assert!(
-        nobody.stderr.starts_with("error: no daemon runs on the state directory"),
+        nobody.stderr.starts_with("error: no daemon is running on the state directory"),
         "{nobody:?}"
     );
     let mut daemon = program.serve().await;
@@ -193,7 +193,7 @@ async fn the_socket_is_its_owners_alone_and_may_lie_deep() {
     let second = second.output().await.unwrap();
     assert_eq!(second.status.code(), Some(1));
     let said = String::from_utf8_lossy(&second.stderr).into_owned();
-    assert!(said.contains("another daemon runs on the state directory"), "{said}");
+    assert!(said.contains("another daemon is running on the state directory"), "{said}");
     assert_eq!(program.run(&["reload"]).await.code, 0, "the first one is unharmed");
     daemon.signal("INT");
     assert_eq!(daemon.exit().await, 0);

@@ -64,7 +64,7 @@ async fn a_token_revoked_in_mid_run_ends_it_and_a_rotated_one_serves_at_once() {
     let valid = async || daemon.metric("microglia_homeserver_token_valid", &["main"]).await;
     assert_eq!(valid().await, Some(0.0));
     assert_eq!(daemon.metric("microglia_homeserver_up", &["main"]).await, Some(1.0));
-    let refused = "ready\nhomeserver main: up, token refused\n".to_owned();
+    let refused = "ready\nhomeserver main: up, token rejected\n".to_owned();
     assert_eq!(daemon.get("/readyz").await, (200, refused));
     fake.world(|world| world.token("rotated", "@microglia:fake.test").admin_scope = true);
     program.write("token", "rotated\n");

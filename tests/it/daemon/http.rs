@@ -361,7 +361,7 @@ async fn a_page_of_another_site_cannot_post() {
     };
     for origin in ["http://evil.example", "null", "http://127.0.0.1", "http://localhost:3000"] {
         let refusal = format!(
-            r#"{{"error":"a page of {origin} may not do this: only pages of this daemon or of a name in daemon.allowed_hosts may"}}"#
+            r#"{{"error":"pages of {origin} may not send this request: only pages of this daemon, or of a name in daemon.allowed_hosts, may"}}"#
         );
         assert_eq!(post(origin).await, (403, refusal), "{origin}");
     }
@@ -430,7 +430,7 @@ async fn what_a_change_replaced_is_named_on_the_machine_itself_only() {
     let admin = [("Authorization", "Bearer secret-of-the-tests")];
     let (_, body) = daemon.http("GET", "/api/v1/runs/1", &admin, "").await;
     let shown: Value = serde_json::from_str(&body).unwrap();
-    assert_eq!(shown["changes"][0]["before"], "only on the machine itself", "{body}");
+    assert_eq!(shown["changes"][0]["before"], "only available on the machine itself", "{body}");
     let here = program.json(&["runs", "show", "1", "--json"]).await;
     assert!(here["changes"][0]["before"].to_string().contains("s1"), "{here}");
     daemon.stop().await;

@@ -10,7 +10,7 @@ use crate::program::until;
 
 const DELETE: &str = "/_synapse/admin/v1/media/delete";
 /// What the record of a killed run says of a change that was under way.
-const UNKNOWN: &str = "microglia exited before the answer arrived: it may have been applied";
+const UNKNOWN: &str = "microglia exited before the response arrived: the change may have been made";
 
 /// What of a run's changes the history knows as made.
 async fn made(program: &Program, id: &str) -> Vec<String> {

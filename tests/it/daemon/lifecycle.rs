@@ -98,7 +98,7 @@ async fn a_stop_ends_a_sweep_at_the_next_boundary_and_the_next_start_finishes_it
     let asked = Instant::now();
     let log = daemon.stop().await;
     assert!(asked.elapsed() < Duration::from_secs(5), "{:?}", asked.elapsed());
-    assert!(log.contains("stopping: nothing new starts"), "{log}");
+    assert!(log.contains("stopping: no new runs are started"), "{log}");
     let runs = program.runs("lobby").await;
     assert_eq!(program.ended("lobby").await, ["catch-up interrupted"]);
     assert_eq!((&runs[0]["done"], &runs[0]["failed"]), (&joined(&fake).into(), &0.into()));
@@ -142,7 +142,7 @@ async fn what_does_not_end_within_the_grace_is_cut_off_and_recorded_and_its_call
     assert_eq!(report["changes"][0]["state"], "failed", "{report}");
     assert_eq!(
         report["changes"][0]["detail"],
-        "no answer came before the run ended: it may have been made"
+        "no response arrived before the run ended: the change may have been made"
     );
     assert_eq!(program.ended("purge").await, ["manual interrupted"]);
 }
@@ -156,7 +156,7 @@ async fn a_second_signal_ends_it_at_once() {
     assert_eq!(daemon.post("/api/v1/jobs/hangs/run", "secret-of-the-tests", "").await.0, 202);
     until("the request", 20, async || fake.count("GET", PING) == 1).await;
     daemon.signal("TERM");
-    until_log(&daemon, "1 run under way: up to 30 s").await;
+    until_log(&daemon, "stopping 1 run: up to 30 s").await;
     assert_eq!(daemon.post("/api/v1/jobs/hangs/run", "secret-of-the-tests", "").await.0, 503);
     daemon.signal("TERM");
     let asked = Instant::now();

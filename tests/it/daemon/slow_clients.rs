@@ -93,11 +93,11 @@ async fn the_control_socket_refuses_more_callers_than_its_limit_and_recovers() {
         .unwrap();
     assert!(refusal.starts_with("HTTP/1.1 429 Too Many Requests\r\n"), "{refusal}");
     let (_, body) = refusal.split_once("\r\n\r\n").unwrap();
-    assert_eq!(body, r#"{"error":"too many callers at once: try again"}"#);
+    assert_eq!(body, r#"{"error":"too many concurrent requests: try again later"}"#);
     let busy = program.run(&["pause"]).await;
     assert_eq!(
         (busy.code, busy.stderr.as_str()),
-        (1, "error: too many callers at once: try again\n")
+        (1, "error: too many concurrent requests: try again later\n")
     );
     assert!(open_files(&daemon) < before + 200);
     drop(callers);

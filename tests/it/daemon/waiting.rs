@@ -138,12 +138,12 @@ async fn an_outage_in_mid_run_is_logged_once_with_its_start() {
     let daemon = program.serve().await;
     fake.go_down();
     let run = program.command(&["run", "patient", "--json"]).spawn().unwrap();
-    until_log(&daemon, "patient: run 1: main has not answered since ").await;
+    until_log(&daemon, "patient: run 1: main has not responded since ").await;
     fake.come_up();
     let report = report(&run.wait_with_output().await.unwrap());
     assert_eq!(report["outcome"], "succeeded", "{report}");
     let log = daemon.stop().await;
-    assert_eq!(log.matches("has not answered since").count(), 1, "{log}");
+    assert_eq!(log.matches("has not responded since").count(), 1, "{log}");
     assert!(log.contains(" UTC: "), "the log says what was seen instead of an answer: {log}");
 }
 

@@ -68,7 +68,7 @@ async fn a_cancelled_run_gives_up_what_waits_and_waits_for_what_was_sent() {
     let owner = std::fs::metadata(program.path("token")).unwrap();
     let uid = format!("uid {}", std::os::unix::fs::MetadataExt::uid(&owner));
     assert!(message.contains(&uid), "{message}");
-    assert!(daemon.log().contains("ids: its run is cancelled by "), "{}", daemon.log());
+    assert!(daemon.log().contains("ids: run cancelled by "), "{}", daemon.log());
     assert_eq!(fake.count("PUT", ACCOUNT), 3, "nothing more was sent");
     daemon.stop().await;
 }

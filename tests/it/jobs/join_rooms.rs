@@ -544,7 +544,7 @@ async fn a_room_that_cannot_be_worked_on_fails_alone_and_says_what_to_do() {
     failed #remote:remote.test (1): the alias belongs to another server, which did not resolve it (502 M_UNKNOWN: Failed to fetch alias): use the room id, or a local alias
     failed #unknown:hs.test (1): the alias does not exist (404 M_NOT_FOUND: Room alias #unknown:hs.test not found): fix `rooms`, or create the alias
     ");
-    insta::assert_snapshot!(text(&report, "message"), @"9 targets failed: the changes say why");
+    insta::assert_snapshot!(text(&report, "message"), @"9 targets failed: see the changes for the reasons");
 }
 
 #[tokio::test]
@@ -588,7 +588,7 @@ async fn globs_over_more_users_than_a_page_are_planned_whole_and_worked_off_in_p
     let refused = program.run(&["run", "guarded", "--json"]).await;
     let report: Value = serde_json::from_str(&refused.stdout).unwrap();
     assert_eq!((refused.code, figures(&report)), (1, "refused: 91/0/0/0/91".to_owned()));
-    insta::assert_snapshot!(text(&report, "message").split("; `").next().unwrap(), @"the plan has 91 items, more than max_changes = 90: look at it with `microglia run guarded --dry-run`; if it is right, run it once with `--max-changes 91`, raise max_changes, or set at_most to work it off in parts");
+    insta::assert_snapshot!(text(&report, "message").split("; `").next().unwrap(), @"the plan has 91 items, more than max_changes = 90: preview it with `microglia run guarded --dry-run`; if it is correct, run it once with `--max-changes 91`, raise max_changes, or set at_most to apply it in parts");
     assert_eq!(posts(&synapse), 0);
 
     for first in [10, 13] {
@@ -756,7 +756,7 @@ async fn a_second_interrupt_ends_the_run_without_waiting_for_the_join_under_way(
     }
     assert_eq!(
         said.last().map(String::as_str),
-        Some("stopping sweep after the change under way; press Ctrl-C again to stop immediately"),
+        Some("stopping sweep after the change in progress; press Ctrl-C again to stop immediately"),
         "{said:?}"
     );
     send("INT", &child);
@@ -765,14 +765,14 @@ async fn a_second_interrupt_ends_the_run_without_waiting_for_the_join_under_way(
     assert_eq!(
         changes(&report),
         [
-            "failed @a:fake.test -> #lobby:fake.test (1): no answer came before the run ended: it may have been made",
+            "failed @a:fake.test -> #lobby:fake.test (1): no response arrived before the run ended: the change may have been made",
             "planned @b:fake.test -> #lobby:fake.test (1): not attempted: the run was cancelled",
             "planned @c:fake.test -> #lobby:fake.test (1): not attempted: the run was cancelled",
         ]
     );
     assert_eq!(
         text(&report, "message"),
-        "cancelled by SIGINT (Ctrl-C) in the middle of a change; 0 of 3 changes made; stopped at once by a second signal, SIGINT (Ctrl-C), without waiting for the change under way"
+        "cancelled by SIGINT (Ctrl-C) in the middle of a change; 0 of 3 changes made; stopped immediately by a second signal, SIGINT (Ctrl-C), without waiting for the change in progress"
     );
 }
 
@@ -818,7 +818,7 @@ async fn a_join_whose_answer_was_lost_is_found_made_and_counted_once() {
     assert_eq!(report["attempts"], 2);
     insta::assert_snapshot!(changes(&report).join("\n"), @"
     done @a:fake.test -> #lobby:fake.test (1)
-    done @b:fake.test -> #lobby:fake.test (1): the answer was lost; the new plan shows that it was applied
+    done @b:fake.test -> #lobby:fake.test (1): the response was lost; the new plan shows that the change was made
     done @c:fake.test -> #lobby:fake.test (1)
     ");
     assert_eq!(joins(&fake), ["@a -> lobby", "@b -> lobby", "@c -> lobby"]);
@@ -922,7 +922,7 @@ async fn the_end_of_the_window_ends_a_sweep_between_two_joins() {
     let report = run().await;
     insta::assert_snapshot!(format!("{}\n{}", figures(&report), text(&report, "message")), @"
     refused: null/0/0/0/null
-    it is outside the job's window 01:00-06:00, which opens at 2026-11-24 01:00 UTC; a dry run may look at any time, and `--ignore-window` lifts that once
+    outside the job's window 01:00-06:00, which opens at 2026-11-24 01:00 UTC; a dry run is allowed at any time, and `--ignore-window` ignores the window once
     ");
 }
 

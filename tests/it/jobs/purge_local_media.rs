@@ -135,8 +135,8 @@ async fn a_plan_above_max_changes_is_refused_and_one_run_may_lift_the_limit() {
     assert_eq!(figures(&report), "refused: 5/0/0/0/5");
     assert_eq!(
         report["message"],
-        "the plan has 5 items, more than max_changes = 1: look at it with `microglia run purge --dry-run`; \
-         if it is right, run it once with `--max-changes 5`, raise max_changes, or set at_most to work it off in parts"
+        "the plan has 5 items, more than max_changes = 1: preview it with `microglia run purge --dry-run`; \
+         if it is correct, run it once with `--max-changes 5`, raise max_changes, or set at_most to apply it in parts"
     );
     assert_eq!(not_get(&synapse.requests()), [""; 0]);
     let four = program.json(&["run", "purge", "--apply", "--max-changes", "4", "--json"]).await;
@@ -480,7 +480,7 @@ async fn a_killed_program_finds_out_at_its_next_start_what_its_last_call_did() {
     let first = program.json(&["runs", "show", "1", "--json"]).await;
     assert_eq!(
         first["changes"][1]["detail"],
-        "microglia exited before the answer arrived: it may have been applied"
+        "microglia exited before the response arrived: the change may have been made"
     );
 }
 
@@ -515,7 +515,7 @@ async fn a_call_that_hangs_ends_with_the_time_limit_and_the_next_run_looks_first
     );
     assert_eq!(
         report["changes"][0]["detail"],
-        "no answer came before the run ended: it may have been made"
+        "no response arrived before the run ended: the change may have been made"
     );
     set(&program, "time_limit", "#");
     let start = Instant::now();

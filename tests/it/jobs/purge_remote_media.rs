@@ -40,7 +40,7 @@ async fn old_copies_go_fresh_and_quarantined_ones_stay_and_the_second_run_is_sho
     assert_eq!(posts(&synapse), [0; 0]);
     let printed = program.run(&["run", "cache", "--dry-run"]).await;
     assert_eq!(printed.code, 0);
-    assert!(printed.stdout.contains("this kind cannot count beforehand"), "{printed:?}");
+    assert!(printed.stdout.contains("this kind cannot count items in advance"), "{printed:?}");
 
     let report = program.apply("cache").await;
     assert_eq!(figures(&report), "succeeded: null/2/0/0/0");
@@ -82,7 +82,7 @@ async fn keys_that_mean_a_count_are_mistakes() {
     assert_eq!(output.code, 2);
     assert_eq!(
         output.stderr.trim_end(),
-        "error: --max-changes means nothing for purge-remote-media, which cannot count beforehand"
+        "error: --max-changes is not supported by purge-remote-media, which cannot count items in advance"
     );
 }
 
@@ -151,7 +151,7 @@ async fn after_a_lost_answer_the_next_call_waits_blindly_and_the_walk_goes_on() 
         .map(|change| &change["detail"])
         .filter(|detail| !detail.is_null())
         .collect();
-    assert_eq!(lost, ["the answer was lost: how many files were deleted is unknown"]);
+    assert_eq!(lost, ["the response was lost: it is unknown how many files were deleted"]);
 }
 
 #[tokio::test]

@@ -380,7 +380,7 @@ async fn an_account_that_changes_all_the_time_is_left_alone() {
     insta::assert_snapshot!(format!("{}\n{}", figures(&report), changes(&report).join("\n")), @"
     partial: 2/1/1/0/0
     done @b:fake.test -> oidc-old:b (1)
-    failed @a:fake.test -> oidc-old:a (1): the account keeps being changed by someone else: left unchanged
+    failed @a:fake.test -> oidc-old:a (1): another client keeps changing the account: left unchanged
     ");
     let left = fake.world(|world| world.user("@a:fake.test").external_ids.len());
     assert_eq!(left, 12, "the plan's read, and two of each look");
@@ -415,7 +415,7 @@ async fn a_plan_says_who_would_lose_the_only_id_and_what_matched_nothing() {
     `@nobody:fake.test` matched no account;
     `@*:other.test` matched no account
     ");
-    insta::assert_snapshot!(message(&program.dry_run("own").await), @"`oidc-old` held by no selected account; 816 accounts outside the selection were not read; seen: no provider at all");
+    insta::assert_snapshot!(message(&program.dry_run("own").await), @"`oidc-old` held by no selected account; 816 accounts outside the selection were not read; seen: no providers");
     let kept = program.dry_run("keep").await;
     assert_eq!(
         (message(&kept), targets(&kept)),
@@ -473,10 +473,10 @@ async fn limits_count_ids_rather_than_accounts() {
     let program = Program::new(&fake.url(), TOKEN, &rest);
     let report = program.apply("ids").await;
     assert_eq!(figures(&report), "refused: 6/0/0/0/6");
-    insta::assert_snapshot!(message(&report), @"the plan has 6 items, more than max_changes = 5: look at it with `microglia run ids --dry-run`; if it is right, run it once with `--max-changes 6`, raise max_changes, or set at_most to work it off in parts; 6 of the planned ids are the only ones of active accounts, which then need a password or another identity to log in (`keep_last = true` leaves those alone)");
+    insta::assert_snapshot!(message(&report), @"the plan has 6 items, more than max_changes = 5: preview it with `microglia run ids --dry-run`; if it is correct, run it once with `--max-changes 6`, raise max_changes, or set at_most to apply it in parts; 6 of the planned ids are the only ones of active accounts, which then need a password or another identity to log in (`keep_last = true` leaves those alone)");
     let report = program.apply("one").await;
     assert_eq!(figures(&report), "refused: 0/0/0/0/6");
-    insta::assert_snapshot!(message(&report), @"`at_most = 1` is smaller than the first indivisible batch of the plan, and nothing would ever be done: raise it; 6 of the planned ids are the only ones of active accounts, which then need a password or another identity to log in (`keep_last = true` leaves those alone)");
+    insta::assert_snapshot!(message(&report), @"`at_most = 1` is smaller than the first indivisible batch of the plan, so nothing would ever be done: raise it; 6 of the planned ids are the only ones of active accounts, which then need a password or another identity to log in (`keep_last = true` leaves those alone)");
     assert_eq!(fake.count("PUT", "/"), 0);
     assert_eq!(figures(&program.apply("four").await), "succeeded: 4/4/0/0/2");
     assert_eq!(
@@ -572,7 +572,7 @@ async fn accounts_that_synapse_cannot_read_or_change_fail_alone() {
     let report = program.apply("ids").await;
     insta::assert_snapshot!(format!("{}\n{}\n{}", figures(&report), message(&report), changes(&report).join("\n")), @"
     partial: 5/2/3/0/0
-    3 targets failed: the changes say why; 4 of the planned ids are the only ones of active accounts, which then need a password or another identity to log in (`keep_last = true` leaves those alone)
+    3 targets failed: see the changes for the reasons; 4 of the planned ids are the only ones of active accounts, which then need a password or another identity to log in (`keep_last = true` leaves those alone)
     done @c:fake.test -> oidc-old:c (1)
     done @e:fake.test -> oidc-old:e (1)
     failed @a:fake.test -> oidc-old:a (1): 500 M_UNKNOWN: Internal server error
@@ -637,13 +637,25 @@ async fn a_token_that_is_rotated_serves_from_the_next_request_on() {
 async fn a_lost_answer_is_looked_into_and_counted_once() {
     // The first PUT only names the ids once more, the second removes them.
     for (trouble, passes, detail) in [
-        (Trouble::CutAfter, 1, ": the answer was lost; the new plan shows that it was applied"),
-        (Trouble::CutBody, 1, ": the answer was lost; the new plan shows that it was applied"),
-        (Trouble::BrokenJson, 1, ": the answer was lost; the new plan shows that it was applied"),
+        (
+            Trouble::CutAfter,
+            1,
+            ": the response was lost; the new plan shows that the change was made",
+        ),
+        (
+            Trouble::CutBody,
+            1,
+            ": the response was lost; the new plan shows that the change was made",
+        ),
+        (
+            Trouble::BrokenJson,
+            1,
+            ": the response was lost; the new plan shows that the change was made",
+        ),
         (
             Trouble::ProxyAfter(502),
             1,
-            ": the answer was lost; the new plan shows that it was applied",
+            ": the response was lost; the new plan shows that the change was made",
         ),
         (Trouble::CutBefore, 1, ""),
         (Trouble::CutAfter, 0, ""),
@@ -777,7 +789,7 @@ async fn under_mas_the_job_is_refused_and_says_where_the_links_live() {
     let program = Program::new(&fake.url(), TOKEN, &ids(""));
     let report = program.dry_run("ids").await;
     assert_eq!(figures(&report), "refused: null/0/0/0/null");
-    insta::assert_snapshot!(message(&report), @"the accounts of this homeserver and the links to their identities live in the Matrix Authentication Service: remove the links there (Admin API, upstream-oauth-links, or `mas-cli`); those in Synapse are not used");
+    insta::assert_snapshot!(message(&report), @"the accounts of this homeserver and the links to their identities are stored in the Matrix Authentication Service: remove the links there (Admin API, upstream-oauth-links, or `mas-cli`); those in Synapse are not used");
     assert_eq!(
         fake.count("*", "/_synapse/admin/v2/users"),
         1,

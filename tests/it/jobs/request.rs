@@ -289,7 +289,7 @@ async fn an_unexpected_status_fails_with_the_words_of_the_answer() {
     insta::assert_snapshot!(text, @"
     failed: 1/0/1/0/0
       failed GET /_synapse/admin/v2/users/@nobody:fake.test (1): 404 M_NOT_FOUND: User not found
-      1 target failed: the changes say why
+      1 target failed: see the changes for the reasons
     succeeded: 1/1/0/0/0
       done GET /_synapse/admin/v2/users/@nobody:fake.test (1)
       none
@@ -301,7 +301,7 @@ async fn an_unexpected_status_fails_with_the_words_of_the_answer() {
       GET /ask: 404 M_UNRECOGNIZED: Unrecognized request. Synapse does not know this endpoint: it is too old, it delegates to MAS, or a worker responded; `url` should be the listener of the main process
     failed: 1/0/1/0/0
       failed POST /_synapse/admin/v1/purge_media_cache?before_ts=… (1): 400 M_INVALID_PARAM: Query parameter before_ts you provided is from the year 1970. Double check that you are providing a timestamp in milliseconds.
-      1 target failed: the changes say why
+      1 target failed: see the changes for the reasons
     ");
 }
 
@@ -372,8 +372,7 @@ async fn what_may_have_been_done_is_not_called_planned_because_its_repeat_was_no
     let program_at = |fake: &Fake| {
         Program::new(&fake.url(), TOKEN, &format!("[jobs.ask]\nkind = \"request\"\n{keys}\n"))
     };
-    let expected =
-        "failed POST /ask (1): no answer came before the run ended: it may have been made";
+    let expected = "failed POST /ask (1): no response arrived before the run ended: the change may have been made";
 
     let down = Fake::start();
     down.fault(Fault::new("POST", "/ask", Trouble::CutAfter));
@@ -486,11 +485,11 @@ async fn slips_in_the_config_are_named() {
        14 | path = "/x y"
           |        ^^^^^^
     microglia.toml: 1 error
-    error: microglia.toml:14:8: a path begins with `/`: "/_synapse/admin"
+    error: microglia.toml:14:8: a path must start with `/`: "/_synapse/admin"
        14 | path = "_synapse/admin"
           |        ^^^^^^^^^^^^^^^^
     microglia.toml: 1 error
-    error: microglia.toml:14:8: "/a/../b" would be sent as "/b": write that if it is what you mean
+    error: microglia.toml:14:8: "/a/../b" would be sent as "/b": write it like that if this is intended
        14 | path = "/a/../b"
           |        ^^^^^^^^^
     microglia.toml: 1 error
@@ -607,7 +606,7 @@ async fn the_answer_is_shown_and_stored_with_secrets_masked_and_control_characte
     let keys = "method = \"GET\"\npath = \"/_synapse/admin/v1/server_version\"\nmode = \"apply\"\n";
     let program = program(&fake, keys);
     let ran = program.run(&["run", "ask"]).await;
-    let answer = "           answer:\n             {\n               \"server_version\": \"1.163.2\\u001b[2J\"\n             }\n";
+    let answer = "           response:\n             {\n               \"server_version\": \"1.163.2\\u001b[2J\"\n             }\n";
     assert!(ran.stdout.ends_with(answer), "{}", ran.stdout);
     let shown = program.run(&["runs", "show", "1"]).await.stdout;
     assert!(shown.ends_with(answer), "{shown}");
