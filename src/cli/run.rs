@@ -96,7 +96,7 @@ async fn connect(config: &Config) -> Result<Option<Client>, Failure> {
 /// On a terminal the progress bar and the summary show what the log would.
 fn start_log() {
     log::start(match std::io::stderr().is_terminal() {
-        true => "warn,sqlx=error,microglia::telling=off",
+        true => "warn,sqlx=error,microglia::run=off",
         false => "warn,sqlx=error,microglia::audit=info",
     });
 }

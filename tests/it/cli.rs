@@ -674,6 +674,28 @@ async fn the_log_is_json_on_demand_and_says_what_happened() {
     );
 }
 
+/// Returns what a terminal shows of a command.
+async fn on_a_terminal(program: &Program, arguments: &[&str]) -> String {
+    let mut python = tokio::process::Command::new("python3");
+    python.args(["-c", "import pty, sys; pty.spawn(sys.argv[1:])"]).arg(binary());
+    python.arg("--config").arg(program.path("microglia.toml")).args(arguments);
+    let output = python.env_remove("RUST_LOG").stdin(Stdio::null()).output().await.unwrap();
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+#[tokio::test]
+async fn a_terminal_shows_a_failed_change_in_the_summary_and_not_in_the_log_too() {
+    let fake = with_ids(1);
+    fake.fault(
+        Fault::new("PUT", "/_synapse/admin/v2/users/", Trouble::Synapse(403, "M_FORBIDDEN", "No"))
+            .always(),
+    );
+    let program = sweep(&fake, "retries = { attempts = 1 }\n");
+    let shown = on_a_terminal(&program, &["run", "sweep", "--apply"]).await;
+    assert!(shown.contains("failed   remove-external-id @user000000:fake.test"), "{shown}");
+    assert!(!shown.contains("microglia::run"), "{shown}");
+}
+
 #[tokio::test]
 async fn a_state_directory_is_made_where_it_is_missing_and_refuses_changes_where_it_cannot_be() {
     let fake = with_ids(1);
