@@ -515,7 +515,7 @@ mod tests {
     }
 
     #[test]
-    fn the_cut_off_moves_forward_and_the_last_call_reaches_the_end() {
+    fn the_cutoff_moves_forward_and_the_last_call_reaches_the_end() {
         let mut files = candidates(&[10, 20, 30, 40, 50], 2);
         assert_eq!(batches(&mut files), [(30, 2), (50, 2), (1000, 1)]);
     }

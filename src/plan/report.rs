@@ -306,7 +306,7 @@ mod tests {
     }
 
     #[test]
-    fn waiting_is_not_part_of_the_work_and_is_shown_beside_it() {
+    fn waiting_is_not_part_of_the_work_and_shown_separately() {
         let shown = |seconds, reasons: &[WaitReason]| {
             report(seconds, reasons).format_work_duration().unwrap()
         };

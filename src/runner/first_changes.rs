@@ -136,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn a_new_plan_replaces_what_was_planned_and_what_failed_and_is_planned_again() {
+    fn a_new_plan_replaces_planned_changes_and_failed_ones_that_it_contains() {
         let mut changes = FirstChanges::default();
         changes.plan(0, planned(0..4));
         changes.settle(0, record("0", State::Done));
@@ -148,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_thousand_are_kept_whatever_becomes_of_them() {
+    fn the_first_thousand_are_kept_whatever_their_result() {
         let mut changes = FirstChanges::default();
         changes.plan(0, planned(0..3000));
         for seq in (0..2500).rev() {
@@ -165,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_not_answered_has_failed_and_keeps_what_it_replaced() {
+    fn a_change_without_a_response_has_failed_and_keeps_what_it_replaced() {
         let mut changes = FirstChanges::default();
         changes.plan(0, planned(0..3));
         changes.sent(0, ChangeRecord { before: Some(1.into()), ..record("0", State::Planned) });

@@ -101,7 +101,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn progress_so_far_tells_how_long_all_of_it_takes() {
+    fn progress_so_far_predicts_the_total_duration() {
         let shown = |what, done, total, before, took, requests| {
             let [before, took] = [before, took].map(Duration::from_secs);
             Progress { what, done, total, took, requests }.unfinished(before)

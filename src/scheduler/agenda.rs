@@ -79,7 +79,7 @@ mod tests {
     }
 
     #[test]
-    fn a_job_is_due_once_when_its_time_has_come() {
+    fn a_job_is_due_once_at_its_time() {
         let mut agenda = Agenda::default();
         agenda.set("b", Some(at("10:00:02")));
         agenda.set("a", Some(at("10:00:05")));
@@ -92,7 +92,7 @@ mod tests {
     }
 
     #[test]
-    fn a_clock_that_goes_back_by_more_than_jitter_is_told() {
+    fn a_clock_that_goes_back_by_more_than_jitter_is_reported() {
         let mut agenda = Agenda::default();
         assert_eq!(due(&mut agenda, "10:00:00"), None);
         assert_eq!(due(&mut agenda, "09:59:00"), None);
@@ -101,7 +101,7 @@ mod tests {
     }
 
     #[test]
-    fn a_thousand_jobs_of_one_second_are_all_due() {
+    fn a_thousand_jobs_of_the_same_second_are_all_due() {
         let mut agenda = Agenda::default();
         for number in 0..1000 {
             agenda.set(&format!("job-{number}"), Some(at("10:00:00")));

@@ -184,7 +184,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn what_was_offered_and_not_taken_is_offered_again() {
+    async fn jobs_that_were_offered_and_not_taken_are_offered_again() {
         let mut agenda = Agenda::default();
         let at = "2026-11-23T09:30:00Z".parse().unwrap();
         agenda.set("job", Some(at));

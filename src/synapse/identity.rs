@@ -50,7 +50,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn versions_are_read_with_whatever_follows_them() {
+    fn versions_are_parsed_with_any_suffix() {
         let read = ["1.163.2", "1.147.0rc1", "0.99.2rc1 (b=develop,abcdef)", "1.78"]
             .map(|text| Version::parse(text).unwrap());
         assert_eq!(read, [Version(1, 163), Version(1, 147), Version(0, 99), Version(1, 78)]);

@@ -338,7 +338,7 @@ mod tests {
     }
 
     #[test]
-    fn fields_of_room_state_may_hold_anything() {
+    fn fields_of_room_state_may_contain_anything() {
         #[derive(Default, Deserialize)]
         struct Content {
             #[serde(default, deserialize_with = "optional_text")]

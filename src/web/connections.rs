@@ -146,7 +146,7 @@ mod tests {
     const LIMIT: usize = 256;
 
     #[test]
-    fn the_oldest_connection_that_is_not_being_answered_makes_room() {
+    fn the_oldest_connection_without_a_request_in_progress_is_closed_first() {
         let connections = Connections::new(LIMIT, WhenFull::CloseOldest);
         let open: Vec<Registration> = (0..LIMIT).map(|_| connections.register().unwrap()).collect();
         let answering = Answering::of(&open[0].traffic);
@@ -165,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn responses_that_wait_for_their_readers_are_bounded_over_all_connections() {
+    fn unread_responses_are_limited_over_all_connections() {
         let connections = Connections::new(LIMIT, WhenFull::CloseOldest);
         let open: Vec<Registration> = (0..4).map(|_| connections.register().unwrap()).collect();
         for one in &open {
@@ -179,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn a_connection_beyond_the_limit_is_refused_where_none_may_be_closed_for_it() {
+    fn a_connection_beyond_the_limit_is_refused_if_no_other_may_be_closed() {
         let connections = Connections::new(2, WhenFull::Refuse);
         let open = [connections.register(), connections.register()];
         assert!(connections.register().is_none());

@@ -103,7 +103,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_addresses_localhost_and_allowed_names_are_served() {
+    fn only_ip_addresses_localhost_and_allowed_names_are_served() {
         let allowed = ["microglia.example.com".to_owned()];
         let served = [
             "127.0.0.1",

@@ -31,7 +31,7 @@ fn keys(value: &Value) -> Vec<&str> {
 }
 
 #[tokio::test]
-async fn help_and_version_are_there_for_each_command() {
+async fn every_command_has_help_and_the_program_a_version() {
     let program = Program::with_config("");
     let help = program.run(&["--help"]).await;
     assert_eq!((help.code, help.stderr.as_str()), (0, ""));
@@ -109,7 +109,7 @@ async fn help_and_version_are_there_for_each_command() {
 }
 
 #[tokio::test]
-async fn wrong_usage_exits_with_2() {
+async fn usage_errors_exit_with_2() {
     let fake = Fake::start();
     let program =
         sweep(&fake, "[jobs.fresh]\nkind = \"purge-remote-media\"\nolder_than = \"30d\"\n");
@@ -155,7 +155,7 @@ async fn wrong_usage_exits_with_2() {
 }
 
 #[tokio::test]
-async fn a_mistake_in_the_config_exits_with_2_from_every_command_that_reads_it() {
+async fn every_command_that_reads_the_configuration_exits_with_2_if_it_has_an_error() {
     let program = Program::with_config("[demon]\n");
     let commands = [
         vec!["check"],
@@ -189,7 +189,7 @@ async fn a_mistake_in_the_config_exits_with_2_from_every_command_that_reads_it()
 
 /// As the first process of a container nothing else would end it.
 #[tokio::test]
-async fn what_waits_for_an_answer_ends_at_a_signal_by_itself() {
+async fn commands_that_wait_for_a_response_end_on_a_signal() {
     for name in ["TERM", "INT"] {
         let fake = Fake::start();
         fake.fault(Fault::new("*", "/", Trouble::Hang).always());
@@ -203,7 +203,7 @@ async fn what_waits_for_an_answer_ends_at_a_signal_by_itself() {
 }
 
 #[tokio::test]
-async fn the_config_is_the_option_else_the_environment() {
+async fn the_configuration_is_the_option_or_else_the_environment_variable() {
     let program = Program::with_config(
         "[homeservers.here]\nurl = \"http://127.0.0.1:1\"\naccess_token = \"a\"\n[jobs.from-here]\nkind = \"purge-remote-media\"\nolder_than = \"30d\"\n",
     );
@@ -490,7 +490,7 @@ async fn each_kind_shows_every_key_with_its_type_its_default_and_its_meaning() {
 }
 
 #[tokio::test]
-async fn completions_name_the_commands() {
+async fn completions_contain_the_commands() {
     let program = Program::with_config("");
     for (shell, mark) in [
         ("bash", "complete -F _microglia"),
@@ -506,7 +506,7 @@ async fn completions_name_the_commands() {
 }
 
 #[tokio::test]
-async fn the_man_page_names_every_command_with_its_options_and_every_kind() {
+async fn the_man_page_contains_every_command_with_its_options_and_every_kind() {
     let program = Program::with_config("");
     let output = program.run(&["man"]).await;
     assert_eq!((output.code, output.stderr.as_str()), (0, ""));
@@ -555,7 +555,7 @@ async fn the_man_page_names_every_command_with_its_options_and_every_kind() {
 }
 
 #[tokio::test]
-async fn a_reader_that_goes_away_is_no_failure() {
+async fn a_closed_pipe_is_not_a_failure() {
     let fake = with_ids(1);
     let program = sweep(&fake, "");
     for arguments in [
@@ -577,7 +577,7 @@ async fn a_reader_that_goes_away_is_no_failure() {
 }
 
 #[tokio::test]
-async fn a_run_prints_its_report_on_stdout_and_what_it_logs_on_stderr() {
+async fn a_run_prints_its_report_to_stdout_and_logs_to_stderr() {
     let fake = with_ids(2);
     let program = sweep(&fake, "");
     let json = program.run(&["run", "sweep", "--json"]).await;
@@ -617,7 +617,7 @@ async fn a_run_prints_its_report_on_stdout_and_what_it_logs_on_stderr() {
 }
 
 #[tokio::test]
-async fn the_log_is_json_on_demand_and_says_what_happened() {
+async fn the_log_is_json_on_request_with_one_line_per_event() {
     let fake = with_ids(2);
     fake.fault(Fault::new("GET", "/_matrix/client/v3/account/whoami", Trouble::BrokenJson));
     let mut program = sweep(&fake, "retries = { first_delay = \"0s\" }\n");
@@ -697,7 +697,7 @@ async fn a_terminal_shows_a_failed_change_in_the_summary_and_not_in_the_log_too(
 }
 
 #[tokio::test]
-async fn a_state_directory_is_made_where_it_is_missing_and_refuses_changes_where_it_cannot_be() {
+async fn a_missing_state_directory_is_created_and_changes_are_refused_if_it_cannot_be() {
     let fake = with_ids(1);
     let program = sweep(&fake, "");
     assert_eq!(program.apply("sweep").await["outcome"], "succeeded");
@@ -733,7 +733,7 @@ async fn a_state_directory_is_made_where_it_is_missing_and_refuses_changes_where
 }
 
 #[tokio::test]
-async fn what_a_command_makes_in_the_state_directory_belongs_to_the_directorys_owner() {
+async fn files_that_a_command_creates_in_the_state_directory_belong_to_its_owner() {
     let fake = with_ids(5);
     let program = sweep(&fake, "");
     let state = program.path("state");

@@ -2,8 +2,9 @@
 
 #![expect(clippy::float_cmp, reason = "metrics are whole numbers, or the same ones twice")]
 
-mod asked;
+mod cancelled_waits;
 mod catch_up;
+mod commands;
 mod control_socket;
 mod faults;
 mod http;
@@ -15,7 +16,6 @@ mod schedule;
 mod slow_clients;
 mod stalled_files;
 mod waiting;
-mod waits;
 
 use chrono::{DateTime, TimeDelta, Timelike, Utc};
 use serde_json::Value;

@@ -68,7 +68,7 @@ async fn two_runs_of_a_daemon_change_external_ids_one_at_a_time() {
 }
 
 #[tokio::test]
-async fn two_processes_change_external_ids_one_at_a_time_and_read_side_by_side() {
+async fn two_processes_change_external_ids_one_at_a_time_but_read_concurrently() {
     let fake = with_ids(12);
     let program = two_jobs(&fake);
     let runs = tokio::join!(program.run(&["run", "saml"]), program.run(&["run", "cas"]));
@@ -100,7 +100,7 @@ async fn a_run_that_waits_to_change_external_ids_says_so_and_can_be_cancelled() 
 }
 
 #[tokio::test]
-async fn a_request_that_sets_external_ids_waits_in_the_same_line() {
+async fn a_request_that_sets_external_ids_waits_in_the_same_queue() {
     let fake = with_ids(1);
     fake.world(|world| world.latency = Duration::ZERO);
     fake.fault(crate::fake::Fault::new("PUT", "/", crate::fake::Trouble::Hang));

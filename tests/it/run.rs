@@ -39,7 +39,7 @@ fn closed_window() -> String {
 }
 
 #[tokio::test]
-async fn at_most_makes_every_figure_describe_what_this_run_would_do() {
+async fn with_at_most_every_count_describes_what_this_run_would_do() {
     let fake = Fake::start();
     fake.world(|world| {
         world.users(2, |_| User::default());
@@ -104,7 +104,7 @@ async fn a_dry_run_advises_only_what_would_work() {
 }
 
 #[tokio::test]
-async fn the_daemon_ignores_the_window_for_one_run_where_it_is_asked_to() {
+async fn the_daemon_ignores_the_window_for_one_run_on_request() {
     let fake = with_ids(2);
     let program = Program::new(&fake.url(), TOKEN, &sweep(&closed_window()));
     let config = program.read("microglia.toml");
@@ -224,7 +224,7 @@ async fn a_window_that_ends_while_a_run_reads_says_how_far_it_got() {
 }
 
 #[tokio::test]
-async fn who_was_left_alone_and_why_is_counted_and_named() {
+async fn items_left_alone_are_counted_and_listed_by_reason() {
     let fake = Fake::start();
     let at = |name: &str| format!("@{name}:fake.test");
     fake.world(|world| {
@@ -273,7 +273,7 @@ async fn who_was_left_alone_and_why_is_counted_and_named() {
 }
 
 #[tokio::test]
-async fn what_is_left_alone_is_named_up_to_a_bound() {
+async fn items_left_alone_are_listed_up_to_a_limit() {
     let fake = Fake::start();
     fake.world(|world| {
         world.users(1200, |i| User { deactivated: i > 0, ..User::default() });
@@ -320,7 +320,7 @@ async fn files_that_are_left_alone_are_counted_by_reason() {
 }
 
 #[tokio::test]
-async fn a_history_of_an_older_version_keeps_its_figures() {
+async fn a_history_of_an_older_version_keeps_its_counts() {
     let fake = with_ids(1);
     let program = Program::new(&fake.url(), TOKEN, &sweep(""));
     std::fs::create_dir(program.path("state")).unwrap();

@@ -110,7 +110,7 @@ async fn every_command(program: &Program) -> Vec<Output> {
 }
 
 #[tokio::test]
-async fn a_planted_link_leads_no_command_out_of_the_state_directory() {
+async fn no_command_follows_a_planted_link_out_of_the_state_directory() {
     for name in MADE {
         for there in [false, true] {
             let fake = with_ids();
@@ -140,7 +140,7 @@ async fn a_planted_link_leads_no_command_out_of_the_state_directory() {
 }
 
 #[tokio::test]
-async fn a_link_in_place_of_a_file_is_refused_by_name() {
+async fn a_link_in_place_of_a_file_is_refused() {
     let fake = with_ids();
     for (name, words) in [
         ("history.db", "state/history.db is not a regular file: remove it"),
@@ -196,7 +196,7 @@ async fn root_becomes_the_owner_of_the_state_directory_for_good() {
 }
 
 #[tokio::test]
-async fn root_that_cannot_become_the_owner_says_who_should_run_the_command() {
+async fn if_root_cannot_become_the_owner_the_error_says_who_should_run_the_command() {
     if !is_root() {
         eprintln!("not root: nothing is to be tried, since only root becomes somebody else");
         return;
@@ -231,7 +231,7 @@ async fn a_state_directory_that_its_owner_cannot_reach_is_an_error() {
 }
 
 #[tokio::test]
-async fn a_state_directory_behind_somebody_elses_link_is_refused_to_root() {
+async fn root_does_not_follow_another_users_link_to_a_state_directory() {
     let fake = with_ids();
     let program = Program::new(&fake.url(), TOKEN, SWEEP);
     std::fs::create_dir(program.path("precious")).unwrap();
@@ -262,7 +262,7 @@ fn replace_lock(program: &Program, name: &str) -> std::fs::File {
 }
 
 #[tokio::test]
-async fn deleted_lock_files_let_no_second_daemon_start() {
+async fn deleting_lock_files_does_not_allow_a_second_daemon() {
     let fake = with_ids();
     let program = Program::new(&fake.url(), TOKEN, SWEEP);
     let daemon = program.serve().await;
@@ -283,7 +283,7 @@ async fn deleted_lock_files_let_no_second_daemon_start() {
 }
 
 #[tokio::test]
-async fn a_daemon_stops_when_another_process_holds_the_lock_that_replaced_its_own() {
+async fn a_daemon_stops_if_another_process_locked_the_file_that_replaced_its_lock() {
     let fake = with_ids();
     let program = Program::new(&fake.url(), TOKEN, SWEEP);
     let mut daemon = program.serve().await;
@@ -298,7 +298,7 @@ async fn a_daemon_stops_when_another_process_holds_the_lock_that_replaced_its_ow
 }
 
 #[tokio::test]
-async fn a_run_ends_when_another_process_holds_the_lock_that_replaced_its_own() {
+async fn a_run_ends_if_another_process_locked_the_file_that_replaced_its_lock() {
     let fake = with_ids();
     fake.fault(crate::fake::Fault::new(
         "PUT",
@@ -324,7 +324,7 @@ async fn a_run_ends_when_another_process_holds_the_lock_that_replaced_its_own() 
 }
 
 #[tokio::test]
-async fn a_run_whose_lock_file_was_deleted_locks_it_again_and_goes_on() {
+async fn a_run_whose_lock_file_was_deleted_locks_it_again_and_continues() {
     let fake = with_ids();
     fake.fault(crate::fake::Fault::new(
         "PUT",
@@ -345,7 +345,7 @@ async fn a_run_whose_lock_file_was_deleted_locks_it_again_and_goes_on() {
 }
 
 #[tokio::test]
-async fn a_run_that_was_killed_is_shown_as_interrupted_and_one_at_work_as_running() {
+async fn a_killed_run_is_shown_as_interrupted_and_an_active_one_as_running() {
     let fake = with_ids();
     fake.fault(crate::fake::Fault::new("PUT", "/", crate::fake::Trouble::Hang).after(2).always());
     let program = Program::new(&fake.url(), TOKEN, SWEEP);

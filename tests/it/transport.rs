@@ -75,7 +75,7 @@ async fn told(path: &str, trouble: Trouble) -> (String, usize) {
 }
 
 #[tokio::test]
-async fn certificates_of_the_system_are_needed_for_https_only() {
+async fn system_certificates_are_only_needed_for_https() {
     let fake = with_users(1);
     let mut program = sweep(&fake, ONCE);
     for name in ["SSL_CERT_FILE", "SSL_CERT_DIR"] {
@@ -88,7 +88,7 @@ async fn certificates_of_the_system_are_needed_for_https_only() {
 }
 
 #[tokio::test]
-async fn each_kind_of_no_says_who_said_it_and_what_to_do() {
+async fn each_kind_of_refusal_says_who_refused_and_what_to_do() {
     let nos = [
         (OWN, Trouble::Proxy(404)),
         (OWN, Trouble::Proxy(403)),
@@ -136,7 +136,7 @@ async fn each_kind_of_no_says_who_said_it_and_what_to_do() {
 }
 
 #[tokio::test]
-async fn a_token_that_is_dead_locked_or_no_admins_stops_the_run_at_once() {
+async fn an_invalid_locked_or_non_admin_token_stops_the_run_at_once() {
     let fake = with_users(1);
     let program = sweep(&fake, "");
     let mut said = Vec::new();
@@ -169,7 +169,7 @@ async fn a_token_that_is_dead_locked_or_no_admins_stops_the_run_at_once() {
 }
 
 #[tokio::test]
-async fn a_token_that_is_rotated_in_mid_run_serves_from_the_next_request_on() {
+async fn a_token_that_is_rotated_during_a_run_is_used_from_the_next_request_on() {
     let fake = with_users(60);
     fake.world(|world| world.latency = Duration::from_millis(20));
     let program = sweep(&fake, "");
@@ -185,7 +185,7 @@ async fn a_token_that_is_rotated_in_mid_run_serves_from_the_next_request_on() {
 }
 
 #[tokio::test]
-async fn synapses_wish_to_be_left_alone_is_honoured() {
+async fn retry_after_is_honoured() {
     let fake = with_users(1);
     let limited = |retry_after_ms, retry_after_header| {
         Fault::new("GET", WHOAMI, Trouble::Limited { retry_after_ms, retry_after_header })
@@ -208,7 +208,7 @@ async fn synapses_wish_to_be_left_alone_is_honoured() {
 }
 
 #[tokio::test]
-async fn who_is_told_to_wait_too_often_or_too_long_leaves_it_to_the_next_attempt() {
+async fn a_request_that_is_rate_limited_too_often_or_too_long_is_left_to_the_next_attempt() {
     let fake = with_users(1);
     fake.fault(
         Fault::new(
@@ -245,7 +245,7 @@ async fn who_is_told_to_wait_too_often_or_too_long_leaves_it_to_the_next_attempt
 }
 
 #[tokio::test]
-async fn what_passes_is_tried_again_within_the_run_and_what_lasts_fails_clearly() {
+async fn transient_errors_are_retried_within_the_run_and_permanent_ones_fail_clearly() {
     let passing = [
         Trouble::Proxy(502),
         Trouble::Proxy(504),
@@ -289,7 +289,7 @@ async fn a_homeserver_that_is_down_fails_the_run_after_its_retries() {
 }
 
 #[tokio::test]
-async fn an_attempt_that_fails_for_a_passing_reason_is_followed_by_another() {
+async fn an_attempt_that_fails_for_a_transient_reason_is_followed_by_another() {
     let fake = with_users(2);
     fake.fault(Fault::new("GET", OWN, Trouble::BrokenJson).times(2));
     let program = sweep(&fake, "retries = { first_delay = \"1s\" }\n");
@@ -312,7 +312,7 @@ async fn an_attempt_that_fails_for_a_passing_reason_is_followed_by_another() {
 }
 
 #[tokio::test]
-async fn an_answer_that_does_not_come_ends_with_the_request_timeout_or_with_the_time_limit() {
+async fn a_missing_response_ends_with_the_request_timeout_or_the_time_limit() {
     let limits = |request_timeout: &str, time_limit: &str| {
         let fake = with_users(1);
         fake.fault(Fault::new("GET", OWN, Trouble::Hang).always());
@@ -343,7 +343,7 @@ async fn an_answer_that_does_not_come_ends_with_the_request_timeout_or_with_the_
 }
 
 #[tokio::test]
-async fn half_the_rate_is_sent_while_answers_take_three_times_as_long() {
+async fn the_rate_is_halved_while_responses_take_three_times_as_long() {
     let fake = with_users(220);
     fake.world(|world| world.latency = Duration::from_millis(30));
     let program = sweep(&fake, "");
@@ -416,7 +416,7 @@ async fn requests_carry_the_token_in_the_header_reuse_connections_and_name_the_p
 }
 
 #[tokio::test]
-async fn odd_ids_go_out_as_one_segment_under_any_base() {
+async fn unusual_ids_are_sent_as_one_segment_under_any_base() {
     let fake = Fake::start();
     let odd = [
         "@a/b:fake.test",
@@ -444,7 +444,7 @@ async fn odd_ids_go_out_as_one_segment_under_any_base() {
 }
 
 #[tokio::test]
-async fn lists_with_numbers_for_tokens_are_read_to_their_end() {
+async fn lists_with_numeric_page_tokens_are_read_to_their_end() {
     let fake = Fake::start();
     fake.world(|world| {
         for i in 0..130 {
@@ -468,7 +468,7 @@ async fn lists_with_numbers_for_tokens_are_read_to_their_end() {
 }
 
 #[tokio::test]
-async fn a_private_ca_is_trusted_when_it_is_named() {
+async fn a_private_ca_is_trusted_if_configured() {
     let fake = with_users(1);
     let front = tls_in_front_of(&fake).await;
     let program = Program::new(&front, TOKEN, &format!("{SWEEP}{ONCE}"));

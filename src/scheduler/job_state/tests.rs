@@ -985,7 +985,7 @@ proptest! {
     }
 
     #[test]
-    fn a_restart_of_an_idle_daemon_changes_nothing_of_what_follows(
+    fn a_restart_of_an_idle_daemon_does_not_change_later_decisions(
         first in 0_usize..6,
         chances in chances(),
     ) {

@@ -120,7 +120,7 @@ fn nightly(more: &str) -> (Fake, Program) {
 }
 
 #[tokio::test]
-async fn what_was_missed_waits_for_its_window_through_restarts_and_starts_when_it_opens() {
+async fn a_missed_occurrence_waits_for_the_window_across_restarts_and_runs_when_it_opens() {
     let (fake, program) = nightly("");
     Begun::at(&fake, &program, "2026-11-22T12:00:00Z").await.stop().await;
     for moment in ["2026-11-23T12:00:00Z", "2026-11-23T20:00:00Z"] {
@@ -152,7 +152,7 @@ async fn what_was_missed_waits_for_its_window_through_restarts_and_starts_when_i
 }
 
 #[tokio::test]
-async fn what_was_missed_is_as_old_as_it_is_when_the_daemon_starts() {
+async fn the_age_of_a_missed_occurrence_counts_up_to_the_start_of_the_daemon() {
     let (fake, program) = nightly("catch_up = \"6h\"");
     Begun::at(&fake, &program, "2026-11-22T12:00:00Z").await.stop().await;
     // Young enough now, and it may grow old while it waits.
@@ -167,7 +167,7 @@ async fn what_was_missed_is_as_old_as_it_is_when_the_daemon_starts() {
 }
 
 #[tokio::test]
-async fn what_comes_outside_the_window_while_a_missed_one_waits_loses_it_at_no_restart() {
+async fn an_occurrence_outside_the_window_does_not_make_a_restart_forget_the_missed_one() {
     let fake = Fake::start();
     let keys = "mode = \"apply\"\nschedule = \"0 */6 * * *\"\nwindow = \"00:00-07:00\"";
     let program = Program::new(&fake.url(), TOKEN, &ping("six", keys));
@@ -192,7 +192,7 @@ async fn what_comes_outside_the_window_while_a_missed_one_waits_loses_it_at_no_r
 }
 
 #[tokio::test]
-async fn what_has_not_begun_goes_by_the_config_of_the_moment_in_which_it_begins() {
+async fn a_run_uses_the_configuration_of_the_time_at_which_it_starts() {
     for (from, to, runs) in [
         ("mode = \"apply\"", "mode = \"dry-run\"", 1),
         ("mode = \"apply\"", "mode = \"apply\"\nenabled = false", 0),
@@ -216,7 +216,7 @@ async fn what_has_not_begun_goes_by_the_config_of_the_moment_in_which_it_begins(
 }
 
 #[tokio::test]
-async fn a_job_that_waits_to_be_caught_up_can_be_run_by_hand_and_what_it_missed_cancelled() {
+async fn a_job_that_waits_to_be_caught_up_can_be_run_manually_and_its_waiting_run_cancelled() {
     let (fake, program) = nightly("");
     Begun::at(&fake, &program, "2026-11-22T12:00:00Z").await.stop().await;
     let begun = Begun::at(&fake, &program, "2026-11-23T12:00:00Z").await;
@@ -246,7 +246,7 @@ async fn a_job_that_waits_to_be_caught_up_can_be_run_by_hand_and_what_it_missed_
 }
 
 #[tokio::test]
-async fn what_is_due_when_the_window_opens_and_what_was_missed_before_are_one_run() {
+async fn an_occurrence_due_when_the_window_opens_and_a_missed_one_are_one_run() {
     for (wakes, overlap) in [(1, "skip"), (1, "queue"), (2, "skip"), (2, "queue")] {
         let fake = Fake::start();
         fake.fault(Fault::new("GET", PING, Trouble::Delay(Duration::from_secs(1))).always());
@@ -278,7 +278,7 @@ fn six_hourly(more: &str) -> (Fake, Program) {
 }
 
 #[tokio::test]
-async fn a_run_that_was_cut_off_is_caught_up_although_an_occurrence_was_skipped_during_it() {
+async fn an_interrupted_run_is_caught_up_even_if_an_occurrence_was_skipped_during_it() {
     let (fake, program) = six_hourly("");
     fake.fault(Fault::new("GET", PING, Trouble::Hang));
     let begun = Begun::at(&fake, &program, "2026-11-23T05:59:59Z").await;
@@ -316,7 +316,7 @@ async fn a_fixed_time_is_not_run_again_when_the_clock_was_set_back_and_the_daemo
 }
 
 #[tokio::test]
-async fn what_was_skipped_because_one_was_queued_is_not_missed_afterwards() {
+async fn an_occurrence_skipped_because_one_was_queued_does_not_count_as_missed() {
     let (fake, program) = six_hourly("overlap = \"queue\"");
     fake.fault(Fault::new("GET", PING, Trouble::Delay(Duration::from_secs(1))).times(2));
     let begun = Begun::at(&fake, &program, "2026-11-23T05:59:59Z").await;
@@ -333,7 +333,7 @@ async fn what_was_skipped_because_one_was_queued_is_not_missed_afterwards() {
 }
 
 #[tokio::test]
-async fn what_must_not_be_sent_twice_is_caught_up_where_nothing_was_sent() {
+async fn a_run_that_must_not_repeat_its_request_is_caught_up_if_nothing_was_sent() {
     let fake = Fake::start();
     let post = |name: &str| {
         let keys = "mode = \"apply\"\nschedule = \"0 */6 * * *\"";
@@ -356,7 +356,7 @@ async fn what_must_not_be_sent_twice_is_caught_up_where_nothing_was_sent() {
 }
 
 #[tokio::test]
-async fn what_is_under_way_when_a_history_is_opened_is_not_run_again() {
+async fn a_run_in_progress_when_the_history_is_opened_is_not_run_again() {
     let fake = Fake::start();
     let keys = "mode = \"apply\"\nschedule = \"0 */6 * * *\"\nsplay = \"4s\"";
     let jobs: String = (0..40).map(|number| ping(&format!("job-{number}"), keys)).collect();
@@ -431,7 +431,7 @@ async fn the_last_run_and_the_last_success_of_a_job_are_not_forgotten() {
 }
 
 #[tokio::test]
-async fn a_homeserver_that_hangs_delays_no_probe_of_another_and_is_asked_once_at_a_time() {
+async fn a_homeserver_that_hangs_delays_no_other_probe_and_is_probed_once_at_a_time() {
     let (quick, hangs) = (Fake::start(), Fake::start());
     hangs.fault(Fault::new("GET", WHOAMI, Trouble::Hang).always());
     let homeservers: String = [("quick", quick.url()), ("hangs", hangs.url())]

@@ -47,7 +47,7 @@ async fn a_homeserver_that_is_down_limits_or_hides_behind_a_proxy_recovers_by_it
 }
 
 #[tokio::test]
-async fn a_token_revoked_in_mid_run_ends_it_and_a_rotated_one_serves_at_once() {
+async fn a_token_that_is_revoked_during_a_run_ends_it_and_a_rotated_one_is_used_at_once() {
     let fake = with_lobby(60);
     let program = Program::new(&fake.url(), TOKEN, &sweep("lobby", 20, ""));
     let daemon = program.serve().await;
@@ -105,7 +105,7 @@ fn disk_is_full(daemon: &Daemon, full: bool) {
 }
 
 #[tokio::test]
-async fn a_full_disk_ends_and_refuses_what_makes_changes_and_leaves_the_rest_going() {
+async fn a_full_disk_ends_and_refuses_runs_that_make_changes_and_nothing_else() {
     let fake = with_lobby(100);
     let jobs = [sweep("lobby", 50, ""), ping("looks", "schedule = \"* * * * * *\"")].concat();
     let program = Program::new(&fake.url(), TOKEN, &jobs);
@@ -154,7 +154,7 @@ async fn a_full_disk_ends_and_refuses_what_makes_changes_and_leaves_the_rest_goi
 }
 
 #[tokio::test]
-async fn a_history_that_cannot_be_opened_at_the_start_is_opened_as_soon_as_it_can() {
+async fn a_history_that_cannot_be_opened_at_the_start_is_opened_as_soon_as_possible() {
     let fake = with_lobby(3);
     let jobs = [
         sweep("lobby", 50, "schedule = \"* * * * * *\""),
@@ -200,7 +200,7 @@ async fn a_history_that_cannot_be_opened_at_the_start_is_opened_as_soon_as_it_ca
 }
 
 #[tokio::test]
-async fn a_history_that_is_deleted_is_not_written_to_and_another_one_takes_its_place() {
+async fn a_deleted_history_is_no_longer_written_and_a_new_one_replaces_it() {
     let fake = with_lobby(2);
     let program = Program::new(&fake.url(), TOKEN, &sweep("lobby", 50, ""));
     let daemon = program.serve().await;
@@ -227,7 +227,7 @@ async fn a_history_that_is_deleted_is_not_written_to_and_another_one_takes_its_p
 }
 
 #[tokio::test]
-async fn a_disk_that_is_full_at_the_start_keeps_no_pause_from_being_known() {
+async fn a_pause_can_be_read_even_if_the_disk_is_full_at_the_start() {
     let fake = Fake::start();
     let program = Program::new(&fake.url(), TOKEN, &ping("looks", "schedule = \"* * * * * *\""));
     let runs = async |daemon: &Daemon| {
@@ -265,7 +265,7 @@ async fn serve_sixty_times_as_fast(program: &Program) -> Daemon {
 
 #[tokio::test]
 #[ignore = "an hour in a minute: it needs faketime(1), which `apt-get install faketime` brings"]
-async fn an_outage_of_an_hour_is_survived_and_made_up_for_without_a_person() {
+async fn an_outage_of_an_hour_needs_no_intervention() {
     const JOBS: usize = 20;
     let give_ids = |fake: &Fake, when: &str| {
         fake.world(|world| {

@@ -105,7 +105,7 @@ fn series(text: &str, job: &str) -> BTreeSet<String> {
 }
 
 #[tokio::test]
-async fn metrics_are_those_of_the_interface_from_the_start_and_come_back_after_a_restart() {
+async fn every_documented_metric_exists_from_the_start_and_is_restored_after_a_restart() {
     let fake = with_lobby(3);
     let jobs = [
         sweep("lobby", 1000, "schedule = \"0 0 1 1 *\""),
@@ -167,7 +167,7 @@ async fn success_is_due_at_the_end_of_the_second_occurrence() {
 }
 
 #[tokio::test]
-async fn only_the_admin_token_acts_and_names_people() {
+async fn changes_and_names_of_people_require_the_admin_token() {
     let fake = with_lobby(2);
     fake.world(|world| {
         world.room("!lobby:fake.test").banned("@user000001:fake.test", "@microglia:fake.test");
@@ -263,7 +263,7 @@ async fn only_the_admin_token_acts_and_names_people() {
 }
 
 #[tokio::test]
-async fn what_is_too_large_is_refused_and_who_is_slow_holds_up_nobody() {
+async fn a_request_that_is_too_large_is_rejected_and_a_slow_client_blocks_no_other() {
     let fake = Fake::start();
     let program = with_admin(&fake, &ping("a", ""));
     let daemon = program.serve().await;
@@ -322,7 +322,7 @@ async fn as_host(daemon: &Daemon, host: &str, path: &str) -> (u16, String) {
 }
 
 #[tokio::test]
-async fn a_name_that_is_not_allowed_as_host_reaches_metrics_and_health_only() {
+async fn a_host_name_that_is_not_allowed_can_only_read_metrics_and_health() {
     let program = with_admin(&Fake::start(), &ping("a", ""));
     let daemon = program.serve().await;
     for path in ["/metrics", "/healthz", "/readyz"] {
@@ -372,7 +372,7 @@ async fn a_page_of_another_site_cannot_post() {
 }
 
 #[tokio::test]
-async fn every_refusal_of_the_api_is_json_with_an_error() {
+async fn every_error_of_the_api_is_a_json_object_with_an_error() {
     let program = with_admin(&Fake::start(), &ping("a", ""));
     let daemon = program.serve().await;
     let admin = "Authorization: Bearer secret-of-the-tests\r\n";
@@ -418,7 +418,7 @@ async fn every_refusal_of_the_api_is_json_with_an_error() {
 }
 
 #[tokio::test]
-async fn what_a_change_replaced_is_named_on_the_machine_itself_only() {
+async fn what_a_change_replaced_is_only_served_on_the_machine_itself() {
     let mut world = World::new();
     world.users(1, |_| User::default().external("saml", "s1"));
     let fake = Fake::of(world);

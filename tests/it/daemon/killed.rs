@@ -20,7 +20,7 @@ async fn made(program: &Program, id: &str) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn kill_9_in_a_join_sweep_loses_no_change_and_joins_nobody_twice() {
+async fn kill_9_during_joins_loses_no_change_and_joins_nobody_twice() {
     let fake = with_lobby(60);
     let program = Program::new(&fake.url(), TOKEN, &sweep("lobby", 30, &hourly()));
     was_down(&program).await;
@@ -42,7 +42,7 @@ async fn kill_9_in_a_join_sweep_loses_no_change_and_joins_nobody_twice() {
 }
 
 #[tokio::test]
-async fn kill_9_in_a_sweep_of_external_ids_leaves_what_it_would_have_left_without() {
+async fn kill_9_while_removing_external_ids_leads_to_the_same_result_as_no_kill() {
     let mut world = World::new();
     world.users(60, |number| {
         User::default()
@@ -83,7 +83,7 @@ async fn kill_9_in_a_sweep_of_external_ids_leaves_what_it_would_have_left_withou
 }
 
 #[tokio::test]
-async fn kill_9_in_a_purge_sends_no_other_call_while_that_one_may_be_at_work() {
+async fn after_kill_9_in_a_purge_no_other_call_is_sent_while_the_lost_one_may_be_in_progress() {
     let fake = Fake::start();
     fake.world(|world| {
         world.user("@a:fake.test");
@@ -128,7 +128,7 @@ async fn kill_9_in_a_purge_sends_no_other_call_while_that_one_may_be_at_work() {
 }
 
 #[tokio::test]
-async fn kill_9_in_a_sweep_of_a_real_homeserver_joins_each_user_once() {
+async fn kill_9_during_joins_on_a_real_homeserver_joins_each_user_once() {
     let synapse = Synapse::start().await;
     let room =
         synapse.create_room(&synapse.admin, serde_json::json!({ "preset": "public_chat" })).await;
@@ -230,7 +230,7 @@ async fn killed_at_random(
 }
 
 #[tokio::test]
-async fn wherever_it_is_killed_the_history_names_every_removal_that_may_have_been_made() {
+async fn the_history_contains_every_removal_that_may_have_been_made_before_a_kill() {
     let mut world = World::new();
     world.users(500, |number| User::default().external("saml", &format!("s{number}")));
     world.latency = Duration::from_millis(4);
@@ -241,7 +241,7 @@ async fn wherever_it_is_killed_the_history_names_every_removal_that_may_have_bee
 }
 
 #[tokio::test]
-async fn wherever_it_is_killed_the_history_names_every_join_that_may_have_been_made() {
+async fn the_history_contains_every_join_that_may_have_been_made_before_a_kill() {
     let fake = with_lobby(500);
     fake.world(|world| world.latency = Duration::from_millis(4));
     let joins = |seen: &Seen| seen.method == "POST" && seen.path.starts_with(JOIN);
@@ -273,7 +273,7 @@ fn files(fake: &Fake) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn kill_9_in_a_purge_ends_where_it_would_have_ended_once_the_lost_call_stands_still() {
+async fn kill_9_in_a_purge_leads_to_the_same_result_once_the_lost_call_has_ended() {
     let (undisturbed, fake) = (with_files(), with_files());
     let program = Program::new(&undisturbed.url(), TOKEN, PURGE);
     assert_eq!(program.run(&["run", "purge"]).await.code, 0);
@@ -301,7 +301,7 @@ async fn kill_9_in_a_purge_ends_where_it_would_have_ended_once_the_lost_call_sta
 }
 
 #[tokio::test]
-async fn kill_9_in_a_purge_of_a_real_homeserver_is_finished_by_the_next_start() {
+async fn a_purge_on_a_real_homeserver_is_finished_by_the_next_start_after_kill_9() {
     let synapse = Synapse::start().await;
     let owner = &synapse.register_many("hoarder", 1).await[0];
     let row =
@@ -334,7 +334,8 @@ async fn kill_9_in_a_purge_of_a_real_homeserver_is_finished_by_the_next_start() 
 }
 
 #[tokio::test]
-async fn kill_9_in_a_sweep_of_external_ids_of_a_real_homeserver_is_finished_by_the_next_start() {
+async fn the_removal_of_external_ids_on_a_real_homeserver_is_finished_by_the_next_start_after_kill_9()
+ {
     let synapse = Synapse::start().await;
     let users = synapse.register_many("linked", 60).await;
     for (number, user) in users.iter().enumerate() {

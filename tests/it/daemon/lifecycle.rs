@@ -8,7 +8,7 @@ use crate::fake::{Fault, TOKEN, Trouble};
 use crate::program::until;
 
 #[tokio::test]
-async fn systemd_is_told_of_start_reload_life_and_stop() {
+async fn systemd_is_notified_of_start_reload_watchdog_and_stop() {
     let fake = Fake::start();
     let program = Program::new(&fake.url(), TOKEN, &ping("a", "schedule = \"30 3 * * *\""));
     let socket = UnixDatagram::bind(program.path("notify")).unwrap();
@@ -89,7 +89,7 @@ async fn a_low_soft_limit_of_open_files_is_raised_to_the_hard_one() {
 }
 
 #[tokio::test]
-async fn a_stop_ends_a_sweep_at_the_next_boundary_and_the_next_start_finishes_it() {
+async fn a_stop_ends_a_run_at_the_next_change_boundary_and_the_next_start_finishes_it() {
     let fake = with_lobby(40);
     let program = Program::new(&fake.url(), TOKEN, &sweep("lobby", 10, &hourly()));
     was_down(&program).await;
@@ -113,7 +113,8 @@ async fn a_stop_ends_a_sweep_at_the_next_boundary_and_the_next_start_finishes_it
 }
 
 #[tokio::test]
-async fn what_does_not_end_within_the_grace_is_cut_off_and_recorded_and_its_caller_hears_it() {
+async fn a_run_that_exceeds_the_shutdown_grace_is_interrupted_recorded_and_reported_to_its_client()
+{
     let fake = Fake::start();
     fake.world(|world| {
         world.user("@a:fake.test");
@@ -148,7 +149,7 @@ async fn what_does_not_end_within_the_grace_is_cut_off_and_recorded_and_its_call
 }
 
 #[tokio::test]
-async fn a_second_signal_ends_it_at_once() {
+async fn a_second_signal_ends_the_daemon_immediately() {
     let fake = Fake::start();
     fake.fault(Fault::new("GET", PING, Trouble::Hang).always());
     let program = with_admin(&fake, &ping("hangs", "mode = \"apply\""));
@@ -168,7 +169,7 @@ async fn a_second_signal_ends_it_at_once() {
 }
 
 #[tokio::test]
-async fn a_quiet_day_of_twenty_jobs_is_forty_lines() {
+async fn a_day_of_twenty_jobs_without_events_logs_forty_lines() {
     let fake = Fake::start();
     let jobs: String =
         (0..20).map(|number| ping(&format!("job-{number:02}"), "mode = \"apply\"")).collect();

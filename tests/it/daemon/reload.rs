@@ -13,7 +13,7 @@ fn names(jobs: &Value) -> Vec<&str> {
 const SUCCESSFUL: &str = "microglia_config_last_reload_successful";
 
 #[tokio::test]
-async fn a_config_with_mistakes_changes_nothing_and_every_mistake_is_told() {
+async fn a_configuration_with_errors_changes_nothing_and_every_error_is_reported() {
     let fake = Fake::start();
     let program = with_admin(&fake, &[ping("stays", ""), ping("goes", "")].concat());
     let daemon = program.serve().await;
@@ -80,7 +80,7 @@ async fn a_config_with_mistakes_changes_nothing_and_every_mistake_is_told() {
 }
 
 #[tokio::test]
-async fn a_rate_out_of_range_is_a_failed_reload_however_it_is_asked_for() {
+async fn a_rate_out_of_range_fails_every_kind_of_reload() {
     let fake = Fake::start();
     let program = with_admin(&fake, &ping("stays", ""));
     edit(&program, "[daemon]\n", "[daemon]\nwatch_config = \"1s\"\n");
@@ -112,7 +112,7 @@ async fn a_rate_out_of_range_is_a_failed_reload_however_it_is_asked_for() {
 }
 
 #[tokio::test]
-async fn a_look_at_the_file_finds_swapped_links_and_renamed_files() {
+async fn watch_config_finds_replaced_links_and_renamed_files() {
     let fake = Fake::start();
     let program = Program::new(&fake.url(), TOKEN, &ping("first", ""));
     edit(&program, "[daemon]\n", "[daemon]\nwatch_config = \"1s\"\n");
@@ -160,7 +160,7 @@ async fn a_look_at_the_file_finds_swapped_links_and_renamed_files() {
 }
 
 #[tokio::test]
-async fn unchanged_jobs_go_on_and_changed_ones_end_with_the_old_definition() {
+async fn unchanged_jobs_continue_and_runs_of_changed_ones_end_with_the_old_definition() {
     let fake = Fake::start();
     fake.fault(Fault::new("GET", PING, Trouble::Delay(Duration::from_secs(4))).times(3));
     let apply = "mode = \"apply\"";
@@ -227,7 +227,7 @@ async fn unchanged_jobs_go_on_and_changed_ones_end_with_the_old_definition() {
 }
 
 #[tokio::test]
-async fn what_is_only_moved_in_the_file_is_unchanged() {
+async fn a_job_that_only_moved_in_the_file_is_unchanged() {
     let fake = Fake::start();
     let tables = [ping("a", "homeserver = \"main\""), sweep("b", 5, "homeserver = [\"main\"]")];
     let program = with_admin(&fake, &tables.concat());
@@ -251,7 +251,7 @@ async fn what_is_only_moved_in_the_file_is_unchanged() {
 }
 
 #[tokio::test]
-async fn a_removed_homeserver_leaves_no_series_even_when_it_answers_later() {
+async fn a_removed_homeserver_leaves_no_series_even_if_it_responds_later() {
     let (stays, goes) = (Fake::start(), Fake::start());
     let slow = Trouble::Delay(Duration::from_secs(2));
     goes.fault(Fault::new("GET", "/_matrix/client/v3/account/whoami", slow).always());
@@ -280,7 +280,7 @@ async fn a_removed_homeserver_leaves_no_series_even_when_it_answers_later() {
 }
 
 #[tokio::test]
-async fn a_renewed_certificate_file_is_taken_at_a_reload() {
+async fn a_renewed_certificate_file_is_used_after_a_reload() {
     let fake = Fake::start();
     let program = Program::new(
         "https://localhost:1",
@@ -302,7 +302,7 @@ async fn a_renewed_certificate_file_is_taken_at_a_reload() {
 }
 
 #[tokio::test]
-async fn places_of_a_homeserver_outlive_a_reload() {
+async fn slots_of_a_homeserver_survive_a_reload() {
     let fake = Fake::start();
     fake.fault(Fault::new("GET", PING, Trouble::Delay(Duration::from_secs(3))).times(2));
     let apply = "mode = \"apply\"";

@@ -7,7 +7,7 @@ use crate::fake::{Fault, TOKEN, Trouble};
 use crate::program::until;
 
 #[tokio::test]
-async fn every_second_means_every_second_and_two_jobs_of_one_homeserver_splay_apart() {
+async fn a_job_can_run_every_second_and_splay_separates_two_jobs_of_one_homeserver() {
     let fake = Fake::start();
     let every = "schedule = \"* * * * * *\"";
     let hour = (now() + TimeDelta::hours(3)).hour();
@@ -45,7 +45,7 @@ async fn every_second_means_every_second_and_two_jobs_of_one_homeserver_splay_ap
 }
 
 #[tokio::test]
-async fn a_thousand_jobs_of_one_second_all_run() {
+async fn a_thousand_jobs_due_in_the_same_second_all_run() {
     let fake = Fake::start();
     let (_program, daemon) = a_thousand_jobs_to_come(&fake).await;
     let ran = async || daemon.metric("microglia_run_duration_seconds_count", &["request"]).await;
@@ -81,7 +81,7 @@ async fn a_thousand_jobs_to_come(fake: &Fake) -> (Program, Daemon) {
 }
 
 #[tokio::test]
-async fn an_occurrence_that_comes_during_a_run_is_skipped_or_one_is_queued() {
+async fn an_occurrence_during_a_run_is_skipped_or_queued() {
     let fake = Fake::start();
     fake.fault(Fault::new("GET", PING, Trouble::Delay(Duration::from_millis(3500))).always());
     let every = "mode = \"apply\"\nschedule = \"* * * * * *\"";
@@ -108,7 +108,7 @@ async fn an_occurrence_that_comes_during_a_run_is_skipped_or_one_is_queued() {
 }
 
 #[tokio::test]
-async fn a_slow_and_a_dead_homeserver_hold_up_no_other() {
+async fn a_slow_or_unreachable_homeserver_delays_no_other() {
     let (slow, quick) = (Fake::start(), Fake::start());
     slow.fault(Fault::new("GET", PING, Trouble::Delay(Duration::from_millis(1500))).always());
     let every = "mode = \"apply\"\nschedule = \"* * * * * *\"\nretries = { attempts = 1 }";
@@ -149,7 +149,7 @@ async fn a_slow_and_a_dead_homeserver_hold_up_no_other() {
 }
 
 #[tokio::test]
-async fn what_came_while_the_daemon_was_down_is_run_once() {
+async fn occurrences_while_the_daemon_was_down_run_once() {
     let fake = Fake::start();
     let hourly = hourly();
     let jobs = [
@@ -189,7 +189,7 @@ async fn what_came_while_the_daemon_was_down_is_run_once() {
 }
 
 #[tokio::test]
-async fn an_interrupted_run_is_caught_up_once_and_not_again() {
+async fn an_interrupted_run_is_caught_up_only_once() {
     let fake = Fake::start();
     fake.fault(Fault::new("GET", PING, Trouble::Hang).always());
     let job = ping("hangs", &format!("mode = \"apply\"\n{}", hourly()));
@@ -213,7 +213,7 @@ async fn an_interrupted_run_is_caught_up_once_and_not_again() {
 }
 
 #[tokio::test]
-async fn a_request_that_must_not_be_sent_twice_is_not_caught_up_after_a_kill() {
+async fn a_request_that_must_not_be_repeated_is_not_caught_up_after_a_kill() {
     let fake = Fake::start();
     fake.fault(Fault::new("POST", PING, Trouble::Hang).always());
     let job = ping("once", &format!("mode = \"apply\"\n{}", hourly())).replace("GET", "POST");

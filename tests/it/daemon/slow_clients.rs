@@ -29,7 +29,7 @@ fn open_files(daemon: &Daemon) -> usize {
 }
 
 #[tokio::test]
-async fn health_is_answered_while_more_clients_than_the_limit_do_not_read() {
+async fn health_is_served_while_more_clients_than_the_limit_do_not_read() {
     let program = Program::new(&Fake::start().url(), TOKEN, &ping("a", ""));
     let daemon = program.serve().await;
     let mut clients = Vec::new();
@@ -62,7 +62,7 @@ async fn a_response_that_nobody_reads_is_given_up() {
 }
 
 #[tokio::test]
-async fn a_silent_caller_of_the_control_socket_is_disconnected() {
+async fn a_silent_client_of_the_control_socket_is_disconnected() {
     let program = Program::new(&Fake::start().url(), TOKEN, &ping("a", ""));
     let daemon = program.serve().await;
     let mut caller = UnixStream::connect(program.path("state/control.sock")).await.unwrap();
@@ -74,7 +74,7 @@ async fn a_silent_caller_of_the_control_socket_is_disconnected() {
 }
 
 #[tokio::test]
-async fn the_control_socket_refuses_more_callers_than_its_limit_and_recovers() {
+async fn the_control_socket_refuses_more_clients_than_its_limit_and_recovers() {
     let program = Program::new(&Fake::start().url(), TOKEN, &ping("a", ""));
     let daemon = program.serve().await;
     let before = open_files(&daemon);

@@ -5,7 +5,7 @@ use crate::fake::TOKEN;
 use crate::program::until;
 
 #[tokio::test]
-async fn a_token_file_that_stalls_holds_up_nothing_but_its_own_homeserver() {
+async fn a_token_file_that_stalls_blocks_only_its_own_homeserver() {
     let (stalled, other) = (Fake::start(), Fake::start());
     let schedule = "mode = \"apply\"\nschedule = \"* * * * * *\"\nhomeserver";
     let program = Program::new(

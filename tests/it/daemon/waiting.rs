@@ -28,7 +28,7 @@ fn seconds_between(from: &Value, to: &Value) -> f64 {
 }
 
 #[tokio::test]
-async fn a_run_that_waits_for_a_slot_says_so_to_other_processes_and_waiting_is_no_work() {
+async fn other_processes_see_that_a_run_waits_for_a_slot_and_waiting_is_not_counted_as_work() {
     let fake = Fake::start();
     slow(&fake, PING);
     let program =
@@ -74,7 +74,7 @@ async fn a_run_that_waits_for_a_slot_says_so_to_other_processes_and_waiting_is_n
 }
 
 #[tokio::test]
-async fn a_run_that_waits_for_its_next_attempt_says_which_one_and_what_failed() {
+async fn a_run_that_waits_for_its_next_attempt_shows_its_number_and_what_failed() {
     let fake = Fake::start();
     let retries = "mode = \"apply\"\nretries = { attempts = 3, first_delay = \"300s\" }";
     // As long a wait as the fault asks for, whatever the jitter.
@@ -110,7 +110,7 @@ async fn a_run_that_waits_for_its_next_attempt_says_which_one_and_what_failed() 
 }
 
 #[tokio::test]
-async fn a_run_that_is_cancelled_while_it_reads_says_so_and_who_cancelled_it() {
+async fn the_message_of_a_run_cancelled_while_reading_says_so_and_by_whom() {
     let fake = with_lobby(2);
     let slow = Trouble::Delay(Duration::from_secs(30));
     fake.fault(Fault::new("GET", "/_synapse/admin/v2/users", slow).always());
@@ -132,7 +132,7 @@ async fn a_run_that_is_cancelled_while_it_reads_says_so_and_who_cancelled_it() {
 }
 
 #[tokio::test]
-async fn an_outage_in_mid_run_is_logged_once_with_its_start() {
+async fn an_outage_during_a_run_is_logged_once_with_its_start() {
     let fake = Fake::start();
     let program = Program::new(&fake.url(), TOKEN, &ping("patient", "mode = \"apply\""));
     let daemon = program.serve().await;

@@ -138,7 +138,7 @@ fn plain(text: &str, ids: &[(&str, &str)]) -> String {
 }
 
 #[tokio::test]
-async fn only_who_is_missing_and_may_be_swept_in_is_joined() {
+async fn only_users_who_are_missing_and_may_be_joined_are_joined() {
     let synapse = Synapse::start().await;
     let owner = synapse.register("owner").await;
     let room = synapse
@@ -319,7 +319,7 @@ async fn only_who_is_missing_and_may_be_swept_in_is_joined() {
 }
 
 #[tokio::test]
-async fn whoever_left_a_room_is_not_swept_into_what_it_was_upgraded_to() {
+async fn users_who_left_a_room_are_not_joined_to_its_upgrade() {
     let synapse = Synapse::start().await;
     let owner = synapse.register("owner").await;
     let first =
@@ -496,7 +496,7 @@ async fn private(synapse: &Synapse, owner: &Account, mut room: Value, power: i64
 }
 
 #[tokio::test]
-async fn a_room_that_cannot_be_worked_on_fails_alone_and_says_what_to_do() {
+async fn a_room_that_cannot_be_joined_fails_alone_and_says_what_to_do() {
     let rooms = Rooms::start().await;
     let names: Vec<&str> = rooms.names.iter().map(String::as_str).collect();
     let program = on(&rooms.synapse, &fast("sweep", &names, "users = [\"@new:hs.test\"]"));
@@ -548,7 +548,7 @@ async fn a_room_that_cannot_be_worked_on_fails_alone_and_says_what_to_do() {
 }
 
 #[tokio::test]
-async fn a_room_that_fails_under_two_names_is_one_failed_target_and_nothing_else_is_fine() {
+async fn a_room_that_fails_under_two_names_is_one_failed_target() {
     let fake = fake(&["new"], &["blocked"]);
     fake.world(|world| world.room("!blocked:fake.test").blocked = Some(at("microglia")));
     let rooms = ["#blocked:fake.test", "!blocked:fake.test"];
@@ -558,7 +558,7 @@ async fn a_room_that_fails_under_two_names_is_one_failed_target_and_nothing_else
 }
 
 #[tokio::test]
-async fn globs_over_more_users_than_a_page_are_planned_whole_and_worked_off_in_parts() {
+async fn globs_over_more_users_than_a_page_are_planned_completely_and_applied_in_parts() {
     let synapse = Synapse::start().await;
     let owner = synapse.register("owner").await;
     let public = json!({"preset": "public_chat", "room_alias_name": "lobby"});
@@ -606,7 +606,7 @@ async fn globs_over_more_users_than_a_page_are_planned_whole_and_worked_off_in_p
 }
 
 #[tokio::test]
-async fn where_everybody_is_in_the_number_of_requests_does_not_grow_with_the_users() {
+async fn if_nobody_is_missing_the_number_of_requests_does_not_grow_with_the_users() {
     let mut counts = Vec::new();
     for users in [1, 1000] {
         let names: Vec<String> = (0..10).map(|n| format!("room{n}")).collect();
@@ -632,7 +632,7 @@ async fn where_everybody_is_in_the_number_of_requests_does_not_grow_with_the_use
 }
 
 #[tokio::test]
-async fn joins_into_one_room_keep_their_pace_and_those_of_all_rooms_keep_another() {
+async fn joins_into_one_room_and_into_all_rooms_have_separate_rate_limits() {
     let users = ["a", "b", "c", "d", "e"];
     let fake = fake(&users, &["one", "two"]);
     let rooms = ["#one:fake.test", "#two:fake.test"];
@@ -669,7 +669,7 @@ async fn joins_into_one_room_keep_their_pace_and_those_of_all_rooms_keep_another
 }
 
 #[tokio::test]
-async fn what_changed_between_plan_and_join_is_skipped() {
+async fn users_who_changed_between_plan_and_join_are_skipped() {
     let fake = fake(&["a", "came", "left", "gone", "locked", "z"], &["lobby"]);
     fake.fault(Fault::new("POST", JOIN, Trouble::Delay(Duration::from_secs(2))));
     let program = Program::new(&fake.url(), TOKEN, &fast("sweep", &["#lobby:fake.test"], ""));
@@ -694,7 +694,7 @@ async fn what_changed_between_plan_and_join_is_skipped() {
 }
 
 #[tokio::test]
-async fn an_interrupt_ends_a_paced_sweep_between_two_joins() {
+async fn an_interrupt_ends_a_rate_limited_run_between_two_joins() {
     let fake = fake(&["a", "b", "c"], &["lobby"]);
     let jobs = at_pace(0.01, "sweep", &["#lobby:fake.test"], "");
     let program = Program::new(&fake.url(), TOKEN, &jobs);
@@ -721,7 +721,7 @@ async fn an_interrupt_ends_a_paced_sweep_between_two_joins() {
 }
 
 #[tokio::test]
-async fn an_interrupt_does_not_wait_for_the_turn_of_every_room() {
+async fn an_interrupt_does_not_wait_for_the_rate_limit_of_every_room() {
     let names = ["one", "two", "three"];
     let fake = fake(&["a"], &names);
     let program = Program::with_config(&format!(
@@ -738,7 +738,7 @@ async fn an_interrupt_does_not_wait_for_the_turn_of_every_room() {
 }
 
 #[tokio::test]
-async fn a_second_interrupt_ends_the_run_without_waiting_for_the_join_under_way() {
+async fn a_second_interrupt_ends_the_run_without_waiting_for_the_join_in_progress() {
     let fake = fake(&["a", "b", "c"], &["lobby"]);
     fake.fault(Fault::new("POST", JOIN, Trouble::Hang));
     let program = Program::new(&fake.url(), TOKEN, &fast("sweep", &["#lobby:fake.test"], ""));
@@ -777,7 +777,7 @@ async fn a_second_interrupt_ends_the_run_without_waiting_for_the_join_under_way(
 }
 
 #[tokio::test]
-async fn a_sweep_that_was_killed_is_finished_by_the_next_and_nobody_is_joined_twice() {
+async fn a_killed_run_is_finished_by_the_next_and_nobody_is_joined_twice() {
     let synapse = Synapse::start().await;
     let owner = synapse.register("owner").await;
     let public = json!({"preset": "public_chat", "room_alias_name": "lobby"});
@@ -808,7 +808,7 @@ async fn a_sweep_that_was_killed_is_finished_by_the_next_and_nobody_is_joined_tw
 }
 
 #[tokio::test]
-async fn a_join_whose_answer_was_lost_is_found_made_and_counted_once() {
+async fn a_join_whose_response_was_lost_is_counted_once() {
     let fake = fake(&["a", "b", "c"], &["lobby"]);
     fake.fault(Fault::new("POST", JOIN, Trouble::CutAfter).after(1));
     let retries = "retries = { attempts = 2, first_delay = \"1s\" }";
@@ -825,7 +825,7 @@ async fn a_join_whose_answer_was_lost_is_found_made_and_counted_once() {
 }
 
 #[tokio::test]
-async fn a_join_that_synapse_puts_off_is_sent_again_when_it_says_and_made_once() {
+async fn a_join_that_synapse_rate_limits_is_repeated_after_the_given_time_and_made_once() {
     let fake = fake(&["a", "b"], &["lobby"]);
     let limited = Trouble::Limited { retry_after_ms: Some(700), retry_after_header: Some(1) };
     fake.fault(Fault::new("POST", JOIN, limited));
@@ -846,7 +846,7 @@ async fn a_join_that_synapse_puts_off_is_sent_again_when_it_says_and_made_once()
 }
 
 #[tokio::test]
-async fn a_synapse_that_cannot_tell_who_left_is_refused() {
+async fn a_synapse_that_cannot_report_who_left_is_refused() {
     let fake = fake(&["a"], &["lobby"]);
     fake.world(|world| world.version = "1.122.0".to_owned());
     let program = Program::new(&fake.url(), TOKEN, &fast("sweep", &["#lobby:fake.test"], ""));
@@ -860,7 +860,7 @@ async fn a_synapse_that_cannot_tell_who_left_is_refused() {
 }
 
 #[tokio::test]
-async fn a_predecessor_that_is_gone_or_leads_in_a_circle_stops_no_sweep() {
+async fn a_missing_or_circular_predecessor_of_a_room_does_not_stop_the_run() {
     let fake = fake(&["a", "left"], &["orphan", "one", "two"]);
     fake.world(|world| {
         let id = |name: &str| Some(format!("!{name}:{SERVER_NAME}"));
@@ -881,7 +881,7 @@ async fn a_predecessor_that_is_gone_or_leads_in_a_circle_stops_no_sweep() {
 }
 
 #[tokio::test]
-async fn the_end_of_the_window_ends_a_sweep_between_two_joins() {
+async fn the_end_of_the_window_ends_a_run_between_two_joins() {
     let fake = Arc::new(fake(&["a", "b", "c", "d"], &["lobby"]));
     let jobs = fast("sweep", &["#lobby:fake.test"], "window = \"01:00-06:00\"");
     let program = Program::new(&fake.url(), TOKEN, &jobs);
@@ -927,7 +927,7 @@ async fn the_end_of_the_window_ends_a_sweep_between_two_joins() {
 }
 
 #[tokio::test]
-async fn a_job_runs_once_at_a_time_and_another_on_its_homeserver_after_it() {
+async fn a_job_has_one_run_at_a_time_and_others_on_its_homeserver_run_after_it() {
     let fake = fake(&["a", "b", "c", "d"], &["one", "two"]);
     let jobs =
         [at_pace(2.0, "first", &["#one:fake.test"], ""), fast("second", &["#two:fake.test"], "")];

@@ -20,7 +20,7 @@ const NO_PREVIEW: &str =
     "Synapse cannot list its cache of remote media: the number of files is not known in advance";
 
 #[tokio::test]
-async fn old_copies_go_fresh_and_quarantined_ones_stay_and_the_second_run_is_short() {
+async fn only_old_copies_are_deleted_and_the_second_run_is_short() {
     let synapse = Synapse::start().await;
     let program = Program::new(&synapse.url, &synapse.admin.token, JOB);
     for (id, days) in [("ancient", 3000), ("old", 31), ("fresh", 29), ("evil", 400)] {
@@ -66,7 +66,7 @@ async fn old_copies_go_fresh_and_quarantined_ones_stay_and_the_second_run_is_sho
 }
 
 #[tokio::test]
-async fn keys_that_mean_a_count_are_mistakes() {
+async fn keys_that_limit_a_count_are_errors() {
     for (key, named) in [("max_changes = 5", "max_changes"), ("at_most = 5", "at_most")] {
         let program = Program::new("http://127.0.0.1:9", TOKEN, &format!("{JOB}{key}\n"));
         let output = program.run(&["run", "cache", "--apply"]).await;
@@ -87,7 +87,7 @@ async fn keys_that_mean_a_count_are_mistakes() {
 }
 
 #[tokio::test]
-async fn a_cache_that_another_process_serves_is_refused_before_anything_is_asked_of_it() {
+async fn a_process_that_does_not_serve_media_is_refused_before_anything_is_sent() {
     let fake = cache(5);
     let worker = fake.media_worker();
     let program = Program::new(&fake.url(), TOKEN, JOB);
@@ -131,7 +131,7 @@ async fn a_wrong_clock_or_an_old_synapse_is_refused() {
 }
 
 #[tokio::test]
-async fn after_a_lost_answer_the_next_call_waits_blindly_and_the_walk_goes_on() {
+async fn after_a_lost_response_the_next_call_waits_without_statistics_and_the_run_continues() {
     let fake = cache(40);
     let program =
         Program::new(&fake.url(), TOKEN, &format!("{JOB}retries = {{ first_delay = \"1s\" }}\n"));
@@ -155,7 +155,7 @@ async fn after_a_lost_answer_the_next_call_waits_blindly_and_the_walk_goes_on() 
 }
 
 #[tokio::test]
-async fn a_run_that_is_cut_short_goes_on_where_it_came_to() {
+async fn an_interrupted_run_continues_where_it_stopped() {
     let fake = cache(10);
     let program = Program::new(&fake.url(), TOKEN, &format!("{JOB}time_limit = \"4s\"\n"));
     fake.fault(Fault::new("POST", PURGE, Trouble::Hang).after(8));
@@ -174,7 +174,7 @@ async fn a_run_that_is_cut_short_goes_on_where_it_came_to() {
 }
 
 #[tokio::test]
-async fn a_cache_purge_that_is_asked_to_wait_waits_and_goes_on() {
+async fn a_rate_limited_cache_purge_waits_and_continues() {
     let fake = cache(3);
     let program = Program::new(&fake.url(), TOKEN, JOB);
     let limited = Trouble::Limited { retry_after_ms: None, retry_after_header: Some(1) };

@@ -116,7 +116,7 @@ const ODD: [&str; 3] = ["a/b=c+d.e", "Old \"quoted\" 100%25 née?#&", "percent%2
 const ODD_IDS: [&str; 3] = ["a/b c?d#e&f=g", "100%2F\"quoted\" 'née' *", "..\\%25/ü\t☃"];
 
 #[tokio::test]
-async fn what_is_meant_goes_for_good_and_everything_else_stays() {
+async fn exactly_the_selected_ids_are_removed() {
     let synapse = Synapse::start().await;
     let mut everybody: Vec<Account> = Vec::new();
     for localpart in ["alice", "bob", "carol", "dora", "erin", "lock", "susp"] {
@@ -316,7 +316,7 @@ async fn accounts_beyond_the_first_page_are_found_and_nothing_is_sent_where_noth
 }
 
 #[tokio::test]
-async fn an_answer_that_contradicts_fails_that_account_and_the_others_go_on() {
+async fn a_contradicting_response_fails_only_its_account() {
     let fake = fake_with(&["alice", "bob", "carol"]);
     // The second PUT is the one that removes the id.
     let other = Trouble::Answer {
@@ -346,7 +346,7 @@ fn link(world: &mut World, external_id: &str) {
 }
 
 #[tokio::test]
-async fn an_identity_that_a_login_links_meanwhile_is_kept_and_recorded() {
+async fn an_identity_that_a_login_links_in_the_meantime_is_kept_and_recorded() {
     let path = path_of("@a:fake.test");
     let login: fn(&mut World) = |world| link(world, "new");
     // Read for the plan, for the record, and before each of the two PUTs.
@@ -368,7 +368,7 @@ async fn an_identity_that_a_login_links_meanwhile_is_kept_and_recorded() {
 }
 
 #[tokio::test]
-async fn an_account_that_changes_all_the_time_is_left_alone() {
+async fn an_account_that_changes_all_the_time_is_left_unchanged() {
     let fake = fake_with(&["a", "b"]);
     let login: fn(&mut World) = |world| {
         let number = world.user("@a:fake.test").external_ids.len();
@@ -388,7 +388,8 @@ async fn an_account_that_changes_all_the_time_is_left_alone() {
 }
 
 #[tokio::test]
-async fn a_plan_says_who_would_lose_the_only_id_and_what_matched_nothing() {
+async fn the_message_counts_accounts_that_would_lose_their_only_id_and_names_patterns_without_match()
+ {
     let fake = fake_with(&["bob", "dora"]);
     fake.world(|world| {
         *world.user("@alice:fake.test") = old("a1").external("saml", "alice");
@@ -425,7 +426,7 @@ async fn a_plan_says_who_would_lose_the_only_id_and_what_matched_nothing() {
 }
 
 #[tokio::test]
-async fn a_provider_that_no_selected_account_holds_is_told_from_one_that_nobody_holds() {
+async fn the_message_distinguishes_providers_of_no_selected_account_from_those_of_nobody() {
     let fake = fake_with(&["bob"]);
     fake.world(|world| {
         for name in ["x", "y", "z"] {
@@ -488,7 +489,7 @@ async fn limits_count_ids_rather_than_accounts() {
 }
 
 #[tokio::test]
-async fn an_account_that_changed_since_the_plan_loses_only_what_is_still_meant() {
+async fn an_account_that_changed_since_the_plan_loses_only_ids_that_are_still_selected() {
     let fake = fake_with(&["a", "b", "c", "d", "e", "f", "g"]);
     fake.world(|world| {
         *world.user("@c:fake.test") = old("c1").external("oidc-old", "c2").external("saml", "c");
@@ -596,7 +597,7 @@ async fn five_internal_errors_in_a_row_end_the_run() {
 }
 
 #[tokio::test]
-async fn a_token_that_dies_stops_the_run_at_once_and_it_says_what_to_do() {
+async fn a_revoked_token_stops_the_run_at_once_and_the_message_says_what_to_do() {
     let fake = fake_with(&["a", "b", "c"]);
     let program = one_by_one(&fake, "");
     let output = while_the_first_put_is_under_way(&fake, &program, || {
@@ -615,7 +616,7 @@ async fn a_token_that_dies_stops_the_run_at_once_and_it_says_what_to_do() {
 }
 
 #[tokio::test]
-async fn a_token_that_is_rotated_serves_from_the_next_request_on() {
+async fn a_rotated_token_is_used_from_the_next_request_on() {
     let fake = fake_with(&["a", "b", "c"]);
     let program = one_by_one(&fake, "");
     let output = while_the_first_put_is_under_way(&fake, &program, || {
@@ -634,7 +635,7 @@ async fn a_token_that_is_rotated_serves_from_the_next_request_on() {
 }
 
 #[tokio::test]
-async fn a_lost_answer_is_looked_into_and_counted_once() {
+async fn a_change_whose_response_was_lost_is_checked_and_counted_once() {
     // The first PUT only names the ids once more, the second removes them.
     for (trouble, passes, detail) in [
         (
@@ -685,7 +686,7 @@ async fn a_lost_answer_is_looked_into_and_counted_once() {
 }
 
 #[tokio::test]
-async fn after_a_kill_the_next_run_ends_the_work_and_nothing_made_lacks_its_record() {
+async fn after_a_kill_the_next_run_finishes_the_work_and_every_change_is_recorded() {
     let names: Vec<String> = (0..30).map(|i| format!("u{i:02}")).collect();
     let names: Vec<&str> = names.iter().map(String::as_str).collect();
     let fake = fake_with(&names);
@@ -728,7 +729,7 @@ async fn after_a_kill_the_next_run_ends_the_work_and_nothing_made_lacks_its_reco
 }
 
 #[tokio::test]
-async fn who_comes_twice_in_a_list_that_grows_is_planned_once() {
+async fn an_account_listed_twice_in_a_growing_list_is_planned_once() {
     let fake = Fake::start();
     fake.world(|world| {
         world.users(1100, |i| if i % 100 > 90 { old(&i.to_string()) } else { User::default() });
@@ -783,7 +784,7 @@ async fn requests_keep_to_the_limits_of_concurrency_and_rate() {
 }
 
 #[tokio::test]
-async fn under_mas_the_job_is_refused_and_says_where_the_links_live() {
+async fn under_mas_the_job_is_refused_and_the_message_says_where_the_links_are() {
     let fake = fake_with(&["a"]);
     fake.world(|world| world.mas = true);
     let program = Program::new(&fake.url(), TOKEN, &ids(""));
@@ -798,7 +799,7 @@ async fn under_mas_the_job_is_refused_and_says_where_the_links_live() {
 }
 
 #[tokio::test]
-async fn slips_in_the_config_are_named() {
+async fn errors_in_the_configuration_are_reported() {
     let slips = [
         "accounts = \"all\"\nproviders = [\"oauth-delegated\", \"\"]",
         "accounts = \"everybody\"\nproviders = []",

@@ -46,7 +46,7 @@ fn without_moments(text: &str) -> String {
 }
 
 #[tokio::test]
-async fn each_method_goes_out_as_it_is_written() {
+async fn each_request_is_sent_exactly_as_written() {
     let fake = Fake::start();
     for method in ["GET", "POST", "PUT", "DELETE", "PATCH"] {
         fake.forget();
@@ -85,7 +85,7 @@ expect = [404]
 "#;
 
 #[tokio::test]
-async fn templates_are_filled_from_the_start_of_the_run() {
+async fn templates_use_the_start_time_of_the_run() {
     let fake = Fake::start();
     let report = program(&fake, TEMPLATES).apply("ask").await;
     assert_eq!(figures(&report), "succeeded: 1/1/0/0/0", "{report}");
@@ -177,7 +177,7 @@ async fn a_real_synapse_takes_a_computed_timestamp_in_a_body() {
 }
 
 #[tokio::test]
-async fn a_dry_run_shows_the_filled_request_and_sends_nothing() {
+async fn a_dry_run_shows_the_rendered_request_and_sends_nothing() {
     let fake = Fake::start();
     // Not even the homeserver's clock is looked at.
     fake.world(|world| world.clock_offset_seconds = 7200);
@@ -199,7 +199,7 @@ async fn a_dry_run_shows_the_filled_request_and_sends_nothing() {
 }
 
 #[tokio::test]
-async fn values_in_query_and_body_are_in_no_output_unless_log_body_asks_for_them() {
+async fn values_of_query_and_body_are_shown_only_with_log_body() {
     let fake = Fake::start();
     let keys = r#"
 method = "POST"
@@ -225,7 +225,7 @@ expect = [404]
 }
 
 #[tokio::test]
-async fn an_endless_template_is_an_error_and_holds_up_neither_check_nor_the_daemon() {
+async fn an_endless_template_is_an_error_and_blocks_neither_check_nor_the_daemon() {
     let endless = "{% for a in range(90000) %}{% for b in range(90000) %}{% for c in range(90000) %}{% endfor %}{% endfor %}{% endfor %}";
     let bomb = "{% for a in range(1000) %}{{ 'x' * 5000 }}{% endfor %}";
     let fake = Fake::start();
@@ -271,7 +271,7 @@ async fn an_endless_template_is_an_error_and_holds_up_neither_check_nor_the_daem
 }
 
 #[tokio::test]
-async fn an_unexpected_status_fails_with_the_words_of_the_answer() {
+async fn an_unexpected_status_fails_with_the_text_of_the_response() {
     let fake = Fake::start();
     let users = "/_synapse/admin/v2/users/@nobody:fake.test";
     let mut text = String::new();
@@ -306,7 +306,7 @@ async fn an_unexpected_status_fails_with_the_words_of_the_answer() {
 }
 
 #[tokio::test]
-async fn what_must_not_be_repeated_is_sent_once_and_what_may_is_sent_again() {
+async fn only_repeatable_requests_are_sent_again() {
     let keys = |repeatable| {
         format!("method = \"POST\"\npath = \"/ask\"\nexpect = [404]\nrepeatable = {repeatable}")
     };
@@ -367,7 +367,7 @@ async fn what_must_not_be_repeated_is_sent_once_and_what_may_is_sent_again() {
 }
 
 #[tokio::test]
-async fn what_may_have_been_done_is_not_called_planned_because_its_repeat_was_not_let_in() {
+async fn a_request_that_may_have_been_carried_out_is_not_recorded_as_planned() {
     let keys = "method = \"POST\"\npath = \"/ask\"\nexpect = [404]\nrepeatable = true\nretries = { attempts = 1 }";
     let program_at = |fake: &Fake| {
         Program::new(&fake.url(), TOKEN, &format!("[jobs.ask]\nkind = \"request\"\n{keys}\n"))
@@ -401,7 +401,7 @@ async fn what_may_have_been_done_is_not_called_planned_because_its_repeat_was_no
 }
 
 #[tokio::test]
-async fn the_base_chooses_the_process_that_is_asked() {
+async fn the_base_selects_the_process_that_receives_the_request() {
     let fake = Fake::start();
     let worker = fake.media_worker();
     let purge = "method = \"POST\"\npath = \"/_synapse/admin/v1/purge_media_cache?before_ts={{ ago_ms('30d') }}\"";
@@ -443,7 +443,7 @@ async fn a_wrong_clock_is_refused_before_anything_is_sent() {
 }
 
 #[tokio::test]
-async fn slips_in_the_config_are_named() {
+async fn errors_in_the_configuration_are_reported() {
     let slips = [
         r#"path = "/x/#room:hs/a b""#,
         r#"path = "/x/ü""#,
@@ -563,7 +563,7 @@ async fn slips_in_the_config_are_named() {
 }
 
 #[tokio::test]
-async fn a_real_synapse_does_what_is_asked() {
+async fn a_real_synapse_carries_out_the_request() {
     let synapse = Synapse::start().await;
     synapse.insert_remote_media("far.test", "old", 40).await;
     synapse.insert_remote_media("far.test", "recent", 20).await;
@@ -600,7 +600,7 @@ async fn a_real_synapse_does_what_is_asked() {
 }
 
 #[tokio::test]
-async fn the_answer_is_shown_and_stored_with_secrets_masked_and_control_characters_escaped() {
+async fn the_response_is_shown_and_stored_with_secrets_masked_and_control_characters_escaped() {
     let fake = Fake::start();
     fake.world(|world| world.version = "1.163.2\u{1b}[2J".to_owned());
     let keys = "method = \"GET\"\npath = \"/_synapse/admin/v1/server_version\"\nmode = \"apply\"\n";
@@ -615,7 +615,7 @@ async fn the_answer_is_shown_and_stored_with_secrets_masked_and_control_characte
 }
 
 #[tokio::test]
-async fn an_answer_is_stored_only_where_it_may_be_and_served_only_to_the_admin() {
+async fn a_response_is_stored_only_if_keep_answer_allows_it_and_served_only_to_the_admin() {
     let fake = Fake::start();
     let keys = "method = \"GET\"\npath = \"/_synapse/admin/v1/server_version\"\nmode = \"apply\"\n";
     let silent = format!("{keys}keep_answer = false\n\n[jobs.open]\nkind = \"request\"\n{keys}");

@@ -14,7 +14,7 @@ fn alternating(fake: &Fake, path: &str, passes: usize, page: impl Fn(usize, &str
 }
 
 #[tokio::test]
-async fn a_list_whose_tokens_come_again_fails_and_is_named() {
+async fn a_list_with_repeated_page_tokens_fails_with_its_endpoint() {
     let fake = with_users(1);
     // The first request that fits is for the daemon's own account.
     alternating(&fake, "/_synapse/admin/v2/users", 1, |number, next| {

@@ -9,7 +9,7 @@ fn page(status: u16, body: &str) -> Trouble {
 }
 
 #[tokio::test]
-async fn of_a_proxys_page_the_title_is_shown_and_what_to_check() {
+async fn the_error_for_a_page_of_a_proxy_shows_its_title_and_what_to_check() {
     let long = format!(
         "<HTML><Title lang=en>\r\n Gateway\x1b[31m  &amp; <b>time</b>-out {}</TITLE><body>hidden",
         "x".repeat(200)
@@ -39,7 +39,7 @@ async fn of_a_proxys_page_the_title_is_shown_and_what_to_check() {
 }
 
 #[tokio::test]
-async fn a_proxy_that_gives_up_on_a_purge_names_the_address_of_the_media_endpoints() {
+async fn the_error_for_a_proxy_that_times_out_on_a_purge_names_media_url() {
     let fake = Fake::start();
     let purge = "/_synapse/admin/v1/purge_media_cache";
     fake.fault(Fault::new("POST", purge, Trouble::Proxy(504)).always());

@@ -9,7 +9,7 @@ use crate::fake::TOKEN;
 use crate::program::{figures, until};
 
 #[tokio::test]
-async fn a_token_file_that_holds_no_token_changes_nothing_and_is_told_once() {
+async fn a_token_file_without_a_token_changes_nothing_and_is_logged_once() {
     let long = "x".repeat(9000);
     let unusable = ["fake-token\n\n", "fake token", "fäke-token", "fake\u{7}token", &long, "\n"];
     for text in unusable {

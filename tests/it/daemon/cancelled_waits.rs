@@ -38,7 +38,7 @@ fn removal(more: &str) -> String {
 }
 
 #[tokio::test]
-async fn a_cancelled_run_gives_up_what_waits_and_waits_for_what_was_sent() {
+async fn a_cancelled_run_drops_waiting_changes_and_waits_for_sent_ones() {
     let fake = with_ids(2);
     // The first account's answer takes two seconds; the second one's turn never comes.
     fake.fault(Fault::new("PUT", &format!("{ACCOUNT}@user000001"), LONG).always());
@@ -74,7 +74,7 @@ async fn a_cancelled_run_gives_up_what_waits_and_waits_for_what_was_sent() {
 }
 
 #[tokio::test]
-async fn the_time_limit_ends_what_waits() {
+async fn the_time_limit_ends_waiting_changes() {
     let fake = with_lobby(3);
     fake.fault(Fault::new("POST", JOIN, LONG).after(1).always());
     let more = "time_limit = \"8s\"";
@@ -88,7 +88,7 @@ async fn the_time_limit_ends_what_waits() {
 }
 
 #[tokio::test]
-async fn a_media_purge_that_only_waits_is_not_lost_when_the_time_is_up() {
+async fn a_media_purge_that_only_waits_is_not_lost_at_the_time_limit() {
     let fake = Fake::start();
     fake.world(|world| {
         world.user("@a:fake.test");
@@ -104,7 +104,7 @@ async fn a_media_purge_that_only_waits_is_not_lost_when_the_time_is_up() {
 }
 
 #[tokio::test]
-async fn a_stop_ends_what_waits_and_the_next_start_finishes_it() {
+async fn a_stop_ends_waiting_changes_and_the_next_start_makes_them() {
     let fake = with_lobby(3);
     fake.fault(Fault::new("POST", JOIN, LONG).after(1).always());
     let program = Program::new(&fake.url(), TOKEN, &sweep("lobby", 20, &hourly()));
@@ -170,7 +170,7 @@ impl StoppedClock {
 }
 
 #[tokio::test]
-async fn the_end_of_the_window_ends_what_waits_for_a_change_for_a_retry_or_for_the_plan() {
+async fn the_end_of_the_window_ends_a_wait_for_a_change_a_retry_or_the_plan() {
     let window = "window = \"01:00-06:00\"";
     let cases = [
         ("PUT", ACCOUNT, LONG, "succeeded: 2/0/0/0/2"),
@@ -208,7 +208,7 @@ async fn the_end_of_the_window_ends_what_waits_for_a_change_for_a_retry_or_for_t
 }
 
 #[tokio::test]
-async fn a_cancelled_run_waits_neither_for_the_rate_nor_for_a_place_among_the_requests() {
+async fn a_cancelled_run_waits_neither_for_the_rate_limit_nor_for_a_free_request() {
     for places in ["max_concurrent_requests = 1", "max_concurrent_requests = 60"] {
         let fake = Fake::start();
         let program = Program::new(&fake.url(), TOKEN, &ping("a", "mode = \"apply\""));
