@@ -209,7 +209,7 @@ def moment(text):
 
 
 def memory(microglia, homeserver, small):
-    """With the default of requests at a time: each connection keeps its buffers, and more are open the longer it goes on."""
+    """With the default number of concurrent requests: each connection keeps its buffers, and more are open the longer it runs."""
     few, many = (20, 100) if small else (100, 10_000)
     for kind, mode in (("request", "apply"), ("join-rooms", "dry-run")):
         count = 10 if small else 100

@@ -46,7 +46,7 @@ impl Stop {
 
     /// Ends the run without waiting for the change in progress, which may or may not take effect.
     ///
-    /// `why` completes "stopped at once".
+    /// `why` completes "stopped immediately".
     pub fn now(&self, outcome: Outcome, why: &str) {
         let _ = self.urgency.set(why.to_owned());
         self.at_boundary(outcome);

@@ -181,7 +181,7 @@ async fn root_becomes_the_owner_of_the_state_directory_for_good() {
             Some("CapPrm:\t0000000000000000")
         );
         let warning =
-            format!("{} is not readable for uid {owner}", program.path("token").display());
+            format!("{} is not readable by uid {owner}", program.path("token").display());
         assert!(daemon.log().contains(&warning), "{}", daemon.log());
     }
     let asked = program.run(&["run", "sweep", "--json"]).await;

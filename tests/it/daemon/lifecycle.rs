@@ -163,7 +163,7 @@ async fn a_second_signal_ends_the_daemon_immediately() {
     let asked = Instant::now();
     assert_eq!(daemon.exit().await, 1);
     assert!(asked.elapsed() < Duration::from_secs(3), "{:?}", asked.elapsed());
-    until_log(&daemon, "stopped at once by a second signal").await;
+    until_log(&daemon, "stopped immediately by a second signal").await;
     program.serve().await.stop().await;
     assert_eq!(program.ended("hangs").await, ["manual interrupted"]);
 }
