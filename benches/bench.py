@@ -1,4 +1,4 @@
-"""What the measurements share: programs under watch, HTTP over one connection, and a line per figure."""
+"""Shared code of the measurements: monitored processes, HTTP over one connection, and a line per figure."""
 
 import http.client
 import json
@@ -102,7 +102,7 @@ class Program:
         raise ProcessLookupError
 
     def cpu_seconds(self):
-        """What all threads used, to the nanosecond."""
+        """The CPU time of all threads, in nanoseconds."""
         total = 0
         for task in pathlib.Path(f"/proc/{self.pid}/task").iterdir():
             total += int((task / "schedstat").read_text().split()[0])

@@ -26,14 +26,14 @@ def user_id(number):
 
 
 def external_ids(number):
-    """Half of the accounts hold an id, a tenth of them one that is to go."""
+    """Half of the accounts have an id, one in ten an id that is to be removed."""
     held = [("saml", f"saml-{number}")] if number % 2 == 0 else []
     held += [("oidc-google", f"google-{number}")] if number % 10 == 0 else []
     return [{"auth_provider": provider, "external_id": external_id} for provider, external_id in held]
 
 
 def python_with_synapse():
-    """The demo's virtual environment, made here where the demo never ran."""
+    """The demo's virtual environment, created here if the demo was never run."""
     venv = TARGET / "demo" / "venv"
     done = venv / f"synapse-{VERSION}"
     if not done.exists():
@@ -46,7 +46,7 @@ def python_with_synapse():
 
 
 class Synapse:
-    """A Synapse with so many accounts, all of them in every room; it is filled once and copied afterwards."""
+    """A Synapse with this many accounts, all of them in every room; it is filled once and copied afterwards."""
 
     def __init__(self, users, rooms):
         self.users = users
@@ -181,7 +181,7 @@ def ids_job(provider):
 
 
 def reading(synapse, microglia, fake, repeats):
-    """How fast accounts are read, beside a generator that does nothing else."""
+    """How fast accounts are read, compared with a bare load generator."""
     config = write_config("reading", synapse.url, synapse.token, ids_job("oidc-google"), UNLIMITED)
     names = "\n".join(user_id(number) for number in range(synapse.users))
     ours, bare = [], []

@@ -98,7 +98,7 @@ impl Progress {
                 self.set_silence(None);
             }
             Event::Slow(true) => {
-                self.print("Synapse responds slowly: sending requests at half the rate")
+                self.print("Synapse responds slowly: sending requests at half the rate");
             }
             Event::Ended(_) => self.bar.finish_and_clear(),
             _ => {}

@@ -9,7 +9,7 @@ use serde_json::Value;
 use crate::fake::{Fake, Fault, TOKEN, Trouble, User};
 use crate::program::{Program, binary, signal, until};
 
-/// A sweep that removes an id from each of `users` accounts of the fake.
+/// A job that removes an id from each account of the fake.
 const SWEEP: &str =
     "[jobs.sweep]\nkind = \"remove-external-ids\"\nproviders = [\"saml\"]\naccounts = \"all\"\n";
 const NO_CONFIG: &str = "/nowhere/microglia.toml";
@@ -569,7 +569,7 @@ async fn a_closed_pipe_is_not_a_failure() {
         let mut command = program.command(&arguments);
         command.env("RUST_LOG", "debug");
         let mut child = command.spawn().unwrap();
-        // Nobody reads what comes.
+        // Nothing reads the output.
         drop((child.stdout.take(), child.stderr.take()));
         let status = child.wait().await.unwrap();
         assert_eq!(status.code(), Some(0), "{arguments:?}: {status}");
@@ -663,7 +663,7 @@ async fn the_log_is_json_on_request_with_one_line_per_event() {
     targets.sort_unstable();
     assert_eq!(targets, ["@user000000:fake.test -> saml:s0", "@user000001:fake.test -> saml:s1"]);
     for line in output.stderr.lines() {
-        // A key that comes twice is lost to whoever parses it.
+        // A parser would lose a duplicate key.
         assert_eq!(line.matches("\"target\":").count(), 1, "{line}");
     }
     assert_eq!(
@@ -741,7 +741,7 @@ async fn files_that_a_command_creates_in_the_state_directory_belong_to_its_owner
     // Only root may give a directory away; anybody else owns what they make.
     let _ = std::os::unix::fs::chown(&state, Some(1234), Some(1234));
     let owner = std::fs::metadata(&state).unwrap().uid();
-    // Also while the run is at work: a daemon that starts now must be able to use what is there.
+    // Also during the run: a daemon that starts now must be able to use the files.
     fake.world(|world| world.latency = Duration::from_millis(200));
     let child = program.command(&["run", "sweep", "--apply"]).spawn().unwrap();
     until("the first change is sent", 20, async || fake.count("PUT", "/") > 0).await;

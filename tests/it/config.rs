@@ -1,4 +1,4 @@
-//! The config file: every error at once, with its location and the fix, and what the environment adds.
+//! The configuration file: every error at once, with its location and the fix, and the environment.
 
 #![expect(clippy::too_many_lines, reason = "what a person reads is shown whole")]
 
@@ -1275,7 +1275,10 @@ async fn no_output_and_no_log_of_any_command_contains_a_token() {
             assert!(!format!("{output:?}").contains(TOKEN), "{command:?}: {output:?}");
         }
         let history = std::fs::read(program.path("state/history.db")).unwrap();
-        assert!(!String::from_utf8_lossy(&history).contains(TOKEN), "the history holds the token");
+        assert!(
+            !String::from_utf8_lossy(&history).contains(TOKEN),
+            "the history contains the token"
+        );
     }
 }
 
@@ -1341,7 +1344,7 @@ async fn a_secret_file_is_looked_up_among_the_credentials_first_and_one_newline_
     let mut program =
         Program::new(&fake.url(), &format!("{TOKEN}\n"), &format!("[jobs.a]\n{PURGE}"));
     let whose = async |program: &Program| program.run(&["check", "--online"]).await;
-    assert_eq!(whose(&program).await.code, 0, "the newline at the end is no part of the token");
+    assert_eq!(whose(&program).await.code, 0, "the newline at the end is not part of the token");
     program.write("token", "stale");
     assert_eq!(whose(&program).await.code, 1);
     std::fs::create_dir(program.path("credentials")).unwrap();
@@ -1397,7 +1400,7 @@ async fn the_example_configurations_are_valid_and_contain_every_key() {
         assert!(stdout.contains("microglia.toml: no errors, no warnings"), "{stdout}");
     }
     let full = read("microglia.toml");
-    // `[table]` or `kind = …` says whose keys the next lines hold.
+    // `[table]` or `kind = …` determines to which table the next lines belong.
     let keys = |wanted: &dyn Fn(&str) -> bool| -> Vec<String> {
         full.split("\n[")
             .filter(|table| wanted(table))
@@ -1420,7 +1423,7 @@ async fn the_example_configurations_are_valid_and_contain_every_key() {
     for (name, known) in TABLES {
         let head = name.split([' ', ',']).next().unwrap();
         let head = head.trim_end_matches("NAME");
-        // A key of every job may stand in [defaults].
+        // A key of every job may be in [defaults].
         wanted(
             name,
             &|table| table.starts_with(head) || (head == "jobs." && table.starts_with("defaults]")),

@@ -1,4 +1,4 @@
-//! The daemon: what it runs when, what it tells, and what it survives.
+//! The daemon: when it runs jobs, what it reports, and what it survives.
 
 #![expect(clippy::float_cmp, reason = "metrics are whole numbers, or the same ones twice")]
 
@@ -40,7 +40,7 @@ fn sweep(name: &str, per_second: u32, more: &str) -> String {
     )
 }
 
-/// A homeserver with a room and so many users who are not in it.
+/// A homeserver with a room and this many users who are not in it.
 fn with_lobby(users: usize) -> Fake {
     let mut world = World::new();
     world.users(users, |_| User::default());
@@ -67,7 +67,7 @@ fn now() -> DateTime<Utc> {
     Utc::now()
 }
 
-fn moment(report: &Value, key: &str) -> DateTime<Utc> {
+fn time_of(report: &Value, key: &str) -> DateTime<Utc> {
     report[key].as_str().unwrap_or_else(|| panic!("no {key} in {report}")).parse().unwrap()
 }
 

@@ -1,4 +1,4 @@
-//! What a run by hand reports, and what it advises.
+//! The report and the advice of a manual run.
 
 use std::sync::Arc;
 
@@ -19,7 +19,7 @@ use crate::program::{Program, figures, until};
 const LONG_AGO_MS: i64 = 1_640_995_200_000;
 const DAY_MS: i64 = 24 * 60 * 60 * 1000;
 
-/// A homeserver whose accounts hold this many ids of `saml`, one each.
+/// A homeserver whose accounts have this many ids of `saml`, one each.
 fn with_ids(count: usize) -> Fake {
     let fake = Fake::start();
     fake.world(|world| world.users(count, |i| User::default().external("saml", &i.to_string())));

@@ -1,4 +1,4 @@
-//! The state directory: what root does in a directory of another user, and what planted links lead to.
+//! The state directory: what root does in a directory of another user, and planted links.
 
 #![expect(clippy::print_stderr, reason = "a test that can only do a part of it says so")]
 
@@ -63,7 +63,7 @@ fn plant(program: &Program, name: &str, target: &Path) {
     }
 }
 
-/// What lies in a directory: name, owner, mode and content.
+/// The contents of a directory: name, owner, mode and content of each file.
 fn names_in(dir: &Path) -> Vec<String> {
     let mut files: Vec<String> = std::fs::read_dir(dir)
         .unwrap()
@@ -180,12 +180,11 @@ async fn root_becomes_the_owner_of_the_state_directory_for_good() {
             status.lines().find(|line| line.starts_with("CapPrm:")),
             Some("CapPrm:\t0000000000000000")
         );
-        let warning =
-            format!("{} is not readable by uid {owner}", program.path("token").display());
+        let warning = format!("{} is not readable by uid {owner}", program.path("token").display());
         assert!(daemon.log().contains(&warning), "{}", daemon.log());
     }
-    let asked = program.run(&["run", "sweep", "--json"]).await;
-    assert_eq!(asked.code, 0, "{asked:?}");
+    let output = program.run(&["run", "sweep", "--json"]).await;
+    assert_eq!(output.code, 0, "{output:?}");
     for path in
         ["history.db", "control.sock", "locks", "locks/serve.daemon.lock", "locks/sweep.lock"]
     {

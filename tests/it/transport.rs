@@ -1,4 +1,4 @@
-//! Talking HTTP to a homeserver: what is sent, what is sent again, and what a person is told.
+//! HTTP to a homeserver: what is sent, what is retried, and what is reported.
 
 mod bodies;
 mod headers;
@@ -43,7 +43,7 @@ fn sweep(fake: &Fake, rest: &str) -> Program {
     Program::new(&fake.url(), TOKEN, &format!("{SWEEP}{rest}"))
 }
 
-/// The moments of the requests for this path, as distances.
+/// The intervals between the requests for this path.
 fn distances(fake: &Fake, path: &str) -> Vec<Duration> {
     let at: Vec<Instant> = fake
         .requests()
@@ -63,8 +63,8 @@ fn message(program: &Program, fake: &Fake, report: &Value) -> String {
         .replace(&program.path("").display().to_string(), "")
 }
 
-/// What a run says when every answer to `path` is this one.
-async fn told(path: &str, trouble: Trouble) -> (String, usize) {
+/// The message of a run if every response to `path` is this one.
+async fn message_after(path: &str, trouble: Trouble) -> (String, usize) {
     let fake = with_users(1);
     fake.fault(Fault::new("GET", path, trouble).always());
     let program = sweep(&fake, ONCE);
@@ -113,8 +113,8 @@ async fn each_kind_of_refusal_says_who_refused_and_what_to_do() {
     ];
     let mut all = String::new();
     for (path, trouble) in nos {
-        let (said, requests) = told(path, trouble).await;
-        assert_eq!(requests, 1, "{said}: none of these passes by being asked again at once");
+        let (said, requests) = message_after(path, trouble).await;
+        assert_eq!(requests, 1, "{said}: none of these errors is solved by an immediate retry");
         all.push_str(&said);
         all.push('\n');
     }
@@ -174,7 +174,7 @@ async fn a_token_that_is_rotated_during_a_run_is_used_from_the_next_request_on()
     fake.world(|world| world.latency = Duration::from_millis(20));
     let program = sweep(&fake, "");
     let child = program.command(&["run", "sweep", "--apply", "--json"]).spawn().unwrap();
-    until("the run is at work", 20, async || fake.count("PUT", "/") > 5).await;
+    until("the run", 20, async || fake.count("PUT", "/") > 5).await;
     let admin = fake.world(|world| world.admin());
     fake.world(|world| world.token("rotated", &admin).admin_scope = true);
     program.write("token", "rotated\n");
@@ -227,7 +227,7 @@ async fn a_request_that_is_rate_limited_too_often_or_too_long_is_left_to_the_nex
     );
     assert_eq!(fake.count("GET", WHOAMI), 11);
 
-    // Longer than a request waits: the next attempt would have to wait so long, and there is no time for that.
+    // Longer than a request waits: the next attempt would have to wait that long, and there is no time for that.
     for trouble in [
         Trouble::Limited { retry_after_ms: Some(600_000), retry_after_header: None },
         Trouble::Limited { retry_after_ms: None, retry_after_header: Some(600) },
@@ -265,7 +265,7 @@ async fn transient_errors_are_retried_within_the_run_and_permanent_ones_fail_cle
     futures_util::future::join_all(runs).await;
 
     let lasting = [Trouble::Proxy(502), Trouble::CutBody].map(|trouble| async {
-        let (said, requests) = told(OWN, trouble).await;
+        let (said, requests) = message_after(OWN, trouble).await;
         format!("{requests} requests, {said}")
     });
     insta::assert_snapshot!(futures_util::future::join_all(lasting).await.join("\n"), @r#"
@@ -336,7 +336,7 @@ async fn a_missing_response_ends_with_the_request_timeout_or_the_time_limit() {
     let ((timeout, requests, _), (limit, asked, took)) =
         futures_util::future::join(limits("1s", "1m"), limits("1m", "2s")).await;
     insta::assert_snapshot!(timeout, @r#"failed: GET /_synapse/admin/v2/users/@microglia:fake.test: the response was lost: no response within the timeout"#);
-    assert_eq!(requests, 4, "a question is asked again");
+    assert_eq!(requests, 4, "a GET is retried");
     insta::assert_snapshot!(limit, @r#"timed-out: the time limit of 2s was reached"#);
     assert_eq!(asked, 1);
     assert!((2.0..10.0).contains(&took.as_secs_f64()), "{took:?}");
@@ -371,11 +371,11 @@ async fn the_rate_is_halved_while_responses_take_three_times_as_long() {
         let took = moments[moments.len() - 1] - moments[0];
         f64::from(u32::try_from(moments.len() - 1).unwrap()) / took.as_secs_f64()
     };
-    // Twenty slow answers are enough to know it; those under way then are gone after a second.
+    // Twenty slow responses are enough to detect it; those in progress have ended after a second.
     let before: Vec<Instant> = at.iter().copied().filter(|at| *at < slowed).collect();
     let after: Vec<Instant> =
         at.iter().copied().filter(|at| *at > slowed + Duration::from_millis(1500)).collect();
-    assert!(after.len() >= 20, "{} are too few to tell a rate", after.len());
+    assert!(after.len() >= 20, "{} are too few to determine a rate", after.len());
     let ratio = rate(&after) / rate(&before);
     assert!(
         (0.35..0.7).contains(&ratio),
@@ -489,7 +489,7 @@ async fn a_private_ca_is_trusted_if_configured() {
     assert_eq!(figures(&program.apply("sweep").await), "succeeded: 1/1/0/0/0");
 }
 
-/// Ends TLS with the certificate of `tests/it/tls` in front of the fake; the answer is its address.
+/// Ends TLS with the certificate of `tests/it/tls` in front of the fake; returns its address.
 pub async fn tls_in_front_of(fake: &Fake) -> String {
     let certificate = CertificateDer::from_pem_slice(tls("server.pem").as_bytes()).unwrap();
     let key = PrivateKeyDer::from_pem_slice(tls("server-key.pem").as_bytes()).unwrap();
@@ -508,7 +508,7 @@ pub async fn tls_in_front_of(fake: &Fake) -> String {
         while let Ok((stream, _)) = listener.accept().await {
             let (acceptor, behind) = (acceptor.clone(), behind.clone());
             tokio::spawn(async move {
-                // A client that does not trust the certificate goes away here.
+                // A client that does not trust the certificate disconnects here.
                 let Ok(mut client) = acceptor.accept(stream).await else { return };
                 let mut server = TcpStream::connect(behind).await.unwrap();
                 let _ = copy_bidirectional(&mut client, &mut server).await;

@@ -1,4 +1,4 @@
-//! What was missed waits for its window: the daemon's own parts, at a clock of the test's own.
+//! Missed occurrences that wait for their window: parts of the daemon, with a clock that the test sets.
 
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -19,7 +19,7 @@ use crate::program::until;
 
 const WHOAMI: &str = "/_matrix/client/v3/account/whoami";
 
-/// The daemon without its ports, at a clock that the test sets and that goes on from there.
+/// The daemon without its listeners, with a clock that the test sets and that continues from there.
 struct Begun<'f> {
     fake: &'f Fake,
     supervisor: Arc<Supervisor>,
@@ -70,7 +70,7 @@ impl<'f> Begun<'f> {
         if let Some(due) = due {
             self.supervisor.wakes()(due);
         }
-        // Whatever was sent before is dealt with when this is answered.
+        // Everything that was sent before has been processed when this returns.
         self.supervisor.status().await;
     }
 
@@ -87,7 +87,7 @@ impl<'f> Begun<'f> {
         self.metric("microglia_job_waiting", "") == 1.0
     }
 
-    /// Stops it as `kill` does: what is under way is cut off.
+    /// Stops it as `kill` does: active runs are interrupted.
     async fn cut_off(self) {
         self.supervisor.drain(Duration::ZERO).await;
         self.history.close().await;
@@ -98,9 +98,9 @@ impl<'f> Begun<'f> {
     }
 
     async fn stop(self) {
-        let asked = Instant::now();
+        let start = Instant::now();
         self.supervisor.drain(Duration::from_secs(5)).await;
-        assert!(asked.elapsed() < Duration::from_secs(4), "{:?}", asked.elapsed());
+        assert!(start.elapsed() < Duration::from_secs(4), "{:?}", start.elapsed());
         self.history.close().await;
     }
 }
@@ -142,7 +142,8 @@ async fn a_missed_occurrence_waits_for_the_window_across_restarts_and_runs_when_
         (&run["trigger"], &run["outcome"], &run["scheduled_for"]),
         (&"catch-up".into(), &"succeeded".into(), &"2026-11-23T03:30:00Z".into())
     );
-    let late = moment(run, "started_at") - "2026-11-24T03:00:00Z".parse::<DateTime<Utc>>().unwrap();
+    let late =
+        time_of(run, "started_at") - "2026-11-24T03:00:00Z".parse::<DateTime<Utc>>().unwrap();
     assert!(late >= TimeDelta::zero() && late < TimeDelta::seconds(3), "{run}");
     // It is dealt with.
     let begun = Begun::at(&fake, &program, "2026-11-24T03:10:00Z").await;
@@ -184,7 +185,7 @@ async fn an_occurrence_outside_the_window_does_not_make_a_restart_forget_the_mis
     until("the run", 10, async || !program.ended("six").await.is_empty()).await;
     begun.stop().await;
     assert_eq!(program.ended("six").await, ["schedule succeeded"]);
-    // What came outside the window is not missed afterwards.
+    // An occurrence outside the window does not count as missed afterwards.
     let begun = Begun::at(&fake, &program, "2026-11-24T01:00:00Z").await;
     begun.tick_at("2026-11-24T01:00:00Z").await;
     begun.stop().await;
@@ -221,17 +222,17 @@ async fn a_job_that_waits_to_be_caught_up_can_be_run_manually_and_its_waiting_ru
     Begun::at(&fake, &program, "2026-11-22T12:00:00Z").await.stop().await;
     let begun = Begun::at(&fake, &program, "2026-11-23T12:00:00Z").await;
     until("it waits", 5, async || begun.waits()).await;
-    let asked = RunOverrides { mode: Some(Mode::DryRun), ..RunOverrides::default() };
-    let mut events = begun.supervisor.run("night", &asked).await.unwrap();
-    let mut heard = Vec::new();
+    let overrides = RunOverrides { mode: Some(Mode::DryRun), ..RunOverrides::default() };
+    let mut events = begun.supervisor.run("night", &overrides).await.unwrap();
+    let mut received = Vec::new();
     while let Some(event) = events.recv().await {
-        heard.push(event);
+        received.push(event);
     }
     assert!(
-        matches!(heard.last(), Some(Event::Ended(report)) if report.outcome == Some(Outcome::Succeeded)),
-        "{heard:?}"
+        matches!(received.last(), Some(Event::Ended(report)) if report.outcome == Some(Outcome::Succeeded)),
+        "{received:?}"
     );
-    assert!(begun.waits(), "a run by hand does not stand for it");
+    assert!(begun.waits(), "a manual run does not replace it");
     begun.supervisor.cancel("night", "a test").await.unwrap();
     assert!(!begun.waits());
     let refused = begun.supervisor.cancel("night", "a test").await.unwrap_err();
@@ -269,7 +270,7 @@ async fn an_occurrence_due_when_the_window_opens_and_a_missed_one_are_one_run() 
     }
 }
 
-/// A job that comes every six hours at any time of the day, and its homeserver.
+/// A job that is due every six hours at any time of the day, and its homeserver.
 fn six_hourly(more: &str) -> (Fake, Program) {
     let fake = Fake::start();
     let keys = format!("mode = \"apply\"\nschedule = \"0 */6 * * *\"\n{more}");

@@ -1,4 +1,4 @@
-//! What the running daemon is asked through its socket.
+//! Commands that talk to the running daemon through its socket.
 
 use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
@@ -77,7 +77,7 @@ async fn a_run_can_be_stopped_while_the_configuration_has_errors() {
     assert_eq!(report["outcome"], "cancelled");
     daemon.stop().await;
     let said = program.run(&["cancel", "lobby"]).await;
-    assert_eq!(said.code, 2, "without a daemon its mistakes are what there is to say: {said:?}");
+    assert_eq!(said.code, 2, "without a daemon its errors are reported: {said:?}");
     program.write("microglia.toml", &good);
     let said = program.run(&["cancel", "lobby"]).await;
     assert!(said.code == 1 && said.stderr.contains("no daemon is running on"), "{said:?}");
@@ -140,7 +140,7 @@ async fn a_pause_stops_scheduled_runs_survives_a_restart_and_is_shown() {
     assert_eq!(program.runs("often").await.len(), before);
     let table = program.run(&["jobs"]).await.stdout;
     assert!(table.contains("paused: nothing runs on schedule until `microglia resume`"), "{table}");
-    // By hand it runs all the same.
+    // It can still be run manually.
     assert_eq!(program.run(&["run", "often"]).await.code, 0);
     assert_eq!(program.run(&["resume"]).await.code, 0);
     until("runs again", 20, async || program.runs("often").await.len() > before + 1).await;
@@ -252,7 +252,7 @@ async fn a_run_that_the_command_line_started_first_is_not_disturbed_by_the_daemo
     let daemon = program.serve().await;
     let skipped = async || daemon.of_job("a", "microglia_job_skipped_total", &["overlap"]).await;
     until("a skipped one", 10, async || skipped().await >= 1.0).await;
-    assert_eq!(program.runs("a").await[0]["outcome"], Value::Null, "it is still at work");
+    assert_eq!(program.runs("a").await[0]["outcome"], Value::Null, "it is still running");
     let report = here.wait_with_output().await.unwrap();
     let report: Value = serde_json::from_slice(&report.stdout).unwrap();
     assert_eq!((&report["id"], &report["outcome"]), (&1.into(), &"succeeded".into()), "{report}");

@@ -171,7 +171,7 @@ async fn the_events_of_all_runs_are_streamed_on_the_control_socket_only() {
     let admin = [("Authorization", "Bearer secret-of-the-tests")];
     let error = r#"{"error":"events are only available on the control socket"}"#.to_owned();
     assert_eq!(daemon.http("GET", "/api/v1/events", &admin, "").await, (403, error));
-    // A stream without an end does not hold up the daemon's.
+    // An endless stream does not delay the end of the daemon.
     daemon.stop().await;
     let (_, all) = all.whole().await;
     let (_, of_a) = of_a.whole().await;

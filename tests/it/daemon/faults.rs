@@ -1,4 +1,4 @@
-//! What the daemon survives: dead and strange homeservers, dead tokens, full disks.
+//! Faults that the daemon survives: failing homeservers, revoked tokens, full disks.
 
 use super::*;
 use crate::fake::{Fault, TOKEN, Trouble};
@@ -69,7 +69,7 @@ async fn a_token_that_is_revoked_during_a_run_ends_it_and_a_rotated_one_is_used_
     fake.world(|world| world.token("rotated", "@microglia:fake.test").admin_scope = true);
     program.write("token", "rotated\n");
     assert_eq!(program.run(&["run", "lobby"]).await.code, 0);
-    // An emptied file is told once, and what was in it serves on.
+    // An emptied file is logged once, and the previous token stays in use.
     program.write("token", "");
     assert_eq!(program.run(&["run", "lobby"]).await.code, 0);
     assert_eq!(daemon.log().matches("token is empty").count(), 1);
@@ -139,7 +139,7 @@ async fn a_full_disk_ends_and_refuses_runs_that_make_changes_and_nothing_else() 
         daemon.of_job("looks", "microglia_job_runs_total", &labels).await
     };
     let so_far = ran().await;
-    until("the schedule goes on", 20, async || ran().await > so_far).await;
+    until("the schedule to continue", 20, async || ran().await > so_far).await;
     until_log(&daemon, "this dry run is not recorded").await;
     disk_is_full(&daemon, false);
     assert_eq!(daemon.get("/readyz").await.0, 200);

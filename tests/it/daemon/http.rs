@@ -1,4 +1,4 @@
-//! The HTTP listener: health, metrics, the JSON API, and who may do what.
+//! The HTTP listener: health, metrics, the JSON API, and authorization.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -132,7 +132,7 @@ async fn every_documented_metric_exists_from_the_start_and_is_restored_after_a_r
     let success = "microglia_job_last_success_timestamp_seconds";
     let runs = program.runs("lobby").await;
     #[expect(clippy::cast_precision_loss, reason = "milliseconds of this century fit")]
-    let of = |run: &Value| moment(run, "finished_at").timestamp_millis() as f64 / 1000.0;
+    let of = |run: &Value| time_of(run, "finished_at").timestamp_millis() as f64 / 1000.0;
     // The dry run is the last run, and not the job's success.
     assert_eq!(daemon.of_job("lobby", success, &[]).await, of(&runs[0]));
     assert_eq!(
@@ -287,14 +287,14 @@ async fn a_request_that_is_too_large_is_rejected_and_a_slow_client_blocks_no_oth
             slow.push(stream);
         }
     }
-    let asked = std::time::Instant::now();
+    let start = std::time::Instant::now();
     assert_eq!(daemon.get("/healthz").await.0, 200);
-    assert!(asked.elapsed().as_secs() < 3, "{:?}", asked.elapsed());
-    // Whoever does not send its headers is shown the door.
+    assert!(start.elapsed().as_secs() < 3, "{:?}", start.elapsed());
+    // A client that does not send its headers is disconnected.
     let mut answer = Vec::new();
     let closed = slow[0].read_to_end(&mut answer);
     tokio::time::timeout(std::time::Duration::from_secs(20), closed).await.unwrap().unwrap();
-    // Who may not act is told so before its body has come.
+    // A client without the token is rejected before its body has arrived.
     let mut answer = [0; 12];
     slow[119].read_exact(&mut answer).await.unwrap();
     assert_eq!(String::from_utf8_lossy(&answer), "HTTP/1.1 401");

@@ -1,4 +1,4 @@
-//! The daemon's own death, by kill -9: no change is lost, none is made twice, and the next start finishes.
+//! The daemon killed by kill -9: no change is lost, none is made twice, and the next start finishes the work.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -9,7 +9,7 @@ use crate::homeserver::Synapse;
 use crate::program::until;
 
 const DELETE: &str = "/_synapse/admin/v1/media/delete";
-/// What the record of a killed run says of a change that was under way.
+/// The detail of a change that was in progress when its run was killed.
 const UNKNOWN: &str = "microglia exited before the response arrived: the change may have been made";
 
 /// What of a run's changes the history knows as made.
@@ -107,7 +107,7 @@ async fn after_kill_9_in_a_purge_no_other_call_is_sent_while_the_lost_one_may_be
     let program = Program::new(&fake.url(), TOKEN, &purge);
     was_down(&program).await;
     let daemon = program.serve().await;
-    until("the purge at work", 20, async || fake.world(|world| world.files().len()) < 280).await;
+    until("the purge", 20, async || fake.world(|world| world.files().len()) < 280).await;
     daemon.kill().await;
     let calls = fake.count("POST", "/_synapse/admin/v1/media/delete");
     let daemon = program.serve().await;
@@ -157,7 +157,7 @@ async fn kill_9_during_joins_on_a_real_homeserver_joins_each_user_once() {
     assert!(all.len() >= 39, "{all:#?}");
 }
 
-/// The users of a run's changes: of those that were made, and of those whose answer nobody saw.
+/// The users of a run's changes: of those that were made, and of those whose response was lost.
 async fn named(program: &Program, run: usize) -> (BTreeSet<String>, BTreeSet<String>) {
     let shown = ["runs", "show", &run.to_string(), "--limit", "5000", "--json"];
     let run = program.json(&shown).await;
@@ -186,7 +186,7 @@ fn random() -> fastrand::Rng {
     fastrand::Rng::with_seed(seed)
 }
 
-/// Kills a run again and again, at random moments, and compares what the homeserver saw with what the history names.
+/// Kills a run again and again, at random times, and compares the homeserver's state with the history.
 async fn killed_at_random(
     fake: &Fake,
     job: &str,
@@ -226,7 +226,7 @@ async fn killed_at_random(
         made_so_far.extend(made);
         unknown_in_all += unknown.len();
     }
-    assert!(unknown_in_all > 0, "no kill hit a change under way: this showed nothing");
+    assert!(unknown_in_all > 0, "no kill hit a change in progress: the test showed nothing");
 }
 
 #[tokio::test]
@@ -280,7 +280,7 @@ async fn kill_9_in_a_purge_leads_to_the_same_result_once_the_lost_call_has_ended
     let program = Program::new(&fake.url(), TOKEN, &format!("{PURGE}{}\n", hourly()));
     was_down(&program).await;
     let daemon = program.serve().await;
-    until("the purge at work", 20, async || files(&fake).len() < 280).await;
+    until("the purge", 20, async || files(&fake).len() < 280).await;
     daemon.kill().await;
     assert_eq!(fake.count("POST", DELETE), 1);
     let (restarted, daemon) = (std::time::Instant::now(), program.serve().await);
@@ -320,7 +320,7 @@ async fn a_purge_on_a_real_homeserver_is_finished_by_the_next_start_after_kill_9
         synapse.sql("SELECT COUNT(*) FROM local_media_repository").await[0][0].as_i64().unwrap()
     };
     let daemon = program.serve().await;
-    until("the purge at work", 60, async || left().await < 2010).await;
+    until("the purge", 60, async || left().await < 2010).await;
     daemon.kill().await;
     assert!(left().await > 10, "it was over before the kill");
     let daemon = program.serve().await;

@@ -1,4 +1,4 @@
-//! Starting, stopping, and what systemd is told.
+//! Starting, stopping, and notifying systemd.
 
 use std::os::unix::net::UnixDatagram;
 use std::time::{Duration, Instant};
@@ -25,43 +25,49 @@ async fn systemd_is_notified_of_start_reload_watchdog_and_stop() {
         .stderr(std::process::Stdio::piped())
         .kill_on_drop(true);
     let mut daemon = program.serve_as(command).await;
-    let mut told: Vec<String> = Vec::new();
-    let hear = |told: &mut Vec<String>| {
+    let mut messages: Vec<String> = Vec::new();
+    let receive = |messages: &mut Vec<String>| {
         let mut buffer = [0; 4096];
         while let Ok(length) = socket.recv(&mut buffer) {
-            told.push(String::from_utf8_lossy(&buffer[..length]).into_owned());
+            messages.push(String::from_utf8_lossy(&buffer[..length]).into_owned());
         }
     };
     for _ in 0..100 {
-        hear(&mut told);
-        if told.iter().filter(|message| message.starts_with("WATCHDOG=1")).count() >= 3 {
+        receive(&mut messages);
+        if messages.iter().filter(|message| message.starts_with("WATCHDOG=1")).count() >= 3 {
             break;
         }
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
-    let pings = told.iter().filter(|message| message.starts_with("WATCHDOG=1")).count();
-    assert!(pings >= 3, "{told:?}");
-    assert!(told[0].starts_with("READY=1\nSTATUS=1 job, 0 running, next a at "), "{told:?}");
-    assert!(told[0].contains("03:30:00 UTC"), "{told:?}");
-    told.clear();
+    let pings = messages.iter().filter(|message| message.starts_with("WATCHDOG=1")).count();
+    assert!(pings >= 3, "{messages:?}");
+    assert!(
+        messages[0].starts_with("READY=1\nSTATUS=1 job, 0 running, next a at "),
+        "{messages:?}"
+    );
+    assert!(messages[0].contains("03:30:00 UTC"), "{messages:?}");
+    messages.clear();
     daemon.signal("HUP");
     for _ in 0..100 {
-        hear(&mut told);
-        if told.iter().any(|message| message.starts_with("READY=1")) {
+        receive(&mut messages);
+        if messages.iter().any(|message| message.starts_with("READY=1")) {
             break;
         }
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
-    told.retain(|message| !message.starts_with("WATCHDOG=1"));
-    assert!(told[0].starts_with("RELOADING=1\nMONOTONIC_USEC="), "in one datagram: {told:?}");
-    assert!(told[1].starts_with("READY=1\nSTATUS="), "{told:?}");
+    messages.retain(|message| !message.starts_with("WATCHDOG=1"));
+    assert!(
+        messages[0].starts_with("RELOADING=1\nMONOTONIC_USEC="),
+        "in one datagram: {messages:?}"
+    );
+    assert!(messages[1].starts_with("READY=1\nSTATUS="), "{messages:?}");
     daemon.signal("TERM");
     assert_eq!(daemon.exit().await, 0);
-    hear(&mut told);
+    receive(&mut messages);
     let stopping = "STOPPING=1\nEXTEND_TIMEOUT_USEC=45000000";
     assert!(
-        told.iter().any(|message| message.trim_end() == stopping),
-        "the grace of 30 s and 15 s for what follows it: {told:?}"
+        messages.iter().any(|message| message.trim_end() == stopping),
+        "the grace of 30 s and 15 s for what follows it: {messages:?}"
     );
 }
 
@@ -95,9 +101,9 @@ async fn a_stop_ends_a_run_at_the_next_change_boundary_and_the_next_start_finish
     was_down(&program).await;
     let daemon = program.serve().await;
     until("some joins", 20, async || joined(&fake) >= 3).await;
-    let asked = Instant::now();
+    let start = Instant::now();
     let log = daemon.stop().await;
-    assert!(asked.elapsed() < Duration::from_secs(5), "{:?}", asked.elapsed());
+    assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
     assert!(log.contains("stopping: no new runs are started"), "{log}");
     let runs = program.runs("lobby").await;
     assert_eq!(program.ended("lobby").await, ["catch-up interrupted"]);
@@ -129,16 +135,16 @@ async fn a_run_that_exceeds_the_shutdown_grace_is_interrupted_recorded_and_repor
     let caller = program.command(&["run", "purge", "--json"]).spawn().unwrap();
     until("the call", 20, async || fake.count("POST", "/_synapse/admin/v1/media/delete") == 1)
         .await;
-    let asked = Instant::now();
+    let start = Instant::now();
     daemon.signal("TERM");
-    // While it drains it still answers.
+    // While it drains, it still responds.
     assert_eq!(daemon.get("/healthz").await.0, 200);
     assert_eq!(daemon.exit().await, 0, "{}", daemon.log());
-    let took = asked.elapsed();
+    let took = start.elapsed();
     assert!(took > Duration::from_millis(900) && took < Duration::from_secs(5), "{took:?}");
-    let heard = caller.wait_with_output().await.unwrap();
-    assert_eq!(heard.status.code(), Some(1), "{heard:?}");
-    let report: Value = serde_json::from_slice(&heard.stdout).unwrap();
+    let output = caller.wait_with_output().await.unwrap();
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(report["outcome"], "interrupted");
     assert_eq!(report["changes"][0]["state"], "failed", "{report}");
     assert_eq!(
@@ -160,9 +166,9 @@ async fn a_second_signal_ends_the_daemon_immediately() {
     until_log(&daemon, "stopping 1 run: up to 30 s").await;
     assert_eq!(daemon.post("/api/v1/jobs/hangs/run", "secret-of-the-tests", "").await.0, 503);
     daemon.signal("TERM");
-    let asked = Instant::now();
+    let start = Instant::now();
     assert_eq!(daemon.exit().await, 1);
-    assert!(asked.elapsed() < Duration::from_secs(3), "{:?}", asked.elapsed());
+    assert!(start.elapsed() < Duration::from_secs(3), "{:?}", start.elapsed());
     until_log(&daemon, "stopped immediately by a second signal").await;
     program.serve().await.stop().await;
     assert_eq!(program.ended("hangs").await, ["manual interrupted"]);

@@ -1,4 +1,4 @@
-//! What runs when: schedules, overlap, places, windows, splay and catching up.
+//! When jobs run: schedules, overlap, slots, windows, splay and catching up.
 
 use std::time::Duration;
 
@@ -23,7 +23,7 @@ async fn a_job_can_run_every_second_and_splay_separates_two_jobs_of_one_homeserv
     let daemon = program.serve().await;
     until("two splayed runs", 30, async || program.ended("splayed").await.len() >= 2).await;
     let of: Vec<_> =
-        program.runs("plain").await.iter().map(|run| moment(run, "scheduled_for")).collect();
+        program.runs("plain").await.iter().map(|run| time_of(run, "scheduled_for")).collect();
     assert!(of.len() >= 3 && of.windows(2).all(|two| two[0] < two[1]), "{of:?}");
     let consecutive = of.windows(2).filter(|two| two[1] - two[0] == TimeDelta::seconds(1)).count();
     assert!(consecutive * 2 >= of.len(), "{of:?}");
@@ -31,7 +31,7 @@ async fn a_job_can_run_every_second_and_splay_separates_two_jobs_of_one_homeserv
         .runs("splayed")
         .await
         .iter()
-        .map(|run| (moment(run, "started_at") - moment(run, "scheduled_for")).num_milliseconds())
+        .map(|run| (time_of(run, "started_at") - time_of(run, "scheduled_for")).num_milliseconds())
         .collect();
     let (least, most) = (delays.iter().min().unwrap(), delays.iter().max().unwrap());
     assert!(*most < 3000 && most - least < 1000, "a fixed delay below the bound: {delays:?}");
@@ -96,11 +96,11 @@ async fn an_occurrence_during_a_run_is_skipped_or_queued() {
     .await;
     let (skips, queues) = (program.runs("skips").await, program.runs("queues").await);
     assert!(
-        moment(&skips[1], "scheduled_for") + TimeDelta::seconds(1)
-            > moment(&skips[0], "finished_at")
+        time_of(&skips[1], "scheduled_for") + TimeDelta::seconds(1)
+            > time_of(&skips[0], "finished_at")
     );
-    assert!(moment(&queues[1], "scheduled_for") < moment(&queues[0], "finished_at"));
-    assert!(moment(&queues[1], "started_at") >= moment(&queues[0], "finished_at"));
+    assert!(time_of(&queues[1], "scheduled_for") < time_of(&queues[0], "finished_at"));
+    assert!(time_of(&queues[1], "started_at") >= time_of(&queues[0], "finished_at"));
     for job in ["skips", "queues"] {
         assert!(daemon.of_job(job, "microglia_job_skipped_total", &["overlap"]).await >= 1.0);
     }
@@ -178,7 +178,7 @@ async fn occurrences_while_the_daemon_was_down_run_once() {
     assert_eq!(daemon.of_job("off", "microglia_job_skipped_total", &["missed"]).await, 1.0);
     daemon.stop().await;
     let run = &program.runs("missed").await[0];
-    let late = moment(run, "started_at") - moment(run, "scheduled_for");
+    let late = time_of(run, "started_at") - time_of(run, "scheduled_for");
     assert!(late < TimeDelta::minutes(60), "the last of many: {run}");
     program.write("microglia.toml", &config);
     program.serve().await.stop().await;

@@ -38,7 +38,7 @@ async fn health_is_served_while_more_clients_than_the_limit_do_not_read() {
     }
     for path in ["/healthz", "/readyz", "/healthz"] {
         let answer = timeout(Duration::from_secs(2), daemon.get(path)).await;
-        let (status, body) = answer.unwrap_or_else(|_| panic!("{path}: no answer within 2 s"));
+        let (status, body) = answer.unwrap_or_else(|_| panic!("{path}: no response within 2 s"));
         assert_eq!(status, 200, "{path}: {body}");
     }
     drop(clients);

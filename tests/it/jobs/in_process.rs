@@ -1,4 +1,4 @@
-//! A job run by the library, for what would take minutes of waiting in the program.
+//! Jobs run through the library, for tests that would take minutes with the program.
 
 use std::{
     sync::{Arc, Mutex},
@@ -48,10 +48,10 @@ pub async fn apply(program: &Program, job: &str) -> Ran {
     let runner = Runner { history: history.clone(), dir: Some(dir), clock, lost_call_wait: SOON };
     let order = RunParams { mode: Mode::Apply, ..RunParams::manual(spec) };
     let waited = Arc::new(Mutex::new(Vec::new()));
-    let heard = Arc::clone(&waited);
+    let events = Arc::clone(&waited);
     let tell = Arc::new(move |event: Event| {
         if let Event::Waiting(why) = event {
-            heard.lock().unwrap().push(why);
+            events.lock().unwrap().push(why);
         }
     });
     let report = Box::pin(runner.run(spec, &place, &order, &Stop::default(), tell)).await.unwrap();

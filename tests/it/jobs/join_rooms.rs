@@ -74,17 +74,17 @@ fn joins(fake: &Fake) -> Vec<String> {
         .collect()
 }
 
-/// The accounts that a real Synapse was asked about one by one, but for the daemon's own.
-fn asked_about(synapse: &Synapse) -> Vec<String> {
-    let mut asked: Vec<String> = synapse
+/// The accounts that were requested one by one from a real Synapse, except the daemon's own.
+fn requested_accounts(synapse: &Synapse) -> Vec<String> {
+    let mut requested: Vec<String> = synapse
         .requests()
         .iter()
         .filter_map(|request| request.strip_prefix("GET /_synapse/admin/v2/users/"))
         .filter(|user| *user != synapse.admin.user_id)
         .map(str::to_owned)
         .collect();
-    asked.sort();
-    asked
+    requested.sort();
+    requested
 }
 
 fn posts(synapse: &Synapse) -> usize {
@@ -199,7 +199,7 @@ async fn only_users_who_are_missing_and_may_be_joined_are_joined() {
         synapse.requests().into_iter().filter(|request| !request.starts_with("GET ")).collect();
     assert_eq!(other, Vec::<String>::new(), "a dry run sends nothing but GET");
     assert_eq!(
-        asked_about(&synapse),
+        requested_accounts(&synapse),
         [
             "@O'Brien%2F1%20%23%C3%A9%3F%25:hs.test",
             "@again:hs.test",
@@ -505,9 +505,9 @@ async fn a_room_that_cannot_be_joined_fails_alone_and_says_what_to_do() {
         program.run(&["run", "sweep", "--apply", "--json"])
     );
     assert_eq!((check.code, run.code), (1, 1), "{check:?} {run:?}");
-    let asked: Vec<&str> =
+    let requested: Vec<&str> =
         check.stdout.lines().filter(|line| line.contains("may join users to")).collect();
-    insta::assert_snapshot!(rooms.plain(&asked.join("\n")), @"
+    insta::assert_snapshot!(rooms.plain(&requested.join("\n")), @"
     main: sweep may join users to #twice:hs.test: yes, the room is public
     main: sweep may join users to !twice: yes, the room is public
     main: sweep may join users to !private-6: yes, by invitation
@@ -646,7 +646,7 @@ async fn joins_into_one_room_and_into_all_rooms_have_separate_rate_limits() {
             .filter(|seen| seen.method == "POST" && seen.path.contains(room))
             .map(|seen| seen.at)
             .collect();
-        // Between the end of one join and the beginning of the next lies a tenth of a second at least.
+        // At least a tenth of a second passes between the end of one join and the start of the next.
         assert!(times[4] - times[0] >= Duration::from_millis(400), "{times:?}");
     }
 
@@ -664,7 +664,7 @@ async fn joins_into_one_room_and_into_all_rooms_have_separate_rate_limits() {
     assert_eq!(figures(&program.apply("sweep").await), "succeeded: 10/10/0/0/0");
     let requests = fake.requests();
     let last = requests.iter().rfind(|seen| seen.method == "POST").unwrap();
-    // The first turn came after the first question, the tenth nine intervals later.
+    // The first turn was after the first request, the tenth nine intervals later.
     assert!(last.at - requests[0].at >= Duration::from_millis(900));
 }
 
@@ -802,7 +802,7 @@ async fn a_killed_run_is_finished_by_the_next_and_nobody_is_joined_twice() {
     assert_eq!(first["message"], "microglia exited while the run was in progress");
     let [planned, done, failed, remaining] =
         ["planned", "done", "failed", "remaining"].map(|name| first[name].as_u64().unwrap());
-    // The third join was sent; whether its answer was recorded is the chance of the moment.
+    // The third join was sent; whether its response was recorded depends on timing.
     assert_eq!((planned, done + failed, remaining), (8, 3, 5), "{first}");
     assert!(done >= 2, "{first}");
 }

@@ -365,7 +365,7 @@ async fn a_file_that_synapse_kept_is_planned_again_after_it_was_used_and_counted
     );
 }
 
-// Answers that are lost.
+// Lost responses.
 
 #[test]
 fn a_lost_media_call_counts_as_ended_after_a_minute_without_changes_or_ten_without_statistics() {
@@ -451,7 +451,7 @@ async fn after_a_kill_the_next_start_finds_out_what_the_last_call_did() {
     until("the second call", 20, second_call).await;
     child.kill().await.unwrap();
 
-    // The program itself waits for a minute: long enough to see that it does, and that it can be told to stop.
+    // The program itself waits for a minute: long enough to see that it does, and that it can be stopped.
     let waiting = program.command(&["run", "purge", "--apply"]).spawn().unwrap();
     let started =
         || async { program.json(&["runs", "--json"]).await.as_array().unwrap().len() == 2 };
@@ -825,7 +825,7 @@ fn shares(report: &Value) -> Vec<String> {
     report["sample"].as_array().unwrap().iter().map(share).collect()
 }
 
-/// A homeserver with so many old files, and a program with a job that purges them.
+/// A homeserver with this many old files, and a program with a job that purges them.
 fn fake_with_old_files(count: usize, keys: &str) -> (Fake, Program) {
     let fake = Fake::start();
     old_files(&fake, count);
@@ -857,7 +857,7 @@ fn media_requests(fake: &Fake) -> Vec<String> {
     fake.requests().into_iter().map(|seen| seen.path).filter(about_media).collect()
 }
 
-/// When each deletion was asked for.
+/// When each deletion was requested.
 fn media_calls(fake: &Fake) -> Vec<Instant> {
     let requests = fake.requests();
     requests.iter().filter(|seen| seen.path == DELETE).map(|seen| seen.at).collect()

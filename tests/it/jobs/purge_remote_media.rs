@@ -189,25 +189,25 @@ async fn a_rate_limited_cache_purge_waits_and_continues() {
     assert_eq!(calls[3].1, calls[2].1);
 }
 
-/// A homeserver with so many old files of others in its cache.
+/// A homeserver with this many old remote files in its cache.
 fn cache(files: usize) -> Fake {
     let fake = Fake::start();
     fake.world(|world| world.remote_media(files, LONG_AGO_MS));
     fake
 }
 
-/// When each purge was asked for, and up to which moment.
+/// When each purge was requested, and its cutoff.
 fn calls(fake: &Fake) -> Vec<(Instant, i64)> {
     let moment = |query: &str| query.strip_prefix("before_ts=").unwrap().parse().unwrap();
     let requests = fake.requests();
     requests
         .iter()
         .filter(|seen| seen.path == PURGE)
-        .map(|seen| (seen.at, moment(&seen.query)))
+        .map(|seen| (seen.at, time_of(&seen.query)))
         .collect()
 }
 
-/// The moments up to which the cache was purged, in the order of the requests.
+/// The cutoffs of the purges, in the order of the requests.
 fn posts(synapse: &Synapse) -> Vec<i64> {
     let start = format!("POST {PURGE}?before_ts=");
     let requests = synapse.requests();

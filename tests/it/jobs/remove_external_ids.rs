@@ -11,7 +11,7 @@ use crate::program::{Output, Program, changes, figures, until};
 
 const USER: &str = "/_synapse/admin/v2/users/";
 
-/// A job `ids` that removes `oidc-old` from all accounts, with `keys` besides, which may hold further jobs.
+/// A job `ids` that removes `oidc-old` from all accounts, with additional `keys`, which may contain further jobs.
 fn ids(keys: &str) -> String {
     format!("{}{keys}\n", job("ids", "accounts = \"all\"\nproviders = [\"oidc-old\"]"))
 }
@@ -72,7 +72,7 @@ fn fake_with(accounts: &[&str]) -> Fake {
     fake
 }
 
-/// Starts the run and returns its output, after `meanwhile` has happened while its first PUT is under way.
+/// Starts the run and returns its output, after `meanwhile` has happened while its first PUT is in progress.
 async fn while_the_first_put_is_under_way(
     fake: &Fake,
     program: &Program,
@@ -81,7 +81,7 @@ async fn while_the_first_put_is_under_way(
     fake.fault(Fault::new("PUT", USER, Trouble::Delay(Duration::from_secs(1))));
     let run = program.run(&["run", "ids", "--apply", "--json"]);
     let change = async {
-        until("a PUT is under way", 20, || async { fake.count("PUT", USER) > 0 }).await;
+        until("a PUT in progress", 20, || async { fake.count("PUT", USER) > 0 }).await;
         meanwhile();
     };
     tokio::join!(run, change).0
@@ -91,7 +91,7 @@ fn report(output: &Output) -> Value {
     serde_json::from_str(&output.stdout).unwrap_or_else(|error| panic!("{error}: {output:?}"))
 }
 
-/// What Synapse says of an account, without its external ids and what it says of the moment.
+/// Synapse's record of an account, without its external ids and its times.
 async fn everything_else(synapse: &Synapse, user_id: &str) -> Value {
     let mut user = synapse.get(&path_of(&encoded(user_id))).await;
     for key in ["external_ids", "last_seen_ts"] {
@@ -151,7 +151,7 @@ async fn exactly_the_selected_ids_are_removed() {
     synapse.deactivate("@erin:hs.test", Messages::Erase).await;
     synapse.lock("@lock:hs.test").await;
     synapse.suspend("@susp:hs.test").await;
-    // Synapse now remembers whose they are, and would go on logging them in.
+    // Synapse has now cached their owners, and would continue to log them in.
     for (external_id, user_id) in [("a1", "@alice:hs.test"), ("erin", "@erin:hs.test")] {
         assert_eq!(login_by(&synapse, "oidc-old", external_id).await, (200, json!(user_id)));
     }
@@ -262,7 +262,7 @@ async fn exactly_the_selected_ids_are_removed() {
     assert_eq!(figures(&again), "succeeded: 0/0/0/0/0");
     assert_eq!(puts(&synapse), 0);
 
-    // What was there is on record, and can be put back as it stands.
+    // The previous list is recorded, and can be restored unchanged.
     let run = report["id"].to_string();
     let shown = program.run(&["runs", "show", &run]).await.stdout;
     let lines: Vec<&str> =
@@ -608,7 +608,7 @@ async fn a_revoked_token_stops_the_run_at_once_and_the_message_says_what_to_do()
     assert_eq!((output.code, figures(&report)), (1, "failed: 3/0/1/0/2".to_owned()));
     let file = program.path("token").display().to_string();
     insta::assert_snapshot!(message(&report).replace(&file, "TOKEN_FILE"), @"GET /_synapse/admin/v2/users/@a:fake.test: 401 M_UNKNOWN_TOKEN: Invalid access token passed. The access token is not valid: write a valid token of a server admin to TOKEN_FILE; it is used from the next request on; 3 of the planned ids are the only ones of active accounts, which then need a password or another identity to log in (`keep_last = true` leaves those alone)");
-    // Naming the ids once more was answered; the look before removing them was not.
+    // The PUT that repeats the ids got a response; the GET before the removal did not.
     assert_eq!(fake.count("PUT", USER), 1);
     assert_eq!(fake.requests().last().unwrap().method, "GET");
     assert_eq!(held(&fake, "@a:fake.test"), [pair("oidc-old", "a")]);
@@ -636,7 +636,7 @@ async fn a_rotated_token_is_used_from_the_next_request_on() {
 
 #[tokio::test]
 async fn a_change_whose_response_was_lost_is_checked_and_counted_once() {
-    // The first PUT only names the ids once more, the second removes them.
+    // The first PUT only repeats the ids, the second removes them.
     for (trouble, passes, detail) in [
         (
             Trouble::CutAfter,
@@ -734,14 +734,14 @@ async fn an_account_listed_twice_in_a_growing_list_is_planned_once() {
     fake.world(|world| {
         world.users(1100, |i| if i % 100 > 90 { old(&i.to_string()) } else { User::default() });
     });
-    // The first page is made at once and answered later: the second begins where others have moved to.
+    // The first page is built at once and sent later: the second begins where other accounts have moved to.
     fake.fault(
         Fault::new("GET", "/_synapse/admin/v2/users", Trouble::Delay(Duration::from_millis(700)))
             .after(1),
     );
     let program = Program::new(&fake.url(), TOKEN, &ids(""));
     let register = async {
-        until("the first page is asked for", 20, || async {
+        until("the request for the first page", 20, || async {
             fake.requests().iter().any(|seen| seen.path == "/_synapse/admin/v2/users")
         })
         .await;

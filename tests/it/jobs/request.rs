@@ -23,7 +23,7 @@ fn message(report: &Value) -> &str {
 }
 
 /// What arrived under a path that only the job asks for.
-fn asked(fake: &Fake) -> Vec<Seen> {
+fn sent_to(fake: &Fake) -> Vec<Seen> {
     fake.requests().into_iter().filter(|seen| seen.path.starts_with("/ask")).collect()
 }
 
@@ -31,7 +31,7 @@ fn ago(report: &Value, ago: TimeDelta) -> DateTime<Utc> {
     report["started_at"].as_str().unwrap().parse::<DateTime<Utc>>().unwrap() - ago
 }
 
-/// `MS` for moments in milliseconds, `S` for those in seconds.
+/// `MS` for timestamps in milliseconds, `S` for those in seconds.
 fn without_moments(text: &str) -> String {
     let mut shown = String::new();
     for part in text.split_inclusive(|c: char| !c.is_ascii_digit()) {
@@ -60,7 +60,7 @@ async fn each_request_is_sent_exactly_as_written() {
         );
         let report = program(&fake, &keys).apply("ask").await;
         assert_eq!(figures(&report), "succeeded: 1/1/0/0/0", "{report}");
-        let [seen] = &asked(&fake)[..] else { panic!("{:?}", asked(&fake)) };
+        let [seen] = &sent_to(&fake)[..] else { panic!("{:?}", sent_to(&fake)) };
         assert_eq!(
             (seen.method.as_str(), seen.path.as_str()),
             (method, "/ask/%2Fa%20b/!r:hs//@u:hs")
@@ -89,7 +89,7 @@ async fn templates_use_the_start_time_of_the_run() {
     let fake = Fake::start();
     let report = program(&fake, TEMPLATES).apply("ask").await;
     assert_eq!(figures(&report), "succeeded: 1/1/0/0/0", "{report}");
-    let [seen] = &asked(&fake)[..] else { panic!("{:?}", asked(&fake)) };
+    let [seen] = &sent_to(&fake)[..] else { panic!("{:?}", sent_to(&fake)) };
     let ms = |days| ago(&report, TimeDelta::days(days)).timestamp_millis();
     assert_eq!(seen.path, format!("/ask/%23a%2Fb%20c%3A%C3%BC%25/{}", ms(30)));
     let before = ago(&report, TimeDelta::hours(12)).timestamp();
@@ -128,7 +128,7 @@ nested = [["{{ 1 }}"]]
 "#;
     let report = program(&fake, body).apply("ask").await;
     assert_eq!(figures(&report), "succeeded: 1/1/0/0/0", "{report}");
-    let [seen] = &asked(&fake)[..] else { panic!("{:?}", asked(&fake)) };
+    let [seen] = &sent_to(&fake)[..] else { panic!("{:?}", sent_to(&fake)) };
     let at = |days| ago(&report, TimeDelta::days(days));
     let sent: Value = serde_json::from_str(&seen.body).unwrap();
     let expected = json!({
@@ -149,7 +149,7 @@ nested = [["{{ 1 }}"]]
         "nested": [[1]],
     });
     assert_eq!(sent, expected);
-    // A URL holds text only.
+    // A URL contains text only.
     let hour = ago(&report, TimeDelta::hours(1)).timestamp();
     assert_eq!(seen.path, format!("/ask/{hour}"));
     assert_eq!(seen.query, format!("before_ts={}&flag=true", at(30).timestamp_millis()));
@@ -219,7 +219,7 @@ expect = [404]
     said.push_str(&String::from_utf8_lossy(&history));
     assert!(!said.contains("s3cret"), "{said}");
     insta::assert_snapshot!(changes(&program.dry_run("ask").await)[0], @r#"planned POST /ask/id?key=…&flag&access_token=… {"devices": [<string>, <number>, <boolean>], "new_password": <string>, "nothing": <null>} (1)"#);
-    assert!(asked(&fake)[0].body.contains(r#""new_password":"s3cret""#), "{:?}", asked(&fake));
+    assert!(sent_to(&fake)[0].body.contains(r#""new_password":"s3cret""#), "{:?}", sent_to(&fake));
     program.write("microglia.toml", &(program.read("microglia.toml") + "log_body = true\n"));
     insta::assert_snapshot!(changes(&program.dry_run("ask").await)[0], @r#"planned POST /ask/id?key=s3cret&flag&access_token=s3cret {"devices":["s3cret",1,true],"new_password":"s3cret","nothing":null} (1)"#);
 }
@@ -331,7 +331,7 @@ async fn only_repeatable_requests_are_sent_again() {
                 &format!("request_timeout = \"1s\"\n\n{}", job("ask", &keys(repeatable))),
             );
             let report = program.apply("ask").await;
-            let sent = asked(&fake).len();
+            let sent = sent_to(&fake).len();
             text.push_str(&format!(
                 "{name}, repeatable = {repeatable}: sent {sent} times, {} attempts, {}\n",
                 report["attempts"],
@@ -378,7 +378,7 @@ async fn a_request_that_may_have_been_carried_out_is_not_recorded_as_planned() {
     down.fault(Fault::new("POST", "/ask", Trouble::CutAfter));
     let program = program_at(&down);
     let run = program.command(&["run", "ask", "--apply", "--json"]).spawn().unwrap();
-    until("the first sending", 20, async || asked(&down).len() == 1).await;
+    until("the first request", 20, async || sent_to(&down).len() == 1).await;
     down.go_down();
     let report: Value =
         serde_json::from_slice(&run.wait_with_output().await.unwrap().stdout).unwrap();
@@ -386,7 +386,7 @@ async fn a_request_that_may_have_been_carried_out_is_not_recorded_as_planned() {
         (figures(&report).as_str(), changes(&report)[0].as_str()),
         ("failed: 1/0/1/0/0", expected)
     );
-    assert_eq!(asked(&down).len(), 1);
+    assert_eq!(sent_to(&down).len(), 1);
 
     let limited = Fake::start();
     limited.fault(Fault::new("POST", "/ask", Trouble::CutAfter));
@@ -397,7 +397,7 @@ async fn a_request_that_may_have_been_carried_out_is_not_recorded_as_planned() {
         (figures(&report).as_str(), changes(&report)[0].as_str()),
         ("failed: 1/0/1/0/0", expected)
     );
-    assert_eq!(asked(&limited).len(), 2);
+    assert_eq!(sent_to(&limited).len(), 2);
 }
 
 #[tokio::test]
@@ -439,7 +439,7 @@ async fn a_wrong_clock_is_refused_before_anything_is_sent() {
     95: refused: null/0/0/0/null, the local clock is _ min __ s behind that of main, and timestamps would be wrong: synchronize the clocks (NTP)
     30: succeeded: 1/1/0/0/0, none
     ");
-    assert_eq!(asked(&fake).len(), 1);
+    assert_eq!(sent_to(&fake).len(), 1);
 }
 
 #[tokio::test]
@@ -638,5 +638,5 @@ async fn a_response_is_stored_only_if_keep_answer_allows_it_and_served_only_to_t
     let seen: Value = serde_json::from_str(&seen).unwrap();
     assert_eq!(seen["changes"][0]["answer"], r#"{"server_version":"1.163.2"}"#);
     let log = daemon.stop().await;
-    assert!(!log.contains("1.163.2\\\"}"), "answers do not stand in the log: {log}");
+    assert!(!log.contains("1.163.2\\\"}"), "the log contains no responses: {log}");
 }

@@ -1,8 +1,8 @@
-//! How much of an answer is read, and for how long.
+//! How much of a response is read, and for how long.
 
 use std::time::{Duration, Instant};
 
-use super::{ONCE, OWN, WHOAMI, message, sweep, told, with_users};
+use super::{ONCE, OWN, WHOAMI, message, message_after, sweep, with_users};
 use crate::fake::{Fake, Fault, TOKEN, Trouble};
 use crate::program::Program;
 
@@ -10,7 +10,7 @@ use crate::program::Program;
 async fn an_endless_response_is_read_up_to_the_limit_of_its_endpoint() {
     let mut all = String::new();
     for (path, status) in [(WHOAMI, 200), (WHOAMI, 500), (OWN, 200)] {
-        let (said, requests) = told(path, Trouble::Endless(status)).await;
+        let (said, requests) = message_after(path, Trouble::Endless(status)).await;
         all.push_str(&format!("{requests} request, {status}: {said}\n"));
     }
     let fake = with_users(1);
@@ -29,7 +29,7 @@ async fn an_endless_response_is_read_up_to_the_limit_of_its_endpoint() {
 
 #[tokio::test]
 async fn a_response_that_announces_more_than_the_limit_is_not_read() {
-    let (said, requests) = told(WHOAMI, Trouble::Announced(1 << 40)).await;
+    let (said, requests) = message_after(WHOAMI, Trouble::Announced(1 << 40)).await;
     assert_eq!(requests, 1, "{said}");
     insta::assert_snapshot!(said, @"failed: GET /_matrix/client/v3/account/whoami: the response exceeds 1.0 MiB, the limit for this endpoint. Check that the URL of the homeserver is that of Synapse's own listener; if it is, please report this as a bug in microglia");
 }

@@ -1,4 +1,4 @@
-//! Headers and numbers in answers that no sane homeserver sends.
+//! Implausible headers in responses.
 
 use super::{WHOAMI, message, sweep, with_users};
 use crate::fake::{Fault, Trouble};

@@ -1,4 +1,4 @@
-//! Ids in answers that are none.
+//! Invalid ids in responses.
 
 use super::{ONCE, message, sweep, with_users};
 use crate::fake::{Fake, Fault, TOKEN, Trouble};

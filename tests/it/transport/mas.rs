@@ -1,13 +1,13 @@
-//! What is said of a token where the Matrix Authentication Service decides about it.
+//! What is reported about a token that the Matrix Authentication Service checks.
 
-use super::{ONCE, OWN, WHOAMI, sweep, told, with_users};
+use super::{ONCE, OWN, WHOAMI, message_after, sweep, with_users};
 use crate::fake::{Fault, Trouble};
 use crate::program::until;
 
 const DOWN: Trouble = Trouble::Synapse(503, "M_UNKNOWN", "Unable to introspect the access token");
 const METADATA: &str = "/_matrix/client/v1/auth_metadata";
 
-/// What `check --online` answers about the token and after it.
+/// What `check --online` prints about the token and after it.
 async fn online(faults: &[(&str, Trouble)]) -> (i32, String) {
     let fake = with_users(1);
     fake.world(|world| world.mas = true);
@@ -81,7 +81,7 @@ async fn an_account_unknown_to_synapse_and_a_token_without_account_are_not_retri
             "Token doesn't grant access to the Matrix C-S API",
         ),
     ] {
-        let (said, requests) = told(WHOAMI, trouble).await;
+        let (said, requests) = message_after(WHOAMI, trouble).await;
         all.push_str(&format!("{requests} request, {said}\n"));
     }
     insta::assert_snapshot!(all, @"

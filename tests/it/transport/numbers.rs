@@ -1,4 +1,4 @@
-//! Counts in answers that cannot be true.
+//! Implausible counts in responses.
 
 use super::ONCE;
 use crate::fake::{Fake, Fault, TOKEN, Trouble};

@@ -4,7 +4,7 @@ use super::{ONCE, message, sweep, with_users};
 use crate::fake::{Fake, Fault, TOKEN, Trouble};
 use crate::program::Program;
 
-/// Answers `path` with pages whose tokens alternate.
+/// Responds to `path` with pages whose tokens alternate.
 fn alternating(fake: &Fake, path: &str, passes: usize, page: impl Fn(usize, &str) -> String) {
     for number in 0..30 {
         let body = page(number, ["\"a\"", "\"b\""][number % 2]);

@@ -1,6 +1,6 @@
-//! What a person is told when a proxy answers in Synapse's place.
+//! What is reported when a proxy responds in place of Synapse.
 
-use super::{ONCE, OWN, told};
+use super::{ONCE, OWN, message_after};
 use crate::fake::{Fake, Fault, TOKEN, Trouble};
 use crate::program::Program;
 
@@ -26,7 +26,7 @@ async fn the_error_for_a_page_of_a_proxy_shows_its_title_and_what_to_check() {
     ];
     let mut all = String::new();
     for trouble in nos {
-        all.push_str(&told(OWN, trouble).await.0);
+        all.push_str(&message_after(OWN, trouble).await.0);
         all.push('\n');
     }
     insta::assert_snapshot!(all, @"
