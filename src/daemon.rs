@@ -31,7 +31,7 @@ const OPEN_EVERY: Duration = Duration::from_secs(10);
 /// How often to check that the lock of the state directory still keeps other daemons out.
 const CHECK_LOCK_EVERY: Duration = Duration::from_secs(2);
 /// How often old runs are deleted.
-const FORGET_EVERY: Duration = Duration::from_hours(1);
+const DELETE_OLD_RUNS_EVERY: Duration = Duration::from_hours(1);
 /// How often to update the status that systemd shows.
 const STATUS_EVERY: Duration = Duration::from_secs(5);
 /// What the HTTP listeners and the history may take to close after the runs have ended.
@@ -126,7 +126,8 @@ pub async fn serve(
     chores.spawn("config watcher", Arc::clone(&reloader).watch());
     chores.spawn("homeserver probe", probe(Arc::clone(&supervisor)));
     chores.spawn("history opener", open_history(history.clone(), Arc::clone(&supervisor)));
-    chores.spawn("history clean-up", forget(history.clone(), Arc::clone(&reloader), clock));
+    chores
+        .spawn("history clean-up", delete_old_runs(history.clone(), Arc::clone(&reloader), clock));
     chores.spawn("watchdog", watchdog(Arc::clone(&supervisor), Arc::clone(&ticker)));
     tracing::info!(
         target: "microglia::daemon",
@@ -156,7 +157,7 @@ pub async fn serve(
     tracing::info!(target: "microglia::daemon", "stopping: no new runs are started");
     let cut_short = tokio::select! {
         () = supervisor.drain(grace) => false,
-        () = signals.stop_asked() => true,
+        () = signals.stop_requested() => true,
     };
     stop.cancel();
     chores.abort();
@@ -211,12 +212,12 @@ impl Signals {
                 ended = reload => ended.map_err(|error| {
                     format!("a bug in microglia, please report it: the reload {}", tasks::failure(error))
                 })?,
-                () = self.stop_asked() => return Ok(()),
+                () = self.stop_requested() => return Ok(()),
             }
         }
     }
 
-    async fn stop_asked(&mut self) {
+    async fn stop_requested(&mut self) {
         tokio::select! { _ = self.terminate.recv() => {} _ = self.interrupt.recv() => {} }
     }
 }
@@ -283,7 +284,7 @@ async fn open_history(history: History, supervisor: Arc<Supervisor>) {
     }
 }
 
-async fn forget(history: History, reloader: Arc<Reloader>, clock: Clock) {
+async fn delete_old_runs(history: History, reloader: Arc<Reloader>, clock: Clock) {
     loop {
         let before = clock.now() - reloader.daemon().keep_history.as_chrono();
         match history.delete_runs_before(before).await {
@@ -295,7 +296,7 @@ async fn forget(history: History, reloader: Arc<Reloader>, clock: Clock) {
                 tracing::error!(target: "microglia::daemon", "cannot delete old runs: {error}");
             }
         }
-        tokio::time::sleep(FORGET_EVERY).await;
+        tokio::time::sleep(DELETE_OLD_RUNS_EVERY).await;
     }
 }
 

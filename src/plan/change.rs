@@ -131,14 +131,14 @@ pub struct Plan {
     pub sample: Vec<OwnerUsage>,
     /// What the rules of the kind left out, by reason.
     pub left_alone: BTreeMap<Exempt, u64>,
-    /// The first [`LEFT_ALONE_NAMED`] of that.
+    /// The first [`MAX_LEFT_ALONE_LISTED`] of that.
     pub left_alone_named: Vec<LeftAlone>,
     /// Whether some target was read and needs nothing: problems elsewhere then make the run `partial`, not `failed`.
     pub some_up_to_date: bool,
 }
 
 /// How many of the items left alone are named.
-pub const LEFT_ALONE_NAMED: usize = 1000;
+pub const MAX_LEFT_ALONE_LISTED: usize = 1000;
 
 #[derive(Debug)]
 pub enum Work {
@@ -236,7 +236,7 @@ impl Plan {
     /// Counts an item that the rules of the kind leave out; `target` is only called while names are kept.
     pub fn leave_alone(&mut self, reason: Exempt, target: impl FnOnce() -> String) {
         *self.left_alone.entry(reason).or_default() += 1;
-        if self.left_alone_named.len() < LEFT_ALONE_NAMED {
+        if self.left_alone_named.len() < MAX_LEFT_ALONE_LISTED {
             self.left_alone_named.push(LeftAlone { reason, target: target() });
         }
     }

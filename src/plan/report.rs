@@ -173,7 +173,7 @@ impl Report {
     pub fn format_work_duration(&self) -> Option<String> {
         let worked = format_duration(self.work_duration()?);
         let waited = Duration::try_from_secs_f64(self.waited_seconds).unwrap_or_default();
-        if waited < SHOWN_FROM {
+        if waited < MIN_WAIT_SHOWN {
             return Some(worked);
         }
         let reasons: Vec<String> =
@@ -183,7 +183,7 @@ impl Report {
 }
 
 /// A shorter wait would be shown as 0.0 s.
-const SHOWN_FROM: Duration = Duration::from_millis(100);
+const MIN_WAIT_SHOWN: Duration = Duration::from_millis(100);
 
 /// One account's part of a media plan.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

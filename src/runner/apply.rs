@@ -141,11 +141,11 @@ impl Applying<'_> {
                     let target = recorded.record.target.clone();
                     self.tally.skipped.push((target, recorded.record.count));
                 }
-                self.settle(task.seq, recorded);
+                self.count_result(task.seq, recorded);
                 self.finish(&task, Sent::No).await;
             }
             Step::Answered(task, recorded, answer) => {
-                self.settle(task.seq, recorded);
+                self.count_result(task.seq, recorded);
                 self.judge(&task, answer);
                 self.finish(&task, Sent::Yes).await;
             }
@@ -185,9 +185,9 @@ impl Applying<'_> {
     }
 
     /// Counts what became of a change, even if the history could not record it.
-    fn settle(&mut self, seq: i64, recorded: Recorded) {
+    fn count_result(&mut self, seq: i64, recorded: Recorded) {
         let Recorded { record, result, history } = recorded;
-        self.tally.settle(seq, &record, &result);
+        self.tally.count_result(seq, &record, &result);
         if record.state != State::Planned {
             self.sender.run.emit(Event::Changed(record));
         }

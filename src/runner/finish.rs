@@ -86,7 +86,7 @@ fn finished(tally: &Tally) -> Verdict {
 }
 
 /// The verdict about a run that did not wait for the change under way.
-pub(super) fn stopped_at_once(run: &RunContext<'_>, tally: &Tally) -> Verdict {
+pub(super) fn stopped_immediately(run: &RunContext<'_>, tally: &Tally) -> Verdict {
     let stop = run.limits.stop;
     let message = format!(
         "{} {}; stopped immediately {}, without waiting for the change in progress",

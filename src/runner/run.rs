@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use super::apply::apply;
 use super::context::{Abort, RunContext, truncated, unrecorded};
-use super::finish::{Verdict, finish, stopped_at_once, verdict};
+use super::finish::{Verdict, finish, stopped_immediately, verdict};
 use super::guards::guard;
 use super::limits::{Limits, Stopped};
 use super::locks::job_lock;
@@ -181,7 +181,7 @@ async fn work(run: &RunContext<'_>, tally: &mut Tally, job_lock: Option<&Arc<Loc
             Outcome::Panicked,
             format!("a bug in microglia, please report it: {}", panic_message(&*panic)),
         ),
-        None => stopped_at_once(run, tally),
+        None => stopped_immediately(run, tally),
     }
 }
 

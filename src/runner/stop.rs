@@ -53,7 +53,7 @@ impl Stop {
         self.now.cancel();
     }
 
-    pub fn is_asked(&self) -> bool {
+    pub fn is_requested(&self) -> bool {
         self.at_boundary.is_cancelled()
     }
 
@@ -64,7 +64,7 @@ impl Stop {
 
     /// The outcome of the run if it has to stop.
     pub fn outcome(&self) -> Option<Outcome> {
-        self.is_asked()
+        self.is_requested()
             .then(|| self.request.get().map_or(Outcome::Cancelled, |request| request.outcome))
     }
 

@@ -68,9 +68,9 @@ impl Tally {
         }
     }
 
-    /// Counts what became of a change.
-    pub fn settle(&mut self, seq: i64, record: &ChangeRecord, result: &ChangeResult) {
-        self.changes.settle(seq, record.clone());
+    /// Counts the result of a change.
+    pub fn count_result(&mut self, seq: i64, record: &ChangeRecord, result: &ChangeResult) {
+        self.changes.set_result(seq, record.clone());
         let report = &mut self.report;
         report.done = report.done.saturating_add(result.done);
         report.skipped += result.skipped;

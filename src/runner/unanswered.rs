@@ -45,7 +45,7 @@ pub(super) async fn resolve(
         let report = &mut tally.report;
         report.done += applied;
         report.bytes_freed = report.bytes_freed.map(|freed| freed.saturating_add(bytes));
-        tally.changes.settle(seq, record.clone());
+        tally.changes.set_result(seq, record.clone());
         if record.state != State::Planned {
             run.emit(Event::Changed(record));
         }

@@ -10,7 +10,7 @@ use super::tally::{Activity, Tally};
 use crate::plan::report::{WaitReason, Waiting};
 
 /// A shorter wait is over before anybody would read about it.
-const WORTH_RECORDING: Duration = Duration::from_secs(1);
+const MIN_WAIT_RECORDED: Duration = Duration::from_secs(1);
 
 /// Waits until `ready` is, and counts the time as waiting.
 pub(super) async fn wait_for<T, E>(
@@ -24,7 +24,7 @@ pub(super) async fn wait_for<T, E>(
     let waiting = Waiting { what, since: truncated(run.clock.now()) };
     tally.wait = Some((reason, Instant::now()));
     let mut ready = pin!(ready);
-    let waited = if let Ok(waited) = timeout(WORTH_RECORDING, &mut ready).await {
+    let waited = if let Ok(waited) = timeout(MIN_WAIT_RECORDED, &mut ready).await {
         waited
     } else {
         record(run, tally, Some(waiting)).await;

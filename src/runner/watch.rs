@@ -11,7 +11,7 @@ use crate::synapse::Silence;
 
 const POLL: Duration = Duration::from_millis(500);
 /// A shorter silence is over before anybody would notice.
-const HICCUP: Duration = Duration::from_secs(2);
+const MIN_SILENCE: Duration = Duration::from_secs(2);
 
 /// Reports when the homeserver stops responding or responds slowly, and when that is over.
 pub(super) async fn watch_homeserver(run: &RunContext<'_>) -> Infallible {
@@ -23,7 +23,7 @@ pub(super) async fn watch_homeserver(run: &RunContext<'_>) -> Infallible {
             slow = !slow;
             run.emit(Event::Slow(slow));
         }
-        let silence = run.reader.silence().filter(|silence| silence.since.elapsed() > HICCUP);
+        let silence = run.reader.silence().filter(|silence| silence.since.elapsed() > MIN_SILENCE);
         match (silent_since, silence) {
             (None, Some(Silence { since, problem })) => {
                 silent_since = Some(since);

@@ -149,7 +149,7 @@ struct Run {
 }
 
 /// A clock set back by less than this was corrected: as in cron(8), fixed times do not come a second time.
-const CORRECTION: TimeDelta = TimeDelta::hours(3);
+const MAX_CORRECTION: TimeDelta = TimeDelta::hours(3);
 
 impl JobState {
     /// A new job. No earlier occurrence counts as missed, unless [`Event::Recalled`] says so.
@@ -459,7 +459,7 @@ impl JobState {
     /// Plans again after the clock went back; otherwise no job would run until the old time comes again.
     fn set_back(&mut self, now: Timestamp) {
         let schedule = self.timing.schedule.as_ref();
-        let came = self.last.filter(|last| *last > now && *last - now < CORRECTION);
+        let came = self.last.filter(|last| *last > now && *last - now < MAX_CORRECTION);
         let came = came.filter(|_| schedule.is_some_and(Schedule::is_fixed));
         self.plan_from(came.unwrap_or(now));
         if let Some(Run { held_until: Some(until), .. }) = &mut self.run {

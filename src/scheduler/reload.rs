@@ -57,7 +57,7 @@ impl Reloader {
     }
 
     /// Reads the configuration and adopts it. If it has errors, nothing changes and all errors are returned.
-    pub async fn reload(&self, asked_by: &str) -> Result<Adopted, Vec<String>> {
+    pub async fn reload(&self, requested_by: &str) -> Result<Adopted, Vec<String>> {
         let _one = self.one_at_a_time.lock().await;
         let config = match self.load().await {
             Ok(config) => Arc::new(config),
@@ -75,7 +75,7 @@ impl Reloader {
         let Adopted { added, changed, removed, unchanged, restart_needed } = &adopted;
         tracing::info!(
             target: "microglia::config",
-            "configuration reloaded ({asked_by}): {} added{}, {} changed{}, {} removed{}, {} unchanged",
+            "configuration reloaded ({requested_by}): {} added{}, {} changed{}, {} removed{}, {} unchanged",
             added.len(),
             named(added),
             changed.len(),
@@ -193,11 +193,11 @@ impl Reloader {
 
 /// The first of some jobs, in brackets.
 fn named(jobs: &[String]) -> String {
-    const FEW: usize = 10;
-    let more = if jobs.len() > FEW { ", …" } else { "" };
+    const MAX_NAMED: usize = 10;
+    let more = if jobs.len() > MAX_NAMED { ", …" } else { "" };
     match jobs {
         [] => String::new(),
-        _ => format!(" ({}{more})", jobs[..jobs.len().min(FEW)].join(", ")),
+        _ => format!(" ({}{more})", jobs[..jobs.len().min(MAX_NAMED)].join(", ")),
     }
 }
 

@@ -75,8 +75,8 @@ impl Schedule {
     /// The last occurrence after `from` and at or before `until`.
     pub fn last(&self, from: Timestamp, until: Timestamp, zone: Zone) -> Option<Timestamp> {
         // Looks back in growing steps, so that it never iterates over every minute of a year.
-        const MINUTES: [i64; 5] = [1, 60, 25 * 60, 33 * 24 * 60, 367 * 24 * 60];
-        let starts = MINUTES.map(|minutes| (until - Duration::minutes(minutes)).max(from));
+        const STEP_MINUTES: [i64; 5] = [1, 60, 25 * 60, 33 * 24 * 60, 367 * 24 * 60];
+        let starts = STEP_MINUTES.map(|minutes| (until - Duration::minutes(minutes)).max(from));
         for start in starts.into_iter().chain([from]) {
             let occurrences = self.after(start, zone).map(|next| next.to_utc());
             if let Some(last) = occurrences.take_while(|next| *next <= until).last() {
@@ -275,7 +275,7 @@ mod tests {
 
     use super::*;
 
-    fn moment(text: &str) -> Timestamp {
+    fn timestamp(text: &str) -> Timestamp {
         text.parse().unwrap()
     }
 
@@ -301,7 +301,7 @@ mod tests {
     #[test]
     fn day_of_month_and_day_of_week_together_mean_or() {
         let schedule: Schedule = "0 0 13 * 5".parse().unwrap();
-        let first = schedule.next(moment("2026-11-10T00:00:00Z"), zone("UTC")).unwrap();
+        let first = schedule.next(timestamp("2026-11-10T00:00:00Z"), zone("UTC")).unwrap();
         assert_eq!(first.to_rfc3339(), "2026-11-13T00:00:00+00:00");
         let second = schedule.next(first.with_timezone(&Utc), zone("UTC")).unwrap();
         assert_eq!(second.to_rfc3339(), "2026-11-20T00:00:00+00:00");
@@ -311,7 +311,8 @@ mod tests {
     fn the_last_occurrence_is_found_however_long_ago_the_search_begins() {
         let last = |schedule: &str, from: &str| {
             let schedule: Schedule = schedule.parse().unwrap();
-            let found = schedule.last(moment(from), moment("2026-11-23T12:00:30Z"), zone("UTC"));
+            let found =
+                schedule.last(timestamp(from), timestamp("2026-11-23T12:00:30Z"), zone("UTC"));
             found.map(|found| found.to_rfc3339())
         };
         let of = |text: &str| Some(text.to_owned());
@@ -326,7 +327,7 @@ mod tests {
         let ever = |schedule: &str, window: &str| {
             let (schedule, window): (Schedule, Window) =
                 (schedule.parse().unwrap(), window.parse().unwrap());
-            schedule.next_in(window, moment("2026-11-23T12:00:00Z"), zone("UTC")).is_some()
+            schedule.next_in(window, timestamp("2026-11-23T12:00:00Z"), zone("UTC")).is_some()
         };
         for (schedule, window) in [
             ("* * * * * *", "11:00-11:01"),
@@ -350,13 +351,13 @@ mod tests {
     fn a_window_over_midnight_contains_both_sides() {
         let (window, berlin): (Window, _) = ("22:00-04:00".parse().unwrap(), zone("Europe/Berlin"));
         let inside = ["2026-11-23T21:30:00Z", "2026-11-24T02:59:00Z"]
-            .map(|text| window.contains(moment(text), berlin));
+            .map(|text| window.contains(timestamp(text), berlin));
         let outside = ["2026-11-23T20:59:00Z", "2026-11-24T03:00:00Z"]
-            .map(|text| window.contains(moment(text), berlin));
+            .map(|text| window.contains(timestamp(text), berlin));
         assert_eq!((inside, outside), ([true; 2], [false; 2]));
         assert_eq!(
-            window.end_after(moment("2026-11-23T21:30:00Z"), berlin),
-            moment("2026-11-24T03:00:00Z")
+            window.end_after(timestamp("2026-11-23T21:30:00Z"), berlin),
+            timestamp("2026-11-24T03:00:00Z")
         );
     }
 
@@ -364,15 +365,15 @@ mod tests {
     fn a_window_that_ends_in_the_gap_ends_right_after_it() {
         let window: Window = "01:00-02:30".parse().unwrap();
         assert_eq!(
-            window.end_after(moment("2027-03-28T00:30:00Z"), zone("Europe/Berlin")),
-            moment("2027-03-28T01:00:00Z")
+            window.end_after(timestamp("2027-03-28T00:30:00Z"), zone("Europe/Berlin")),
+            timestamp("2027-03-28T01:00:00Z")
         );
     }
 
     fn next(schedule: &str, zone: &str, after: &str, count: usize) -> Vec<String> {
         let (schedule, zone): (Schedule, Zone) = (schedule.parse().unwrap(), zone.parse().unwrap());
         let mut found = Vec::new();
-        let mut after = moment(after);
+        let mut after = timestamp(after);
         for _ in 0..count {
             let next = schedule.next(after, zone).unwrap();
             found.push(next.to_rfc3339());

@@ -203,15 +203,15 @@ async fn a_window_that_ends_while_a_run_reads_says_how_far_it_got() {
         lost_call_wait: LostCallWait::default(),
     };
     let transport = Transport::new(config.homeservers["main"].settings(), Arc::new(|_| {}));
-    let place = HomeserverHandle {
+    let handle = HomeserverHandle {
         transport: Arc::new(transport.unwrap()),
         slots: RunSlots::Locks(1),
         max_concurrent_requests: 4,
     };
     let spec = config.job("sweep").unwrap();
-    let order = RunParams { mode: Mode::Apply, ..RunParams::manual(spec) };
+    let params = RunParams { mode: Mode::Apply, ..RunParams::manual(spec) };
     let stop = Stop::default();
-    let report = runner.run(spec, &place, &order, &stop, Arc::new(|_| {})).await.unwrap();
+    let report = runner.run(spec, &handle, &params, &stop, Arc::new(|_| {})).await.unwrap();
     let report = serde_json::to_value(report).unwrap();
     assert_eq!(figures(&report), "failed: null/0/0/0/null");
     let message = report["message"].as_str().unwrap();

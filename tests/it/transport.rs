@@ -367,9 +367,9 @@ async fn the_rate_is_halved_while_responses_take_three_times_as_long() {
         .filter(|seen| seen.path.starts_with(account))
         .map(|seen| seen.at)
         .collect();
-    let rate = |moments: &[Instant]| {
-        let took = moments[moments.len() - 1] - moments[0];
-        f64::from(u32::try_from(moments.len() - 1).unwrap()) / took.as_secs_f64()
+    let rate = |times: &[Instant]| {
+        let took = times[times.len() - 1] - times[0];
+        f64::from(u32::try_from(times.len() - 1).unwrap()) / took.as_secs_f64()
     };
     // Twenty slow responses are enough to detect it; those in progress have ended after a second.
     let before: Vec<Instant> = at.iter().copied().filter(|at| *at < slowed).collect();

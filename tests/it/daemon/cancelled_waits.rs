@@ -135,7 +135,7 @@ async fn run_at(
             .unwrap();
     let homeserver = &config.homeservers["main"];
     let transport = Arc::new(Transport::new(homeserver.settings(), Arc::new(|_| {})).unwrap());
-    let place = HomeserverHandle {
+    let handle = HomeserverHandle {
         transport: Arc::clone(&transport),
         slots: RunSlots::Locks(1),
         max_concurrent_requests: homeserver.max_concurrent_requests,
@@ -144,9 +144,9 @@ async fn run_at(
     let history = History::open(&dir, clock.clone()).await.unwrap();
     let runner = Runner { history, dir: Some(dir), clock, lost_call_wait: LostCallWait::default() };
     let spec = &config.jobs[0];
-    let tell = Arc::new(move |event: Event| more(&event, &transport));
-    let order = RunParams::manual(spec);
-    let report = Box::pin(runner.run(spec, &place, &order, stop, tell)).await.unwrap();
+    let observe = Arc::new(move |event: Event| more(&event, &transport));
+    let params = RunParams::manual(spec);
+    let report = Box::pin(runner.run(spec, &handle, &params, stop, observe)).await.unwrap();
     serde_json::to_value(report).unwrap()
 }
 

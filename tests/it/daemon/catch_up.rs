@@ -123,9 +123,9 @@ fn nightly(more: &str) -> (Fake, Program) {
 async fn a_missed_occurrence_waits_for_the_window_across_restarts_and_runs_when_it_opens() {
     let (fake, program) = nightly("");
     Begun::at(&fake, &program, "2026-11-22T12:00:00Z").await.stop().await;
-    for moment in ["2026-11-23T12:00:00Z", "2026-11-23T20:00:00Z"] {
-        let begun = Begun::at(&fake, &program, moment).await;
-        begun.tick_at(moment).await;
+    for time in ["2026-11-23T12:00:00Z", "2026-11-23T20:00:00Z"] {
+        let begun = Begun::at(&fake, &program, time).await;
+        begun.tick_at(time).await;
         assert!(begun.waits());
         begun.stop().await;
         assert_eq!((fake.count("GET", PING), program.runs("night").await.len()), (0, 0));

@@ -904,15 +904,15 @@ async fn the_end_of_the_window_ends_a_run_between_two_joins() {
         lost_call_wait: LostCallWait::default(),
     };
     let transport = Transport::new(config.homeservers["main"].settings(), Arc::new(|_| {}));
-    let place = HomeserverHandle {
+    let handle = HomeserverHandle {
         transport: Arc::new(transport.unwrap()),
         slots: RunSlots::Locks(1),
         max_concurrent_requests: 4,
     };
     let spec = config.job("sweep").unwrap();
     let run = async || {
-        let (order, stop) = (RunParams::manual(spec), Stop::default());
-        let report = runner.run(spec, &place, &order, &stop, Arc::new(|_| {})).await.unwrap();
+        let (params, stop) = (RunParams::manual(spec), Stop::default());
+        let report = runner.run(spec, &handle, &params, &stop, Arc::new(|_| {})).await.unwrap();
         serde_json::to_value(report).unwrap()
     };
     let report = run().await;

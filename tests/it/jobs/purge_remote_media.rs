@@ -198,12 +198,12 @@ fn cache(files: usize) -> Fake {
 
 /// When each purge was requested, and its cutoff.
 fn calls(fake: &Fake) -> Vec<(Instant, i64)> {
-    let moment = |query: &str| query.strip_prefix("before_ts=").unwrap().parse().unwrap();
+    let cutoff = |query: &str| query.strip_prefix("before_ts=").unwrap().parse().unwrap();
     let requests = fake.requests();
     requests
         .iter()
         .filter(|seen| seen.path == PURGE)
-        .map(|seen| (seen.at, time_of(&seen.query)))
+        .map(|seen| (seen.at, cutoff(&seen.query)))
         .collect()
 }
 

@@ -776,11 +776,11 @@ async fn requests_keep_to_the_limits_of_concurrency_and_rate() {
         ids("")
     ));
     assert_eq!(figures(&program.apply("ids").await), "succeeded: 20/20/0/0/0");
-    let moments: Vec<_> = fake.requests().iter().map(|seen| seen.at).collect();
-    let took = *moments.last().unwrap() - moments[0];
+    let times: Vec<_> = fake.requests().iter().map(|seen| seen.at).collect();
+    let took = *times.last().unwrap() - times[0];
     // Before a list is replaced, one turn is taken for the GET and its PUT together: the last PUT need not wait.
-    let least = Duration::from_millis(20) * u32::try_from(moments.len() - 3).unwrap();
-    assert!(took >= least, "{} requests in {took:?}", moments.len());
+    let least = Duration::from_millis(20) * u32::try_from(times.len() - 3).unwrap();
+    assert!(took >= least, "{} requests in {took:?}", times.len());
 }
 
 #[tokio::test]
