@@ -57,7 +57,7 @@
 //!    environment.
 //! 6. The history is written as it happens: a row when a run starts, each change before it is sent (with what it will
 //!    replace) and after its response, the end when it ends. What cannot be recorded is not done.
-//! 7. One run of a job at a time in a state directory, whoever starts it: each run holds the job's lock. Where a daemon
+//! 7. One run of a job at a time in a state directory, whatever starts it: each run holds the job's lock. Where a daemon
 //!    runs, the command line asks it to run the job.
 //! 8. A request whose response was lost may still be in progress. Nothing that is not safe to repeat is repeated because of a
 //!    timeout: a retry of the run reads and plans again, and what is no longer planned was done.

@@ -222,7 +222,7 @@ impl std::str::FromStr for DurationOrOff {
                     Err(format!("invalid duration {text:?}: use \"off\" to disable it"))
                 }
                 Ok(duration) => Ok(Self(Some(duration))),
-                Err(error) => Err(format!("{error}, or \"off\"")),
+                Err(error) => Err(format!("{error}; \"off\" disables it")),
             },
         }
     }

@@ -22,7 +22,7 @@ use crate::values::clock::{Clock, Timestamp};
 
 /// Reads and writes the history; clones share it.
 ///
-/// Without a database it is unavailable: only a dry run may go on then.
+/// Without a database it is unavailable: only a dry run may continue then.
 #[derive(Debug, Clone)]
 pub struct History {
     reader: HistoryReader,

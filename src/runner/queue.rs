@@ -97,7 +97,7 @@ impl Queue {
         }
     }
 
-    /// When the next lane that only waits for its turn may go on.
+    /// When the next lane that only waits for its turn may continue.
     pub fn next_turn(&self) -> Option<Instant> {
         match self {
             Self::Lanes(lanes) => {

@@ -168,7 +168,7 @@ impl Sender<'_> {
         Step::Answered(task, recorded, answer)
     }
 
-    /// A request that was given up ends the attempt for the reason that made the run give up.
+    /// A request that was given up ends the attempt, for the reason why the run has to end.
     fn abort(&self, error: synapse::Error) -> Abort {
         let given_up = matches!(error.cause, Cause::Cancelled);
         match self.run.limits.stopped().filter(|_| given_up) {

@@ -7,7 +7,7 @@ use chrono::TimeDelta;
 
 use crate::values::clock::Timestamp;
 
-/// The time at which each job is to be looked at.
+/// The time at which each job is to be examined.
 #[derive(Debug, Default)]
 pub struct Agenda {
     times: HashMap<Arc<str>, Timestamp>,
@@ -45,7 +45,7 @@ impl Agenda {
         }
     }
 
-    /// When the job is looked at next.
+    /// When the job is examined next.
     pub fn time(&self, job: &str) -> Option<Timestamp> {
         self.times.get(job).copied()
     }

@@ -168,7 +168,7 @@ impl JobState {
         state
     }
 
-    /// When the job is to be looked at again if nothing else happens to it.
+    /// When to examine the job again if nothing else happens to it.
     pub fn wake_at(&self, now: Timestamp) -> Option<Timestamp> {
         let held = self.run.and_then(|run| run.held_until);
         let opens = self.missed.filter(|_| self.run.is_none()).map(|_| self.opens(now));
@@ -185,7 +185,7 @@ impl JobState {
         self.run.is_some()
     }
 
-    /// Whether a run is held back by its splay, or waits for the job's window to open.
+    /// Whether a run is delayed by its splay, or waits for the job's window to open.
     pub fn is_waiting(&self) -> bool {
         self.missed.is_some() || self.run.is_some_and(|run| run.held_until.is_some())
     }

@@ -26,7 +26,7 @@ pub struct Reloader {
     one_at_a_time: tokio::sync::Mutex<()>,
     daemon: Mutex<Daemon>,
     admin_token: Mutex<Option<Arc<Token>>>,
-    /// What was looked at when the config was last adopted or refused.
+    /// The contents of the file when the configuration was last adopted or rejected.
     seen: Mutex<Option<Vec<u8>>>,
 }
 

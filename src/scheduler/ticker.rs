@@ -69,7 +69,7 @@ impl Ticker {
         Ok(Self { scheduler, last_tick })
     }
 
-    /// How long ago the agenda was looked at; `Err` where that is too long.
+    /// How long ago the agenda was read; `Err` if that is too long.
     pub fn alive(&self) -> Result<Duration, Duration> {
         let ago = self.last_tick.lock().unwrap_or_else(PoisonError::into_inner).elapsed();
         if ago < STALLED { Ok(ago) } else { Err(ago) }
@@ -139,7 +139,7 @@ impl MetaDataStorage for Store {
         let due = self.agenda.lock().unwrap_or_else(PoisonError::into_inner).pop_due(now);
         let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
         pending.extend(due);
-        // The crate looked at the clock before we did, and sends nothing for what was not due then: it is offered again.
+        // The crate read the clock before we did, and sends nothing for what was not due then: it is offered again.
         let beat = pending.front().map(|first| JobAndNextTick {
             id: Some(Uuid::nil().into()),
             job_type: JobType::Cron.into(),

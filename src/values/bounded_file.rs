@@ -6,7 +6,7 @@ use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-/// How often a pipe without data is looked at again.
+/// How often to poll a pipe without data.
 const POLL_INTERVAL: Duration = Duration::from_millis(10);
 
 /// Reads a regular file or a FIFO of at most `max_bytes`; blocks the thread.

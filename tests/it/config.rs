@@ -129,7 +129,7 @@ joins_per_second = 0
     microglia.toml:4:16: expected a duration such as "90d", "12h", "10m" or "30s", found a number
         4 | keep_history = 90
           |                ^^
-    microglia.toml:5:16: invalid duration "sometimes": expected a number and a unit, such as "90d", "12h", "10m" or "30s", or "off"
+    microglia.toml:5:16: invalid duration "sometimes": expected a number and a unit, such as "90d", "12h", "10m" or "30s"; "off" disables it
         5 | watch_config = "sometimes"
           |                ^^^^^^^^^^^
     microglia.toml:7:7: expected a URL such as "http://127.0.0.1:8008", found a number
