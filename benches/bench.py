@@ -1,4 +1,4 @@
-"""What the measurements share: programs under watch, HTTP over one connection, and a line per figure."""
+"""Shared code of the measurements: monitored processes, HTTP over one connection, and a line per figure."""
 
 import http.client
 import json
@@ -24,7 +24,7 @@ missed = []
 
 
 def build():
-    """Builds what is measured and what it is measured with; answers the paths of both programs."""
+    """Builds the program and the load generator; returns the paths of both."""
     # The fake as the tests have it: in one release build with it, microglia would get the tests' features of its libraries.
     microglia, fake = cargo("--release", "--bin", "microglia"), cargo("--bench", "fake")
     shutil.rmtree(WORK / "now", ignore_errors=True)
@@ -34,7 +34,7 @@ def build():
 
 
 def cargo(*arguments):
-    """Builds one program; answers its path."""
+    """Builds one program; returns its path."""
     command = ["cargo", "build", "--locked", "--message-format=json-render-diagnostics"]
     command += ["--manifest-path", str(ROOT / "Cargo.toml"), *arguments]
     built = subprocess.run(command, stdout=subprocess.PIPE, check=True)
@@ -102,14 +102,14 @@ class Program:
         raise ProcessLookupError
 
     def cpu_seconds(self):
-        """What all threads used, to the nanosecond."""
+        """The CPU time of all threads, in nanoseconds."""
         total = 0
         for task in pathlib.Path(f"/proc/{self.pid}/task").iterdir():
             total += int((task / "schedstat").read_text().split()[0])
         return total / 1e9
 
     def peak(self):
-        """Waits for the end; answers the greatest resident size seen, which only grows."""
+        """Waits for the end; returns the greatest resident size seen, which only grows."""
         # Not ru_maxrss: in a child it begins with what this interpreter had.
         peak = 0
         while self.process.poll() is None:
@@ -185,7 +185,7 @@ class Fake:
 
 
 def write_config(name, url, token, jobs, homeserver="", daemon=""):
-    """Writes a config with a state directory of its own; answers its path."""
+    """Writes a config with a state directory of its own; returns its path."""
     home = WORK / "now" / name
     home.mkdir(parents=True, exist_ok=True)
     token_file = home / "token"
@@ -203,7 +203,7 @@ UNLIMITED = 'max_requests_per_second = "unlimited"\nmax_joins_per_second = "unli
 
 
 def report_of(microglia, config, *arguments):
-    """Runs a job; answers its report and the seconds that the whole command took."""
+    """Runs a job; returns its report and the seconds that the whole command took."""
     start = time.monotonic()
     done = subprocess.run([microglia, "--config", config, "run", "--json", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     took = time.monotonic() - start

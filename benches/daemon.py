@@ -1,4 +1,4 @@
-"""What the daemon costs, and how late it is, with a thousand jobs."""
+"""The resource usage and the start delay of the daemon with a thousand jobs."""
 
 import calendar
 import contextlib
@@ -187,7 +187,7 @@ def long_history(microglia, homeserver, small):
 
 
 def delay(microglia, homeserver, count, mode, small):
-    """How long after its second a run starts: as recorded, and as the metric has it."""
+    """The delay between an occurrence and its run: as recorded, and as in the metric."""
     few = count == 1
     every, rounds = (2, 3 if small else 15) if few else (20, 1 if small else 3)
     daemon = Daemon(microglia, homeserver, f"delay-{count}-{mode}", jobs(count, "request", f"*/{every} * * * * *", mode))
@@ -209,7 +209,7 @@ def moment(text):
 
 
 def memory(microglia, homeserver, small):
-    """With the default of requests at a time: each connection keeps its buffers, and more are open the longer it goes on."""
+    """With the default number of concurrent requests: each connection keeps its buffers, and more are open the longer it runs."""
     few, many = (20, 100) if small else (100, 10_000)
     for kind, mode in (("request", "apply"), ("join-rooms", "dry-run")):
         count = 10 if small else 100

@@ -63,7 +63,7 @@ fn serve(accounts: usize) {
     ended.expect("standard input can be read");
 }
 
-/// Shares the ids among so many threads with a connection each, over which they talk the least HTTP that will do.
+/// Distributes the ids over threads with one connection each, on which they use minimal HTTP.
 fn load(address: &str, token: &str, concurrency: usize) {
     let ids: Vec<String> = stdin().lock().lines().collect::<Result<_, _>>().expect("account ids");
     let left = Mutex::new(ids.iter());
@@ -89,7 +89,7 @@ fn load(address: &str, token: &str, concurrency: usize) {
     println!("{}", start.elapsed().as_secs_f64());
 }
 
-/// Reads a good answer to its end; Synapse sends all of them in chunks.
+/// Reads a successful response to its end; Synapse sends all of them in chunks.
 fn skip_answer(answers: &mut impl BufRead) {
     let mut line = String::new();
     let mut next = || {

@@ -1,4 +1,4 @@
-"""What a sweep over many accounts holds in memory."""
+"""The memory that a run over many accounts uses."""
 
 from bench import MIB, UNLIMITED, Fake, Program, fact, figure, median, shown, write_config
 

@@ -26,14 +26,14 @@ def user_id(number):
 
 
 def external_ids(number):
-    """Half of the accounts hold an id, a tenth of them one that is to go."""
+    """Half of the accounts have an id, one in ten an id that is to be removed."""
     held = [("saml", f"saml-{number}")] if number % 2 == 0 else []
     held += [("oidc-google", f"google-{number}")] if number % 10 == 0 else []
     return [{"auth_provider": provider, "external_id": external_id} for provider, external_id in held]
 
 
 def python_with_synapse():
-    """The demo's virtual environment, made here where the demo never ran."""
+    """The demo's virtual environment, created here if the demo was never run."""
     venv = TARGET / "demo" / "venv"
     done = venv / f"synapse-{VERSION}"
     if not done.exists():
@@ -46,14 +46,14 @@ def python_with_synapse():
 
 
 class Synapse:
-    """A Synapse with so many accounts, all of them in every room; it is filled once and copied afterwards."""
+    """A Synapse with this many accounts, all of them in every room; it is filled once and copied afterwards."""
 
     def __init__(self, users, rooms):
         self.users = users
         python = python_with_synapse()
         template = WORK / f"synapse-{users}-users-{rooms}-rooms"
         if not (template / "seeded.json").exists():
-            print(f"filling a Synapse with {users} accounts in {rooms} rooms (once; takes some minutes)", flush=True)
+            print(f"filling a Synapse with {users} accounts in {rooms} rooms (once; takes a few minutes)", flush=True)
             shutil.rmtree(template, ignore_errors=True)
             subprocess.run([sys.executable, DEMO / "homeserver.py", template], check=True, stdout=subprocess.DEVNULL)
             self.start(python, template)
@@ -127,7 +127,7 @@ class Synapse:
             self.admin.call("PUT", f"{ADMIN}/v2/users/{quoted(user_id(number))}", body)
 
     def requests(self, work):
-        """The requests that Synapse logged while `work` ran, as (method, path), and what it answered."""
+        """The requests that Synapse logged while `work` ran, as (method, path), and its result."""
         self.settle_log()
         start = self.log.stat().st_size
         answer = work()
@@ -181,7 +181,7 @@ def ids_job(provider):
 
 
 def reading(synapse, microglia, fake, repeats):
-    """How fast accounts are read, beside a generator that does nothing else."""
+    """How fast accounts are read, compared with a bare load generator."""
     config = write_config("reading", synapse.url, synapse.token, ids_job("oidc-google"), UNLIMITED)
     names = "\n".join(user_id(number) for number in range(synapse.users))
     ours, bare = [], []
@@ -235,7 +235,7 @@ def joins(synapse, microglia, compare=True):
 
 
 def beside(synapse, microglia, repeats):
-    """What another client notices of a sweep with the default limits."""
+    """How a run with the default limits affects another client."""
     config = write_config("beside", synapse.url, synapse.token, ids_job("oidc-google"))
     other = Client(synapse.url, synapse.token)
     other.get(f"{CLIENT}/sync?timeout=0")
@@ -261,5 +261,5 @@ def beside(synapse, microglia, repeats):
         sweep.start()
         swept.append(median(latencies(lambda: not sweep.is_alive())))
         ratios.append(swept[-1] / idle[-1])
-    figure("another client's median latency during a sweep against that at rest", median(ratios), 1.5)
-    fact(f"ms: at rest {shown([it * 1000 for it in idle])}; during a sweep {shown([it * 1000 for it in swept])}")
+    figure("another client's median latency during a run, relative to an idle Synapse", median(ratios), 1.5)
+    fact(f"ms: idle {shown([it * 1000 for it in idle])}; during a run {shown([it * 1000 for it in swept])}")

@@ -31,7 +31,7 @@ const OPEN_EVERY: Duration = Duration::from_secs(10);
 /// How often to check that the lock of the state directory still keeps other daemons out.
 const CHECK_LOCK_EVERY: Duration = Duration::from_secs(2);
 /// How often old runs are deleted.
-const FORGET_EVERY: Duration = Duration::from_hours(1);
+const DELETE_OLD_RUNS_EVERY: Duration = Duration::from_hours(1);
 /// How often to update the status that systemd shows.
 const STATUS_EVERY: Duration = Duration::from_secs(5);
 /// What the HTTP listeners and the history may take to close after the runs have ended.
@@ -60,7 +60,7 @@ pub(crate) async fn serve(
     let dir = StateDir::open(&daemon.state_dir).with_context(unusable)?;
     let Some(mut lock) = dir.try_lock_daemon().with_context(unusable)? else {
         anyhow::bail!(
-            "another daemon runs on the state directory {}: stop it, or give this one a state_dir of its own",
+            "another daemon is running on the state directory {}: stop it, or give this one a state_dir of its own",
             daemon.state_dir.display()
         );
     };
@@ -68,7 +68,7 @@ pub(crate) async fn serve(
     let history = History::open(&dir, clock.clone()).await.unwrap_or_else(|error| {
         tracing::error!(
             target: "microglia::daemon",
-            "the history cannot be opened; runs in apply mode are refused until it can be: {error}"
+            "cannot open the history; runs in apply mode are refused until it can be opened: {error}"
         );
         History::unavailable(clock.clone(), &format!("the history cannot be opened: {error}"))
     });
@@ -86,7 +86,7 @@ pub(crate) async fn serve(
     let (mut servers, mut chores) = (Tasks::default(), Tasks::default());
     chores.spawn("scheduler", owner.run());
     let listener = TcpListener::bind(daemon.listen).await.with_context(|| {
-        format!("cannot listen on {}: is another daemon there? set daemon.listen", daemon.listen)
+        format!("cannot listen on {}: check whether another program uses this address, or set daemon.listen", daemon.listen)
     })?;
     let socket = web::listen(&daemon.state_dir).with_context(unusable)?;
     let socket_path = daemon.state_dir.join(web::SOCKET);
@@ -106,7 +106,7 @@ pub(crate) async fn serve(
     ));
     let ticker = Ticker::start(Arc::clone(&supervisor.agenda), clock.clone(), supervisor.wakes())
         .await
-        .map_err(|error| anyhow::anyhow!("the scheduler does not start: {error:?}"))?;
+        .map_err(|error| anyhow::anyhow!("cannot start the scheduler: {error:?}"))?;
     let ticker = Arc::new(ticker);
 
     let stop = CancellationToken::new();
@@ -126,7 +126,8 @@ pub(crate) async fn serve(
     chores.spawn("config watcher", Arc::clone(&reloader).watch());
     chores.spawn("homeserver probe", probe(Arc::clone(&supervisor)));
     chores.spawn("history opener", open_history(history.clone(), Arc::clone(&supervisor)));
-    chores.spawn("history clean-up", forget(history.clone(), Arc::clone(&reloader), clock));
+    chores
+        .spawn("history clean-up", delete_old_runs(history.clone(), Arc::clone(&reloader), clock));
     chores.spawn("watchdog", watchdog(Arc::clone(&supervisor), Arc::clone(&ticker)));
     tracing::info!(
         target: "microglia::daemon",
@@ -144,7 +145,7 @@ pub(crate) async fn serve(
         lost = until_lock_lost(&mut lock) => Some(lost),
     };
     if let Some(bug) = &broken {
-        tracing::error!(target: "microglia::daemon", "{bug}; the daemon stops, because it can no longer do its work");
+        tracing::error!(target: "microglia::daemon", "{bug}; stopping the daemon, because it can no longer work correctly");
     }
     let grace = reloader.daemon().shutdown_grace.0;
     // Else a grace above the unit's TimeoutStopSec would be cut off.
@@ -153,16 +154,16 @@ pub(crate) async fn serve(
         NotifyState::Stopping,
         NotifyState::Custom(&format!("EXTEND_TIMEOUT_USEC={longest}")),
     ]);
-    tracing::info!(target: "microglia::daemon", "stopping: nothing new starts");
+    tracing::info!(target: "microglia::daemon", "stopping: no new runs are started");
     let cut_short = tokio::select! {
         () = supervisor.drain(grace) => false,
-        () = signals.stop_asked() => true,
+        () = signals.stop_requested() => true,
     };
     stop.cancel();
     chores.abort();
     if cut_short {
         anyhow::bail!(
-            "stopped at once by a second signal: runs under way are found interrupted at the next start"
+            "stopped immediately by a second signal: active runs are recorded as interrupted at the next start"
         );
     }
     servers.ended().await;
@@ -193,7 +194,7 @@ impl Signals {
         })
     }
 
-    /// Reloads at each SIGHUP until SIGTERM or SIGINT comes, which need not wait for a reload; an error is a bug.
+    /// Reloads at each SIGHUP until SIGTERM or SIGINT arrives, without waiting for a reload to end; an error is a bug.
     async fn until_stop(
         &mut self,
         reloader: &Arc<Reloader>,
@@ -211,12 +212,12 @@ impl Signals {
                 ended = reload => ended.map_err(|error| {
                     format!("a bug in microglia, please report it: the reload {}", tasks::failure(error))
                 })?,
-                () = self.stop_asked() => return Ok(()),
+                () = self.stop_requested() => return Ok(()),
             }
         }
     }
 
-    async fn stop_asked(&mut self) {
+    async fn stop_requested(&mut self) {
         tokio::select! { _ = self.terminate.recv() => {} _ = self.interrupt.recv() => {} }
     }
 }
@@ -230,7 +231,7 @@ async fn reload_at_signal(reloader: Arc<Reloader>, supervisor: Arc<Supervisor>) 
     notify(&[NotifyState::Ready, NotifyState::Status(&supervisor.status().await)]);
 }
 
-/// Keeps other daemons out of the state directory, and returns why that is no longer possible.
+/// Keeps other daemons out of the state directory; returns the reason once that is no longer possible.
 async fn until_lock_lost(lock: &mut DaemonLock) -> String {
     let path = lock.path();
     let mut failing = false;
@@ -243,7 +244,7 @@ async fn until_lock_lost(lock: &mut DaemonLock) -> String {
             }
             Ok(LockState::Lost) => {
                 let why = format!(
-                    "{} was deleted or replaced, and another process holds it: stopping, since only one daemon may use a state directory",
+                    "{} was deleted or replaced, and another process has locked it: stopping, because only one daemon may use a state directory",
                     path.display()
                 );
                 tracing::error!(target: "microglia::daemon", "{why}");
@@ -283,7 +284,7 @@ async fn open_history(history: History, supervisor: Arc<Supervisor>) {
     }
 }
 
-async fn forget(history: History, reloader: Arc<Reloader>, clock: Clock) {
+async fn delete_old_runs(history: History, reloader: Arc<Reloader>, clock: Clock) {
     loop {
         let before = clock.now() - reloader.daemon().keep_history.as_chrono();
         match history.delete_runs_before(before).await {
@@ -295,7 +296,7 @@ async fn forget(history: History, reloader: Arc<Reloader>, clock: Clock) {
                 tracing::error!(target: "microglia::daemon", "cannot delete old runs: {error}");
             }
         }
-        tokio::time::sleep(FORGET_EVERY).await;
+        tokio::time::sleep(DELETE_OLD_RUNS_EVERY).await;
     }
 }
 

@@ -21,7 +21,7 @@
 //! | [`observe`] | metrics and the log of runs |
 //! | [`config`] | the TOML file to settings and jobs, or every error with its location |
 //! | [`jobs`] | what a kind is, the table of kinds, and one file per kind |
-//! | [`history`] | runs, changes and what was learned, in SQLite; the locks of the state directory |
+//! | [`history`] | runs, changes and facts about homeservers, in SQLite; the locks of the state directory |
 //! | [`plan`] | changes, plans, reports and events, as data |
 //! | [`synapse`] | the homeserver's API: transport, reader and writer |
 //! | [`values`] | values that parse themselves: durations, sizes, globs, schedules, tables of the configuration |
@@ -29,7 +29,7 @@
 //! A new kind is one file in `src/jobs/`, its line in the table in `src/jobs.rs`, and the name of its action in
 //! [`plan::report::Action`]. The configuration, `kinds`, the metrics and the tests over the table take it from there.
 //!
-//! # The way of the data
+//! # Data flow
 //!
 //! ```text
 //! microglia.toml -> config -> settings and jobs            or every error, with its location
@@ -45,10 +45,10 @@
 //!
 //! # Invariants
 //!
-//! They are absences, and cannot be seen in the code.
+//! Most of them forbid something, and so cannot be seen in the code.
 //!
 //! 1. Only `synapse::transport` sends HTTP to a homeserver. It holds the token, encodes path segments, limits rate and
-//!    concurrency, retries, bounds and decodes answers, and names endpoint templates for the metrics.
+//!    concurrency, retries, bounds and decodes responses, and names endpoint templates for the metrics.
 //! 2. A job has a `synapse::Reader`, which can only read. Only the runner creates a `synapse::Writer`, and never in a
 //!    dry run.
 //! 3. Within an attempt all reading ends before the first change, except that a change reads its own target again just
@@ -58,32 +58,32 @@
 //! 5. Time and the environment come in as values: only [`values::clock::Clock`] reads the time, only `cli` reads the
 //!    environment.
 //! 6. The history is written as it happens: a row when a run starts, each change before it is sent (with what it will
-//!    replace) and after it was answered, the end when it ends. What cannot be recorded is not done.
-//! 7. One run of a job at a time in a state directory, whoever starts it: each run holds the job's lock. Where a daemon
+//!    replace) and after its response, the end when it ends. What cannot be recorded is not done.
+//! 7. One run of a job at a time in a state directory, whatever starts it: each run holds the job's lock. Where a daemon
 //!    runs, the command line asks it to run the job.
-//! 8. A request whose answer was lost may still be at work. Nothing that is not safe to repeat is repeated because of a
+//! 8. A request whose response was lost may still be in progress. Nothing that is not safe to repeat is repeated because of a
 //!    timeout: a retry of the run reads and plans again, and what is no longer planned was done.
 //! 9. A change that only waits to be sent has done nothing: it is given up when its run has to end, and stays planned. A
 //!    change that was sent is waited for.
-//! 10. Media calls to a homeserver are made one at a time, and none while a lost call may be at work, across restarts.
+//! 10. Media calls to a homeserver are made one at a time, and none while a lost call may be in progress, across restarts.
 //! 11. Changes of external ids on a homeserver are made one at a time, whatever the limits, across runs and processes:
-//!     each is read and written under the lock of [`plan::change::Lane::ExternalIds`]. Where an answer was lost, the lock is
+//!     each is read and written under the lock of [`plan::change::Lane::ExternalIds`]. Where a response was lost, the lock is
 //!     held for another minute.
 //! 12. Limits belong to the address of a homeserver, not to its name. Two names for one address share them, and so does a
 //!     run that continues while a reload renames its homeserver.
 //! 13. Only `scheduler::owner::Owner` changes the state of jobs, and only by carrying out what
 //!     `JobState::decide` decides.
-//! 14. No permanent task ends unseen: the daemon stops with an error when one does.
+//! 14. No permanent task ends unnoticed: the daemon stops with an error when one does.
 //!
 //! # Decisions
 //!
 //! - Tables of the configuration are read key by key (`schema!`), not through serde's derive: each key reports its own
 //!   error with its location, and the same definition is what `kinds` prints.
-//! - A media purge is a [`plan::change::BatchPlan`]: its changes are sized as it goes on, so that a call takes 5 to 20 s
+//! - A media purge is a [`plan::change::BatchPlan`]: the sizes of its changes are adapted during the run, so that a call takes 5 to 20 s
 //!   where the part of its time that does not depend on its size allows that.
 //! - Scheduling has one watermark per job: every occurrence up to it was run, skipped or given up. It moves when a run is
-//!   recorded as started, when an occurrence is skipped while no run is under way, and, for occurrences skipped during a
-//!   run, when that run has ended. Whatever is later counts as missed at the next start.
+//!   recorded as started, when an occurrence is skipped while no run is active, and, for occurrences skipped during a
+//!   run, when that run has ended. Every later occurrence counts as missed at the next start.
 //! - The daemon shares the run slots of a homeserver through a semaphore, the command line through locks in the state
 //!   directory: only one of them runs jobs at a time.
 

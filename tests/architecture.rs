@@ -37,14 +37,14 @@ fn a_room_imports_only_from_rooms_below_it() {
 }
 
 #[test]
-fn every_room_is_known_and_every_known_room_is_there() {
+fn every_room_is_known_and_every_known_room_exists() {
     let house = House::of(sources());
     let there: BTreeSet<&str> = house.files.keys().map(|file| room(file)).collect();
     assert_eq!(there, ROOMS.iter().copied().collect(), "src on the left, ROOMS on the right");
 }
 
 #[test]
-fn no_files_need_each_other() {
+fn no_two_files_import_each_other() {
     assert_eq!(House::of(sources()).circles(), [""; 0]);
 }
 
@@ -111,7 +111,7 @@ fn imports_are_found_however_they_are_written() {
 }
 
 #[test]
-fn a_circle_is_found_through_several_files() {
+fn a_cycle_over_several_files_is_found() {
     let house = House::of(BTreeMap::from([
         ("cli".to_owned(), "mod a; mod b; mod c; mod d;".to_owned()),
         ("cli/a".to_owned(), "use super::b::B;".to_owned()),

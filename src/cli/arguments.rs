@@ -9,7 +9,7 @@ use super::{check, jobs, kinds, run, runs};
 
 /// Recurring housekeeping for Synapse, the Matrix homeserver.
 ///
-/// Reads a TOML file of jobs. Start with `microglia kinds`, write the file, check it with
+/// Jobs are defined in a TOML file. List the kinds of jobs with `microglia kinds`, write the file, check it with
 /// `microglia check --online`, preview a job with `microglia run JOB --dry-run`, and make its changes with
 /// `microglia run JOB --apply`.
 #[derive(Debug, Parser)]
@@ -40,7 +40,7 @@ fn after_help() -> String {
 pub(super) enum Command {
     /// Runs the scheduler and the HTTP listener in the foreground until SIGTERM or SIGINT
     Serve,
-    /// Reports every error in the configuration, and when each job is due
+    /// Reports every error in the configuration, and when each job is due next
     Check(check::Options),
     /// Runs one job now, in its configured mode, and shows what it did
     Run(run::Options),
@@ -48,11 +48,11 @@ pub(super) enum Command {
     Jobs(jobs::Options),
     /// Shows recorded runs, newest first
     Runs(runs::Options),
-    /// Shows what each kind of job does, and each of its keys
+    /// Shows what each kind of job does, and its keys
     Kinds(kinds::Options),
-    /// Asks the running daemon to reload the configuration, and waits
+    /// Asks the running daemon to reload the configuration, and waits for the result
     Reload,
-    /// Ends a job's run in the daemon at its next change boundary
+    /// Ends a job's run at its next change boundary
     Cancel {
         /// The job's name.
         job: String,
@@ -63,7 +63,7 @@ pub(super) enum Command {
     Resume,
     /// Checks that the running daemon is healthy
     ///
-    /// Asks over the control socket, or at daemon.listen if that does not respond. Works with a configuration that has errors.
+    /// Uses the control socket, or daemon.listen if the socket does not respond. Works even if the configuration has errors.
     Healthcheck {
         /// Check that runs can start and be recorded. A homeserver that is down is reported but does not fail this check.
         #[arg(long)]

@@ -86,7 +86,7 @@ fn print_config(path: &Path, config: &Config, clock: &Clock) -> Result<(), Failu
     }
     let mut text = String::new();
     for job in &config.jobs {
-        let schedule = job.schedule.as_ref().map_or("by hand only", |schedule| schedule.as_str());
+        let schedule = job.schedule.as_ref().map_or("manual only", |schedule| schedule.as_str());
         let disabled = if job.common.enabled { "" } else { ", disabled" };
         text.push_str(&format!(
             "{}: {} on {}, {schedule} ({}), {}{disabled}\n",
@@ -242,7 +242,7 @@ impl Results<'_> {
         if identity.account.user_type.as_deref() != Some("bot") {
             self.yes(
                 "account's user_type",
-                "not bot; a bot needs no consent and is left out of sweeps and statistics",
+                "not bot; a bot needs no consent, and is excluded from joins and statistics",
             )?;
         }
         Ok(())
@@ -259,7 +259,7 @@ impl Results<'_> {
         if identity.version < needs.synapse {
             self.no(
                 &format!("version for {}", job.name),
-                &format!("{} needs Synapse {} or later", job.job.kind().name, needs.synapse),
+                &format!("{} requires Synapse {} or later", job.job.kind().name, needs.synapse),
             )?;
         }
         if let Some(why) = needs.not_under_mas.filter(|_| identity.mas) {

@@ -32,7 +32,7 @@ pub(super) struct Client {
 }
 
 impl Client {
-    /// Connects to the control socket in a state directory; `None` where no daemon runs on it.
+    /// Connects to the control socket in a state directory; `None` where no daemon is running on it.
     pub(super) async fn connect(state_dir: &Path) -> io::Result<Option<Self>> {
         let no_daemon = |error: &io::Error| {
             matches!(
@@ -76,7 +76,7 @@ impl Client {
         Reply::read(self.send(Method::POST, path, Body::empty(), "*/*").await?).await
     }
 
-    /// Sends JSON, and returns the events that the daemon answers with, or else what it answers instead.
+    /// Sends JSON, and returns the event stream of the response, or the reply if it is not one.
     pub(super) async fn post_for_events(
         self,
         path: &[&str],
@@ -143,7 +143,7 @@ impl Reply {
     pub(super) fn error(&self) -> String {
         match serde_json::from_str::<ErrorBody>(&self.body) {
             Ok(body) => body.error,
-            Err(_) => format!("the daemon answers {}: {}", self.status, self.body.trim()),
+            Err(_) => format!("the daemon responded with {}: {}", self.status, self.body.trim()),
         }
     }
 

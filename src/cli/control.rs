@@ -49,7 +49,7 @@ pub(super) async fn reload(path: &Path) -> Result<(), Failure> {
 
 pub(super) async fn cancel(path: &Path, job: &str) -> Result<(), Failure> {
     connect(path).await?.post(&["api", "v1", "jobs", job, "cancel"]).await?.succeeded()?;
-    print(&format!("{job}: its run ends at the next change boundary"))
+    print(&format!("{job}: the run will end at the next change boundary"))
 }
 
 pub(super) async fn pause(path: &Path) -> Result<(), Failure> {
@@ -78,6 +78,7 @@ async fn connect(path: &Path) -> Result<Client, Failure> {
         // An error may be why no daemon runs, or why it is looked for in the wrong directory.
         config?;
     }
-    let no_daemon = || anyhow!("no daemon runs on the state directory {}", state_dir.display());
+    let no_daemon =
+        || anyhow!("no daemon is running on the state directory {}", state_dir.display());
     Ok(client.ok_or_else(no_daemon)?)
 }

@@ -31,7 +31,7 @@ impl EventStream {
             }
             let Some(Ok(chunk)) = self.body.next().await else { return Ok(None) };
             if self.received.len() + chunk.len() > MAX_EVENT_BYTES {
-                bail!("the daemon sends an event of more than {MAX_EVENT_BYTES} bytes");
+                bail!("the daemon sent an event of more than {MAX_EVENT_BYTES} bytes");
             }
             self.received.extend_from_slice(&chunk);
         }
@@ -47,12 +47,12 @@ impl EventStream {
 
 /// Returns the event of a message; `None` for a comment, which only keeps the connection alive.
 fn parse(message: &[u8]) -> anyhow::Result<Option<JobEvent>> {
-    let message = std::str::from_utf8(message).context("the daemon sends an invalid event")?;
+    let message = std::str::from_utf8(message).context("the daemon sent an invalid event")?;
     let Some(data) = message.lines().find_map(|line| line.strip_prefix("data:")) else {
         return Ok(None);
     };
     let event = serde_json::from_str(data.trim_start());
-    Ok(Some(event.with_context(|| format!("the daemon sends an unknown event: {data}"))?))
+    Ok(Some(event.with_context(|| format!("the daemon sent an unknown event: {data}"))?))
 }
 
 #[cfg(test)]

@@ -19,7 +19,7 @@ const TCP_TIMEOUT: Duration = Duration::from_secs(5);
 /// Shorter: TCP must still be tried within the 10 s that a container's health check has.
 const SOCKET_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Asks over the control socket, and over TCP where the socket does not respond.
+/// Uses the control socket, and TCP if the socket does not respond.
 ///
 /// The file may name another address than the one the daemon listens on, if it was edited since; the socket stays.
 pub(super) async fn run(path: &Path, probe: Probe) -> Result<(), Failure> {
@@ -37,7 +37,7 @@ pub(super) async fn run(path: &Path, probe: Probe) -> Result<(), Failure> {
     }
 }
 
-/// `None` where there is no socket, or this user may not use it.
+/// `None` if there is no socket, or this user may not use it.
 async fn over_socket(path: &Path, endpoint: &str) -> Option<Reply> {
     let state_dir = config::state_dir_or_default(path, &environment());
     Client::connect(&state_dir).await.ok()??.get(&[endpoint]).await.ok()
@@ -60,7 +60,7 @@ async fn over_tcp(path: &Path, endpoint: &str) -> Result<(), Failure> {
     if reply.status == StatusCode::OK {
         return print(&reply.body);
     }
-    print_error(&format!("{url} answers {}: {}", reply.status.as_u16(), reply.body.trim()));
+    print_error(&format!("{url} responded with {}: {}", reply.status.as_u16(), reply.body.trim()));
     Err(Failure::Unsuccessful)
 }
 

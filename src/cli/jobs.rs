@@ -54,7 +54,7 @@ pub(super) async fn run(path: &Path, options: &Options) -> Result<(), Failure> {
     }
     if no_daemon {
         text.push_str(&format!(
-            "\nno daemon runs on {}: nothing runs on schedule until `microglia serve`\n",
+            "\nno daemon is running on {}: nothing runs on schedule until `microglia serve`\n",
             dir.display()
         ));
     }
@@ -88,7 +88,7 @@ fn job_table(
     let mut rows =
         new_table(&["JOB", "KIND", "HOMESERVER", "SCHEDULE", "MODE", "NEXT", "LAST RUN"]);
     for job in &config.jobs {
-        let schedule = job.schedule.as_ref().map_or("by hand only", |schedule| schedule.as_str());
+        let schedule = job.schedule.as_ref().map_or("manual only", |schedule| schedule.as_str());
         let last_run = last_runs.get(&job.name);
         // A run under way says itself what it is waiting for.
         let wait =

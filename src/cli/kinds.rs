@@ -40,10 +40,12 @@ pub(super) fn run(options: &Options) -> Result<(), Failure> {
 fn described(kind: &Kind) -> String {
     let mut text = format!("{}\n\n{}\n", kind.name, wrapped(kind.about, "  "));
     if kind.needs.synapse.0 > 0 {
-        text.push_str(&format!("  Needs Synapse {} or later.\n", kind.needs.synapse));
+        text.push_str(&format!("  Requires Synapse {} or later.\n", kind.needs.synapse));
     }
     if !kind.counts {
-        text.push_str("  Cannot count beforehand: max_changes and at_most are errors.\n");
+        text.push_str(
+            "  Cannot count items in advance: max_changes and at_most are not supported.\n",
+        );
     }
     text.push('\n');
     text.extend(kind.keys.iter().map(key_described));

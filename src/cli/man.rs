@@ -11,14 +11,14 @@ use crate::jobs::KINDS;
 const EXAMPLES: [(&str, &str); 5] = [
     (
         "microglia check --online",
-        "Reports every error in the configuration at once, checks each homeserver, and lists when each job is due.",
+        "Reports every error in the configuration at once, checks each homeserver, and lists when each job is due next.",
     ),
     ("microglia run nightly-media --dry-run", "Shows what the job would do, and changes nothing."),
     ("microglia run nightly-media --apply", "Runs the job now and makes its changes."),
     ("microglia runs show 42", "Shows each change of a recorded run, and what it replaced."),
     (
         "microglia reload",
-        "Makes the daemon adopt the edited configuration, or reports why it did not.",
+        "Makes the daemon use the edited configuration, or reports why it cannot.",
     ),
 ];
 

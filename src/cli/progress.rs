@@ -45,7 +45,7 @@ impl Progress {
             shown: Mutex::default(),
         };
         // Without a first view the bar would show 0 of 0 as complete.
-        progress.show(View { what: format!("asking {homeserver}"), ..View::default() });
+        progress.show(View { what: format!("querying {homeserver}"), ..View::default() });
         progress.bar.enable_steady_tick(Duration::from_millis(200));
         progress
     }
@@ -83,21 +83,23 @@ impl Progress {
                 });
             }
             Event::Resumed => {
-                self.show(View { what: format!("asking {homeserver}"), ..View::default() });
+                self.show(View { what: format!("querying {homeserver}"), ..View::default() });
             }
             Event::Silent { since, problem } => {
                 let since = since.format("%H:%M:%S UTC");
                 let problem =
                     if problem.is_empty() { String::new() } else { format!(": {problem}") };
                 self.set_silence(Some(format!(
-                    "{homeserver} has not answered since {since}{problem}"
+                    "{homeserver} has not responded since {since}{problem}"
                 )));
             }
             Event::Answering { after_seconds } => {
-                self.print(&format!("{homeserver} answers again after {after_seconds} s"));
+                self.print(&format!("{homeserver} responds again after {after_seconds} s"));
                 self.set_silence(None);
             }
-            Event::Slow(true) => self.print("Synapse answers slowly: sending at half the rate"),
+            Event::Slow(true) => {
+                self.print("Synapse responds slowly: sending requests at half the rate");
+            }
             Event::Ended(_) => self.bar.finish_and_clear(),
             _ => {}
         }
@@ -133,7 +135,7 @@ impl Progress {
             let template = match (until, *total > 0, *done > 0) {
                 (Some(_), ..) => "{spinner} {msg}: {left}",
                 (None, true, _) => {
-                    "{msg} [{bar:30}] {human_pos}/{human_len} {elapsed} (left {eta})"
+                    "{msg} [{bar:30}] {human_pos}/{human_len} {elapsed} ({eta} left)"
                 }
                 (None, false, true) => "{spinner} {msg} {human_pos} {elapsed}",
                 (None, false, false) => "{spinner} {wide_msg} {elapsed}",

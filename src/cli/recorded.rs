@@ -22,7 +22,7 @@ pub(super) async fn current(
     dir: &Path,
     run: Report,
 ) -> Result<Report, Failure> {
-    // Where the lock cannot be read, the run may be under way.
+    // If the lock cannot be read, the run may be in progress.
     if run.outcome.is_some() || is_locked(dir, &run.job).unwrap_or(true) {
         return Ok(run);
     }

@@ -37,7 +37,7 @@ pub(super) fn summary(run: &Report, zone: Tz) -> String {
     };
     let succeeded = run.outcome == Some(Outcome::Succeeded);
     let planned = if run.planned.is_none() && run.mode == Mode::DryRun && succeeded {
-        "this kind cannot count beforehand".to_owned()
+        "this kind cannot count items in advance".to_owned()
     } else {
         format_counts(run)
     };
@@ -82,7 +82,7 @@ pub(super) fn changes(run: &Report, limit: usize) -> String {
             line(&change.target)
         ));
         if let Some(answer) = &change.answer {
-            text.push_str(&format!("           answer:\n{}", indented(answer)));
+            text.push_str(&format!("           response:\n{}", indented(answer)));
         }
         if let Some(before) = change.before.as_ref().filter(|_| limit == usize::MAX) {
             text.push_str(&format!("           before: {before}\n"));

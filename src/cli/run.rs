@@ -25,22 +25,22 @@ use crate::values::schema::Limit;
 pub(super) struct Options {
     /// The job's name.
     job: String,
-    /// Plans and reports, whatever the configured mode.
+    /// Only plan and report, whatever the configured mode.
     #[arg(long, conflicts_with = "apply")]
     dry_run: bool,
-    /// Makes the changes, whatever the configured mode.
+    /// Make the changes, whatever the configured mode.
     #[arg(long)]
     apply: bool,
-    /// Allows a plan of up to N items, for this run only.
+    /// Allow a plan of up to N items, for this run only.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     max_changes: Option<u32>,
-    /// Runs outside the job's window and beyond its end, for this run only.
+    /// Run outside the job's window and beyond its end, for this run only.
     #[arg(long)]
     ignore_window: bool,
-    /// Names the items that the rules of the kind left alone, up to 1,000.
+    /// List the items that the job left alone, up to 1,000.
     #[arg(long, short)]
     verbose: bool,
-    /// Prints the report as one JSON document.
+    /// Print the report as one JSON document.
     #[arg(long)]
     json: bool,
 }
@@ -60,7 +60,7 @@ pub(super) async fn run(path: &Path, options: &Options) -> Result<(), Failure> {
     let spec = find_job(&config, &options.job)?;
     if options.max_changes.is_some() && !spec.job.kind().counts {
         return Err(Failure::Usage(format!(
-            "--max-changes means nothing for {}, which cannot count beforehand",
+            "--max-changes is not supported by {}, which cannot count items in advance",
             spec.job.kind().name
         )));
     }
@@ -87,7 +87,7 @@ async fn connect(config: &Config) -> Result<Option<Client>, Failure> {
     let dir = &config.daemon.state_dir;
     Client::connect(dir).await.map_err(|error| {
         Failure::Error(anyhow!(
-            "a daemon may run on {}, and its socket cannot be used ({error}): use sudo, or the daemon's own user",
+            "a daemon may be running on {}, but its socket cannot be used ({error}): use sudo, or the daemon's own user",
             dir.display()
         ))
     })
@@ -96,7 +96,7 @@ async fn connect(config: &Config) -> Result<Option<Client>, Failure> {
 /// On a terminal the progress bar and the summary show what the log would.
 fn start_log() {
     log::start(match std::io::stderr().is_terminal() {
-        true => "warn,sqlx=error,microglia::telling=off",
+        true => "warn,sqlx=error,microglia::run=off",
         false => "warn,sqlx=error,microglia::audit=info",
     });
 }

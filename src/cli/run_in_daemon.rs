@@ -46,14 +46,14 @@ pub(super) async fn run(
             _ = interrupt.recv() => {
                 if cancelled {
                     print_message(&format!(
-                        "the run goes on in the daemon: microglia runs {}",
+                        "the run continues in the daemon: microglia runs {}",
                         spec.name
                     ));
                     return Err(Failure::Unsuccessful);
                 }
                 cancelled = true;
                 print_message(&format!(
-                    "\nstopping {} after the change under way; press Ctrl-C again to detach",
+                    "\nstopping {} after the change in progress; press Ctrl-C again to detach",
                     spec.name
                 ));
                 cancel(config, spec).await?;
@@ -67,7 +67,7 @@ fn refused(reply: Reply) -> Failure {
         return reply.succeeded().err().unwrap_or(Failure::Unsuccessful);
     }
     Failure::Usage(format!(
-        "the running daemon says: {} (it knows the configuration it last loaded: `microglia reload`)",
+        "the running daemon reports: {} (it uses the configuration it last loaded: run `microglia reload`)",
         reply.error()
     ))
 }
@@ -79,7 +79,7 @@ async fn next(events: &mut EventStream, spec: &JobSpec) -> Result<Event, Failure
     Ok(event.event)
 }
 
-/// A run that has just ended cannot be cancelled, which is no error.
+/// A run that has just ended cannot be cancelled, which is not an error.
 async fn cancel(config: &Config, spec: &JobSpec) -> Result<(), Failure> {
     if let Some(client) = Client::connect(&config.daemon.state_dir).await? {
         client.post(&["api", "v1", "jobs", &spec.name, "cancel"]).await?;

@@ -94,7 +94,7 @@ async fn stop_on_signals(stop: Stop, job: String) {
     };
     let first = next().await;
     print_message(&format!(
-        "\nstopping {job} after the change under way; press Ctrl-C again to stop immediately"
+        "\nstopping {job} after the change in progress; press Ctrl-C again to stop immediately"
     ));
     stop.cancelled_by(first);
     let second = next().await;

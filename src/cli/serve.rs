@@ -36,7 +36,7 @@ fn warn_of_unreadable(config: &Config) {
         if let Err(error) = std::fs::File::open(file) {
             tracing::warn!(
                 target: "microglia::daemon",
-                "{} is not readable for {} ({error}): reloads are rejected, and a new secret in it is used only after a restart; make it readable for that user (chgrp, chmod 640)",
+                "{} is not readable by {} ({error}): reloads are rejected, and a new secret in it is used only after a restart; make it readable for that user (chgrp, chmod 640)",
                 file.display(),
                 this_user()
             );

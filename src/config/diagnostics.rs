@@ -51,7 +51,7 @@ impl Diagnostic {
 
 /// A line of the configuration, cut off where the value of a key that may be a secret starts.
 ///
-/// The text may be broken in any way: this looks at words, not at TOML.
+/// The text may be malformed in any way, so this looks at words, not at TOML.
 fn redacted(above: &str, source: &str) -> String {
     if let Some(end) = secret_key(source) {
         let value = source[end..]

@@ -33,7 +33,7 @@ schema! {
         pub keep_history: HumanDuration where "\"1h\"" to "\"3650d\"" = "\"90d\"",
         /// How often to check this file for changes, or "off".
         pub watch_config: DurationOrOff where "\"1s\"" to "\"1d\"" = "\"off\"",
-        /// Host names under which the HTTP API is served, besides localhost and IP addresses; metrics and health are served under every name.
+        /// Host names under which the HTTP API is served, besides localhost and IP addresses; metrics and health are served under any name.
         pub allowed_hosts: Vec<HostName> = "[]",
         /// A file with the token that HTTP endpoints which change something require, at least 16 characters; without it they respond with 403.
         pub admin_token_file: Option<PathBuf>,
@@ -52,13 +52,13 @@ schema! {
         pub access_token_file: Option<PathBuf>,
         /// PEM certificates to trust in addition to those of the system.
         pub ca_file: Option<PathBuf>,
-        /// Concurrent runs; a run that waits to retry does not count.
+        /// The maximum number of concurrent runs; a run that waits to retry does not count.
         pub max_concurrent_runs: u32 where "1" to "10000" = "1",
-        /// Concurrent requests.
+        /// The maximum number of concurrent requests.
         pub max_concurrent_requests: u32 where "1" to "1000" = "4",
-        /// Requests per second; halved while responses take three times as long as at the start of the run.
+        /// The maximum number of requests per second; halved while responses take three times as long as at the start of the run.
         pub max_requests_per_second: Limit<Rate> where "0.001" to "10000" = "50",
-        /// Joins per second over all rooms.
+        /// The maximum number of joins per second over all rooms.
         pub max_joins_per_second: Limit<Rate> where "0.001" to "10000" = "5",
         /// How long a response may take; media purges ignore it, because Synapse continues regardless.
         pub request_timeout: HumanDuration where "\"1s\"" to "\"1d\"" = "\"60s\"",
@@ -71,7 +71,7 @@ schema! {
     pub entries HeadKeys {
         /// What the job does; `microglia kinds` lists the kinds.
         pub kind: KindName,
-        /// When it runs: cron with five fields, six with leading seconds, or @hourly, @daily, @weekly, @monthly, @yearly. When clocks change, a fixed time that is skipped runs right after the gap, and one that is repeated runs once; lists and intervals follow the local clock. Without a schedule the job runs only when started manually.
+        /// When it runs: cron with five fields, six with leading seconds, or @hourly, @daily, @weekly, @monthly, @yearly. When clocks change, a fixed time that is skipped runs right after the gap, and one that is repeated runs once; lists and intervals follow the local clock. Without a schedule, the job runs only when started manually.
         pub schedule: Option<Schedule>,
     }
 }
@@ -88,15 +88,15 @@ schema! {
         pub enabled: bool = "true",
         /// A plan with more items is refused before anything is changed.
         pub max_changes: Limit<u32> where "1" to "1000000000" = "1000",
-        /// The most items that one run changes; the rest of the plan is left for the next run.
+        /// The maximum number of items that one run changes; the rest of the plan is left for the next run.
         pub at_most: Option<u32> where "1" to "1000000000",
-        /// Hours of the day: a run starts only inside and stops between two changes at the end; `run --ignore-window` lifts it once.
+        /// The hours of the day in which the job may run: a run starts only inside the window and stops between two changes at its end; `run --ignore-window` ignores it once.
         pub window: Option<Window>,
-        /// How long a run may take, all attempts together; `check --online` warns where reading alone takes longer.
+        /// How long a run may take, all attempts together; `check --online` warns if reading alone would take longer.
         pub time_limit: HumanDuration where "\"1s\"" to "\"365d\"" = "\"1h\"",
         /// How a run that fails for a transient reason is retried: `attempts` (in total), `first_delay`, `max_delay`.
         pub retries: Retries = "{}",
-        /// What happens to an occurrence while the job is running: "skip", or "queue" one.
+        /// What happens when the job is due while it is still running: "skip" the occurrence, or "queue" one run.
         pub overlap: Overlap = "\"skip\"",
         /// An occurrence missed while the daemon was down runs once at start if it is no older than this; or "off".
         pub catch_up: DurationOrOff where "\"1s\"" to "\"365d\"" = "\"24h\"",
@@ -222,7 +222,7 @@ impl std::str::FromStr for DurationOrOff {
                     Err(format!("invalid duration {text:?}: use \"off\" to disable it"))
                 }
                 Ok(duration) => Ok(Self(Some(duration))),
-                Err(error) => Err(format!("{error}, or \"off\"")),
+                Err(error) => Err(format!("{error}; \"off\" disables it")),
             },
         }
     }

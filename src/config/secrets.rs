@@ -16,7 +16,7 @@ use crate::values::schema::ConfigError;
 
 /// The largest secret or certificate file that is read.
 const MAX_BYTES: u64 = 1 << 20;
-/// How long to wait for a secret that comes through a FIFO.
+/// How long to wait for a secret that is read from a FIFO.
 const TIME_LIMIT: Duration = Duration::from_secs(2);
 
 pub(super) struct Secrets {

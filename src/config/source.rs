@@ -10,7 +10,7 @@ use crate::values::bounded_file::read_bounded;
 
 /// The largest configuration that is read; 500 jobs are 100 KiB.
 const MAX_BYTES: u64 = 4 << 20;
-/// How long to wait for a configuration that comes through a FIFO.
+/// How long to wait for a configuration that is read from a FIFO.
 const TIME_LIMIT: Duration = Duration::from_secs(5);
 
 /// Reads the file's bytes, or fails with [`ErrorKind::FileTooLarge`]; blocks the thread.
@@ -22,14 +22,14 @@ pub(super) fn read_text(path: &Path) -> Result<String, LoadError> {
     let bytes = read_bytes(path).map_err(|error| {
         let problem = match error.kind() {
             ErrorKind::NotFound => {
-                "no such file: create it (in a container: mount its directory), or name another with --config FILE or $MICROGLIA_CONFIG"
+                "no such file: create it (in a container: mount its directory), or specify another file with --config FILE or $MICROGLIA_CONFIG"
                     .to_owned()
             }
             ErrorKind::FileTooLarge => {
                 format!("larger than {} MiB: is this the configuration file?", MAX_BYTES >> 20)
             }
             ErrorKind::IsADirectory => {
-                "this is a directory: name the configuration file in it".to_owned()
+                "this is a directory: specify the configuration file in it".to_owned()
             }
             ErrorKind::PermissionDenied => {
                 format!("not readable by {}: use sudo, or the user of the daemon", this_user())

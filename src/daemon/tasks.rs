@@ -57,7 +57,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn the_task_that_panics_or_returns_is_named_while_the_others_go_on() {
+    async fn a_task_that_panics_or_returns_is_named() {
         let mut tasks = Tasks::default();
         tasks.spawn("config watcher", std::future::pending());
         tasks.spawn("homeserver probe", async { std::panic::panic_any("it is a test") });

@@ -1,4 +1,4 @@
-//! Changes of a run, from planned to answered, and the files that went with them.
+//! Changes of a run and their states, and the files that they deleted.
 
 use serde_json::Value;
 use sqlx::sqlite::SqliteRow;
@@ -26,7 +26,7 @@ impl Default for Page {
 /// A file that a run deleted: its id, and its size in bytes where that was known.
 pub type DeletedFile = (String, Option<u64>);
 
-// The state 'making' stands for a change that was sent and whose answer is not recorded.
+// The state 'making' means that a change was sent and its response is not recorded.
 const DELETE_PLANNED: &str = "DELETE FROM changes WHERE run = $1 AND state = 'planned'";
 const NEXT_SEQ: &str = "SELECT COALESCE(MAX(seq) + 1, 0) AS next FROM changes WHERE run = $1";
 /// Takes back what failed and is planned again, unless its record says what to restore.
@@ -156,7 +156,7 @@ async fn insert_files(
     Ok(())
 }
 
-/// Marks changes that were sent and not answered as failed; returns the number of their items.
+/// Marks changes that were sent and got no response as failed; returns the number of their items.
 pub(super) async fn fail_unanswered(
     executor: impl SqliteExecutor<'_>,
     run: i64,
@@ -202,10 +202,10 @@ pub(super) async fn files(pool: &SqlitePool, run: i64) -> Result<Vec<DeletedFile
 }
 
 fn from_row(row: &SqliteRow) -> Result<ChangeRecord, Error> {
-    // To everybody else a change without an answer is still planned.
+    // Outside the history a change without a response is still planned.
     let unanswered = row.try_get::<&str, _>("state")? == "making";
     let (state, detail) = if unanswered {
-        (State::Planned, Some("sent, not answered yet".to_owned()))
+        (State::Planned, Some("sent, no response yet".to_owned()))
     } else {
         (parsed(row, "state")?, row.try_get("detail")?)
     };

@@ -11,7 +11,8 @@ use crate::plan::report::{Outcome, Report};
 use crate::values::clock::Timestamp;
 
 const CUT_OFF: &str = "microglia exited while the run was in progress";
-const UNANSWERED: &str = "microglia exited before the answer arrived: it may have been applied";
+const UNANSWERED: &str =
+    "microglia exited before the response arrived: the change may have been made";
 const NOT_ATTEMPTED: &str = "not attempted: the run was interrupted";
 
 pub(super) const UNENDED: &str = "SELECT id, job FROM runs WHERE outcome IS NULL";
@@ -102,7 +103,7 @@ struct Figures {
 struct ItemsByState {
     planned: u64,
     done: u64,
-    /// Those that were sent and not answered among them: they may or may not have been applied.
+    /// Including those that were sent and got no response: they may or may not have been applied.
     failed: u64,
     skipped: u64,
 }

@@ -1,4 +1,4 @@
-//! Media calls that may still be at work in Synapse: one at most for a homeserver.
+//! Media calls that Synapse may still be processing: at most one per homeserver.
 
 use sqlx::{Row, SqlitePool};
 
@@ -7,7 +7,7 @@ use super::error::Error;
 use crate::plan::change::MediaStore;
 use crate::values::clock::Timestamp;
 
-/// A media call whose answer was never recorded.
+/// A media call whose response was never recorded.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LostMediaCall {
     pub store: MediaStore,

@@ -1,4 +1,4 @@
-//! SQL that looks at each job's runs without reading all of them.
+//! SQL that examines each job's runs without reading all of them.
 
 use crate::plan::report::Mode;
 

@@ -33,7 +33,7 @@ impl HistoryReader {
         Self { pool: Arc::new(RwLock::new(pool)) }
     }
 
-    /// Reads from another database from here on, for everybody who holds a clone.
+    /// Reads from another database from now on, in all clones.
     pub(super) fn replace(&self, pool: Option<SqlitePool>) {
         *self.pool.write().unwrap_or_else(PoisonError::into_inner) = pool;
     }
@@ -74,14 +74,14 @@ impl HistoryReader {
         self.read(async |pool| runs::last_of_each_job(&pool).await).await
     }
 
-    /// Returns how each job stands in each mode in which it ever ended.
+    /// Returns the last results of each job, in each mode in which it ever ended.
     pub(crate) async fn standings(&self) -> Result<HashMap<(String, Mode), Standing>, Error> {
         self.read(async |pool| runs::standings(&pool).await).await
     }
 
     /// Completes the report of a run that has no end and that nobody works on any more.
     ///
-    /// Records nothing: that is up to whoever holds the job's lock next.
+    /// Records nothing: the next holder of the job's lock does that.
     pub(crate) async fn as_interrupted(&self, run: Report) -> Result<Report, Error> {
         let completed =
             self.read(async |pool| interrupted::as_interrupted(&pool, run.clone()).await.map(Some));
@@ -116,7 +116,7 @@ impl HistoryReader {
         self.read(async |pool| facts::of_topic(&pool, server, topic).await).await
     }
 
-    /// Returns the media call that Synapse may still be at work on.
+    /// Returns the media call that Synapse may still be processing.
     pub(crate) async fn lost_media_call(
         &self,
         server: &str,

@@ -1,4 +1,4 @@
-//! Deleting old runs with all that belongs to them.
+//! Deleting old runs with everything that belongs to them.
 
 use sqlx::SqlitePool;
 
@@ -30,7 +30,7 @@ pub(super) const STATEMENTS: [&str; 4] = [DELETE_CHANGES, DELETE_FILES, CLEAR_SA
 
 /// Deletes runs that started before `time`, and returns their number; facts stay.
 ///
-/// The figures of the last run of a scheduled job and of its last success stay: metrics are built from them.
+/// Keeps the counts of the last run of a scheduled job and of its last success: metrics are built from them.
 pub(super) async fn delete_runs_before(pool: &SqlitePool, time: Timestamp) -> Result<u64, Error> {
     let mut transaction = pool.begin().await?;
     let mut deleted = 0;

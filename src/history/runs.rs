@@ -1,4 +1,4 @@
-//! Runs: their rows, and how jobs stand by them.
+//! Runs: their rows, and the last results of each job.
 
 use std::collections::HashMap;
 
@@ -88,7 +88,7 @@ pub(super) async fn insert(pool: &SqlitePool, report: &Report) -> Result<i64, Er
     Ok(row.try_get("id")?)
 }
 
-/// Records where a run stands, or how it ended.
+/// Records the progress of a run, or how it ended.
 pub(super) async fn update(
     executor: impl SqliteExecutor<'_>,
     id: i64,

@@ -114,7 +114,7 @@ pub(crate) fn become_owner(path: &Path) -> Result<bool, NotOwner> {
     }
 }
 
-/// Sets the real, effective and saved user of all threads to the owner: there is no way back to root.
+/// Sets the real, effective and saved user of all threads to the owner: this cannot be undone.
 fn switch_to(dir: &Metadata) -> Result<(), Errno> {
     let uid = Uid::from_raw(dir.uid());
     let user = User::from_uid(uid).ok().flatten();
@@ -139,7 +139,7 @@ impl StateDir {
         Ok(dir)
     }
 
-    /// Opens the directory of the locks, and creates it if needed: it may have been deleted meanwhile.
+    /// Opens the directory of the locks, and creates it if needed: it may have been deleted in the meantime.
     fn locks(&self) -> io::Result<OwnedFd> {
         let dir = self.descriptor()?;
         match mkdirat(&dir, LOCKS, Mode::from_bits_truncate(0o755)) {
@@ -272,7 +272,7 @@ pub(crate) fn is_locked(dir: &Path, name: &str) -> io::Result<bool> {
     }
 }
 
-/// Returns device and inode of a file, which tell it from another one of the same name; `None` if there is none.
+/// Returns device and inode of a file, which distinguish it from another one of the same name; `None` if there is none.
 pub(crate) fn identity(path: &Path) -> Option<(u64, u64)> {
     fs::symlink_metadata(path).ok().as_ref().map(identity_of)
 }

@@ -42,7 +42,7 @@ fn recorded() -> impl Strategy<Value = Recorded> {
         })
 }
 
-/// A history of its own with these runs, and with all jobs but `gone` known.
+/// A separate history with these runs, in which all jobs but `gone` are known.
 async fn history(runs: &[Recorded]) -> (tempfile::TempDir, History) {
     let dir = tempfile::tempdir().unwrap();
     let history =
@@ -161,7 +161,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn what_is_found_by_index_is_what_reading_every_run_finds(
+    fn queries_by_index_find_the_same_as_reading_every_run(
         runs in prop::collection::vec(recorded(), 0..60),
         forget_ms in 0_i64..1000,
     ) {
@@ -171,7 +171,7 @@ proptest! {
 }
 
 #[tokio::test]
-async fn no_statement_of_a_start_or_a_listing_reads_every_run() {
+async fn no_query_at_start_or_for_a_list_reads_every_run() {
     let (_dir, history) = history(&[]).await;
     let pool = history.writable().unwrap();
     let statements = [NEWEST_OF_JOB, UNENDED, UNENDED_OF_JOB, COUNT]

@@ -22,7 +22,7 @@ use crate::values::clock::{Clock, Timestamp};
 
 /// Reads and writes the history; clones share it.
 ///
-/// Without a database it is unavailable: only a dry run may go on then.
+/// Without a database it is unavailable: only a dry run may continue then.
 #[derive(Debug, Clone)]
 pub struct History {
     reader: HistoryReader,
@@ -140,9 +140,9 @@ impl History {
         }
     }
 
-    /// Opens the history again, for everybody who holds a clone.
+    /// Opens the history again, in all clones.
     ///
-    /// `recall` is told of a pause before anybody can use the history.
+    /// `recall` receives a pause before the history can be used.
     pub(crate) async fn open_now(
         &self,
         dir: &StateDir,
@@ -183,7 +183,7 @@ impl History {
         self.required(async |pool| runs::insert(&pool, report).await).await
     }
 
-    /// Records where a run stands, or how it ended.
+    /// Records the progress of a run, or how it ended.
     pub(crate) async fn update_run(&self, report: &Report) -> Result<(), Error> {
         self.optional_of_run(report.id, async |pool, run| runs::update(&pool, run, report).await)
             .await
@@ -230,7 +230,7 @@ impl History {
         .await
     }
 
-    /// Marks changes that were sent and not answered as failed; returns the number of their items.
+    /// Marks changes that were sent and got no response as failed; returns the number of their items.
     pub(crate) async fn fail_unanswered(&self, run: Option<i64>, why: &str) -> Result<u64, Error> {
         self.optional_of_run(run, async |pool, run| changes::fail_unanswered(&pool, run, why).await)
             .await
@@ -264,7 +264,7 @@ impl History {
 
     /// Deletes runs that started before `time`, and returns their number; facts stay.
     ///
-    /// The figures of the last run of a scheduled job and of its last success stay: metrics are built from them.
+    /// Keeps the counts of the last run of a scheduled job and of its last success: metrics are built from them.
     pub async fn delete_runs_before(&self, time: Timestamp) -> Result<u64, Error> {
         self.optional(async |pool| retention::delete_runs_before(&pool, time).await).await
     }
@@ -287,7 +287,7 @@ impl History {
         self.required(async |pool| media_calls::insert(&pool, server, store, now).await).await
     }
 
-    /// Records that the media call was answered, or is certainly over.
+    /// Records that the media call got a response, or has certainly ended.
     pub(crate) async fn media_call_ended(&self, server: &str) -> Result<(), Error> {
         self.required(async |pool| media_calls::delete(&pool, server).await).await
     }

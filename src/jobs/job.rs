@@ -20,7 +20,7 @@ pub trait Job: Debug + Send + Sync + Sized + 'static {
     const KIND: &'static str;
     const ABOUT: &'static str;
     const KEYS: &'static [Key];
-    /// Whether the kind knows in advance how many items it will change; otherwise `max_changes` and `at_most` have no meaning.
+    /// Whether the kind knows in advance how many items it will change; otherwise `max_changes` and `at_most` are not supported.
     const COUNTS: bool = true;
     const NEEDS: Needs;
     /// The action of all its changes.
@@ -75,7 +75,7 @@ pub struct Needs {
     pub synapse: Version,
     /// The kind sends timestamps: with a wrong local clock, it would delete the wrong items.
     pub clock: bool,
-    /// Why the kind is refused if accounts live in MAS.
+    /// Why the kind is refused if MAS manages the accounts.
     pub not_under_mas: Option<&'static str>,
     /// The kind plans without any request: a dry run sends nothing at all.
     pub plans_offline: bool,

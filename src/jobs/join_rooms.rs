@@ -32,7 +32,7 @@ schema! {
         pub except_users: Vec<UserGlob> = "[]",
         /// Which former members are joined again: "never" for none, "left" for those who left on their own, "kicked" for those and users who were kicked. Banned users are never joined.
         pub rejoin: Rejoin = "\"never\"",
-        /// Joins per second into one room. They count towards Synapse's `rc_joins_per_room`: with a higher rate, Synapse refuses other users who want to join the room.
+        /// The maximum number of joins per second into one room. They count towards Synapse's `rc_joins_per_room`: with a higher rate, Synapse refuses other users who want to join the room.
         pub joins_per_second: Rate where "0.001" to "10000" = "0.5",
         /// Includes accounts whose `user_type` is bot or support.
         pub include_bots: bool = "false",
@@ -73,7 +73,7 @@ impl Job for JoinRooms {
 
     fn warnings(&self) -> Vec<(&'static str, String)> {
         let fast = self.keys.joins_per_second.0 > 0.5;
-        fast.then(|| ("joins_per_second", "above 0.5 joins per second, the run uses up Synapse's rc_joins_per_room (1 per second by default), and Synapse refuses other users who want to join the room meanwhile".to_owned())).into_iter().collect()
+        fast.then(|| ("joins_per_second", "above 0.5 joins per second, the run uses up Synapse's rc_joins_per_room (1 per second by default), and in the meantime Synapse refuses other users who want to join the room".to_owned())).into_iter().collect()
     }
 
     async fn check(&self, reader: &Reader, identity: &Identity) -> Vec<CheckResult> {
@@ -154,7 +154,7 @@ struct RoomPlan {
 /// An account that `users` matches.
 struct Candidate {
     user_id: String,
-    /// Why it is not joined to any room, as far as the list of accounts tells.
+    /// Why it is not joined to any room, as far as the list of accounts shows.
     exempt: Option<Exempt>,
 }
 

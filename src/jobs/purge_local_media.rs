@@ -28,7 +28,7 @@ schema! {
         pub older_than: Option<HumanDuration> where "\"0s\"" to "\"3650d\"",
         /// Deletes files not accessed since this time.
         pub before: Option<Timestamp>,
-        /// Allows an age under 7 days.
+        /// Allows an age of less than 7 days.
         pub allow_recent: bool = "false",
         /// Deletes only files larger than this.
         pub larger_than: Size where "\"0B\"" to "\"1024TiB\"" = "\"0B\"",
@@ -52,7 +52,7 @@ pub struct PurgeLocalMedia {
 
 impl Job for PurgeLocalMedia {
     const KIND: &'static str = "purge-local-media";
-    const ABOUT: &'static str = "Deletes files that local users uploaded and that have not been accessed for a long time. They cannot be restored: other servers may have cached copies, but none is asked for them. \
+    const ABOUT: &'static str = "Deletes files that local users uploaded and that have not been accessed for a long time. They cannot be restored: other servers may have cached copies, but microglia does not request them. \
         Skips quarantined and protected files, empty and pending uploads, and (keep_avatars) avatars: those in use, and former ones of users in rooms. \
         Does not recognize stickers, custom emoji or other files that rooms refer to: protect those in Synapse first.";
     const KEYS: &'static [Key] = Keys::KEYS;
@@ -515,7 +515,7 @@ mod tests {
     }
 
     #[test]
-    fn the_cut_off_moves_forward_and_the_last_call_reaches_the_end() {
+    fn the_cutoff_moves_forward_and_the_last_call_reaches_the_end() {
         let mut files = candidates(&[10, 20, 30, 40, 50], 2);
         assert_eq!(batches(&mut files), [(30, 2), (50, 2), (1000, 1)]);
     }

@@ -25,7 +25,7 @@ schema! {
         pub older_than: Option<HumanDuration> where "\"0s\"" to "\"3650d\"",
         /// Deletes cached files not accessed since this time.
         pub before: Option<Timestamp>,
-        /// Allows an age under 7 days.
+        /// Allows an age of less than 7 days.
         pub allow_recent: bool = "false",
     }
 }
@@ -38,7 +38,7 @@ pub struct PurgeRemoteMedia {
 impl Job for PurgeRemoteMedia {
     const KIND: &'static str = "purge-remote-media";
     const ABOUT: &'static str = "Deletes cached copies of other servers' files that have not been accessed for a long time. Synapse fetches them again on demand, if their own server still has them. \
-        Skips quarantined files. Has no preview: Synapse cannot list its cache, and a dry run only shows the request that it would send.";
+        Skips quarantined files. There is no preview: Synapse cannot list its cache, so a dry run only shows the request that it would send.";
     const KEYS: &'static [Key] = Keys::KEYS;
     const ACTION: Action = Action::PurgeRemoteMedia;
     const COUNTS: bool = false;

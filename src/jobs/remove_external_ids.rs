@@ -57,18 +57,18 @@ pub struct RemoveExternalIds {
 
 impl Job for RemoveExternalIds {
     const KIND: &'static str = "remove-external-ids";
-    const ABOUT: &'static str = "Removes the external ids (SSO identities) of given providers from accounts, which can then no longer be used to log in to them, and can be linked to other accounts. \
+    const ABOUT: &'static str = "Removes the external ids (SSO identities) of given providers from accounts. A removed id can no longer be used to log in to its account, and can be linked to another one. \
         Keeps all other ids and never creates or reactivates an account. Skips the daemon's own account and, without include_admins, server admins. \
         Changes one account at a time, whatever the limits of the homeserver, because Synapse's workers miss some of several simultaneous changes. \
-        Each change records the previous list. The list is read again right before the request that replaces it, and an id that was linked meanwhile is kept; \
-        because Synapse cannot check that a list is unchanged when it replaces it, an id linked within these few milliseconds is lost. A user who loses the only id and has no password can no longer log in.";
+        Each change records the previous list. The list is read again right before the request that replaces it, and an id that was linked in the meantime is kept; \
+        because Synapse cannot check that a list is unchanged when it replaces it, an id linked within these few milliseconds is lost. A user who has no password and loses their only id can no longer log in.";
     const KEYS: &'static [Key] = Keys::KEYS;
     const ACTION: Action = Action::RemoveExternalId;
     const NEEDS: Needs = Needs {
         synapse: Version(1, 46),
         clock: false,
         not_under_mas: Some(
-            "the accounts of this homeserver and the links to their identities live in the Matrix Authentication Service: remove the links there (Admin API, upstream-oauth-links, or `mas-cli`); those in Synapse are not used",
+            "the accounts of this homeserver and the links to their identities are stored in the Matrix Authentication Service: remove the links there (Admin API, upstream-oauth-links, or `mas-cli`); those in Synapse are not used",
         ),
         plans_offline: false,
         media: false,
@@ -302,7 +302,7 @@ impl<'a> Observed<'a> {
         }
     }
 
-    /// Returns notes on providers of which no selected account has an id; claims no more than what was read.
+    /// Returns notes on providers of which no selected account has an id; they claim no more than what was read.
     fn missing_notes(&self, missing: &[&str]) -> Vec<String> {
         let (mut notes, mut unheld) = (Vec::new(), Vec::new());
         for provider in missing {
@@ -334,7 +334,7 @@ impl<'a> Observed<'a> {
                 .map(|(provider, held)| format!("`{provider}` {}", format_number(held.ids)))
                 .collect();
             notes.push(if all.is_empty() {
-                "seen: no provider at all".to_owned()
+                "seen: no providers".to_owned()
             } else {
                 format!("seen: {}", all.join(", "))
             });
@@ -455,7 +455,7 @@ impl Change for Removal {
             let (gone, left): (Vec<_>, Vec<_>) =
                 current.iter().cloned().partition(|id| self.gone.contains(id));
             // Synapse (1.163) invalidates its cache of who owns an id only for ids that a PUT names: without naming them
-            // once more, a removed id could still be used to log in for up to half an hour.
+            // again, a removed id could still be used to log in for up to half an hour.
             writer.swap_external_ids(&self.user_id, &current, &current).await?;
             let answered =
                 writer.swap_external_ids(&self.user_id, &current, &left).await?.external_ids;

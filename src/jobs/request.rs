@@ -67,7 +67,7 @@ pub struct Request {
 impl Job for Request {
     const KIND: &'static str = "request";
     const ABOUT: &'static str = "Sends one request to any Admin or Client-Server endpoint, with the access token of the homeserver. Strings in path, query and body are templates: \
-        {{ ago_ms(\"30d\") }}, {{ ago_seconds(\"30d\") }}, {{ now_ms() }} and the filter urlencode. What the endpoint does is not known to microglia: a dry run shows the request and sends nothing.";
+        {{ ago_ms(\"30d\") }}, {{ ago_seconds(\"30d\") }}, {{ now_ms() }} and the filter urlencode. microglia does not know what the endpoint does, so a dry run only shows the request and sends nothing.";
     const KEYS: &'static [Key] = KeyEntries::KEYS;
     const ACTION: Action = Action::Request;
     const COUNTS: bool = false;
@@ -334,7 +334,7 @@ fn evaluate(name: &str, template: &str, at: Timestamp) -> Result<Value, String> 
     Ok(value)
 }
 
-/// Returns what stands between `{{` and `}}` where a template begins and ends with them.
+/// Returns the text between `{{` and `}}` if a template begins and ends with them.
 fn only_expression(template: &str) -> Option<&str> {
     let inner = template.strip_prefix("{{")?.strip_suffix("}}")?;
     let inner = inner.strip_prefix(['-', '+']).unwrap_or(inner);
@@ -422,7 +422,7 @@ impl std::str::FromStr for RawPath {
 
     fn from_str(text: &str) -> Result<Self, String> {
         if !text.starts_with('/') {
-            return Err(format!("a path begins with `/`: \"/{text}\""));
+            return Err(format!("a path must start with `/`: \"/{text}\""));
         }
         Ok(Self(text.to_owned()))
     }
@@ -442,7 +442,7 @@ fn check_path(path: &str) -> Result<(), String> {
     if sent == path {
         Ok(())
     } else {
-        Err(format!("{path:?} would be sent as {sent:?}: write that if it is what you mean"))
+        Err(format!("{path:?} would be sent as {sent:?}: write it like that if this is intended"))
     }
 }
 
@@ -482,8 +482,8 @@ mod tests {
     #[test]
     fn a_path_that_would_not_be_sent_as_written_is_rejected() {
         insta::assert_snapshot!(check_path("/join/#room:hs").unwrap_err(), @"'#' is not allowed in a path: write %23");
-        insta::assert_snapshot!(check_path("/a/../b").unwrap_err(), @r#""/a/../b" would be sent as "/b": write that if it is what you mean"#);
-        insta::assert_snapshot!("_synapse".parse::<RawPath>().unwrap_err(), @r#"a path begins with `/`: "/_synapse""#);
+        insta::assert_snapshot!(check_path("/a/../b").unwrap_err(), @r#""/a/../b" would be sent as "/b": write it like that if this is intended"#);
+        insta::assert_snapshot!("_synapse".parse::<RawPath>().unwrap_err(), @r#"a path must start with `/`: "/_synapse""#);
         for path in ["//a//b/", "/a%2Fb%zz/!room:hs/@a:hs?x=1&y=%26+", "/a?"] {
             assert_eq!(check_path(path), Ok(()));
         }

@@ -35,17 +35,17 @@ impl RunLog {
                 let since = since.format("%H:%M:%S UTC");
                 let problem =
                     if problem.is_empty() { String::new() } else { format!(": {problem}") };
-                self.warn(&format!("{homeserver} has not answered since {since}{problem}"));
+                self.warn(&format!("{homeserver} has not responded since {since}{problem}"));
             }
             Event::Answering { after_seconds } => {
-                self.warn(&format!("{homeserver} answers again after {after_seconds} s"));
+                self.warn(&format!("{homeserver} responds again after {after_seconds} s"));
             }
             Event::Warning(warning) => self.warn(&warning),
             Event::Slow(true) => self.warn(&format!(
-                "{homeserver} takes three times as long to answer as at the start of the run: sending requests at half the rate"
+                "{homeserver} takes three times as long to respond as at the start of the run: sending requests at half the rate"
             )),
             Event::Slow(false) => self.info(&format!(
-                "{homeserver} answers as fast as before: sending requests at the full rate"
+                "{homeserver} responds as fast as before: sending requests at the full rate"
             )),
             Event::Ended(report) => ended(&report),
             _ => {}

@@ -34,7 +34,7 @@ pub trait Change: Debug + Send + Sync {
         None
     }
 
-    /// Each item with its bytes; a new plan without an item shows that a lost answer meant success.
+    /// Each item with its bytes; if a new plan lacks an item, its lost response was a success.
     fn items(&self) -> Vec<(String, Option<u64>)> {
         vec![(self.target(), None)]
     }
@@ -115,7 +115,7 @@ pub enum Lane {
     /// order and dropped there, and a removed id can still log in (measured with 1.163).
     ExternalIds,
     /// A media call: one at a time for the whole homeserver, whatever the job or the process, and none while a lost one may
-    /// still be at work.
+    /// still be in progress.
     Media(MediaStore),
 }
 
@@ -129,7 +129,7 @@ pub enum MediaStore {
     Remote,
 }
 
-/// What a change that Synapse answered did.
+/// The result of a change to which Synapse responded.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct ChangeResult {
     pub done: u64,
@@ -140,7 +140,7 @@ pub struct ChangeResult {
     pub files: Vec<(String, Option<u64>)>,
     pub facts: Vec<Fact>,
     pub detail: Option<String>,
-    /// The beginning of the answer, if the job keeps it.
+    /// The beginning of the response, if the job keeps it.
     pub answer: Option<String>,
 }
 
@@ -162,14 +162,14 @@ pub struct Plan {
     pub sample: Vec<OwnerUsage>,
     /// What the rules of the kind left out, by reason.
     pub left_alone: BTreeMap<Exempt, u64>,
-    /// The first [`LEFT_ALONE_NAMED`] of that.
+    /// The first [`MAX_LEFT_ALONE_LISTED`] of that.
     pub left_alone_named: Vec<LeftAlone>,
     /// Whether some target was read and needs nothing: problems elsewhere then make the run `partial`, not `failed`.
     pub some_up_to_date: bool,
 }
 
 /// How many of the items left alone are named.
-pub const LEFT_ALONE_NAMED: usize = 1000;
+pub const MAX_LEFT_ALONE_LISTED: usize = 1000;
 
 #[derive(Debug)]
 pub enum Work {
@@ -280,7 +280,7 @@ impl Plan {
     /// Counts an item that the rules of the kind leave out; `target` is only called while names are kept.
     pub fn leave_alone(&mut self, reason: Exempt, target: impl FnOnce() -> String) {
         *self.left_alone.entry(reason).or_default() += 1;
-        if self.left_alone_named.len() < LEFT_ALONE_NAMED {
+        if self.left_alone_named.len() < MAX_LEFT_ALONE_LISTED {
             self.left_alone_named.push(LeftAlone { reason, target: target() });
         }
     }

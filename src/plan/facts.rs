@@ -5,7 +5,7 @@ use std::fmt;
 
 use futures_util::future::BoxFuture;
 
-/// One thing found out about a homeserver that later runs need not ask again.
+/// A fact about a homeserver that later runs need not request again.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Fact {
     pub topic: Topic,

@@ -173,7 +173,7 @@ impl Report {
     pub fn format_work_duration(&self) -> Option<String> {
         let worked = format_duration(self.work_duration()?);
         let waited = Duration::try_from_secs_f64(self.waited_seconds).unwrap_or_default();
-        if waited < SHOWN_FROM {
+        if waited < MIN_WAIT_SHOWN {
             return Some(worked);
         }
         let reasons: Vec<String> =
@@ -183,7 +183,7 @@ impl Report {
 }
 
 /// A shorter wait would be shown as 0.0 s.
-const SHOWN_FROM: Duration = Duration::from_millis(100);
+const MIN_WAIT_SHOWN: Duration = Duration::from_millis(100);
 
 /// One account's part of a media plan.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -207,7 +207,7 @@ pub struct ChangeRecord {
     pub count: u64,
     pub state: State,
     pub detail: Option<String>,
-    /// The beginning of the answer to a `request`; may name people, as the target may.
+    /// The beginning of the response to a `request`; may name people, as the target may.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub answer: Option<String>,
     /// What the change replaced, for a person to undo it; never served over HTTP.
@@ -255,12 +255,12 @@ pub enum Event {
         because: String,
     },
     Slow(bool),
-    /// The homeserver has not answered since then; `problem` is what was seen instead, or empty.
+    /// The homeserver has not responded since then; `problem` is what was seen instead, or empty.
     Silent {
         since: Timestamp,
         problem: String,
     },
-    /// The homeserver answers again.
+    /// The homeserver responds again.
     Answering {
         after_seconds: u64,
     },
@@ -270,7 +270,7 @@ pub enum Event {
 }
 
 impl Event {
-    /// Whether this only says how far the run has come, which a progress bar shows and nothing else needs.
+    /// Whether this only reports progress, which a progress bar shows and nothing else needs.
     pub fn is_progress(&self) -> bool {
         match self {
             Self::Reading { .. } | Self::Changing { .. } => true,
@@ -306,7 +306,7 @@ mod tests {
     }
 
     #[test]
-    fn waiting_is_not_part_of_the_work_and_is_shown_beside_it() {
+    fn waiting_is_not_part_of_the_work_and_shown_separately() {
         let shown = |seconds, reasons: &[WaitReason]| {
             report(seconds, reasons).format_work_duration().unwrap()
         };
@@ -317,7 +317,7 @@ mod tests {
             shown(97.1, &[WaitReason::Slot, WaitReason::Retry]),
             "0.1 s (waited 1 min 37 s for a slot and a retry)"
         );
-        // A clock that was set meanwhile makes no negative duration.
+        // A clock that was set in the meantime causes no negative duration.
         assert_eq!(shown(500.0, &[WaitReason::Retry]), "0.0 s (waited 8 min 20 s for a retry)");
         assert_eq!(Report { finished_at: None, ..report(0.0, &[]) }.format_work_duration(), None);
     }

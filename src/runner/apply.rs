@@ -80,7 +80,7 @@ struct Applying<'a> {
     locks: Vec<&'a Lock>,
     queue: Queue,
     under_way: FuturesUnordered<BoxFuture<'a, Step>>,
-    /// Changes in a row that Synapse answered with an internal error.
+    /// Consecutive changes to which Synapse responded with an internal error.
     internal_errors: u32,
     /// Why no other change may begin; the first reason counts.
     abort: Option<Abort>,
@@ -145,11 +145,11 @@ impl Applying<'_> {
                     let target = recorded.record.target.clone();
                     self.tally.skipped.push((target, recorded.record.count));
                 }
-                self.settle(task.seq, recorded);
+                self.count_result(task.seq, recorded);
                 self.finish(&task, Sent::No).await;
             }
             Step::Answered(task, recorded, answer) => {
-                self.settle(task.seq, recorded);
+                self.count_result(task.seq, recorded);
                 self.judge(&task, answer);
                 self.finish(&task, Sent::Yes).await;
             }
@@ -171,7 +171,7 @@ impl Applying<'_> {
         }
     }
 
-    /// Decides whether the attempt goes on after an answer.
+    /// Decides whether the attempt continues after a response.
     fn judge(&mut self, task: &Task, answer: Answer) {
         match answer {
             Answer::Applied => self.internal_errors = 0,
@@ -189,9 +189,9 @@ impl Applying<'_> {
     }
 
     /// Counts what became of a change, even if the history could not record it.
-    fn settle(&mut self, seq: i64, recorded: Recorded) {
+    fn count_result(&mut self, seq: i64, recorded: Recorded) {
         let Recorded { record, result, history } = recorded;
-        self.tally.settle(seq, &record, &result);
+        self.tally.count_result(seq, &record, &result);
         if record.state != State::Planned {
             self.sender.run.emit(Event::Changed(record));
         }
@@ -205,7 +205,7 @@ impl Applying<'_> {
         let report = &self.tally.report;
         let done = report.done.saturating_add(report.failed + report.skipped);
         self.sender.run.emit(Event::Changing { done, total: report.planned });
-        // Batches are not in the recorded plan, so the figures of the run say how far it came.
+        // Batches are not in the recorded plan, so the counts of the run show how far it got.
         if self.queue.is_batches()
             && let Err(error) = self.sender.run.history.update_run(report).await
         {

@@ -10,8 +10,8 @@ use crate::history::History;
 use crate::plan::report::{Mode, Outcome, Report};
 use crate::values::text::{format_count, format_number};
 
-/// The detail of a change that was sent and not answered before the run ended.
-const UNANSWERED: &str = "no answer came before the run ended: it may have been made";
+/// The detail of a change that was sent and got no response before the run ended.
+const UNANSWERED: &str = "no response arrived before the run ended: the change may have been made";
 /// How often to try again to record the end of a run, for example while the disk is full.
 const SAVE_RETRY_DELAY: Duration = Duration::from_secs(5);
 
@@ -82,14 +82,14 @@ fn finished(tally: &Tally) -> Verdict {
             || (report.mode == Mode::DryRun && report.planned > Some(plan.problems)));
     let outcome = if changed || rest_is_up_to_date { Outcome::Partial } else { Outcome::Failed };
     let targets = format_count(report.failed, "target", "targets");
-    Verdict::new(outcome, format!("{targets} failed: the changes say why"))
+    Verdict::new(outcome, format!("{targets} failed: see the changes for the reasons"))
 }
 
 /// The verdict about a run that did not wait for the change under way.
-pub(super) fn stopped_at_once(run: &RunContext<'_>, tally: &Tally) -> Verdict {
+pub(super) fn stopped_immediately(run: &RunContext<'_>, tally: &Tally) -> Verdict {
     let stop = run.limits.stop;
     let message = format!(
-        "{} {}; stopped at once {}, without waiting for the change under way",
+        "{} {}; stopped immediately {}, without waiting for the change in progress",
         stop.describe(),
         position(tally, "in the middle of a change"),
         stop.urgency()
@@ -149,7 +149,7 @@ pub(super) async fn finish(run: &RunContext<'_>, mut tally: Tally, verdict: Verd
     if unknown > 0 {
         let Report { job, id, .. } = &tally.report;
         let (id, items) = (id.unwrap_or_default(), format_count(unknown, "item", "items"));
-        tracing::warn!(target: "microglia::audit", %job, run = id, "{job}: run {id}: {items} may have been changed: no answer came");
+        tracing::warn!(target: "microglia::audit", %job, run = id, "{job}: run {id}: {items} may have been changed: no response arrived");
     }
     tally.count_remaining();
     let not_attempted = not_attempted(outcome).filter(|_| !run.is_dry_run());

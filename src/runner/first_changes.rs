@@ -15,7 +15,7 @@ pub(super) struct FirstChanges {
     planned: BTreeMap<i64, ChangeRecord>,
     failed: BTreeMap<i64, ChangeRecord>,
     done: BTreeMap<i64, ChangeRecord>,
-    /// Sent, and not answered so far. All of them: their items have to be counted.
+    /// Sent, with no response so far. All of them, because their items have to be counted.
     sent: BTreeMap<i64, ChangeRecord>,
 }
 
@@ -58,8 +58,8 @@ impl FirstChanges {
         }
     }
 
-    /// Keeps what became of a change; one that is still planned was not made.
-    pub fn settle(&mut self, seq: i64, mut record: ChangeRecord) {
+    /// Stores the result of a change; one that is still planned was not made.
+    pub fn set_result(&mut self, seq: i64, mut record: ChangeRecord) {
         let earlier = self.planned.remove(&seq).into_iter().chain(self.sent.remove(&seq));
         if record.before.is_none() {
             record.before = earlier.filter_map(|earlier| earlier.before).next_back();
@@ -81,7 +81,7 @@ impl FirstChanges {
         }
     }
 
-    /// Fails what was sent and not answered, and returns how many items that are.
+    /// Marks what was sent and got no response as failed, and returns the number of items.
     pub fn fail_unanswered(&mut self, why: &str) -> u64 {
         let mut items = 0;
         for (seq, mut record) in std::mem::take(&mut self.sent) {
@@ -136,28 +136,32 @@ mod tests {
     }
 
     #[test]
-    fn a_new_plan_replaces_what_was_planned_and_what_failed_and_is_planned_again() {
+    fn a_new_plan_replaces_planned_changes_and_failed_ones_that_it_contains() {
         let mut changes = FirstChanges::default();
         changes.plan(0, planned(0..4));
-        changes.settle(0, record("0", State::Done));
-        changes.settle(1, record("1", State::Failed));
-        changes.settle(2, ChangeRecord { before: Some(true.into()), ..record("2", State::Failed) });
+        changes.set_result(0, record("0", State::Done));
+        changes.set_result(1, record("1", State::Failed));
+        changes.set_result(
+            2,
+            ChangeRecord { before: Some(true.into()), ..record("2", State::Failed) },
+        );
         assert_eq!(changes.next_seq(), 3);
         changes.plan(3, planned(1..4));
         assert_eq!(lines(changes), ["done 0", "failed 2", "planned 1", "planned 2", "planned 3"]);
     }
 
     #[test]
-    fn the_first_thousand_are_kept_whatever_becomes_of_them() {
+    fn the_first_thousand_are_kept_whatever_their_result() {
         let mut changes = FirstChanges::default();
         changes.plan(0, planned(0..3000));
         for seq in (0..2500).rev() {
-            changes.settle(seq, record(&seq.to_string(), State::Done));
+            changes.set_result(seq, record(&seq.to_string(), State::Done));
         }
         let mut expected: Vec<String> = (0..1000).map(|seq| format!("done {seq}")).collect();
         let mut replanned = FirstChanges::default();
         replanned.plan(0, planned(0..3000));
-        (500..2000).for_each(|seq| replanned.settle(seq, record(&seq.to_string(), State::Done)));
+        (500..2000)
+            .for_each(|seq| replanned.set_result(seq, record(&seq.to_string(), State::Done)));
         replanned.plan(2000, planned(0..500));
         assert_eq!(lines(changes), expected);
         expected = (500..1500).map(|seq| format!("done {seq}")).collect();
@@ -165,12 +169,12 @@ mod tests {
     }
 
     #[test]
-    fn what_was_not_answered_has_failed_and_keeps_what_it_replaced() {
+    fn a_change_without_a_response_has_failed_and_keeps_what_it_replaced() {
         let mut changes = FirstChanges::default();
         changes.plan(0, planned(0..3));
         changes.sent(0, ChangeRecord { before: Some(1.into()), ..record("0", State::Planned) });
         changes.sent(1, ChangeRecord { before: Some(2.into()), ..record("1", State::Planned) });
-        changes.settle(0, record("0", State::Done));
+        changes.set_result(0, record("0", State::Done));
         assert_eq!(changes.fail_unanswered("no answer"), 1);
         changes.explain_planned("cancelled");
         let told: Vec<_> = changes

@@ -82,7 +82,7 @@ fn cut(plan: &mut Plan, at_most: Option<u32>, applied: u64) -> Cut {
     let (mut note, mut refusal) = (None, None);
     if kept == 0 && left > 0 && allowed > 0 {
         refusal = Some(format!(
-            "`at_most = {at_most}` is smaller than the first indivisible batch of the plan, and nothing would ever be done: raise it"
+            "`at_most = {at_most}` is smaller than the first indivisible batch of the plan, so nothing would ever be done: raise it"
         ));
     } else if left > 0 {
         note = Some(left_for_later(left, bytes.saturating_sub(plan.bytes.unwrap_or(0))));
@@ -97,7 +97,7 @@ fn left_for_later(items: u64, bytes: u64) -> String {
     format!("{} more{size} {are} left for later runs by at_most", format_number(items))
 }
 
-/// Puts the figures of a plan into the report; `items` counts what was applied before, too.
+/// Puts the counts of a plan into the report; `items` includes what was applied before.
 fn report_plan(tally: &mut Tally, plan: &Plan, items: Option<u64>) {
     let Tally { report, plan: figures, .. } = tally;
     report.failed = figures.problems;
@@ -118,16 +118,16 @@ fn above_max_changes(run: &RunContext<'_>, items: u64) -> Option<String> {
         return None;
     }
     let preview = match run.params.mode {
-        Mode::DryRun => "in apply mode nothing of it would be applied".to_owned(),
-        Mode::Apply => format!("look at it with `microglia run {} --dry-run`", run.spec.name),
+        Mode::DryRun => "in apply mode none of it would be applied".to_owned(),
+        Mode::Apply => format!("preview it with `microglia run {} --dry-run`", run.spec.name),
     };
     Some(format!(
-        "the plan has {}, more than max_changes = {max_changes}: {preview}; if it is right, run it once with `--max-changes {items}`, raise max_changes, or set at_most to work it off in parts",
+        "the plan has {}, more than max_changes = {max_changes}: {preview}; if it is correct, run it once with `--max-changes {items}`, raise max_changes, or set at_most to apply it in parts",
         format_count(items, "item", "items"),
     ))
 }
 
-/// Writes the plan into the history; a dry run goes on without that.
+/// Writes the plan into the history; a dry run continues if that fails.
 async fn record_plan(run: &RunContext<'_>, tally: &mut Tally, plan: &Plan) -> Result<i64, Abort> {
     let records = records(plan, run.params.mode);
     let recorded = async {

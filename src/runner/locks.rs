@@ -16,7 +16,7 @@ pub(super) const LOCK_POLL: Duration = Duration::from_millis(250);
 
 /// Takes the job's lock; `None` if another run of the job holds it.
 ///
-/// A process that only checks whether the job runs holds the lock for an instant, so one failure is not enough.
+/// A process that only checks whether the job runs holds the lock for an instant, so a single failure proves nothing.
 pub(super) async fn job_lock(dir: &StateDir, job: &str) -> std::io::Result<Option<Lock>> {
     const TRIES: u32 = 3;
     const RETRY_DELAY: Duration = Duration::from_millis(20);
@@ -100,7 +100,7 @@ pub(super) fn ensure_held(lock: &Lock) -> Result<(), String> {
             Ok(())
         }
         Ok(LockState::Lost) => Err(format!(
-            "{path} was deleted or replaced, and another process holds it: another run may make the same changes"
+            "{path} was deleted or replaced, and another process has locked it: another run may make the same changes"
         )),
         Err(error) => {
             Err(format!("{path} was deleted or replaced, and cannot be locked again: {error}"))

@@ -1,4 +1,4 @@
-//! Media calls go one at a time for a homeserver, and none while a lost one may still be at work.
+//! Media calls are made one at a time per homeserver, and none while a lost one may still be in progress.
 
 use std::sync::Arc;
 
@@ -14,9 +14,9 @@ use crate::plan::change::MediaStore;
 use crate::plan::report::{Event, WaitReason};
 use crate::values::clock::format_time;
 
-/// Waits until no other run purges media on the homeserver, and no lost call may be at work there.
+/// Waits until no other run purges media on the homeserver, and no lost call may be in progress there.
 ///
-/// A plan made while files still vanish is wrong: hold the lock from before the plan until the last call.
+/// A plan made while files are still being deleted is wrong: hold the lock from before the plan until the last call.
 pub(super) async fn media_lock(
     run: &RunContext<'_>,
     tally: &mut Tally,
@@ -26,7 +26,7 @@ pub(super) async fn media_lock(
     let lock = homeserver_lock(run, tally, "media", server, waiting).await?;
     if let Some(call) = run.history.lost_media_call(server).await? {
         let what = format!(
-            "the media purge sent at {} to end: its answer was lost, Synapse continues regardless, and no other is sent while files are still being deleted",
+            "the media purge sent at {} to end: its response was lost, Synapse continues regardless, and no other purge is sent while files are still being deleted",
             format_time(call.sent_at)
         );
         run.emit(Event::Waiting(what.clone()));

@@ -12,7 +12,7 @@ use crate::values::clock::Timestamp;
 use crate::values::schedule::Window;
 use crate::values::schema::Limit;
 
-/// How a run differs from what the configuration of its job says.
+/// How a run differs from the configuration of its job.
 #[derive(Debug, Clone)]
 pub struct RunParams {
     pub mode: Mode,
@@ -49,7 +49,7 @@ pub enum RunSlots {
     Locks(u32),
 }
 
-/// When a request whose answer was lost counts as ended.
+/// When a request whose response was lost counts as ended.
 #[derive(Debug, Clone, Copy)]
 pub struct LostCallWait {
     /// The media statistics must not have changed for this long.

@@ -33,7 +33,7 @@ pub(super) struct Batches {
     exhausted: bool,
 }
 
-/// A change under way.
+/// A change in progress.
 pub(super) struct Task {
     pub lane: usize,
     /// The number of the change in the history.
@@ -97,7 +97,7 @@ impl Queue {
         }
     }
 
-    /// When the next lane that only waits for its turn may go on.
+    /// When the next lane that only waits for its turn may continue.
     pub fn next_turn(&self) -> Option<Instant> {
         match self {
             Self::Lanes(lanes) => {

@@ -19,7 +19,7 @@ use crate::plan::report::Event;
 
 pub(super) struct ReadPlan {
     pub plan: Plan,
-    /// The homeserver's own name; empty if it was not asked.
+    /// The homeserver's own name; empty if it was not requested.
     pub server: String,
     /// Keeps the plan true until it is applied.
     pub media_lock: Option<Arc<Lock>>,
@@ -66,7 +66,7 @@ fn outside_window(run: &RunContext<'_>, tally: &Tally) -> Option<String> {
     }
     let opens = window.start_after(tally.report.started_at, zone).with_timezone(&zone.0);
     Some(format!(
-        "it is outside the job's window {window}, which opens at {}; a dry run may look at any time, and `--ignore-window` lifts that once",
+        "outside the job's window {window}, which opens at {}; a dry run is allowed at any time, and `--ignore-window` ignores the window once",
         opens.format("%Y-%m-%d %H:%M %Z")
     ))
 }

@@ -1,4 +1,4 @@
-//! How far the reading of a run has come, and what it would take to finish.
+//! How far a run has got with reading, and how long it would take to finish.
 
 use std::time::Duration;
 
@@ -10,13 +10,13 @@ use crate::values::text::format_number;
 /// The list that a run reads at present.
 #[derive(Debug)]
 pub(super) struct ReadingProgress {
-    /// What the list holds; empty before the first answer.
+    /// What the list contains; empty before the first response.
     what: String,
     done: u64,
     total: u64,
-    /// When the list was begun, and how many questions were answered by then.
+    /// When reading the list began, and how many requests had been completed by then.
     since: (Instant, u64),
-    /// When something was heard of it last, and how many questions were answered by then.
+    /// When its last progress was reported, and how many requests had been completed by then.
     last: (Instant, u64),
 }
 
@@ -35,12 +35,12 @@ impl ReadingProgress {
         self.last = (Instant::now(), answered);
     }
 
-    /// How far the reading has come; `None` where nothing was read yet.
+    /// How far the reading has got; `None` if nothing has been read yet.
     pub(super) fn so_far(&self, answered: u64) -> Option<String> {
         Some(self.progress(answered)?.so_far())
     }
 
-    /// What to say of a run that began at `start` and reached its time limit; `None` where nothing was read yet.
+    /// The advice for a run that began at `start` and reached its time limit; `None` if nothing has been read yet.
     pub(super) fn unfinished(&self, start: Instant, answered: u64) -> Option<String> {
         let before = self.since.0.saturating_duration_since(start);
         Some(self.progress(answered)?.unfinished(before))
@@ -101,7 +101,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn progress_so_far_tells_how_long_all_of_it_takes() {
+    fn progress_so_far_predicts_the_total_duration() {
         let shown = |what, done, total, before, took, requests| {
             let [before, took] = [before, took].map(Duration::from_secs);
             Progress { what, done, total, took, requests }.unfinished(before)

@@ -80,7 +80,7 @@ mod tests {
     }
 
     #[test]
-    fn an_error_is_followed_by_an_attempt_only_where_that_may_help() {
+    fn an_error_is_retried_only_if_that_may_help() {
         use super::Stop::{Failed, NoTimeLeft, Refused};
         use Retry::{After, Now, Stop};
         let lost = || error(Cause::Lost("connection closed".to_owned()));

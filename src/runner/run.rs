@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use super::apply::apply;
 use super::context::{Abort, RunContext, truncated, unrecorded};
-use super::finish::{Verdict, finish, stopped_at_once, verdict};
+use super::finish::{Verdict, finish, stopped_immediately, verdict};
 use super::guards::guard;
 use super::limits::{Limits, Stopped};
 use super::locks::job_lock;
@@ -40,7 +40,7 @@ pub struct Runner {
     pub lost_call_wait: LostCallWait,
 }
 
-/// Another run of the job is under way.
+/// Another run of the job is in progress.
 #[derive(Debug, thiserror::Error)]
 #[error("{job} is already running{}", run.map(|id| format!(" (run {id})")).unwrap_or_default())]
 pub struct Busy {
@@ -111,10 +111,10 @@ impl Runner {
         Busy { job: job.to_owned(), run }
     }
 
-    /// Opens the record of a run; a dry run goes on without one.
+    /// Opens the record of a run; a dry run continues without one.
     async fn begin(&self, report: &mut Report, lock: &JobLock) -> Result<(), history::Error> {
         let begun = match lock {
-            // Without the job's lock nobody knows whether another run of it is under way.
+            // Without the job's lock it is unknown whether another run of it is in progress.
             Err(error) => {
                 let problem = format!("the job's lock cannot be used ({error})");
                 Err(history::Error::Unavailable(problem.into()))
@@ -181,7 +181,7 @@ async fn work(run: &RunContext<'_>, tally: &mut Tally, job_lock: Option<&Arc<Loc
             Outcome::Panicked,
             format!("a bug in microglia, please report it: {}", panic_text(&*panic)),
         ),
-        None => stopped_at_once(run, tally),
+        None => stopped_immediately(run, tally),
     }
 }
 
@@ -247,7 +247,7 @@ async fn wait_for_retry(
     delay: Duration,
 ) -> Result<(), Abort> {
     let (attempt, attempts) = (tally.report.attempts + 1, run.spec.common.retries.attempts);
-    // A run that waits says why.
+    // A run that waits records the reason.
     tally.report.message = Some(error.to_string());
     run.emit(Event::Retrying {
         attempt,

@@ -9,7 +9,7 @@ use crate::plan::change::{Change, ChangeResult, Check, Lane};
 use crate::plan::report::{ChangeRecord, State};
 use crate::synapse::{self, Cause, Writer};
 
-/// A target that changed this often between being read and being changed is left as it is.
+/// A target that changed this often between being read and being changed is left unchanged.
 const MAX_CHECKS: u32 = 5;
 
 pub(super) struct Sender<'a> {
@@ -22,7 +22,7 @@ pub(super) struct Sender<'a> {
     pub run_id: Option<i64>,
 }
 
-/// What one step of a change came to.
+/// The result of one step of a change.
 pub(super) enum Step {
     /// The target was read, and the change can be sent; the record says what it will replace.
     Checked(Task, ChangeRecord),
@@ -31,11 +31,11 @@ pub(super) enum Step {
     Answered(Task, Recorded, Answer),
     /// The target changed after it was read, and the change was not made: read it again.
     TargetChanged(Task),
-    /// Sent, and the answer was lost.
+    /// Sent, and the response was lost.
     Unanswered(Task, ChangeRecord, synapse::Error),
     /// The change was not sent.
     NotSent(Task, Abort),
-    /// The time limit came while a media call was under way.
+    /// The time limit was reached while a media call was in progress.
     TimedOut(Task),
 }
 
@@ -168,7 +168,7 @@ impl Sender<'_> {
         Step::Answered(task, recorded, answer)
     }
 
-    /// A request that was given up ends the attempt for the reason that made the run give up.
+    /// A request that was given up ends the attempt, for the reason why the run has to end.
     fn abort(&self, error: synapse::Error) -> Abort {
         let given_up = matches!(error.cause, Cause::Cancelled);
         match self.run.limits.stopped().filter(|_| given_up) {

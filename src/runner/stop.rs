@@ -1,4 +1,4 @@
-//! How a run is told to end before its work is done.
+//! Requests to end a run before its work is done.
 
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -44,16 +44,16 @@ impl Stop {
         self.at_boundary.cancel();
     }
 
-    /// Ends the run without waiting for the change under way, which may or may not take effect.
+    /// Ends the run without waiting for the change in progress, which may or may not take effect.
     ///
-    /// `why` completes "stopped at once".
+    /// `why` completes "stopped immediately".
     pub fn now(&self, outcome: Outcome, why: &str) {
         let _ = self.urgency.set(why.to_owned());
         self.at_boundary(outcome);
         self.now.cancel();
     }
 
-    pub fn is_asked(&self) -> bool {
+    pub fn is_requested(&self) -> bool {
         self.at_boundary.is_cancelled()
     }
 
@@ -64,7 +64,7 @@ impl Stop {
 
     /// The outcome of the run if it has to stop.
     pub fn outcome(&self) -> Option<Outcome> {
-        self.is_asked()
+        self.is_requested()
             .then(|| self.request.get().map_or(Outcome::Cancelled, |request| request.outcome))
     }
 

@@ -1,4 +1,4 @@
-//! What a run has come to so far; one task owns it, and the phases hand it on.
+//! The state of a run so far; one task owns it, and each phase passes it on to the next.
 
 use tokio::time::Instant;
 
@@ -11,14 +11,14 @@ pub(super) struct Tally {
     pub report: Report,
     pub changes: FirstChanges,
     pub activity: Activity,
-    /// The wait under way; it counts even if the run ends during it.
+    /// The current wait; it counts even if the run ends during it.
     pub wait: Option<(WaitReason, Instant)>,
     /// How far the attempt has read; `None` while it does something else.
     pub reading: Option<ReadingProgress>,
     pub plan: PlanFigures,
     /// Whether a plan passed the guards.
     pub approved: bool,
-    /// Sent changes whose answer was lost; the next plan shows whether they took effect.
+    /// Sent changes whose response was lost; the next plan shows whether they took effect.
     pub unanswered: Vec<Unanswered>,
     /// Targets that were skipped when they were read again, with their number of items.
     pub skipped: Vec<(String, u64)>,
@@ -33,7 +33,7 @@ pub(super) enum Activity {
     Applying,
 }
 
-/// What the report needs of the last plan beyond its own figures.
+/// What the report needs from the last plan besides its own counts.
 #[derive(Debug, Default)]
 pub(super) struct PlanFigures {
     /// Targets that could not be worked on.
@@ -68,9 +68,9 @@ impl Tally {
         }
     }
 
-    /// Counts what became of a change.
-    pub fn settle(&mut self, seq: i64, record: &ChangeRecord, result: &ChangeResult) {
-        self.changes.settle(seq, record.clone());
+    /// Counts the result of a change.
+    pub fn count_result(&mut self, seq: i64, record: &ChangeRecord, result: &ChangeResult) {
+        self.changes.set_result(seq, record.clone());
         let report = &mut self.report;
         report.done = report.done.saturating_add(result.done);
         report.skipped += result.skipped;

@@ -1,4 +1,4 @@
-//! What became of changes whose answer was lost, as the next plan shows.
+//! Finds out from the next plan what became of changes whose response was lost.
 
 use std::collections::HashSet;
 
@@ -11,7 +11,7 @@ use crate::plan::report::{ChangeRecord, Event, State};
 /// Each item with its bytes.
 type Items = Vec<(String, Option<u64>)>;
 
-/// Records what became of unanswered changes: what is not planned again was applied.
+/// Records what became of changes without a response: what is not planned again was applied.
 ///
 /// Returns the number of items that remain unknown, because their target could not be read this time.
 pub(super) async fn resolve(
@@ -45,7 +45,7 @@ pub(super) async fn resolve(
         let report = &mut tally.report;
         report.done += applied;
         report.bytes_freed = report.bytes_freed.map(|freed| freed.saturating_add(bytes));
-        tally.changes.settle(seq, record.clone());
+        tally.changes.set_result(seq, record.clone());
         if record.state != State::Planned {
             run.emit(Event::Changed(record));
         }
@@ -53,7 +53,7 @@ pub(super) async fn resolve(
     Ok(unknown)
 }
 
-/// Decides what became of one change; returns how many items it changed, and the files that are gone.
+/// Decides what became of one change; returns the number of items it changed, and the deleted files.
 ///
 /// A change that stays `planned` was not applied: the new plan replaces it.
 fn judge(
@@ -72,13 +72,13 @@ fn judge(
     };
     let detail = if applied > 0 {
         (record.state, record.count) = (State::Done, applied);
-        "the answer was lost; the new plan shows that it was applied"
+        "the response was lost; the new plan shows that the change was made"
     } else if unreadable {
         record.state = State::Failed;
-        "the answer was lost, and the target cannot be read now: it may have been applied"
+        "the response was lost, and the target cannot be read: the change may have been made"
     } else if count == 0 {
         record.state = State::Done;
-        "the answer was lost: how many files were deleted is unknown"
+        "the response was lost: it is unknown how many files were deleted"
     } else {
         return (0, Items::new());
     };

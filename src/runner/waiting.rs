@@ -1,4 +1,4 @@
-//! Waiting that is no part of the work, recorded for other processes to see.
+//! Waiting that is not part of the work, recorded so that other processes can show it.
 
 use std::pin::pin;
 use std::time::Duration;
@@ -9,8 +9,8 @@ use super::context::{RunContext, truncated};
 use super::tally::{Activity, Tally};
 use crate::plan::report::{WaitReason, Waiting};
 
-/// A shorter wait is over before anybody reads of it.
-const WORTH_RECORDING: Duration = Duration::from_secs(1);
+/// A shorter wait is over before anybody would read about it.
+const MIN_WAIT_RECORDED: Duration = Duration::from_secs(1);
 
 /// Waits until `ready` is, and counts the time as waiting.
 pub(super) async fn wait_for<T, E>(
@@ -24,7 +24,7 @@ pub(super) async fn wait_for<T, E>(
     let waiting = Waiting { what, since: truncated(run.clock.now()) };
     tally.wait = Some((reason, Instant::now()));
     let mut ready = pin!(ready);
-    let waited = if let Ok(waited) = timeout(WORTH_RECORDING, &mut ready).await {
+    let waited = if let Ok(waited) = timeout(MIN_WAIT_RECORDED, &mut ready).await {
         waited
     } else {
         record(run, tally, Some(waiting)).await;
@@ -33,7 +33,7 @@ pub(super) async fn wait_for<T, E>(
         waited
     };
     count(tally);
-    // The message of a run that is stopped while it waits says so.
+    // The message of a run that is stopped while it waits mentions the wait.
     if waited.is_ok() {
         tally.activity = before;
     }

@@ -1,4 +1,4 @@
-//! Watches how a homeserver answers while a run uses it.
+//! Watches how a homeserver responds while a run uses it.
 
 use std::convert::Infallible;
 use std::time::Duration;
@@ -10,10 +10,10 @@ use crate::plan::report::Event;
 use crate::synapse::Silence;
 
 const POLL: Duration = Duration::from_millis(500);
-/// A shorter silence is over before anybody notices.
-const HICCUP: Duration = Duration::from_secs(2);
+/// A shorter silence is over before anybody would notice.
+const MIN_SILENCE: Duration = Duration::from_secs(2);
 
-/// Reports when the homeserver stops answering or answers slowly, and when that is over.
+/// Reports when the homeserver stops responding or responds slowly, and when that is over.
 pub(super) async fn watch_homeserver(run: &RunContext<'_>) -> Infallible {
     let mut silent_since: Option<Instant> = None;
     let mut slow = false;
@@ -23,7 +23,7 @@ pub(super) async fn watch_homeserver(run: &RunContext<'_>) -> Infallible {
             slow = !slow;
             run.emit(Event::Slow(slow));
         }
-        let silence = run.reader.silence().filter(|silence| silence.since.elapsed() > HICCUP);
+        let silence = run.reader.silence().filter(|silence| silence.since.elapsed() > MIN_SILENCE);
         match (silent_since, silence) {
             (None, Some(Silence { since, problem })) => {
                 silent_since = Some(since);

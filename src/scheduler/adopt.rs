@@ -1,4 +1,4 @@
-//! Adopting a configuration: what is unchanged goes on, the rest is swapped, started or retired.
+//! Adopting a configuration: unchanged jobs continue, the others are replaced, started or retired.
 
 use std::sync::Arc;
 
@@ -48,7 +48,7 @@ impl Owner {
 
     fn add(&mut self, mut entry: Entry) {
         let name = entry.spec.name.clone();
-        // One that was removed a moment ago may still run.
+        // One that was just removed may still be running.
         let timing = timing(&entry.spec);
         if let Some(leaving) = self.leaving.remove(&name) {
             (entry.state, entry.running) = (leaving.state, leaving.running);

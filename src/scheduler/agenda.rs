@@ -1,4 +1,4 @@
-//! When to look at which job again: a queue of times without a clock of its own.
+//! When to examine which job again: a queue of times without a clock of its own.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -7,7 +7,7 @@ use chrono::TimeDelta;
 
 use crate::values::clock::Timestamp;
 
-/// The time at which each job is to be looked at.
+/// The time at which each job is to be examined.
 #[derive(Debug, Default)]
 pub struct Agenda {
     times: HashMap<Arc<str>, Timestamp>,
@@ -15,12 +15,12 @@ pub struct Agenda {
     last_look: Option<Timestamp>,
 }
 
-/// What a look at the agenda found.
+/// The result of examining the agenda.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Due {
-    /// Whether the clock went back since the last look, so that every job has to be planned anew.
+    /// Whether the clock went back since the last time, so that every job has to be planned anew.
     pub set_back: bool,
-    /// The time of the first of the jobs, or of the look.
+    /// The time of the first of the jobs, or the current time.
     pub at: Timestamp,
     pub jobs: Vec<Arc<str>>,
 }
@@ -29,7 +29,7 @@ pub struct Due {
 const JITTER: TimeDelta = TimeDelta::seconds(60);
 
 impl Agenda {
-    /// Sets the time at which to look at a job, or takes it out.
+    /// Sets the time at which to examine a job, or removes the job.
     pub fn set(&mut self, job: &str, at: Option<Timestamp>) {
         let job: Arc<str> = match self.times.remove_entry(job) {
             Some((job, before)) => {
@@ -45,12 +45,12 @@ impl Agenda {
         }
     }
 
-    /// When the job is looked at next.
+    /// When the job is examined next.
     pub fn time(&self, job: &str) -> Option<Timestamp> {
         self.times.get(job).copied()
     }
 
-    /// Takes out every job whose time has come; `None` where there is nothing to do.
+    /// Removes and returns every job whose time has come; `None` if there is nothing to do.
     pub fn pop_due(&mut self, now: Timestamp) -> Option<Due> {
         let set_back = self.last_look.is_some_and(|last| now < last - JITTER);
         self.last_look = Some(now);
@@ -79,7 +79,7 @@ mod tests {
     }
 
     #[test]
-    fn a_job_is_due_once_when_its_time_has_come() {
+    fn a_job_is_due_once_at_its_time() {
         let mut agenda = Agenda::default();
         agenda.set("b", Some(at("10:00:02")));
         agenda.set("a", Some(at("10:00:05")));
@@ -92,7 +92,7 @@ mod tests {
     }
 
     #[test]
-    fn a_clock_that_goes_back_by_more_than_jitter_is_told() {
+    fn a_clock_that_goes_back_by_more_than_jitter_is_reported() {
         let mut agenda = Agenda::default();
         assert_eq!(due(&mut agenda, "10:00:00"), None);
         assert_eq!(due(&mut agenda, "09:59:00"), None);
@@ -101,7 +101,7 @@ mod tests {
     }
 
     #[test]
-    fn a_thousand_jobs_of_one_second_are_all_due() {
+    fn a_thousand_jobs_of_the_same_second_are_all_due() {
         let mut agenda = Agenda::default();
         for number in 0..1000 {
             agenda.set(&format!("job-{number}"), Some(at("10:00:00")));

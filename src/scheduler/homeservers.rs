@@ -89,7 +89,7 @@ impl Homeservers {
         }
     }
 
-    /// Gives each address the limits of the configuration; to be called when the jobs hold their new handles.
+    /// Gives each address the limits of the configuration; call it when the jobs have their new handles.
     pub(super) fn set_limits(&mut self, config: &Config) {
         self.addresses.retain(|address, shared| match config.limits(address) {
             Some((runs, limits)) => {
@@ -144,7 +144,7 @@ impl Shared {
         })
     }
 
-    /// Whether a run that goes on with an earlier configuration still counts.
+    /// Whether a run that continues with an earlier configuration still counts.
     fn is_in_use(&self) -> bool {
         Arc::strong_count(&self.limits) > 1 || Arc::strong_count(self.slots.semaphore()) > 1
     }

@@ -1,4 +1,4 @@
-//! An event of a run together with the job that it belongs to.
+//! An event of a run, together with its job.
 
 use serde::{Deserialize, Serialize};
 

@@ -1,4 +1,4 @@
-//! The jobs as they are listed, by command line and HTTP alike.
+//! The list of jobs, for the command line and for HTTP.
 
 use std::collections::HashMap;
 use std::hash::BuildHasher;
@@ -11,7 +11,7 @@ use crate::config::JobSpec;
 use crate::plan::report::{Mode, Report, Waiting};
 use crate::values::clock::Timestamp;
 
-/// A job as it is listed.
+/// A job in the list.
 #[derive(Debug, Serialize)]
 pub struct ListedJob {
     pub name: String,
@@ -76,7 +76,7 @@ pub fn job_list<'a>(
     .collect()
 }
 
-/// The next moments at which the job is due and can run; none where it is disabled or only run by hand.
+/// The next occurrences at which the job can run; none if it is disabled or manual only.
 pub fn upcoming(job: &JobSpec, now: Timestamp, count: usize) -> Vec<Timestamp> {
     let Some(schedule) = job.schedule.as_ref().filter(|_| job.common.enabled) else {
         return Vec::new();

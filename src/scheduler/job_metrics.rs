@@ -1,4 +1,4 @@
-//! What runs emit and how jobs stand, as metrics.
+//! The events of runs and the state of jobs, as metrics.
 
 use std::collections::BTreeMap;
 
@@ -48,7 +48,7 @@ impl Owner {
             *series.runs.entry((report.mode, outcome)).or_default() += 1;
             series.bytes_freed += report.bytes_freed.unwrap_or(0);
             series.last_run = Some(Report { changes: None, sample: Vec::new(), ..report.clone() });
-            // A dry run by hand says nothing about a job that is to make changes.
+            // A manual dry run says nothing about a job that is to make changes.
             if report.mode == series.mode {
                 if outcome == Outcome::Succeeded {
                     series.last_success = report.finished_at;
@@ -88,7 +88,7 @@ impl Owner {
         }
     }
 
-    /// Gives each job its series: a new one what the history knows of it, an old one its new description.
+    /// Gives each job its series: a new job what the history knows about it, an existing one its new description.
     pub(super) fn describe(&mut self, standings: Option<Standings>) {
         let mut standings = standings;
         let mut table = self.metrics.jobs.table();

@@ -11,7 +11,7 @@ use crate::plan::report::Trigger;
 use crate::values::clock::Timestamp;
 use crate::values::schedule::{Schedule, Window, Zone};
 
-/// When a job is to run, as its definition says.
+/// When a job is to run, according to its definition.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Timing {
     /// `None` where the job runs only by hand.
@@ -46,17 +46,17 @@ pub enum Event {
     Redefined(Box<Timing>),
     /// The history was opened and read.
     Recalled(Recalled),
-    /// A person asks for a run. Only while no run is under way.
+    /// A user requests a run. Only while no run is in progress.
     Requested,
-    /// The run that was started holds the job's lock; whether it stands in the history.
+    /// The run that was started has the job's lock; whether it is recorded in the history.
     Started { recorded: bool },
-    /// The run that was started is over.
+    /// The run that was started has ended.
     Ended(Ending),
-    /// A person cancels the run, or what waits to be run.
+    /// A user cancels the run, or the waiting one.
     Cancelled,
 }
 
-/// What the history knows of a scheduled job.
+/// What the history knows about a scheduled job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Recalled {
     /// Since when the job has been enabled with its present schedule.
@@ -67,7 +67,7 @@ pub struct Recalled {
     pub interrupted: Option<Interrupted>,
 }
 
-/// A run that was cut off, as far as its successor goes on with it.
+/// What the successor of an interrupted run takes over from it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Interrupted {
     pub occurrence: Timestamp,
@@ -79,7 +79,7 @@ pub struct Interrupted {
 pub enum Ending {
     /// By itself, or because a person wanted it so.
     Finished,
-    /// With the daemon: what came during the run is missed.
+    /// With the daemon: occurrences during the run are missed.
     CutOff,
     /// It never began: another process runs the job.
     Busy,
@@ -91,9 +91,9 @@ pub enum Decision {
     Start(Start),
     /// Count an occurrence that is not run.
     Skip(Skipped),
-    /// Write the watermark: what came until then is not run any more, also after a restart.
+    /// Write the watermark: occurrences up to it are no longer run, even after a restart.
     Remember(Timestamp),
-    /// Ask the run under way to end at its next change boundary.
+    /// Ask the active run to end at its next change boundary.
     Stop,
     /// Log that an occurrence was missed, and when it can be caught up; `None` if it can be now.
     Missed {
@@ -109,7 +109,7 @@ pub enum Decision {
 pub struct Start {
     pub trigger: Trigger,
     pub occurrence: Option<Timestamp>,
-    /// Attempts of the interrupted run that this one goes on with.
+    /// Attempts of the interrupted run that this one continues.
     pub attempts_made: u32,
 }
 
@@ -141,32 +141,32 @@ pub struct JobState {
     timing: Timing,
     /// Every occurrence up to here was run, skipped or given up; `None` until the history was read.
     watermark: Option<Timestamp>,
-    /// The last occurrence that came, whether it was run or not.
+    /// The last occurrence that has passed, whether it was run or not.
     last: Option<Timestamp>,
-    /// The next occurrence to come.
+    /// The next occurrence.
     next: Option<Timestamp>,
     run: Option<Run>,
     /// The last occurrence that was skipped during runs: it counts as skipped when they end, and as missed when they are cut off.
     skipped: Option<Timestamp>,
-    /// The occurrence that runs when the run under way has ended.
+    /// The occurrence that runs when the active run has ended.
     queued: Option<Timestamp>,
     /// What was missed, until its run can start.
     missed: Option<Interrupted>,
 }
 
-/// A run under way.
+/// An active run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Run {
     start: Start,
-    /// Until when the splay holds it back; `None` once it was started.
+    /// When its splay ends; `None` once it was started.
     held_until: Option<Timestamp>,
 }
 
 /// A clock set back by less than this was corrected: as in cron(8), fixed times do not come a second time.
-const CORRECTION: TimeDelta = TimeDelta::hours(3);
+const MAX_CORRECTION: TimeDelta = TimeDelta::hours(3);
 
 impl JobState {
-    /// A new job. Nothing that came before counts as missed, unless [`Event::Recalled`] says so.
+    /// A new job. No earlier occurrence counts as missed, unless [`Event::Recalled`] says so.
     pub fn new(timing: Timing, now: Timestamp) -> Self {
         let mut state = Self {
             timing,
@@ -182,19 +182,19 @@ impl JobState {
         state
     }
 
-    /// When the job is to be looked at again if nothing else happens to it.
+    /// When to examine the job again if nothing else happens to it.
     pub fn wake_at(&self, now: Timestamp) -> Option<Timestamp> {
         let held = self.run.and_then(|run| run.held_until);
         let opens = self.missed.filter(|_| self.run.is_none()).map(|_| self.opens(now));
         [self.next, held, opens.map(|opens| opens.unwrap_or(now))].into_iter().flatten().min()
     }
 
-    /// The next occurrence to come, in the job's window or not.
+    /// The next occurrence, in the job's window or not.
     pub fn next(&self) -> Option<Timestamp> {
         self.next
     }
 
-    /// Whether the job must not be started: a run is under way, or held back by its splay.
+    /// Whether the job must not be started: a run is active, or delayed by its splay.
     pub fn is_running(&self) -> bool {
         self.run.is_some()
     }
@@ -213,7 +213,7 @@ impl JobState {
         Some(Wait { what, occurrence: missed.or(self.queued)? })
     }
 
-    /// Whether a run is held back by its splay, or waits for the job's window to open.
+    /// Whether a run is delayed by its splay, or waits for the job's window to open.
     pub fn is_waiting(&self) -> bool {
         self.missed.is_some() || self.run.is_some_and(|run| run.held_until.is_some())
     }
@@ -245,7 +245,7 @@ impl JobState {
         (self, decisions)
     }
 
-    /// Handles what came since the last time: the last of several occurrences stands for all.
+    /// Handles the occurrences since the last time: the last of several stands for all of them.
     fn look(&mut self, now: Now, decisions: &mut Vec<Decision>) {
         let Some(first) = self.next.filter(|next| *next <= now.time) else { return };
         let latest = self.latest(first, now.time);
@@ -255,7 +255,7 @@ impl JobState {
     }
 
     fn due(&mut self, occurrence: Timestamp, now: Now, decisions: &mut Vec<Decision>) {
-        // That run stands for all that came before it.
+        // That run stands for all earlier occurrences.
         if self.run.is_some_and(|run| run.catches_up(occurrence)) {
             return;
         }
@@ -271,7 +271,7 @@ impl JobState {
         }
     }
 
-    /// What prevents an occurrence from being run now, apart from a run under way.
+    /// What prevents an occurrence from being run now, apart from an active run.
     fn obstacle(&self, now: Now) -> Option<Skipped> {
         if now.paused {
             Some(Skipped::Paused)
@@ -427,7 +427,7 @@ impl JobState {
         let under_way = self.run.and_then(|run| run.start.occurrence);
         let from = known.max(under_way).max(self.queued).max(self.skipped);
         self.watermark = known;
-        // What is due now is no longer missed: it comes with the next look.
+        // What is due now does not count as missed: it is handled next.
         let until = match self.next {
             Some(next) if next <= now.time => next - TimeDelta::milliseconds(1),
             _ => now.time,
@@ -487,7 +487,7 @@ impl JobState {
     /// Plans again after the clock went back; otherwise no job would run until the old time comes again.
     fn set_back(&mut self, now: Timestamp) {
         let schedule = self.timing.schedule.as_ref();
-        let came = self.last.filter(|last| *last > now && *last - now < CORRECTION);
+        let came = self.last.filter(|last| *last > now && *last - now < MAX_CORRECTION);
         let came = came.filter(|_| schedule.is_some_and(Schedule::is_fixed));
         self.plan_from(came.unwrap_or(now));
         if let Some(Run { held_until: Some(until), .. }) = &mut self.run {

@@ -47,7 +47,7 @@ pub(super) enum Message {
     Waits {
         reply: oneshot::Sender<HashMap<String, ListedWait>>,
     },
-    /// Gives the metrics what the history knows of each job.
+    /// Sends the metrics what the history knows about each job.
     Describe {
         standings: Option<Standings>,
         reply: oneshot::Sender<()>,
@@ -85,7 +85,7 @@ pub(super) enum Message {
     Status {
         reply: oneshot::Sender<String>,
     },
-    /// Starts nothing more, and returns what ends the runs under way.
+    /// Starts no more runs, and returns handles to end the active ones.
     Drain {
         reply: oneshot::Sender<Vec<Stop>>,
     },

@@ -46,7 +46,7 @@ pub struct Owner {
     /// Whether the pause state could not be read and is only assumed.
     pub(super) pause_assumed: bool,
     pub(super) draining: bool,
-    /// For whoever follows the events of all runs.
+    /// For subscribers to the events of all runs.
     events: broadcast::Sender<JobEvent>,
     pub(super) remember: mpsc::UnboundedSender<Remember>,
 }
@@ -227,7 +227,7 @@ impl Owner {
         match decision {
             Decision::Start(start) => self.start(job, start),
             Decision::Skip(reason) => {
-                tracing::debug!(target: "microglia::scheduler", job, %reason, "{job}: an occurrence is skipped: {reason}");
+                tracing::debug!(target: "microglia::scheduler", job, %reason, "{job}: occurrence skipped: {reason}");
                 self.metrics
                     .jobs
                     .update(job, |series| *series.skipped.entry(reason).or_default() += 1);
@@ -249,7 +249,7 @@ impl Owner {
             Decision::GivenUp(Why::Redefined) => tracing::info!(
                 target: "microglia::scheduler",
                 job,
-                "{job}: a run that was waiting is given up because the job was disabled or rescheduled"
+                "{job}: waiting run dropped because the job was disabled or rescheduled"
             ),
             // Who cancels logs it and stops the run, because only there it is known by whom.
             Decision::Stop | Decision::GivenUp(Why::Cancelled) => {}
@@ -301,7 +301,7 @@ impl Owner {
         }
         if overrides.max_changes.is_some() && !entry.spec.job.kind().counts {
             return Err(Refusal::Usage(format!(
-                "max_changes has no meaning for {}, which cannot count beforehand",
+                "max_changes is not supported by {}, which cannot count items in advance",
                 entry.spec.job.kind().name
             )));
         }
@@ -314,10 +314,10 @@ impl Owner {
     fn cancel(&mut self, job: &str, by: &str) -> Result<(), Refusal> {
         let entry = entry(&mut self.jobs, job)?;
         if let Some(running) = &entry.running {
-            tracing::info!(target: "microglia::scheduler", job, by, "{job}: its run is cancelled by {by}");
+            tracing::info!(target: "microglia::scheduler", job, by, "{job}: run cancelled by {by}");
             running.stop.cancelled_by(by);
         } else if entry.state.is_waiting() {
-            tracing::info!(target: "microglia::scheduler", job, by, "{job}: a run that was waiting is cancelled by {by}");
+            tracing::info!(target: "microglia::scheduler", job, by, "{job}: waiting run cancelled by {by}");
         } else {
             return Err(Refusal::NotRunning(job.to_owned()));
         }
@@ -386,7 +386,7 @@ impl Owner {
         }
     }
 
-    /// Applies the recorded pause state. If it cannot be read, runs count as paused: somebody may have stopped something destructive.
+    /// Applies the recorded pause state. If it cannot be read, runs count as paused, because someone may have stopped something destructive.
     fn recall_pause(&mut self, pause: Result<Pause, String>) {
         match pause {
             Ok(pause) => {
@@ -478,7 +478,7 @@ impl Entry {
     }
 }
 
-/// What of a definition says when the job is to run.
+/// The part of a definition that determines when the job runs.
 pub(super) fn timing(spec: &JobSpec) -> Timing {
     let splay = chrono::TimeDelta::from_std(spec.splay()).unwrap_or_default();
     Timing {

@@ -1,4 +1,4 @@
-//! What the history tells the scheduler at a start, or when it is opened later.
+//! What the scheduler reads from the history at a start, or when it is opened later.
 
 use std::collections::HashMap;
 

@@ -26,7 +26,7 @@ pub struct Reloader {
     one_at_a_time: tokio::sync::Mutex<()>,
     daemon: Mutex<Daemon>,
     admin_token: Mutex<Option<Arc<Token>>>,
-    /// What was looked at when the config was last adopted or refused.
+    /// The contents of the file when the configuration was last adopted or rejected.
     seen: Mutex<Option<Vec<u8>>>,
 }
 
@@ -57,7 +57,7 @@ impl Reloader {
     }
 
     /// Reads the configuration and adopts it. If it has errors, nothing changes and all errors are returned.
-    pub async fn reload(&self, asked_by: &str) -> Result<Adopted, Vec<String>> {
+    pub async fn reload(&self, requested_by: &str) -> Result<Adopted, Vec<String>> {
         let _one = self.one_at_a_time.lock().await;
         let config = match self.load().await {
             Ok(config) => Arc::new(config),
@@ -75,7 +75,7 @@ impl Reloader {
         let Adopted { added, changed, removed, unchanged, restart_needed } = &adopted;
         tracing::info!(
             target: "microglia::config",
-            "configuration reloaded ({asked_by}): {} added{}, {} changed{}, {} removed{}, {} unchanged",
+            "configuration reloaded ({requested_by}): {} added{}, {} changed{}, {} removed{}, {} unchanged",
             added.len(),
             named(added),
             changed.len(),
@@ -159,13 +159,13 @@ impl Reloader {
         self.daemon.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// The token that endpoints which change something require, as its file holds it now.
+    /// The token that endpoints which change something require, as its file contains it now.
     pub async fn admin_token(&self) -> Option<SecretString> {
         let token = self.admin_token.lock().unwrap_or_else(PoisonError::into_inner).clone();
         Some(token?.current().await)
     }
 
-    /// Reads the file as often as `watch_config` says, and adopts a change once two readings in a row agree.
+    /// Reads the file as often as `watch_config` says, and adopts a change once two consecutive readings agree.
     ///
     /// Compares the content, not timestamps or inodes: this works with Kubernetes' links, editors that rename, and NFS.
     pub async fn watch(self: Arc<Self>) {
@@ -193,11 +193,11 @@ impl Reloader {
 
 /// The first of some jobs, in brackets.
 fn named(jobs: &[String]) -> String {
-    const FEW: usize = 10;
-    let more = if jobs.len() > FEW { ", …" } else { "" };
+    const MAX_NAMED: usize = 10;
+    let more = if jobs.len() > MAX_NAMED { ", …" } else { "" };
     match jobs {
         [] => String::new(),
-        _ => format!(" ({}{more})", jobs[..jobs.len().min(FEW)].join(", ")),
+        _ => format!(" ({}{more})", jobs[..jobs.len().min(MAX_NAMED)].join(", ")),
     }
 }
 

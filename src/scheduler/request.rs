@@ -7,7 +7,7 @@ use crate::runner::{RunParams, WindowRule};
 use crate::values::fingerprint::Fingerprint;
 use crate::values::schema::Limit;
 
-/// How a requested run differs from what the configuration says.
+/// How a requested run differs from the configuration.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RunOverrides {

@@ -1,4 +1,4 @@
-//! One run in a task of its own, which tells the owner of the jobs what happens.
+//! One run in a task of its own, which reports its events to the owner of the jobs.
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -34,7 +34,7 @@ impl RunTask {
             (self.messages.clone(), self.listener.clone(), job.clone());
         let events = self.events.clone();
         let emit = Arc::new(move |event: Event| {
-            // Progress is for whoever listens; the owner would only forward it.
+            // Progress is only for subscribers; the owner would merely forward it.
             let is_followed = listener.is_some() || events.receiver_count() > 0;
             if is_followed || !is_progress(&event) {
                 let event = event.clone();
@@ -60,7 +60,7 @@ impl RunTask {
     }
 }
 
-/// Whether an event tells only how far a run is.
+/// Whether an event only reports progress.
 fn is_progress(event: &Event) -> bool {
     matches!(event, Event::Reading { .. } | Event::Changing { .. })
 }

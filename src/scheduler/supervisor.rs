@@ -81,7 +81,7 @@ impl Supervisor {
         Ok(adopted)
     }
 
-    /// Starts jobs that are new or changed, retires those that are gone, leaves the others alone.
+    /// Starts new and changed jobs, retires removed ones, and leaves the others alone.
     ///
     /// A changed job's running run ends with the old definition; a removed job's run ends at its next change boundary.
     /// All or nothing: a homeserver that cannot be set up leaves everything as it was.
@@ -103,7 +103,7 @@ impl Supervisor {
         self.ask(|reply| Message::Specs { reply }).await.unwrap_or_default()
     }
 
-    /// Records the scheduled jobs in the history, and sends the owner what the history knows of them.
+    /// Records the scheduled jobs in the history, and sends the owner what the history knows about them.
     async fn recall(&self, reopened: bool) {
         let specs = self.specs().await;
         let scheduled: Vec<(String, String)> = specs
@@ -134,7 +134,7 @@ impl Supervisor {
         Ok(first)
     }
 
-    /// Opens a history that is not open; what was refused meanwhile counts as missed.
+    /// Opens a history that is not open; runs that were refused in the meantime count as missed.
     pub async fn open_history(&self) -> Result<(), history::Error> {
         let (Some(dir), history) = (&self.runner.dir, &self.runner.history) else { return Ok(()) };
         let mut recalled = None;
@@ -173,7 +173,7 @@ impl Supervisor {
         ended
     }
 
-    /// Gives each job its series in the metrics, with what the history knows of it.
+    /// Gives each job its series in the metrics, with what the history knows about it.
     async fn describe(&self) {
         let history = &self.runner.history;
         let needed = self.ask(|reply| Message::NeedsStandings { reply }).await == Some(true);
@@ -203,7 +203,7 @@ impl Supervisor {
         self.events.subscribe()
     }
 
-    /// Ends a job's run at its next change boundary, or gives up what waits to be run.
+    /// Ends a job's run at its next change boundary, or drops its waiting run.
     ///
     /// `by` reads well after "cancelled by".
     pub async fn cancel(&self, job: &str, by: &str) -> Result<(), Refusal> {
@@ -248,14 +248,14 @@ impl Supervisor {
         let _ = self.messages.send(Message::Probe);
     }
 
-    /// Starts nothing more, ends runs at their next change boundary and, after `grace`, wherever they are.
+    /// Starts no more runs, ends active ones at their next change boundary and, after `grace`, immediately.
     pub async fn drain(&self, grace: Duration) {
         let stops: Vec<Stop> = self.ask(|reply| Message::Drain { reply }).await.unwrap_or_default();
         self.tasks.close();
         if !stops.is_empty() {
             tracing::info!(
                 target: "microglia::scheduler",
-                "{} under way: up to {} s to reach the end or the next change boundary",
+                "stopping {}: up to {} s to reach the end or the next change boundary",
                 format_count(stops.len() as u64, "run", "runs"),
                 grace.as_secs()
             );
@@ -265,7 +265,7 @@ impl Supervisor {
         }
         if tokio::time::timeout(grace, self.tasks.wait()).await.is_err() {
             for stop in &stops {
-                stop.now(Outcome::Interrupted, "when `shutdown_grace` was over");
+                stop.now(Outcome::Interrupted, "when `shutdown_grace` expired");
             }
             let _ = tokio::time::timeout(RECORD_TIMEOUT, self.tasks.wait()).await;
         }

@@ -31,7 +31,7 @@ pub struct Ticker {
     last_tick: Arc<Mutex<Instant>>,
 }
 
-/// The crate looks every half second: an agenda that was not looked at for so long will not be.
+/// The crate looks every half second: an agenda that it has not read for so long will not be read again.
 const STALLED: Duration = Duration::from_secs(5);
 /// One beat at a time goes through the crate's channels.
 const CHANNEL: usize = 16;
@@ -69,13 +69,13 @@ impl Ticker {
         Ok(Self { scheduler, last_tick })
     }
 
-    /// How long ago the agenda was looked at; `Err` where that is too long.
+    /// How long ago the agenda was read; `Err` if that is too long.
     pub fn alive(&self) -> Result<Duration, Duration> {
         let ago = self.last_tick.lock().unwrap_or_else(PoisonError::into_inner).elapsed();
         if ago < STALLED { Ok(ago) } else { Err(ago) }
     }
 
-    /// Stops ticking; one more beat may come.
+    /// Stops ticking; one more beat may follow.
     pub async fn stop(&mut self) {
         let _ = self.scheduler.shutdown().await;
     }
@@ -101,7 +101,7 @@ impl InitStore for Store {
 }
 
 impl DataStore<JobStoredData> for Store {
-    /// Asked for after a dispatch only: a record that is no cron job spares the crate parsing a pattern.
+    /// Used after a dispatch only: with a record that is not a cron job, the crate has no pattern to parse.
     fn get(&mut self, id: Uuid) -> Answer<Option<JobStoredData>> {
         let job = Some(job_stored_data::Job::NonCronJob(NonCronJob {
             repeating: true,
@@ -139,7 +139,7 @@ impl MetaDataStorage for Store {
         let due = self.agenda.lock().unwrap_or_else(PoisonError::into_inner).pop_due(now);
         let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
         pending.extend(due);
-        // The crate looked at the clock before we did, and sends nothing for what was not due then: it is offered again.
+        // The crate read the clock before we did, and sends nothing for what was not due then: it is offered again.
         let beat = pending.front().map(|first| JobAndNextTick {
             id: Some(Uuid::nil().into()),
             job_type: JobType::Cron.into(),
@@ -184,7 +184,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn what_was_offered_and_not_taken_is_offered_again() {
+    async fn jobs_that_were_offered_and_not_taken_are_offered_again() {
         let mut agenda = Agenda::default();
         let at = "2026-11-23T09:30:00Z".parse().unwrap();
         agenda.set("job", Some(at));
@@ -195,7 +195,7 @@ mod tests {
             pending: Arc::clone(&pending),
             last_tick: Arc::new(Mutex::new(Instant::now())),
         };
-        // The crate may have looked at the clock a moment earlier, and take nothing the first time.
+        // The crate may have read the clock slightly earlier, and find nothing due the first time.
         for _ in 0..2 {
             assert_eq!(store.list_next_ticks().await.unwrap().len(), 1);
         }

@@ -138,7 +138,7 @@ impl Error {
         }
     }
 
-    /// How long the homeserver asked to wait before the next request.
+    /// How long to wait before the next request, according to the homeserver.
     pub(crate) fn retry_after(&self) -> Option<Duration> {
         match &self.cause {
             Cause::Synapse { retry_after, .. } | Cause::NotSynapse { retry_after, .. } => {
@@ -196,7 +196,7 @@ impl Error {
             }
             Cause::Unexpected(problem) | Cause::Contradicted(problem) => problem.clone(),
             Cause::Changed => {
-                "the account keeps being changed by someone else: left unchanged".to_owned()
+                "another client keeps changing the account: left unchanged".to_owned()
             }
         }
     }

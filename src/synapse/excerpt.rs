@@ -1,4 +1,4 @@
-//! Text that somebody else wrote, shortened for an error message.
+//! Text from outside microglia, shortened for an error message.
 
 /// Returns the beginning of a body on one line, of an HTML page only its title.
 pub(super) fn excerpt(body: &[u8]) -> String {

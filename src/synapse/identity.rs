@@ -17,7 +17,7 @@ pub struct Identity {
     pub version: Version,
     /// The version as Synapse reports it.
     pub version_text: String,
-    /// Whether accounts live in the Matrix Authentication Service.
+    /// Whether the Matrix Authentication Service manages the accounts.
     pub mas: bool,
     /// How far the local clock is ahead of the homeserver's `Date`, to a second; `None` without a valid header.
     pub clock_ahead: Option<TimeDelta>,
@@ -63,7 +63,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn versions_are_read_with_whatever_follows_them() {
+    fn versions_are_parsed_with_any_suffix() {
         let read = ["1.163.2", "1.147.0rc1", "0.99.2rc1 (b=develop,abcdef)", "1.78"]
             .map(|text| Version::parse(text).unwrap());
         assert_eq!(read, [Version(1, 163), Version(1, 147), Version(0, 99), Version(1, 78)]);

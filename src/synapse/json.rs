@@ -175,7 +175,7 @@ pub(super) fn optional_count<'de, D: Deserializer<'de>>(
     }
 }
 
-/// The text of a field that anybody may have filled with anything; `None` for any other type.
+/// The text of a field that may contain anything; `None` for any other type.
 pub(super) fn optional_text<'de, D: Deserializer<'de>>(
     deserializer: D,
 ) -> Result<Option<String>, D::Error> {
@@ -338,7 +338,7 @@ mod tests {
     }
 
     #[test]
-    fn fields_of_room_state_may_hold_anything() {
+    fn fields_of_room_state_may_contain_anything() {
         #[derive(Default, Deserialize)]
         struct Content {
             #[serde(default, deserialize_with = "optional_text")]

@@ -51,7 +51,7 @@ const MIN_SLOW: Duration = Duration::from_millis(15);
 /// How long a response may take before the homeserver counts as silent: lists of large homeservers take seconds.
 const MAX_RESPONSE_TIME: Duration = Duration::from_secs(5);
 
-/// A request under way. Only a GET counts as open: a media purge may take hours.
+/// A request in progress. Only a GET counts as open: a media purge may take hours.
 pub(super) struct OpenRequest<'a> {
     monitor: &'a ResponseMonitor,
     number: Option<u64>,

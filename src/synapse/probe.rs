@@ -65,7 +65,7 @@ impl Reader {
         }
     }
 
-    /// Whether accounts live in MAS: only a Synapse that delegates to it serves this endpoint (stable since 1.123).
+    /// Whether MAS manages the accounts: only a Synapse that delegates to it serves this endpoint (stable since 1.123).
     pub(crate) async fn delegates_to_mas(&self) -> Result<bool, Error> {
         match self.get_from(Base::Homeserver, "/_matrix/client/v1/auth_metadata", &[], vec![]).await
         {

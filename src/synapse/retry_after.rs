@@ -1,4 +1,4 @@
-//! How long a response asks to wait before the next request.
+//! How long to wait before the next request, according to a response.
 
 use std::time::Duration;
 

@@ -32,7 +32,7 @@ struct State {
     problem: Option<Problem>,
     /// Whether nothing was read since the configuration was loaded.
     is_first: bool,
-    /// The read that is under way, which requests at the same time share.
+    /// The read in progress, which concurrent requests share.
     reading: Option<Shared<BoxFuture<'static, ()>>>,
 }
 
@@ -90,7 +90,7 @@ impl TokenFile {
         self.state().token.clone()
     }
 
-    /// The read under way, or a new one; and whether the last one took too long.
+    /// The read in progress, or a new one; and whether the last one took too long.
     fn reading(self: &Arc<Self>) -> (Shared<BoxFuture<'static, ()>>, bool) {
         let mut state = self.state();
         let is_stalled = state.problem == Some(Problem::Stalled);

@@ -6,7 +6,7 @@ use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-/// How often a pipe without data is looked at again.
+/// How often to poll a pipe without data.
 const POLL_INTERVAL: Duration = Duration::from_millis(10);
 
 /// Reads a regular file or a FIFO of at most `max_bytes`; blocks the thread.
@@ -40,7 +40,7 @@ pub(crate) fn read_bounded(
     Ok(bytes)
 }
 
-/// Reads until the writer closes the pipe; without data the end of the file means that no writer has come yet.
+/// Reads until the writer closes the pipe; without data the end of the file means that no writer has opened it yet.
 fn read_pipe(pipe: &mut File, max_bytes: u64, time_limit: Duration) -> io::Result<Vec<u8>> {
     let start = Instant::now();
     let (mut bytes, mut chunk) = (Vec::new(), [0; 4096]);

@@ -8,7 +8,7 @@ use chrono::{DateTime, Utc};
 /// A point in time, in UTC.
 pub type Timestamp = DateTime<Utc>;
 
-/// Tells the time; tests set their own.
+/// The source of the current time; tests set their own.
 #[derive(Clone)]
 pub struct Clock(Arc<dyn Fn() -> Timestamp + Send + Sync>);
 

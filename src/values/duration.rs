@@ -11,7 +11,7 @@ use crate::values::schema::text_quantities;
 pub struct HumanDuration(pub Duration);
 
 const DAY: u64 = 86_400;
-const LONGEST: u64 = 3650 * DAY;
+const MAX_SECONDS: u64 = 3650 * DAY;
 
 impl HumanDuration {
     pub fn days(days: u64) -> Self {
@@ -49,12 +49,12 @@ impl FromStr for HumanDuration {
         };
         number
             .checked_mul(seconds)
-            .filter(|total| *total <= LONGEST)
+            .filter(|total| *total <= MAX_SECONDS)
             .map(|total| Self(Duration::from_secs(total)))
             .ok_or_else(|| {
                 format!(
                     "invalid duration {text:?}: the maximum is \"{}d\" (ten years)",
-                    LONGEST / DAY
+                    MAX_SECONDS / DAY
                 )
             })
     }

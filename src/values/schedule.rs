@@ -75,8 +75,8 @@ impl Schedule {
     /// The last occurrence after `from` and at or before `until`.
     pub fn last(&self, from: Timestamp, until: Timestamp, zone: Zone) -> Option<Timestamp> {
         // Looks back in growing steps, so that it never iterates over every minute of a year.
-        const MINUTES: [i64; 5] = [1, 60, 25 * 60, 33 * 24 * 60, 367 * 24 * 60];
-        let starts = MINUTES.map(|minutes| (until - Duration::minutes(minutes)).max(from));
+        const STEP_MINUTES: [i64; 5] = [1, 60, 25 * 60, 33 * 24 * 60, 367 * 24 * 60];
+        let starts = STEP_MINUTES.map(|minutes| (until - Duration::minutes(minutes)).max(from));
         for start in starts.into_iter().chain([from]) {
             let occurrences = self.after(start, zone).map(|next| next.to_utc());
             if let Some(last) = occurrences.take_while(|next| *next <= until).last() {
@@ -131,7 +131,7 @@ impl FromStr for Schedule {
         }
         let cron = pattern(text).map_err(|_| format!("invalid schedule {text:?}: {RANGES}"))?;
         cron.find_next_occurrence(&DateTime::<Utc>::UNIX_EPOCH, false)
-            .map_err(|_| format!("the schedule {text:?} never occurs: there is no such date"))?;
+            .map_err(|_| format!("the schedule {text:?} never occurs: this date does not exist"))?;
         Ok(Self(text.into()))
     }
 }
@@ -275,7 +275,7 @@ mod tests {
 
     use super::*;
 
-    fn moment(text: &str) -> Timestamp {
+    fn timestamp(text: &str) -> Timestamp {
         text.parse().unwrap()
     }
 
@@ -284,10 +284,10 @@ mod tests {
     }
 
     #[test]
-    fn a_slip_in_a_schedule_is_explained() {
+    fn an_error_in_a_schedule_is_explained() {
         let refusal = |text: &str| text.parse::<Schedule>().unwrap_err();
         insta::assert_snapshot!(refusal("30 3 * *"), @r#"invalid schedule "30 3 * *": expected five fields (minute, hour, day of month, month, day of week), or six with leading seconds, found 4; for 03:30 every night write "30 3 * * *""#);
-        insta::assert_snapshot!(refusal("0 0 30 2 *"), @r#"the schedule "0 0 30 2 *" never occurs: there is no such date"#);
+        insta::assert_snapshot!(refusal("0 0 30 2 *"), @r#"the schedule "0 0 30 2 *" never occurs: this date does not exist"#);
         insta::assert_snapshot!(refusal("@dayly"), @r#"invalid schedule "@dayly" (did you mean "@daily"?)"#);
         insta::assert_snapshot!("Europe/Berln".parse::<Zone>().unwrap_err(), @r#"unknown time zone "Europe/Berln" (did you mean "Europe/Berlin"?)"#);
         insta::assert_snapshot!(refusal("75 3 * * *"), @r#"invalid schedule "75 3 * * *": minute 75 is out of range (0-59)"#);
@@ -301,7 +301,7 @@ mod tests {
     #[test]
     fn day_of_month_and_day_of_week_together_mean_or() {
         let schedule: Schedule = "0 0 13 * 5".parse().unwrap();
-        let first = schedule.next(moment("2026-11-10T00:00:00Z"), zone("UTC")).unwrap();
+        let first = schedule.next(timestamp("2026-11-10T00:00:00Z"), zone("UTC")).unwrap();
         assert_eq!(first.to_rfc3339(), "2026-11-13T00:00:00+00:00");
         let second = schedule.next(first.with_timezone(&Utc), zone("UTC")).unwrap();
         assert_eq!(second.to_rfc3339(), "2026-11-20T00:00:00+00:00");
@@ -311,7 +311,8 @@ mod tests {
     fn the_last_occurrence_is_found_however_long_ago_the_search_begins() {
         let last = |schedule: &str, from: &str| {
             let schedule: Schedule = schedule.parse().unwrap();
-            let found = schedule.last(moment(from), moment("2026-11-23T12:00:30Z"), zone("UTC"));
+            let found =
+                schedule.last(timestamp(from), timestamp("2026-11-23T12:00:30Z"), zone("UTC"));
             found.map(|found| found.to_rfc3339())
         };
         let of = |text: &str| Some(text.to_owned());
@@ -322,11 +323,11 @@ mod tests {
     }
 
     #[test]
-    fn a_schedule_that_never_comes_in_its_window_is_found_whatever_it_is() {
+    fn a_schedule_that_never_occurs_in_its_window_is_found() {
         let ever = |schedule: &str, window: &str| {
             let (schedule, window): (Schedule, Window) =
                 (schedule.parse().unwrap(), window.parse().unwrap());
-            schedule.next_in(window, moment("2026-11-23T12:00:00Z"), zone("UTC")).is_some()
+            schedule.next_in(window, timestamp("2026-11-23T12:00:00Z"), zone("UTC")).is_some()
         };
         for (schedule, window) in [
             ("* * * * * *", "11:00-11:01"),
@@ -347,16 +348,16 @@ mod tests {
     }
 
     #[test]
-    fn a_window_over_midnight_holds_both_sides() {
+    fn a_window_over_midnight_contains_both_sides() {
         let (window, berlin): (Window, _) = ("22:00-04:00".parse().unwrap(), zone("Europe/Berlin"));
         let inside = ["2026-11-23T21:30:00Z", "2026-11-24T02:59:00Z"]
-            .map(|text| window.contains(moment(text), berlin));
+            .map(|text| window.contains(timestamp(text), berlin));
         let outside = ["2026-11-23T20:59:00Z", "2026-11-24T03:00:00Z"]
-            .map(|text| window.contains(moment(text), berlin));
+            .map(|text| window.contains(timestamp(text), berlin));
         assert_eq!((inside, outside), ([true; 2], [false; 2]));
         assert_eq!(
-            window.end_after(moment("2026-11-23T21:30:00Z"), berlin),
-            moment("2026-11-24T03:00:00Z")
+            window.end_after(timestamp("2026-11-23T21:30:00Z"), berlin),
+            timestamp("2026-11-24T03:00:00Z")
         );
     }
 
@@ -364,15 +365,15 @@ mod tests {
     fn a_window_that_ends_in_the_gap_ends_right_after_it() {
         let window: Window = "01:00-02:30".parse().unwrap();
         assert_eq!(
-            window.end_after(moment("2027-03-28T00:30:00Z"), zone("Europe/Berlin")),
-            moment("2027-03-28T01:00:00Z")
+            window.end_after(timestamp("2027-03-28T00:30:00Z"), zone("Europe/Berlin")),
+            timestamp("2027-03-28T01:00:00Z")
         );
     }
 
     fn next(schedule: &str, zone: &str, after: &str, count: usize) -> Vec<String> {
         let (schedule, zone): (Schedule, Zone) = (schedule.parse().unwrap(), zone.parse().unwrap());
         let mut found = Vec::new();
-        let mut after = moment(after);
+        let mut after = timestamp(after);
         for _ in 0..count {
             let next = schedule.next(after, zone).unwrap();
             found.push(next.to_rfc3339());
@@ -398,7 +399,7 @@ mod tests {
     }
 
     #[test]
-    fn a_time_that_comes_twice_runs_once_the_first_time() {
+    fn a_time_that_occurs_twice_runs_once_the_first_time() {
         assert_eq!(
             next("30 2 * * *", "Europe/Berlin", "2027-10-30T12:00:00Z", 2),
             ["2027-10-31T02:30:00+02:00", "2027-11-01T02:30:00+01:00"]
@@ -447,7 +448,7 @@ mod tests {
     }
 
     #[test]
-    fn a_list_of_times_goes_by_the_clock_on_the_wall() {
+    fn a_list_of_times_follows_the_local_clock() {
         assert_eq!(
             next("15,45 2 * * *", "Europe/Berlin", "2027-03-27T12:00:00Z", 2),
             ["2027-03-29T02:15:00+02:00", "2027-03-29T02:45:00+02:00"]
@@ -464,7 +465,7 @@ mod tests {
     }
 
     #[test]
-    fn utc_knows_no_summer() {
+    fn utc_has_no_daylight_saving_time() {
         assert_eq!(
             next("30 2 28 3 *", "UTC", "2027-03-27T00:00:00Z", 2),
             ["2027-03-28T02:30:00+00:00", "2028-03-28T02:30:00+00:00"]

@@ -59,7 +59,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_near_word_is_suggested() {
+    fn only_a_similar_word_is_suggested() {
         assert_eq!(nearest("older_then", ["older_than", "before"].into_iter()), Some("older_than"));
         assert_eq!(nearest("zzz", ["older_than", "before"].into_iter()), None);
     }

@@ -18,7 +18,7 @@ use super::peer::Peer;
 use crate::plan::report::Report;
 
 /// Stands in place of what a change replaced.
-const BEFORE_WITHHELD: &str = "only on the machine itself";
+const BEFORE_WITHHELD: &str = "only available on the machine itself";
 
 /// The sender of a request.
 pub(super) struct Caller {

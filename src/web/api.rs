@@ -98,7 +98,7 @@ pub(super) async fn show_run(
     Ok(Json(report).into_response())
 }
 
-/// Starts a run, which goes on whether or not the caller waits for the response.
+/// Starts a run, which continues whether or not the client waits for the response.
 ///
 /// On the control socket the response is the run's event stream where the caller accepts one: a caller that subscribed
 /// after the start would miss the first events.

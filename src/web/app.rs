@@ -10,7 +10,7 @@ use crate::scheduler::reload::Reloader;
 use crate::scheduler::supervisor::Supervisor;
 use crate::values::clock::Clock;
 
-/// The parts of the daemon that requests are answered from.
+/// The parts of the daemon that request handlers use.
 pub(crate) struct App {
     pub(crate) supervisor: Arc<Supervisor>,
     pub(crate) reloader: Arc<Reloader>,

@@ -35,7 +35,7 @@ pub(super) struct Registration {
 /// What a connection is doing. Only its own task writes it.
 #[derive(Default)]
 pub(super) struct Traffic {
-    /// Whether a request is being answered, rather than read or its response written.
+    /// Whether a request is being processed, rather than read or its response written.
     answering: AtomicBool,
     /// Bytes of responses that have not been handed to the kernel yet.
     unread: AtomicUsize,
@@ -91,7 +91,7 @@ impl Open {
         self.connections.values().map(|(_, traffic)| traffic.unread()).sum()
     }
 
-    /// Closes the oldest connection that may go, preferably one that is not being answered.
+    /// Closes the oldest connection that may be closed, preferably one without a request in progress.
     fn evict(&mut self, may_go: impl Fn(&Arc<Traffic>) -> bool) -> bool {
         let candidates = || self.connections.iter().filter(|(_, (_, traffic))| may_go(traffic));
         let oldest = candidates()
@@ -123,7 +123,7 @@ impl Traffic {
     }
 }
 
-/// Marks a connection while one of its requests is being answered.
+/// Marks a connection while one of its requests is being processed.
 pub(super) struct Answering<'a>(&'a Traffic);
 
 impl<'a> Answering<'a> {
@@ -146,7 +146,7 @@ mod tests {
     const LIMIT: usize = 256;
 
     #[test]
-    fn the_oldest_connection_that_is_not_being_answered_makes_room() {
+    fn the_oldest_connection_without_a_request_in_progress_is_closed_first() {
         let connections = Connections::new(LIMIT, WhenFull::CloseOldest);
         let open: Vec<Registration> = (0..LIMIT).map(|_| connections.register().unwrap()).collect();
         let answering = Answering::of(&open[0].traffic);
@@ -165,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn responses_that_wait_for_their_readers_are_bounded_over_all_connections() {
+    fn unread_responses_are_limited_over_all_connections() {
         let connections = Connections::new(LIMIT, WhenFull::CloseOldest);
         let open: Vec<Registration> = (0..4).map(|_| connections.register().unwrap()).collect();
         for one in &open {
@@ -179,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn a_connection_beyond_the_limit_is_refused_where_none_may_be_closed_for_it() {
+    fn a_connection_beyond_the_limit_is_refused_if_no_other_may_be_closed() {
         let connections = Connections::new(2, WhenFull::Refuse);
         let open = [connections.register(), connections.register()];
         assert!(connections.register().is_none());

@@ -94,6 +94,6 @@ fn describe(state: HomeserverState) -> &'static str {
         (Some(false), _) => "down",
         (Some(true), None) => "up, token not checked yet",
         (Some(true), Some(true)) => "up, token valid",
-        (Some(true), Some(false)) => "up, token refused",
+        (Some(true), Some(false)) => "up, token rejected",
     }
 }

@@ -31,7 +31,7 @@ pub(crate) struct Limits {
 /// What happens to a connection beyond the limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum WhenFull {
-    /// Clients that read slowly, or not at all, must not keep a probe from being answered.
+    /// Clients that read slowly, or not at all, must not block the response to a probe.
     CloseOldest,
     /// Clients that follow a run must stay connected.
     Refuse,

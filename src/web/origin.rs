@@ -35,7 +35,7 @@ pub(super) fn origin_rejection(headers: &HeaderMap, allowed: &[String]) -> Optio
     });
     (!is_own).then(|| {
         format!(
-            "a page of {} may not do this: only pages of this daemon or of a name in daemon.allowed_hosts may",
+            "pages of {} may not send this request: only pages of this daemon, or of a name in daemon.allowed_hosts, may",
             quoted(&text)
         )
     })
@@ -103,7 +103,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_addresses_localhost_and_allowed_names_are_served() {
+    fn only_ip_addresses_localhost_and_allowed_names_are_served() {
         let allowed = ["microglia.example.com".to_owned()];
         let served = [
             "127.0.0.1",

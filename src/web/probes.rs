@@ -1,4 +1,4 @@
-//! The endpoints that monitoring asks: metrics, health, and readiness.
+//! The endpoints for monitoring: metrics, health, and readiness.
 
 use std::sync::Arc;
 

@@ -50,10 +50,13 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .with_state(app)
 }
 
-/// Answers callers for whom there is no capacity.
+/// Responds to clients for which there is no capacity.
 pub(super) fn overloaded() -> Router {
     Router::new().fallback(async || {
-        ApiError::new(StatusCode::TOO_MANY_REQUESTS, "too many callers at once: try again")
+        ApiError::new(
+            StatusCode::TOO_MANY_REQUESTS,
+            "too many concurrent requests: try again later",
+        )
     })
 }
 

@@ -23,14 +23,14 @@ use super::peer::Peer;
 use super::router::overloaded;
 use super::turns::{Turn, Turns};
 
-/// How long responses under way may take when the daemon stops.
+/// How long responses in progress may take when the daemon stops.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(3);
 /// Between two attempts to accept a connection after one failed.
 const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(100);
 /// Connections beyond the limit that get a response saying so; the oldest is closed for the next one.
 const MAX_REFUSALS: usize = 32;
 
-/// Serves until `stop`, then waits for responses under way.
+/// Serves until `stop`, then waits for responses in progress.
 ///
 /// Accepts every connection at once; what happens to one beyond the limit is up to the listener.
 pub(crate) async fn serve<L: Listener>(listener: L, router: Router, stop: CancellationToken) {
@@ -59,7 +59,7 @@ struct Server {
     turns: Arc<Turns>,
     router: Router,
     open: Arc<Connections>,
-    /// Answers where `open` has no capacity.
+    /// Responds if `open` has no capacity.
     overloaded: Router,
     refused: Arc<Connections>,
 }

@@ -1,4 +1,4 @@
-//! Limits how many expensive requests are answered at a time, to leave time for probes.
+//! Limits how many expensive requests are processed at a time, to leave time for probes.
 
 use axum::http::{Method, Request};
 use tokio::sync::{Semaphore, SemaphorePermit};

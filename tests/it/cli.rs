@@ -9,7 +9,7 @@ use serde_json::Value;
 use crate::fake::{Fake, Fault, TOKEN, Trouble, User};
 use crate::program::{Program, binary, signal, until};
 
-/// A sweep that removes an id from each of `users` accounts of the fake.
+/// A job that removes an id from each account of the fake.
 const SWEEP: &str =
     "[jobs.sweep]\nkind = \"remove-external-ids\"\nproviders = [\"saml\"]\naccounts = \"all\"\n";
 const NO_CONFIG: &str = "/nowhere/microglia.toml";
@@ -31,7 +31,7 @@ fn keys(value: &Value) -> Vec<&str> {
 }
 
 #[tokio::test]
-async fn help_and_version_are_there_for_each_command() {
+async fn every_command_has_help_and_the_program_a_version() {
     let program = Program::with_config("");
     let help = program.run(&["--help"]).await;
     assert_eq!((help.code, help.stderr.as_str()), (0, ""));
@@ -45,9 +45,9 @@ async fn help_and_version_are_there_for_each_command() {
     insta::assert_snapshot!(shown.join("\n"), @r#"
     Recurring housekeeping for Synapse, the Matrix homeserver.
 
-    Reads a TOML file of jobs. Start with `microglia kinds`, write the file, check it with `microglia
-    check --online`, preview a job with `microglia run JOB --dry-run`, and make its changes with
-    `microglia run JOB --apply`.
+    Jobs are defined in a TOML file. List the kinds of jobs with `microglia kinds`, write the file,
+    check it with `microglia check --online`, preview a job with `microglia run JOB --dry-run`, and make
+    its changes with `microglia run JOB --apply`.
 
     Usage: microglia [OPTIONS] <COMMAND>
 
@@ -64,9 +64,9 @@ async fn help_and_version_are_there_for_each_command() {
       -V, --version
               Print version
 
-    Exit codes: 0 success (a dry run that worked is a success); 1 the run, the reload or `check
-    --online` did not succeed, or the job is already running; 2 usage error, or an error in the
-    configuration file.
+    Exit codes: 0 success (including a successful dry run); 1 the run, the reload or `check --online`
+    did not succeed, or the job is already running; 2 usage error, or an error in the configuration
+    file.
     Environment: RUST_LOG sets the levels of the log on stderr, MICROGLIA_LOG_FORMAT=json selects JSON.
     "#);
     let commands: Vec<&str> = help
@@ -109,7 +109,7 @@ async fn help_and_version_are_there_for_each_command() {
 }
 
 #[tokio::test]
-async fn wrong_usage_exits_with_2() {
+async fn usage_errors_exit_with_2() {
     let fake = Fake::start();
     let program =
         sweep(&fake, "[jobs.fresh]\nkind = \"purge-remote-media\"\nolder_than = \"30d\"\n");
@@ -143,7 +143,7 @@ async fn wrong_usage_exits_with_2() {
     run sweep --max-changes 0: error: invalid value '0' for '--max-changes <N>': 0 is not in 1..=4294967295
     run sweeep: error: unknown job "sweeep" (did you mean "sweep"?)
     run nothing-like-it: error: unknown job "nothing-like-it": expected one of fresh, sweep
-    run fresh --max-changes 5: error: --max-changes means nothing for purge-remote-media, which cannot count beforehand
+    run fresh --max-changes 5: error: --max-changes is not supported by purge-remote-media, which cannot count items in advance
     runs sweeep: error: unknown job "sweeep" (did you mean "sweep"?)
     runs show: error: the following required arguments were not provided:
     runs show first: error: invalid value 'first' for '<ID>': invalid digit found in string
@@ -155,7 +155,7 @@ async fn wrong_usage_exits_with_2() {
 }
 
 #[tokio::test]
-async fn a_mistake_in_the_config_exits_with_2_from_every_command_that_reads_it() {
+async fn every_command_that_reads_the_configuration_exits_with_2_if_it_has_an_error() {
     let program = Program::with_config("[demon]\n");
     let commands = [
         vec!["check"],
@@ -189,7 +189,7 @@ async fn a_mistake_in_the_config_exits_with_2_from_every_command_that_reads_it()
 
 /// As the first process of a container nothing else would end it.
 #[tokio::test]
-async fn what_waits_for_an_answer_ends_at_a_signal_by_itself() {
+async fn commands_that_wait_for_a_response_end_on_a_signal() {
     for name in ["TERM", "INT"] {
         let fake = Fake::start();
         fake.fault(Fault::new("*", "/", Trouble::Hang).always());
@@ -203,7 +203,7 @@ async fn what_waits_for_an_answer_ends_at_a_signal_by_itself() {
 }
 
 #[tokio::test]
-async fn the_config_is_the_option_else_the_environment() {
+async fn the_configuration_is_the_option_or_else_the_environment_variable() {
     let program = Program::with_config(
         "[homeservers.here]\nurl = \"http://127.0.0.1:1\"\naccess_token = \"a\"\n[jobs.from-here]\nkind = \"purge-remote-media\"\nolder_than = \"30d\"\n",
     );
@@ -231,7 +231,7 @@ async fn the_config_is_the_option_else_the_environment() {
         (
             2,
             format!(
-                "error: {NO_CONFIG}: no such file: create it (in a container: mount its directory), or name another with --config FILE or $MICROGLIA_CONFIG\n"
+                "error: {NO_CONFIG}: no such file: create it (in a container: mount its directory), or specify another file with --config FILE or $MICROGLIA_CONFIG\n"
             )
         )
     );
@@ -277,7 +277,7 @@ joins_per_second = 2
         );
     }
     insta::assert_snapshot!(stdout, @r#"
-    fast: join-rooms on main, by hand only (UTC), dry-run
+    fast: join-rooms on main, manual only (UTC), dry-run
       only plans and reports; set mode = "apply" to make its changes
     off: purge-local-media on main, @daily (UTC), dry-run, disabled
       only plans and reports; set mode = "apply" to make its changes
@@ -286,7 +286,7 @@ joins_per_second = 2
     microglia.toml: no errors, 1 warning; 1 homeserver, 3 jobs
     "#);
     insta::assert_snapshot!(output.stderr.replace(&program.path("").display().to_string(), ""), @r#"
-    warning: microglia.toml:24:20: above 0.5 joins per second, the run uses up Synapse's rc_joins_per_room (1 per second by default), and Synapse refuses other users who want to join the room meanwhile
+    warning: microglia.toml:24:20: above 0.5 joins per second, the run uses up Synapse's rc_joins_per_room (1 per second by default), and in the meantime Synapse refuses other users who want to join the room
        24 | joins_per_second = 2
           |                    ^
     "#);
@@ -342,11 +342,11 @@ async fn jobs_are_listed_with_their_last_run_and_the_offset_of_their_zone() {
     let lines: Vec<String> =
         table.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect();
     assert_eq!(lines[0], "JOB KIND HOMESERVER SCHEDULE MODE NEXT LAST RUN");
-    assert_eq!(lines[1], "by-hand request main by hand only dry-run disabled never");
+    assert_eq!(lines[1], "by-hand request main manual only dry-run disabled never");
     assert!(lines[2].starts_with("sweep remove-external-ids main 30 12 1 7 * dry-run "), "{table}");
     assert!(lines[2].ends_with("UTC succeeded: 3 planned, 3 done"), "{table}");
     assert!(
-        table.contains("\nno daemon runs on ") && table.ends_with("`microglia serve`\n"),
+        table.contains("\nno daemon is running on ") && table.ends_with("`microglia serve`\n"),
         "{table}"
     );
 }
@@ -477,12 +477,12 @@ async fn each_kind_shows_every_key_with_its_type_its_default_and_its_meaning() {
     purge-local-media
 
       Deletes files that local users uploaded and that have not been accessed for a long time. They
-      cannot be restored: other servers may have cached copies, but none is asked for them. Skips
-      quarantined and protected files, empty and pending uploads, and (keep_avatars) avatars: those
-      in use, and former ones of users in rooms. Does not recognize stickers, custom emoji or other
-      files that rooms refer to: protect those in Synapse first.
+      cannot be restored: other servers may have cached copies, but microglia does not request them.
+      Skips quarantined and protected files, empty and pending uploads, and (keep_avatars) avatars:
+      those in use, and former ones of users in rooms. Does not recognize stickers, custom emoji or
+      other files that rooms refer to: protect those in Synapse first.
 
-      Needs Synapse 1.78 or later.
+      Requires Synapse 1.78 or later.
 
       older_than (optional): a duration such as "90d", "12h", "10m" or "30s", from "0s" to "3650d"
           Deletes files not accessed for this long, counted back from the start of the run; a file
@@ -492,7 +492,7 @@ async fn each_kind_shows_every_key_with_its_type_its_default_and_its_meaning() {
 }
 
 #[tokio::test]
-async fn completions_name_the_commands() {
+async fn completions_contain_the_commands() {
     let program = Program::with_config("");
     for (shell, mark) in [
         ("bash", "complete -F _microglia"),
@@ -508,7 +508,7 @@ async fn completions_name_the_commands() {
 }
 
 #[tokio::test]
-async fn the_man_page_names_every_command_with_its_options_and_every_kind() {
+async fn the_man_page_contains_every_command_with_its_options_and_every_kind() {
     let program = Program::with_config("");
     let output = program.run(&["man"]).await;
     assert_eq!((output.code, output.stderr.as_str()), (0, ""));
@@ -557,7 +557,7 @@ async fn the_man_page_names_every_command_with_its_options_and_every_kind() {
 }
 
 #[tokio::test]
-async fn a_reader_that_goes_away_is_no_failure() {
+async fn a_closed_pipe_is_not_a_failure() {
     let fake = with_ids(1);
     let program = sweep(&fake, "");
     for arguments in [
@@ -571,7 +571,7 @@ async fn a_reader_that_goes_away_is_no_failure() {
         let mut command = program.command(&arguments);
         command.env("RUST_LOG", "debug");
         let mut child = command.spawn().unwrap();
-        // Nobody reads what comes.
+        // Nothing reads the output.
         drop((child.stdout.take(), child.stderr.take()));
         let status = child.wait().await.unwrap();
         assert_eq!(status.code(), Some(0), "{arguments:?}: {status}");
@@ -579,7 +579,7 @@ async fn a_reader_that_goes_away_is_no_failure() {
 }
 
 #[tokio::test]
-async fn a_run_prints_its_report_on_stdout_and_what_it_logs_on_stderr() {
+async fn a_run_prints_its_report_to_stdout_and_logs_to_stderr() {
     let fake = with_ids(2);
     let program = sweep(&fake, "");
     let json = program.run(&["run", "sweep", "--json"]).await;
@@ -619,7 +619,7 @@ async fn a_run_prints_its_report_on_stdout_and_what_it_logs_on_stderr() {
 }
 
 #[tokio::test]
-async fn the_log_is_json_on_demand_and_says_what_happened() {
+async fn the_log_is_json_on_request_with_one_line_per_event() {
     let fake = with_ids(2);
     fake.fault(Fault::new("GET", "/_matrix/client/v3/account/whoami", Trouble::BrokenJson));
     let mut program = sweep(&fake, "retries = { first_delay = \"0s\" }\n");
@@ -665,7 +665,7 @@ async fn the_log_is_json_on_demand_and_says_what_happened() {
     targets.sort_unstable();
     assert_eq!(targets, ["@user000000:fake.test -> saml:s0", "@user000001:fake.test -> saml:s1"]);
     for line in output.stderr.lines() {
-        // A key that comes twice is lost to whoever parses it.
+        // A parser would lose a duplicate key.
         assert_eq!(line.matches("\"target\":").count(), 1, "{line}");
     }
     assert_eq!(
@@ -676,8 +676,30 @@ async fn the_log_is_json_on_demand_and_says_what_happened() {
     );
 }
 
+/// Returns what a terminal shows of a command.
+async fn on_a_terminal(program: &Program, arguments: &[&str]) -> String {
+    let mut python = tokio::process::Command::new("python3");
+    python.args(["-c", "import pty, sys; pty.spawn(sys.argv[1:])"]).arg(binary());
+    python.arg("--config").arg(program.path("microglia.toml")).args(arguments);
+    let output = python.env_remove("RUST_LOG").stdin(Stdio::null()).output().await.unwrap();
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
 #[tokio::test]
-async fn a_state_directory_is_made_where_it_is_missing_and_refuses_changes_where_it_cannot_be() {
+async fn a_terminal_shows_a_failed_change_in_the_summary_and_not_in_the_log_too() {
+    let fake = with_ids(1);
+    fake.fault(
+        Fault::new("PUT", "/_synapse/admin/v2/users/", Trouble::Synapse(403, "M_FORBIDDEN", "No"))
+            .always(),
+    );
+    let program = sweep(&fake, "retries = { attempts = 1 }\n");
+    let shown = on_a_terminal(&program, &["run", "sweep", "--apply"]).await;
+    assert!(shown.contains("failed   remove-external-id @user000000:fake.test"), "{shown}");
+    assert!(!shown.contains("microglia::run"), "{shown}");
+}
+
+#[tokio::test]
+async fn a_missing_state_directory_is_created_and_changes_are_refused_if_it_cannot_be() {
     let fake = with_ids(1);
     let program = sweep(&fake, "");
     assert_eq!(program.apply("sweep").await["outcome"], "succeeded");
@@ -713,7 +735,7 @@ async fn a_state_directory_is_made_where_it_is_missing_and_refuses_changes_where
 }
 
 #[tokio::test]
-async fn what_a_command_makes_in_the_state_directory_belongs_to_the_directorys_owner() {
+async fn files_that_a_command_creates_in_the_state_directory_belong_to_its_owner() {
     let fake = with_ids(5);
     let program = sweep(&fake, "");
     let state = program.path("state");
@@ -721,7 +743,7 @@ async fn what_a_command_makes_in_the_state_directory_belongs_to_the_directorys_o
     // Only root may give a directory away; anybody else owns what they make.
     let _ = std::os::unix::fs::chown(&state, Some(1234), Some(1234));
     let owner = std::fs::metadata(&state).unwrap().uid();
-    // Also while the run is at work: a daemon that starts now must be able to use what is there.
+    // Also during the run: a daemon that starts now must be able to use the files.
     fake.world(|world| world.latency = Duration::from_millis(200));
     let child = program.command(&["run", "sweep", "--apply"]).spawn().unwrap();
     until("the first change is sent", 20, async || fake.count("PUT", "/") > 0).await;

@@ -1,4 +1,4 @@
-//! The config file: every error at once, with its location and the fix, and what the environment adds.
+//! The configuration file: every error at once, with its location and the fix, and the environment.
 
 #![expect(clippy::too_many_lines, reason = "what a person reads is shown whole")]
 
@@ -40,7 +40,7 @@ fn said(program: &Program, output: &Output) -> String {
 }
 
 #[tokio::test]
-async fn an_unknown_key_is_named_in_each_table_with_the_key_that_was_meant() {
+async fn an_unknown_key_in_any_table_is_reported_with_the_closest_known_key() {
     insta::assert_snapshot!(errors(&format!("\
 [daemon]
 time_zone = \"UTC\"
@@ -86,7 +86,7 @@ exept_users = []
 }
 
 #[tokio::test]
-async fn a_value_of_the_wrong_type_says_what_is_expected() {
+async fn a_value_of_the_wrong_type_is_reported_with_the_expected_type() {
     insta::assert_snapshot!(errors("\
 [daemon]
 listen = 8749
@@ -129,7 +129,7 @@ joins_per_second = 0
     microglia.toml:4:16: expected a duration such as "90d", "12h", "10m" or "30s", found a number
         4 | keep_history = 90
           |                ^^
-    microglia.toml:5:16: invalid duration "sometimes": expected a number and a unit, such as "90d", "12h", "10m" or "30s", or "off"
+    microglia.toml:5:16: invalid duration "sometimes": expected a number and a unit, such as "90d", "12h", "10m" or "30s"; "off" disables it
         5 | watch_config = "sometimes"
           |                ^^^^^^^^^^^
     microglia.toml:7:7: expected a URL such as "http://127.0.0.1:8008", found a number
@@ -203,7 +203,7 @@ joins_per_second = 0
 }
 
 #[tokio::test]
-async fn a_quantity_out_of_its_range_is_reported_with_the_range() {
+async fn a_number_out_of_range_is_reported_with_the_range() {
     insta::assert_snapshot!(errors("\
 [daemon]
 shutdown_grace = \"2d\"
@@ -306,7 +306,7 @@ expect = [99, 200]
 }
 
 #[test]
-fn every_quantity_has_a_range_and_a_default_inside() {
+fn every_number_has_a_range_that_contains_its_default() {
     use microglia::{config::TABLES, jobs::KINDS};
     let kinds = KINDS.iter().map(|kind| (kind.name, kind.keys));
     let mut quantities = 0;
@@ -320,7 +320,7 @@ fn every_quantity_has_a_range_and_a_default_inside() {
 }
 
 #[tokio::test]
-async fn what_is_rarely_meant_is_a_warning() {
+async fn values_that_are_rarely_intended_cause_a_warning() {
     let token = |name: &str, url: &str, token: &str| {
         format!("[homeservers.{name}]\nurl = \"{url}\"\naccess_token = '{token}'\n")
     };
@@ -377,7 +377,7 @@ async fn a_short_admin_token_is_an_error() {
 }
 
 #[tokio::test]
-async fn a_key_at_the_top_level_is_sent_to_its_table() {
+async fn the_error_for_a_key_at_the_top_level_names_its_table() {
     let keys = "state_dir = \"state\"\nurl = \"http://localhost\"\nmode = \"apply\"\nschedule = \"@daily\"\nrooms = []\ncolour = 1\n";
     insta::assert_snapshot!(errors(&format!("{keys}{MAIN}")).await, @r#"
     error: microglia.toml:1:1: `state_dir` belongs in [daemon]: move it below that heading
@@ -403,7 +403,7 @@ async fn a_key_at_the_top_level_is_sent_to_its_table() {
 }
 
 #[tokio::test]
-async fn check_prints_json_and_reads_no_secret_when_asked() {
+async fn check_prints_json_and_reads_no_secret_on_request() {
     let program = Program::with_config(&format!(
         "[homeservers.main]\nurl = \"http://192.0.2.1\"\naccess_token_file = \"no-such\"\nca_file = \"no-such\"\n[jobs.a]\nschedule = \"@daily\"\n{PURGE}"
     ));
@@ -427,7 +427,7 @@ async fn check_prints_json_and_reads_no_secret_when_asked() {
 }
 
 #[tokio::test]
-async fn check_online_prints_its_answers_in_json_too() {
+async fn check_online_prints_its_results_as_json() {
     let fake = Fake::start();
     let program = Program::new(&fake.url(), TOKEN, &format!("[jobs.a]\n{PURGE}"));
     let checked = program.json(&["check", "--online", "--json"]).await;
@@ -443,13 +443,13 @@ async fn check_online_prints_its_answers_in_json_too() {
 }
 
 #[tokio::test]
-async fn a_config_larger_than_four_mebibytes_is_an_error() {
+async fn a_configuration_larger_than_four_mebibytes_is_an_error() {
     let program = Program::with_config(&format!("{MAIN}# {}\n", "x".repeat(4 << 20)));
     insta::assert_snapshot!(refusal(&program).await, @"error: microglia.toml: larger than 4 MiB: is this the configuration file?");
 }
 
 #[tokio::test]
-async fn an_age_is_given_once_in_known_units_and_is_neither_young_nor_in_the_future() {
+async fn an_age_is_set_once_in_known_units_and_is_neither_recent_nor_in_the_future() {
     let job =
         |name: &str, rest: &str| format!("[jobs.{name}]\nkind = \"purge-remote-media\"\n{rest}\n");
     let config = [
@@ -509,7 +509,7 @@ async fn an_age_is_given_once_in_known_units_and_is_neither_young_nor_in_the_fut
 }
 
 #[tokio::test]
-async fn a_schedule_a_zone_or_a_window_that_cannot_be_meant_is_explained() {
+async fn the_error_for_an_invalid_schedule_time_zone_or_window_explains_it() {
     let job = |name: &str, rest: &str| format!("[jobs.{name}]\n{PURGE}{rest}\n");
     let config = [
         "[daemon]\ntimezone = \"Mars/Olympus\"\n".to_owned(),
@@ -532,7 +532,7 @@ async fn a_schedule_a_zone_or_a_window_that_cannot_be_meant_is_explained() {
     microglia.toml:9:12: invalid schedule "30 3 * *": expected five fields (minute, hour, day of month, month, day of week), or six with leading seconds, found 4; for 03:30 every night write "30 3 * * *"
         9 | schedule = "30 3 * *"
           |            ^^^^^^^^^^
-    microglia.toml:13:12: the schedule "0 0 30 2 *" never occurs: there is no such date
+    microglia.toml:13:12: the schedule "0 0 30 2 *" never occurs: this date does not exist
        13 | schedule = "0 0 30 2 *"
           |            ^^^^^^^^^^^^
     microglia.toml:17:12: invalid schedule "@nightly" (expected @hourly, @daily, @weekly, @monthly or @yearly)
@@ -567,7 +567,7 @@ async fn a_schedule_a_zone_or_a_window_that_cannot_be_meant_is_explained() {
 }
 
 #[tokio::test]
-async fn a_job_names_a_kind_and_a_homeserver_that_exist() {
+async fn the_kind_and_the_homeserver_of_a_job_must_exist() {
     insta::assert_snapshot!(errors("\
 [homeservers.main]
 url = \"http://127.0.0.1:8008\"
@@ -598,7 +598,7 @@ homeserver = \"main\"
 [jobs]
 flat = \"purge-remote-media\"
 ").await, @r#"
-    error: microglia.toml:7:7: `homeserver` is missing, and there are several: add `homeserver = "…"`, one of main, second, or a list of them
+    error: microglia.toml:7:7: `homeserver` is missing, and several are configured: add `homeserver = "…"` with one of main, second, or a list of them
         7 | [jobs.unsaid]
           |       ^^^^^^
     microglia.toml:11:8: unknown kind "purge-remote-medai" (did you mean "purge-remote-media"?)
@@ -627,7 +627,7 @@ flat = \"purge-remote-media\"
 }
 
 #[tokio::test]
-async fn a_url_is_that_of_synapse_itself() {
+async fn a_url_must_be_that_of_synapse_itself() {
     let homeserver = |name: &str, url: &str| {
         format!("[homeservers.{name}]\nurl = \"{url}\"\naccess_token = \"a\"\n")
     };
@@ -677,7 +677,7 @@ async fn a_url_is_that_of_synapse_itself() {
 }
 
 #[tokio::test]
-async fn a_secret_comes_from_one_place_and_its_file_holds_one_word() {
+async fn a_secret_is_set_in_one_place_and_its_file_contains_one_word() {
     let homeserver = |name: &str, rest: &str| {
         format!("[homeservers.{name}]\nurl = \"http://127.0.0.1:8008\"\n{rest}\n")
     };
@@ -751,7 +751,7 @@ async fn a_secret_comes_from_one_place_and_its_file_holds_one_word() {
 }
 
 #[tokio::test]
-async fn a_token_in_the_configuration_is_checked_as_one_in_a_file() {
+async fn an_inline_token_is_checked_like_one_in_a_file() {
     let tokens =
         ["Bearer s3cret", "s3 cret", "s3cret\\u0007", "s3cret\\n", "s3crét", &"s".repeat(8193)];
     for token in tokens {
@@ -902,7 +902,7 @@ fn debug_output_of_the_configuration_shows_no_secret() {
 }
 
 #[tokio::test]
-async fn a_secret_that_everybody_may_read_is_a_warning() {
+async fn a_secret_that_every_user_can_read_causes_a_warning() {
     use std::os::unix::fs::PermissionsExt;
     let open = |program: &Program, name: &str| {
         std::fs::set_permissions(program.path(name), std::fs::Permissions::from_mode(0o644))
@@ -926,7 +926,7 @@ async fn a_secret_that_everybody_may_read_is_a_warning() {
 }
 
 #[tokio::test]
-async fn a_file_that_is_no_config_says_what_it_is() {
+async fn the_error_for_a_file_that_is_not_a_configuration_says_what_it_is() {
     insta::assert_snapshot!(errors("").await, @r#"
     error: microglia.toml:1:1: no homeserver is configured: add [homeservers.main] with `url = "http://127.0.0.1:8008"` and `access_token_file = "token"`
     microglia.toml: 1 error
@@ -941,9 +941,9 @@ async fn a_file_that_is_no_config_says_what_it_is() {
     std::fs::write(program.path("microglia.toml"), b"[daemon]\n# \xc3\xbc caf\xe9\n").unwrap();
     insta::assert_snapshot!(refusal(&program).await, @r#"error: microglia.toml: line 2, column 8: invalid UTF-8: save the file as UTF-8"#);
     std::fs::remove_file(program.path("microglia.toml")).unwrap();
-    insta::assert_snapshot!(refusal(&program).await, @r#"error: microglia.toml: no such file: create it (in a container: mount its directory), or name another with --config FILE or $MICROGLIA_CONFIG"#);
+    insta::assert_snapshot!(refusal(&program).await, @r#"error: microglia.toml: no such file: create it (in a container: mount its directory), or specify another file with --config FILE or $MICROGLIA_CONFIG"#);
     std::fs::create_dir(program.path("microglia.toml")).unwrap();
-    insta::assert_snapshot!(refusal(&program).await, @r#"error: microglia.toml: this is a directory: name the configuration file in it"#);
+    insta::assert_snapshot!(refusal(&program).await, @r#"error: microglia.toml: this is a directory: specify the configuration file in it"#);
 }
 
 #[tokio::test]
@@ -976,7 +976,7 @@ older_than = 180d
 }
 
 #[tokio::test]
-async fn a_name_used_twice_is_reported_beside_the_other_errors() {
+async fn a_duplicate_name_is_reported_together_with_the_other_errors() {
     insta::assert_snapshot!(errors(&format!("\
 {MAIN}url = \"http://127.0.0.1:8009\"
 [jobs.media]
@@ -1006,7 +1006,7 @@ kind = \"purge-remote-media\"
 }
 
 #[tokio::test]
-async fn what_is_wrong_in_the_defaults_is_said_once() {
+async fn an_error_in_the_defaults_is_reported_once() {
     insta::assert_snapshot!(errors(&format!("\
 [defaults]
 kind = \"join-rooms\"
@@ -1044,7 +1044,7 @@ mode = \"aply\"
 }
 
 #[tokio::test]
-async fn what_a_kind_cannot_use_is_an_error() {
+async fn keys_that_a_kind_does_not_support_are_errors() {
     insta::assert_snapshot!(errors(&format!("\
 {MAIN}
 [jobs.remote]
@@ -1117,7 +1117,7 @@ body = {{ at = \"{{{{ now() }}}}\" }}
     microglia.toml:26:10: invalid value "FETCH" (did you mean "PATCH"?)
        26 | method = "FETCH"
           |          ^^^^^^^
-    microglia.toml:27:8: a path begins with `/`: "/_synapse/#a"
+    microglia.toml:27:8: a path must start with `/`: "/_synapse/#a"
        27 | path = "_synapse/#a"
           |        ^^^^^^^^^^^^^
     microglia.toml:28:10: the list is empty: add at least one item
@@ -1137,7 +1137,7 @@ body = {{ at = \"{{{{ now() }}}}\" }}
 }
 
 #[tokio::test]
-async fn twenty_errors_give_twenty_reports_in_the_order_of_the_file() {
+async fn twenty_errors_are_reported_at_once_in_the_order_of_the_file() {
     let said = errors(
         "\
 [jobs.a]
@@ -1203,7 +1203,7 @@ rejoin = \"always\"
 }
 
 #[tokio::test]
-async fn no_secret_is_shown_whatever_is_wrong_with_its_line() {
+async fn no_error_in_the_line_of_a_secret_shows_the_secret() {
     let lines = [
         "access_token = \"s3cret",
         "access_token = \"s3cret\" \"",
@@ -1248,7 +1248,7 @@ async fn no_secret_is_shown_whatever_is_wrong_with_its_line() {
 }
 
 #[tokio::test]
-async fn a_token_shows_in_no_output_and_in_no_log_of_any_command() {
+async fn no_output_and_no_log_of_any_command_contains_a_token() {
     let fake = Fake::start();
     fake.fault(Fault::new("GET", "/_matrix/client/v1/auth_metadata", Trouble::Proxy(502)));
     for (config, file) in
@@ -1275,7 +1275,10 @@ async fn a_token_shows_in_no_output_and_in_no_log_of_any_command() {
             assert!(!format!("{output:?}").contains(TOKEN), "{command:?}: {output:?}");
         }
         let history = std::fs::read(program.path("state/history.db")).unwrap();
-        assert!(!String::from_utf8_lossy(&history).contains(TOKEN), "the history holds the token");
+        assert!(
+            !String::from_utf8_lossy(&history).contains(TOKEN),
+            "the history contains the token"
+        );
     }
 }
 
@@ -1304,7 +1307,7 @@ retries = {{ attempts = 2, first_delay = \"0s\" }}
 }
 
 #[tokio::test]
-async fn a_list_of_homeservers_is_one_job_each() {
+async fn a_list_of_homeservers_creates_one_job_each() {
     let program = Program::with_config(&format!(
         "\
 {MAIN}[homeservers.second]
@@ -1336,12 +1339,12 @@ state_dir = \"state\"
 }
 
 #[tokio::test]
-async fn a_secret_file_is_looked_for_among_the_credentials_first_and_loses_one_newline() {
+async fn a_secret_file_is_looked_up_among_the_credentials_first_and_one_newline_is_trimmed() {
     let fake = Fake::start();
     let mut program =
         Program::new(&fake.url(), &format!("{TOKEN}\n"), &format!("[jobs.a]\n{PURGE}"));
     let whose = async |program: &Program| program.run(&["check", "--online"]).await;
-    assert_eq!(whose(&program).await.code, 0, "the newline at the end is no part of the token");
+    assert_eq!(whose(&program).await.code, 0, "the newline at the end is not part of the token");
     program.write("token", "stale");
     assert_eq!(whose(&program).await.code, 1);
     std::fs::create_dir(program.path("credentials")).unwrap();
@@ -1365,7 +1368,7 @@ async fn a_secret_file_is_looked_for_among_the_credentials_first_and_loses_one_n
 }
 
 #[tokio::test]
-async fn the_environment_says_what_the_config_leaves_out() {
+async fn the_environment_sets_what_the_configuration_does_not() {
     let mut program = Program::with_config(&format!("{MAIN}[jobs.a]\n{PURGE}"));
     let state = program.path("elsewhere").display().to_string();
     program.environment.push(("STATE_DIRECTORY".to_owned(), format!("{state}:/other")));
@@ -1382,7 +1385,7 @@ async fn the_environment_says_what_the_config_leaves_out() {
 }
 
 #[tokio::test]
-async fn the_configs_that_are_shipped_are_good_and_name_every_key() {
+async fn the_example_configurations_are_valid_and_contain_every_key() {
     use microglia::{config::TABLES, jobs::KINDS};
     let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join("config");
     let read = |name: &str| std::fs::read_to_string(shipped.join(name)).unwrap();
@@ -1397,7 +1400,7 @@ async fn the_configs_that_are_shipped_are_good_and_name_every_key() {
         assert!(stdout.contains("microglia.toml: no errors, no warnings"), "{stdout}");
     }
     let full = read("microglia.toml");
-    // `[table]` or `kind = …` says whose keys the next lines hold.
+    // `[table]` or `kind = …` determines to which table the next lines belong.
     let keys = |wanted: &dyn Fn(&str) -> bool| -> Vec<String> {
         full.split("\n[")
             .filter(|table| wanted(table))
@@ -1420,7 +1423,7 @@ async fn the_configs_that_are_shipped_are_good_and_name_every_key() {
     for (name, known) in TABLES {
         let head = name.split([' ', ',']).next().unwrap();
         let head = head.trim_end_matches("NAME");
-        // A key of every job may stand in [defaults].
+        // A key of every job may be in [defaults].
         wanted(
             name,
             &|table| table.starts_with(head) || (head == "jobs." && table.starts_with("defaults]")),

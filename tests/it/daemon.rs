@@ -1,9 +1,10 @@
-//! The daemon: what it runs when, what it tells, and what it survives.
+//! The daemon: when it runs jobs, what it reports, and what it survives.
 
 #![expect(clippy::float_cmp, reason = "metrics are whole numbers, or the same ones twice")]
 
-mod asked;
+mod cancelled_waits;
 mod catch_up;
+mod commands;
 mod control_socket;
 mod faults;
 mod http;
@@ -15,7 +16,6 @@ mod schedule;
 mod slow_clients;
 mod stalled_files;
 mod waiting;
-mod waits;
 
 use chrono::{DateTime, TimeDelta, Timelike, Utc};
 use serde_json::Value;
@@ -40,7 +40,7 @@ fn sweep(name: &str, per_second: u32, more: &str) -> String {
     )
 }
 
-/// A homeserver with a room and so many users who are not in it.
+/// A homeserver with a room and this many users who are not in it.
 fn with_lobby(users: usize) -> Fake {
     let mut world = World::new();
     world.users(users, |_| User::default());
@@ -67,7 +67,7 @@ fn now() -> DateTime<Utc> {
     Utc::now()
 }
 
-fn moment(report: &Value, key: &str) -> DateTime<Utc> {
+fn time_of(report: &Value, key: &str) -> DateTime<Utc> {
     report[key].as_str().unwrap_or_else(|| panic!("no {key} in {report}")).parse().unwrap()
 }
 

@@ -43,7 +43,7 @@ fn assert_plans_something(kind: &str, report: &Value) {
 }
 
 #[tokio::test]
-async fn a_real_synapse_hears_nothing_but_get() {
+async fn a_dry_run_sends_only_get_requests_to_a_real_synapse() {
     let synapse = Synapse::start().await;
     let alice = synapse.register("alice").await;
     synapse.external_ids(&alice.user_id, &[("saml", "alice")]).await;
@@ -69,7 +69,7 @@ async fn a_real_synapse_hears_nothing_but_get() {
 }
 
 #[tokio::test]
-async fn a_fake_homeserver_hears_nothing_but_get_whatever_the_limits_allow() {
+async fn a_dry_run_sends_only_get_requests_whatever_the_limits_allow() {
     let fake = Fake::start();
     fake.world(|world| {
         world.users(20, |i| User::default().external("saml", &i.to_string()));

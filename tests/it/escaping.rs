@@ -1,4 +1,4 @@
-//! Text of a homeserver cannot steer a terminal, and cannot forge a line of output or log.
+//! Text from a homeserver cannot control a terminal, and cannot forge a line of output or log.
 
 use serde_json::Value;
 
@@ -18,7 +18,7 @@ const USER: &str = "/_synapse/admin/v2/users/";
 
 const JOB: &str = "[jobs.ids]\nkind = \"remove-external-ids\"\naccounts = \"all\"\nproviders = [\"oidc-old\"]\nretries = { attempts = 1 }\n";
 
-/// A homeserver with one account that holds a hostile external id.
+/// A homeserver with one account that has a hostile external id.
 fn with_hostile_id() -> Fake {
     let fake = Fake::start();
     fake.world(|world| {

@@ -1,6 +1,6 @@
 //! A homeserver in memory, for what a real Synapse cannot be made to do.
 //!
-//! It answers with the words and types of Synapse 1.163, on a thread of its own, so that a test may block.
+//! It responds with the texts and types of Synapse 1.163, on a thread of its own, so that a test may block.
 //! What a client must never do is a complaint: one that no test reads fails the test when the `Fake` is dropped.
 
 #[path = "fake/endpoints.rs"]
@@ -41,7 +41,7 @@ use self::endpoints::{Answer, percent_decoded};
 use self::world::Doomed;
 pub use self::world::{Member, SERVER_NAME, TOKEN, User, World};
 
-/// A running homeserver on 127.0.0.1, gone when dropped.
+/// A running homeserver on 127.0.0.1, stopped when dropped.
 pub struct Fake {
     shared: Arc<Shared>,
     process: Process,
@@ -84,7 +84,7 @@ impl Fake {
         seen
     }
 
-    /// Faults are tried in the order in which they came.
+    /// Faults are tried in the order in which they were added.
     pub fn fault(&self, fault: Fault) {
         self.shared.state().faults.push(fault);
     }
@@ -110,7 +110,7 @@ impl Fake {
         state.max_in_flight = state.in_flight;
     }
 
-    /// The most requests that were being worked on at one moment.
+    /// The maximum number of concurrent requests so far.
     pub fn max_concurrent(&self) -> usize {
         self.shared.state().max_in_flight
     }
@@ -164,7 +164,7 @@ pub struct Seen {
     pub authorization_present: bool,
 }
 
-/// Which of Synapse's processes answers.
+/// The Synapse process that responds.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Process {
     Main,
@@ -202,7 +202,7 @@ impl Fault {
         self.times(usize::MAX)
     }
 
-    /// Lets so many fitting requests pass first.
+    /// Lets this many matching requests pass first.
     pub fn after(mut self, passes: usize) -> Self {
         self.after = passes;
         self
@@ -223,46 +223,46 @@ impl Fault {
 
 #[derive(Clone, Debug)]
 pub enum Trouble {
-    /// 429; the header is in seconds. Not done.
+    /// 429; the header is in seconds. Not carried out.
     Limited { retry_after_ms: Option<u64>, retry_after_header: Option<u64> },
-    /// An HTML page of a reverse proxy that never asked Synapse. Not done.
+    /// An HTML page of a reverse proxy that did not forward the request. Not carried out.
     Proxy(u16),
-    /// The same page when the proxy has lost patience. Done.
+    /// The same page after the proxy timed out. Carried out.
     ProxyAfter(u16),
-    /// Synapse's own refusal: status, errcode, error. Not done.
+    /// An error of Synapse: status, errcode, error. Not carried out.
     Synapse(u16, &'static str, &'static str),
-    /// The connection ends before the body is read. Not done.
+    /// The connection ends before the body is read. Not carried out.
     CutBefore,
-    /// The connection ends instead of an answer. Done.
+    /// The connection ends instead of a response. Carried out.
     CutAfter,
-    /// The connection ends in the middle of the answer's body. Done.
+    /// The connection ends in the middle of the response body. Carried out.
     CutBody,
-    /// The answer comes so much later. Done at once.
+    /// The response is delayed. Carried out at once.
     Delay(Duration),
-    /// The connection ends at once, and the files of a media call vanish one by one over that time.
+    /// The connection ends at once, and the files of a media call are deleted one by one over that time.
     WorkOn(Duration),
-    /// The right status and a body that is no JSON. Done.
+    /// The correct status and a body that is not JSON. Carried out.
     BrokenJson,
-    /// Never answers. Not done.
+    /// Never responds. Not carried out.
     Hang,
-    /// 302 to that URL. Not done.
+    /// 302 to that URL. Not carried out.
     Redirect(String),
-    /// Whatever answer the test writes; as JSON where it begins with `{`. Not done.
+    /// Any response that the test sets; as JSON if it begins with `{`. Not carried out.
     Answer { status: u16, headers: Vec<(&'static str, String)>, body: String },
-    /// That status and a body that never ends. Not done.
+    /// That status and a body that never ends. Not carried out.
     Endless(u16),
-    /// The head announces so many bytes, and none of them follow. Not done.
+    /// The header announces this many bytes, and none of them follow. Not carried out.
     Announced(u64),
-    /// The right answer, of which one byte comes every 100 ms. Done.
+    /// The correct response, at one byte per 100 ms. Carried out.
     Trickle,
-    /// The right answer with one header replaced. Done.
+    /// The correct response with one header replaced. Carried out.
     Header(&'static str, &'static str),
-    /// The right answer, after which something else happens at once. Done.
+    /// The correct response, right after which something else happens. Carried out.
     Then(fn(&mut World)),
 }
 
 impl Trouble {
-    /// What is answered instead of doing what was asked.
+    /// The response that is sent instead of carrying out the request.
     fn instead(&self) -> Option<Answer> {
         match self {
             Self::Limited { retry_after_ms, retry_after_header } => {
@@ -371,7 +371,7 @@ async fn serve(shared: Arc<Shared>, process: Process, listener: TcpListener) -> 
             sleep(Duration::from_millis(10)).await;
             continue;
         };
-        // A stream that is gone already will say so when it is read.
+        // A stream that has already ended reports it when it is read.
         let _ = stream.set_nodelay(true);
         let shared = Arc::clone(&shared);
         tokio::spawn(async move {
@@ -388,7 +388,7 @@ async fn serve(shared: Arc<Shared>, process: Process, listener: TcpListener) -> 
     unreachable!("more connections than a u64 counts")
 }
 
-/// How a handler tells hyper to drop the connection.
+/// The error with which a handler makes hyper drop the connection.
 #[derive(Debug)]
 struct Cut;
 
@@ -459,7 +459,7 @@ async fn reply(
     }
 }
 
-/// Does what was asked, unless the trouble is instead of it, and takes its time.
+/// Carries out the request, unless the fault replaces it, with the configured delays.
 async fn worked_on(
     shared: &Arc<Shared>,
     seen: &Seen,
@@ -534,7 +534,7 @@ fn vanish(
             #[expect(clippy::cast_precision_loss, reason = "no test has 2^52 files")]
             let due = start + over.mul_f64((done + 1) as f64 / all as f64);
             let wait = due.saturating_duration_since(Instant::now());
-            // Timers are no finer than that.
+            // Timers are not more precise than that.
             if wait > Duration::from_millis(1) {
                 sleep(wait).await;
             }
@@ -558,7 +558,7 @@ impl State {
     }
 }
 
-/// Counts a request while it lives, also when the client goes away.
+/// Counts a request while it exists, even if the client disconnects.
 struct InFlight {
     shared: Arc<Shared>,
     media: bool,

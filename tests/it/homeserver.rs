@@ -1,4 +1,4 @@
-//! A real Synapse for tests: installed once, started per test, gone when the test is.
+//! A real Synapse for tests: installed once, started per test, stopped when the test ends.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -118,7 +118,7 @@ impl Synapse {
     /// Returns the rows of a statement run on Synapse's database.
     ///
     /// Synapse keeps some rows in memory, so it may not see a change before a restart. Users
-    /// and media that it has not been asked for yet are safe to insert and to change.
+    /// and media that were not requested yet are safe to insert and to change.
     pub async fn sql(&self, statement: &str) -> Vec<Vec<Value>> {
         let mut connection = SqliteConnectOptions::new()
             .filename(self.dir.join("homeserver.db"))
@@ -470,7 +470,7 @@ impl Synapse {
 
 impl Drop for Synapse {
     fn drop(&mut self) {
-        // Before the directory goes, lest Synapse write into it again.
+        // Before the directory is deleted, so that Synapse does not write into it again.
         self.process = None;
         if std::thread::panicking() {
             self.directory.disable_cleanup(true);
@@ -496,7 +496,7 @@ pub fn encoded(segment: &str) -> String {
 /// The child process; it is killed where this is dropped.
 struct Process {
     child: Child,
-    /// Its end tells `synapse.py` that the test process is gone.
+    /// Its end shows `synapse.py` that the test process has ended.
     stdin: ChildStdin,
 }
 
@@ -535,10 +535,10 @@ impl Process {
     }
 
     async fn stop(mut self) {
-        self.stdin.write_all(b"stop\n").expect("tell Synapse to stop");
-        let asked = Instant::now();
+        self.stdin.write_all(b"stop\n").expect("stop Synapse");
+        let start = Instant::now();
         while self.child.try_wait().expect("wait for Synapse").is_none() {
-            assert!(asked.elapsed() < STOP_TIMEOUT, "Synapse does not stop");
+            assert!(start.elapsed() < STOP_TIMEOUT, "Synapse does not stop");
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
@@ -559,7 +559,7 @@ struct Prepared {
     template: PathBuf,
 }
 
-/// Other test processes wait meanwhile; what was interrupted is done again.
+/// Other test processes wait in the meantime; an interrupted installation is repeated.
 async fn prepare() -> Prepared {
     let target = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().expect("it has a parent");
     let home = target.join(format!("synapse-{VERSION}"));
@@ -583,7 +583,7 @@ async fn prepare() -> Prepared {
 
 /// Installs Synapse into a virtual environment and returns its Python.
 ///
-/// The commands hold the lock too, as their stdin: one that outlives this process keeps the next
+/// The commands also hold the lock, as their stdin: one that outlives this process keeps the next
 /// from writing to the same place.
 fn install(venv: &Path, lock: &File) -> PathBuf {
     let python = venv.join("bin/python");
@@ -774,9 +774,9 @@ fn http_client() -> Client {
 
 #[expect(clippy::disallowed_methods, reason = "the fixture stands beside the program under test")]
 async fn send(request: RequestBuilder) -> (u16, Value) {
-    let response = request.send().await.expect("Synapse answers");
+    let response = request.send().await.expect("a response from Synapse");
     let status = response.status().as_u16();
-    let body = response.text().await.expect("Synapse answers in full");
+    let body = response.text().await.expect("a complete response from Synapse");
     (status, serde_json::from_str(&body).unwrap_or(Value::String(body)))
 }
 
@@ -806,7 +806,7 @@ fn quoted(value: &str) -> String {
     format!("'{}'", value.replace('\'', "''"))
 }
 
-/// Writes the moment in SQL, in milliseconds as Synapse stores it.
+/// The time as SQL, in milliseconds as Synapse stores it.
 fn days_ago(days: i64) -> String {
     format!("(unixepoch() * 1000 - {})", days * DAY_MS)
 }

@@ -1,4 +1,4 @@
-//! One file a kind: what it must do, and what it must leave alone.
+//! One file per kind: what it must do, and what it must leave alone.
 
 mod in_process;
 mod join_rooms;

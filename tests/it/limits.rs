@@ -1,4 +1,4 @@
-//! What is limited for a homeserver as a whole, whatever job, process or name it is reached by.
+//! Limits of a homeserver as a whole, whatever job, process or name uses it.
 
 use std::time::{Duration, Instant};
 
@@ -7,7 +7,7 @@ use crate::program::{Program, until};
 
 const LATENCY: Duration = Duration::from_millis(20);
 
-/// A homeserver of accounts with an id of each of two providers, which answers no sooner than `LATENCY`.
+/// A homeserver of accounts with an id of each of two providers, which responds no sooner than `LATENCY`.
 fn with_ids(users: usize) -> Fake {
     let fake = Fake::start();
     fake.world(|world| {
@@ -35,7 +35,7 @@ fn two_jobs(fake: &Fake) -> Program {
     )
 }
 
-/// How many changes of external ids were sent before the one before was answered.
+/// How many changes of external ids were sent before the response to the previous one.
 fn overlapping(fake: &Fake) -> usize {
     let mut sent: Vec<Instant> =
         fake.requests().iter().filter(|seen| seen.method == "PUT").map(|seen| seen.at).collect();
@@ -68,7 +68,7 @@ async fn two_runs_of_a_daemon_change_external_ids_one_at_a_time() {
 }
 
 #[tokio::test]
-async fn two_processes_change_external_ids_one_at_a_time_and_read_side_by_side() {
+async fn two_processes_change_external_ids_one_at_a_time_but_read_concurrently() {
     let fake = with_ids(12);
     let program = two_jobs(&fake);
     let runs = tokio::join!(program.run(&["run", "saml"]), program.run(&["run", "cas"]));
@@ -100,7 +100,7 @@ async fn a_run_that_waits_to_change_external_ids_says_so_and_can_be_cancelled() 
 }
 
 #[tokio::test]
-async fn a_request_that_sets_external_ids_waits_in_the_same_line() {
+async fn a_request_that_sets_external_ids_waits_in_the_same_queue() {
     let fake = with_ids(1);
     fake.world(|world| world.latency = Duration::ZERO);
     fake.fault(crate::fake::Fault::new("PUT", "/", crate::fake::Trouble::Hang));
@@ -118,7 +118,7 @@ async fn a_request_that_sets_external_ids_waits_in_the_same_line() {
     daemon.kill().await;
 }
 
-/// A homeserver that never answers the changes it is sent, and two jobs that send some.
+/// A homeserver that never responds to changes, and two jobs that send some.
 fn hanging(fake: &Fake, homeservers: &str) -> Program {
     fake.world(|world| world.latency = Duration::ZERO);
     fake.fault(crate::fake::Fault::new("PUT", "/", crate::fake::Trouble::Hang).always());
@@ -148,7 +148,7 @@ async fn a_reload_that_renames_a_homeserver_gives_it_no_second_set_of_limits() {
     let daemon = program.serve().await;
     let first = program.command(&["run", "saml"]).spawn().unwrap();
     until("the first change is sent", 20, async || fake.count("PUT", "/") == 1).await;
-    // The old name is gone, and with it its job: that run ends when its change is answered.
+    // The old name was removed, and its job with it: that run ends after the response to its change.
     program.write(
         "microglia.toml",
         &format!(

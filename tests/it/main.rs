@@ -1,6 +1,6 @@
-//! One binary for all tests that go through the front door: the program, as a user runs it, against a homeserver.
+//! One binary for all end-to-end tests: the program, as a user runs it, against a homeserver.
 
-#![expect(clippy::too_many_lines, reason = "a scenario is told in one go")]
+#![expect(clippy::too_many_lines, reason = "a scenario reads best in one piece")]
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on should panic")]
 
 mod cli;

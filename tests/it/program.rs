@@ -1,4 +1,4 @@
-//! The program as a user runs it: a config file in a directory of its own, the built binary, what it prints.
+//! The program as a user runs it: a configuration in its own directory, the built binary, its output.
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -33,7 +33,7 @@ impl Program {
         program
     }
 
-    /// A config as it stands.
+    /// A complete configuration.
     pub fn with_config(config: &str) -> Self {
         let program = Self { dir: tempfile::tempdir().unwrap(), environment: Vec::new() };
         program.write("microglia.toml", config);
@@ -224,7 +224,7 @@ impl Daemon {
         self.http("POST", path, &[("Authorization", &format!("Bearer {token}"))], body).await
     }
 
-    /// One plain request; the status and the body of the answer.
+    /// One plain request; the status and the body of the response.
     pub async fn http(
         &self,
         method: &str,
@@ -247,7 +247,7 @@ impl Daemon {
         let _ = stream.read_to_end(&mut answer).await;
         let answer = String::from_utf8_lossy(&answer);
         let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
-        let status = head.split(' ').nth(1).unwrap_or_else(|| panic!("no answer: {head:?}"));
+        let status = head.split(' ').nth(1).unwrap_or_else(|| panic!("no response: {head:?}"));
         (status.parse().unwrap(), body.to_owned())
     }
 
@@ -316,7 +316,7 @@ pub fn figures(report: &Value) -> String {
     )
 }
 
-/// Looks again and again until the condition holds, for at most `seconds`.
+/// Polls until the condition holds, for at most `seconds`.
 pub async fn until<F: Future<Output = bool>>(
     what: &str,
     seconds: u64,

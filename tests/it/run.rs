@@ -1,4 +1,4 @@
-//! What a run by hand reports, and what it advises.
+//! The report and the advice of a manual run.
 
 use std::sync::Arc;
 
@@ -19,7 +19,7 @@ use crate::program::{Program, figures, until};
 const LONG_AGO_MS: i64 = 1_640_995_200_000;
 const DAY_MS: i64 = 24 * 60 * 60 * 1000;
 
-/// A homeserver whose accounts hold this many ids of `saml`, one each.
+/// A homeserver whose accounts have this many ids of `saml`, one each.
 fn with_ids(count: usize) -> Fake {
     let fake = Fake::start();
     fake.world(|world| world.users(count, |i| User::default().external("saml", &i.to_string())));
@@ -39,7 +39,7 @@ fn closed_window() -> String {
 }
 
 #[tokio::test]
-async fn at_most_makes_every_figure_describe_what_this_run_would_do() {
+async fn with_at_most_every_count_describes_what_this_run_would_do() {
     let fake = Fake::start();
     fake.world(|world| {
         world.users(2, |_| User::default());
@@ -89,7 +89,7 @@ async fn a_dry_run_advises_only_what_would_work() {
     );
     let refused = program.run(&["run", "sweep", "--apply"]).await;
     assert!(
-        refused.code == 1 && refused.stdout.contains("`--ignore-window` lifts that once"),
+        refused.code == 1 && refused.stdout.contains("`--ignore-window` ignores the window once"),
         "{refused:?}"
     );
     assert_eq!(fake.count("PUT", "/"), 0);
@@ -105,7 +105,7 @@ async fn a_dry_run_advises_only_what_would_work() {
 }
 
 #[tokio::test]
-async fn the_daemon_ignores_the_window_for_one_run_where_it_is_asked_to() {
+async fn the_daemon_ignores_the_window_for_one_run_on_request() {
     let fake = with_ids(2);
     let program = Program::new(&fake.url(), TOKEN, &sweep(&closed_window()));
     let config = program.read("microglia.toml");
@@ -204,15 +204,15 @@ async fn a_window_that_ends_while_a_run_reads_says_how_far_it_got() {
         lost_call_wait: LostCallWait::default(),
     };
     let transport = Transport::new(config.homeservers["main"].settings(), Arc::new(|_| {}));
-    let place = HomeserverHandle {
+    let handle = HomeserverHandle {
         transport: Arc::new(transport.unwrap()),
         slots: RunSlots::Locks(1),
         max_concurrent_requests: 4,
     };
     let spec = config.job("sweep").unwrap();
-    let order = RunParams { mode: Mode::Apply, ..RunParams::manual(spec) };
+    let params = RunParams { mode: Mode::Apply, ..RunParams::manual(spec) };
     let stop = Stop::default();
-    let report = runner.run(spec, &place, &order, &stop, Arc::new(|_| {})).await.unwrap();
+    let report = runner.run(spec, &handle, &params, &stop, Arc::new(|_| {})).await.unwrap();
     let report = serde_json::to_value(report).unwrap();
     assert_eq!(figures(&report), "failed: null/0/0/0/null");
     let message = report["message"].as_str().unwrap();
@@ -225,7 +225,7 @@ async fn a_window_that_ends_while_a_run_reads_says_how_far_it_got() {
 }
 
 #[tokio::test]
-async fn who_was_left_alone_and_why_is_counted_and_named() {
+async fn items_left_alone_are_counted_and_listed_by_reason() {
     let fake = Fake::start();
     let at = |name: &str| format!("@{name}:fake.test");
     fake.world(|world| {
@@ -274,7 +274,7 @@ async fn who_was_left_alone_and_why_is_counted_and_named() {
 }
 
 #[tokio::test]
-async fn what_is_left_alone_is_named_up_to_a_bound() {
+async fn items_left_alone_are_listed_up_to_a_limit() {
     let fake = Fake::start();
     fake.world(|world| {
         world.users(1200, |i| User { deactivated: i > 0, ..User::default() });
@@ -321,7 +321,7 @@ async fn files_that_are_left_alone_are_counted_by_reason() {
 }
 
 #[tokio::test]
-async fn a_history_of_an_older_version_keeps_its_figures() {
+async fn a_history_of_an_older_version_keeps_its_counts() {
     let fake = with_ids(1);
     let program = Program::new(&fake.url(), TOKEN, &sweep(""));
     std::fs::create_dir(program.path("state")).unwrap();

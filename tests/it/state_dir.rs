@@ -1,4 +1,4 @@
-//! The state directory: what root does in a directory of another user, and what planted links lead to.
+//! The state directory: what root does in a directory of another user, and planted links.
 
 #![expect(clippy::print_stderr, reason = "a test that can only do a part of it says so")]
 
@@ -63,7 +63,7 @@ fn plant(program: &Program, name: &str, target: &Path) {
     }
 }
 
-/// What lies in a directory: name, owner, mode and content.
+/// The contents of a directory: name, owner, mode and content of each file.
 fn names_in(dir: &Path) -> Vec<String> {
     let mut files: Vec<String> = std::fs::read_dir(dir)
         .unwrap()
@@ -110,7 +110,7 @@ async fn every_command(program: &Program) -> Vec<Output> {
 }
 
 #[tokio::test]
-async fn a_planted_link_leads_no_command_out_of_the_state_directory() {
+async fn no_command_follows_a_planted_link_out_of_the_state_directory() {
     for name in MADE {
         for there in [false, true] {
             let fake = with_ids();
@@ -140,7 +140,7 @@ async fn a_planted_link_leads_no_command_out_of_the_state_directory() {
 }
 
 #[tokio::test]
-async fn a_link_in_place_of_a_file_is_refused_by_name() {
+async fn a_link_in_place_of_a_file_is_refused() {
     let fake = with_ids();
     for (name, words) in [
         ("history.db", "state/history.db is not a regular file: remove it"),
@@ -180,12 +180,11 @@ async fn root_becomes_the_owner_of_the_state_directory_for_good() {
             status.lines().find(|line| line.starts_with("CapPrm:")),
             Some("CapPrm:\t0000000000000000")
         );
-        let warning =
-            format!("{} is not readable for uid {owner}", program.path("token").display());
+        let warning = format!("{} is not readable by uid {owner}", program.path("token").display());
         assert!(daemon.log().contains(&warning), "{}", daemon.log());
     }
-    let asked = program.run(&["run", "sweep", "--json"]).await;
-    assert_eq!(asked.code, 0, "{asked:?}");
+    let output = program.run(&["run", "sweep", "--json"]).await;
+    assert_eq!(output.code, 0, "{output:?}");
     for path in
         ["history.db", "control.sock", "locks", "locks/serve.daemon.lock", "locks/sweep.lock"]
     {
@@ -196,7 +195,7 @@ async fn root_becomes_the_owner_of_the_state_directory_for_good() {
 }
 
 #[tokio::test]
-async fn root_that_cannot_become_the_owner_says_who_should_run_the_command() {
+async fn if_root_cannot_become_the_owner_the_error_says_who_should_run_the_command() {
     if !is_root() {
         eprintln!("not root: nothing is to be tried, since only root becomes somebody else");
         return;
@@ -231,7 +230,7 @@ async fn a_state_directory_that_its_owner_cannot_reach_is_an_error() {
 }
 
 #[tokio::test]
-async fn a_state_directory_behind_somebody_elses_link_is_refused_to_root() {
+async fn root_does_not_follow_another_users_link_to_a_state_directory() {
     let fake = with_ids();
     let program = Program::new(&fake.url(), TOKEN, SWEEP);
     std::fs::create_dir(program.path("precious")).unwrap();
@@ -262,7 +261,7 @@ fn replace_lock(program: &Program, name: &str) -> std::fs::File {
 }
 
 #[tokio::test]
-async fn deleted_lock_files_let_no_second_daemon_start() {
+async fn deleting_lock_files_does_not_allow_a_second_daemon() {
     let fake = with_ids();
     let program = Program::new(&fake.url(), TOKEN, SWEEP);
     let daemon = program.serve().await;
@@ -271,7 +270,10 @@ async fn deleted_lock_files_let_no_second_daemon_start() {
     let second = tokio::time::timeout(limit, program.run(&["serve"])).await;
     let second = second.expect("the second daemon ends");
     assert_eq!(second.code, 1, "{second:?}");
-    assert!(second.stderr.contains("another daemon runs on the state directory"), "{second:?}");
+    assert!(
+        second.stderr.contains("another daemon is running on the state directory"),
+        "{second:?}"
+    );
     let again = "serve.daemon.lock was deleted or replaced: locked again";
     crate::daemon::until_log(&daemon, again).await;
     assert!(program.path("state/locks/serve.daemon.lock").exists());
@@ -280,7 +282,7 @@ async fn deleted_lock_files_let_no_second_daemon_start() {
 }
 
 #[tokio::test]
-async fn a_daemon_stops_when_another_process_holds_the_lock_that_replaced_its_own() {
+async fn a_daemon_stops_if_another_process_locked_the_file_that_replaced_its_lock() {
     let fake = with_ids();
     let program = Program::new(&fake.url(), TOKEN, SWEEP);
     let mut daemon = program.serve().await;
@@ -289,13 +291,14 @@ async fn a_daemon_stops_when_another_process_holds_the_lock_that_replaced_its_ow
     std::fs::remove_file(&socket).unwrap();
     std::fs::write(&socket, "the other daemon's").unwrap();
     assert_eq!(daemon.exit().await, 1);
-    let words = "serve.daemon.lock was deleted or replaced, and another process holds it: stopping";
+    let words =
+        "serve.daemon.lock was deleted or replaced, and another process has locked it: stopping";
     until("the reason is logged", 5, async || daemon.log().contains(words)).await;
     assert_eq!(std::fs::read_to_string(socket).unwrap(), "the other daemon's");
 }
 
 #[tokio::test]
-async fn a_run_ends_when_another_process_holds_the_lock_that_replaced_its_own() {
+async fn a_run_ends_if_another_process_locked_the_file_that_replaced_its_lock() {
     let fake = with_ids();
     fake.fault(crate::fake::Fault::new(
         "PUT",
@@ -315,13 +318,13 @@ async fn a_run_ends_when_another_process_holds_the_lock_that_replaced_its_own() 
     assert_eq!(figures(&report), "failed: 2/1/0/0/1");
     let message = report["message"].as_str().unwrap();
     assert!(
-        message.contains("sweep.lock was deleted or replaced, and another process holds it"),
+        message.contains("sweep.lock was deleted or replaced, and another process has locked it"),
         "{message}"
     );
 }
 
 #[tokio::test]
-async fn a_run_whose_lock_file_was_deleted_locks_it_again_and_goes_on() {
+async fn a_run_whose_lock_file_was_deleted_locks_it_again_and_continues() {
     let fake = with_ids();
     fake.fault(crate::fake::Fault::new(
         "PUT",
@@ -342,7 +345,7 @@ async fn a_run_whose_lock_file_was_deleted_locks_it_again_and_goes_on() {
 }
 
 #[tokio::test]
-async fn a_run_that_was_killed_is_shown_as_interrupted_and_one_at_work_as_running() {
+async fn a_killed_run_is_shown_as_interrupted_and_an_active_one_as_running() {
     let fake = with_ids();
     fake.fault(crate::fake::Fault::new("PUT", "/", crate::fake::Trouble::Hang).after(2).always());
     let program = Program::new(&fake.url(), TOKEN, SWEEP);
@@ -355,7 +358,7 @@ async fn a_run_that_was_killed_is_shown_as_interrupted_and_one_at_work_as_runnin
     }
     run.kill().await.unwrap();
     for arguments in [&["runs"][..], &["jobs"], &["runs", "show", "1"]] {
-        let text = shown(arguments).await;
+        let text = shown(arguments).await.replace("no daemon is running", "");
         assert!(text.contains("interrupted") && !text.contains("running"), "{arguments:?}: {text}");
     }
     let report = &program.json(&["runs", "--json"]).await[0];

@@ -1,4 +1,4 @@
-//! Talking HTTP to a homeserver: what is sent, what is sent again, and what a person is told.
+//! HTTP to a homeserver: what is sent, what is retried, and what is reported.
 
 mod bodies;
 mod headers;
@@ -43,7 +43,7 @@ fn sweep(fake: &Fake, rest: &str) -> Program {
     Program::new(&fake.url(), TOKEN, &format!("{SWEEP}{rest}"))
 }
 
-/// The moments of the requests for this path, as distances.
+/// The intervals between the requests for this path.
 fn distances(fake: &Fake, path: &str) -> Vec<Duration> {
     let at: Vec<Instant> = fake
         .requests()
@@ -63,8 +63,8 @@ fn message(program: &Program, fake: &Fake, report: &Value) -> String {
         .replace(&program.path("").display().to_string(), "")
 }
 
-/// What a run says when every answer to `path` is this one.
-async fn told(path: &str, trouble: Trouble) -> (String, usize) {
+/// The message of a run if every response to `path` is this one.
+async fn message_after(path: &str, trouble: Trouble) -> (String, usize) {
     let fake = with_users(1);
     fake.fault(Fault::new("GET", path, trouble).always());
     let program = sweep(&fake, ONCE);
@@ -75,7 +75,7 @@ async fn told(path: &str, trouble: Trouble) -> (String, usize) {
 }
 
 #[tokio::test]
-async fn certificates_of_the_system_are_needed_for_https_only() {
+async fn system_certificates_are_only_needed_for_https() {
     let fake = with_users(1);
     let mut program = sweep(&fake, ONCE);
     for name in ["SSL_CERT_FILE", "SSL_CERT_DIR"] {
@@ -88,7 +88,7 @@ async fn certificates_of_the_system_are_needed_for_https_only() {
 }
 
 #[tokio::test]
-async fn each_kind_of_no_says_who_said_it_and_what_to_do() {
+async fn each_kind_of_refusal_says_who_refused_and_what_to_do() {
     let nos = [
         (OWN, Trouble::Proxy(404)),
         (OWN, Trouble::Proxy(403)),
@@ -113,8 +113,8 @@ async fn each_kind_of_no_says_who_said_it_and_what_to_do() {
     ];
     let mut all = String::new();
     for (path, trouble) in nos {
-        let (said, requests) = told(path, trouble).await;
-        assert_eq!(requests, 1, "{said}: none of these passes by being asked again at once");
+        let (said, requests) = message_after(path, trouble).await;
+        assert_eq!(requests, 1, "{said}: none of these errors is solved by an immediate retry");
         all.push_str(&said);
         all.push('\n');
     }
@@ -136,7 +136,7 @@ async fn each_kind_of_no_says_who_said_it_and_what_to_do() {
 }
 
 #[tokio::test]
-async fn a_token_that_is_dead_locked_or_no_admins_stops_the_run_at_once() {
+async fn an_invalid_locked_or_non_admin_token_stops_the_run_at_once() {
     let fake = with_users(1);
     let program = sweep(&fake, "");
     let mut said = Vec::new();
@@ -169,12 +169,12 @@ async fn a_token_that_is_dead_locked_or_no_admins_stops_the_run_at_once() {
 }
 
 #[tokio::test]
-async fn a_token_that_is_rotated_in_mid_run_serves_from_the_next_request_on() {
+async fn a_token_that_is_rotated_during_a_run_is_used_from_the_next_request_on() {
     let fake = with_users(60);
     fake.world(|world| world.latency = Duration::from_millis(20));
     let program = sweep(&fake, "");
     let child = program.command(&["run", "sweep", "--apply", "--json"]).spawn().unwrap();
-    until("the run is at work", 20, async || fake.count("PUT", "/") > 5).await;
+    until("the run", 20, async || fake.count("PUT", "/") > 5).await;
     let admin = fake.world(|world| world.admin());
     fake.world(|world| world.token("rotated", &admin).admin_scope = true);
     program.write("token", "rotated\n");
@@ -185,7 +185,7 @@ async fn a_token_that_is_rotated_in_mid_run_serves_from_the_next_request_on() {
 }
 
 #[tokio::test]
-async fn synapses_wish_to_be_left_alone_is_honoured() {
+async fn retry_after_is_honoured() {
     let fake = with_users(1);
     let limited = |retry_after_ms, retry_after_header| {
         Fault::new("GET", WHOAMI, Trouble::Limited { retry_after_ms, retry_after_header })
@@ -208,7 +208,7 @@ async fn synapses_wish_to_be_left_alone_is_honoured() {
 }
 
 #[tokio::test]
-async fn who_is_told_to_wait_too_often_or_too_long_leaves_it_to_the_next_attempt() {
+async fn a_request_that_is_rate_limited_too_often_or_too_long_is_left_to_the_next_attempt() {
     let fake = with_users(1);
     fake.fault(
         Fault::new(
@@ -227,7 +227,7 @@ async fn who_is_told_to_wait_too_often_or_too_long_leaves_it_to_the_next_attempt
     );
     assert_eq!(fake.count("GET", WHOAMI), 11);
 
-    // Longer than a request waits: the next attempt would have to wait so long, and there is no time for that.
+    // Longer than a request waits: the next attempt would have to wait that long, and there is no time for that.
     for trouble in [
         Trouble::Limited { retry_after_ms: Some(600_000), retry_after_header: None },
         Trouble::Limited { retry_after_ms: None, retry_after_header: Some(600) },
@@ -245,7 +245,7 @@ async fn who_is_told_to_wait_too_often_or_too_long_leaves_it_to_the_next_attempt
 }
 
 #[tokio::test]
-async fn what_passes_is_tried_again_within_the_run_and_what_lasts_fails_clearly() {
+async fn transient_errors_are_retried_within_the_run_and_permanent_ones_fail_clearly() {
     let passing = [
         Trouble::Proxy(502),
         Trouble::Proxy(504),
@@ -265,7 +265,7 @@ async fn what_passes_is_tried_again_within_the_run_and_what_lasts_fails_clearly(
     futures_util::future::join_all(runs).await;
 
     let lasting = [Trouble::Proxy(502), Trouble::CutBody].map(|trouble| async {
-        let (said, requests) = told(OWN, trouble).await;
+        let (said, requests) = message_after(OWN, trouble).await;
         format!("{requests} requests, {said}")
     });
     insta::assert_snapshot!(futures_util::future::join_all(lasting).await.join("\n"), @r#"
@@ -289,7 +289,7 @@ async fn a_homeserver_that_is_down_fails_the_run_after_its_retries() {
 }
 
 #[tokio::test]
-async fn an_attempt_that_fails_for_a_passing_reason_is_followed_by_another() {
+async fn an_attempt_that_fails_for_a_transient_reason_is_followed_by_another() {
     let fake = with_users(2);
     fake.fault(Fault::new("GET", OWN, Trouble::BrokenJson).times(2));
     let program = sweep(&fake, "retries = { first_delay = \"1s\" }\n");
@@ -312,7 +312,7 @@ async fn an_attempt_that_fails_for_a_passing_reason_is_followed_by_another() {
 }
 
 #[tokio::test]
-async fn an_answer_that_does_not_come_ends_with_the_request_timeout_or_with_the_time_limit() {
+async fn a_missing_response_ends_with_the_request_timeout_or_the_time_limit() {
     let limits = |request_timeout: &str, time_limit: &str| {
         let fake = with_users(1);
         fake.fault(Fault::new("GET", OWN, Trouble::Hang).always());
@@ -336,14 +336,14 @@ async fn an_answer_that_does_not_come_ends_with_the_request_timeout_or_with_the_
     let ((timeout, requests, _), (limit, asked, took)) =
         futures_util::future::join(limits("1s", "1m"), limits("1m", "2s")).await;
     insta::assert_snapshot!(timeout, @r#"failed: GET /_synapse/admin/v2/users/@microglia:fake.test: the response was lost: no response within the timeout"#);
-    assert_eq!(requests, 4, "a question is asked again");
+    assert_eq!(requests, 4, "a GET is retried");
     insta::assert_snapshot!(limit, @r#"timed-out: the time limit of 2s was reached"#);
     assert_eq!(asked, 1);
     assert!((2.0..10.0).contains(&took.as_secs_f64()), "{took:?}");
 }
 
 #[tokio::test]
-async fn half_the_rate_is_sent_while_answers_take_three_times_as_long() {
+async fn the_rate_is_halved_while_responses_take_three_times_as_long() {
     let fake = with_users(220);
     fake.world(|world| world.latency = Duration::from_millis(30));
     let program = sweep(&fake, "");
@@ -360,22 +360,22 @@ async fn half_the_rate_is_sent_while_answers_take_three_times_as_long() {
     let output = child.wait_with_output().await.unwrap();
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(0), "{stderr}");
-    assert!(stderr.contains("main takes three times as long to answer as at the start of the run: sending requests at half the rate"), "{stderr}");
+    assert!(stderr.contains("main takes three times as long to respond as at the start of the run: sending requests at half the rate"), "{stderr}");
     let at: Vec<Instant> = fake
         .requests()
         .iter()
         .filter(|seen| seen.path.starts_with(account))
         .map(|seen| seen.at)
         .collect();
-    let rate = |moments: &[Instant]| {
-        let took = moments[moments.len() - 1] - moments[0];
-        f64::from(u32::try_from(moments.len() - 1).unwrap()) / took.as_secs_f64()
+    let rate = |times: &[Instant]| {
+        let took = times[times.len() - 1] - times[0];
+        f64::from(u32::try_from(times.len() - 1).unwrap()) / took.as_secs_f64()
     };
-    // Twenty slow answers are enough to know it; those under way then are gone after a second.
+    // Twenty slow responses are enough to detect it; those in progress have ended after a second.
     let before: Vec<Instant> = at.iter().copied().filter(|at| *at < slowed).collect();
     let after: Vec<Instant> =
         at.iter().copied().filter(|at| *at > slowed + Duration::from_millis(1500)).collect();
-    assert!(after.len() >= 20, "{} are too few to tell a rate", after.len());
+    assert!(after.len() >= 20, "{} are too few to determine a rate", after.len());
     let ratio = rate(&after) / rate(&before);
     assert!(
         (0.35..0.7).contains(&ratio),
@@ -416,7 +416,7 @@ async fn requests_carry_the_token_in_the_header_reuse_connections_and_name_the_p
 }
 
 #[tokio::test]
-async fn odd_ids_go_out_as_one_segment_under_any_base() {
+async fn unusual_ids_are_sent_as_one_segment_under_any_base() {
     let fake = Fake::start();
     let odd = [
         "@a/b:fake.test",
@@ -444,7 +444,7 @@ async fn odd_ids_go_out_as_one_segment_under_any_base() {
 }
 
 #[tokio::test]
-async fn lists_with_numbers_for_tokens_are_read_to_their_end() {
+async fn lists_with_numeric_page_tokens_are_read_to_their_end() {
     let fake = Fake::start();
     fake.world(|world| {
         for i in 0..130 {
@@ -468,7 +468,7 @@ async fn lists_with_numbers_for_tokens_are_read_to_their_end() {
 }
 
 #[tokio::test]
-async fn a_private_ca_is_trusted_when_it_is_named() {
+async fn a_private_ca_is_trusted_if_configured() {
     let fake = with_users(1);
     let front = tls_in_front_of(&fake).await;
     let program = Program::new(&front, TOKEN, &format!("{SWEEP}{ONCE}"));
@@ -489,7 +489,7 @@ async fn a_private_ca_is_trusted_when_it_is_named() {
     assert_eq!(figures(&program.apply("sweep").await), "succeeded: 1/1/0/0/0");
 }
 
-/// Ends TLS with the certificate of `tests/it/tls` in front of the fake; the answer is its address.
+/// Ends TLS with the certificate of `tests/it/tls` in front of the fake; returns its address.
 pub async fn tls_in_front_of(fake: &Fake) -> String {
     let certificate = CertificateDer::from_pem_slice(tls("server.pem").as_bytes()).unwrap();
     let key = PrivateKeyDer::from_pem_slice(tls("server-key.pem").as_bytes()).unwrap();
@@ -508,7 +508,7 @@ pub async fn tls_in_front_of(fake: &Fake) -> String {
         while let Ok((stream, _)) = listener.accept().await {
             let (acceptor, behind) = (acceptor.clone(), behind.clone());
             tokio::spawn(async move {
-                // A client that does not trust the certificate goes away here.
+                // A client that does not trust the certificate disconnects here.
                 let Ok(mut client) = acceptor.accept(stream).await else { return };
                 let mut server = TcpStream::connect(behind).await.unwrap();
                 let _ = copy_bidirectional(&mut client, &mut server).await;

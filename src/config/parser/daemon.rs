@@ -13,7 +13,7 @@ use super::super::settings::Daemon;
 use super::{LISTEN, Parser, Reported, STATE_DIR, beside};
 use crate::values::schema::{Entry, Table};
 
-/// Whoever has the admin token may start jobs over HTTP: it must not be guessed.
+/// Anyone with the admin token can start jobs over HTTP, so it must not be guessable.
 const MIN_ADMIN_TOKEN: usize = 16;
 
 impl Parser<'_> {

@@ -155,7 +155,7 @@ impl Parser<'_> {
         table: &Table<'_, '_>,
     ) -> Option<Vec<String>> {
         let names = entry.value.as_ref()?;
-        // That there is no homeserver at all is reported elsewhere.
+        // Having no homeserver at all is reported elsewhere.
         if known.is_empty() {
             return Some(Vec::new());
         }
@@ -163,7 +163,7 @@ impl Parser<'_> {
             if let [only] = known {
                 return Some(vec![(*only).to_owned()]);
             }
-            self.error(table.span.clone(), format!("`homeserver` is missing, and there are several: add `homeserver = \"…\"`, one of {}, or a list of them", known.join(", ")));
+            self.error(table.span.clone(), format!("`homeserver` is missing, and several are configured: add `homeserver = \"…\"` with one of {}, or a list of them", known.join(", ")));
             return Some(Vec::new());
         };
         for name in &names.names {
@@ -175,7 +175,7 @@ impl Parser<'_> {
     }
 }
 
-/// What the job is, whatever homeserver and time zone it gets, which may come from elsewhere.
+/// The definition of the job, without homeserver and time zone, which may be set elsewhere.
 fn definition(table: Table<'_, '_>) -> Fingerprint {
     let mut definition = table.definition();
     if let Some(keys) = definition.as_object_mut() {

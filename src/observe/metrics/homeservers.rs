@@ -16,7 +16,7 @@ pub(crate) struct HomeserverState {
 
 /// The metrics of the configured homeservers: those of a removed one vanish.
 pub(crate) struct Homeservers {
-    /// A late answer of a removed homeserver finds no entry here, and adds no series.
+    /// A late response of a removed homeserver finds no entry here, and adds no series.
     pub(super) states: Mutex<BTreeMap<String, HomeserverState>>,
     pub(super) up: GaugeVec,
     pub(super) token_valid: GaugeVec,
@@ -32,7 +32,7 @@ pub(super) const REQUEST_LABELS: [&str; 4] = ["homeserver", "method", "endpoint"
 pub(super) const DURATION_LABELS: [&str; 2] = ["homeserver", "endpoint"];
 
 impl Homeservers {
-    /// Returns an observer that counts a homeserver's answers, and derives from them whether it is up.
+    /// Returns an observer that counts a homeserver's responses, and derives from them whether it is up.
     pub(crate) fn observer(self: &Arc<Self>, homeserver: &str) -> Observer {
         let (metrics, homeserver) = (Arc::clone(self), homeserver.to_owned());
         metrics.lock().entry(homeserver.clone()).or_default();
@@ -49,11 +49,11 @@ impl Homeservers {
         self.request_duration
             .with_label_values(&[homeserver, answered.endpoint])
             .observe(answered.took.as_secs_f64());
-        // A proxy in front of a dead Synapse answers with these.
+        // A proxy in front of a dead Synapse responds with these.
         let up = answered.status.is_some_and(|status| !matches!(status, 502..=504));
         state.up = Some(up);
         self.up.with_label_values(&[homeserver]).set(f64::from(u8::from(up)));
-        // The version is told to everybody, whatever the token.
+        // Synapse reports its version to everybody, whatever the token.
         let accepted = answered.status.is_some_and(|status| status < 400)
             && answered.endpoint != VERSION_ENDPOINT;
         if answered.token_refused || accepted {

@@ -32,7 +32,7 @@ pub(crate) struct JobMetrics {
     pub(crate) running: bool,
     /// For its splay, or as the run reports.
     pub(crate) waiting: bool,
-    /// A run is held back by its splay, or until its window opens.
+    /// A run is delayed by its splay, or until its window opens.
     pub(crate) held: bool,
     /// The mode for which the last run, the last success and the failures since were taken from the history.
     pub(crate) recalled: Option<Mode>,

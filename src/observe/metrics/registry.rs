@@ -151,13 +151,13 @@ impl Add<'_> {
     fn homeservers(&self) -> Result<Homeservers, prometheus::Error> {
         let requests = Opts::new(
             "microglia_homeserver_requests_total",
-            "Number of requests to a homeserver; status is \"none\" if no answer arrived.",
+            "Number of requests to a homeserver; status is \"none\" if there was no response.",
         );
         Ok(Homeservers {
             states: Mutex::default(),
             up: self.gauges(
                 "microglia_homeserver_up",
-                "Whether the homeserver answered the last request or probe.",
+                "Whether the homeserver responded to the last request or probe.",
                 &UP_LABELS,
             )?,
             token_valid: self.gauges(

@@ -60,7 +60,7 @@ enum Step {
     Paused(Event),
     /// The same, while the daemon stops.
     Draining(Event),
-    /// The daemon is started again, and told what a history holds that recorded every decision.
+    /// The daemon is restarted with a history in which every decision was recorded.
     Restart,
 }
 
@@ -201,12 +201,12 @@ fn play(timing: Timing, start: &str, steps: &[(&str, Step, &str)]) -> Vec<String
 
 type Row = (&'static str, Timing, &'static str, Vec<(&'static str, Step, &'static str)>);
 
-/// A rule, the job, when it is first heard of, and what is decided at each step.
+/// A rule, the job, when it is first known, and what is decided at each step.
 #[expect(clippy::too_many_lines, reason = "a table")]
 fn rules() -> Vec<Row> {
     vec![
         (
-            "an occurrence starts a run when it comes and not before",
+            "an occurrence starts a run when it is due and not before",
             nightly(),
             "22 12:00",
             vec![
@@ -219,7 +219,7 @@ fn rules() -> Vec<Row> {
             ],
         ),
         (
-            "after a stall or a suspend one run stands for all that came",
+            "after a stall or a suspend one run stands for all occurrences",
             hourly(),
             "23 00:30",
             vec![
@@ -231,7 +231,7 @@ fn rules() -> Vec<Row> {
             ],
         ),
         (
-            "a manual job starts only when a person asks",
+            "a manual job starts only on request",
             Timing { schedule: None, ..nightly() },
             "22 12:00",
             vec![
@@ -243,7 +243,7 @@ fn rules() -> Vec<Row> {
             ],
         ),
         (
-            "a disabled job starts only when a person asks, and misses nothing",
+            "a disabled job starts only on request, and misses nothing",
             disabled(hourly()),
             "22 12:00",
             vec![
@@ -254,7 +254,7 @@ fn rules() -> Vec<Row> {
             ],
         ),
         (
-            "what comes during a run is skipped, and is dealt with when the run has ended",
+            "an occurrence during a run is skipped, and is settled when the run has ended",
             hourly(),
             "23 00:30",
             vec![
@@ -267,7 +267,7 @@ fn rules() -> Vec<Row> {
             ],
         ),
         (
-            "what was skipped during a run that is cut off is missed",
+            "an occurrence skipped during a run that is interrupted counts as missed",
             hourly(),
             "23 00:30",
             vec![
@@ -279,7 +279,7 @@ fn rules() -> Vec<Row> {
             ],
         ),
         (
-            "a run by hand overlaps like any other",
+            "a manual run overlaps like any other",
             hourly(),
             "23 00:30",
             vec![
@@ -305,7 +305,7 @@ fn rules() -> Vec<Row> {
             ],
         ),
         (
-            "what was queued is missed when the daemon stops first",
+            "a queued occurrence counts as missed if the daemon stops first",
             queueing(hourly()),
             "23 00:30",
             vec![
@@ -317,7 +317,7 @@ fn rules() -> Vec<Row> {
             ],
         ),
         (
-            "nothing that comes starts while the daemon stops, and it is missed",
+            "an occurrence while the daemon stops starts nothing and counts as missed",
             hourly(),
             "23 00:30",
             vec![
@@ -336,7 +336,7 @@ fn rules() -> Vec<Row> {
             ],
         ),
         (
-            "what comes outside the window is skipped for good",
+            "an occurrence outside the window is skipped for good",
             in_window(hourly(), "02:00-04:00"),
             "23 00:30",
             vec![
@@ -349,13 +349,13 @@ fn rules() -> Vec<Row> {
             ],
         ),
         (
-            "a run by hand starts outside the window: the runner decides what it may do",
+            "a manual run starts outside the window: the runner decides what it may do",
             in_window(nightly(), "03:00-05:00"),
             "22 12:00",
             vec![("22 13:00", REQUESTED, "start manual")],
         ),
         (
-            "what comes during a pause is skipped for good",
+            "an occurrence during a pause is skipped for good",
             hourly(),
             "23 00:30",
             vec![
@@ -366,13 +366,13 @@ fn rules() -> Vec<Row> {
             ],
         ),
         (
-            "a run by hand starts during a pause",
+            "a manual run starts during a pause",
             hourly(),
             "23 00:30",
             vec![("23 00:40", Paused(Event::Requested), "start manual")],
         ),
         (
-            "what came while the daemon was down runs once, for the last occurrence",
+            "occurrences while the daemon was down run once, for the last of them",
             hourly(),
             "23 00:30",
             vec![
@@ -392,7 +392,7 @@ fn rules() -> Vec<Row> {
             vec![("23 12:00", Restart, ""), ("24 02:00", Restart, "")],
         ),
         (
-            "what is too old to be caught up is counted and forgotten",
+            "an occurrence too old to be caught up is counted and forgotten",
             Timing { catch_up: Some(TimeDelta::hours(6)), ..nightly() },
             "22 12:00",
             vec![
@@ -407,7 +407,7 @@ fn rules() -> Vec<Row> {
             vec![("23 03:31", Restart, "skip missed, remember 23 03:31")],
         ),
         (
-            "what was missed waits for its window, through restarts, and is one run",
+            "missed occurrences wait for the window across restarts, and are one run",
             in_window(nightly(), "03:00-05:00"),
             "22 12:00",
             vec![
@@ -422,7 +422,7 @@ fn rules() -> Vec<Row> {
             ],
         ),
         (
-            "what comes outside the window while a missed one waits loses it at no restart",
+            "an occurrence outside the window does not make a restart forget a missed one",
             in_window(timing("30 */6 * * *"), "00:00-02:00"),
             "22 03:00",
             vec![
@@ -437,7 +437,7 @@ fn rules() -> Vec<Row> {
             ],
         ),
         (
-            "what is due when the window opens stands for what was missed before",
+            "an occurrence due when the window opens stands for those missed before",
             in_window(nightly(), "03:30-05:00"),
             "22 12:00",
             vec![
@@ -446,7 +446,7 @@ fn rules() -> Vec<Row> {
             ],
         ),
         (
-            "a job that waits to be caught up can be run by hand, and catches up after",
+            "a job that waits to be caught up can be run manually, and catches up after",
             in_window(nightly(), "03:00-05:00"),
             "22 12:00",
             vec![
@@ -458,7 +458,7 @@ fn rules() -> Vec<Row> {
             ],
         ),
         (
-            "what waits to be caught up is given up when a person cancels it",
+            "a waiting catch-up is dropped when a user cancels it",
             in_window(nightly(), "03:00-05:00"),
             "22 12:00",
             vec![
@@ -468,7 +468,7 @@ fn rules() -> Vec<Row> {
             ],
         ),
         (
-            "a pause forgets what waits to be caught up",
+            "a pause drops a waiting catch-up",
             in_window(nightly(), "03:00-05:00"),
             "22 12:00",
             vec![
@@ -478,7 +478,7 @@ fn rules() -> Vec<Row> {
             ],
         ),
         (
-            "another schedule forgets what waits to be caught up",
+            "another schedule drops a waiting catch-up",
             in_window(nightly(), "03:00-05:00"),
             "22 12:00",
             vec![
@@ -493,7 +493,7 @@ fn rules() -> Vec<Row> {
             ],
         ),
         (
-            "a window that is lifted lets start at once what waits for it",
+            "removing the window starts a waiting catch-up at once",
             in_window(nightly(), "03:00-05:00"),
             "22 12:00",
             vec![
@@ -502,7 +502,7 @@ fn rules() -> Vec<Row> {
             ],
         ),
         (
-            "an interrupted run is caught up once with the attempts that are left, and not again",
+            "an interrupted run is caught up only once, with the remaining attempts",
             nightly(),
             "22 12:00",
             vec![
@@ -516,7 +516,7 @@ fn rules() -> Vec<Row> {
             ],
         ),
         (
-            "an occurrence that came after an interrupted run stands for it",
+            "an occurrence after an interrupted run stands for it",
             nightly(),
             "22 12:00",
             vec![
@@ -527,7 +527,7 @@ fn rules() -> Vec<Row> {
             ],
         ),
         (
-            "a run by hand that is cut off is not caught up",
+            "an interrupted manual run is not caught up",
             nightly(),
             "22 12:00",
             vec![
@@ -538,7 +538,7 @@ fn rules() -> Vec<Row> {
             ],
         ),
         (
-            "a splay holds a run back, and overlaps meanwhile",
+            "a splay delays a run, and counts as overlap in the meantime",
             splayed(hourly(), 70),
             "23 00:30",
             vec![
@@ -550,7 +550,7 @@ fn rules() -> Vec<Row> {
             ],
         ),
         (
-            "a run whose splay is over goes by the pause and the window of then",
+            "pause and window are checked when the splay of a run ends",
             splayed(in_window(hourly(), "01:00-02:00"), 65),
             "23 00:30",
             vec![
@@ -569,7 +569,7 @@ fn rules() -> Vec<Row> {
             vec![("23 01:00", WAKE, ""), ("23 01:10", PAUSED, "skip paused, remember 23 01:00")],
         ),
         (
-            "a run that is cancelled during its splay is dealt with",
+            "a run that is cancelled during its splay is settled",
             splayed(hourly(), 10),
             "23 00:30",
             vec![
@@ -579,7 +579,7 @@ fn rules() -> Vec<Row> {
             ],
         ),
         (
-            "a run that a stop cuts off during its splay is missed",
+            "a run that a stop ends during its splay counts as missed",
             splayed(hourly(), 10),
             "23 00:30",
             vec![
@@ -609,7 +609,7 @@ fn rules() -> Vec<Row> {
             ],
         ),
         (
-            "a changed definition with the same schedule keeps what is queued and missed",
+            "a changed definition with the same schedule keeps queued and missed occurrences",
             queueing(hourly()),
             "23 00:30",
             vec![
@@ -621,7 +621,7 @@ fn rules() -> Vec<Row> {
             ],
         ),
         (
-            "another schedule forgets what is queued",
+            "another schedule drops a queued occurrence",
             queueing(hourly()),
             "23 00:30",
             vec![
@@ -702,7 +702,7 @@ fn rules() -> Vec<Row> {
             vec![("24 00:30", WAKE, "start schedule 24 00:00")],
         ),
         (
-            "a clock set back does not hold a run back for longer than its splay",
+            "a clock set back does not delay a run for longer than its splay",
             splayed(hourly(), 10),
             "23 05:30",
             vec![
@@ -712,7 +712,7 @@ fn rules() -> Vec<Row> {
             ],
         ),
         (
-            "what a history that cannot be written refused is missed when it can be again",
+            "runs refused because of the history count as missed when it can be written again",
             nightly(),
             "22 12:00",
             vec![
@@ -723,7 +723,7 @@ fn rules() -> Vec<Row> {
             ],
         ),
         (
-            "what is under way when a history is opened is not run again",
+            "a run in progress when the history is opened is not run again",
             nightly(),
             "22 12:00",
             vec![
@@ -734,7 +734,7 @@ fn rules() -> Vec<Row> {
             ],
         ),
         (
-            "what was missed during a pause is skipped when the history is read",
+            "occurrences missed during a pause are skipped when the history is read",
             nightly(),
             "22 12:00",
             vec![(
@@ -771,16 +771,16 @@ fn every_rule_of_scheduling_holds() {
 /// What may happen to a job at any time.
 #[derive(Debug, Clone)]
 enum Chance {
-    /// Time goes on; the daemon looks at the job whenever it asked for it.
+    /// Time passes; the daemon examines the job at each of its wake-up times.
     Pass(i64),
-    /// Time goes on, and nobody looks: the machine was suspended.
+    /// Time passes without any wake-up: the machine was suspended.
     Stall(i64),
     Request,
     Started,
     Ended(Ending),
     Cancel,
     Pause(bool),
-    /// The daemon is down for so long, and starts again. A run under way is cut off.
+    /// The daemon is down for this long, and starts again. An active run is interrupted.
     Restart(i64),
     Redefine(usize),
 }
@@ -814,12 +814,12 @@ fn definition(number: usize) -> Timing {
     Timing { catch_up: forever, ..timing }
 }
 
-/// Drives a job, and keeps account of what must hold.
+/// Drives a job, and checks what must hold.
 struct Account {
     driven: Driven,
     now: Timestamp,
     paused: bool,
-    /// Whether the run that was started said so.
+    /// Whether the run that was started has reported its start.
     started: bool,
     /// How often each occurrence of the present schedule was started.
     runs: std::collections::BTreeMap<Timestamp, u32>,
@@ -884,7 +884,7 @@ impl Account {
             prop_assert!(driven.recorded < Some(waits), "a restart would forget {}", text(waits));
         }
         if open.is_some() {
-            // Nothing is left lying: it runs, or something that is known holds it up.
+            // No occurrence is forgotten: it runs, or something known delays it.
             let held = [under_way, state.queued, state.skipped, state.next()];
             let held = held.into_iter().flatten().any(|time| time <= self.now);
             prop_assert!(held || state.missed.is_some(), "{:?} lies: {:?}", open, state);
@@ -916,7 +916,7 @@ impl Account {
                 self.started = true;
                 self.on(Event::Started { recorded: true })
             }
-            // A run that was started and has not said so yet may still find the job busy.
+            // A run that has not reported its start yet may still find the job busy.
             Chance::Ended(Ending::Busy) if under_way && !self.started => {
                 self.on(Event::Ended(Ending::Busy))
             }
@@ -985,7 +985,7 @@ proptest! {
     }
 
     #[test]
-    fn a_restart_of_an_idle_daemon_changes_nothing_of_what_follows(
+    fn a_restart_of_an_idle_daemon_does_not_change_later_decisions(
         first in 0_usize..6,
         chances in chances(),
     ) {

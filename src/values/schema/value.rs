@@ -76,7 +76,7 @@ impl<T: StringEnum> Value for T {
     }
 }
 
-/// Parses a string by its [`FromStr`], whose error tells the user what to write instead.
+/// Parses a string by its [`FromStr`], whose error says what to write instead.
 pub fn parse_text<T: FromStr<Err: Display>>(
     value: &Spanned<DeValue<'_>>,
     expected: &str,

@@ -1,4 +1,4 @@
-//! What was missed waits for its window: the daemon's own parts, at a clock of the test's own.
+//! Missed occurrences that wait for their window: parts of the daemon, with a clock that the test sets.
 
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -19,7 +19,7 @@ use crate::program::until;
 
 const WHOAMI: &str = "/_matrix/client/v3/account/whoami";
 
-/// The daemon without its ports, at a clock that the test sets and that goes on from there.
+/// The daemon without its listeners, with a clock that the test sets and that continues from there.
 struct Begun<'f> {
     fake: &'f Fake,
     supervisor: Arc<Supervisor>,
@@ -70,7 +70,7 @@ impl<'f> Begun<'f> {
         if let Some(due) = due {
             self.supervisor.wakes()(due);
         }
-        // Whatever was sent before is dealt with when this is answered.
+        // Everything that was sent before has been processed when this returns.
         self.supervisor.status().await;
     }
 
@@ -87,7 +87,7 @@ impl<'f> Begun<'f> {
         self.metric("microglia_job_waiting", "") == 1.0
     }
 
-    /// Stops it as `kill` does: what is under way is cut off.
+    /// Stops it as `kill` does: active runs are interrupted.
     async fn cut_off(self) {
         self.supervisor.drain(Duration::ZERO).await;
         self.history.close().await;
@@ -98,9 +98,9 @@ impl<'f> Begun<'f> {
     }
 
     async fn stop(self) {
-        let asked = Instant::now();
+        let start = Instant::now();
         self.supervisor.drain(Duration::from_secs(5)).await;
-        assert!(asked.elapsed() < Duration::from_secs(4), "{:?}", asked.elapsed());
+        assert!(start.elapsed() < Duration::from_secs(4), "{:?}", start.elapsed());
         self.history.close().await;
     }
 }
@@ -120,12 +120,12 @@ fn nightly(more: &str) -> (Fake, Program) {
 }
 
 #[tokio::test]
-async fn what_was_missed_waits_for_its_window_through_restarts_and_starts_when_it_opens() {
+async fn a_missed_occurrence_waits_for_the_window_across_restarts_and_runs_when_it_opens() {
     let (fake, program) = nightly("");
     Begun::at(&fake, &program, "2026-11-22T12:00:00Z").await.stop().await;
-    for moment in ["2026-11-23T12:00:00Z", "2026-11-23T20:00:00Z"] {
-        let begun = Begun::at(&fake, &program, moment).await;
-        begun.tick_at(moment).await;
+    for time in ["2026-11-23T12:00:00Z", "2026-11-23T20:00:00Z"] {
+        let begun = Begun::at(&fake, &program, time).await;
+        begun.tick_at(time).await;
         assert!(begun.waits());
         begun.stop().await;
         assert_eq!((fake.count("GET", PING), program.runs("night").await.len()), (0, 0));
@@ -142,7 +142,8 @@ async fn what_was_missed_waits_for_its_window_through_restarts_and_starts_when_i
         (&run["trigger"], &run["outcome"], &run["scheduled_for"]),
         (&"catch-up".into(), &"succeeded".into(), &"2026-11-23T03:30:00Z".into())
     );
-    let late = moment(run, "started_at") - "2026-11-24T03:00:00Z".parse::<DateTime<Utc>>().unwrap();
+    let late =
+        time_of(run, "started_at") - "2026-11-24T03:00:00Z".parse::<DateTime<Utc>>().unwrap();
     assert!(late >= TimeDelta::zero() && late < TimeDelta::seconds(3), "{run}");
     // It is dealt with.
     let begun = Begun::at(&fake, &program, "2026-11-24T03:10:00Z").await;
@@ -152,7 +153,7 @@ async fn what_was_missed_waits_for_its_window_through_restarts_and_starts_when_i
 }
 
 #[tokio::test]
-async fn what_was_missed_is_as_old_as_it_is_when_the_daemon_starts() {
+async fn the_age_of_a_missed_occurrence_counts_up_to_the_start_of_the_daemon() {
     let (fake, program) = nightly("catch_up = \"6h\"");
     Begun::at(&fake, &program, "2026-11-22T12:00:00Z").await.stop().await;
     // Young enough now, and it may grow old while it waits.
@@ -167,7 +168,7 @@ async fn what_was_missed_is_as_old_as_it_is_when_the_daemon_starts() {
 }
 
 #[tokio::test]
-async fn what_comes_outside_the_window_while_a_missed_one_waits_loses_it_at_no_restart() {
+async fn an_occurrence_outside_the_window_does_not_make_a_restart_forget_the_missed_one() {
     let fake = Fake::start();
     let keys = "mode = \"apply\"\nschedule = \"0 */6 * * *\"\nwindow = \"00:00-07:00\"";
     let program = Program::new(&fake.url(), TOKEN, &ping("six", keys));
@@ -184,7 +185,7 @@ async fn what_comes_outside_the_window_while_a_missed_one_waits_loses_it_at_no_r
     until("the run", 10, async || !program.ended("six").await.is_empty()).await;
     begun.stop().await;
     assert_eq!(program.ended("six").await, ["schedule succeeded"]);
-    // What came outside the window is not missed afterwards.
+    // An occurrence outside the window does not count as missed afterwards.
     let begun = Begun::at(&fake, &program, "2026-11-24T01:00:00Z").await;
     begun.tick_at("2026-11-24T01:00:00Z").await;
     begun.stop().await;
@@ -192,7 +193,7 @@ async fn what_comes_outside_the_window_while_a_missed_one_waits_loses_it_at_no_r
 }
 
 #[tokio::test]
-async fn what_has_not_begun_goes_by_the_config_of_the_moment_in_which_it_begins() {
+async fn a_run_uses_the_configuration_of_the_time_at_which_it_starts() {
     for (from, to, runs) in [
         ("mode = \"apply\"", "mode = \"dry-run\"", 1),
         ("mode = \"apply\"", "mode = \"apply\"\nenabled = false", 0),
@@ -216,22 +217,22 @@ async fn what_has_not_begun_goes_by_the_config_of_the_moment_in_which_it_begins(
 }
 
 #[tokio::test]
-async fn a_job_that_waits_to_be_caught_up_can_be_run_by_hand_and_what_it_missed_cancelled() {
+async fn a_job_that_waits_to_be_caught_up_can_be_run_manually_and_its_waiting_run_cancelled() {
     let (fake, program) = nightly("");
     Begun::at(&fake, &program, "2026-11-22T12:00:00Z").await.stop().await;
     let begun = Begun::at(&fake, &program, "2026-11-23T12:00:00Z").await;
     until("it waits", 5, async || begun.waits()).await;
-    let asked = RunOverrides { mode: Some(Mode::DryRun), ..RunOverrides::default() };
-    let mut events = begun.supervisor.run("night", &asked).await.unwrap();
-    let mut heard = Vec::new();
+    let overrides = RunOverrides { mode: Some(Mode::DryRun), ..RunOverrides::default() };
+    let mut events = begun.supervisor.run("night", &overrides).await.unwrap();
+    let mut received = Vec::new();
     while let Some(event) = events.recv().await {
-        heard.push(event);
+        received.push(event);
     }
     assert!(
-        matches!(heard.last(), Some(Event::Ended(report)) if report.outcome == Some(Outcome::Succeeded)),
-        "{heard:?}"
+        matches!(received.last(), Some(Event::Ended(report)) if report.outcome == Some(Outcome::Succeeded)),
+        "{received:?}"
     );
-    assert!(begun.waits(), "a run by hand does not stand for it");
+    assert!(begun.waits(), "a manual run does not replace it");
     begun.supervisor.cancel("night", "a test").await.unwrap();
     assert!(!begun.waits());
     let refused = begun.supervisor.cancel("night", "a test").await.unwrap_err();
@@ -246,7 +247,7 @@ async fn a_job_that_waits_to_be_caught_up_can_be_run_by_hand_and_what_it_missed_
 }
 
 #[tokio::test]
-async fn what_is_due_when_the_window_opens_and_what_was_missed_before_are_one_run() {
+async fn an_occurrence_due_when_the_window_opens_and_a_missed_one_are_one_run() {
     for (wakes, overlap) in [(1, "skip"), (1, "queue"), (2, "skip"), (2, "queue")] {
         let fake = Fake::start();
         fake.fault(Fault::new("GET", PING, Trouble::Delay(Duration::from_secs(1))).always());
@@ -269,7 +270,7 @@ async fn what_is_due_when_the_window_opens_and_what_was_missed_before_are_one_ru
     }
 }
 
-/// A job that comes every six hours at any time of the day, and its homeserver.
+/// A job that is due every six hours at any time of the day, and its homeserver.
 fn six_hourly(more: &str) -> (Fake, Program) {
     let fake = Fake::start();
     let keys = format!("mode = \"apply\"\nschedule = \"0 */6 * * *\"\n{more}");
@@ -278,7 +279,7 @@ fn six_hourly(more: &str) -> (Fake, Program) {
 }
 
 #[tokio::test]
-async fn a_run_that_was_cut_off_is_caught_up_although_an_occurrence_was_skipped_during_it() {
+async fn an_interrupted_run_is_caught_up_even_if_an_occurrence_was_skipped_during_it() {
     let (fake, program) = six_hourly("");
     fake.fault(Fault::new("GET", PING, Trouble::Hang));
     let begun = Begun::at(&fake, &program, "2026-11-23T05:59:59Z").await;
@@ -316,7 +317,7 @@ async fn a_fixed_time_is_not_run_again_when_the_clock_was_set_back_and_the_daemo
 }
 
 #[tokio::test]
-async fn what_was_skipped_because_one_was_queued_is_not_missed_afterwards() {
+async fn an_occurrence_skipped_because_one_was_queued_does_not_count_as_missed() {
     let (fake, program) = six_hourly("overlap = \"queue\"");
     fake.fault(Fault::new("GET", PING, Trouble::Delay(Duration::from_secs(1))).times(2));
     let begun = Begun::at(&fake, &program, "2026-11-23T05:59:59Z").await;
@@ -333,7 +334,7 @@ async fn what_was_skipped_because_one_was_queued_is_not_missed_afterwards() {
 }
 
 #[tokio::test]
-async fn what_must_not_be_sent_twice_is_caught_up_where_nothing_was_sent() {
+async fn a_run_that_must_not_repeat_its_request_is_caught_up_if_nothing_was_sent() {
     let fake = Fake::start();
     let post = |name: &str| {
         let keys = "mode = \"apply\"\nschedule = \"0 */6 * * *\"";
@@ -356,7 +357,7 @@ async fn what_must_not_be_sent_twice_is_caught_up_where_nothing_was_sent() {
 }
 
 #[tokio::test]
-async fn what_is_under_way_when_a_history_is_opened_is_not_run_again() {
+async fn a_run_in_progress_when_the_history_is_opened_is_not_run_again() {
     let fake = Fake::start();
     let keys = "mode = \"apply\"\nschedule = \"0 */6 * * *\"\nsplay = \"4s\"";
     let jobs: String = (0..40).map(|number| ping(&format!("job-{number}"), keys)).collect();
@@ -431,7 +432,7 @@ async fn the_last_run_and_the_last_success_of_a_job_are_not_forgotten() {
 }
 
 #[tokio::test]
-async fn a_homeserver_that_hangs_delays_no_probe_of_another_and_is_asked_once_at_a_time() {
+async fn a_homeserver_that_hangs_delays_no_other_probe_and_is_probed_once_at_a_time() {
     let (quick, hangs) = (Fake::start(), Fake::start());
     hangs.fault(Fault::new("GET", WHOAMI, Trouble::Hang).always());
     let homeservers: String = [("quick", quick.url()), ("hangs", hangs.url())]

@@ -109,7 +109,7 @@ async fn a_run_that_is_cancelled_on_the_control_socket_says_which_user_cancelled
 }
 
 #[tokio::test]
-async fn a_run_that_is_started_with_its_event_stream_tells_all_from_the_start_to_the_end() {
+async fn a_run_that_is_started_with_its_event_stream_sends_all_events_from_start_to_end() {
     let fake = with_lobby(3);
     let program = with_admin(&fake, &sweep("lobby", 1000, ""));
     let daemon = program.serve().await;
@@ -137,7 +137,7 @@ async fn a_run_that_is_started_with_its_event_stream_tells_all_from_the_start_to
 }
 
 #[tokio::test]
-async fn a_follower_that_disconnects_does_not_end_its_run() {
+async fn a_client_that_disconnects_from_the_event_stream_does_not_end_the_run() {
     let fake = with_lobby(30);
     let program = Program::new(&fake.url(), TOKEN, &sweep("lobby", 10, ""));
     let daemon = program.serve().await;
@@ -171,7 +171,7 @@ async fn the_events_of_all_runs_are_streamed_on_the_control_socket_only() {
     let admin = [("Authorization", "Bearer secret-of-the-tests")];
     let error = r#"{"error":"events are only available on the control socket"}"#.to_owned();
     assert_eq!(daemon.http("GET", "/api/v1/events", &admin, "").await, (403, error));
-    // A stream without an end does not hold up the daemon's.
+    // An endless stream does not delay the end of the daemon.
     daemon.stop().await;
     let (_, all) = all.whole().await;
     let (_, of_a) = of_a.whole().await;

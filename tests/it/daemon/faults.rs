@@ -1,4 +1,4 @@
-//! What the daemon survives: dead and strange homeservers, dead tokens, full disks.
+//! Faults that the daemon survives: failing homeservers, revoked tokens, full disks.
 
 use super::*;
 use crate::fake::{Fault, TOKEN, Trouble};
@@ -47,7 +47,7 @@ async fn a_homeserver_that_is_down_limits_or_hides_behind_a_proxy_recovers_by_it
 }
 
 #[tokio::test]
-async fn a_token_revoked_in_mid_run_ends_it_and_a_rotated_one_serves_at_once() {
+async fn a_token_that_is_revoked_during_a_run_ends_it_and_a_rotated_one_is_used_at_once() {
     let fake = with_lobby(60);
     let program = Program::new(&fake.url(), TOKEN, &sweep("lobby", 20, ""));
     let daemon = program.serve().await;
@@ -64,12 +64,12 @@ async fn a_token_revoked_in_mid_run_ends_it_and_a_rotated_one_serves_at_once() {
     let valid = async || daemon.metric("microglia_homeserver_token_valid", &["main"]).await;
     assert_eq!(valid().await, Some(0.0));
     assert_eq!(daemon.metric("microglia_homeserver_up", &["main"]).await, Some(1.0));
-    let refused = "ready\nhomeserver main: up, token refused\n".to_owned();
+    let refused = "ready\nhomeserver main: up, token rejected\n".to_owned();
     assert_eq!(daemon.get("/readyz").await, (200, refused));
     fake.world(|world| world.token("rotated", "@microglia:fake.test").admin_scope = true);
     program.write("token", "rotated\n");
     assert_eq!(program.run(&["run", "lobby"]).await.code, 0);
-    // An emptied file is told once, and what was in it serves on.
+    // An emptied file is logged once, and the previous token stays in use.
     program.write("token", "");
     assert_eq!(program.run(&["run", "lobby"]).await.code, 0);
     assert_eq!(daemon.log().matches("token is empty").count(), 1);
@@ -105,7 +105,7 @@ fn disk_is_full(daemon: &Daemon, full: bool) {
 }
 
 #[tokio::test]
-async fn a_full_disk_ends_and_refuses_what_makes_changes_and_leaves_the_rest_going() {
+async fn a_full_disk_ends_and_refuses_runs_that_make_changes_and_nothing_else() {
     let fake = with_lobby(100);
     let jobs = [sweep("lobby", 50, ""), ping("looks", "schedule = \"* * * * * *\"")].concat();
     let program = Program::new(&fake.url(), TOKEN, &jobs);
@@ -139,7 +139,7 @@ async fn a_full_disk_ends_and_refuses_what_makes_changes_and_leaves_the_rest_goi
         daemon.of_job("looks", "microglia_job_runs_total", &labels).await
     };
     let so_far = ran().await;
-    until("the schedule goes on", 20, async || ran().await > so_far).await;
+    until("the schedule to continue", 20, async || ran().await > so_far).await;
     until_log(&daemon, "this dry run is not recorded").await;
     disk_is_full(&daemon, false);
     assert_eq!(daemon.get("/readyz").await.0, 200);
@@ -154,7 +154,7 @@ async fn a_full_disk_ends_and_refuses_what_makes_changes_and_leaves_the_rest_goi
 }
 
 #[tokio::test]
-async fn a_history_that_cannot_be_opened_at_the_start_is_opened_as_soon_as_it_can() {
+async fn a_history_that_cannot_be_opened_at_the_start_is_opened_as_soon_as_possible() {
     let fake = with_lobby(3);
     let jobs = [
         sweep("lobby", 50, "schedule = \"* * * * * *\""),
@@ -200,7 +200,7 @@ async fn a_history_that_cannot_be_opened_at_the_start_is_opened_as_soon_as_it_ca
 }
 
 #[tokio::test]
-async fn a_history_that_is_deleted_is_not_written_to_and_another_one_takes_its_place() {
+async fn a_deleted_history_is_no_longer_written_and_a_new_one_replaces_it() {
     let fake = with_lobby(2);
     let program = Program::new(&fake.url(), TOKEN, &sweep("lobby", 50, ""));
     let daemon = program.serve().await;
@@ -227,7 +227,7 @@ async fn a_history_that_is_deleted_is_not_written_to_and_another_one_takes_its_p
 }
 
 #[tokio::test]
-async fn a_disk_that_is_full_at_the_start_keeps_no_pause_from_being_known() {
+async fn a_pause_can_be_read_even_if_the_disk_is_full_at_the_start() {
     let fake = Fake::start();
     let program = Program::new(&fake.url(), TOKEN, &ping("looks", "schedule = \"* * * * * *\""));
     let runs = async |daemon: &Daemon| {
@@ -265,7 +265,7 @@ async fn serve_sixty_times_as_fast(program: &Program) -> Daemon {
 
 #[tokio::test]
 #[ignore = "an hour in a minute: it needs faketime(1), which `apt-get install faketime` brings"]
-async fn an_outage_of_an_hour_is_survived_and_made_up_for_without_a_person() {
+async fn an_outage_of_an_hour_needs_no_intervention() {
     const JOBS: usize = 20;
     let give_ids = |fake: &Fake, when: &str| {
         fake.world(|world| {

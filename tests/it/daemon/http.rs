@@ -1,4 +1,4 @@
-//! The HTTP listener: health, metrics, the JSON API, and who may do what.
+//! The HTTP listener: health, metrics, the JSON API, and authorization.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -105,7 +105,7 @@ fn series(text: &str, job: &str) -> BTreeSet<String> {
 }
 
 #[tokio::test]
-async fn metrics_are_those_of_the_interface_from_the_start_and_come_back_after_a_restart() {
+async fn every_documented_metric_exists_from_the_start_and_is_restored_after_a_restart() {
     let fake = with_lobby(3);
     let jobs = [
         sweep("lobby", 1000, "schedule = \"0 0 1 1 *\""),
@@ -132,7 +132,7 @@ async fn metrics_are_those_of_the_interface_from_the_start_and_come_back_after_a
     let success = "microglia_job_last_success_timestamp_seconds";
     let runs = program.runs("lobby").await;
     #[expect(clippy::cast_precision_loss, reason = "milliseconds of this century fit")]
-    let of = |run: &Value| moment(run, "finished_at").timestamp_millis() as f64 / 1000.0;
+    let of = |run: &Value| time_of(run, "finished_at").timestamp_millis() as f64 / 1000.0;
     // The dry run is the last run, and not the job's success.
     assert_eq!(daemon.of_job("lobby", success, &[]).await, of(&runs[0]));
     assert_eq!(
@@ -167,7 +167,7 @@ async fn success_is_due_at_the_end_of_the_second_occurrence() {
 }
 
 #[tokio::test]
-async fn only_the_admin_token_acts_and_names_people() {
+async fn changes_and_names_of_people_require_the_admin_token() {
     let fake = with_lobby(2);
     fake.world(|world| {
         world.room("!lobby:fake.test").banned("@user000001:fake.test", "@microglia:fake.test");
@@ -263,7 +263,7 @@ async fn only_the_admin_token_acts_and_names_people() {
 }
 
 #[tokio::test]
-async fn what_is_too_large_is_refused_and_who_is_slow_holds_up_nobody() {
+async fn a_request_that_is_too_large_is_rejected_and_a_slow_client_blocks_no_other() {
     let fake = Fake::start();
     let program = with_admin(&fake, &ping("a", ""));
     let daemon = program.serve().await;
@@ -287,14 +287,14 @@ async fn what_is_too_large_is_refused_and_who_is_slow_holds_up_nobody() {
             slow.push(stream);
         }
     }
-    let asked = std::time::Instant::now();
+    let start = std::time::Instant::now();
     assert_eq!(daemon.get("/healthz").await.0, 200);
-    assert!(asked.elapsed().as_secs() < 3, "{:?}", asked.elapsed());
-    // Whoever does not send its headers is shown the door.
+    assert!(start.elapsed().as_secs() < 3, "{:?}", start.elapsed());
+    // A client that does not send its headers is disconnected.
     let mut answer = Vec::new();
     let closed = slow[0].read_to_end(&mut answer);
     tokio::time::timeout(std::time::Duration::from_secs(20), closed).await.unwrap().unwrap();
-    // Who may not act is told so before its body has come.
+    // A client without the token is rejected before its body has arrived.
     let mut answer = [0; 12];
     slow[119].read_exact(&mut answer).await.unwrap();
     assert_eq!(String::from_utf8_lossy(&answer), "HTTP/1.1 401");
@@ -322,7 +322,7 @@ async fn as_host(daemon: &Daemon, host: &str, path: &str) -> (u16, String) {
 }
 
 #[tokio::test]
-async fn a_name_that_is_not_allowed_as_host_reaches_metrics_and_health_only() {
+async fn a_host_name_that_is_not_allowed_can_only_read_metrics_and_health() {
     let program = with_admin(&Fake::start(), &ping("a", ""));
     let daemon = program.serve().await;
     for path in ["/metrics", "/healthz", "/readyz"] {
@@ -361,7 +361,7 @@ async fn a_page_of_another_site_cannot_post() {
     };
     for origin in ["http://evil.example", "null", "http://127.0.0.1", "http://localhost:3000"] {
         let refusal = format!(
-            r#"{{"error":"a page of {origin} may not do this: only pages of this daemon or of a name in daemon.allowed_hosts may"}}"#
+            r#"{{"error":"pages of {origin} may not send this request: only pages of this daemon, or of a name in daemon.allowed_hosts, may"}}"#
         );
         assert_eq!(post(origin).await, (403, refusal), "{origin}");
     }
@@ -372,7 +372,7 @@ async fn a_page_of_another_site_cannot_post() {
 }
 
 #[tokio::test]
-async fn every_refusal_of_the_api_is_json_with_an_error() {
+async fn every_error_of_the_api_is_a_json_object_with_an_error() {
     let program = with_admin(&Fake::start(), &ping("a", ""));
     let daemon = program.serve().await;
     let admin = "Authorization: Bearer secret-of-the-tests\r\n";
@@ -418,7 +418,7 @@ async fn every_refusal_of_the_api_is_json_with_an_error() {
 }
 
 #[tokio::test]
-async fn what_a_change_replaced_is_named_on_the_machine_itself_only() {
+async fn what_a_change_replaced_is_only_served_on_the_machine_itself() {
     let mut world = World::new();
     world.users(1, |_| User::default().external("saml", "s1"));
     let fake = Fake::of(world);
@@ -430,7 +430,7 @@ async fn what_a_change_replaced_is_named_on_the_machine_itself_only() {
     let admin = [("Authorization", "Bearer secret-of-the-tests")];
     let (_, body) = daemon.http("GET", "/api/v1/runs/1", &admin, "").await;
     let shown: Value = serde_json::from_str(&body).unwrap();
-    assert_eq!(shown["changes"][0]["before"], "only on the machine itself", "{body}");
+    assert_eq!(shown["changes"][0]["before"], "only available on the machine itself", "{body}");
     let here = program.json(&["runs", "show", "1", "--json"]).await;
     assert!(here["changes"][0]["before"].to_string().contains("s1"), "{here}");
     daemon.stop().await;

@@ -1,4 +1,4 @@
-//! The daemon's own death, by kill -9: no change is lost, none is made twice, and the next start finishes.
+//! The daemon killed by kill -9: no change is lost, none is made twice, and the next start finishes the work.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -9,8 +9,8 @@ use crate::homeserver::Synapse;
 use crate::program::until;
 
 const DELETE: &str = "/_synapse/admin/v1/media/delete";
-/// What the record of a killed run says of a change that was under way.
-const UNKNOWN: &str = "microglia exited before the answer arrived: it may have been applied";
+/// The detail of a change that was in progress when its run was killed.
+const UNKNOWN: &str = "microglia exited before the response arrived: the change may have been made";
 
 /// What of a run's changes the history knows as made.
 async fn made(program: &Program, id: &str) -> Vec<String> {
@@ -20,7 +20,7 @@ async fn made(program: &Program, id: &str) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn kill_9_in_a_join_sweep_loses_no_change_and_joins_nobody_twice() {
+async fn kill_9_during_joins_loses_no_change_and_joins_nobody_twice() {
     let fake = with_lobby(60);
     let program = Program::new(&fake.url(), TOKEN, &sweep("lobby", 30, &hourly()));
     was_down(&program).await;
@@ -42,7 +42,7 @@ async fn kill_9_in_a_join_sweep_loses_no_change_and_joins_nobody_twice() {
 }
 
 #[tokio::test]
-async fn kill_9_in_a_sweep_of_external_ids_leaves_what_it_would_have_left_without() {
+async fn kill_9_while_removing_external_ids_leads_to_the_same_result_as_no_kill() {
     let mut world = World::new();
     world.users(60, |number| {
         User::default()
@@ -83,7 +83,7 @@ async fn kill_9_in_a_sweep_of_external_ids_leaves_what_it_would_have_left_withou
 }
 
 #[tokio::test]
-async fn kill_9_in_a_purge_sends_no_other_call_while_that_one_may_be_at_work() {
+async fn after_kill_9_in_a_purge_no_other_call_is_sent_while_the_lost_one_may_be_in_progress() {
     let fake = Fake::start();
     fake.world(|world| {
         world.user("@a:fake.test");
@@ -107,7 +107,7 @@ async fn kill_9_in_a_purge_sends_no_other_call_while_that_one_may_be_at_work() {
     let program = Program::new(&fake.url(), TOKEN, &purge);
     was_down(&program).await;
     let daemon = program.serve().await;
-    until("the purge at work", 20, async || fake.world(|world| world.files().len()) < 280).await;
+    until("the purge", 20, async || fake.world(|world| world.files().len()) < 280).await;
     daemon.kill().await;
     let calls = fake.count("POST", "/_synapse/admin/v1/media/delete");
     let daemon = program.serve().await;
@@ -128,7 +128,7 @@ async fn kill_9_in_a_purge_sends_no_other_call_while_that_one_may_be_at_work() {
 }
 
 #[tokio::test]
-async fn kill_9_in_a_sweep_of_a_real_homeserver_joins_each_user_once() {
+async fn kill_9_during_joins_on_a_real_homeserver_joins_each_user_once() {
     let synapse = Synapse::start().await;
     let room =
         synapse.create_room(&synapse.admin, serde_json::json!({ "preset": "public_chat" })).await;
@@ -157,7 +157,7 @@ async fn kill_9_in_a_sweep_of_a_real_homeserver_joins_each_user_once() {
     assert!(all.len() >= 39, "{all:#?}");
 }
 
-/// The users of a run's changes: of those that were made, and of those whose answer nobody saw.
+/// The users of a run's changes: of those that were made, and of those whose response was lost.
 async fn named(program: &Program, run: usize) -> (BTreeSet<String>, BTreeSet<String>) {
     let shown = ["runs", "show", &run.to_string(), "--limit", "5000", "--json"];
     let run = program.json(&shown).await;
@@ -186,7 +186,7 @@ fn random() -> fastrand::Rng {
     fastrand::Rng::with_seed(seed)
 }
 
-/// Kills a run again and again, at random moments, and compares what the homeserver saw with what the history names.
+/// Kills a run again and again, at random times, and compares the homeserver's state with the history.
 async fn killed_at_random(
     fake: &Fake,
     job: &str,
@@ -226,11 +226,11 @@ async fn killed_at_random(
         made_so_far.extend(made);
         unknown_in_all += unknown.len();
     }
-    assert!(unknown_in_all > 0, "no kill hit a change under way: this showed nothing");
+    assert!(unknown_in_all > 0, "no kill hit a change in progress: the test showed nothing");
 }
 
 #[tokio::test]
-async fn wherever_it_is_killed_the_history_names_every_removal_that_may_have_been_made() {
+async fn the_history_contains_every_removal_that_may_have_been_made_before_a_kill() {
     let mut world = World::new();
     world.users(500, |number| User::default().external("saml", &format!("s{number}")));
     world.latency = Duration::from_millis(4);
@@ -241,7 +241,7 @@ async fn wherever_it_is_killed_the_history_names_every_removal_that_may_have_bee
 }
 
 #[tokio::test]
-async fn wherever_it_is_killed_the_history_names_every_join_that_may_have_been_made() {
+async fn the_history_contains_every_join_that_may_have_been_made_before_a_kill() {
     let fake = with_lobby(500);
     fake.world(|world| world.latency = Duration::from_millis(4));
     let joins = |seen: &Seen| seen.method == "POST" && seen.path.starts_with(JOIN);
@@ -273,14 +273,14 @@ fn files(fake: &Fake) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn kill_9_in_a_purge_ends_where_it_would_have_ended_once_the_lost_call_stands_still() {
+async fn kill_9_in_a_purge_leads_to_the_same_result_once_the_lost_call_has_ended() {
     let (undisturbed, fake) = (with_files(), with_files());
     let program = Program::new(&undisturbed.url(), TOKEN, PURGE);
     assert_eq!(program.run(&["run", "purge"]).await.code, 0);
     let program = Program::new(&fake.url(), TOKEN, &format!("{PURGE}{}\n", hourly()));
     was_down(&program).await;
     let daemon = program.serve().await;
-    until("the purge at work", 20, async || files(&fake).len() < 280).await;
+    until("the purge", 20, async || files(&fake).len() < 280).await;
     daemon.kill().await;
     assert_eq!(fake.count("POST", DELETE), 1);
     let (restarted, daemon) = (std::time::Instant::now(), program.serve().await);
@@ -301,7 +301,7 @@ async fn kill_9_in_a_purge_ends_where_it_would_have_ended_once_the_lost_call_sta
 }
 
 #[tokio::test]
-async fn kill_9_in_a_purge_of_a_real_homeserver_is_finished_by_the_next_start() {
+async fn a_purge_on_a_real_homeserver_is_finished_by_the_next_start_after_kill_9() {
     let synapse = Synapse::start().await;
     let owner = &synapse.register_many("hoarder", 1).await[0];
     let row =
@@ -320,7 +320,7 @@ async fn kill_9_in_a_purge_of_a_real_homeserver_is_finished_by_the_next_start() 
         synapse.sql("SELECT COUNT(*) FROM local_media_repository").await[0][0].as_i64().unwrap()
     };
     let daemon = program.serve().await;
-    until("the purge at work", 60, async || left().await < 2010).await;
+    until("the purge", 60, async || left().await < 2010).await;
     daemon.kill().await;
     assert!(left().await > 10, "it was over before the kill");
     let daemon = program.serve().await;
@@ -334,7 +334,8 @@ async fn kill_9_in_a_purge_of_a_real_homeserver_is_finished_by_the_next_start() 
 }
 
 #[tokio::test]
-async fn kill_9_in_a_sweep_of_external_ids_of_a_real_homeserver_is_finished_by_the_next_start() {
+async fn the_removal_of_external_ids_on_a_real_homeserver_is_finished_by_the_next_start_after_kill_9()
+ {
     let synapse = Synapse::start().await;
     let users = synapse.register_many("linked", 60).await;
     for (number, user) in users.iter().enumerate() {

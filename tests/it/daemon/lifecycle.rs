@@ -1,4 +1,4 @@
-//! Starting, stopping, and what systemd is told.
+//! Starting, stopping, and notifying systemd.
 
 use std::os::unix::net::UnixDatagram;
 use std::time::{Duration, Instant};
@@ -8,7 +8,7 @@ use crate::fake::{Fault, TOKEN, Trouble};
 use crate::program::until;
 
 #[tokio::test]
-async fn systemd_is_told_of_start_reload_life_and_stop() {
+async fn systemd_is_notified_of_start_reload_watchdog_and_stop() {
     let fake = Fake::start();
     let program = Program::new(&fake.url(), TOKEN, &ping("a", "schedule = \"30 3 * * *\""));
     let socket = UnixDatagram::bind(program.path("notify")).unwrap();
@@ -25,43 +25,49 @@ async fn systemd_is_told_of_start_reload_life_and_stop() {
         .stderr(std::process::Stdio::piped())
         .kill_on_drop(true);
     let mut daemon = program.serve_as(command).await;
-    let mut told: Vec<String> = Vec::new();
-    let hear = |told: &mut Vec<String>| {
+    let mut messages: Vec<String> = Vec::new();
+    let receive = |messages: &mut Vec<String>| {
         let mut buffer = [0; 4096];
         while let Ok(length) = socket.recv(&mut buffer) {
-            told.push(String::from_utf8_lossy(&buffer[..length]).into_owned());
+            messages.push(String::from_utf8_lossy(&buffer[..length]).into_owned());
         }
     };
     for _ in 0..100 {
-        hear(&mut told);
-        if told.iter().filter(|message| message.starts_with("WATCHDOG=1")).count() >= 3 {
+        receive(&mut messages);
+        if messages.iter().filter(|message| message.starts_with("WATCHDOG=1")).count() >= 3 {
             break;
         }
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
-    let pings = told.iter().filter(|message| message.starts_with("WATCHDOG=1")).count();
-    assert!(pings >= 3, "{told:?}");
-    assert!(told[0].starts_with("READY=1\nSTATUS=1 job, 0 running, next a at "), "{told:?}");
-    assert!(told[0].contains("03:30:00 UTC"), "{told:?}");
-    told.clear();
+    let pings = messages.iter().filter(|message| message.starts_with("WATCHDOG=1")).count();
+    assert!(pings >= 3, "{messages:?}");
+    assert!(
+        messages[0].starts_with("READY=1\nSTATUS=1 job, 0 running, next a at "),
+        "{messages:?}"
+    );
+    assert!(messages[0].contains("03:30:00 UTC"), "{messages:?}");
+    messages.clear();
     daemon.signal("HUP");
     for _ in 0..100 {
-        hear(&mut told);
-        if told.iter().any(|message| message.starts_with("READY=1")) {
+        receive(&mut messages);
+        if messages.iter().any(|message| message.starts_with("READY=1")) {
             break;
         }
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
-    told.retain(|message| !message.starts_with("WATCHDOG=1"));
-    assert!(told[0].starts_with("RELOADING=1\nMONOTONIC_USEC="), "in one datagram: {told:?}");
-    assert!(told[1].starts_with("READY=1\nSTATUS="), "{told:?}");
+    messages.retain(|message| !message.starts_with("WATCHDOG=1"));
+    assert!(
+        messages[0].starts_with("RELOADING=1\nMONOTONIC_USEC="),
+        "in one datagram: {messages:?}"
+    );
+    assert!(messages[1].starts_with("READY=1\nSTATUS="), "{messages:?}");
     daemon.signal("TERM");
     assert_eq!(daemon.exit().await, 0);
-    hear(&mut told);
+    receive(&mut messages);
     let stopping = "STOPPING=1\nEXTEND_TIMEOUT_USEC=45000000";
     assert!(
-        told.iter().any(|message| message.trim_end() == stopping),
-        "the grace of 30 s and 15 s for what follows it: {told:?}"
+        messages.iter().any(|message| message.trim_end() == stopping),
+        "the grace of 30 s and 15 s for what follows it: {messages:?}"
     );
 }
 
@@ -89,16 +95,16 @@ async fn a_low_soft_limit_of_open_files_is_raised_to_the_hard_one() {
 }
 
 #[tokio::test]
-async fn a_stop_ends_a_sweep_at_the_next_boundary_and_the_next_start_finishes_it() {
+async fn a_stop_ends_a_run_at_the_next_change_boundary_and_the_next_start_finishes_it() {
     let fake = with_lobby(40);
     let program = Program::new(&fake.url(), TOKEN, &sweep("lobby", 10, &hourly()));
     was_down(&program).await;
     let daemon = program.serve().await;
     until("some joins", 20, async || joined(&fake) >= 3).await;
-    let asked = Instant::now();
+    let start = Instant::now();
     let log = daemon.stop().await;
-    assert!(asked.elapsed() < Duration::from_secs(5), "{:?}", asked.elapsed());
-    assert!(log.contains("stopping: nothing new starts"), "{log}");
+    assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+    assert!(log.contains("stopping: no new runs are started"), "{log}");
     let runs = program.runs("lobby").await;
     assert_eq!(program.ended("lobby").await, ["catch-up interrupted"]);
     assert_eq!((&runs[0]["done"], &runs[0]["failed"]), (&joined(&fake).into(), &0.into()));
@@ -113,7 +119,8 @@ async fn a_stop_ends_a_sweep_at_the_next_boundary_and_the_next_start_finishes_it
 }
 
 #[tokio::test]
-async fn what_does_not_end_within_the_grace_is_cut_off_and_recorded_and_its_caller_hears_it() {
+async fn a_run_that_exceeds_the_shutdown_grace_is_interrupted_recorded_and_reported_to_its_client()
+{
     let fake = Fake::start();
     fake.world(|world| {
         world.user("@a:fake.test");
@@ -128,27 +135,27 @@ async fn what_does_not_end_within_the_grace_is_cut_off_and_recorded_and_its_call
     let caller = program.command(&["run", "purge", "--json"]).spawn().unwrap();
     until("the call", 20, async || fake.count("POST", "/_synapse/admin/v1/media/delete") == 1)
         .await;
-    let asked = Instant::now();
+    let start = Instant::now();
     daemon.signal("TERM");
-    // While it drains it still answers.
+    // While it drains, it still responds.
     assert_eq!(daemon.get("/healthz").await.0, 200);
     assert_eq!(daemon.exit().await, 0, "{}", daemon.log());
-    let took = asked.elapsed();
+    let took = start.elapsed();
     assert!(took > Duration::from_millis(900) && took < Duration::from_secs(5), "{took:?}");
-    let heard = caller.wait_with_output().await.unwrap();
-    assert_eq!(heard.status.code(), Some(1), "{heard:?}");
-    let report: Value = serde_json::from_slice(&heard.stdout).unwrap();
+    let output = caller.wait_with_output().await.unwrap();
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(report["outcome"], "interrupted");
     assert_eq!(report["changes"][0]["state"], "failed", "{report}");
     assert_eq!(
         report["changes"][0]["detail"],
-        "no answer came before the run ended: it may have been made"
+        "no response arrived before the run ended: the change may have been made"
     );
     assert_eq!(program.ended("purge").await, ["manual interrupted"]);
 }
 
 #[tokio::test]
-async fn a_second_signal_ends_it_at_once() {
+async fn a_second_signal_ends_the_daemon_immediately() {
     let fake = Fake::start();
     fake.fault(Fault::new("GET", PING, Trouble::Hang).always());
     let program = with_admin(&fake, &ping("hangs", "mode = \"apply\""));
@@ -156,19 +163,19 @@ async fn a_second_signal_ends_it_at_once() {
     assert_eq!(daemon.post("/api/v1/jobs/hangs/run", "secret-of-the-tests", "").await.0, 202);
     until("the request", 20, async || fake.count("GET", PING) == 1).await;
     daemon.signal("TERM");
-    until_log(&daemon, "1 run under way: up to 30 s").await;
+    until_log(&daemon, "stopping 1 run: up to 30 s").await;
     assert_eq!(daemon.post("/api/v1/jobs/hangs/run", "secret-of-the-tests", "").await.0, 503);
     daemon.signal("TERM");
-    let asked = Instant::now();
+    let start = Instant::now();
     assert_eq!(daemon.exit().await, 1);
-    assert!(asked.elapsed() < Duration::from_secs(3), "{:?}", asked.elapsed());
-    until_log(&daemon, "stopped at once by a second signal").await;
+    assert!(start.elapsed() < Duration::from_secs(3), "{:?}", start.elapsed());
+    until_log(&daemon, "stopped immediately by a second signal").await;
     program.serve().await.stop().await;
     assert_eq!(program.ended("hangs").await, ["manual interrupted"]);
 }
 
 #[tokio::test]
-async fn a_quiet_day_of_twenty_jobs_is_forty_lines() {
+async fn a_day_of_twenty_jobs_without_events_logs_forty_lines() {
     let fake = Fake::start();
     let jobs: String =
         (0..20).map(|number| ping(&format!("job-{number:02}"), "mode = \"apply\"")).collect();

@@ -1,4 +1,4 @@
-//! Reloads: by signal, socket, HTTP and by looking; all or nothing.
+//! Reloads by signal, socket, HTTP and `watch_config`; all or nothing.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ fn names(jobs: &Value) -> Vec<&str> {
 const SUCCESSFUL: &str = "microglia_config_last_reload_successful";
 
 #[tokio::test]
-async fn a_config_with_mistakes_changes_nothing_and_every_mistake_is_told() {
+async fn a_configuration_with_errors_changes_nothing_and_every_error_is_reported() {
     let fake = Fake::start();
     let program = with_admin(&fake, &[ping("stays", ""), ping("goes", "")].concat());
     let daemon = program.serve().await;
@@ -22,19 +22,19 @@ async fn a_config_with_mistakes_changes_nothing_and_every_mistake_is_told() {
         .replace("[jobs.goes]", "[jobs.comes]\nschedul = 1\noverlap = \"twice\"")
         .replace("[jobs.stays]", "[jobs.stays]\ntime_limit = 5");
     program.write("microglia.toml", &bad);
-    let mistakes = ["unknown key `schedul`", "invalid value \"twice\"", "expected a duration"];
+    let errors = ["unknown key `schedul`", "invalid value \"twice\"", "expected a duration"];
     let refused = program.run(&["reload"]).await;
     assert_eq!(refused.code, 1, "{refused:?}");
-    assert!(mistakes.iter().all(|mistake| refused.stderr.contains(mistake)), "{}", refused.stderr);
+    assert!(errors.iter().all(|error| refused.stderr.contains(error)), "{}", refused.stderr);
     assert_eq!(daemon.metric(SUCCESSFUL, &[]).await, Some(0.0));
     let (status, body) = daemon.post("/-/reload", "secret-of-the-tests", "").await;
     let body: Value = serde_json::from_str(&body).unwrap();
     assert_eq!(status, 400, "{body}");
-    let told = body["errors"].as_array().unwrap();
+    let reported = body["errors"].as_array().unwrap();
     assert!(
-        mistakes
+        errors
             .iter()
-            .all(|mistake| told.iter().any(|line| line.as_str().unwrap().contains(mistake))),
+            .all(|error| reported.iter().any(|line| line.as_str().unwrap().contains(error))),
         "{body}"
     );
     let before = daemon.log().matches("the configuration was not reloaded").count();
@@ -44,7 +44,7 @@ async fn a_config_with_mistakes_changes_nothing_and_every_mistake_is_told() {
     })
     .await;
     assert!(
-        mistakes.iter().all(|mistake| daemon.log().matches(mistake).count() >= 3),
+        errors.iter().all(|error| daemon.log().matches(error).count() >= 3),
         "{}",
         daemon.log()
     );
@@ -80,7 +80,7 @@ async fn a_config_with_mistakes_changes_nothing_and_every_mistake_is_told() {
 }
 
 #[tokio::test]
-async fn a_rate_out_of_range_is_a_failed_reload_however_it_is_asked_for() {
+async fn a_rate_out_of_range_fails_every_kind_of_reload() {
     let fake = Fake::start();
     let program = with_admin(&fake, &ping("stays", ""));
     edit(&program, "[daemon]\n", "[daemon]\nwatch_config = \"1s\"\n");
@@ -112,7 +112,7 @@ async fn a_rate_out_of_range_is_a_failed_reload_however_it_is_asked_for() {
 }
 
 #[tokio::test]
-async fn a_look_at_the_file_finds_swapped_links_and_renamed_files() {
+async fn watch_config_finds_replaced_links_and_renamed_files() {
     let fake = Fake::start();
     let program = Program::new(&fake.url(), TOKEN, &ping("first", ""));
     edit(&program, "[daemon]\n", "[daemon]\nwatch_config = \"1s\"\n");
@@ -139,7 +139,7 @@ async fn a_look_at_the_file_finds_swapped_links_and_renamed_files() {
     program.write("microglia.toml.new", &config.replace("[jobs.first]", "[jobs.third]"));
     std::fs::rename(program.path("microglia.toml.new"), program.path("microglia.toml")).unwrap();
     until("the third job", 20, async || known("third").await).await;
-    // A file that vanished is a reload that failed: the next start would not come up.
+    // A file that disappeared is a failed reload: the next start would fail.
     let kept = program.read("microglia.toml");
     std::fs::remove_file(program.path("microglia.toml")).unwrap();
     until("the metric", 20, async || daemon.metric(SUCCESSFUL, &[]).await == Some(0.0)).await;
@@ -160,7 +160,7 @@ async fn a_look_at_the_file_finds_swapped_links_and_renamed_files() {
 }
 
 #[tokio::test]
-async fn unchanged_jobs_go_on_and_changed_ones_end_with_the_old_definition() {
+async fn unchanged_jobs_continue_and_runs_of_changed_ones_end_with_the_old_definition() {
     let fake = Fake::start();
     fake.fault(Fault::new("GET", PING, Trouble::Delay(Duration::from_secs(4))).times(3));
     let apply = "mode = \"apply\"";
@@ -227,7 +227,7 @@ async fn unchanged_jobs_go_on_and_changed_ones_end_with_the_old_definition() {
 }
 
 #[tokio::test]
-async fn what_is_only_moved_in_the_file_is_unchanged() {
+async fn a_job_that_only_moved_in_the_file_is_unchanged() {
     let fake = Fake::start();
     let tables = [ping("a", "homeserver = \"main\""), sweep("b", 5, "homeserver = [\"main\"]")];
     let program = with_admin(&fake, &tables.concat());
@@ -251,7 +251,7 @@ async fn what_is_only_moved_in_the_file_is_unchanged() {
 }
 
 #[tokio::test]
-async fn a_removed_homeserver_leaves_no_series_even_when_it_answers_later() {
+async fn a_removed_homeserver_leaves_no_series_even_if_it_responds_later() {
     let (stays, goes) = (Fake::start(), Fake::start());
     let slow = Trouble::Delay(Duration::from_secs(2));
     goes.fault(Fault::new("GET", "/_matrix/client/v3/account/whoami", slow).always());
@@ -272,7 +272,7 @@ async fn a_removed_homeserver_leaves_no_series_even_when_it_answers_later() {
     until("the probe", 20, async || !goes.requests().is_empty()).await;
     program.write("microglia.toml", &with(&tables[..1]));
     assert_eq!(program.run(&["reload"]).await.code, 0);
-    until("its answers", 20, async || goes.count("GET", "/_synapse/admin/v2/users/") == 1).await;
+    until("its response", 20, async || goes.count("GET", "/_synapse/admin/v2/users/") == 1).await;
     tokio::time::sleep(Duration::from_millis(300)).await;
     let (_, text) = daemon.get("/metrics").await;
     assert!(text.contains("homeserver=\"stays\"") && !text.contains("\"goes\""), "{text}");
@@ -280,7 +280,7 @@ async fn a_removed_homeserver_leaves_no_series_even_when_it_answers_later() {
 }
 
 #[tokio::test]
-async fn a_renewed_certificate_file_is_taken_at_a_reload() {
+async fn a_renewed_certificate_file_is_used_after_a_reload() {
     let fake = Fake::start();
     let program = Program::new(
         "https://localhost:1",
@@ -302,7 +302,7 @@ async fn a_renewed_certificate_file_is_taken_at_a_reload() {
 }
 
 #[tokio::test]
-async fn places_of_a_homeserver_outlive_a_reload() {
+async fn slots_of_a_homeserver_survive_a_reload() {
     let fake = Fake::start();
     fake.fault(Fault::new("GET", PING, Trouble::Delay(Duration::from_secs(3))).times(2));
     let apply = "mode = \"apply\"";
@@ -327,7 +327,7 @@ async fn places_of_a_homeserver_outlive_a_reload() {
     // Room for two now.
     edit(&program, "request_timeout", "max_concurrent_runs = 2\nrequest_timeout");
     assert_eq!(program.run(&["reload"]).await.code, 0);
-    until("b goes on", 3, async || fake.count("GET", PING) == 2).await;
+    until("b to continue", 3, async || fake.count("GET", PING) == 2).await;
     assert_eq!(program.runs("a").await[0]["outcome"], Value::Null);
     edit(&program, "max_concurrent_runs = 2\n", "");
     assert_eq!(program.run(&["reload"]).await.code, 0);
@@ -336,7 +336,7 @@ async fn places_of_a_homeserver_outlive_a_reload() {
         .await;
     until("all ended", 20, async || !program.ended("c").await.is_empty()).await;
     let (b, c) = (program.runs("b").await, program.runs("c").await);
-    assert!(moment(&c[0], "finished_at") > moment(&b[0], "finished_at"), "{b:?} {c:?}");
+    assert!(time_of(&c[0], "finished_at") > time_of(&b[0], "finished_at"), "{b:?} {c:?}");
     daemon.stop().await;
 }
 
@@ -378,7 +378,7 @@ async fn a_hundred_reloads_of_five_hundred_jobs_leave_nothing_behind() {
     for limit in 30..130 {
         reload(limit).await;
     }
-    // Probes of the last reload may still hold a connection.
+    // Probes of the last reload may still use a connection.
     until("as many open files as before", 20, async || files() <= open + 4).await;
     assert!(status("Threads:") <= threads + 2, "{} threads, {threads} before", status("Threads:"));
     let grown = status("VmRSS:").saturating_sub(memory);

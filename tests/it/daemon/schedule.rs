@@ -1,4 +1,4 @@
-//! What runs when: schedules, overlap, places, windows, splay and catching up.
+//! When jobs run: schedules, overlap, slots, windows, splay and catching up.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use crate::fake::{Fault, TOKEN, Trouble};
 use crate::program::until;
 
 #[tokio::test]
-async fn every_second_means_every_second_and_two_jobs_of_one_homeserver_splay_apart() {
+async fn a_job_can_run_every_second_and_splay_separates_two_jobs_of_one_homeserver() {
     let fake = Fake::start();
     let every = "schedule = \"* * * * * *\"";
     let hour = (now() + TimeDelta::hours(3)).hour();
@@ -23,7 +23,7 @@ async fn every_second_means_every_second_and_two_jobs_of_one_homeserver_splay_ap
     let daemon = program.serve().await;
     until("two splayed runs", 30, async || program.ended("splayed").await.len() >= 2).await;
     let of: Vec<_> =
-        program.runs("plain").await.iter().map(|run| moment(run, "scheduled_for")).collect();
+        program.runs("plain").await.iter().map(|run| time_of(run, "scheduled_for")).collect();
     assert!(of.len() >= 3 && of.windows(2).all(|two| two[0] < two[1]), "{of:?}");
     let consecutive = of.windows(2).filter(|two| two[1] - two[0] == TimeDelta::seconds(1)).count();
     assert!(consecutive * 2 >= of.len(), "{of:?}");
@@ -31,7 +31,7 @@ async fn every_second_means_every_second_and_two_jobs_of_one_homeserver_splay_ap
         .runs("splayed")
         .await
         .iter()
-        .map(|run| (moment(run, "started_at") - moment(run, "scheduled_for")).num_milliseconds())
+        .map(|run| (time_of(run, "started_at") - time_of(run, "scheduled_for")).num_milliseconds())
         .collect();
     let (least, most) = (delays.iter().min().unwrap(), delays.iter().max().unwrap());
     assert!(*most < 3000 && most - least < 1000, "a fixed delay below the bound: {delays:?}");
@@ -45,7 +45,7 @@ async fn every_second_means_every_second_and_two_jobs_of_one_homeserver_splay_ap
 }
 
 #[tokio::test]
-async fn a_thousand_jobs_of_one_second_all_run() {
+async fn a_thousand_jobs_due_in_the_same_second_all_run() {
     let fake = Fake::start();
     let (_program, daemon) = a_thousand_jobs_to_come(&fake).await;
     let ran = async || daemon.metric("microglia_run_duration_seconds_count", &["request"]).await;
@@ -81,7 +81,7 @@ async fn a_thousand_jobs_to_come(fake: &Fake) -> (Program, Daemon) {
 }
 
 #[tokio::test]
-async fn an_occurrence_that_comes_during_a_run_is_skipped_or_one_is_queued() {
+async fn an_occurrence_during_a_run_is_skipped_or_queued() {
     let fake = Fake::start();
     fake.fault(Fault::new("GET", PING, Trouble::Delay(Duration::from_millis(3500))).always());
     let every = "mode = \"apply\"\nschedule = \"* * * * * *\"";
@@ -96,11 +96,11 @@ async fn an_occurrence_that_comes_during_a_run_is_skipped_or_one_is_queued() {
     .await;
     let (skips, queues) = (program.runs("skips").await, program.runs("queues").await);
     assert!(
-        moment(&skips[1], "scheduled_for") + TimeDelta::seconds(1)
-            > moment(&skips[0], "finished_at")
+        time_of(&skips[1], "scheduled_for") + TimeDelta::seconds(1)
+            > time_of(&skips[0], "finished_at")
     );
-    assert!(moment(&queues[1], "scheduled_for") < moment(&queues[0], "finished_at"));
-    assert!(moment(&queues[1], "started_at") >= moment(&queues[0], "finished_at"));
+    assert!(time_of(&queues[1], "scheduled_for") < time_of(&queues[0], "finished_at"));
+    assert!(time_of(&queues[1], "started_at") >= time_of(&queues[0], "finished_at"));
     for job in ["skips", "queues"] {
         assert!(daemon.of_job(job, "microglia_job_skipped_total", &["overlap"]).await >= 1.0);
     }
@@ -108,7 +108,7 @@ async fn an_occurrence_that_comes_during_a_run_is_skipped_or_one_is_queued() {
 }
 
 #[tokio::test]
-async fn a_slow_and_a_dead_homeserver_hold_up_no_other() {
+async fn a_slow_or_unreachable_homeserver_delays_no_other() {
     let (slow, quick) = (Fake::start(), Fake::start());
     slow.fault(Fault::new("GET", PING, Trouble::Delay(Duration::from_millis(1500))).always());
     let every = "mode = \"apply\"\nschedule = \"* * * * * *\"\nretries = { attempts = 1 }";
@@ -149,7 +149,7 @@ async fn a_slow_and_a_dead_homeserver_hold_up_no_other() {
 }
 
 #[tokio::test]
-async fn what_came_while_the_daemon_was_down_is_run_once() {
+async fn occurrences_while_the_daemon_was_down_run_once() {
     let fake = Fake::start();
     let hourly = hourly();
     let jobs = [
@@ -178,7 +178,7 @@ async fn what_came_while_the_daemon_was_down_is_run_once() {
     assert_eq!(daemon.of_job("off", "microglia_job_skipped_total", &["missed"]).await, 1.0);
     daemon.stop().await;
     let run = &program.runs("missed").await[0];
-    let late = moment(run, "started_at") - moment(run, "scheduled_for");
+    let late = time_of(run, "started_at") - time_of(run, "scheduled_for");
     assert!(late < TimeDelta::minutes(60), "the last of many: {run}");
     program.write("microglia.toml", &config);
     program.serve().await.stop().await;
@@ -189,7 +189,7 @@ async fn what_came_while_the_daemon_was_down_is_run_once() {
 }
 
 #[tokio::test]
-async fn an_interrupted_run_is_caught_up_once_and_not_again() {
+async fn an_interrupted_run_is_caught_up_only_once() {
     let fake = Fake::start();
     fake.fault(Fault::new("GET", PING, Trouble::Hang).always());
     let job = ping("hangs", &format!("mode = \"apply\"\n{}", hourly()));
@@ -213,7 +213,7 @@ async fn an_interrupted_run_is_caught_up_once_and_not_again() {
 }
 
 #[tokio::test]
-async fn a_request_that_must_not_be_sent_twice_is_not_caught_up_after_a_kill() {
+async fn a_request_that_must_not_be_repeated_is_not_caught_up_after_a_kill() {
     let fake = Fake::start();
     fake.fault(Fault::new("POST", PING, Trouble::Hang).always());
     let job = ping("once", &format!("mode = \"apply\"\n{}", hourly())).replace("GET", "POST");

@@ -29,7 +29,7 @@ fn open_files(daemon: &Daemon) -> usize {
 }
 
 #[tokio::test]
-async fn health_is_answered_while_more_clients_than_the_limit_do_not_read() {
+async fn health_is_served_while_more_clients_than_the_limit_do_not_read() {
     let program = Program::new(&Fake::start().url(), TOKEN, &ping("a", ""));
     let daemon = program.serve().await;
     let mut clients = Vec::new();
@@ -38,7 +38,7 @@ async fn health_is_answered_while_more_clients_than_the_limit_do_not_read() {
     }
     for path in ["/healthz", "/readyz", "/healthz"] {
         let answer = timeout(Duration::from_secs(2), daemon.get(path)).await;
-        let (status, body) = answer.unwrap_or_else(|_| panic!("{path}: no answer within 2 s"));
+        let (status, body) = answer.unwrap_or_else(|_| panic!("{path}: no response within 2 s"));
         assert_eq!(status, 200, "{path}: {body}");
     }
     drop(clients);
@@ -62,7 +62,7 @@ async fn a_response_that_nobody_reads_is_given_up() {
 }
 
 #[tokio::test]
-async fn a_silent_caller_of_the_control_socket_is_disconnected() {
+async fn a_silent_client_of_the_control_socket_is_disconnected() {
     let program = Program::new(&Fake::start().url(), TOKEN, &ping("a", ""));
     let daemon = program.serve().await;
     let mut caller = UnixStream::connect(program.path("state/control.sock")).await.unwrap();
@@ -74,7 +74,7 @@ async fn a_silent_caller_of_the_control_socket_is_disconnected() {
 }
 
 #[tokio::test]
-async fn the_control_socket_refuses_more_callers_than_its_limit_and_recovers() {
+async fn the_control_socket_refuses_more_clients_than_its_limit_and_recovers() {
     let program = Program::new(&Fake::start().url(), TOKEN, &ping("a", ""));
     let daemon = program.serve().await;
     let before = open_files(&daemon);
@@ -93,11 +93,11 @@ async fn the_control_socket_refuses_more_callers_than_its_limit_and_recovers() {
         .unwrap();
     assert!(refusal.starts_with("HTTP/1.1 429 Too Many Requests\r\n"), "{refusal}");
     let (_, body) = refusal.split_once("\r\n\r\n").unwrap();
-    assert_eq!(body, r#"{"error":"too many callers at once: try again"}"#);
+    assert_eq!(body, r#"{"error":"too many concurrent requests: try again later"}"#);
     let busy = program.run(&["pause"]).await;
     assert_eq!(
         (busy.code, busy.stderr.as_str()),
-        (1, "error: too many callers at once: try again\n")
+        (1, "error: too many concurrent requests: try again later\n")
     );
     assert!(open_files(&daemon) < before + 200);
     drop(callers);

@@ -1,11 +1,11 @@
-//! Files that cannot be read: a token on a file system that stalls holds up its own homeserver alone.
+//! Files that cannot be read: a token on a file system that stalls blocks only its own homeserver.
 
 use super::*;
 use crate::fake::TOKEN;
 use crate::program::until;
 
 #[tokio::test]
-async fn a_token_file_that_stalls_holds_up_nothing_but_its_own_homeserver() {
+async fn a_token_file_that_stalls_blocks_only_its_own_homeserver() {
     let (stalled, other) = (Fake::start(), Fake::start());
     let schedule = "mode = \"apply\"\nschedule = \"* * * * * *\"\nhomeserver";
     let program = Program::new(
@@ -22,7 +22,7 @@ async fn a_token_file_that_stalls_holds_up_nothing_but_its_own_homeserver() {
     let fifo = program.path("token");
     std::fs::remove_file(&fifo).unwrap();
     nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
-    // Whoever writes to a FIFO waits for a reader: the daemon at its start, and nobody afterwards.
+    // The writer of a FIFO waits for a reader: the daemon at its start, and nothing afterwards.
     let writer = std::thread::spawn(move || std::fs::write(fifo, TOKEN).unwrap());
     let daemon = program.serve().await;
     writer.join().unwrap();

@@ -1,4 +1,4 @@
-//! Waiting is visible to other processes, and is no part of what a run took.
+//! Waiting is visible to other processes, and is not part of the duration of a run.
 
 use std::time::Duration;
 
@@ -28,14 +28,14 @@ fn seconds_between(from: &Value, to: &Value) -> f64 {
 }
 
 #[tokio::test]
-async fn a_run_that_waits_for_a_slot_says_so_to_other_processes_and_waiting_is_no_work() {
+async fn other_processes_see_that_a_run_waits_for_a_slot_and_waiting_is_not_counted_as_work() {
     let fake = Fake::start();
     slow(&fake, PING);
     let program =
         Program::new(&fake.url(), TOKEN, &format!("{}{}", hold("first"), ping("second", "")));
     let daemon = program.serve().await;
     let first = program.command(&["run", "first", "--json"]).spawn().unwrap();
-    until("the first run is at work", 20, async || fake.count("GET", PING) == 1).await;
+    until("the first run", 20, async || fake.count("GET", PING) == 1).await;
     let second = program.command(&["run", "second", "--json"]).spawn().unwrap();
     until("the second run says that it waits", 20, async || {
         program.runs("second").await.first().is_some_and(|run| !run["waiting"].is_null())
@@ -74,10 +74,10 @@ async fn a_run_that_waits_for_a_slot_says_so_to_other_processes_and_waiting_is_n
 }
 
 #[tokio::test]
-async fn a_run_that_waits_for_its_next_attempt_says_which_one_and_what_failed() {
+async fn a_run_that_waits_for_its_next_attempt_shows_its_number_and_what_failed() {
     let fake = Fake::start();
     let retries = "mode = \"apply\"\nretries = { attempts = 3, first_delay = \"300s\" }";
-    // As long a wait as the fault asks for, whatever the jitter.
+    // The wait of the fault, whatever the jitter.
     let limited = Trouble::Limited { retry_after_ms: Some(90_000), retry_after_header: None };
     fake.fault(Fault::new("GET", PING, limited).always());
     let program = Program::new(&fake.url(), TOKEN, &ping("late", retries));
@@ -92,7 +92,7 @@ async fn a_run_that_waits_for_its_next_attempt_says_which_one_and_what_failed() 
     assert!(what.starts_with("attempt 2 of 3 at 20"), "{what}");
     let why = waiting["message"].as_str().unwrap();
     assert!(why.contains("429 M_LIMIT_EXCEEDED"), "{why}");
-    // Whoever may not read messages does not learn what failed.
+    // Clients that may not read messages do not see what failed.
     let public = daemon.get_json("/api/v1/runs").await;
     assert_eq!(public[0]["waiting"], waiting["waiting"]);
     assert_eq!(public[0]["message"], Value::Null);
@@ -110,7 +110,7 @@ async fn a_run_that_waits_for_its_next_attempt_says_which_one_and_what_failed() 
 }
 
 #[tokio::test]
-async fn a_run_that_is_cancelled_while_it_reads_says_so_and_who_cancelled_it() {
+async fn the_message_of_a_run_cancelled_while_reading_says_so_and_by_whom() {
     let fake = with_lobby(2);
     let slow = Trouble::Delay(Duration::from_secs(30));
     fake.fault(Fault::new("GET", "/_synapse/admin/v2/users", slow).always());
@@ -120,7 +120,7 @@ async fn a_run_that_is_cancelled_while_it_reads_says_so_and_who_cancelled_it() {
     program.write("admin", "a-secret-of-this-test");
     let daemon = program.serve().await;
     let run = program.command(&["run", "lobby", "--json"]).spawn().unwrap();
-    until("it is at work", 20, async || !program.runs("lobby").await.is_empty()).await;
+    until("the run", 20, async || !program.runs("lobby").await.is_empty()).await;
     let cancelled = daemon.post("/api/v1/jobs/lobby/cancel", "a-secret-of-this-test", "").await;
     assert_eq!(cancelled.0, 200, "{cancelled:?}");
     let report = report(&run.wait_with_output().await.unwrap());
@@ -132,19 +132,19 @@ async fn a_run_that_is_cancelled_while_it_reads_says_so_and_who_cancelled_it() {
 }
 
 #[tokio::test]
-async fn an_outage_in_mid_run_is_logged_once_with_its_start() {
+async fn an_outage_during_a_run_is_logged_once_with_its_start() {
     let fake = Fake::start();
     let program = Program::new(&fake.url(), TOKEN, &ping("patient", "mode = \"apply\""));
     let daemon = program.serve().await;
     fake.go_down();
     let run = program.command(&["run", "patient", "--json"]).spawn().unwrap();
-    until_log(&daemon, "patient: run 1: main has not answered since ").await;
+    until_log(&daemon, "patient: run 1: main has not responded since ").await;
     fake.come_up();
     let report = report(&run.wait_with_output().await.unwrap());
     assert_eq!(report["outcome"], "succeeded", "{report}");
     let log = daemon.stop().await;
-    assert_eq!(log.matches("has not answered since").count(), 1, "{log}");
-    assert!(log.contains(" UTC: "), "the log says what was seen instead of an answer: {log}");
+    assert_eq!(log.matches("has not responded since").count(), 1, "{log}");
+    assert!(log.contains(" UTC: "), "the log says what was seen instead of a response: {log}");
 }
 
 #[tokio::test]

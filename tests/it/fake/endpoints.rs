@@ -13,7 +13,7 @@ use super::{
     world::{Doomed, ListedJob, Media, Room, Token, User, World},
 };
 
-/// Answers one request, and does what it asks for but the deletion of files.
+/// Responds to one request, and carries it out except for the deletion of files.
 pub(super) fn answer(world: &mut World, seen: &Seen, authorization: &str) -> Answer {
     let (route, args) = match route_of(world, seen) {
         Ok(found) => found,
@@ -49,7 +49,7 @@ pub(super) struct Answer {
     pub content_type: &'static str,
     pub headers: Vec<(HeaderName, String)>,
     pub body: Vec<u8>,
-    /// To be deleted before the answer goes out.
+    /// To be deleted before the response is sent.
     pub doomed: Vec<Doomed>,
     pub of_proxy: bool,
 }
@@ -153,7 +153,7 @@ impl Call<'_> {
         }
     }
 
-    fn moment(&self, name: &str) -> Result<i64, Answer> {
+    fn time_of(&self, name: &str) -> Result<i64, Answer> {
         match self.integer(name)? {
             None => refused(
                 400,
@@ -1074,7 +1074,7 @@ fn delete_one_file(world: &mut World, call: &Call) -> Answered {
 
 fn delete_media(world: &mut World, call: &Call) -> Answered {
     complain_of_body(world, call);
-    let before_ts = call.moment("before_ts")?;
+    let before_ts = call.time_of("before_ts")?;
     let size_gt = call.integer("size_gt")?.unwrap_or(0).cast_unsigned();
     let keep_profiles = call.boolean("keep_profiles")?.unwrap_or(true);
     complain_of_future(world, call, before_ts);
@@ -1097,7 +1097,7 @@ fn delete_media(world: &mut World, call: &Call) -> Answered {
 
 fn purge_media_cache(world: &mut World, call: &Call) -> Answered {
     complain_of_body(world, call);
-    let before_ts = call.moment("before_ts")?;
+    let before_ts = call.time_of("before_ts")?;
     complain_of_future(world, call, before_ts);
     let doomed: Vec<_> = world
         .remote

@@ -24,7 +24,7 @@ pub struct World {
     pub media_repo: bool,
     /// Added to the real time in `Date` headers.
     pub clock_offset_seconds: i64,
-    /// Added to every answer; what was asked is done at once.
+    /// Added to every response; the request is carried out at once.
     pub latency: Duration,
     /// What a media call takes for each file; they vanish one by one.
     pub time_per_file: Duration,
@@ -36,7 +36,7 @@ pub struct World {
     pub remote: BTreeMap<u64, Remote>,
     files: BTreeMap<String, Media>,
     files_by_owner: BTreeMap<String, BTreeSet<String>>,
-    /// Lists that were paged through lately, by what was asked for.
+    /// Recently read lists, by their request.
     listings: HashMap<String, Arc<Vec<ListedJob>>>,
     /// Synapse's cache of who has which external id, stale for those that were removed.
     lookups: HashMap<(String, String), Option<String>>,
@@ -129,7 +129,7 @@ impl World {
         })
     }
 
-    /// Puts so many files of other homeservers into the cache.
+    /// Puts this many files of other homeservers into the cache.
     pub fn remote_media(&mut self, count: usize, last_access_ms: i64) {
         let next = self.remote.keys().next_back().map_or(0, |last| last + 1);
         self.remote.extend(
@@ -235,7 +235,7 @@ impl World {
         listing
     }
 
-    /// Lists made so far are no longer true.
+    /// Invalidates the lists made so far.
     pub(super) fn touched(&mut self) {
         self.listings.clear();
     }
@@ -411,7 +411,7 @@ pub struct Member {
 #[expect(clippy::struct_excessive_bools, reason = "as in Synapse's own table")]
 pub struct Media {
     pub owner: String,
-    /// `None`: the upload has not come yet.
+    /// `None`: the upload is pending.
     pub bytes: Option<u64>,
     pub created_ms: i64,
     pub last_access_ms: Option<i64>,

@@ -1,4 +1,4 @@
-//! A job run by the library, for what would take minutes of waiting in the program.
+//! Jobs run through the library, for tests that would take minutes with the program.
 
 use std::{
     sync::{Arc, Mutex},
@@ -39,7 +39,7 @@ pub async fn apply(program: &Program, job: &str) -> Ran {
     let spec = config.job(job).unwrap();
     let homeserver = &config.homeservers[&spec.homeserver];
     let transport = Transport::new(homeserver.settings(), Arc::new(|_| {})).unwrap();
-    let place = HomeserverHandle {
+    let handle = HomeserverHandle {
         transport: Arc::new(transport),
         slots: RunSlots::Locks(homeserver.max_concurrent_runs),
         max_concurrent_requests: homeserver.max_concurrent_requests,
@@ -47,15 +47,16 @@ pub async fn apply(program: &Program, job: &str) -> Ran {
     let dir = StateDir::open(&config.daemon.state_dir).unwrap();
     let history = History::open(&dir, clock.clone()).await.unwrap();
     let runner = Runner { history: history.clone(), dir: Some(dir), clock, lost_call_wait: SOON };
-    let order = RunParams { mode: Mode::Apply, ..RunParams::manual(spec) };
+    let params = RunParams { mode: Mode::Apply, ..RunParams::manual(spec) };
     let waited = Arc::new(Mutex::new(Vec::new()));
-    let heard = Arc::clone(&waited);
-    let tell = Arc::new(move |event: Event| {
+    let events = Arc::clone(&waited);
+    let observe = Arc::new(move |event: Event| {
         if let Event::Waiting(why) = event {
-            heard.lock().unwrap().push(why);
+            events.lock().unwrap().push(why);
         }
     });
-    let report = Box::pin(runner.run(spec, &place, &order, &Stop::default(), tell)).await.unwrap();
+    let report =
+        Box::pin(runner.run(spec, &handle, &params, &Stop::default(), observe)).await.unwrap();
     history.close().await;
     let waited = waited.lock().unwrap().clone();
     Ran { report: serde_json::to_value(report).unwrap(), waited }

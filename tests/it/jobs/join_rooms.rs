@@ -74,17 +74,17 @@ fn joins(fake: &Fake) -> Vec<String> {
         .collect()
 }
 
-/// The accounts that a real Synapse was asked about one by one, but for the daemon's own.
-fn asked_about(synapse: &Synapse) -> Vec<String> {
-    let mut asked: Vec<String> = synapse
+/// The accounts that were requested one by one from a real Synapse, except the daemon's own.
+fn requested_accounts(synapse: &Synapse) -> Vec<String> {
+    let mut requested: Vec<String> = synapse
         .requests()
         .iter()
         .filter_map(|request| request.strip_prefix("GET /_synapse/admin/v2/users/"))
         .filter(|user| *user != synapse.admin.user_id)
         .map(str::to_owned)
         .collect();
-    asked.sort();
-    asked
+    requested.sort();
+    requested
 }
 
 fn posts(synapse: &Synapse) -> usize {
@@ -138,7 +138,7 @@ fn plain(text: &str, ids: &[(&str, &str)]) -> String {
 }
 
 #[tokio::test]
-async fn only_who_is_missing_and_may_be_swept_in_is_joined() {
+async fn only_users_who_are_missing_and_may_be_joined_are_joined() {
     let synapse = Synapse::start().await;
     let owner = synapse.register("owner").await;
     let room = synapse
@@ -199,7 +199,7 @@ async fn only_who_is_missing_and_may_be_swept_in_is_joined() {
         synapse.requests().into_iter().filter(|request| !request.starts_with("GET ")).collect();
     assert_eq!(other, Vec::<String>::new(), "a dry run sends nothing but GET");
     assert_eq!(
-        asked_about(&synapse),
+        requested_accounts(&synapse),
         [
             "@O'Brien%2F1%20%23%C3%A9%3F%25:hs.test",
             "@again:hs.test",
@@ -319,7 +319,7 @@ async fn only_who_is_missing_and_may_be_swept_in_is_joined() {
 }
 
 #[tokio::test]
-async fn whoever_left_a_room_is_not_swept_into_what_it_was_upgraded_to() {
+async fn users_who_left_a_room_are_not_joined_to_its_upgrade() {
     let synapse = Synapse::start().await;
     let owner = synapse.register("owner").await;
     let first =
@@ -496,7 +496,7 @@ async fn private(synapse: &Synapse, owner: &Account, mut room: Value, power: i64
 }
 
 #[tokio::test]
-async fn a_room_that_cannot_be_worked_on_fails_alone_and_says_what_to_do() {
+async fn a_room_that_cannot_be_joined_fails_alone_and_says_what_to_do() {
     let rooms = Rooms::start().await;
     let names: Vec<&str> = rooms.names.iter().map(String::as_str).collect();
     let program = on(&rooms.synapse, &fast("sweep", &names, "users = [\"@new:hs.test\"]"));
@@ -505,9 +505,9 @@ async fn a_room_that_cannot_be_worked_on_fails_alone_and_says_what_to_do() {
         program.run(&["run", "sweep", "--apply", "--json"])
     );
     assert_eq!((check.code, run.code), (1, 1), "{check:?} {run:?}");
-    let asked: Vec<&str> =
+    let requested: Vec<&str> =
         check.stdout.lines().filter(|line| line.contains("may join users to")).collect();
-    insta::assert_snapshot!(rooms.plain(&asked.join("\n")), @"
+    insta::assert_snapshot!(rooms.plain(&requested.join("\n")), @"
     main: sweep may join users to #twice:hs.test: yes, the room is public
     main: sweep may join users to !twice: yes, the room is public
     main: sweep may join users to !private-6: yes, by invitation
@@ -544,11 +544,11 @@ async fn a_room_that_cannot_be_worked_on_fails_alone_and_says_what_to_do() {
     failed #remote:remote.test (1): the alias belongs to another server, which did not resolve it (502 M_UNKNOWN: Failed to fetch alias): use the room id, or a local alias
     failed #unknown:hs.test (1): the alias does not exist (404 M_NOT_FOUND: Room alias #unknown:hs.test not found): fix `rooms`, or create the alias
     ");
-    insta::assert_snapshot!(text(&report, "message"), @"9 targets failed: the changes say why");
+    insta::assert_snapshot!(text(&report, "message"), @"9 targets failed: see the changes for the reasons");
 }
 
 #[tokio::test]
-async fn a_room_that_fails_under_two_names_is_one_failed_target_and_nothing_else_is_fine() {
+async fn a_room_that_fails_under_two_names_is_one_failed_target() {
     let fake = fake(&["new"], &["blocked"]);
     fake.world(|world| world.room("!blocked:fake.test").blocked = Some(at("microglia")));
     let rooms = ["#blocked:fake.test", "!blocked:fake.test"];
@@ -558,7 +558,7 @@ async fn a_room_that_fails_under_two_names_is_one_failed_target_and_nothing_else
 }
 
 #[tokio::test]
-async fn globs_over_more_users_than_a_page_are_planned_whole_and_worked_off_in_parts() {
+async fn globs_over_more_users_than_a_page_are_planned_completely_and_applied_in_parts() {
     let synapse = Synapse::start().await;
     let owner = synapse.register("owner").await;
     let public = json!({"preset": "public_chat", "room_alias_name": "lobby"});
@@ -588,7 +588,7 @@ async fn globs_over_more_users_than_a_page_are_planned_whole_and_worked_off_in_p
     let refused = program.run(&["run", "guarded", "--json"]).await;
     let report: Value = serde_json::from_str(&refused.stdout).unwrap();
     assert_eq!((refused.code, figures(&report)), (1, "refused: 91/0/0/0/91".to_owned()));
-    insta::assert_snapshot!(text(&report, "message").split("; `").next().unwrap(), @"the plan has 91 items, more than max_changes = 90: look at it with `microglia run guarded --dry-run`; if it is right, run it once with `--max-changes 91`, raise max_changes, or set at_most to work it off in parts");
+    insta::assert_snapshot!(text(&report, "message").split("; `").next().unwrap(), @"the plan has 91 items, more than max_changes = 90: preview it with `microglia run guarded --dry-run`; if it is correct, run it once with `--max-changes 91`, raise max_changes, or set at_most to apply it in parts");
     assert_eq!(posts(&synapse), 0);
 
     for first in [10, 13] {
@@ -606,7 +606,7 @@ async fn globs_over_more_users_than_a_page_are_planned_whole_and_worked_off_in_p
 }
 
 #[tokio::test]
-async fn where_everybody_is_in_the_number_of_requests_does_not_grow_with_the_users() {
+async fn if_nobody_is_missing_the_number_of_requests_does_not_grow_with_the_users() {
     let mut counts = Vec::new();
     for users in [1, 1000] {
         let names: Vec<String> = (0..10).map(|n| format!("room{n}")).collect();
@@ -632,7 +632,7 @@ async fn where_everybody_is_in_the_number_of_requests_does_not_grow_with_the_use
 }
 
 #[tokio::test]
-async fn joins_into_one_room_keep_their_pace_and_those_of_all_rooms_keep_another() {
+async fn joins_into_one_room_and_into_all_rooms_have_separate_rate_limits() {
     let users = ["a", "b", "c", "d", "e"];
     let fake = fake(&users, &["one", "two"]);
     let rooms = ["#one:fake.test", "#two:fake.test"];
@@ -646,7 +646,7 @@ async fn joins_into_one_room_keep_their_pace_and_those_of_all_rooms_keep_another
             .filter(|seen| seen.method == "POST" && seen.path.contains(room))
             .map(|seen| seen.at)
             .collect();
-        // Between the end of one join and the beginning of the next lies a tenth of a second at least.
+        // At least a tenth of a second passes between the end of one join and the start of the next.
         assert!(times[4] - times[0] >= Duration::from_millis(400), "{times:?}");
     }
 
@@ -664,12 +664,12 @@ async fn joins_into_one_room_keep_their_pace_and_those_of_all_rooms_keep_another
     assert_eq!(figures(&program.apply("sweep").await), "succeeded: 10/10/0/0/0");
     let requests = fake.requests();
     let last = requests.iter().rfind(|seen| seen.method == "POST").unwrap();
-    // The first turn came after the first question, the tenth nine intervals later.
+    // The first turn was after the first request, the tenth nine intervals later.
     assert!(last.at - requests[0].at >= Duration::from_millis(900));
 }
 
 #[tokio::test]
-async fn what_changed_between_plan_and_join_is_skipped() {
+async fn users_who_changed_between_plan_and_join_are_skipped() {
     let fake = fake(&["a", "came", "left", "gone", "locked", "z"], &["lobby"]);
     fake.fault(Fault::new("POST", JOIN, Trouble::Delay(Duration::from_secs(2))));
     let program = Program::new(&fake.url(), TOKEN, &fast("sweep", &["#lobby:fake.test"], ""));
@@ -694,7 +694,7 @@ async fn what_changed_between_plan_and_join_is_skipped() {
 }
 
 #[tokio::test]
-async fn an_interrupt_ends_a_paced_sweep_between_two_joins() {
+async fn an_interrupt_ends_a_rate_limited_run_between_two_joins() {
     let fake = fake(&["a", "b", "c"], &["lobby"]);
     let jobs = at_pace(0.01, "sweep", &["#lobby:fake.test"], "");
     let program = Program::new(&fake.url(), TOKEN, &jobs);
@@ -721,7 +721,7 @@ async fn an_interrupt_ends_a_paced_sweep_between_two_joins() {
 }
 
 #[tokio::test]
-async fn an_interrupt_does_not_wait_for_the_turn_of_every_room() {
+async fn an_interrupt_does_not_wait_for_the_rate_limit_of_every_room() {
     let names = ["one", "two", "three"];
     let fake = fake(&["a"], &names);
     let program = Program::with_config(&format!(
@@ -738,7 +738,7 @@ async fn an_interrupt_does_not_wait_for_the_turn_of_every_room() {
 }
 
 #[tokio::test]
-async fn a_second_interrupt_ends_the_run_without_waiting_for_the_join_under_way() {
+async fn a_second_interrupt_ends_the_run_without_waiting_for_the_join_in_progress() {
     let fake = fake(&["a", "b", "c"], &["lobby"]);
     fake.fault(Fault::new("POST", JOIN, Trouble::Hang));
     let program = Program::new(&fake.url(), TOKEN, &fast("sweep", &["#lobby:fake.test"], ""));
@@ -756,7 +756,7 @@ async fn a_second_interrupt_ends_the_run_without_waiting_for_the_join_under_way(
     }
     assert_eq!(
         said.last().map(String::as_str),
-        Some("stopping sweep after the change under way; press Ctrl-C again to stop immediately"),
+        Some("stopping sweep after the change in progress; press Ctrl-C again to stop immediately"),
         "{said:?}"
     );
     send("INT", &child);
@@ -765,19 +765,19 @@ async fn a_second_interrupt_ends_the_run_without_waiting_for_the_join_under_way(
     assert_eq!(
         changes(&report),
         [
-            "failed @a:fake.test -> #lobby:fake.test (1): no answer came before the run ended: it may have been made",
+            "failed @a:fake.test -> #lobby:fake.test (1): no response arrived before the run ended: the change may have been made",
             "planned @b:fake.test -> #lobby:fake.test (1): not attempted: the run was cancelled",
             "planned @c:fake.test -> #lobby:fake.test (1): not attempted: the run was cancelled",
         ]
     );
     assert_eq!(
         text(&report, "message"),
-        "cancelled by SIGINT (Ctrl-C) in the middle of a change; 0 of 3 changes made; stopped at once by a second signal, SIGINT (Ctrl-C), without waiting for the change under way"
+        "cancelled by SIGINT (Ctrl-C) in the middle of a change; 0 of 3 changes made; stopped immediately by a second signal, SIGINT (Ctrl-C), without waiting for the change in progress"
     );
 }
 
 #[tokio::test]
-async fn a_sweep_that_was_killed_is_finished_by_the_next_and_nobody_is_joined_twice() {
+async fn a_killed_run_is_finished_by_the_next_and_nobody_is_joined_twice() {
     let synapse = Synapse::start().await;
     let owner = synapse.register("owner").await;
     let public = json!({"preset": "public_chat", "room_alias_name": "lobby"});
@@ -802,13 +802,13 @@ async fn a_sweep_that_was_killed_is_finished_by_the_next_and_nobody_is_joined_tw
     assert_eq!(first["message"], "microglia exited while the run was in progress");
     let [planned, done, failed, remaining] =
         ["planned", "done", "failed", "remaining"].map(|name| first[name].as_u64().unwrap());
-    // The third join was sent; whether its answer was recorded is the chance of the moment.
+    // The third join was sent; whether its response was recorded depends on timing.
     assert_eq!((planned, done + failed, remaining), (8, 3, 5), "{first}");
     assert!(done >= 2, "{first}");
 }
 
 #[tokio::test]
-async fn a_join_whose_answer_was_lost_is_found_made_and_counted_once() {
+async fn a_join_whose_response_was_lost_is_counted_once() {
     let fake = fake(&["a", "b", "c"], &["lobby"]);
     fake.fault(Fault::new("POST", JOIN, Trouble::CutAfter).after(1));
     let retries = "retries = { attempts = 2, first_delay = \"1s\" }";
@@ -818,14 +818,14 @@ async fn a_join_whose_answer_was_lost_is_found_made_and_counted_once() {
     assert_eq!(report["attempts"], 2);
     insta::assert_snapshot!(changes(&report).join("\n"), @"
     done @a:fake.test -> #lobby:fake.test (1)
-    done @b:fake.test -> #lobby:fake.test (1): the answer was lost; the new plan shows that it was applied
+    done @b:fake.test -> #lobby:fake.test (1): the response was lost; the new plan shows that the change was made
     done @c:fake.test -> #lobby:fake.test (1)
     ");
     assert_eq!(joins(&fake), ["@a -> lobby", "@b -> lobby", "@c -> lobby"]);
 }
 
 #[tokio::test]
-async fn a_join_that_synapse_puts_off_is_sent_again_when_it_says_and_made_once() {
+async fn a_join_that_synapse_rate_limits_is_repeated_after_the_given_time_and_made_once() {
     let fake = fake(&["a", "b"], &["lobby"]);
     let limited = Trouble::Limited { retry_after_ms: Some(700), retry_after_header: Some(1) };
     fake.fault(Fault::new("POST", JOIN, limited));
@@ -846,7 +846,7 @@ async fn a_join_that_synapse_puts_off_is_sent_again_when_it_says_and_made_once()
 }
 
 #[tokio::test]
-async fn a_synapse_that_cannot_tell_who_left_is_refused() {
+async fn a_synapse_that_cannot_report_who_left_is_refused() {
     let fake = fake(&["a"], &["lobby"]);
     fake.world(|world| world.version = "1.122.0".to_owned());
     let program = Program::new(&fake.url(), TOKEN, &fast("sweep", &["#lobby:fake.test"], ""));
@@ -860,7 +860,7 @@ async fn a_synapse_that_cannot_tell_who_left_is_refused() {
 }
 
 #[tokio::test]
-async fn a_predecessor_that_is_gone_or_leads_in_a_circle_stops_no_sweep() {
+async fn a_missing_or_circular_predecessor_of_a_room_does_not_stop_the_run() {
     let fake = fake(&["a", "left"], &["orphan", "one", "two"]);
     fake.world(|world| {
         let id = |name: &str| Some(format!("!{name}:{SERVER_NAME}"));
@@ -881,7 +881,7 @@ async fn a_predecessor_that_is_gone_or_leads_in_a_circle_stops_no_sweep() {
 }
 
 #[tokio::test]
-async fn the_end_of_the_window_ends_a_sweep_between_two_joins() {
+async fn the_end_of_the_window_ends_a_run_between_two_joins() {
     let fake = Arc::new(fake(&["a", "b", "c", "d"], &["lobby"]));
     let jobs = fast("sweep", &["#lobby:fake.test"], "window = \"01:00-06:00\"");
     let program = Program::new(&fake.url(), TOKEN, &jobs);
@@ -904,15 +904,15 @@ async fn the_end_of_the_window_ends_a_sweep_between_two_joins() {
         lost_call_wait: LostCallWait::default(),
     };
     let transport = Transport::new(config.homeservers["main"].settings(), Arc::new(|_| {}));
-    let place = HomeserverHandle {
+    let handle = HomeserverHandle {
         transport: Arc::new(transport.unwrap()),
         slots: RunSlots::Locks(1),
         max_concurrent_requests: 4,
     };
     let spec = config.job("sweep").unwrap();
     let run = async || {
-        let (order, stop) = (RunParams::manual(spec), Stop::default());
-        let report = runner.run(spec, &place, &order, &stop, Arc::new(|_| {})).await.unwrap();
+        let (params, stop) = (RunParams::manual(spec), Stop::default());
+        let report = runner.run(spec, &handle, &params, &stop, Arc::new(|_| {})).await.unwrap();
         serde_json::to_value(report).unwrap()
     };
     let report = run().await;
@@ -922,12 +922,12 @@ async fn the_end_of_the_window_ends_a_sweep_between_two_joins() {
     let report = run().await;
     insta::assert_snapshot!(format!("{}\n{}", figures(&report), text(&report, "message")), @"
     refused: null/0/0/0/null
-    it is outside the job's window 01:00-06:00, which opens at 2026-11-24 01:00 UTC; a dry run may look at any time, and `--ignore-window` lifts that once
+    outside the job's window 01:00-06:00, which opens at 2026-11-24 01:00 UTC; a dry run is allowed at any time, and `--ignore-window` ignores the window once
     ");
 }
 
 #[tokio::test]
-async fn a_job_runs_once_at_a_time_and_another_on_its_homeserver_after_it() {
+async fn a_job_has_one_run_at_a_time_and_others_on_its_homeserver_run_after_it() {
     let fake = fake(&["a", "b", "c", "d"], &["one", "two"]);
     let jobs =
         [at_pace(2.0, "first", &["#one:fake.test"], ""), fast("second", &["#two:fake.test"], "")];

@@ -25,7 +25,7 @@ const LONG_AGO_MS: i64 = 1_640_995_200_000;
 // What a real Synapse does.
 
 #[tokio::test]
-async fn what_nobody_used_for_long_goes_exactly_as_planned_and_nothing_else() {
+async fn exactly_the_planned_files_are_deleted() {
     let synapse = Synapse::start().await;
     let program = Program::new(&synapse.url, &synapse.admin.token, JOB);
     let spared = spared_files(&synapse).await;
@@ -126,7 +126,7 @@ async fn avatars_are_skipped_once_left_out_from_then_on_and_deleted_only_on_requ
 }
 
 #[tokio::test]
-async fn a_plan_above_max_changes_is_refused_and_one_run_may_lift_the_limit() {
+async fn a_plan_above_max_changes_is_refused_and_the_limit_can_be_raised_for_one_run() {
     let (synapse, program, owner) = six_files("max_changes = 1").await;
     synapse.forget_requests();
     let refused = program.run(&["run", "purge", "--apply", "--json"]).await;
@@ -135,8 +135,8 @@ async fn a_plan_above_max_changes_is_refused_and_one_run_may_lift_the_limit() {
     assert_eq!(figures(&report), "refused: 5/0/0/0/5");
     assert_eq!(
         report["message"],
-        "the plan has 5 items, more than max_changes = 1: look at it with `microglia run purge --dry-run`; \
-         if it is right, run it once with `--max-changes 5`, raise max_changes, or set at_most to work it off in parts"
+        "the plan has 5 items, more than max_changes = 1: preview it with `microglia run purge --dry-run`; \
+         if it is correct, run it once with `--max-changes 5`, raise max_changes, or set at_most to apply it in parts"
     );
     assert_eq!(not_get(&synapse.requests()), [""; 0]);
     let four = program.json(&["run", "purge", "--apply", "--max-changes", "4", "--json"]).await;
@@ -148,7 +148,7 @@ async fn a_plan_above_max_changes_is_refused_and_one_run_may_lift_the_limit() {
 }
 
 #[tokio::test]
-async fn size_moment_and_at_most_choose_what_goes() {
+async fn size_age_and_at_most_select_the_files() {
     let (synapse, program, owner) = six_files("larger_than = \"1KiB\"").await;
     let printed = program.run(&["run", "purge", "--dry-run"]).await.stdout;
     let lines: Vec<&str> = printed.lines().skip(2).collect();
@@ -221,7 +221,7 @@ async fn an_account_with_more_files_than_a_page_is_purged_in_batches() {
 // What a real one cannot be made to do.
 
 #[tokio::test]
-async fn where_the_clocks_disagree_by_more_than_a_minute_nothing_is_done() {
+async fn nothing_is_deleted_if_the_clocks_differ_by_more_than_a_minute() {
     for (offset, direction) in [(90, "behind"), (-90, "ahead of")] {
         let (fake, program) = fake_with_old_files(3, "");
         fake.world(|world| world.clock_offset_seconds = offset);
@@ -272,7 +272,7 @@ async fn a_homeserver_that_cannot_purge_is_refused_with_the_reason() {
 }
 
 #[tokio::test]
-async fn files_in_object_storage_are_purged_only_where_the_job_says_so() {
+async fn files_in_object_storage_are_purged_only_if_the_job_allows_it() {
     let (fake, program) = fake_with_old_files(3, "");
     set(&program, "url = ", "media_in_object_storage = true\nurl = ");
     let report = program.apply("purge").await;
@@ -333,7 +333,8 @@ async fn more_accounts_than_a_page_are_all_read() {
 }
 
 #[tokio::test]
-async fn a_file_that_synapse_kept_is_planned_again_once_it_was_used_and_counted_once_it_goes() {
+async fn a_file_that_synapse_kept_is_planned_again_after_it_was_used_and_counted_once_it_is_deleted()
+ {
     let (fake, program) = fake_with_old_files(3, "");
     fake.world(|world| {
         world.file_mut("file0000").unwrap().avatar = true;
@@ -364,10 +365,10 @@ async fn a_file_that_synapse_kept_is_planned_again_once_it_was_used_and_counted_
     );
 }
 
-// Answers that are lost.
+// Lost responses.
 
 #[test]
-fn a_lost_media_call_counts_as_over_after_a_minute_of_standstill_or_ten_minutes_blind() {
+fn a_lost_media_call_counts_as_ended_after_a_minute_without_changes_or_ten_without_statistics() {
     let LostCallWait { unchanged_for, unobserved_for, poll_interval, external_ids_for: _ } =
         LostCallWait::default();
     assert_eq!(
@@ -377,7 +378,7 @@ fn a_lost_media_call_counts_as_over_after_a_minute_of_standstill_or_ten_minutes_
 }
 
 #[tokio::test]
-async fn a_call_whose_answer_was_lost_is_not_followed_by_another_before_all_stands_still() {
+async fn after_a_lost_response_no_call_is_sent_until_the_statistics_stop_changing() {
     let troubles = [
         Trouble::CutBefore,
         Trouble::CutAfter,
@@ -414,7 +415,7 @@ async fn a_call_whose_answer_was_lost_is_not_followed_by_another_before_all_stan
 }
 
 #[tokio::test]
-async fn uploads_that_go_on_do_not_make_a_lost_call_last_forever() {
+async fn continuing_uploads_do_not_make_a_lost_call_last_forever() {
     let (fake, program) = fake_with_old_files(20, "batch_files = 10\ntime_limit = \"10s\"\n");
     fake.fault(Fault::new("POST", DELETE, Trouble::WorkOn(Duration::from_millis(500))));
     let run = in_process::apply(&program, "purge");
@@ -440,7 +441,7 @@ async fn uploads_that_go_on_do_not_make_a_lost_call_last_forever() {
 }
 
 #[tokio::test]
-async fn a_killed_program_finds_out_at_its_next_start_what_its_last_call_did() {
+async fn after_a_kill_the_next_start_finds_out_what_the_last_call_did() {
     let (fake, program) = fake_with_old_files(60, "batch_files = 30\n");
     fake.world(|world| {
         world.time_per_file = Duration::from_millis(100);
@@ -451,7 +452,7 @@ async fn a_killed_program_finds_out_at_its_next_start_what_its_last_call_did() {
     until("the second call", 20, second_call).await;
     child.kill().await.unwrap();
 
-    // The program itself waits for a minute: long enough to see that it does, and that it can be told to stop.
+    // The program itself waits for a minute: long enough to see that it does, and that it can be stopped.
     let waiting = program.command(&["run", "purge", "--apply"]).spawn().unwrap();
     let started =
         || async { program.json(&["runs", "--json"]).await.as_array().unwrap().len() == 2 };
@@ -481,12 +482,12 @@ async fn a_killed_program_finds_out_at_its_next_start_what_its_last_call_did() {
     let first = program.json(&["runs", "show", "1", "--json"]).await;
     assert_eq!(
         first["changes"][1]["detail"],
-        "microglia exited before the answer arrived: it may have been applied"
+        "microglia exited before the response arrived: the change may have been made"
     );
 }
 
 #[tokio::test]
-async fn a_killed_program_is_followed_by_one_that_plans_only_when_all_stands_still() {
+async fn after_a_kill_the_next_run_plans_only_once_the_statistics_stop_changing() {
     let (fake, program) = fake_with_old_files(40, "");
     fake.fault(Fault::new("POST", DELETE, Trouble::WorkOn(Duration::from_secs(3))));
     let mut child = program.command(&["run", "purge", "--apply", "--json"]).spawn().unwrap();
@@ -504,7 +505,7 @@ async fn a_killed_program_is_followed_by_one_that_plans_only_when_all_stands_sti
 }
 
 #[tokio::test]
-async fn a_call_that_hangs_ends_with_the_time_limit_and_the_next_run_looks_first() {
+async fn a_call_that_hangs_ends_with_the_time_limit_and_the_next_run_checks_it_first() {
     let (fake, program) = fake_with_old_files(5, "time_limit = \"3s\"\n");
     fake.fault(Fault::new("POST", DELETE, Trouble::Hang));
     let output = program.run(&["run", "purge", "--apply", "--json"]).await;
@@ -516,7 +517,7 @@ async fn a_call_that_hangs_ends_with_the_time_limit_and_the_next_run_looks_first
     );
     assert_eq!(
         report["changes"][0]["detail"],
-        "no answer came before the run ended: it may have been made"
+        "no response arrived before the run ended: the change may have been made"
     );
     set(&program, "time_limit", "#");
     let start = Instant::now();
@@ -526,7 +527,7 @@ async fn a_call_that_hangs_ends_with_the_time_limit_and_the_next_run_looks_first
 }
 
 #[tokio::test]
-async fn two_jobs_on_one_homeserver_never_have_two_calls_under_way() {
+async fn two_jobs_on_one_homeserver_never_have_two_calls_in_progress() {
     let job =
         |name: &str| format!("{}batch_files = 10\n", JOB.replace("purge]", &format!("{name}]")));
     let remote = "[jobs.cache]\nkind = \"purge-remote-media\"\nolder_than = \"30d\"\n";
@@ -549,7 +550,7 @@ async fn two_jobs_on_one_homeserver_never_have_two_calls_under_way() {
 }
 
 #[tokio::test]
-async fn no_name_of_a_job_is_taken_for_a_lock_of_the_homeserver() {
+async fn the_lock_of_a_homeserver_never_collides_with_the_lock_of_a_job() {
     let fake = Fake::of(World::named("localhost"));
     fake.world(|world| {
         world.user("@alice:localhost");
@@ -577,7 +578,7 @@ async fn an_internal_error_of_synapse_ends_the_run_before_the_next_batch() {
 }
 
 #[tokio::test]
-async fn a_token_that_is_revoked_in_the_middle_ends_the_run_and_says_what_to_do() {
+async fn a_token_that_is_revoked_during_a_run_ends_it_and_the_message_says_what_to_do() {
     let (fake, program) = fake_with_old_files(30, "batch_files = 10\n");
     fake.fault(
         Fault::new(
@@ -602,7 +603,7 @@ async fn a_token_that_is_revoked_in_the_middle_ends_the_run_and_says_what_to_do(
 }
 
 #[tokio::test]
-async fn a_homeserver_that_asks_to_wait_is_given_the_time_and_each_file_counts_once() {
+async fn after_a_rate_limit_each_file_still_counts_once() {
     let (fake, program) = fake_with_old_files(20, "batch_files = 10\n");
     let limited = Trouble::Limited { retry_after_ms: Some(700), retry_after_header: Some(9) };
     fake.fault(Fault::new("POST", DELETE, limited).after(1));
@@ -623,7 +624,7 @@ async fn a_homeserver_that_asks_to_wait_is_given_the_time_and_each_file_counts_o
 }
 
 #[tokio::test]
-async fn without_a_history_that_can_be_written_nothing_is_deleted() {
+async fn nothing_is_deleted_if_the_history_cannot_be_written() {
     let (fake, program) = fake_with_old_files(3, "");
     program.write("file", "");
     set(&program, "state_dir = \"state\"", "state_dir = \"file/state\"");
@@ -654,7 +655,7 @@ async fn without_a_history_that_can_be_written_nothing_is_deleted() {
 }
 
 #[tokio::test]
-async fn a_history_that_fails_in_the_middle_ends_the_run_before_anything_more_is_sent() {
+async fn a_history_that_fails_during_a_run_ends_it_before_anything_more_is_sent() {
     let (fake, program) = fake_with_old_files(30, "batch_files = 10\n");
     program.dry_run("purge").await;
     history(
@@ -825,7 +826,7 @@ fn shares(report: &Value) -> Vec<String> {
     report["sample"].as_array().unwrap().iter().map(share).collect()
 }
 
-/// A homeserver with so many old files, and a program with a job that purges them.
+/// A homeserver with this many old files, and a program with a job that purges them.
 fn fake_with_old_files(count: usize, keys: &str) -> (Fake, Program) {
     let fake = Fake::start();
     old_files(&fake, count);
@@ -857,7 +858,7 @@ fn media_requests(fake: &Fake) -> Vec<String> {
     fake.requests().into_iter().map(|seen| seen.path).filter(about_media).collect()
 }
 
-/// When each deletion was asked for.
+/// When each deletion was requested.
 fn media_calls(fake: &Fake) -> Vec<Instant> {
     let requests = fake.requests();
     requests.iter().filter(|seen| seen.path == DELETE).map(|seen| seen.at).collect()

@@ -20,7 +20,7 @@ const NO_PREVIEW: &str =
     "Synapse cannot list its cache of remote media: the number of files is not known in advance";
 
 #[tokio::test]
-async fn old_copies_go_fresh_and_quarantined_ones_stay_and_the_second_run_is_short() {
+async fn only_old_copies_are_deleted_and_the_second_run_is_short() {
     let synapse = Synapse::start().await;
     let program = Program::new(&synapse.url, &synapse.admin.token, JOB);
     for (id, days) in [("ancient", 3000), ("old", 31), ("fresh", 29), ("evil", 400)] {
@@ -40,7 +40,7 @@ async fn old_copies_go_fresh_and_quarantined_ones_stay_and_the_second_run_is_sho
     assert_eq!(posts(&synapse), [0; 0]);
     let printed = program.run(&["run", "cache", "--dry-run"]).await;
     assert_eq!(printed.code, 0);
-    assert!(printed.stdout.contains("this kind cannot count beforehand"), "{printed:?}");
+    assert!(printed.stdout.contains("this kind cannot count items in advance"), "{printed:?}");
 
     let report = program.apply("cache").await;
     assert_eq!(figures(&report), "succeeded: null/2/0/0/0");
@@ -66,7 +66,7 @@ async fn old_copies_go_fresh_and_quarantined_ones_stay_and_the_second_run_is_sho
 }
 
 #[tokio::test]
-async fn keys_that_mean_a_count_are_mistakes() {
+async fn keys_that_limit_a_count_are_errors() {
     for (key, named) in [("max_changes = 5", "max_changes"), ("at_most = 5", "at_most")] {
         let program = Program::new("http://127.0.0.1:9", TOKEN, &format!("{JOB}{key}\n"));
         let output = program.run(&["run", "cache", "--apply"]).await;
@@ -82,12 +82,12 @@ async fn keys_that_mean_a_count_are_mistakes() {
     assert_eq!(output.code, 2);
     assert_eq!(
         output.stderr.trim_end(),
-        "error: --max-changes means nothing for purge-remote-media, which cannot count beforehand"
+        "error: --max-changes is not supported by purge-remote-media, which cannot count items in advance"
     );
 }
 
 #[tokio::test]
-async fn a_cache_that_another_process_serves_is_refused_before_anything_is_asked_of_it() {
+async fn a_process_that_does_not_serve_media_is_refused_before_anything_is_sent() {
     let fake = cache(5);
     let worker = fake.media_worker();
     let program = Program::new(&fake.url(), TOKEN, JOB);
@@ -131,7 +131,7 @@ async fn a_wrong_clock_or_an_old_synapse_is_refused() {
 }
 
 #[tokio::test]
-async fn after_a_lost_answer_the_next_call_waits_blindly_and_the_walk_goes_on() {
+async fn after_a_lost_response_the_next_call_waits_without_statistics_and_the_run_continues() {
     let fake = cache(40);
     let program =
         Program::new(&fake.url(), TOKEN, &format!("{JOB}retries = {{ first_delay = \"1s\" }}\n"));
@@ -151,11 +151,11 @@ async fn after_a_lost_answer_the_next_call_waits_blindly_and_the_walk_goes_on() 
         .map(|change| &change["detail"])
         .filter(|detail| !detail.is_null())
         .collect();
-    assert_eq!(lost, ["the answer was lost: how many files were deleted is unknown"]);
+    assert_eq!(lost, ["the response was lost: it is unknown how many files were deleted"]);
 }
 
 #[tokio::test]
-async fn a_run_that_is_cut_short_goes_on_where_it_came_to() {
+async fn an_interrupted_run_continues_where_it_stopped() {
     let fake = cache(10);
     let program = Program::new(&fake.url(), TOKEN, &format!("{JOB}time_limit = \"4s\"\n"));
     fake.fault(Fault::new("POST", PURGE, Trouble::Hang).after(8));
@@ -174,7 +174,7 @@ async fn a_run_that_is_cut_short_goes_on_where_it_came_to() {
 }
 
 #[tokio::test]
-async fn a_cache_purge_that_is_asked_to_wait_waits_and_goes_on() {
+async fn a_rate_limited_cache_purge_waits_and_continues() {
     let fake = cache(3);
     let program = Program::new(&fake.url(), TOKEN, JOB);
     let limited = Trouble::Limited { retry_after_ms: None, retry_after_header: Some(1) };
@@ -189,25 +189,25 @@ async fn a_cache_purge_that_is_asked_to_wait_waits_and_goes_on() {
     assert_eq!(calls[3].1, calls[2].1);
 }
 
-/// A homeserver with so many old files of others in its cache.
+/// A homeserver with this many old remote files in its cache.
 fn cache(files: usize) -> Fake {
     let fake = Fake::start();
     fake.world(|world| world.remote_media(files, LONG_AGO_MS));
     fake
 }
 
-/// When each purge was asked for, and up to which moment.
+/// When each purge was requested, and its cutoff.
 fn calls(fake: &Fake) -> Vec<(Instant, i64)> {
-    let moment = |query: &str| query.strip_prefix("before_ts=").unwrap().parse().unwrap();
+    let cutoff = |query: &str| query.strip_prefix("before_ts=").unwrap().parse().unwrap();
     let requests = fake.requests();
     requests
         .iter()
         .filter(|seen| seen.path == PURGE)
-        .map(|seen| (seen.at, moment(&seen.query)))
+        .map(|seen| (seen.at, cutoff(&seen.query)))
         .collect()
 }
 
-/// The moments up to which the cache was purged, in the order of the requests.
+/// The cutoffs of the purges, in the order of the requests.
 fn posts(synapse: &Synapse) -> Vec<i64> {
     let start = format!("POST {PURGE}?before_ts=");
     let requests = synapse.requests();

@@ -12,7 +12,7 @@ use crate::program::{Output, Program, changes, figures, until};
 
 const USER: &str = "/_synapse/admin/v2/users/";
 
-/// A job `ids` that removes `oidc-old` from all accounts, with `keys` besides, which may hold further jobs.
+/// A job `ids` that removes `oidc-old` from all accounts, with additional `keys`, which may contain further jobs.
 fn ids(keys: &str) -> String {
     format!("{}{keys}\n", job("ids", "accounts = \"all\"\nproviders = [\"oidc-old\"]"))
 }
@@ -73,7 +73,7 @@ fn fake_with(accounts: &[&str]) -> Fake {
     fake
 }
 
-/// Starts the run and returns its output, after `meanwhile` has happened while its first PUT is under way.
+/// Starts the run and returns its output, after `meanwhile` has happened while its first PUT is in progress.
 async fn while_the_first_put_is_under_way(
     fake: &Fake,
     program: &Program,
@@ -82,7 +82,7 @@ async fn while_the_first_put_is_under_way(
     fake.fault(Fault::new("PUT", USER, Trouble::Delay(Duration::from_secs(1))));
     let run = program.run(&["run", "ids", "--apply", "--json"]);
     let change = async {
-        until("a PUT is under way", 20, || async { fake.count("PUT", USER) > 0 }).await;
+        until("a PUT in progress", 20, || async { fake.count("PUT", USER) > 0 }).await;
         meanwhile();
     };
     tokio::join!(run, change).0
@@ -92,7 +92,7 @@ fn report(output: &Output) -> Value {
     serde_json::from_str(&output.stdout).unwrap_or_else(|error| panic!("{error}: {output:?}"))
 }
 
-/// What Synapse says of an account, without its external ids and what it says of the moment.
+/// Synapse's record of an account, without its external ids and its times.
 async fn everything_else(synapse: &Synapse, user_id: &str) -> Value {
     let mut user = synapse.get(&path_of(&encoded(user_id))).await;
     for key in ["external_ids", "last_seen_ts"] {
@@ -117,7 +117,7 @@ const ODD: [&str; 3] = ["a/b=c+d.e", "Old \"quoted\" 100%25 née?#&", "percent%2
 const ODD_IDS: [&str; 3] = ["a/b c?d#e&f=g", "100%2F\"quoted\" 'née' *", "..\\%25/ü\t☃"];
 
 #[tokio::test]
-async fn what_is_meant_goes_for_good_and_everything_else_stays() {
+async fn exactly_the_selected_ids_are_removed() {
     let synapse = Synapse::start().await;
     let mut everybody: Vec<Account> = Vec::new();
     for localpart in ["alice", "bob", "carol", "dora", "erin", "lock", "susp"] {
@@ -152,7 +152,7 @@ async fn what_is_meant_goes_for_good_and_everything_else_stays() {
     synapse.deactivate("@erin:hs.test", Messages::Erase).await;
     synapse.lock("@lock:hs.test").await;
     synapse.suspend("@susp:hs.test").await;
-    // Synapse now remembers whose they are, and would go on logging them in.
+    // Synapse has now cached their owners, and would continue to log them in.
     for (external_id, user_id) in [("a1", "@alice:hs.test"), ("erin", "@erin:hs.test")] {
         assert_eq!(login_by(&synapse, "oidc-old", external_id).await, (200, json!(user_id)));
     }
@@ -263,7 +263,7 @@ async fn what_is_meant_goes_for_good_and_everything_else_stays() {
     assert_eq!(figures(&again), "succeeded: 0/0/0/0/0");
     assert_eq!(puts(&synapse), 0);
 
-    // What was there is on record, and can be put back as it stands.
+    // The previous list is recorded, and can be restored unchanged.
     let run = report["id"].to_string();
     let shown = program.run(&["runs", "show", &run]).await.stdout;
     let lines: Vec<&str> =
@@ -317,7 +317,7 @@ async fn accounts_beyond_the_first_page_are_found_and_nothing_is_sent_where_noth
 }
 
 #[tokio::test]
-async fn an_answer_that_contradicts_fails_that_account_and_the_others_go_on() {
+async fn a_contradicting_response_fails_only_its_account() {
     let fake = fake_with(&["alice", "bob", "carol"]);
     // The second PUT is the one that removes the id.
     let other = Trouble::Answer {
@@ -347,7 +347,7 @@ fn link(world: &mut World, external_id: &str) {
 }
 
 #[tokio::test]
-async fn an_identity_that_a_login_links_meanwhile_is_kept_and_recorded() {
+async fn an_identity_that_a_login_links_in_the_meantime_is_kept_and_recorded() {
     let path = path_of("@a:fake.test");
     let login: fn(&mut World) = |world| link(world, "new");
     // Read for the plan, for the record, and before each of the two PUTs.
@@ -369,7 +369,7 @@ async fn an_identity_that_a_login_links_meanwhile_is_kept_and_recorded() {
 }
 
 #[tokio::test]
-async fn an_account_that_changes_all_the_time_is_left_alone() {
+async fn an_account_that_changes_all_the_time_is_left_unchanged() {
     let fake = fake_with(&["a", "b"]);
     let login: fn(&mut World) = |world| {
         let number = world.user("@a:fake.test").external_ids.len();
@@ -381,7 +381,7 @@ async fn an_account_that_changes_all_the_time_is_left_alone() {
     insta::assert_snapshot!(format!("{}\n{}", figures(&report), changes(&report).join("\n")), @"
     partial: 2/1/1/0/0
     done @b:fake.test -> oidc-old:b (1)
-    failed @a:fake.test -> oidc-old:a (1): the account keeps being changed by someone else: left unchanged
+    failed @a:fake.test -> oidc-old:a (1): another client keeps changing the account: left unchanged
     ");
     let left = fake.world(|world| world.user("@a:fake.test").external_ids.len());
     assert_eq!(left, 12, "the plan's read, and two of each look");
@@ -389,7 +389,8 @@ async fn an_account_that_changes_all_the_time_is_left_alone() {
 }
 
 #[tokio::test]
-async fn a_plan_says_who_would_lose_the_only_id_and_what_matched_nothing() {
+async fn the_message_counts_accounts_that_would_lose_their_only_id_and_names_patterns_without_match()
+ {
     let fake = fake_with(&["bob", "dora"]);
     fake.world(|world| {
         *world.user("@alice:fake.test") = old("a1").external("saml", "alice");
@@ -416,7 +417,7 @@ async fn a_plan_says_who_would_lose_the_only_id_and_what_matched_nothing() {
     `@nobody:fake.test` matched no account;
     `@*:other.test` matched no account
     ");
-    insta::assert_snapshot!(message(&program.dry_run("own").await), @"`oidc-old` held by no selected account; 816 accounts outside the selection were not read; seen: no provider at all");
+    insta::assert_snapshot!(message(&program.dry_run("own").await), @"`oidc-old` held by no selected account; 816 accounts outside the selection were not read; seen: no providers");
     let kept = program.dry_run("keep").await;
     assert_eq!(
         (message(&kept), targets(&kept)),
@@ -426,7 +427,7 @@ async fn a_plan_says_who_would_lose_the_only_id_and_what_matched_nothing() {
 }
 
 #[tokio::test]
-async fn a_provider_that_no_selected_account_holds_is_told_from_one_that_nobody_holds() {
+async fn the_message_distinguishes_providers_of_no_selected_account_from_those_of_nobody() {
     let fake = fake_with(&["bob"]);
     fake.world(|world| {
         for name in ["x", "y", "z"] {
@@ -474,10 +475,10 @@ async fn limits_count_ids_rather_than_accounts() {
     let program = Program::new(&fake.url(), TOKEN, &rest);
     let report = program.apply("ids").await;
     assert_eq!(figures(&report), "refused: 6/0/0/0/6");
-    insta::assert_snapshot!(message(&report), @"the plan has 6 items, more than max_changes = 5: look at it with `microglia run ids --dry-run`; if it is right, run it once with `--max-changes 6`, raise max_changes, or set at_most to work it off in parts; 6 of the planned ids are the only ones of active accounts, which then need a password or another identity to log in (`keep_last = true` leaves those alone)");
+    insta::assert_snapshot!(message(&report), @"the plan has 6 items, more than max_changes = 5: preview it with `microglia run ids --dry-run`; if it is correct, run it once with `--max-changes 6`, raise max_changes, or set at_most to apply it in parts; 6 of the planned ids are the only ones of active accounts, which then need a password or another identity to log in (`keep_last = true` leaves those alone)");
     let report = program.apply("one").await;
     assert_eq!(figures(&report), "refused: 0/0/0/0/6");
-    insta::assert_snapshot!(message(&report), @"`at_most = 1` is smaller than the first indivisible batch of the plan, and nothing would ever be done: raise it");
+    insta::assert_snapshot!(message(&report), @"`at_most = 1` is smaller than the first indivisible batch of the plan, so nothing would ever be done: raise it");
     assert_eq!(fake.count("PUT", "/"), 0);
     assert_eq!(figures(&program.apply("four").await), "succeeded: 4/4/0/0/2");
     assert_eq!(
@@ -489,7 +490,7 @@ async fn limits_count_ids_rather_than_accounts() {
 }
 
 #[tokio::test]
-async fn an_account_that_changed_since_the_plan_loses_only_what_is_still_meant() {
+async fn an_account_that_changed_since_the_plan_loses_only_ids_that_are_still_selected() {
     let fake = fake_with(&["a", "b", "c", "d", "e", "f", "g"]);
     fake.world(|world| {
         *world.user("@c:fake.test") = old("c1").external("oidc-old", "c2").external("saml", "c");
@@ -573,7 +574,7 @@ async fn accounts_that_synapse_cannot_read_or_change_fail_alone() {
     let report = program.apply("ids").await;
     insta::assert_snapshot!(format!("{}\n{}\n{}", figures(&report), message(&report), changes(&report).join("\n")), @"
     partial: 5/2/3/0/0
-    3 targets failed: the changes say why; 4 of the planned ids are the only ones of active accounts, which then need a password or another identity to log in (`keep_last = true` leaves those alone)
+    3 targets failed: see the changes for the reasons; 4 of the planned ids are the only ones of active accounts, which then need a password or another identity to log in (`keep_last = true` leaves those alone)
     done @c:fake.test -> oidc-old:c (1)
     done @e:fake.test -> oidc-old:e (1)
     failed @a:fake.test -> oidc-old:a (1): 500 M_UNKNOWN: Internal server error
@@ -597,7 +598,7 @@ async fn five_internal_errors_in_a_row_end_the_run() {
 }
 
 #[tokio::test]
-async fn a_token_that_dies_stops_the_run_at_once_and_it_says_what_to_do() {
+async fn a_revoked_token_stops_the_run_at_once_and_the_message_says_what_to_do() {
     let fake = fake_with(&["a", "b", "c"]);
     let program = one_by_one(&fake, "");
     let output = while_the_first_put_is_under_way(&fake, &program, || {
@@ -608,7 +609,7 @@ async fn a_token_that_dies_stops_the_run_at_once_and_it_says_what_to_do() {
     assert_eq!((output.code, figures(&report)), (1, "failed: 3/0/1/0/2".to_owned()));
     let file = program.path("token").display().to_string();
     insta::assert_snapshot!(message(&report).replace(&file, "TOKEN_FILE"), @"GET /_synapse/admin/v2/users/@a:fake.test: 401 M_UNKNOWN_TOKEN: Invalid access token passed. The access token is not valid: write a valid token of a server admin to TOKEN_FILE; it is used from the next request on; 3 of the planned ids are the only ones of active accounts, which then need a password or another identity to log in (`keep_last = true` leaves those alone)");
-    // Naming the ids once more was answered; the look before removing them was not.
+    // The PUT that repeats the ids got a response; the GET before the removal did not.
     assert_eq!(fake.count("PUT", USER), 1);
     assert_eq!(fake.requests().last().unwrap().method, "GET");
     assert_eq!(held(&fake, "@a:fake.test"), [pair("oidc-old", "a")]);
@@ -616,7 +617,7 @@ async fn a_token_that_dies_stops_the_run_at_once_and_it_says_what_to_do() {
 }
 
 #[tokio::test]
-async fn a_token_that_is_rotated_serves_from_the_next_request_on() {
+async fn a_rotated_token_is_used_from_the_next_request_on() {
     let fake = fake_with(&["a", "b", "c"]);
     let program = one_by_one(&fake, "");
     let output = while_the_first_put_is_under_way(&fake, &program, || {
@@ -635,7 +636,8 @@ async fn a_token_that_is_rotated_serves_from_the_next_request_on() {
 }
 
 #[tokio::test]
-async fn after_a_lost_answer_no_other_run_changes_external_ids_while_the_change_may_be_at_work() {
+async fn after_a_lost_response_no_other_run_changes_external_ids_while_the_change_may_be_in_progress()
+ {
     let fake = fake_with(&["a"]);
     fake.world(|world| {
         world.user("@a:fake.test").external_ids.push(("saml".to_owned(), "a".to_owned()));
@@ -652,7 +654,7 @@ async fn after_a_lost_answer_no_other_run_changes_external_ids_while_the_change_
         ),
     );
     let other = async {
-        until("the answer is lost", 20, || async { fake.count("PUT", USER) == 1 }).await;
+        until("the response is lost", 20, || async { fake.count("PUT", USER) == 1 }).await;
         program.apply("other").await
     };
     let (ran, other) = tokio::join!(in_process::apply(&program, "ids"), other);
@@ -664,16 +666,28 @@ async fn after_a_lost_answer_no_other_run_changes_external_ids_while_the_change_
 }
 
 #[tokio::test]
-async fn a_lost_answer_is_looked_into_and_counted_once() {
-    // The first PUT only names the ids once more, the second removes them.
+async fn a_change_whose_response_was_lost_is_checked_and_counted_once() {
+    // The first PUT only repeats the ids, the second removes them.
     for (trouble, passes, detail) in [
-        (Trouble::CutAfter, 1, ": the answer was lost; the new plan shows that it was applied"),
-        (Trouble::CutBody, 1, ": the answer was lost; the new plan shows that it was applied"),
-        (Trouble::BrokenJson, 1, ": the answer was lost; the new plan shows that it was applied"),
+        (
+            Trouble::CutAfter,
+            1,
+            ": the response was lost; the new plan shows that the change was made",
+        ),
+        (
+            Trouble::CutBody,
+            1,
+            ": the response was lost; the new plan shows that the change was made",
+        ),
+        (
+            Trouble::BrokenJson,
+            1,
+            ": the response was lost; the new plan shows that the change was made",
+        ),
         (
             Trouble::ProxyAfter(502),
             1,
-            ": the answer was lost; the new plan shows that it was applied",
+            ": the response was lost; the new plan shows that the change was made",
         ),
         (Trouble::CutBefore, 1, ""),
         (Trouble::CutAfter, 0, ""),
@@ -712,7 +726,7 @@ async fn a_lost_answer_is_looked_into_and_counted_once() {
 }
 
 #[tokio::test]
-async fn after_a_kill_the_next_run_ends_the_work_and_nothing_made_lacks_its_record() {
+async fn after_a_kill_the_next_run_finishes_the_work_and_every_change_is_recorded() {
     let names: Vec<String> = (0..30).map(|i| format!("u{i:02}")).collect();
     let names: Vec<&str> = names.iter().map(String::as_str).collect();
     let fake = fake_with(&names);
@@ -755,19 +769,19 @@ async fn after_a_kill_the_next_run_ends_the_work_and_nothing_made_lacks_its_reco
 }
 
 #[tokio::test]
-async fn who_comes_twice_in_a_list_that_grows_is_planned_once() {
+async fn an_account_listed_twice_in_a_growing_list_is_planned_once() {
     let fake = Fake::start();
     fake.world(|world| {
         world.users(1100, |i| if i % 100 > 90 { old(&i.to_string()) } else { User::default() });
     });
-    // The first page is made at once and answered later: the second begins where others have moved to.
+    // The first page is built at once and sent later: the second begins where other accounts have moved to.
     fake.fault(
         Fault::new("GET", "/_synapse/admin/v2/users", Trouble::Delay(Duration::from_millis(700)))
             .after(1),
     );
     let program = Program::new(&fake.url(), TOKEN, &ids(""));
     let register = async {
-        until("the first page is asked for", 20, || async {
+        until("the request for the first page", 20, || async {
             fake.requests().iter().any(|seen| seen.path == "/_synapse/admin/v2/users")
         })
         .await;
@@ -802,22 +816,22 @@ async fn requests_keep_to_the_limits_of_concurrency_and_rate() {
         ids("")
     ));
     assert_eq!(figures(&program.apply("ids").await), "succeeded: 20/20/0/0/0");
-    let moments: Vec<_> = fake.requests().iter().map(|seen| seen.at).collect();
-    let took = *moments.last().unwrap() - moments[0];
+    let times: Vec<_> = fake.requests().iter().map(|seen| seen.at).collect();
+    let took = *times.last().unwrap() - times[0];
     // Before a list is replaced, one turn is taken for the GET and its PUT together: the last PUT need not wait.
     // The first request opens a connection, and may arrive as late as the second is sent.
-    let least = Duration::from_millis(20) * u32::try_from(moments.len() - 3).unwrap();
-    assert!(took >= least, "{} requests in {took:?}", moments.len());
+    let least = Duration::from_millis(20) * u32::try_from(times.len() - 3).unwrap();
+    assert!(took >= least, "{} requests in {took:?}", times.len());
 }
 
 #[tokio::test]
-async fn under_mas_the_job_is_refused_and_says_where_the_links_live() {
+async fn under_mas_the_job_is_refused_and_the_message_says_where_the_links_are() {
     let fake = fake_with(&["a"]);
     fake.world(|world| world.mas = true);
     let program = Program::new(&fake.url(), TOKEN, &ids(""));
     let report = program.dry_run("ids").await;
     assert_eq!(figures(&report), "refused: null/0/0/0/null");
-    insta::assert_snapshot!(message(&report), @"the accounts of this homeserver and the links to their identities live in the Matrix Authentication Service: remove the links there (Admin API, upstream-oauth-links, or `mas-cli`); those in Synapse are not used");
+    insta::assert_snapshot!(message(&report), @"the accounts of this homeserver and the links to their identities are stored in the Matrix Authentication Service: remove the links there (Admin API, upstream-oauth-links, or `mas-cli`); those in Synapse are not used");
     assert_eq!(
         fake.count("*", "/_synapse/admin/v2/users"),
         1,
@@ -826,7 +840,7 @@ async fn under_mas_the_job_is_refused_and_says_where_the_links_live() {
 }
 
 #[tokio::test]
-async fn slips_in_the_config_are_named() {
+async fn errors_in_the_configuration_are_reported() {
     let slips = [
         "accounts = \"all\"\nproviders = [\"oauth-delegated\", \"\"]",
         "accounts = \"everybody\"\nproviders = []",

@@ -23,7 +23,7 @@ fn message(report: &Value) -> &str {
 }
 
 /// What arrived under a path that only the job asks for.
-fn asked(fake: &Fake) -> Vec<Seen> {
+fn sent_to(fake: &Fake) -> Vec<Seen> {
     fake.requests().into_iter().filter(|seen| seen.path.starts_with("/ask")).collect()
 }
 
@@ -31,7 +31,7 @@ fn ago(report: &Value, ago: TimeDelta) -> DateTime<Utc> {
     report["started_at"].as_str().unwrap().parse::<DateTime<Utc>>().unwrap() - ago
 }
 
-/// `MS` for moments in milliseconds, `S` for those in seconds.
+/// `MS` for timestamps in milliseconds, `S` for those in seconds.
 fn without_moments(text: &str) -> String {
     let mut shown = String::new();
     for part in text.split_inclusive(|c: char| !c.is_ascii_digit()) {
@@ -46,7 +46,7 @@ fn without_moments(text: &str) -> String {
 }
 
 #[tokio::test]
-async fn each_method_goes_out_as_it_is_written() {
+async fn each_request_is_sent_exactly_as_written() {
     let fake = Fake::start();
     for method in ["GET", "POST", "PUT", "DELETE", "PATCH"] {
         fake.forget();
@@ -60,7 +60,7 @@ async fn each_method_goes_out_as_it_is_written() {
         );
         let report = program(&fake, &keys).apply("ask").await;
         assert_eq!(figures(&report), "succeeded: 1/1/0/0/0", "{report}");
-        let [seen] = &asked(&fake)[..] else { panic!("{:?}", asked(&fake)) };
+        let [seen] = &sent_to(&fake)[..] else { panic!("{:?}", sent_to(&fake)) };
         assert_eq!(
             (seen.method.as_str(), seen.path.as_str()),
             (method, "/ask/%2Fa%20b/!r:hs//@u:hs")
@@ -85,11 +85,11 @@ expect = [404]
 "#;
 
 #[tokio::test]
-async fn templates_are_filled_from_the_start_of_the_run() {
+async fn templates_use_the_start_time_of_the_run() {
     let fake = Fake::start();
     let report = program(&fake, TEMPLATES).apply("ask").await;
     assert_eq!(figures(&report), "succeeded: 1/1/0/0/0", "{report}");
-    let [seen] = &asked(&fake)[..] else { panic!("{:?}", asked(&fake)) };
+    let [seen] = &sent_to(&fake)[..] else { panic!("{:?}", sent_to(&fake)) };
     let ms = |days| ago(&report, TimeDelta::days(days)).timestamp_millis();
     assert_eq!(seen.path, format!("/ask/%23a%2Fb%20c%3A%C3%BC%25/{}", ms(30)));
     let before = ago(&report, TimeDelta::hours(12)).timestamp();
@@ -128,7 +128,7 @@ nested = [["{{ 1 }}"]]
 "#;
     let report = program(&fake, body).apply("ask").await;
     assert_eq!(figures(&report), "succeeded: 1/1/0/0/0", "{report}");
-    let [seen] = &asked(&fake)[..] else { panic!("{:?}", asked(&fake)) };
+    let [seen] = &sent_to(&fake)[..] else { panic!("{:?}", sent_to(&fake)) };
     let at = |days| ago(&report, TimeDelta::days(days));
     let sent: Value = serde_json::from_str(&seen.body).unwrap();
     let expected = json!({
@@ -149,7 +149,7 @@ nested = [["{{ 1 }}"]]
         "nested": [[1]],
     });
     assert_eq!(sent, expected);
-    // A URL holds text only.
+    // A URL contains text only.
     let hour = ago(&report, TimeDelta::hours(1)).timestamp();
     assert_eq!(seen.path, format!("/ask/{hour}"));
     assert_eq!(seen.query, format!("before_ts={}&flag=true", at(30).timestamp_millis()));
@@ -177,7 +177,7 @@ async fn a_real_synapse_takes_a_computed_timestamp_in_a_body() {
 }
 
 #[tokio::test]
-async fn a_dry_run_shows_the_filled_request_and_sends_nothing() {
+async fn a_dry_run_shows_the_rendered_request_and_sends_nothing() {
     let fake = Fake::start();
     // Not even the homeserver's clock is looked at.
     fake.world(|world| world.clock_offset_seconds = 7200);
@@ -199,7 +199,7 @@ async fn a_dry_run_shows_the_filled_request_and_sends_nothing() {
 }
 
 #[tokio::test]
-async fn values_in_query_and_body_are_in_no_output_unless_log_body_asks_for_them() {
+async fn values_of_query_and_body_are_shown_only_with_log_body() {
     let fake = Fake::start();
     let keys = r#"
 method = "POST"
@@ -219,13 +219,13 @@ expect = [404]
     said.push_str(&String::from_utf8_lossy(&history));
     assert!(!said.contains("s3cret"), "{said}");
     insta::assert_snapshot!(changes(&program.dry_run("ask").await)[0], @r#"planned POST /ask/id?key=…&flag&access_token=… {"devices": [<string>, <number>, <boolean>], "new_password": <string>, "nothing": <null>} (1)"#);
-    assert!(asked(&fake)[0].body.contains(r#""new_password":"s3cret""#), "{:?}", asked(&fake));
+    assert!(sent_to(&fake)[0].body.contains(r#""new_password":"s3cret""#), "{:?}", sent_to(&fake));
     program.write("microglia.toml", &(program.read("microglia.toml") + "log_body = true\n"));
     insta::assert_snapshot!(changes(&program.dry_run("ask").await)[0], @r#"planned POST /ask/id?key=s3cret&flag&access_token=s3cret {"devices":["s3cret",1,true],"new_password":"s3cret","nothing":null} (1)"#);
 }
 
 #[tokio::test]
-async fn an_endless_template_is_an_error_and_holds_up_neither_check_nor_the_daemon() {
+async fn an_endless_template_is_an_error_and_blocks_neither_check_nor_the_daemon() {
     let endless = "{% for a in range(90000) %}{% for b in range(90000) %}{% for c in range(90000) %}{% endfor %}{% endfor %}{% endfor %}";
     let bomb = "{% for a in range(1000) %}{{ 'x' * 5000 }}{% endfor %}";
     let fake = Fake::start();
@@ -271,7 +271,7 @@ async fn an_endless_template_is_an_error_and_holds_up_neither_check_nor_the_daem
 }
 
 #[tokio::test]
-async fn an_unexpected_status_fails_with_the_words_of_the_answer() {
+async fn an_unexpected_status_fails_with_the_text_of_the_response() {
     let fake = Fake::start();
     let users = "/_synapse/admin/v2/users/@nobody:fake.test";
     let mut text = String::new();
@@ -289,7 +289,7 @@ async fn an_unexpected_status_fails_with_the_words_of_the_answer() {
     insta::assert_snapshot!(text, @"
     failed: 1/0/1/0/0
       failed GET /_synapse/admin/v2/users/@nobody:fake.test (1): 404 M_NOT_FOUND: User not found
-      1 target failed: the changes say why
+      1 target failed: see the changes for the reasons
     succeeded: 1/1/0/0/0
       done GET /_synapse/admin/v2/users/@nobody:fake.test (1)
       none
@@ -301,12 +301,12 @@ async fn an_unexpected_status_fails_with_the_words_of_the_answer() {
       GET /ask: 404 M_UNRECOGNIZED: Unrecognized request. Synapse does not know this endpoint: it is too old, it delegates to MAS, or a worker responded; `url` should be the listener of the main process
     failed: 1/0/1/0/0
       failed POST /_synapse/admin/v1/purge_media_cache?before_ts=… (1): 400 M_INVALID_PARAM: Query parameter before_ts you provided is from the year 1970. Double check that you are providing a timestamp in milliseconds.
-      1 target failed: the changes say why
+      1 target failed: see the changes for the reasons
     ");
 }
 
 #[tokio::test]
-async fn what_must_not_be_repeated_is_sent_once_and_what_may_is_sent_again() {
+async fn only_repeatable_requests_are_sent_again() {
     let keys = |repeatable| {
         format!("method = \"POST\"\npath = \"/ask\"\nexpect = [404]\nrepeatable = {repeatable}")
     };
@@ -331,7 +331,7 @@ async fn what_must_not_be_repeated_is_sent_once_and_what_may_is_sent_again() {
                 &format!("request_timeout = \"1s\"\n\n{}", job("ask", &keys(repeatable))),
             );
             let report = program.apply("ask").await;
-            let sent = asked(&fake).len();
+            let sent = sent_to(&fake).len();
             text.push_str(&format!(
                 "{name}, repeatable = {repeatable}: sent {sent} times, {} attempts, {}\n",
                 report["attempts"],
@@ -367,19 +367,18 @@ async fn what_must_not_be_repeated_is_sent_once_and_what_may_is_sent_again() {
 }
 
 #[tokio::test]
-async fn what_may_have_been_done_is_not_called_planned_because_its_repeat_was_not_let_in() {
+async fn a_request_that_may_have_been_carried_out_is_not_recorded_as_planned() {
     let keys = "method = \"POST\"\npath = \"/ask\"\nexpect = [404]\nrepeatable = true\nretries = { attempts = 1 }";
     let program_at = |fake: &Fake| {
         Program::new(&fake.url(), TOKEN, &format!("[jobs.ask]\nkind = \"request\"\n{keys}\n"))
     };
-    let expected =
-        "failed POST /ask (1): no answer came before the run ended: it may have been made";
+    let expected = "failed POST /ask (1): no response arrived before the run ended: the change may have been made";
 
     let down = Fake::start();
     down.fault(Fault::new("POST", "/ask", Trouble::CutAfter));
     let program = program_at(&down);
     let run = program.command(&["run", "ask", "--apply", "--json"]).spawn().unwrap();
-    until("the first sending", 20, async || asked(&down).len() == 1).await;
+    until("the first request", 20, async || sent_to(&down).len() == 1).await;
     down.go_down();
     let report: Value =
         serde_json::from_slice(&run.wait_with_output().await.unwrap().stdout).unwrap();
@@ -387,7 +386,7 @@ async fn what_may_have_been_done_is_not_called_planned_because_its_repeat_was_no
         (figures(&report).as_str(), changes(&report)[0].as_str()),
         ("failed: 1/0/1/0/0", expected)
     );
-    assert_eq!(asked(&down).len(), 1);
+    assert_eq!(sent_to(&down).len(), 1);
 
     let limited = Fake::start();
     limited.fault(Fault::new("POST", "/ask", Trouble::CutAfter));
@@ -398,11 +397,11 @@ async fn what_may_have_been_done_is_not_called_planned_because_its_repeat_was_no
         (figures(&report).as_str(), changes(&report)[0].as_str()),
         ("failed: 1/0/1/0/0", expected)
     );
-    assert_eq!(asked(&limited).len(), 2);
+    assert_eq!(sent_to(&limited).len(), 2);
 }
 
 #[tokio::test]
-async fn the_base_chooses_the_process_that_is_asked() {
+async fn the_base_selects_the_process_that_receives_the_request() {
     let fake = Fake::start();
     let worker = fake.media_worker();
     let purge = "method = \"POST\"\npath = \"/_synapse/admin/v1/purge_media_cache?before_ts={{ ago_ms('30d') }}\"";
@@ -440,11 +439,11 @@ async fn a_wrong_clock_is_refused_before_anything_is_sent() {
     95: refused: null/0/0/0/null, the local clock is _ min __ s behind that of main, and timestamps would be wrong: synchronize the clocks (NTP)
     30: succeeded: 1/1/0/0/0, none
     ");
-    assert_eq!(asked(&fake).len(), 1);
+    assert_eq!(sent_to(&fake).len(), 1);
 }
 
 #[tokio::test]
-async fn slips_in_the_config_are_named() {
+async fn errors_in_the_configuration_are_reported() {
     let slips = [
         r#"path = "/x/#room:hs/a b""#,
         r#"path = "/x/ü""#,
@@ -486,11 +485,11 @@ async fn slips_in_the_config_are_named() {
        14 | path = "/x y"
           |        ^^^^^^
     microglia.toml: 1 error
-    error: microglia.toml:14:8: a path begins with `/`: "/_synapse/admin"
+    error: microglia.toml:14:8: a path must start with `/`: "/_synapse/admin"
        14 | path = "_synapse/admin"
           |        ^^^^^^^^^^^^^^^^
     microglia.toml: 1 error
-    error: microglia.toml:14:8: "/a/../b" would be sent as "/b": write that if it is what you mean
+    error: microglia.toml:14:8: "/a/../b" would be sent as "/b": write it like that if this is intended
        14 | path = "/a/../b"
           |        ^^^^^^^^^
     microglia.toml: 1 error
@@ -564,7 +563,7 @@ async fn slips_in_the_config_are_named() {
 }
 
 #[tokio::test]
-async fn a_real_synapse_does_what_is_asked() {
+async fn a_real_synapse_carries_out_the_request() {
     let synapse = Synapse::start().await;
     synapse.insert_remote_media("far.test", "old", 40).await;
     synapse.insert_remote_media("far.test", "recent", 20).await;
@@ -601,13 +600,13 @@ async fn a_real_synapse_does_what_is_asked() {
 }
 
 #[tokio::test]
-async fn the_answer_is_shown_and_stored_with_secrets_masked_and_control_characters_escaped() {
+async fn the_response_is_shown_and_stored_with_secrets_masked_and_control_characters_escaped() {
     let fake = Fake::start();
     fake.world(|world| world.version = "1.163.2\u{1b}[2J".to_owned());
     let keys = "method = \"GET\"\npath = \"/_synapse/admin/v1/server_version\"\nmode = \"apply\"\n";
     let program = program(&fake, keys);
     let ran = program.run(&["run", "ask"]).await;
-    let answer = "           answer:\n             {\n               \"server_version\": \"1.163.2\\u001b[2J\"\n             }\n";
+    let answer = "           response:\n             {\n               \"server_version\": \"1.163.2\\u001b[2J\"\n             }\n";
     assert!(ran.stdout.ends_with(answer), "{}", ran.stdout);
     let shown = program.run(&["runs", "show", "1"]).await.stdout;
     assert!(shown.ends_with(answer), "{shown}");
@@ -616,7 +615,7 @@ async fn the_answer_is_shown_and_stored_with_secrets_masked_and_control_characte
 }
 
 #[tokio::test]
-async fn an_answer_is_stored_only_where_it_may_be_and_served_only_to_the_admin() {
+async fn a_response_is_stored_only_if_keep_answer_allows_it_and_served_only_to_the_admin() {
     let fake = Fake::start();
     let keys = "method = \"GET\"\npath = \"/_synapse/admin/v1/server_version\"\nmode = \"apply\"\n";
     let silent = format!("{keys}keep_answer = false\n\n[jobs.open]\nkind = \"request\"\n{keys}");
@@ -639,5 +638,5 @@ async fn an_answer_is_stored_only_where_it_may_be_and_served_only_to_the_admin()
     let seen: Value = serde_json::from_str(&seen).unwrap();
     assert_eq!(seen["changes"][0]["answer"], r#"{"server_version":"1.163.2"}"#);
     let log = daemon.stop().await;
-    assert!(!log.contains("1.163.2\\\"}"), "answers do not stand in the log: {log}");
+    assert!(!log.contains("1.163.2\\\"}"), "the log contains no responses: {log}");
 }

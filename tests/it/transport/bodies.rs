@@ -1,16 +1,16 @@
-//! How much of an answer is read, and for how long.
+//! How much of a response is read, and for how long.
 
 use std::time::{Duration, Instant};
 
-use super::{ONCE, OWN, WHOAMI, message, sweep, told, with_users};
+use super::{ONCE, OWN, WHOAMI, message, message_after, sweep, with_users};
 use crate::fake::{Fake, Fault, TOKEN, Trouble};
 use crate::program::Program;
 
 #[tokio::test]
-async fn an_answer_without_end_is_read_up_to_the_limit_of_its_endpoint() {
+async fn an_endless_response_is_read_up_to_the_limit_of_its_endpoint() {
     let mut all = String::new();
     for (path, status) in [(WHOAMI, 200), (WHOAMI, 500), (OWN, 200)] {
-        let (said, requests) = told(path, Trouble::Endless(status)).await;
+        let (said, requests) = message_after(path, Trouble::Endless(status)).await;
         all.push_str(&format!("{requests} request, {status}: {said}\n"));
     }
     let fake = with_users(1);
@@ -28,14 +28,14 @@ async fn an_answer_without_end_is_read_up_to_the_limit_of_its_endpoint() {
 }
 
 #[tokio::test]
-async fn an_answer_that_announces_more_than_the_limit_is_not_read_at_all() {
-    let (said, requests) = told(WHOAMI, Trouble::Announced(1 << 40)).await;
+async fn a_response_that_announces_more_than_the_limit_is_not_read() {
+    let (said, requests) = message_after(WHOAMI, Trouble::Announced(1 << 40)).await;
     assert_eq!(requests, 1, "{said}");
     insta::assert_snapshot!(said, @"failed: GET /_matrix/client/v3/account/whoami: the response exceeds 1.0 MiB, the limit for this endpoint. Check that the URL of the homeserver is that of Synapse's own listener; if it is, please report this as a bug in microglia");
 }
 
 #[tokio::test]
-async fn an_answer_that_trickles_ends_with_the_request_timeout_even_where_a_purge_has_none() {
+async fn a_trickling_response_ends_with_the_request_timeout_even_for_a_purge() {
     let fake = Fake::start();
     fake.fault(
         Fault::new("POST", "/_synapse/admin/v1/purge_media_cache", Trouble::Trickle).always(),

@@ -1,4 +1,4 @@
-//! Headers and numbers in answers that no sane homeserver sends.
+//! Implausible headers in responses.
 
 use super::{WHOAMI, message, sweep, with_users};
 use crate::fake::{Fault, Trouble};
@@ -13,7 +13,7 @@ fn limited(body: &str, header: Option<&str>) -> Trouble {
 }
 
 #[tokio::test]
-async fn an_absurd_wish_to_be_left_alone_is_a_day_at_most() {
+async fn a_retry_after_is_clamped_to_a_day() {
     let silent = r#"{"errcode": "M_LIMIT_EXCEEDED", "error": "Too Many Requests"}"#;
     let wish = |ms: &str| silent.replace('}', &format!(r#", "retry_after_ms": {ms}}}"#));
     let absurd = [
@@ -38,7 +38,7 @@ async fn an_absurd_wish_to_be_left_alone_is_a_day_at_most() {
 }
 
 #[tokio::test]
-async fn a_wish_that_is_no_time_at_all_is_a_short_one() {
+async fn an_invalid_retry_after_is_a_short_wait() {
     for ms in ["-5", "\"soon\"", "null", "{}", "-1e300"] {
         let fake = with_users(1);
         let body = format!(
@@ -52,7 +52,7 @@ async fn a_wish_that_is_no_time_at_all_is_a_short_one() {
 }
 
 #[tokio::test]
-async fn a_date_at_the_end_of_time_is_a_clock_that_disagrees() {
+async fn a_date_in_the_far_future_counts_as_a_wrong_clock() {
     for date in ["31 Dec 262142 23:59:59 +0000", "Fri, 31 Dec 9999 23:59:59 GMT"] {
         let fake = with_users(1);
         fake.fault(Fault::new("GET", WHOAMI, Trouble::Header("date", date)).always());

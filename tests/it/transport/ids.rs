@@ -1,11 +1,11 @@
-//! Ids in answers that are none.
+//! Invalid ids in responses.
 
 use super::{ONCE, message, sweep, with_users};
 use crate::fake::{Fake, Fault, TOKEN, Trouble};
 use crate::program::{Program, changes};
 
 #[tokio::test]
-async fn an_id_longer_than_any_real_one_is_no_id() {
+async fn an_id_longer_than_the_maximum_is_rejected() {
     let fake = with_users(1);
     let name = format!("@{}:fake.test", "x".repeat(5000));
     let body = format!(r#"{{"users": [{{"name": "{name}"}}], "total": 1}}"#);
@@ -20,7 +20,7 @@ async fn an_id_longer_than_any_real_one_is_no_id() {
 }
 
 #[tokio::test]
-async fn rooms_that_replaced_each_other_without_end_fail_alone() {
+async fn a_room_with_an_endless_chain_of_predecessors_fails_alone() {
     let fake = Fake::start();
     fake.world(|world| {
         world.users(1, |_| crate::fake::User::default());

@@ -1,13 +1,13 @@
-//! What is said of a token where the Matrix Authentication Service decides about it.
+//! What is reported about a token that the Matrix Authentication Service checks.
 
-use super::{ONCE, OWN, WHOAMI, sweep, told, with_users};
+use super::{ONCE, OWN, WHOAMI, message_after, sweep, with_users};
 use crate::fake::{Fault, Trouble};
 use crate::program::until;
 
 const DOWN: Trouble = Trouble::Synapse(503, "M_UNKNOWN", "Unable to introspect the access token");
 const METADATA: &str = "/_matrix/client/v1/auth_metadata";
 
-/// What `check --online` answers about the token and after it.
+/// What `check --online` prints about the token and after it.
 async fn online(faults: &[(&str, Trouble)]) -> (i32, String) {
     let fake = with_users(1);
     fake.world(|world| world.mas = true);
@@ -27,7 +27,7 @@ async fn online(faults: &[(&str, Trouble)]) -> (i32, String) {
 }
 
 #[tokio::test]
-async fn a_token_that_nobody_can_judge_now_is_unknown_rather_than_invalid() {
+async fn a_token_that_cannot_be_checked_is_unknown_rather_than_invalid() {
     let mut all = String::new();
     let cases: [(&str, Trouble); 6] = [
         (WHOAMI, DOWN),
@@ -61,7 +61,7 @@ async fn a_token_that_nobody_can_judge_now_is_unknown_rather_than_invalid() {
 }
 
 #[tokio::test]
-async fn metadata_that_cannot_be_fetched_says_that_there_is_a_mas() {
+async fn mas_is_detected_even_if_its_metadata_cannot_be_fetched() {
     let broken = Trouble::Synapse(500, "M_UNKNOWN", "Internal server error");
     let fake = with_users(1);
     fake.world(|world| world.mas = true);
@@ -71,7 +71,7 @@ async fn metadata_that_cannot_be_fetched_says_that_there_is_a_mas() {
 }
 
 #[tokio::test]
-async fn an_account_that_synapse_does_not_have_and_a_token_of_no_account_are_not_tried_again() {
+async fn an_account_unknown_to_synapse_and_a_token_without_account_are_not_retried() {
     let mut all = String::new();
     for trouble in [
         Trouble::Synapse(500, "M_FORBIDDEN", "User not found"),
@@ -81,7 +81,7 @@ async fn an_account_that_synapse_does_not_have_and_a_token_of_no_account_are_not
             "Token doesn't grant access to the Matrix C-S API",
         ),
     ] {
-        let (said, requests) = told(WHOAMI, trouble).await;
+        let (said, requests) = message_after(WHOAMI, trouble).await;
         all.push_str(&format!("{requests} request, {said}\n"));
     }
     insta::assert_snapshot!(all, @"
@@ -91,7 +91,7 @@ async fn an_account_that_synapse_does_not_have_and_a_token_of_no_account_are_not
 }
 
 #[tokio::test]
-async fn the_metric_of_the_token_stays_as_it_was_while_mas_is_down() {
+async fn the_token_metric_does_not_change_while_mas_is_down() {
     let fake = with_users(1);
     fake.world(|world| {
         world.mas = true;

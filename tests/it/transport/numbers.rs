@@ -1,4 +1,4 @@
-//! Counts in answers that cannot be true.
+//! Implausible counts in responses.
 
 use super::ONCE;
 use crate::fake::{Fake, Fault, TOKEN, Trouble};
@@ -9,7 +9,7 @@ fn answer(body: &str) -> Trouble {
 }
 
 #[tokio::test]
-async fn counts_and_sizes_beyond_all_measure_are_added_up_without_overflow() {
+async fn implausible_counts_and_sizes_are_added_without_overflow() {
     let fake = Fake::start();
     let owners = r#"{"users": [
         {"user_id": "@a:fake.test", "media_count": 18446744073709551615, "media_length": 18446744073709551615},
@@ -38,7 +38,7 @@ async fn counts_and_sizes_beyond_all_measure_are_added_up_without_overflow() {
 }
 
 #[tokio::test]
-async fn deleted_files_beyond_all_measure_are_counted_without_overflow() {
+async fn an_implausible_number_of_deleted_files_is_counted_without_overflow() {
     let fake = Fake::start();
     let purge = "/_synapse/admin/v1/purge_media_cache";
     fake.fault(Fault::new("POST", purge, answer(r#"{"deleted": 18446744073709551615}"#)).always());

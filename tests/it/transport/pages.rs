@@ -4,7 +4,7 @@ use super::{ONCE, message, sweep, with_users};
 use crate::fake::{Fake, Fault, TOKEN, Trouble};
 use crate::program::Program;
 
-/// Answers `path` with pages whose tokens alternate.
+/// Responds to `path` with pages whose tokens alternate.
 fn alternating(fake: &Fake, path: &str, passes: usize, page: impl Fn(usize, &str) -> String) {
     for number in 0..30 {
         let body = page(number, ["\"a\"", "\"b\""][number % 2]);
@@ -14,7 +14,7 @@ fn alternating(fake: &Fake, path: &str, passes: usize, page: impl Fn(usize, &str
 }
 
 #[tokio::test]
-async fn a_list_whose_tokens_come_again_fails_and_is_named() {
+async fn a_list_with_repeated_page_tokens_fails_with_its_endpoint() {
     let fake = with_users(1);
     // The first request that fits is for the daemon's own account.
     alternating(&fake, "/_synapse/admin/v2/users", 1, |number, next| {

@@ -1,6 +1,6 @@
-//! What a person is told when a proxy answers in Synapse's place.
+//! What is reported when a proxy responds in place of Synapse.
 
-use super::{ONCE, OWN, told};
+use super::{ONCE, OWN, message_after};
 use crate::fake::{Fake, Fault, TOKEN, Trouble};
 use crate::program::Program;
 
@@ -9,7 +9,7 @@ fn page(status: u16, body: &str) -> Trouble {
 }
 
 #[tokio::test]
-async fn of_a_proxys_page_the_title_is_shown_and_what_to_check() {
+async fn the_error_for_a_page_of_a_proxy_shows_its_title_and_what_to_check() {
     let long = format!(
         "<HTML><Title lang=en>\r\n Gateway\x1b[31m  &amp; <b>time</b>-out {}</TITLE><body>hidden",
         "x".repeat(200)
@@ -30,7 +30,7 @@ async fn of_a_proxys_page_the_title_is_shown_and_what_to_check() {
     ];
     let mut all = String::new();
     for trouble in nos {
-        all.push_str(&told(OWN, trouble).await.0);
+        all.push_str(&message_after(OWN, trouble).await.0);
         all.push('\n');
     }
     insta::assert_snapshot!(all, @"
@@ -44,7 +44,7 @@ async fn of_a_proxys_page_the_title_is_shown_and_what_to_check() {
 }
 
 #[tokio::test]
-async fn a_proxy_that_gives_up_on_a_purge_names_the_address_of_the_media_endpoints() {
+async fn the_error_for_a_proxy_that_times_out_on_a_purge_names_media_url() {
     let fake = Fake::start();
     let purge = "/_synapse/admin/v1/purge_media_cache";
     fake.fault(Fault::new("POST", purge, Trouble::Proxy(504)).always());

@@ -1,4 +1,4 @@
-//! A token file that changes while it is used.
+//! A token file that changes while it is in use.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use crate::fake::TOKEN;
 use crate::program::{figures, until};
 
 #[tokio::test]
-async fn a_token_file_that_holds_no_token_changes_nothing_and_is_told_once() {
+async fn a_token_file_without_a_token_changes_nothing_and_is_logged_once() {
     let long = "x".repeat(9000);
     let unusable = ["fake-token\n\n", "fake token", "fäke-token", "fake\u{7}token", &long, "\n"];
     for text in unusable {
@@ -17,7 +17,7 @@ async fn a_token_file_that_holds_no_token_changes_nothing_and_is_told_once() {
         fake.world(|world| world.latency = Duration::from_millis(10));
         let program = sweep(&fake, "");
         let child = program.command(&["run", "sweep", "--apply", "--json"]).spawn().unwrap();
-        until("the run is at work", 20, async || fake.count("PUT", "/") > 5).await;
+        until("the run", 20, async || fake.count("PUT", "/") > 5).await;
         program.write("token", text);
         let output = child.wait_with_output().await.unwrap();
         let report: Value = serde_json::from_slice(&output.stdout).unwrap();

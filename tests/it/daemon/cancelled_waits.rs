@@ -1,4 +1,4 @@
-//! What only waits is given up at once: nothing of it was sent. What was sent is waited for.
+//! A change that only waits is dropped at once, because nothing was sent. One that was sent is waited for.
 
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -19,12 +19,12 @@ const ACCOUNT: &str = "/_synapse/admin/v2/users/";
 /// What `Reader::version` asks for.
 const VERSION: &str = "/_synapse/admin/v1/server_version";
 
-/// A wait that must be given up; [`GIVEN_UP`] tells whether it was.
+/// A wait that must be dropped; [`GIVEN_UP`] shows whether it was.
 const LONG: Trouble = Trouble::Limited { retry_after_ms: Some(50_000), retry_after_header: None };
 /// What took less than this did not sit out [`LONG`], however slow the machine.
 const GIVEN_UP: Duration = Duration::from_secs(45);
 
-/// A homeserver whose accounts all hold an id that is to go.
+/// A homeserver whose accounts all have an id that is to be removed.
 fn with_ids(users: usize) -> Fake {
     let mut world = World::new();
     world.users(users, |number| User::default().external("saml", &format!("s{number}")));
@@ -38,20 +38,20 @@ fn removal(more: &str) -> String {
 }
 
 #[tokio::test]
-async fn a_cancelled_run_gives_up_what_waits_and_waits_for_what_was_sent() {
+async fn a_cancelled_run_drops_waiting_changes_and_waits_for_sent_ones() {
     let fake = with_ids(2);
-    // The first account's answer takes two seconds; the second one's turn never comes.
+    // The first account's response takes two seconds; the second one is never sent.
     fake.fault(Fault::new("PUT", &format!("{ACCOUNT}@user000001"), LONG).always());
     let slow = Trouble::Delay(Duration::from_secs(2));
     fake.fault(Fault::new("PUT", &format!("{ACCOUNT}@user000000"), slow).after(1));
     let program = Program::new(&fake.url(), TOKEN, &removal(""));
     let daemon = program.serve().await;
     let caller = program.command(&["run", "ids", "--json"]).spawn().unwrap();
-    until("both under way", 20, async || fake.count("PUT", ACCOUNT) == 3).await;
-    let asked = Instant::now();
+    until("both requests", 20, async || fake.count("PUT", ACCOUNT) == 3).await;
+    let start = Instant::now();
     assert_eq!(program.run(&["cancel", "ids"]).await.code, 0);
     let ended = caller.wait_with_output().await.unwrap();
-    let took = asked.elapsed();
+    let took = start.elapsed();
     let report: Value = serde_json::from_slice(&ended.stdout).unwrap();
     assert!(took < GIVEN_UP, "{took:?}");
     assert_eq!(figures(&report), "cancelled: 2/1/0/0/1");
@@ -68,27 +68,27 @@ async fn a_cancelled_run_gives_up_what_waits_and_waits_for_what_was_sent() {
     let owner = std::fs::metadata(program.path("token")).unwrap();
     let uid = format!("uid {}", std::os::unix::fs::MetadataExt::uid(&owner));
     assert!(message.contains(&uid), "{message}");
-    assert!(daemon.log().contains("ids: its run is cancelled by "), "{}", daemon.log());
+    assert!(daemon.log().contains("ids: run cancelled by "), "{}", daemon.log());
     assert_eq!(fake.count("PUT", ACCOUNT), 3, "nothing more was sent");
     daemon.stop().await;
 }
 
 #[tokio::test]
-async fn the_time_limit_ends_what_waits() {
+async fn the_time_limit_ends_waiting_changes() {
     let fake = with_lobby(3);
     fake.fault(Fault::new("POST", JOIN, LONG).after(1).always());
     let more = "time_limit = \"8s\"";
     let program = Program::new(&fake.url(), TOKEN, &sweep("lobby", 20, more));
-    let asked = Instant::now();
+    let start = Instant::now();
     let report = program.apply("lobby").await;
-    assert!(asked.elapsed() < GIVEN_UP, "{:?}", asked.elapsed());
+    assert!(start.elapsed() < GIVEN_UP, "{:?}", start.elapsed());
     assert_eq!(figures(&report), "timed-out: 3/1/0/0/2");
     assert_eq!(report["message"], "the time limit of 8s was reached");
     assert_eq!((joined(&fake), fake.count("POST", JOIN)), (1, 2));
 }
 
 #[tokio::test]
-async fn a_media_purge_that_only_waits_is_not_lost_when_the_time_is_up() {
+async fn a_media_purge_that_only_waits_is_not_lost_at_the_time_limit() {
     let fake = Fake::start();
     fake.world(|world| {
         world.user("@a:fake.test");
@@ -99,21 +99,21 @@ async fn a_media_purge_that_only_waits_is_not_lost_when_the_time_is_up() {
     let program = Program::new(&fake.url(), TOKEN, purge);
     let report = program.apply("purge").await;
     assert_eq!(figures(&report), "timed-out: 1/0/0/0/1");
-    // The next one need not wait until all stands still.
+    // The next one need not wait until the statistics stop changing.
     assert_eq!(figures(&program.apply("purge").await), "succeeded: 1/1/0/0/0");
 }
 
 #[tokio::test]
-async fn a_stop_ends_what_waits_and_the_next_start_finishes_it() {
+async fn a_stop_ends_waiting_changes_and_the_next_start_makes_them() {
     let fake = with_lobby(3);
     fake.fault(Fault::new("POST", JOIN, LONG).after(1).always());
     let program = Program::new(&fake.url(), TOKEN, &sweep("lobby", 20, &hourly()));
     was_down(&program).await;
     let daemon = program.serve().await;
     until("a join that waits", 20, async || fake.count("POST", JOIN) == 2).await;
-    let asked = Instant::now();
+    let start = Instant::now();
     daemon.stop().await;
-    assert!(asked.elapsed() < GIVEN_UP, "{:?}", asked.elapsed());
+    assert!(start.elapsed() < GIVEN_UP, "{:?}", start.elapsed());
     assert_eq!(figures(&program.runs("lobby").await[0]), "interrupted: 3/1/0/0/2");
     fake.no_more_faults();
     let daemon = program.serve().await;
@@ -135,7 +135,7 @@ async fn run_at(
             .unwrap();
     let homeserver = &config.homeservers["main"];
     let transport = Arc::new(Transport::new(homeserver.settings(), Arc::new(|_| {})).unwrap());
-    let place = HomeserverHandle {
+    let handle = HomeserverHandle {
         transport: Arc::clone(&transport),
         slots: RunSlots::Locks(1),
         max_concurrent_requests: homeserver.max_concurrent_requests,
@@ -144,13 +144,13 @@ async fn run_at(
     let history = History::open(&dir, clock.clone()).await.unwrap();
     let runner = Runner { history, dir: Some(dir), clock, lost_call_wait: LostCallWait::default() };
     let spec = &config.jobs[0];
-    let tell = Arc::new(move |event: Event| more(&event, &transport));
-    let order = RunParams::manual(spec);
-    let report = Box::pin(runner.run(spec, &place, &order, stop, tell)).await.unwrap();
+    let observe = Arc::new(move |event: Event| more(&event, &transport));
+    let params = RunParams::manual(spec);
+    let report = Box::pin(runner.run(spec, &handle, &params, stop, observe)).await.unwrap();
     serde_json::to_value(report).unwrap()
 }
 
-/// A clock that stands still until the test sets it.
+/// A clock that stops until the test sets it.
 #[derive(Clone)]
 struct StoppedClock(Arc<Mutex<DateTime<Utc>>>);
 
@@ -170,7 +170,7 @@ impl StoppedClock {
 }
 
 #[tokio::test]
-async fn the_end_of_the_window_ends_what_waits_for_a_change_for_a_retry_or_for_the_plan() {
+async fn the_end_of_the_window_ends_a_wait_for_a_change_a_retry_or_the_plan() {
     let window = "window = \"01:00-06:00\"";
     let cases = [
         ("PUT", ACCOUNT, LONG, "succeeded: 2/0/0/0/2"),
@@ -186,7 +186,7 @@ async fn the_end_of_the_window_ends_what_waits_for_a_change_for_a_retry_or_for_t
         let fake = with_ids(2);
         fake.fault(Fault::new(method, path, trouble.clone()).always());
         let program = Program::new(&fake.url(), TOKEN, &removal(window));
-        let (clock, asked) = (StoppedClock::at("2026-11-23T05:59:00Z"), Instant::now());
+        let (clock, start) = (StoppedClock::at("2026-11-23T05:59:00Z"), Instant::now());
         let (stop, at_retry) = (Stop::default(), clock.clone());
         let run = run_at(&program, clock.clock(), &stop, move |event, _| {
             if let Event::Retrying { .. } = event {
@@ -195,20 +195,20 @@ async fn the_end_of_the_window_ends_what_waits_for_a_change_for_a_retry_or_for_t
         });
         let end_window = async {
             until("the request that has to wait", 60, async || fake.count(method, path) > 0).await;
-            // A wait for a retry is only that after the answer, which the event tells.
+            // A wait for a retry begins after the response, which the event reports.
             if !matches!(trouble, Trouble::Limited { retry_after_ms: Some(100_000), .. }) {
                 clock.set("2026-11-23T06:00:00Z");
             }
         };
         let (report, ()) = tokio::join!(run, end_window);
-        assert!(asked.elapsed() < GIVEN_UP, "{:?}: {report}", asked.elapsed());
+        assert!(start.elapsed() < GIVEN_UP, "{:?}: {report}", start.elapsed());
         assert_eq!(figures(&report), expected, "{report}");
         assert!(report["message"].as_str().unwrap().contains("window"), "{report}");
     }
 }
 
 #[tokio::test]
-async fn a_cancelled_run_waits_neither_for_the_rate_nor_for_a_place_among_the_requests() {
+async fn a_cancelled_run_waits_neither_for_the_rate_limit_nor_for_a_free_request() {
     for places in ["max_concurrent_requests = 1", "max_concurrent_requests = 60"] {
         let fake = Fake::start();
         let program = Program::new(&fake.url(), TOKEN, &ping("a", "mode = \"apply\""));
@@ -228,7 +228,7 @@ async fn a_cancelled_run_waits_neither_for_the_rate_nor_for_a_place_among_the_re
             }
         });
         let cancel = async {
-            until("the others at work", 60, async || fake.count("GET", VERSION) >= 10).await;
+            until("the other requests", 60, async || fake.count("GET", VERSION) >= 10).await;
             stop.at_boundary(Outcome::Cancelled);
             Instant::now()
         };

@@ -1,4 +1,4 @@
-//! What the running daemon is asked through its socket.
+//! Commands that talk to the running daemon through its socket.
 
 use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
@@ -8,7 +8,7 @@ use crate::fake::{Fault, TOKEN, Trouble};
 use crate::program::{signal, until};
 
 #[tokio::test]
-async fn a_run_by_hand_goes_through_the_daemon_with_its_progress_and_its_report() {
+async fn a_manual_run_is_run_by_the_daemon_and_shows_its_progress_and_its_report() {
     let fake = Fake::start();
     // The transport sends it four times by itself, and then the run tries again.
     fake.fault(Fault::new("GET", PING, Trouble::Proxy(502)).times(4));
@@ -40,7 +40,7 @@ async fn a_run_by_hand_goes_through_the_daemon_with_its_progress_and_its_report(
 }
 
 #[tokio::test]
-async fn where_a_daemon_lives_nobody_else_needs_its_secrets() {
+async fn commands_need_no_secrets_while_a_daemon_is_running() {
     let fake = Fake::start();
     let program = with_admin(&fake, &ping("a", "mode = \"apply\""));
     let daemon = program.serve().await;
@@ -60,7 +60,7 @@ async fn where_a_daemon_lives_nobody_else_needs_its_secrets() {
 }
 
 #[tokio::test]
-async fn a_run_can_be_stopped_in_the_middle_of_an_edit() {
+async fn a_run_can_be_stopped_while_the_configuration_has_errors() {
     let fake = with_lobby(200);
     let program = Program::new(&fake.url(), TOKEN, &sweep("lobby", 10, ""));
     let daemon = program.serve().await;
@@ -77,14 +77,14 @@ async fn a_run_can_be_stopped_in_the_middle_of_an_edit() {
     assert_eq!(report["outcome"], "cancelled");
     daemon.stop().await;
     let said = program.run(&["cancel", "lobby"]).await;
-    assert_eq!(said.code, 2, "without a daemon its mistakes are what there is to say: {said:?}");
+    assert_eq!(said.code, 2, "without a daemon its errors are reported: {said:?}");
     program.write("microglia.toml", &good);
     let said = program.run(&["cancel", "lobby"]).await;
-    assert!(said.code == 1 && said.stderr.contains("no daemon runs on"), "{said:?}");
+    assert!(said.code == 1 && said.stderr.contains("no daemon is running on"), "{said:?}");
 }
 
 #[tokio::test]
-async fn a_job_runs_once_at_a_time_and_is_cancelled_by_command_or_ctrl_c() {
+async fn a_job_has_one_run_at_a_time_and_is_cancelled_by_command_or_ctrl_c() {
     let fake = with_lobby(200);
     let program = with_admin(&fake, &sweep("lobby", 10, ""));
     let daemon = program.serve().await;
@@ -117,7 +117,7 @@ async fn a_job_runs_once_at_a_time_and_is_cancelled_by_command_or_ctrl_c() {
 }
 
 #[tokio::test]
-async fn a_pause_stops_schedules_survives_a_restart_and_is_shown() {
+async fn a_pause_stops_scheduled_runs_survives_a_restart_and_is_shown() {
     let fake = Fake::start();
     let program = Program::new(&fake.url(), TOKEN, &ping("often", "schedule = \"* * * * * *\""));
     let daemon = program.serve().await;
@@ -140,7 +140,7 @@ async fn a_pause_stops_schedules_survives_a_restart_and_is_shown() {
     assert_eq!(program.runs("often").await.len(), before);
     let table = program.run(&["jobs"]).await.stdout;
     assert!(table.contains("paused: nothing runs on schedule until `microglia resume`"), "{table}");
-    // By hand it runs all the same.
+    // It can still be run manually.
     assert_eq!(program.run(&["run", "often"]).await.code, 0);
     assert_eq!(program.run(&["resume"]).await.code, 0);
     until("runs again", 20, async || program.runs("often").await.len() > before + 1).await;
@@ -151,7 +151,7 @@ async fn a_pause_stops_schedules_survives_a_restart_and_is_shown() {
 }
 
 #[tokio::test]
-async fn a_pause_that_cannot_be_read_counts_as_one() {
+async fn a_pause_state_that_cannot_be_read_counts_as_paused() {
     let fake = Fake::start();
     let program = Program::new(&fake.url(), TOKEN, &ping("often", "schedule = \"* * * * * *\""));
     program.serve().await.stop().await;
@@ -170,7 +170,7 @@ async fn a_pause_that_cannot_be_read_counts_as_one() {
 }
 
 #[tokio::test]
-async fn the_socket_is_its_owners_alone_and_may_lie_deep() {
+async fn the_control_socket_is_private_to_its_owner_and_may_have_a_long_path() {
     let fake = Fake::start();
     let program = Program::new(&fake.url(), TOKEN, &ping("a", ""));
     let deep = format!("state/{}", ["a-name-of-some-length"; 8].join("/"));
@@ -179,7 +179,7 @@ async fn the_socket_is_its_owners_alone_and_may_lie_deep() {
     let nobody = program.run(&["reload"]).await;
     assert_eq!(nobody.code, 1, "{nobody:?}");
     assert!(
-        nobody.stderr.starts_with("error: no daemon runs on the state directory"),
+        nobody.stderr.starts_with("error: no daemon is running on the state directory"),
         "{nobody:?}"
     );
     let mut daemon = program.serve().await;
@@ -193,7 +193,7 @@ async fn the_socket_is_its_owners_alone_and_may_lie_deep() {
     let second = second.output().await.unwrap();
     assert_eq!(second.status.code(), Some(1));
     let said = String::from_utf8_lossy(&second.stderr).into_owned();
-    assert!(said.contains("another daemon runs on the state directory"), "{said}");
+    assert!(said.contains("another daemon is running on the state directory"), "{said}");
     assert_eq!(program.run(&["reload"]).await.code, 0, "the first one is unharmed");
     daemon.signal("INT");
     assert_eq!(daemon.exit().await, 0);
@@ -201,7 +201,7 @@ async fn the_socket_is_its_owners_alone_and_may_lie_deep() {
 }
 
 #[tokio::test]
-async fn healthcheck_finds_the_daemon_and_a_broken_edit_does_not_make_it_look_dead() {
+async fn healthcheck_finds_the_daemon_even_if_the_edited_configuration_has_errors() {
     let fake = Fake::start();
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let program = Program::new(&fake.url(), TOKEN, &ping("a", ""));
@@ -218,7 +218,7 @@ async fn healthcheck_finds_the_daemon_and_a_broken_edit_does_not_make_it_look_de
 }
 
 #[tokio::test]
-async fn healthcheck_finds_a_daemon_whose_listen_was_edited_and_one_whose_socket_is_gone() {
+async fn healthcheck_finds_a_daemon_whose_listen_was_edited_or_whose_socket_was_deleted() {
     let fake = Fake::start();
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let program = Program::new(&fake.url(), TOKEN, &ping("a", ""));
@@ -242,7 +242,7 @@ async fn healthcheck_finds_a_daemon_whose_listen_was_edited_and_one_whose_socket
 }
 
 #[tokio::test]
-async fn a_run_of_the_command_line_that_was_there_first_is_left_alone() {
+async fn a_run_that_the_command_line_started_first_is_not_disturbed_by_the_daemon() {
     let fake = Fake::start();
     fake.fault(Fault::new("GET", PING, Trouble::Delay(Duration::from_secs(4))));
     let more = "mode = \"apply\"\nschedule = \"* * * * * *\"";
@@ -252,7 +252,7 @@ async fn a_run_of_the_command_line_that_was_there_first_is_left_alone() {
     let daemon = program.serve().await;
     let skipped = async || daemon.of_job("a", "microglia_job_skipped_total", &["overlap"]).await;
     until("a skipped one", 10, async || skipped().await >= 1.0).await;
-    assert_eq!(program.runs("a").await[0]["outcome"], Value::Null, "it is still at work");
+    assert_eq!(program.runs("a").await[0]["outcome"], Value::Null, "it is still running");
     let report = here.wait_with_output().await.unwrap();
     let report: Value = serde_json::from_slice(&report.stdout).unwrap();
     assert_eq!((&report["id"], &report["outcome"]), (&1.into(), &"succeeded".into()), "{report}");
