@@ -143,7 +143,7 @@ async fn wrong_usage_exits_with_2() {
     run sweep --max-changes 0: error: invalid value '0' for '--max-changes <N>': 0 is not in 1..=4294967295
     run sweeep: error: unknown job "sweeep" (did you mean "sweep"?)
     run nothing-like-it: error: unknown job "nothing-like-it": expected one of fresh, sweep
-    run fresh --max-changes 5: error: --max-changes means nothing for purge-remote-media, which cannot count beforehand
+    run fresh --max-changes 5: error: max_changes has no meaning for purge-remote-media, which cannot count beforehand
     runs sweeep: error: unknown job "sweeep" (did you mean "sweep"?)
     runs show: error: the following required arguments were not provided:
     runs show first: error: invalid value 'first' for '<ID>': invalid digit found in string

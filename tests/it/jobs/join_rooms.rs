@@ -705,7 +705,7 @@ async fn an_interrupt_ends_a_paced_sweep_between_two_joins() {
     assert_eq!((output.code, figures(&report)), (1, "cancelled: 3/1/0/0/2".to_owned()));
     assert_eq!(
         text(&report, "message"),
-        "cancelled by SIGINT (Ctrl-C) between two changes; 1 of 3 changes made"
+        "cancelled by SIGINT (Ctrl-C) between two changes; 1 of 3 changes made; 1 of 4 accounts read; the next run continues"
     );
     let kept = program.json(&["runs", "show", "1", "--json"]).await;
     assert_eq!(
@@ -917,7 +917,10 @@ async fn the_end_of_the_window_ends_a_sweep_between_two_joins() {
     };
     let report = run().await;
     assert_eq!(figures(&report), "succeeded: 4/2/0/0/2");
-    assert_eq!(text(&report, "message"), "stopped at the end of the job's window; 2 left");
+    assert_eq!(
+        text(&report, "message"),
+        "stopped at the end of the job's window; 2 left; 2 of 5 accounts read; the next run continues"
+    );
     assert_eq!(joins(&fake), ["@a -> lobby", "@b -> lobby"]);
     let report = run().await;
     insta::assert_snapshot!(format!("{}\n{}", figures(&report), text(&report, "message")), @"

@@ -82,7 +82,7 @@ async fn keys_that_mean_a_count_are_mistakes() {
     assert_eq!(output.code, 2);
     assert_eq!(
         output.stderr.trim_end(),
-        "error: --max-changes means nothing for purge-remote-media, which cannot count beforehand"
+        "error: max_changes has no meaning for purge-remote-media, which cannot count beforehand"
     );
 }
 
