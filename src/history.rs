@@ -11,6 +11,7 @@ mod pause;
 mod per_job;
 mod reader;
 mod retention;
+mod rounds;
 mod runs;
 mod schedules;
 pub mod state_dir;

@@ -3,3 +3,4 @@
 pub mod change;
 pub(crate) mod facts;
 pub mod report;
+pub(crate) mod round;

@@ -14,6 +14,7 @@ mod queue;
 mod read;
 mod reading_progress;
 mod retry;
+mod rounds;
 mod run;
 mod send;
 mod slots;
@@ -23,7 +24,7 @@ mod unanswered;
 mod waiting;
 mod watch;
 
-pub(crate) use params::WindowRule;
+pub(crate) use params::{Extent, WindowRule};
 pub use params::{HomeserverHandle, LostCallWait, RunParams, RunSlots};
 pub use run::Runner;
 pub use stop::Stop;

@@ -44,3 +44,4 @@ pub(crate) use monitor::Silence;
 pub(crate) use pace::{LimitValues, Slots};
 pub(crate) use request::{Base, RawRequest};
 pub(crate) use rooms::{MemberEvent, Membership, Permissions};
+pub(crate) use users::{Position, UserPage};

@@ -15,7 +15,7 @@ use super::report_text::{changes, summary};
 use super::{log, run_in_daemon, run_in_process};
 use crate::config::{Config, JobSpec};
 use crate::plan::report::{Mode, Outcome, Report};
-use crate::runner::{RunParams, WindowRule};
+use crate::runner::{Extent, RunParams, WindowRule};
 use crate::scheduler::RunOverrides;
 use crate::values::clock::{Clock, Timestamp};
 use crate::values::schema::Limit;
@@ -37,6 +37,9 @@ pub(super) struct Options {
     /// Run outside the job's window and beyond its end, for this run only.
     #[arg(long)]
     ignore_window: bool,
+    /// Read everything in a dry run, for a kind that reads in portions.
+    #[arg(long, conflicts_with = "apply")]
+    full: bool,
     /// List the items that the job left alone, up to 1,000.
     #[arg(long, short)]
     verbose: bool,
@@ -58,11 +61,8 @@ pub(super) async fn run(path: &Path, options: &Options) -> Result<(), Failure> {
     // Only the process that sends requests to the homeserver needs the token.
     let config = if daemon.is_some() { config } else { with_secrets? };
     let spec = find_job(&config, &options.job)?;
-    if options.max_changes.is_some() && !spec.job.kind().counts {
-        return Err(Failure::Usage(format!(
-            "--max-changes is not supported by {}, which cannot count items in advance",
-            spec.job.kind().name
-        )));
+    if let Some(problem) = options.overrides().problem(spec) {
+        return Err(Failure::Usage(problem));
     }
     start_log();
     for warning in &config.warnings {
@@ -115,6 +115,7 @@ impl Options {
             mode: self.mode(),
             max_changes: self.max_changes,
             ignore_window: self.ignore_window,
+            full: self.full,
             fingerprint: None,
         }
     }
@@ -123,6 +124,7 @@ impl Options {
         RunParams {
             mode: self.mode().unwrap_or(spec.common.mode),
             max_changes: self.max_changes.map_or(spec.common.max_changes, Limit::Of),
+            extent: if self.full { Extent::Full } else { Extent::Portion },
             window: if self.ignore_window { WindowRule::Ignore } else { WindowRule::Keep },
             ..RunParams::manual(spec)
         }

@@ -24,6 +24,8 @@ pub struct JobSpec {
     pub media_in_object_storage: bool,
     /// From the job's name and the homeserver's URL, so that jobs of the same name start at different times.
     pub splay_seed: u64,
+    /// Of the kind and its own keys: what the job selects and does, whatever the common keys say.
+    pub selection: Fingerprint,
     /// Of all keys in the job's table, with defaults filled in.
     pub(super) definition: Fingerprint,
 }

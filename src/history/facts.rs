@@ -9,6 +9,9 @@ use super::error::Error;
 use crate::plan::facts::{Fact, Topic};
 
 const SELECT: &str = "SELECT key, value FROM facts WHERE server = $1 AND topic = $2";
+const SELECT_BETWEEN: &str = "\
+    SELECT key, value FROM facts
+    WHERE server = $1 AND topic = $2 AND key >= $3 AND key <= $4";
 
 pub(super) async fn of_topic(
     pool: &SqlitePool,
@@ -16,6 +19,18 @@ pub(super) async fn of_topic(
     topic: Topic,
 ) -> Result<HashMap<String, String>, Error> {
     let rows = sqlx::query(SELECT).bind(server).bind(topic.as_str()).fetch_all(pool).await?;
+    rows.iter().map(|row| Ok((row.try_get("key")?, row.try_get("value")?))).collect()
+}
+
+pub(super) async fn between(
+    pool: &SqlitePool,
+    server: &str,
+    topic: Topic,
+    first: &str,
+    last: &str,
+) -> Result<HashMap<String, String>, Error> {
+    let query = sqlx::query(SELECT_BETWEEN).bind(server).bind(topic.as_str());
+    let rows = query.bind(first).bind(last).fetch_all(pool).await?;
     rows.iter().map(|row| Ok((row.try_get("key")?, row.try_get("value")?))).collect()
 }
 

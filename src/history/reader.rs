@@ -12,9 +12,10 @@ use super::media_calls::LostMediaCall;
 use super::pause::Pause;
 use super::runs::Standing;
 use super::state_dir::StateDir;
-use super::{changes, database, facts, interrupted, media_calls, pause, runs};
+use super::{changes, database, facts, interrupted, media_calls, pause, rounds, runs};
 use crate::plan::facts::Topic;
 use crate::plan::report::{Mode, Report};
+use crate::plan::round::RoundState;
 use crate::values::clock::Timestamp;
 
 /// Reads the history; without a database there is nothing in it.
@@ -79,6 +80,16 @@ impl HistoryReader {
         self.read(async |pool| runs::standings(&pool).await).await
     }
 
+    /// Returns where the round of a job in a mode stands.
+    pub(crate) async fn round(&self, job: &str, mode: Mode) -> Result<Option<RoundState>, Error> {
+        self.read(async |pool| rounds::get(&pool, job, mode).await).await
+    }
+
+    /// Returns where all rounds stand.
+    pub(crate) async fn rounds(&self) -> Result<HashMap<(String, Mode), RoundState>, Error> {
+        self.read(async |pool| rounds::all(&pool).await).await
+    }
+
     /// Completes the report of a run that has no end and that nobody works on any more.
     ///
     /// Records nothing: the next holder of the job's lock does that.
@@ -114,6 +125,16 @@ impl HistoryReader {
         topic: Topic,
     ) -> Result<HashMap<String, String>, Error> {
         self.read(async |pool| facts::of_topic(&pool, server, topic).await).await
+    }
+
+    /// Returns what is known of a topic for keys from `first` to `last`.
+    pub(crate) async fn facts_between(
+        &self,
+        server: &str,
+        topic: Topic,
+        (first, last): (&str, &str),
+    ) -> Result<HashMap<String, String>, Error> {
+        self.read(async |pool| facts::between(&pool, server, topic, first, last).await).await
     }
 
     /// Returns the media call that Synapse may still be processing.

@@ -28,7 +28,7 @@ const UPDATE: &str = "\
     UPDATE runs SET finished_at = $2, attempts = $3, outcome = $4, message = $5, planned = $6,
         done = $7, failed = $8, skipped = $9, remaining = $10, bytes_planned = $11,
         bytes_freed = $12, sample = $13, waited_seconds = $14, waited_for = $15,
-        waiting_for = $16, waiting_since = $17, left_alone = $18
+        waiting_for = $16, waiting_since = $17, left_alone = $18, round = $19
     WHERE id = $1";
 const SELECT: &str = "SELECT * FROM runs WHERE id = $1";
 // Two statements: with `$1 IS NULL OR job = $1` SQLite would not use the index on the job.
@@ -114,6 +114,7 @@ pub(super) async fn update(
         .bind(report.waiting.as_ref().map(|waiting| &waiting.what))
         .bind(report.waiting.as_ref().map(|waiting| waiting.since.timestamp_millis()))
         .bind(serde_json::to_string(&report.left_alone).ok())
+        .bind(report.round.and_then(|round| serde_json::to_string(&round).ok()))
         .execute(executor)
         .await?;
     Ok(())
@@ -209,6 +210,8 @@ pub(super) fn from_row(row: &SqliteRow) -> Result<Report, Error> {
             .try_get::<Option<String>, _>("sample")?
             .and_then(|text| serde_json::from_str(&text).ok())
             .unwrap_or_default(),
+        round: if_present::<String>(row, "round")?
+            .and_then(|text| serde_json::from_str(&text).ok()),
         changes: None,
     })
 }

@@ -14,10 +14,11 @@ use super::pause::Pause;
 use super::reader::HistoryReader;
 use super::schedules::ScheduleState;
 use super::state_dir::StateDir;
-use super::{changes, facts, interrupted, media_calls, pause, retention, runs, schedules};
+use super::{changes, facts, interrupted, media_calls, pause, retention, rounds, runs, schedules};
 use crate::plan::change::MediaStore;
 use crate::plan::facts::Fact;
-use crate::plan::report::{ChangeRecord, Report};
+use crate::plan::report::{ChangeRecord, Mode, Report};
+use crate::plan::round::RoundState;
 use crate::values::clock::{Clock, Timestamp};
 
 /// Reads and writes the history; clones share it.
@@ -275,6 +276,16 @@ impl History {
     /// Stores facts about a homeserver.
     pub(crate) async fn remember(&self, server: &str, facts: &[Fact]) -> Result<(), Error> {
         self.optional(async |pool| facts::store(&pool, server, facts).await).await
+    }
+
+    /// Records where the round of a job in a mode stands.
+    pub(crate) async fn set_round(
+        &self,
+        job: &str,
+        mode: Mode,
+        round: &RoundState,
+    ) -> Result<(), Error> {
+        self.optional(async |pool| rounds::set(&pool, job, mode, round).await).await
     }
 
     /// Records that a media call is about to be sent.

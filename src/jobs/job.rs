@@ -9,6 +9,7 @@ use futures_util::future::BoxFuture;
 use crate::plan::change::Plan;
 use crate::plan::facts::{Facts, Topic};
 use crate::plan::report::{Action, Event};
+use crate::plan::round::Portion;
 use crate::synapse::{self, Identity, Reader, Version};
 use crate::values::clock::Timestamp;
 use crate::values::duration::{HumanDuration, format_duration, rounded_up};
@@ -22,6 +23,8 @@ pub trait Job: Debug + Send + Sync + Sized + 'static {
     const KEYS: &'static [Key];
     /// Whether the kind knows in advance how many items it will change; otherwise `max_changes` and `at_most` are not supported.
     const COUNTS: bool = true;
+    /// What the entries of its list are called, for a kind that reads the list in portions: see [`Context::portion`].
+    const ROUNDS: Option<&'static str> = None;
     const NEEDS: Needs;
     /// The action of all its changes.
     const ACTION: Action;
@@ -106,11 +109,35 @@ pub struct Budget {
 }
 
 impl Budget {
-    /// Returns a warning if reading alone takes longer than the time limit.
-    pub fn warning(&self, volume: ReadEstimate) -> Option<String> {
+    /// Returns in how many runs a kind that reads in portions completes a round; `None` if one will do.
+    pub fn round(&self, volume: ReadEstimate) -> Option<String> {
+        let (takes, rate) = self.reading_time(volume)?;
+        // Half of a run's time is kept for its changes.
+        let portion = (self.time_limit.0 / 2).as_secs().max(1);
+        let runs = takes.as_secs().div_ceil(portion);
+        (runs > 1).then(|| {
+            format!(
+                "about {} runs: reading {} {} at {rate} requests per second takes at least {}, and each run reads for at most half of its time_limit of {}",
+                format_number(runs),
+                format_number(volume.items),
+                volume.what,
+                format_duration(rounded_to_minutes(takes)),
+                self.time_limit,
+            )
+        })
+    }
+
+    /// Returns the time that reading alone takes, and the rate; `None` without a limit.
+    fn reading_time(&self, volume: ReadEstimate) -> Option<(Duration, f64)> {
         let rate = self.requests_per_second.number()?.0;
         #[expect(clippy::cast_precision_loss, reason = "a rounded time does as well")]
         let takes = Duration::try_from_secs_f64(volume.items as f64 / rate).ok()?;
+        Some((takes, rate))
+    }
+
+    /// Returns a warning if reading alone takes longer than the time limit.
+    pub fn warning(&self, volume: ReadEstimate) -> Option<String> {
+        let (takes, rate) = self.reading_time(volume)?;
         (takes > self.time_limit.0).then(|| {
             format!(
                 "reading {} {} at {rate} requests per second takes at least {}, but time_limit is {}: raise it to at least {}",
@@ -139,6 +166,8 @@ pub struct Context<'a> {
     pub reader: &'a Reader,
     /// What is known of the job's [topic](Job::topic).
     pub facts: Facts<'a>,
+    /// What to read in this run, for a kind with [`Job::ROUNDS`].
+    pub portion: Portion,
     pub emit: &'a (dyn Fn(Event) + Send + Sync),
     /// Whether the homeserver keeps its media in object storage, where Synapse deletes nothing.
     pub media_in_object_storage: bool,
@@ -207,6 +236,8 @@ pub struct Kind {
     pub about: &'static str,
     pub keys: &'static [Key],
     pub counts: bool,
+    /// What the entries of its list are called, for a kind that reads the list in portions.
+    pub rounds: Option<&'static str>,
     pub needs: Needs,
     pub action: Action,
     pub read: Read,
@@ -219,6 +250,7 @@ impl Kind {
             about: J::ABOUT,
             keys: J::KEYS,
             counts: J::COUNTS,
+            rounds: J::ROUNDS,
             needs: J::NEEDS,
             action: J::ACTION,
             read: |table, now, errors| Some(Arc::new(J::read(table, now, errors)?)),
@@ -281,6 +313,13 @@ mod tests {
         let fifty = Limit::Of(Rate(50.0));
         insta::assert_snapshot!(warning(500_000, fifty).unwrap(), @"reading 500,000 accounts at 50 requests per second takes at least 2 h 47 min, but time_limit is 1h: raise it to at least 2 h 50 min");
         assert_eq!(warning(180_000, fifty), None);
+        let round = |items| {
+            let time_limit = "1h".parse().unwrap();
+            let budget = Budget { requests_per_second: fifty, time_limit };
+            budget.round(ReadEstimate { what: "accounts", items })
+        };
+        insta::assert_snapshot!(round(1_000_000).unwrap(), @"about 12 runs: reading 1,000,000 accounts at 50 requests per second takes at least 5 h 34 min, and each run reads for at most half of its time_limit of 1h");
+        assert_eq!(round(90_000), None);
         assert_eq!(warning(u64::MAX, Limit::Unlimited), None);
         assert_eq!(warning(u64::MAX, Limit::Of(Rate(f64::MIN_POSITIVE))), None);
     }

@@ -1,17 +1,19 @@
 //! `join-rooms`: joins local users to rooms.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 
 use futures_util::future::BoxFuture;
 use futures_util::{StreamExt, stream};
 use serde_json::Value;
 
-use super::job::{CheckResult, Context, Job, Needs, PlanError, ReadEstimate};
+use super::job::{CheckResult, Context, Job, Needs, PlanError};
+use super::portion::{Next, PortionProgress};
 use crate::plan::change::{Change, ChangeResult, Check, Lane, Plan, Work};
 use crate::plan::facts::{Fact, Topic};
 use crate::plan::report::{Action, Exempt};
 use crate::synapse::{
-    self, Identity, MemberEvent, Membership, Permissions, Reader, UserRow, Version, Writer,
+    self, Identity, MemberEvent, Membership, Permissions, Position, Reader, User, UserPage,
+    UserRow, Version, Writer,
 };
 use crate::values::clock::Timestamp;
 use crate::values::duration::format_duration;
@@ -59,6 +61,7 @@ impl Job for JoinRooms {
         To a room that is not public, the daemon's account invites the users: it must be a member with the power to invite.";
     const KEYS: &'static [Key] = Keys::KEYS;
     const ACTION: Action = Action::JoinRoom;
+    const ROUNDS: Option<&'static str> = Some("accounts");
     const NEEDS: Needs = Needs {
         synapse: Version(1, 123),
         clock: false,
@@ -99,30 +102,38 @@ impl Job for JoinRooms {
         answers
     }
 
-    fn topic(&self) -> Option<Topic> {
-        Some(Topic::Ghost)
-    }
-
     async fn plan(&self, context: &Context<'_>, plan: &mut Plan) -> Result<(), PlanError> {
         let identity = context.identity().await?;
-        let ghosts = context.facts.known();
-        let listed =
-            context.reader.users(|done, total| context.reading("accounts", done, total)).await?;
-        let candidates = self.candidates(listed, identity, ghosts, plan);
-        let mut rooms = Vec::new();
-        let mut known = HashSet::new();
-        for (index, RoomName(name)) in self.keys.rooms.iter().enumerate() {
-            context.reading("rooms", index as u64, self.keys.rooms.len() as u64);
-            match self.plan_room(context, identity, name, &candidates, &mut known, plan).await {
-                Ok(room) => rooms.extend(room),
-                Err(RoomError::Room(problem)) => plan.problem(Action::JoinRoom, name, problem),
-                Err(RoomError::Run(failure)) => return Err(failure),
+        let findings = context.portion.findings.clone();
+        let mut reading = Reading {
+            job: self,
+            context,
+            identity,
+            rooms: self.open_rooms(context, identity, plan).await?,
+            matched: findings
+                .and_then(|found| serde_json::from_value(found).ok())
+                .unwrap_or_default(),
+            progress: PortionProgress::new(&context.portion),
+            changes: Vec::new(),
+        };
+        let mut pages = context.reader.user_pages(context.portion.from.clone());
+        while let Some(page) = pages.next().await? {
+            if reading.page(page, pages.is_at_end(), plan).await? == Next::Stop {
+                break;
             }
         }
-        context.reading("rooms", self.keys.rooms.len() as u64, self.keys.rooms.len() as u64);
-        self.drop_excluded(context, &mut rooms, plan).await?;
-        check_rooms(context.reader, identity, &mut rooms, plan).await?;
-        self.fill(plan, rooms, identity);
+        let Reading { rooms, matched, progress, changes, .. } = reading;
+        if progress.is_complete() {
+            for pattern in unmatched(&self.keys.users, &self.keys.except_users, &matched) {
+                plan.notes.push(format!("`{pattern}` matched no account"));
+            }
+        }
+        plan.some_up_to_date = rooms.iter().any(TargetRoom::is_usable);
+        plan.portion = Some(progress.finish(serde_json::to_value(&matched).unwrap_or_default()));
+        self.note_duration(&rooms, plan);
+        plan.work = Work::Changes(
+            changes.into_iter().map(|change| Box::new(change) as Box<dyn Change>).collect(),
+        );
         Ok(())
     }
 }
@@ -142,76 +153,311 @@ impl From<synapse::Error> for RoomError {
     }
 }
 
-/// A room and the users to join to it.
-struct RoomPlan {
+/// A room to join users to; what only a room with somebody to join needs is read once there is somebody.
+struct TargetRoom {
     name: String,
     open: OpenRoom,
-    /// `None` if nobody is to be joined.
+    /// The membership events of the room and of those that it replaced, newest room first.
+    chain: Option<Vec<HashMap<String, MemberEvent>>>,
     permissions: Option<Permissions>,
-    missing: Vec<Missing>,
+    access: Access,
+    /// Users to join in this run.
+    joins: u32,
 }
 
-/// An account that `users` matches.
-struct Candidate {
-    user_id: String,
-    /// Why it is not joined to any room, as far as the list of accounts shows.
-    exempt: Option<Exempt>,
+/// Whether the daemon's account may join others to a room.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Access {
+    NotChecked,
+    Allowed,
+    /// The room is a problem of the plan.
+    Failed,
 }
 
-struct Missing {
-    user_id: String,
-    /// The membership in this room when it was planned.
-    membership: Option<Membership>,
+impl TargetRoom {
+    fn is_usable(&self) -> bool {
+        self.access != Access::Failed
+    }
+
+    fn fail(&mut self, problem: String, plan: &mut Plan) {
+        self.access = Access::Failed;
+        plan.problem(Action::JoinRoom, &self.name, problem);
+    }
+}
+
+/// A portion of the accounts while it is read.
+struct Reading<'a> {
+    job: &'a JoinRooms,
+    context: &'a Context<'a>,
+    identity: &'a Identity,
+    rooms: Vec<TargetRoom>,
+    /// The patterns that have matched an account in this round.
+    matched: Matched,
+    progress: PortionProgress<'a>,
+    changes: Vec<Join>,
+}
+
+/// What decides about an account that is missing in some room.
+enum Record {
+    /// In all rooms, or ruled out by its row or by what is known of it.
+    NotRead,
+    Read(Result<User, synapse::Error>),
+}
+
+impl Reading<'_> {
+    async fn page(
+        &mut self,
+        page: UserPage,
+        ends_list: bool,
+        plan: &mut Plan,
+    ) -> Result<Next, PlanError> {
+        let UserPage { rows, offset, total } = page;
+        self.progress.set_total(total);
+        let ghosts = match (rows.first(), rows.last()) {
+            (Some(first), Some(last)) => {
+                self.context.facts.between(Topic::Ghost, &first.name, &last.name).await
+            }
+            _ => HashMap::new(),
+        };
+        self.complete_rooms(&rows, plan).await?;
+        let last = rows.len().checked_sub(1).filter(|_| ends_list);
+        let (job, context, identity) = (self.job, self.context, self.identity);
+        let to_read: HashSet<String> = rows
+            .iter()
+            .filter(|row| job.is_chosen(row, identity) && !ghosts.contains_key(&row.name))
+            .filter(|row| !self.missing_in(&row.name).is_empty())
+            .map(|row| row.name.clone())
+            .collect();
+        let mut records = stream::iter(rows)
+            .map(|row| {
+                let to_read = &to_read;
+                async move {
+                    let record = match to_read.contains(&row.name) {
+                        true => Record::Read(context.reader.user(&row.name).await),
+                        false => Record::NotRead,
+                    };
+                    (row, record)
+                }
+            })
+            // In order: a portion ends after an account of which all before it were read.
+            .buffered(context.concurrency)
+            .enumerate();
+        let (mut found, mut next) = (Vec::new(), Next::Read);
+        while next == Next::Read
+            && let Some((index, (row, record))) = records.next().await
+        {
+            let joins = match self.judge(&row, record, &ghosts, &mut found)? {
+                Verdict::Join(exempt) => self.join(&row.name, exempt, plan).await?,
+                Verdict::LeaveAlone(exempt) => self.leave_alone(&row.name, exempt, plan),
+                Verdict::Ignore => 0,
+            };
+            let after = Position { after: row.name, offset: offset + index as u64 + 1 };
+            next = self.progress.advance(after, &vec![1; joins], Some(index) == last);
+            let (read, total) = self.progress.figures();
+            context.reading("accounts", read, total);
+        }
+        context.facts.store(found).await;
+        Ok(next)
+    }
+
+    /// The indices of the rooms that the account is not in.
+    fn missing_in(&self, user_id: &str) -> Vec<usize> {
+        let rooms = self.rooms.iter().enumerate();
+        rooms
+            .filter(|(_, room)| room.is_usable() && !room.open.members.contains(user_id))
+            .filter(|(_, room)| {
+                room.chain.as_ref().is_none_or(|chain| self.job.may_join(chain, user_id).is_ok())
+            })
+            .map(|(index, _)| index)
+            .collect()
+    }
+
+    /// Reads who left and who may invite, for each room that some account of the page is not in.
+    async fn complete_rooms(&mut self, rows: &[UserRow], plan: &mut Plan) -> Result<(), PlanError> {
+        let (job, identity, reader) = (self.job, self.identity, self.context.reader);
+        for room in self.rooms.iter_mut().filter(|room| room.is_usable() && room.chain.is_none()) {
+            let is_missing = |row: &&UserRow| !room.open.members.contains(&row.name);
+            if !rows.iter().filter(is_missing).any(|row| job.is_chosen(row, identity)) {
+                continue;
+            }
+            let complete = async {
+                let permissions = reader.permissions(&room.open.room_id).await?;
+                let predecessor = permissions.predecessor.clone();
+                let chain = job.chain(reader, &room.open.room_id, predecessor).await?;
+                Ok::<_, RoomError>((permissions, chain))
+            };
+            match complete.await {
+                Ok((permissions, chain)) => {
+                    (room.permissions, room.chain) = (Some(permissions), Some(chain));
+                }
+                Err(RoomError::Room(problem)) => room.fail(problem, plan),
+                Err(RoomError::Run(failure)) => return Err(failure),
+            }
+        }
+        Ok(())
+    }
+
+    fn judge(
+        &mut self,
+        row: &UserRow,
+        record: Record,
+        ghosts: &HashMap<String, String>,
+        found: &mut Vec<Fact>,
+    ) -> Result<Verdict, PlanError> {
+        let Keys { users, except_users, .. } = &self.job.keys;
+        let exempt = match select(&row.name, users, except_users, &mut self.matched) {
+            Selection::Unmatched => return Ok(Verdict::Ignore),
+            Selection::Excluded => Some(Exempt::Excluded),
+            Selection::Chosen => self.job.exempt(row, self.identity),
+        };
+        let ghost = || ghosts.contains_key(&row.name).then_some(Exempt::Bridge);
+        if let Some(exempt) = exempt.or_else(ghost) {
+            return Ok(Verdict::LeaveAlone(exempt));
+        }
+        let user = match record {
+            Record::NotRead => return Ok(Verdict::Join(None)),
+            // The account was deleted meanwhile.
+            Record::Read(Err(error)) if error.is_not_found() => return Ok(Verdict::Ignore),
+            Record::Read(user) => user?,
+        };
+        if let Some(appservice) = &user.appservice_id {
+            let (key, value) = (user.name.clone(), appservice.clone());
+            found.push(Fact { topic: Topic::Ghost, key, value });
+        }
+        let exempt = [
+            (user.appservice_id.is_some(), Exempt::Bridge),
+            (user.deactivated, Exempt::Deactivated),
+            (user.locked, Exempt::Locked),
+            (user.suspended, Exempt::Suspended),
+        ];
+        let exempt = exempt.into_iter().find_map(|(applies, exempt)| applies.then_some(exempt));
+        Ok(Verdict::Join(exempt))
+    }
+
+    /// Counts an account in each room that it is not in; returns the number of joins, none.
+    fn leave_alone(&self, user_id: &str, exempt: Exempt, plan: &mut Plan) -> usize {
+        for room in self.rooms.iter().filter(|room| room.is_usable()) {
+            if !room.open.members.contains(user_id) {
+                plan.leave_alone(exempt, || target(user_id, &room.name));
+            }
+        }
+        0
+    }
+
+    /// Plans the joins of an account, and returns their number; none if its record exempts it.
+    async fn join(
+        &mut self,
+        user_id: &str,
+        exempt: Option<Exempt>,
+        plan: &mut Plan,
+    ) -> Result<usize, PlanError> {
+        let mut joins = 0;
+        for room in self.rooms.iter_mut().filter(|room| room.is_usable()) {
+            if room.open.members.contains(user_id) {
+                continue;
+            }
+            let chain = room.chain.as_deref().unwrap_or_default();
+            if let Some(exempt) = self.job.may_join(chain, user_id).err().or(exempt) {
+                plan.leave_alone(exempt, || target(user_id, &room.name));
+                continue;
+            }
+            let planned_membership =
+                chain.first().and_then(|events| events.get(user_id)).map(|event| event.membership);
+            check_access(self.context.reader, self.identity, room, plan).await?;
+            if !room.is_usable() {
+                continue;
+            }
+            room.joins += 1;
+            joins += 1;
+            self.changes.push(Join {
+                user_id: user_id.to_owned(),
+                planned_membership,
+                room: room.name.clone(),
+                room_id: room.open.room_id.clone(),
+                per_second: self.job.keys.joins_per_second.0,
+                can_check_membership: self.identity.version >= Version(1, 145),
+            });
+        }
+        Ok(joins)
+    }
+}
+
+/// What to do with an account of the list.
+enum Verdict {
+    /// Join it to the rooms that it is not in, unless its record exempts it.
+    Join(Option<Exempt>),
+    /// Its row, or what is known of it, exempts it.
+    LeaveAlone(Exempt),
+    Ignore,
+}
+
+/// Checks, once for a room and only if there is somebody to join, whether the daemon's account may do that.
+async fn check_access(
+    reader: &Reader,
+    identity: &Identity,
+    room: &mut TargetRoom,
+    plan: &mut Plan,
+) -> Result<(), PlanError> {
+    let (Access::NotChecked, Some(permissions)) = (room.access, &room.permissions) else {
+        return Ok(());
+    };
+    match check_may_join_others(reader, identity, &room.open, permissions).await {
+        Ok(()) => room.access = Access::Allowed,
+        Err(RoomError::Room(problem)) => room.fail(problem, plan),
+        Err(RoomError::Run(failure)) => return Err(failure),
+    }
+    Ok(())
 }
 
 impl JoinRooms {
-    /// Returns the accounts that `users` selects, and notes the patterns without a match.
-    fn candidates(
-        &self,
-        listed: Vec<UserRow>,
-        identity: &Identity,
-        ghosts: &HashMap<String, String>,
-        plan: &mut Plan,
-    ) -> Vec<Candidate> {
-        let Keys { users, except_users, .. } = &self.keys;
-        let mut seen = Matched::default();
-        let candidates = listed
-            .into_iter()
-            .filter_map(|row| {
-                let exempt = match select(&row.name, users, except_users, &mut seen) {
-                    Selection::Unmatched => return None,
-                    Selection::Excluded => Some(Exempt::Excluded),
-                    Selection::Chosen => self.exempt(&row, identity),
-                };
-                let ghost = || ghosts.contains_key(&row.name).then_some(Exempt::Bridge);
-                Some(Candidate { exempt: exempt.or_else(ghost), user_id: row.name })
-            })
-            .collect();
-        for pattern in unmatched(users, except_users, &seen) {
-            plan.notes.push(format!("`{pattern}` matched no account"));
-        }
-        candidates
-    }
-
-    /// Removes accounts that must not be joined from all rooms.
-    async fn drop_excluded(
+    /// Reads the members of all rooms; a room that cannot be used becomes a problem of the plan.
+    async fn open_rooms(
         &self,
         context: &Context<'_>,
-        rooms: &mut [RoomPlan],
+        identity: &Identity,
         plan: &mut Plan,
-    ) -> Result<(), PlanError> {
-        let excluded = self.excluded_accounts(context, rooms).await?;
-        for room in rooms {
-            let name = &room.name;
-            room.missing.retain(|missing| {
-                let Some(exempt) = excluded.get(&missing.user_id) else { return true };
-                if let Some(exempt) = *exempt {
-                    plan.leave_alone(exempt, || target(&missing.user_id, name));
-                }
-                false
-            });
+    ) -> Result<Vec<TargetRoom>, PlanError> {
+        let (mut rooms, mut known) = (Vec::new(), HashSet::new());
+        let total = self.keys.rooms.len() as u64;
+        for (index, RoomName(name)) in self.keys.rooms.iter().enumerate() {
+            context.reading("rooms", index as u64, total);
+            match self.open_room(context.reader, identity, name, &mut known).await {
+                Ok(room) => rooms.extend(room),
+                Err(RoomError::Room(problem)) => plan.problem(Action::JoinRoom, name, problem),
+                Err(RoomError::Run(failure)) => return Err(failure),
+            }
         }
-        Ok(())
+        context.reading("rooms", total, total);
+        Ok(rooms)
+    }
+
+    /// Returns `None` if another entry of `rooms` refers to the same room.
+    async fn open_room(
+        &self,
+        reader: &Reader,
+        identity: &Identity,
+        name: &str,
+        known: &mut HashSet<String>,
+    ) -> Result<Option<TargetRoom>, RoomError> {
+        let room_id = resolve(reader, name).await?;
+        if !known.insert(room_id.clone()) {
+            return Ok(None);
+        }
+        Ok(Some(TargetRoom {
+            name: name.to_owned(),
+            open: open(reader, identity, room_id).await?,
+            chain: None,
+            permissions: None,
+            access: Access::NotChecked,
+            joins: 0,
+        }))
+    }
+
+    /// Whether neither the patterns nor the row of the list rule an account out.
+    fn is_chosen(&self, row: &UserRow, identity: &Identity) -> bool {
+        let Keys { users, except_users, .. } = &self.keys;
+        let selection = select(&row.name, users, except_users, &mut Matched::default());
+        selection == Selection::Chosen && self.exempt(row, identity).is_none()
     }
 
     /// Judges by the list of accounts, which shows neither bridge ghosts nor suspension.
@@ -228,47 +474,18 @@ impl JoinRooms {
         .find_map(|(applies, exempt)| applies.then_some(exempt))
     }
 
-    /// Returns `None` if another entry of `rooms` refers to the same room.
-    async fn plan_room(
-        &self,
-        context: &Context<'_>,
-        identity: &Identity,
-        name: &str,
-        candidates: &[Candidate],
-        known: &mut HashSet<String>,
-        plan: &mut Plan,
-    ) -> Result<Option<RoomPlan>, RoomError> {
-        let reader = context.reader;
-        let room_id = resolve(reader, name).await?;
-        if !known.insert(room_id.clone()) {
-            return Ok(None);
+    /// Notes how long the joins to the room with the most of them take.
+    fn note_duration(&self, rooms: &[TargetRoom], plan: &mut Plan) {
+        let per_second = self.keys.joins_per_second.0;
+        let largest = rooms.iter().filter(|room| room.is_usable()).max_by_key(|room| room.joins);
+        if let Some(TargetRoom { name, joins, .. }) = largest.filter(|room| room.joins > 60) {
+            let takes = std::time::Duration::from_secs_f64(f64::from(*joins) / per_second);
+            plan.notes.push(format!(
+                "at {per_second} joins per second, the {} to {name} take about {}",
+                format_count(u64::from(*joins), "join", "joins"),
+                format_duration(takes)
+            ));
         }
-        let open = open(reader, identity, room_id).await?;
-        let mut outside: Vec<&str> = Vec::new();
-        for Candidate { user_id, exempt } in candidates {
-            match exempt {
-                _ if open.members.contains(user_id) => {}
-                Some(exempt) => plan.leave_alone(*exempt, || target(user_id, name)),
-                None => outside.push(user_id),
-            }
-        }
-        if outside.is_empty() {
-            let (permissions, missing) = (None, Vec::new());
-            return Ok(Some(RoomPlan { name: name.to_owned(), open, permissions, missing }));
-        }
-        let permissions = reader.permissions(&open.room_id).await?;
-        let events = self.chain(reader, &open.room_id, permissions.predecessor.clone()).await?;
-        let mut missing = Vec::new();
-        for user in outside {
-            match self.may_join(&events, user) {
-                Ok(()) => missing.push(Missing {
-                    user_id: user.to_owned(),
-                    membership: events[0].get(user).map(|event| event.membership),
-                }),
-                Err(exempt) => plan.leave_alone(exempt, || target(user, name)),
-            }
-        }
-        Ok(Some(RoomPlan { name: name.to_owned(), open, permissions: Some(permissions), missing }))
     }
 
     /// Returns the membership events of the room and of those that it replaced, newest room first.
@@ -317,120 +534,6 @@ impl JoinRooms {
             (Some(false), Rejoin::Never | Rejoin::Left) => Err(Exempt::Kicked),
         }
     }
-
-    /// Reads every account that is to be joined, and returns those that must not be: bridge ghosts, suspended accounts, …
-    ///
-    /// The value is `None` for an account that no longer exists.
-    async fn excluded_accounts(
-        &self,
-        context: &Context<'_>,
-        rooms: &[RoomPlan],
-    ) -> Result<HashMap<String, Option<Exempt>>, PlanError> {
-        let user_ids: BTreeSet<String> = rooms
-            .iter()
-            .flat_map(|room| room.missing.iter().map(|missing| missing.user_id.clone()))
-            .collect();
-        let total = user_ids.len() as u64;
-        context.expect_reading(ReadEstimate { what: "missing accounts", items: total });
-        let (mut excluded, mut ghosts, mut done) = (HashMap::new(), Vec::new(), 0);
-        let mut answers = stream::iter(user_ids)
-            .map(|user_id| async move { (context.reader.user(&user_id).await, user_id) })
-            .buffer_unordered(context.concurrency);
-        while let Some((answer, user_id)) = answers.next().await {
-            done += 1;
-            context.reading("missing accounts", done, total);
-            let user = match answer {
-                Err(error) if error.is_not_found() => {
-                    excluded.insert(user_id, None);
-                    continue;
-                }
-                answer => answer?,
-            };
-            if let Some(appservice) = &user.appservice_id {
-                ghosts.push(Fact {
-                    topic: Topic::Ghost,
-                    key: user_id.clone(),
-                    value: appservice.clone(),
-                });
-            }
-            let exempt = [
-                (user.appservice_id.is_some(), Exempt::Bridge),
-                (user.deactivated, Exempt::Deactivated),
-                (user.locked, Exempt::Locked),
-                (user.suspended, Exempt::Suspended),
-            ]
-            .into_iter()
-            .find_map(|(applies, exempt)| applies.then_some(exempt));
-            if exempt.is_some() {
-                excluded.insert(user_id, exempt);
-            }
-            // Written in batches: an interrupted run must not have to read all ghosts again.
-            if ghosts.len() == 500 {
-                context.facts.store(std::mem::take(&mut ghosts)).await;
-            }
-        }
-        context.facts.store(ghosts).await;
-        Ok(excluded)
-    }
-
-    fn fill(&self, plan: &mut Plan, rooms: Vec<RoomPlan>, identity: &Identity) {
-        let can_check_membership = identity.version >= Version(1, 145);
-        let per_second = self.keys.joins_per_second.0;
-        let mut changes: Vec<Box<dyn Change>> = Vec::new();
-        let mut sizes = BTreeMap::new();
-        for room in rooms {
-            for missing in room.missing {
-                *sizes.entry(room.name.clone()).or_insert(0_u32) += 1;
-                changes.push(Box::new(Join {
-                    user_id: missing.user_id,
-                    planned_membership: missing.membership,
-                    room: room.name.clone(),
-                    room_id: room.open.room_id.clone(),
-                    per_second,
-                    can_check_membership,
-                }));
-            }
-        }
-        if let Some((room, joins)) =
-            sizes.iter().max_by_key(|(_, joins)| **joins).filter(|(_, joins)| **joins > 60)
-        {
-            let takes = std::time::Duration::from_secs_f64(f64::from(*joins) / per_second);
-            plan.notes.push(format!(
-                "at {per_second} joins per second, the {} to {room} take about {}",
-                format_count(u64::from(*joins), "join", "joins"),
-                format_duration(takes)
-            ));
-        }
-        plan.work = Work::Changes(changes);
-    }
-}
-
-/// Drops the rooms to which the daemon's account may not join others.
-///
-/// Done last: a room with nobody to join needs no power to invite.
-async fn check_rooms(
-    reader: &Reader,
-    identity: &Identity,
-    rooms: &mut [RoomPlan],
-    plan: &mut Plan,
-) -> Result<(), PlanError> {
-    for room in rooms {
-        let allowed = match (room.missing.is_empty(), &room.permissions) {
-            (false, Some(permissions)) => {
-                check_may_join_others(reader, identity, &room.open, permissions).await
-            }
-            _ => Ok(()),
-        };
-        match allowed {
-            Ok(()) => plan.some_up_to_date = true,
-            Err(RoomError::Room(problem)) => {
-                room.missing.clear();
-                plan.problem(Action::JoinRoom, &room.name, problem);
-            }
-            Err(RoomError::Run(failure)) => return Err(failure),
-        }
-    }
-    Ok(())
 }
 
 /// A room that exists and has local members.

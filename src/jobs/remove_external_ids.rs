@@ -1,17 +1,23 @@
 //! `remove-external-ids`: removes the SSO identities of a provider from accounts.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
+use chrono::TimeDelta;
 use futures_util::future::BoxFuture;
 use futures_util::{StreamExt, stream};
-use serde_json::Value;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 use toml::Spanned;
 use toml::de::DeValue;
 
 use super::job::{Context, Job, Needs, PlanError, ReadEstimate};
+use super::portion::{Next, PortionProgress};
 use crate::plan::change::{Change, ChangeResult, Check, Lane, Plan, Warning, Work};
+use crate::plan::facts::{Fact, Topic};
 use crate::plan::report::{Action, Exempt};
-use crate::synapse::{self, Cause, ExternalId, Reader, User, UserRow, Version, Writer};
+use crate::synapse::{
+    self, Cause, ExternalId, Position, Reader, User, UserPage, UserRow, Version, Writer,
+};
 use crate::values::clock::Timestamp;
 use crate::values::glob::{Glob, Matched, Selection, UserGlob, select, unmatched};
 use crate::values::schema::schema;
@@ -64,6 +70,7 @@ impl Job for RemoveExternalIds {
         because Synapse cannot check that a list is unchanged when it replaces it, an id linked within these few milliseconds is lost. A user who has no password and loses their only id can no longer log in.";
     const KEYS: &'static [Key] = Keys::KEYS;
     const ACTION: Action = Action::RemoveExternalId;
+    const ROUNDS: Option<&'static str> = Some("accounts");
     const NEEDS: Needs = Needs {
         synapse: Version(1, 46),
         clock: false,
@@ -110,56 +117,31 @@ impl Job for RemoveExternalIds {
 
     async fn plan(&self, context: &Context<'_>, plan: &mut Plan) -> Result<(), PlanError> {
         let account = &context.identity().await?.account;
-        let own = account.name.clone();
-        let mut seen = Observed::new(&self.criteria);
-        seen.count_ids(account, &self.criteria, false);
-        let (mut changes, mut read, mut total, mut unreadable) = (Vec::new(), 0, 0, 0);
-        let mut pages = std::pin::pin!(context.reader.user_pages());
-        while let Some(page) = pages.next().await {
-            let (rows, all) = page?;
-            let listed = rows.len() as u64;
-            (total, read) = (all, read + listed);
-            // The own account was read at the start.
-            seen.unread += rows.iter().filter(|row| row.name != own).count() as u64;
-            let rows: Vec<_> = rows
-                .into_iter()
-                .filter(|row| self.is_to_be_read(row, &own, &mut seen, plan))
-                .collect();
-            let mut done = read - rows.len() as u64;
-            if read == listed {
-                let items = estimate_selected(all, rows.len() as u64, listed);
-                context.expect_reading(ReadEstimate { what: "accounts", items });
-            }
-            let mut answers = stream::iter(rows)
-                .map(|row| async move {
-                    let user = context.reader.user(&row.name).await;
-                    (row.name, user)
-                })
-                .buffer_unordered(context.concurrency);
-            while let Some((user_id, user)) = answers.next().await {
-                done += 1;
-                context.reading("accounts", done, total);
-                let user = match user {
-                    Err(error) if error.is_not_found() => {
-                        seen.unread -= 1;
-                        continue;
-                    }
-                    Err(error) if unreadable < MAX_UNREADABLE && is_about_account(&error) => {
-                        unreadable += 1;
-                        plan.problem(Action::RemoveExternalId, &user_id, error.message());
-                        continue;
-                    }
-                    user => user?,
-                };
-                unreadable = 0;
-                seen.unread -= 1;
-                changes.extend(self.removal(&user, &mut seen, plan));
+        let findings = context.portion.findings.clone();
+        let mut reading = Reading {
+            job: self,
+            context,
+            own: &account.name,
+            seen: findings.and_then(|found| serde_json::from_value(found).ok()).unwrap_or_default(),
+            progress: PortionProgress::new(&context.portion),
+            changes: Vec::new(),
+            unreadable: 0,
+        };
+        if context.portion.from.is_none() {
+            reading.seen.count_ids(account, &self.criteria, false);
+        }
+        let mut pages = context.reader.user_pages(context.portion.from.clone());
+        while let Some(page) = pages.next().await? {
+            if reading.page(page, pages.is_at_end(), plan).await? == Next::Stop {
+                break;
             }
         }
-        context.reading("accounts", total, total);
-        changes.sort_unstable_by(|a, b| a.user_id.cmp(&b.user_id));
-        self.note(plan, &seen);
+        let Reading { seen, progress, changes, .. } = reading;
+        if progress.is_complete() {
+            self.note(plan, &seen);
+        }
         plan.some_up_to_date = true;
+        plan.portion = Some(progress.finish(serde_json::to_value(&seen).unwrap_or_default()));
         plan.work = Work::Changes(
             changes.into_iter().map(|change| Box::new(change) as Box<dyn Change>).collect(),
         );
@@ -167,17 +149,151 @@ impl Job for RemoveExternalIds {
     }
 }
 
-impl RemoveExternalIds {
-    /// Whether the row of the list does not rule out that the account is selected.
-    fn is_to_be_read(
-        &self,
-        row: &UserRow,
-        own: &str,
-        seen: &mut Observed<'_>,
+/// A portion of the accounts while it is read.
+struct Reading<'a> {
+    job: &'a RemoveExternalIds,
+    context: &'a Context<'a>,
+    /// The account of the token, which is read at the start of a round.
+    own: &'a str,
+    seen: Observed,
+    progress: PortionProgress<'a>,
+    changes: Vec<Removal>,
+    /// Accounts in a row that could not be read.
+    unreadable: u32,
+}
+
+/// What is known of an account after its row and, where needed, its record was read.
+enum Record {
+    NotRead,
+    /// The providers of a deactivated account's ids, as it was read in an earlier run.
+    Remembered(Vec<String>),
+    Read(Result<User, synapse::Error>),
+}
+
+impl Reading<'_> {
+    async fn page(
+        &mut self,
+        page: UserPage,
+        ends_list: bool,
         plan: &mut Plan,
-    ) -> bool {
+    ) -> Result<Next, PlanError> {
+        let UserPage { rows, offset, total } = page;
+        self.progress.set_total(total);
+        let (job, context, own) = (self.job, self.context, self.own);
+        let remembered = job.remembered(context, &rows).await;
+        let last = rows.len().checked_sub(1).filter(|_| ends_list);
+        let mut records = stream::iter(rows)
+            .map(|row| {
+                let remembered = remembered.get(&row.name);
+                async move {
+                    let record = match remembered {
+                        _ if !job.is_to_be_read(&row, own) => Record::NotRead,
+                        Some(providers) if row.deactivated => Record::Remembered(providers.clone()),
+                        _ => Record::Read(context.reader.user(&row.name).await),
+                    };
+                    (row, record)
+                }
+            })
+            // In order: a portion ends after an account of which all before it were read.
+            .buffered(context.concurrency)
+            .enumerate();
+        let mut facts = Vec::new();
+        let mut next = Next::Read;
+        while next == Next::Read
+            && let Some((index, (row, record))) = records.next().await
+        {
+            let removal = self.account(&row, record, plan, &mut facts)?;
+            let items = removal.as_ref().map(Change::count);
+            self.changes.extend(removal);
+            let after = Position { after: row.name, offset: offset + index as u64 + 1 };
+            next = self.progress.advance(after, items.as_slice(), Some(index) == last);
+            let (read, total) = self.progress.figures();
+            context.reading("accounts", read, total);
+        }
+        context.facts.store(facts).await;
+        Ok(next)
+    }
+
+    /// Returns the change to make to an account.
+    fn account(
+        &mut self,
+        row: &UserRow,
+        record: Record,
+        plan: &mut Plan,
+        facts: &mut Vec<Fact>,
+    ) -> Result<Option<Removal>, PlanError> {
+        self.job.count_row(row, self.own, &mut self.seen, plan);
+        let user = match record {
+            Record::NotRead => return Ok(None),
+            Record::Remembered(providers) => {
+                self.seen.count_remembered(&providers);
+                return Ok(None);
+            }
+            Record::Read(Err(error)) if error.is_not_found() => {
+                self.seen.unread -= 1;
+                return Ok(None);
+            }
+            Record::Read(Err(error))
+                if self.unreadable < MAX_UNREADABLE && is_about_account(&error) =>
+            {
+                self.unreadable += 1;
+                plan.problem(Action::RemoveExternalId, &row.name, error.message());
+                return Ok(None);
+            }
+            Record::Read(user) => user?,
+        };
+        self.unreadable = 0;
+        self.seen.unread -= 1;
+        facts.extend(remembered(&user, self.context.started_at));
+        Ok(self.job.removal(&user, &mut self.seen, plan))
+    }
+}
+
+/// How long a deactivated account without ids of the job's providers is not read again.
+const REMEMBERED_FOR: TimeDelta = TimeDelta::days(30);
+/// Providers of an account that are remembered; with more it is read each time.
+const MAX_PROVIDERS_REMEMBERED: usize = 20;
+
+/// What is remembered of a deactivated account: when it was read in milliseconds, and the providers of its ids.
+type DeactivatedIds = (i64, Vec<String>);
+
+impl RemoveExternalIds {
+    /// Returns the providers of deactivated accounts that were read not long ago and had no id of the job's providers.
+    async fn remembered(
+        &self,
+        context: &Context<'_>,
+        rows: &[UserRow],
+    ) -> HashMap<String, Vec<String>> {
+        let mut names = rows.iter().filter(|row| row.deactivated).map(|row| row.name.as_str());
+        // A person who wants everything to be read gets that.
+        let remembers = context.portion.until.is_some();
+        let Some(first) = names.next().filter(|_| remembers) else { return HashMap::new() };
+        let names = names.fold((first, first), |(min, max), name| (min.min(name), max.max(name)));
+        let facts = context.facts.between(Topic::DeactivatedIds, names.0, names.1).await;
+        let oldest = (context.started_at - REMEMBERED_FOR).timestamp_millis();
+        facts
+            .into_iter()
+            .filter_map(|(user_id, value)| {
+                let (read_at, providers): DeactivatedIds = serde_json::from_str(&value).ok()?;
+                let is_fresh = read_at > oldest && read_at <= context.started_at.timestamp_millis();
+                let held = providers.iter().any(|provider| self.criteria.names(provider));
+                (is_fresh && !held).then_some((user_id, providers))
+            })
+            .collect()
+    }
+
+    /// Whether the row of the list does not rule out that the account is selected.
+    fn is_to_be_read(&self, row: &UserRow, own: &str) -> bool {
+        let selection = select(&row.name, &self.users, &self.except_users, &mut Matched::default());
+        selection == Selection::Chosen && row.name != own && self.criteria.exempt(row).is_none()
+    }
+
+    /// Counts an account of the list, and why it is left alone where its row says so.
+    fn count_row(&self, row: &UserRow, own: &str, seen: &mut Observed, plan: &mut Plan) {
+        // The own account was read at the start.
+        seen.unread += u64::from(row.name != own);
         let exempt = match select(&row.name, &self.users, &self.except_users, &mut seen.users) {
-            Selection::Unmatched => return false,
+            Selection::Unmatched => None,
             Selection::Excluded => Some(Exempt::Excluded),
             Selection::Chosen if row.name == own => Some(Exempt::OwnAccount),
             Selection::Chosen => self.criteria.exempt(row),
@@ -185,10 +301,9 @@ impl RemoveExternalIds {
         if let Some(exempt) = exempt {
             plan.leave_alone(exempt, || row.name.clone());
         }
-        exempt.is_none()
     }
 
-    fn removal(&self, user: &User, seen: &mut Observed<'_>, plan: &mut Plan) -> Option<Removal> {
+    fn removal(&self, user: &User, seen: &mut Observed, plan: &mut Plan) -> Option<Removal> {
         let (gone, left) = self.criteria.split(user);
         seen.record(user, &self.criteria);
         if !self.criteria.selects(user) {
@@ -202,8 +317,8 @@ impl RemoveExternalIds {
         (!gone.is_empty()).then_some(Removal { user_id, gone, warning, criteria })
     }
 
-    fn note(&self, plan: &mut Plan, seen: &Observed<'_>) {
-        let Observed { users, unmatched: unmatched_ids, held: _, unread: _ } = seen;
+    /// Notes which names matched nothing, which is only known once the round is complete.
+    fn note(&self, plan: &mut Plan, seen: &Observed) {
         let missing: Vec<&str> = self
             .criteria
             .providers
@@ -213,27 +328,32 @@ impl RemoveExternalIds {
             .collect();
         plan.notes.extend(seen.missing_notes(&missing));
         if missing.len() < self.criteria.providers.len() {
-            for glob in unmatched_ids {
+            let globs = self.criteria.external_ids.iter().enumerate();
+            for (_, glob) in globs.filter(|(index, _)| !seen.ids.contains(*index)) {
                 plan.notes.push(format!("`{}` matched no id of these providers", glob.text));
             }
         }
-        for pattern in unmatched(&self.users, &self.except_users, users) {
+        for pattern in unmatched(&self.users, &self.except_users, &seen.users) {
             plan.notes.push(format!("`{pattern}` matched no account"));
         }
     }
 }
 
-/// Providers in a note, besides those of the configuration.
-const MAX_PROVIDERS_NAMED: usize = 50;
-/// Estimates how many of all accounts will be read, from the first page; nearly all counts as all.
-fn estimate_selected(all: u64, selected: u64, listed: u64) -> u64 {
-    if selected * 100 >= listed * 95 {
-        return all;
-    }
-    let estimated = u128::from(all) * u128::from(selected) / u128::from(listed.max(1));
-    u64::try_from(estimated).unwrap_or(all)
+/// Returns what to remember of an account that was read.
+fn remembered(user: &User, read_at: Timestamp) -> Option<Fact> {
+    let providers: BTreeSet<&str> =
+        user.external_ids.iter().map(|id| id.auth_provider.as_str()).collect();
+    let is_short = providers.iter().all(|provider| provider.len() <= 255);
+    let remember = user.deactivated && is_short && providers.len() <= MAX_PROVIDERS_REMEMBERED;
+    remember.then(|| Fact {
+        topic: Topic::DeactivatedIds,
+        key: user.name.clone(),
+        value: json!([read_at.timestamp_millis(), providers]).to_string(),
+    })
 }
 
+/// Providers in a note, besides those of the configuration.
+const MAX_PROVIDERS_NAMED: usize = 50;
 /// After this many unreadable accounts in a row, the problem is not with the accounts.
 const MAX_UNREADABLE: u32 = 5;
 
@@ -242,11 +362,12 @@ fn is_about_account(error: &synapse::Error) -> bool {
     matches!(error.cause, Cause::Synapse { status: 400 | 500, .. }) && !error.is_about_token()
 }
 
-/// What is found while reading the accounts, for the notes of the plan.
-struct Observed<'a> {
+/// What the runs of a round found while reading the accounts, for the notes of the plan.
+#[derive(Default, Serialize, Deserialize)]
+struct Observed {
     users: Matched,
-    /// The globs of `external_ids` without a match so far.
-    unmatched: Vec<&'a Glob>,
+    /// The globs of `external_ids` that matched an id.
+    ids: Matched,
     /// The accounts with ids of each provider.
     held: BTreeMap<String, Holders>,
     /// Accounts of which only the row in the list is known, which shows no ids.
@@ -254,7 +375,7 @@ struct Observed<'a> {
 }
 
 /// The accounts with ids of a provider, among those that were read.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 struct Holders {
     ids: u64,
     /// Accounts that the job selects.
@@ -263,21 +384,14 @@ struct Holders {
     others: u64,
 }
 
-impl<'a> Observed<'a> {
-    fn new(criteria: &'a Criteria) -> Self {
-        Self {
-            users: Matched::default(),
-            unmatched: criteria.external_ids.iter().collect(),
-            held: BTreeMap::new(),
-            unread: 0,
-        }
-    }
-
+impl Observed {
     fn record(&mut self, user: &User, criteria: &Criteria) {
         self.count_ids(user, criteria, criteria.selects(user));
-        for id in &user.external_ids {
-            if criteria.is_of_providers(id) {
-                self.unmatched.retain(|glob| !glob.matches(&id.external_id));
+        for id in user.external_ids.iter().filter(|id| criteria.is_of_providers(id)) {
+            for (index, glob) in criteria.external_ids.iter().enumerate() {
+                if glob.matches(&id.external_id) {
+                    self.ids.record(index);
+                }
             }
         }
     }
@@ -302,7 +416,19 @@ impl<'a> Observed<'a> {
         }
     }
 
-    /// Returns notes on providers of which no selected account has an id; they claim no more than what was read.
+    /// Counts a deactivated account as it was read in an earlier run.
+    fn count_remembered(&mut self, providers: &[String]) {
+        self.unread -= 1;
+        for provider in providers {
+            if self.held.contains_key(provider) || self.held.len() < MAX_PROVIDERS_NAMED {
+                let held = self.held.entry(provider.clone()).or_default();
+                held.ids += 1;
+                held.selected += 1;
+            }
+        }
+    }
+
+    /// Returns notes on providers of which no selected account has an id; claims no more than what was read.
     fn missing_notes(&self, missing: &[&str]) -> Vec<String> {
         let (mut notes, mut unheld) = (Vec::new(), Vec::new());
         for provider in missing {

@@ -7,7 +7,7 @@ mod registry;
 mod seconds;
 
 pub(crate) use homeservers::HomeserverState;
-pub(crate) use jobs::{JobMetrics, Skipped};
+pub(crate) use jobs::{JobMetrics, RoundMetrics, Skipped};
 pub(crate) use registry::CONTENT_TYPE;
 pub use registry::Metrics;
 pub(crate) use seconds::seconds;

@@ -9,6 +9,7 @@ use serde_json::Value;
 
 use crate::plan::facts::Fact;
 use crate::plan::report::{Action, ChangeRecord, Exempt, LeftAlone, OwnerUsage, State};
+use crate::plan::round::PortionRead;
 use crate::synapse::{Error, Reader, Writer};
 use crate::values::clock::Timestamp;
 use crate::values::text::format_number;
@@ -166,6 +167,8 @@ pub struct Plan {
     pub left_alone_named: Vec<LeftAlone>,
     /// Whether some target was read and needs nothing: problems elsewhere then make the run `partial`, not `failed`.
     pub some_up_to_date: bool,
+    /// What was read of a round; `None` for a kind that reads everything in each run.
+    pub portion: Option<PortionRead>,
 }
 
 /// How many of the items left alone are named.

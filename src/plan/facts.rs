@@ -18,6 +18,9 @@ crate::values::string_enum::string_enum! {
     pub enum Topic {
         /// An account that a bridge owns: the key is its id, the value the id of the bridge.
         Ghost = "ghost",
+        /// A deactivated account: the key is its id, the value when it was read in milliseconds and the providers of its
+        /// external ids, as a JSON list.
+        DeactivatedIds = "deactivated-ids",
         /// A file that Synapse kept: the key is its id, the value its last access in milliseconds.
         Kept = "kept",
         /// The time up to which the remote cache was purged, in milliseconds; the key is empty.
@@ -25,17 +28,27 @@ crate::values::string_enum::string_enum! {
     }
 }
 
-/// The facts of a job's topic, and a way to store more while the job still plans.
+/// Where facts are kept between runs.
+pub trait FactStore: Send + Sync {
+    /// Returns what is known for keys from `first` to `last`; empty if it cannot be read.
+    fn between<'a>(
+        &'a self,
+        topic: Topic,
+        first: &'a str,
+        last: &'a str,
+    ) -> BoxFuture<'a, HashMap<String, String>>;
+
+    fn store(&self, facts: Vec<Fact>) -> BoxFuture<'_, ()>;
+}
+
+/// The facts of a job's topic, and a way to look up and store more while the job plans.
 pub struct Facts<'a> {
     known: HashMap<String, String>,
-    store: &'a (dyn Fn(Vec<Fact>) -> BoxFuture<'a, ()> + Send + Sync),
+    store: &'a dyn FactStore,
 }
 
 impl<'a> Facts<'a> {
-    pub fn new(
-        known: HashMap<String, String>,
-        store: &'a (dyn Fn(Vec<Fact>) -> BoxFuture<'a, ()> + Send + Sync),
-    ) -> Self {
+    pub fn new(known: HashMap<String, String>, store: &'a dyn FactStore) -> Self {
         Self { known, store }
     }
 
@@ -44,10 +57,15 @@ impl<'a> Facts<'a> {
         &self.known
     }
 
+    /// Returns what is known of a topic that is too large to be read at once, for keys from `first` to `last`.
+    pub async fn between(&self, topic: Topic, first: &str, last: &str) -> HashMap<String, String> {
+        self.store.between(topic, first, last).await
+    }
+
     /// Stores facts for later runs; where that fails, they are looked up again.
     pub async fn store(&self, facts: Vec<Fact>) {
         if !facts.is_empty() {
-            (self.store)(facts).await;
+            self.store.store(facts).await;
         }
     }
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::plan::round::Round;
 use crate::values::clock::Timestamp;
 use crate::values::duration::format_duration;
 use crate::values::string_enum::string_enum;
@@ -156,6 +157,9 @@ pub struct Report {
     /// The accounts with the most bytes of a media plan.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub sample: Vec<OwnerUsage>,
+    /// `None` for a kind that reads everything in each run, and before there is a plan.
+    #[serde(default)]
+    pub round: Option<Round>,
     /// Left out of lists of reports, and where no person may be named.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub changes: Option<Vec<ChangeRecord>>,

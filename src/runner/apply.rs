@@ -14,6 +14,7 @@ use super::limits::Stopped;
 use super::locks::{ensure_held, external_ids_lock, outlast_lost_external_ids};
 use super::queue::{Queue, Sent, Task};
 use super::read::ReadPlan;
+use super::rounds::Attempted;
 use super::send::{Answer, Recorded, Sender, Step, is_media};
 use super::tally::{Activity, Tally, Unanswered};
 use crate::history::state_dir::Lock;
@@ -56,6 +57,7 @@ pub(super) async fn apply(
         under_way: FuturesUnordered::new(),
         internal_errors: 0,
         abort: None,
+        first_seq,
     };
     let applied = applying.run().await;
     if external_ids_lock.is_some() && !tally.unanswered.is_empty() {
@@ -82,6 +84,8 @@ struct Applying<'a> {
     under_way: FuturesUnordered<BoxFuture<'a, Step>>,
     /// Consecutive changes to which Synapse responded with an internal error.
     internal_errors: u32,
+    /// The number of the first change of the plan.
+    first_seq: i64,
     /// Why no other change may begin; the first reason counts.
     abort: Option<Abort>,
 }
@@ -145,10 +149,14 @@ impl Applying<'_> {
                     let target = recorded.record.target.clone();
                     self.tally.skipped.push((target, recorded.record.count));
                 }
+                self.settle_in_round(task.seq, recorded.record.state);
                 self.count_result(task.seq, recorded);
                 self.finish(&task, Sent::No).await;
             }
             Step::Answered(task, recorded, answer) => {
+                if !matches!(answer, Answer::Failed(_)) {
+                    self.settle_in_round(task.seq, recorded.record.state);
+                }
                 self.count_result(task.seq, recorded);
                 self.judge(&task, answer);
                 self.finish(&task, Sent::Yes).await;
@@ -197,6 +205,19 @@ impl Applying<'_> {
         }
         if let Err(error) = history {
             self.abort(error.into());
+        }
+    }
+
+    /// A change that is still planned is made by the next run.
+    fn settle_in_round(&mut self, seq: i64, state: State) {
+        let index = usize::try_from(seq - self.first_seq).ok();
+        let attempted = match state {
+            State::Planned => Attempted::No,
+            State::Failed => Attempted::Failed,
+            State::Done | State::Skipped => Attempted::Made,
+        };
+        if let (Some(round), Some(index)) = (&mut self.tally.round, index) {
+            round.settle(index, attempted);
         }
     }
 

@@ -1,7 +1,7 @@
 //! What all phases of a run use and none of them changes.
 
 use super::limits::{Limits, Stopped};
-use super::params::{HomeserverHandle, Listener, LostCallWait, RunParams};
+use super::params::{Extent, HomeserverHandle, Listener, LostCallWait, RunParams};
 use crate::config::JobSpec;
 use crate::history::state_dir::StateDir;
 use crate::history::{self, History};
@@ -48,6 +48,11 @@ impl From<history::Error> for Abort {
 impl RunContext<'_> {
     pub fn emit(&self, event: Event) {
         (self.listener)(event);
+    }
+
+    /// The number of items that this run may change; a full dry run shows all.
+    pub fn at_most(&self) -> Option<u32> {
+        self.spec.common.at_most.filter(|_| self.params.extent == Extent::Portion)
     }
 
     pub fn is_dry_run(&self) -> bool {

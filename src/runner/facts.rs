@@ -1,10 +1,13 @@
-//! The facts that a job plans with: read before the plan, stored while it is made.
+//! The facts that a job plans with: read before and during the plan, stored while it is made.
 
 use std::collections::HashMap;
 
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+
 use super::context::{Abort, RunContext};
 use crate::history::History;
-use crate::plan::facts::Fact;
+use crate::plan::facts::{Fact, FactStore, Topic};
 
 /// Reads the facts of the job's topic; empty for a job that needs none.
 pub(super) async fn known_facts(
@@ -16,13 +19,38 @@ pub(super) async fn known_facts(
     facts.map_err(|error| Abort::Failed(format!("cannot read the history: {error}")))
 }
 
-/// Stores what the job found out; a failure costs only the requests that find it out again.
-pub(super) async fn store_facts(history: &History, server: &str, facts: Vec<Fact>) {
-    if let Err(error) = history.remember(server, &facts).await {
-        tracing::warn!(
-            target: "microglia::history",
-            "cannot store {} facts about {server}, which will be looked up again: {error}",
-            facts.len()
-        );
+/// The facts about one homeserver, in the history.
+pub(super) struct RecordedFacts<'a> {
+    pub history: &'a History,
+    pub server: &'a str,
+}
+
+/// A failure costs only the requests that find things out again.
+impl FactStore for RecordedFacts<'_> {
+    fn between<'a>(
+        &'a self,
+        topic: Topic,
+        first: &'a str,
+        last: &'a str,
+    ) -> BoxFuture<'a, HashMap<String, String>> {
+        let Self { history, server } = self;
+        async move {
+            history.facts_between(server, topic, (first, last)).await.unwrap_or_else(|error| {
+                tracing::warn!(target: "microglia::history", "cannot read facts about {server}, which will be looked up again: {error}");
+                HashMap::new()
+            })
+        }
+        .boxed()
+    }
+
+    fn store(&self, facts: Vec<Fact>) -> BoxFuture<'_, ()> {
+        let Self { history, server } = self;
+        async move {
+            if let Err(error) = history.remember(server, &facts).await {
+                let count = facts.len();
+                tracing::warn!(target: "microglia::history", "cannot store {count} facts about {server}, which will be looked up again: {error}");
+            }
+        }
+        .boxed()
     }
 }

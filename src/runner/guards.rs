@@ -2,6 +2,7 @@
 
 use super::context::{Abort, RunContext, unrecorded};
 use super::read::ReadPlan;
+use super::rounds::Attempted;
 use super::tally::{PlanFigures, Tally};
 use super::unanswered;
 use crate::plan::change::{Plan, Problem, Work};
@@ -27,7 +28,10 @@ pub(super) async fn guard(
     let unknown = unanswered::resolve(run, tally, plan, &read.server).await?;
     let problems = plan.problems.len() as u64 + unknown;
     let applied = tally.report.done + tally.report.skipped;
-    let cut = cut(plan, run.spec.common.at_most, applied);
+    if let (Some(round), Some(portion)) = (&mut tally.round, plan.portion.take()) {
+        round.plan_made(portion);
+    }
+    let cut = cut(plan, run.at_most(), applied);
     // Only of what this run would change.
     let mut notes = plan.warnings();
     notes.append(&mut plan.notes);
@@ -52,11 +56,19 @@ pub(super) async fn guard(
     if let Some(refusal) = refusal {
         return Err(Abort::Refused(refusal));
     }
+    tally.approved = true;
     if run.is_dry_run() {
+        settle_all(tally, &read.plan);
         return Ok(None);
     }
-    tally.approved = true;
     Ok(Some(Approved { read, first_seq }))
+}
+
+/// A dry run has looked at all changes that a run would make.
+fn settle_all(tally: &mut Tally, plan: &Plan) {
+    if let (Some(round), Work::Changes(changes)) = (&mut tally.round, &plan.work) {
+        (0..changes.len()).for_each(|index| round.settle(index, Attempted::Made));
+    }
 }
 
 /// What `at_most` does to a plan.

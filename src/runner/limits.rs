@@ -72,6 +72,13 @@ impl Limits<'_> {
         self.unless_stopped(tokio::time::sleep(wait)).await
     }
 
+    /// The time until the time limit or the end of the window, whichever is earlier.
+    pub fn time_for_changes(&self) -> Duration {
+        let left = self.window_end.map(|end| end - self.clock.now());
+        let window = left.map(|left| left.to_std().unwrap_or_default());
+        self.time_left().min(window.unwrap_or(Duration::MAX))
+    }
+
     pub fn time_left(&self) -> Duration {
         self.deadline.saturating_duration_since(Instant::now())
     }

@@ -18,6 +18,7 @@ pub struct RunParams {
     pub mode: Mode,
     pub max_changes: Limit<u32>,
     pub window: WindowRule,
+    pub extent: Extent,
     pub trigger: Trigger,
     pub scheduled_for: Option<Timestamp>,
     /// Attempts of the interrupted run that this one continues.
@@ -30,6 +31,15 @@ pub enum WindowRule {
     Keep,
     /// A person who started the run lifted the window for it.
     Ignore,
+}
+
+/// How much a run reads, for a kind that reads in portions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Extent {
+    /// As much as half of its time allows; the next run continues.
+    Portion,
+    /// Everything; only for a dry run.
+    Full,
 }
 
 /// A homeserver as runs use it.
@@ -82,6 +92,7 @@ impl RunParams {
             mode: spec.common.mode,
             max_changes: spec.common.max_changes,
             window: WindowRule::Keep,
+            extent: Extent::Portion,
             trigger: Trigger::Manual,
             scheduled_for: None,
             attempts_made: 0,

@@ -3,18 +3,18 @@
 use std::pin::pin;
 use std::sync::Arc;
 
-use futures_util::FutureExt;
 use tokio::sync::mpsc;
 
 use super::context::{Abort, RunContext};
-use super::facts::{known_facts, store_facts};
+use super::facts::{RecordedFacts, known_facts};
 use super::media_lock::media_lock;
 use super::reading_progress::ReadingProgress;
+use super::rounds;
 use super::tally::{Activity, Tally};
 use crate::history::state_dir::Lock;
 use crate::jobs::job::{Budget, Context, PlanError};
 use crate::plan::change::Plan;
-use crate::plan::facts::{Fact, Facts};
+use crate::plan::facts::Facts;
 use crate::plan::report::Event;
 
 pub(super) struct ReadPlan {
@@ -98,11 +98,13 @@ async fn make_plan(run: &RunContext<'_>, tally: &mut Tally, server: &str) -> Res
     let emit = move |event| {
         let _ = sender.send(event);
     };
-    let store = |facts: Vec<Fact>| store_facts(run.history, server, facts).boxed();
+    let store = RecordedFacts { history: run.history, server };
+    let portion = rounds::begin(run, tally, server).await?;
     let context = Context {
         started_at: tally.report.started_at,
         reader: &run.reader,
         facts: Facts::new(known_facts(run, server).await?, &store),
+        portion,
         emit: &emit,
         media_in_object_storage: run.spec.media_in_object_storage,
         concurrency: run.homeserver.max_concurrent_requests as usize,

@@ -161,6 +161,7 @@ fn new_report(spec: &JobSpec, params: &RunParams) -> Report {
         bytes_freed: None,
         left_alone: BTreeMap::new(),
         sample: Vec::new(),
+        round: None,
         changes: None,
     }
 }

@@ -4,6 +4,7 @@ use tokio::time::Instant;
 
 use super::first_changes::FirstChanges;
 use super::reading_progress::ReadingProgress;
+use super::rounds::RoundInProgress;
 use crate::plan::change::ChangeResult;
 use crate::plan::report::{ChangeRecord, Mode, Report, State, WaitReason};
 
@@ -16,6 +17,8 @@ pub(super) struct Tally {
     /// How far the attempt has read; `None` while it does something else.
     pub reading: Option<ReadingProgress>,
     pub plan: PlanFigures,
+    /// `None` for a kind that reads everything in each run.
+    pub round: Option<RoundInProgress>,
     /// Whether a plan passed the guards.
     pub approved: bool,
     /// Sent changes whose response was lost; the next plan shows whether they took effect.
@@ -62,6 +65,7 @@ impl Tally {
             wait: None,
             reading: None,
             plan: PlanFigures::default(),
+            round: None,
             approved: false,
             unanswered: Vec::new(),
             skipped: Vec::new(),
@@ -88,6 +92,12 @@ impl Tally {
         {
             let unmade = planned.saturating_sub(report.done + report.failed + report.skipped);
             report.remaining = Some(unmade + self.plan.left_by_at_most);
+        }
+        // Nobody knows what the rest of the list holds.
+        if report.remaining == Some(0)
+            && self.round.as_ref().is_some_and(RoundInProgress::is_incomplete)
+        {
+            report.remaining = None;
         }
     }
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::owner::{Entry, Owner};
 use super::recollection::Standings;
 use crate::history::Pause;
-use crate::observe::metrics::JobMetrics;
+use crate::observe::metrics::{JobMetrics, RoundMetrics};
 use crate::plan::report::{Event, Mode, Outcome, Report, State as ChangeState, Trigger};
 use crate::values::clock::Timestamp;
 
@@ -50,6 +50,10 @@ impl Owner {
             series.last_run = Some(Report { changes: None, sample: Vec::new(), ..report.clone() });
             // A manual dry run says nothing about a job that is to make changes.
             if report.mode == series.mode {
+                if let (Some(metrics), Some(round)) = (&mut series.round, report.round) {
+                    metrics.progress = round.progress();
+                    metrics.finished_at = round.finished_at.or(metrics.finished_at);
+                }
                 if outcome == Outcome::Succeeded {
                     series.last_success = report.finished_at;
                     series.consecutive_failures = 0;
@@ -99,6 +103,7 @@ impl Owner {
             if series.mode != described.mode {
                 // A success in another mode says nothing about this one.
                 (series.last_success, series.consecutive_failures) = (None, 0);
+                series.round = described.round;
             }
             if let Some(standings) = &mut standings
                 && series.recalled != Some(described.mode)
@@ -108,6 +113,8 @@ impl Owner {
             }
             (series.homeserver, series.kind, series.action) =
                 (described.homeserver, described.kind, described.action);
+            // A job may get another kind.
+            series.round = described.round.and(series.round.or(described.round));
             (series.schedule, series.timezone, series.mode) =
                 (described.schedule, described.timezone, described.mode);
             series.success_due = success_due(self.pause, entry, series.last_success);
@@ -133,6 +140,11 @@ fn recall(series: &mut JobMetrics, job: &str, mode: Mode, standings: &mut Standi
         let standing = standings.by_mode.get(&(job.to_owned(), mode)).copied().unwrap_or_default();
         series.last_success = standing.last_success;
         series.consecutive_failures += standing.failures;
+    }
+    let recorded = standings.rounds.get(&(job.to_owned(), mode));
+    if let (Some(round), Some(recorded)) = (&mut series.round, recorded) {
+        let (progress, finished_at) = (recorded.round().progress(), recorded.finished_at);
+        *round = RoundMetrics { progress, finished_at };
     }
 }
 
@@ -171,6 +183,7 @@ fn blank(entry: &Entry) -> JobMetrics {
         last_success: None,
         success_due: None,
         consecutive_failures: 0,
+        round: spec.job.kind().rounds.map(|_| RoundMetrics::default()),
         done: 0,
         failed: 0,
         bytes_freed: 0,

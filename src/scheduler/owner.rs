@@ -299,11 +299,8 @@ impl Owner {
         if overrides.fingerprint.as_ref().is_some_and(|expected| *expected != entry.fingerprint) {
             return Err(Refusal::Edited(job.to_owned()));
         }
-        if overrides.max_changes.is_some() && !entry.spec.job.kind().counts {
-            return Err(Refusal::Usage(format!(
-                "max_changes is not supported by {}, which cannot count items in advance",
-                entry.spec.job.kind().name
-            )));
+        if let Some(problem) = overrides.problem(&entry.spec) {
+            return Err(Refusal::Usage(problem));
         }
         let (sender, receiver) = mpsc::unbounded_channel();
         entry.requested = Some((overrides, sender));

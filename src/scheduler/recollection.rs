@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use crate::history::{ScheduleState, Standing};
 use crate::plan::report::{Mode, Report};
+use crate::plan::round::RoundState;
 
 /// Up to where the occurrences of the scheduled jobs are dealt with.
 pub(super) struct Recollection {
@@ -16,4 +17,5 @@ pub(super) struct Recollection {
 pub(super) struct Standings {
     pub last_runs: HashMap<String, Report>,
     pub by_mode: HashMap<(String, Mode), Standing>,
+    pub rounds: HashMap<(String, Mode), RoundState>,
 }

@@ -2,8 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::config::JobSpec;
 use crate::plan::report::Mode;
-use crate::runner::{RunParams, WindowRule};
+use crate::runner::{Extent, RunParams, WindowRule};
 use crate::values::fingerprint::Fingerprint;
 use crate::values::schema::Limit;
 
@@ -16,6 +17,9 @@ pub struct RunOverrides {
     /// Lifts the job's window for this run.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub ignore_window: bool,
+    /// Reads everything, for a dry run of a kind that reads in portions.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub full: bool,
     /// The definition that the caller read: the daemon must not run an older one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fingerprint: Option<Fingerprint>,
@@ -53,11 +57,31 @@ pub struct Adopted {
 }
 
 impl RunOverrides {
+    /// Returns what is wrong with the overrides for a job.
+    pub fn problem(&self, spec: &JobSpec) -> Option<String> {
+        let kind = spec.job.kind();
+        if self.max_changes.is_some() && !kind.counts {
+            let name = kind.name;
+            Some(format!(
+                "max_changes is not supported by {name}, which cannot count items in advance"
+            ))
+        } else if self.full && kind.rounds.is_none() {
+            Some(format!("full is not supported by {}, which always reads everything", kind.name))
+        } else if self.full && self.mode.unwrap_or(spec.common.mode) == Mode::Apply {
+            Some("full is only for dry runs: a run in apply mode reads a portion, and the next run continues".to_owned())
+        } else {
+            None
+        }
+    }
+
     pub(super) fn apply(self, params: &mut RunParams) {
         params.mode = self.mode.unwrap_or(params.mode);
         params.max_changes = self.max_changes.map_or(params.max_changes, Limit::Of);
         if self.ignore_window {
             params.window = WindowRule::Ignore;
+        }
+        if self.full {
+            params.extent = Extent::Full;
         }
     }
 }

@@ -181,6 +181,7 @@ impl Supervisor {
             true => Some(Standings {
                 last_runs: usable(history.last_runs().await),
                 by_mode: usable(history.standings().await),
+                rounds: usable(history.rounds().await),
             }),
             false => None,
         };

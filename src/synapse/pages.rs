@@ -25,6 +25,17 @@ impl<'de> Deserialize<'de> for PageToken {
     }
 }
 
+impl PageToken {
+    pub(super) fn of_offset(offset: u64) -> Self {
+        Self(offset.to_string())
+    }
+
+    /// The offset of the next page, where the token is one.
+    pub(super) fn offset(&self) -> Option<u64> {
+        self.0.parse().ok()
+    }
+}
+
 impl std::fmt::Display for PageToken {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(&self.0)

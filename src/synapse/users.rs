@@ -2,7 +2,6 @@
 
 use std::collections::{HashMap, HashSet};
 
-use futures_util::stream::{self, Stream};
 use serde::Deserialize;
 use tokio_util::task::AbortOnDropHandle;
 
@@ -33,51 +32,37 @@ impl Reader {
         self.get(Self::USER, &[user_id], vec![]).await
     }
 
-    /// Returns all accounts except guests, also deactivated and locked ones, page by page with their total.
+    /// Returns all accounts except guests, also deactivated and locked ones, page by page.
     ///
-    /// The next page is fetched while the caller processes this one. Sorted by name: an account that registers meanwhile
-    /// moves others from one page to the next, where they are omitted. MAS requires `guests=false`, Synapse 1.93 and later
+    /// Begins after the account of `from`, or with the first one. MAS requires `guests=false`, Synapse 1.93 and later
     /// `locked=true`.
-    pub(crate) fn user_pages(
-        &self,
-    ) -> impl Stream<Item = Result<(Vec<UserRow>, u64), Error>> + Send + use<> {
-        let fetch = |reader: Self, from: Option<PageToken>| {
-            AbortOnDropHandle::new(tokio::spawn(async move {
-                let mut query = vec![
-                    ("guests", "false".to_owned()),
-                    ("deactivated", "true".to_owned()),
-                    ("locked", "true".to_owned()),
-                    ("order_by", "name".to_owned()),
-                    ("limit", PAGE_ROWS.to_string()),
-                ];
-                query.extend(from.map(|from| ("from", from.to_string())));
-                reader.get::<Page>(Self::USERS, &[], query).await
-            }))
-        };
-        let first = fetch(self.clone(), None);
-        stream::unfold(
-            (
-                self.clone(),
-                Some(first),
-                Pages::new(Self::USERS, PAGE_ROWS),
-                HashSet::<String>::new(),
-            ),
-            move |(reader, pending, mut pages, before)| async move {
-                let followed = joined(pending?).await.and_then(|mut page| {
-                    let next = pages.next(page.users.len(), page.total, page.next_token.take())?;
-                    Ok((page, next))
-                });
-                let (mut page, next) = match followed {
-                    Ok(followed) => followed,
-                    Err(error) => return Some((Err(error), (reader, None, pages, before))),
-                };
-                let pending = next.map(|next| fetch(reader.clone(), Some(next)));
-                let names = page.users.iter().map(|row| row.name.clone()).collect();
-                page.users.retain(|row| !before.contains(&row.name));
-                let total = page.total.unwrap_or(0);
-                Some((Ok((page.users, total)), (reader, pending, pages, names)))
-            },
-        )
+    pub(crate) fn user_pages(&self, from: Option<Position>) -> UserPages {
+        let start = from.as_ref().map_or(0, |from| from.offset.saturating_sub(DRIFT));
+        UserPages {
+            reader: self.clone(),
+            pending: Some(self.fetch_users(PageToken::of_offset(start))),
+            pages: Pages::new(Self::USERS, PAGE_ROWS),
+            start,
+            seek: from.map(|from| Seek { after: from.after, step: DRIFT }),
+            before: HashSet::new(),
+        }
+    }
+
+    fn fetch_users(&self, from: PageToken) -> PendingPage {
+        let reader = self.clone();
+        AbortOnDropHandle::new(tokio::spawn(async move {
+            let mut query = vec![
+                ("guests", "false".to_owned()),
+                ("deactivated", "true".to_owned()),
+                ("locked", "true".to_owned()),
+                ("order_by", "name".to_owned()),
+                ("limit", PAGE_ROWS.to_string()),
+            ];
+            if from != PageToken::of_offset(0) {
+                query.push(("from", from.to_string()));
+            }
+            reader.get::<Page>(Self::USERS, &[], query).await
+        }))
     }
 
     /// Returns the number of accounts except guests, including deactivated and locked ones.
@@ -100,22 +85,6 @@ impl Reader {
         Ok(self.get::<Page>(Self::USERS, &[], query).await?.total.unwrap_or(0))
     }
 
-    /// Returns all accounts except guests, for jobs that need all of them in memory.
-    pub(crate) async fn users(
-        &self,
-        mut progress: impl FnMut(u64, u64),
-    ) -> Result<Vec<UserRow>, Error> {
-        use futures_util::StreamExt;
-        let mut pages = std::pin::pin!(self.user_pages());
-        let mut all: Vec<UserRow> = Vec::new();
-        while let Some(page) = pages.next().await {
-            let (rows, total) = page?;
-            all.extend(rows);
-            progress(all.len() as u64, total);
-        }
-        Ok(all)
-    }
-
     /// Returns the account's membership in a room, if it was ever in it (Synapse 1.145).
     pub(crate) async fn membership(
         &self,
@@ -131,6 +100,120 @@ impl Reader {
         let membership = rooms.memberships.remove(room_id).and_then(Scalar::into_text);
         Ok(membership.and_then(|membership| membership.parse().ok()))
     }
+}
+
+/// A position in a list that is sorted by name.
+///
+/// The name stays right while entries are inserted and deleted; the offset drifts, and only says where to look for it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Position {
+    /// The last entry before the position.
+    pub after: String,
+    /// The number of entries before the position.
+    pub offset: u64,
+}
+
+/// A page of the list of accounts, without accounts of earlier pages.
+#[derive(Debug)]
+pub(crate) struct UserPage {
+    pub rows: Vec<UserRow>,
+    /// The number of accounts before the first row.
+    pub offset: u64,
+    /// The number of accounts in the list.
+    pub total: u64,
+}
+
+/// The list of accounts, sorted by name; the next page is fetched while the caller processes this one.
+///
+/// An account that registers meanwhile moves others from one page to the next, where they are omitted.
+pub(crate) struct UserPages {
+    reader: Reader,
+    pending: Option<PendingPage>,
+    pages: Pages,
+    /// The offset of the pending page.
+    start: u64,
+    /// The position to begin at, until it was found.
+    seek: Option<Seek>,
+    /// The accounts of the page before.
+    before: HashSet<String>,
+}
+
+type PendingPage = AbortOnDropHandle<Result<Page, Error>>;
+
+/// How far accounts may have moved towards the start of the list before it takes further requests to find a position.
+const DRIFT: u64 = 100;
+
+struct Seek {
+    after: String,
+    /// How far to go back next if the page begins behind the position.
+    step: u64,
+}
+
+impl UserPages {
+    /// Returns the next page; `None` at the end of the list.
+    pub(crate) async fn next(&mut self) -> Result<Option<UserPage>, Error> {
+        loop {
+            let Some(pending) = self.pending.take() else { return Ok(None) };
+            let mut page = joined(pending).await?;
+            let start = self.start;
+            if self.goes_back(&page.users) {
+                continue;
+            }
+            let count = page.users.len();
+            if let Some(next) = self.pages.next(count, page.total, page.next_token.take())? {
+                self.start = next.offset().unwrap_or(start.saturating_add(count as u64));
+                self.pending = Some(self.reader.fetch_users(next));
+            }
+            let names: HashSet<String> = page.users.iter().map(|row| row.name.clone()).collect();
+            let mut rows = page.users;
+            rows.drain(..self.rows_before_position(&rows));
+            rows.retain(|row| !self.before.contains(&row.name));
+            self.before = names;
+            let offset = start.saturating_add((count - rows.len()) as u64);
+            if self.seek.is_some() && self.pending.is_some() {
+                continue;
+            }
+            let total = page.total.unwrap_or(0);
+            return Ok(Some(UserPage { rows, offset, total }));
+        }
+    }
+
+    /// Whether the last page was the end of the list.
+    pub(crate) fn is_at_end(&self) -> bool {
+        self.pending.is_none()
+    }
+
+    /// Fetches an earlier page if this one begins behind the position.
+    fn goes_back(&mut self, rows: &[UserRow]) -> bool {
+        let Some(seek) = &mut self.seek else { return false };
+        let behind = rows.first().is_none_or(|first| first.name > seek.after);
+        if self.start == 0 || !behind || !is_sorted(rows) {
+            return false;
+        }
+        seek.step = seek.step.saturating_mul(10);
+        self.start = self.start.saturating_sub(seek.step);
+        self.pending = Some(self.reader.fetch_users(PageToken::of_offset(self.start)));
+        true
+    }
+
+    /// Returns how many rows of the page are before the position, and ends the search once it is found.
+    fn rows_before_position(&mut self, rows: &[UserRow]) -> usize {
+        let Some(Seek { after, .. }) = &self.seek else { return 0 };
+        let rows_before = match rows.iter().position(|row| row.name == *after) {
+            Some(index) => index + 1,
+            // The account is gone. Where the database does not sort by bytes, some accounts are read again.
+            None if is_sorted(rows) => rows.partition_point(|row| row.name <= *after),
+            None => 0,
+        };
+        if rows_before < rows.len() || rows.last().is_some_and(|last| last.name == *after) {
+            self.seek = None;
+        }
+        rows_before
+    }
+}
+
+fn is_sorted(rows: &[UserRow]) -> bool {
+    rows.is_sorted_by(|a, b| a.name <= b.name)
 }
 
 async fn joined<T>(task: AbortOnDropHandle<Result<T, Error>>) -> Result<T, Error> {

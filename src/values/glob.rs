@@ -3,6 +3,7 @@
 use std::convert::Infallible;
 use std::str::FromStr;
 
+use serde::{Deserialize, Serialize};
 use wildmatch::WildMatch;
 
 use crate::values::schema::text_values;
@@ -61,8 +62,19 @@ impl FromStr for UserGlob {
 text_values! { Glob: "a glob with * and ?"; UserGlob: "a Matrix id or a glob over whole Matrix ids, starting with @ or *"; }
 
 /// The patterns that have matched something so far: one that never does is probably a typo, and reported.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 pub struct Matched(std::collections::BTreeSet<usize>);
+
+impl Matched {
+    /// Records that the pattern at `index` has matched.
+    pub fn record(&mut self, index: usize) {
+        self.0.insert(index);
+    }
+
+    pub fn contains(&self, index: usize) -> bool {
+        self.0.contains(&index)
+    }
+}
 
 /// What `users` and `except_users` decide about an id.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -78,7 +90,7 @@ pub fn select(id: &str, users: &[UserGlob], except: &[UserGlob], seen: &mut Matc
     let (mut included, mut excluded) = (false, false);
     for (index, glob) in users.iter().chain(except).enumerate() {
         if glob.0.matches(id) {
-            seen.0.insert(index);
+            seen.record(index);
             if index < users.len() {
                 included = true;
             } else {
@@ -103,7 +115,7 @@ pub fn unmatched<'a>(
         .iter()
         .chain(except)
         .enumerate()
-        .filter(|(index, _)| !seen.0.contains(index))
+        .filter(|(index, _)| !seen.contains(*index))
         .map(|(_, glob)| glob.0.text.as_str())
         .collect()
 }

@@ -143,7 +143,7 @@ async fn usage_errors_exit_with_2() {
     run sweep --max-changes 0: error: invalid value '0' for '--max-changes <N>': 0 is not in 1..=4294967295
     run sweeep: error: unknown job "sweeep" (did you mean "sweep"?)
     run nothing-like-it: error: unknown job "nothing-like-it": expected one of fresh, sweep
-    run fresh --max-changes 5: error: --max-changes is not supported by purge-remote-media, which cannot count items in advance
+    run fresh --max-changes 5: error: max_changes is not supported by purge-remote-media, which cannot count items in advance
     runs sweeep: error: unknown job "sweeep" (did you mean "sweep"?)
     runs show: error: the following required arguments were not provided:
     runs show first: error: invalid value 'first' for '<ID>': invalid digit found in string
@@ -388,6 +388,8 @@ async fn runs_are_listed_newest_first_and_shown_with_their_changes() {
             "outcome",
             "planned",
             "remaining",
+            "round",
+            "round",
             "scheduled_for",
             "skipped",
             "started_at",

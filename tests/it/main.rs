@@ -13,6 +13,7 @@ mod homeserver;
 mod jobs;
 mod limits;
 mod program;
+mod rounds;
 mod run;
 mod state_dir;
 mod transport;

@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
+use serde_json::{Value, json};
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
@@ -97,7 +98,8 @@ impl Parser<'_> {
         }
         let is_list = common.homeserver.as_ref().is_some_and(|names| names.list);
         let name = name.get_ref().as_ref();
-        let definition = definition(table);
+        let all_keys = table.definition();
+        let (selection, definition) = (selection(&all_keys, kind), definition(all_keys));
         let spec = |homeserver: String| JobSpec {
             name: if is_list { format!("{name}@{homeserver}") } else { name.to_owned() },
             homeserver,
@@ -107,6 +109,7 @@ impl Parser<'_> {
             job: Arc::clone(&job),
             media_in_object_storage: false,
             splay_seed: 0,
+            selection: selection.clone(),
             definition: definition.clone(),
         };
         Some(homeservers?.into_iter().map(spec).collect())
@@ -175,9 +178,14 @@ impl Parser<'_> {
     }
 }
 
+/// What the job selects and does, whatever the common keys say.
+fn selection(all_keys: &Value, kind: &Kind) -> Fingerprint {
+    let own: Vec<_> = kind.keys.iter().map(|key| (key.name, all_keys.get(key.name))).collect();
+    Fingerprint::of(&json!([kind.name, own]))
+}
+
 /// The definition of the job, without homeserver and time zone, which may be set elsewhere.
-fn definition(table: Table<'_, '_>) -> Fingerprint {
-    let mut definition = table.definition();
+fn definition(mut definition: Value) -> Fingerprint {
     if let Some(keys) = definition.as_object_mut() {
         keys.retain(|key, _| key != "homeserver" && key != "timezone");
     }

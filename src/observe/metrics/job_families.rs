@@ -218,6 +218,18 @@ const FAMILIES: &[Family] = &[
         values: |job| single(count(job.consecutive_failures)),
     },
     Family {
+        name: "microglia_job_round_progress_ratio",
+        help: "Part of the list that the current round has read, from 0 to 1; absent for a kind that reads everything in each run.",
+        kind: "gauge",
+        values: |job| job.round.map(|round| single(round.progress)).unwrap_or_default(),
+    },
+    Family {
+        name: "microglia_job_last_round_timestamp_seconds",
+        help: "Time when the last complete round ended.",
+        kind: "gauge",
+        values: |job| timestamp(job.round.and_then(|round| round.finished_at)),
+    },
+    Family {
         name: "microglia_job_changes_total",
         help: "Number of items changed, or failed to be changed.",
         kind: "counter",

@@ -17,6 +17,15 @@ string_enum! {
     }
 }
 
+/// How far a job has come in its round.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct RoundMetrics {
+    /// From 0 to 1.
+    pub(crate) progress: f64,
+    /// When the last complete round ended.
+    pub(crate) finished_at: Option<Timestamp>,
+}
+
 /// The metrics of one job.
 #[derive(Debug, Clone)]
 pub(crate) struct JobMetrics {
@@ -41,6 +50,8 @@ pub(crate) struct JobMetrics {
     pub(crate) last_success: Option<Timestamp>,
     pub(crate) success_due: Option<Timestamp>,
     pub(crate) consecutive_failures: u64,
+    /// `None` for a kind that reads everything in each run.
+    pub(crate) round: Option<RoundMetrics>,
     /// Items.
     pub(crate) done: u64,
     /// Items.

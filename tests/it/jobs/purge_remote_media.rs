@@ -82,7 +82,7 @@ async fn keys_that_limit_a_count_are_errors() {
     assert_eq!(output.code, 2);
     assert_eq!(
         output.stderr.trim_end(),
-        "error: --max-changes is not supported by purge-remote-media, which cannot count items in advance"
+        "error: max_changes is not supported by purge-remote-media, which cannot count items in advance"
     );
 }
 

@@ -1,0 +1,67 @@
+//! The part of a list that a run reads, entry by entry.
+
+use serde_json::Value;
+
+use crate::plan::round::{Portion, PortionRead};
+use crate::synapse::Position;
+
+/// Whether to read the next entry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Next {
+    Read,
+    /// The portion is over, or the list.
+    Stop,
+}
+
+/// How far a run has read its portion.
+pub(super) struct PortionProgress<'a> {
+    portion: &'a Portion,
+    read: u64,
+    total: u64,
+    /// Items to change so far.
+    items: u64,
+    changes: Vec<Position>,
+    end: Option<Position>,
+}
+
+impl<'a> PortionProgress<'a> {
+    pub fn new(portion: &'a Portion) -> Self {
+        Self { portion, read: 0, total: 0, items: 0, changes: Vec::new(), end: None }
+    }
+
+    /// The number of entries that this round has read, and that of all entries.
+    pub fn figures(&self) -> (u64, u64) {
+        (self.portion.read_before.saturating_add(self.read), self.total)
+    }
+
+    pub fn set_total(&mut self, total: u64) {
+        self.total = total;
+    }
+
+    /// Records that an entry was read, with the items of each change to it.
+    ///
+    /// `at` is the position after the entry; `is_last` says that the list ends there.
+    pub fn advance(&mut self, at: Position, changes: &[u64], is_last: bool) -> Next {
+        self.read += 1;
+        self.items = changes.iter().fold(self.items, |sum, items| sum.saturating_add(*items));
+        self.changes.extend(changes.iter().map(|_| at.clone()));
+        if is_last {
+            return Next::Stop;
+        }
+        if self.portion.is_over(self.items) {
+            self.end = Some(at);
+            return Next::Stop;
+        }
+        Next::Read
+    }
+
+    /// Whether the round has read the whole list.
+    pub fn is_complete(&self) -> bool {
+        self.end.is_none()
+    }
+
+    pub fn finish(self, findings: Value) -> PortionRead {
+        let Self { read, total, changes, end, .. } = self;
+        PortionRead { read, total, end, changes, findings }
+    }
+}

@@ -1,0 +1,158 @@
+//! Rounds: one pass over a list of a homeserver, in as many runs as it takes.
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use tokio::time::Instant;
+
+use crate::synapse::Position;
+use crate::values::clock::Timestamp;
+
+/// How far a round has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Round {
+    /// Entries of the list that this round has read so far.
+    pub read: u64,
+    /// Entries of the list.
+    pub total: u64,
+    pub started_at: Timestamp,
+    /// `None` until the round has read the whole list.
+    pub finished_at: Option<Timestamp>,
+}
+
+impl Round {
+    /// The part of the list that was read, from 0 to 1.
+    #[expect(clippy::cast_precision_loss, reason = "a ratio is rounded anyway")]
+    pub fn progress(&self) -> f64 {
+        match self.finished_at {
+            Some(_) => 1.0,
+            None if self.total == 0 => 0.0,
+            None => (self.read as f64 / self.total as f64).min(1.0),
+        }
+    }
+}
+
+/// Where the round of a job stands between two runs.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RoundState {
+    /// What the round is about: with another definition a new one starts.
+    pub definition: String,
+    pub started_at: Timestamp,
+    /// When the last complete round ended.
+    pub finished_at: Option<Timestamp>,
+    pub read: u64,
+    pub total: u64,
+    /// Where the next run continues; `None` if it starts a new round.
+    pub position: Option<Position>,
+    /// What the runs of the round found so far, as the kind wrote it.
+    pub findings: Option<Value>,
+}
+
+impl RoundState {
+    pub fn round(&self) -> Round {
+        Round {
+            read: self.read,
+            total: self.total,
+            started_at: self.started_at,
+            finished_at: self.finished_at.filter(|_| self.position.is_none()),
+        }
+    }
+}
+
+/// What a run may read of a round.
+#[derive(Debug, Clone)]
+pub struct Portion {
+    /// `None` for the start of the list.
+    pub from: Option<Position>,
+    /// Entries that earlier runs of the round have read.
+    pub read_before: u64,
+    /// What earlier runs of the round found, as the kind wrote it.
+    pub findings: Option<Value>,
+    /// `None` if the run reads the rest of the list, however long that takes.
+    pub until: Option<Instant>,
+    /// No more entries are read once the plan has this many items.
+    pub enough: Option<u64>,
+}
+
+impl Portion {
+    /// Whether a run whose plan has `items` stops reading.
+    pub fn is_over(&self, items: u64) -> bool {
+        self.enough.is_some_and(|enough| items >= enough)
+            || self.until.is_some_and(|until| Instant::now() >= until)
+    }
+}
+
+/// What a run read of a round.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PortionRead {
+    /// Entries that this run read.
+    pub read: u64,
+    /// Entries of the list.
+    pub total: u64,
+    /// Where the next run continues; `None` at the end of the list.
+    pub end: Option<Position>,
+    /// The position after the entry of each change, in the order of the plan.
+    pub changes: Vec<Position>,
+    /// What this and earlier runs of the round found, for the next one.
+    pub findings: Value,
+}
+
+impl PortionRead {
+    /// Where the next run continues if only the first `made` changes were made; `None` at the start of the portion.
+    ///
+    /// An entry counts as read once all of its changes are made.
+    pub fn position_after(&self, made: usize) -> Option<&Position> {
+        let next = self.changes.get(made);
+        let done = self.changes.get(..made).unwrap_or_default();
+        done.iter().rev().find(|position| Some(*position) != next)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn position(after: &str, offset: u64) -> Position {
+        Position { after: after.to_owned(), offset }
+    }
+
+    #[test]
+    fn an_entry_counts_as_read_once_all_of_its_changes_are_made() {
+        let portion = PortionRead {
+            read: 9,
+            total: 100,
+            end: Some(position("@z", 9)),
+            changes: vec![
+                position("@a", 1),
+                position("@b", 4),
+                position("@b", 4),
+                position("@c", 7),
+            ],
+            findings: Value::Null,
+        };
+        let resumes: Vec<Option<u64>> = (0..4)
+            .map(|made| portion.position_after(made).map(|position| position.offset))
+            .collect();
+        assert_eq!(resumes, [None, Some(1), Some(1), Some(4)]);
+    }
+
+    #[test]
+    fn a_portion_is_over_after_its_time_or_with_enough_changes() {
+        let portion =
+            Portion { from: None, read_before: 0, findings: None, until: None, enough: Some(5) };
+        assert!(!portion.is_over(4));
+        assert!(portion.is_over(5));
+        let late = Portion { until: Some(Instant::now()), enough: None, ..portion };
+        assert!(late.is_over(0));
+    }
+
+    #[test]
+    fn progress_is_between_0_and_1_whatever_a_homeserver_reports() {
+        let round = |read, total, finished_at| {
+            Round { read, total, started_at: Timestamp::default(), finished_at }.progress()
+        };
+        assert!((round(18, 100, None) - 0.18).abs() < 1e-9);
+        let ends =
+            [round(5, 0, None), round(200, 100, None), round(1, 100, Some(Timestamp::default()))];
+        assert_eq!(ends.map(f64::to_bits), [0.0_f64, 1.0, 1.0].map(f64::to_bits));
+    }
+}
