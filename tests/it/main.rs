@@ -16,3 +16,4 @@ mod program;
 mod run;
 mod state_dir;
 mod transport;
+mod venv;
