@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::{Config, Environment};
 use crate::history::state_dir::{DaemonLock, LockState, StateDir, identity, this_user};
-use crate::history::{self, History};
+use crate::history::{self, History, Place};
 use crate::observe::metrics::Metrics;
 use crate::runner::{LostCallWait, Runner};
 use crate::scheduler::reload::Reloader;
@@ -70,7 +70,8 @@ pub(crate) async fn serve(
             target: "microglia::daemon",
             "cannot open the history; runs in apply mode are refused until it can be opened: {error}"
         );
-        History::unavailable(clock.clone(), &format!("the history cannot be opened: {error}"))
+        let problem = format!("the history cannot be opened: {error}");
+        History::unavailable(Some(Place::from(&dir)), clock.clone(), &problem)
     });
     let metrics = Arc::new(Metrics::new(clock.now())?);
     // Before readiness is reported: a signal without a handler ends the process.

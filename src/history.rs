@@ -1,23 +1,28 @@
-//! The history: runs, their changes and what must survive a restart, in SQLite.
+//! The history: runs, their changes and what must survive a restart, in SQLite or PostgreSQL.
 
 mod changes;
 mod columns;
 mod database;
+mod database_url;
 mod error;
 mod facts;
 mod interrupted;
 mod media_calls;
 mod pause;
 mod per_job;
+mod postgres;
 mod reader;
 mod retention;
 mod rounds;
 mod runs;
 mod schedules;
+mod sqlite;
 pub mod state_dir;
 mod writer;
 
 pub(crate) use changes::Page;
+pub use database::Place;
+pub use database_url::DatabaseUrl;
 pub(crate) use error::Error;
 pub(crate) use pause::Pause;
 pub(crate) use reader::HistoryReader;
@@ -26,4 +31,11 @@ pub(crate) use schedules::ScheduleState;
 pub use writer::History;
 
 #[cfg(test)]
+#[expect(dead_code, reason = "some of it is used by tests/it alone")]
+#[path = "../tests/it/postgres.rs"]
+mod postgres_server;
+#[cfg(test)]
 mod tests;
+#[cfg(test)]
+#[path = "../tests/it/venv.rs"]
+mod venv;

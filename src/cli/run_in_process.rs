@@ -74,10 +74,10 @@ async fn open_state(config: &Config, clock: &Clock) -> (Option<StateDir>, Histor
         )
     };
     match StateDir::open(path) {
-        Err(error) => (None, History::unavailable(clock.clone(), &problem(&error))),
+        Err(error) => (None, History::unavailable(None, clock.clone(), &problem(&error))),
         Ok(dir) => match History::open(&dir, clock.clone()).await {
             Ok(history) => (Some(dir), history),
-            Err(error) => (Some(dir), History::unavailable(clock.clone(), &problem(&error))),
+            Err(error) => (Some(dir), History::unavailable(None, clock.clone(), &problem(&error))),
         },
     }
 }

@@ -1,10 +1,14 @@
 //! Changes of a run and their states, and the files that they deleted.
 
-use serde_json::Value;
-use sqlx::sqlite::SqliteRow;
-use sqlx::{QueryBuilder, Row, SqliteExecutor, SqlitePool, SqliteTransaction};
+use std::borrow::Cow;
 
-use super::columns::{ROWS_PER_STATEMENT, if_present, parsed, signed, unsigned};
+use serde_json::Value;
+use sqlx::any::AnyRow;
+use sqlx::{AnyConnection, AssertSqlSafe, Row};
+
+use super::columns::{
+    ROWS_PER_STATEMENT, if_present, parsed, query, signed, storable, unsigned, values,
+};
 use super::error::Error;
 use super::facts;
 use crate::plan::facts::Fact;
@@ -28,6 +32,8 @@ pub type DeletedFile = (String, Option<u64>);
 
 // The state 'making' means that a change was sent and its response is not recorded.
 const DELETE_PLANNED: &str = "DELETE FROM changes WHERE run = $1 AND state = 'planned'";
+const INSERT: &str = "INSERT INTO changes (run, seq, action, target, count, state, detail)";
+const INSERT_FILES: &str = "INSERT INTO files (run, media_id, bytes)";
 const NEXT_SEQ: &str = "SELECT COALESCE(MAX(seq) + 1, 0) AS next FROM changes WHERE run = $1";
 /// Takes back what failed and is planned again, unless its record says what to restore.
 const DELETE_PLANNED_AGAIN: &str = "\
@@ -54,145 +60,143 @@ const SELECT_FILES: &str = "SELECT media_id, bytes FROM files WHERE run = $1 ORD
 ///
 /// Returns the sequence number of its first change.
 pub(super) async fn replace_plan(
-    pool: &SqlitePool,
+    connection: &mut AnyConnection,
     run: i64,
     changes: &[ChangeRecord],
 ) -> Result<i64, Error> {
-    let mut transaction = pool.begin().await?;
-    sqlx::query(DELETE_PLANNED).bind(run).execute(&mut *transaction).await?;
-    let next = sqlx::query(NEXT_SEQ).bind(run).fetch_one(&mut *transaction).await?;
+    query(DELETE_PLANNED).bind(run).execute(&mut *connection).await?;
+    let next = query(NEXT_SEQ).bind(run).fetch_one(&mut *connection).await?;
     let first: i64 = next.try_get("next")?;
-    insert(&mut transaction, run, first, changes).await?;
-    sqlx::query(DELETE_PLANNED_AGAIN).bind(run).bind(first).execute(&mut *transaction).await?;
-    transaction.commit().await?;
+    insert(connection, run, first, changes).await?;
+    query(DELETE_PLANNED_AGAIN).bind(run).bind(first).execute(&mut *connection).await?;
     Ok(first)
 }
 
 async fn insert(
-    transaction: &mut SqliteTransaction<'_>,
+    connection: &mut AnyConnection,
     run: i64,
     first: i64,
     changes: &[ChangeRecord],
 ) -> Result<(), Error> {
     let numbered: Vec<(i64, &ChangeRecord)> = (first..).zip(changes).collect();
     for chunk in numbered.chunks(ROWS_PER_STATEMENT) {
-        QueryBuilder::new("INSERT INTO changes (run, seq, action, target, count, state, detail) ")
-            .push_values(chunk, |mut row, (seq, change)| {
-                row.push_bind(run)
-                    .push_bind(seq)
-                    .push_bind(change.action.as_str())
-                    .push_bind(&change.target)
-                    .push_bind(signed(change.count))
-                    .push_bind(change.state.as_str())
-                    .push_bind(&change.detail);
-            })
-            .build()
-            .execute(&mut **transaction)
-            .await?;
+        let sql = format!("{INSERT} {}", values(chunk.len(), 7));
+        let mut statement = query(AssertSqlSafe(sql));
+        for (seq, change) in chunk {
+            statement = statement
+                .bind(run)
+                .bind(*seq)
+                .bind(change.action.as_str())
+                .bind(storable(&change.target).into_owned())
+                .bind(signed(change.count))
+                .bind(change.state.as_str())
+                .bind(change.detail.as_deref().map(storable).map(Cow::into_owned));
+        }
+        statement.execute(&mut *connection).await?;
     }
     Ok(())
 }
 
 /// Records that a change is about to be sent, and what it will replace.
 pub(super) async fn sent(
-    pool: &SqlitePool,
+    connection: &mut AnyConnection,
     run: i64,
     seq: i64,
     change: &ChangeRecord,
 ) -> Result<(), Error> {
-    sqlx::query(SENT)
+    query(SENT)
         .bind(run)
         .bind(seq)
         .bind(change.action.as_str())
-        .bind(&change.target)
+        .bind(storable(&change.target).into_owned())
         .bind(signed(change.count))
         .bind(change.before.as_ref().map(Value::to_string))
-        .execute(pool)
+        .execute(connection)
         .await?;
     Ok(())
 }
 
 /// Records the result of a change with the files it deleted and the facts it showed, all at once.
 pub(super) async fn result(
-    pool: &SqlitePool,
+    connection: &mut AnyConnection,
     run: i64,
     seq: i64,
     change: &ChangeRecord,
     files: &[DeletedFile],
     (server, found): (&str, &[Fact]),
 ) -> Result<(), Error> {
-    let mut transaction = pool.begin().await?;
-    sqlx::query(RESULT)
+    query(RESULT)
         .bind(run)
         .bind(seq)
         .bind(change.action.as_str())
-        .bind(&change.target)
+        .bind(storable(&change.target).into_owned())
         .bind(signed(change.count))
         .bind(change.state.as_str())
-        .bind(&change.detail)
-        .bind(&change.answer)
-        .execute(&mut *transaction)
+        .bind(change.detail.as_deref().map(storable).map(Cow::into_owned))
+        .bind(change.answer.as_deref().map(storable).map(Cow::into_owned))
+        .execute(&mut *connection)
         .await?;
-    insert_files(&mut transaction, run, files).await?;
-    facts::insert(&mut transaction, server, found).await?;
-    transaction.commit().await?;
+    insert_files(connection, run, files).await?;
+    facts::insert(connection, server, found).await?;
     Ok(())
 }
 
 async fn insert_files(
-    transaction: &mut SqliteTransaction<'_>,
+    connection: &mut AnyConnection,
     run: i64,
     files: &[DeletedFile],
 ) -> Result<(), Error> {
     for chunk in files.chunks(ROWS_PER_STATEMENT) {
-        QueryBuilder::new("INSERT OR IGNORE INTO files (run, media_id, bytes) ")
-            .push_values(chunk, |mut row, (id, bytes)| {
-                row.push_bind(run).push_bind(id).push_bind(bytes.map(signed));
-            })
-            .build()
-            .execute(&mut **transaction)
-            .await?;
+        let sql = format!("{INSERT_FILES} {} ON CONFLICT DO NOTHING", values(chunk.len(), 3));
+        let mut statement = query(AssertSqlSafe(sql));
+        for (id, bytes) in chunk {
+            statement = statement.bind(run).bind(storable(id).into_owned()).bind(bytes.map(signed));
+        }
+        statement.execute(&mut *connection).await?;
     }
     Ok(())
 }
 
 /// Marks changes that were sent and got no response as failed; returns the number of their items.
 pub(super) async fn fail_unanswered(
-    executor: impl SqliteExecutor<'_>,
+    connection: &mut AnyConnection,
     run: i64,
     why: &str,
 ) -> Result<u64, Error> {
-    let rows = sqlx::query(FAIL_UNANSWERED).bind(run).bind(why).fetch_all(executor).await?;
+    let rows = query(FAIL_UNANSWERED).bind(run).bind(why).fetch_all(connection).await?;
     rows.iter().map(|row| Ok(unsigned(row.try_get("count")?))).sum()
 }
 
 /// Records why planned changes were not attempted.
 pub(super) async fn explain_planned(
-    executor: impl SqliteExecutor<'_>,
+    connection: &mut AnyConnection,
     run: i64,
     why: &str,
 ) -> Result<(), Error> {
-    sqlx::query(EXPLAIN_PLANNED).bind(run).bind(why).execute(executor).await?;
+    query(EXPLAIN_PLANNED).bind(run).bind(why).execute(connection).await?;
     Ok(())
 }
 
 pub(super) async fn page(
-    pool: &SqlitePool,
+    connection: &mut AnyConnection,
     run: i64,
     page: Page,
 ) -> Result<Vec<ChangeRecord>, Error> {
-    let rows = sqlx::query(SELECT_PAGE)
+    let rows = query(SELECT_PAGE)
         .bind(run)
-        .bind(page.limit)
-        .bind(page.offset)
-        .fetch_all(pool)
+        .bind(i64::from(page.limit))
+        .bind(i64::from(page.offset))
+        .fetch_all(connection)
         .await?;
     rows.iter().map(from_row).collect()
 }
 
 /// Returns the files that a run deleted.
-pub(super) async fn files(pool: &SqlitePool, run: i64) -> Result<Vec<DeletedFile>, Error> {
-    let rows = sqlx::query(SELECT_FILES).bind(run).fetch_all(pool).await?;
+pub(super) async fn files(
+    connection: &mut AnyConnection,
+    run: i64,
+) -> Result<Vec<DeletedFile>, Error> {
+    let rows = query(SELECT_FILES).bind(run).fetch_all(connection).await?;
     rows.iter()
         .map(|row| {
             let bytes: Option<i64> = row.try_get("bytes")?;
@@ -201,7 +205,7 @@ pub(super) async fn files(pool: &SqlitePool, run: i64) -> Result<Vec<DeletedFile
         .collect()
 }
 
-fn from_row(row: &SqliteRow) -> Result<ChangeRecord, Error> {
+fn from_row(row: &AnyRow) -> Result<ChangeRecord, Error> {
     // Outside the history a change without a response is still planned.
     let unanswered = row.try_get::<&str, _>("state")? == "making";
     let (state, detail) = if unanswered {

@@ -1,139 +1,299 @@
-//! Opening the database: to write, to read, or as its file lies on a full disk.
+//! An open database: everything is read and written in transactions, whose end is known.
 
-use std::path::{Path, PathBuf};
+use std::marker::PhantomData;
+use std::path::Path;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
-use sqlx::SqlitePool;
-use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
+use sqlx::{AnyConnection, AnyPool, Connection, Executor, Row};
+use tokio::time::timeout;
 
+use super::database_url::DatabaseUrl;
 use super::error::Error;
-use super::state_dir::{Lock, StateDir, identity, is_regular};
+use super::postgres::Connections;
+use super::sqlite;
+use super::state_dir::{StateDir, identity};
 
-/// The database's file in the state directory.
-const FILE: &str = "history.db";
-/// In KiB because it is negative. SQLite's default of 2 MiB per connection fills up as the history grows, and gains
-/// nothing here.
-const CACHE_SIZE: &str = "-256";
-/// How long to wait for another process that writes.
-const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long a write may wait for the connection: a thousand runs that start in one second write thousands of times.
-const ACQUIRE_TIMEOUT: Duration = Duration::from_mins(10);
-/// How often to look whether another process has opened the database.
-const OPENING_POLL_INTERVAL: Duration = Duration::from_millis(20);
+/// Where a history is kept.
+#[derive(Debug, Clone)]
+pub enum Place {
+    /// In a SQLite file of the state directory.
+    Directory(StateDir),
+    Postgres(DatabaseUrl),
+}
+
+impl From<&StateDir> for Place {
+    fn from(dir: &StateDir) -> Self {
+        Self::Directory(dir.clone())
+    }
+}
+
+impl From<DatabaseUrl> for Place {
+    fn from(url: DatabaseUrl) -> Self {
+        Self::Postgres(url)
+    }
+}
 
 /// A database that is open for writing.
-///
-/// One connection writes: writers queue for it here rather than in SQLite, which would put them to sleep.
 #[derive(Debug, Clone)]
-pub(super) struct Database {
-    pub(super) write: SqlitePool,
-    pub(super) read: SqlitePool,
-    path: Arc<Path>,
-    /// Device and inode of the file that was opened.
-    file: Option<(u64, u64)>,
+pub(super) enum Database {
+    Sqlite { write: AnyPool, read: AnyPool, path: Arc<Path>, file: Option<(u64, u64)> },
+    Postgres(Connections),
+}
+
+/// A database that is open for reading.
+#[derive(Debug, Clone)]
+pub(super) enum Reading {
+    Sqlite(AnyPool),
+    Postgres(Connections),
+}
+
+// Each begins a transaction and bounds it. A server may turn off what lets a record survive a power failure.
+const WRITE_SQLITE: &str = "BEGIN IMMEDIATE";
+const WRITE_POSTGRES: &str = "\
+    BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE;
+    SET LOCAL statement_timeout = '30s';
+    SET LOCAL idle_in_transaction_session_timeout = '60s';
+    SELECT set_config('synchronous_commit', 'on', true)
+        WHERE current_setting('synchronous_commit') = 'off'";
+const READ_SQLITE: &str = "BEGIN";
+const READ_POSTGRES: &str = "\
+    BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY;
+    SET LOCAL statement_timeout = '30s';
+    SET LOCAL idle_in_transaction_session_timeout = '60s'";
+const TRANSACTION_ID: &str = "SELECT pg_current_xact_id()::text AS id";
+/// How long a transaction on PostgreSQL may take before its connection is given up.
+const TRANSACTION_TIMEOUT: Duration = Duration::from_secs(45);
+/// How often a transaction is tried that certainly was not committed.
+const ATTEMPTS: u32 = 2;
+
+/// What a transaction consists of.
+///
+/// A future that borrows the connection and what the statements are made of, on the heap so that those of runs stay small.
+pub(super) struct Work<'a, 'c, T> {
+    future: Pin<Box<dyn Future<Output = Result<T, Error>> + Send + 'c>>,
+    /// `'a` outlives `'c`.
+    borrowed: PhantomData<&'c &'a ()>,
+}
+
+pub(super) fn work<'a, 'c, T>(
+    future: impl Future<Output = Result<T, Error>> + Send + 'c,
+) -> Work<'a, 'c, T> {
+    Work { future: Box::pin(future), borrowed: PhantomData }
+}
+
+impl<T> Future for Work<'_, '_, T> {
+    type Output = Result<T, Error>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        self.future.as_mut().poll(context)
+    }
+}
+
+/// The type of a future says more than the compiler can follow in tasks.
+pub(super) fn on_heap<'f, T>(
+    future: impl Future<Output = T> + Send + 'f,
+) -> Pin<Box<dyn Future<Output = T> + Send + 'f>> {
+    Box::pin(future)
+}
+
+/// Makes a transaction's work, as often as the transaction is tried.
+pub(super) trait Statements<'a, T>:
+    for<'c> Fn(&'c mut AnyConnection) -> Work<'a, 'c, T> + Send + Sync
+{
+}
+
+impl<'a, T, F> Statements<'a, T> for F where
+    F: for<'c> Fn(&'c mut AnyConnection) -> Work<'a, 'c, T> + Send + Sync
+{
+}
+
+/// The end of a transaction on PostgreSQL.
+enum Attempt<T> {
+    Committed(T),
+    /// Nothing of it remains.
+    NotCommitted(Error),
+    /// The connection was lost: nothing of it remains, and it may be tried again.
+    Lost(Error),
 }
 
 impl Database {
-    /// Opens the database of a state directory, creates it if needed, and migrates it.
-    pub(super) async fn open(dir: &StateDir) -> Result<Self, Error> {
-        let _lock = opening_lock(dir).await?;
-        let path = dir.path(FILE);
-        // It names people: others may not read it. SQLite creates the files beside it with the same mode.
-        dir.create(FILE)?;
-        refuse_links(&path)?;
-        let options = SqliteConnectOptions::new()
-            .filename(&path)
-            .journal_mode(SqliteJournalMode::Wal)
-            // A recorded change must survive a power failure: the record says what to restore.
-            .synchronous(SqliteSynchronous::Full)
-            .foreign_keys(true)
-            .pragma("cache_size", CACHE_SIZE)
-            // With a read-only root file system there is no /tmp to write to.
-            .pragma("temp_store", "memory")
-            .busy_timeout(BUSY_TIMEOUT);
-        let write = SqlitePoolOptions::new()
-            .max_connections(1)
-            .acquire_timeout(ACQUIRE_TIMEOUT)
-            // A commit that fails on a full disk can leave its transaction open. Whatever follows would be written into
-            // it, be reported as recorded, and be lost with the process: close such a connection and open another.
-            .after_release(|connection, _| {
-                Box::pin(
-                    async move { Ok(sqlx::query("ROLLBACK").execute(connection).await.is_err()) },
-                )
-            })
-            .connect_with(options)
-            .await?;
-        sqlx::migrate!("src/history/migrations").run(&write).await?;
-        let read = read_pool(&path).await?;
-        Ok(Self { write, read, file: identity(&path), path: path.into() })
+    /// Opens the database, creates it or its tables if needed, and migrates it.
+    pub(super) async fn open(place: &Place) -> Result<Self, Error> {
+        Ok(match place {
+            Place::Directory(dir) => {
+                let (write, read) = sqlite::open(dir).await?;
+                let path = dir.path(sqlite::FILE);
+                Self::Sqlite { write, read, file: identity(&path), path: path.into() }
+            }
+            Place::Postgres(url) => Self::Postgres(Connections::open(url).await?),
+        })
+    }
+
+    pub(super) fn reading(&self) -> Reading {
+        match self {
+            Self::Sqlite { read, .. } => Reading::Sqlite(read.clone()),
+            Self::Postgres(connections) => Reading::Postgres(connections.clone()),
+        }
     }
 
     /// Fails if the file that was opened is not the one in the state directory any more.
     pub(super) fn ensure_in_place(&self) -> Result<(), Error> {
-        if identity(&self.path) == self.file {
+        let Self::Sqlite { path, file, .. } = self else { return Ok(()) };
+        if identity(path) == *file {
             return Ok(());
         }
-        let path = self.path.display();
+        let path = path.display();
         Err(Error::Unavailable(format!("{path} was deleted or replaced while it was open").into()))
     }
 
-    pub(super) async fn close(&self) {
-        self.read.close().await;
-        self.write.close().await;
-    }
-}
-
-/// Opens the database of a state directory for reading only; `None` if there is none yet.
-pub(super) async fn open_read_only(dir: &Path) -> Result<Option<SqlitePool>, Error> {
-    let path = dir.join(FILE);
-    if !is_regular(&path)? {
-        return Ok(None);
-    }
-    refuse_links(&path)?;
-    Ok(Some(read_pool(&path).await?))
-}
-
-/// Opens the file without a journal, which works on a full disk; `None` if there is no file.
-///
-/// What is only in the write-ahead log is not seen.
-pub(super) async fn open_immutable(dir: &StateDir) -> Result<Option<SqlitePool>, Error> {
-    let path: PathBuf = dir.path(FILE);
-    if !path.exists() {
-        return Ok(None);
-    }
-    let options = SqliteConnectOptions::new().filename(path).immutable(true).read_only(true);
-    Ok(Some(SqlitePoolOptions::new().max_connections(1).connect_with(options).await?))
-}
-
-async fn read_pool(path: &Path) -> Result<SqlitePool, Error> {
-    let options = SqliteConnectOptions::new()
-        .filename(path)
-        .read_only(true)
-        .pragma("cache_size", CACHE_SIZE)
-        .pragma("temp_store", "memory")
-        .busy_timeout(BUSY_TIMEOUT);
-    // Each connection has a thread that keeps its freed memory: a second one costs 1.4 MiB in 10,000 runs.
-    Ok(SqlitePoolOptions::new().max_connections(1).min_connections(0).connect_with(options).await?)
-}
-
-/// Refuses anything but regular files where SQLite keeps what belongs to a database: it follows symbolic links.
-fn refuse_links(path: &Path) -> Result<(), Error> {
-    for suffix in ["-wal", "-shm", "-journal"] {
-        let mut beside = path.as_os_str().to_owned();
-        beside.push(suffix);
-        is_regular(Path::new(&beside))?;
-    }
-    Ok(())
-}
-
-/// Waits until no other process opens the database: nothing else keeps two first starts from creating the same tables.
-async fn opening_lock(dir: &StateDir) -> Result<Lock, Error> {
-    loop {
-        // The dot keeps the name apart from the locks of jobs.
-        if let Some(lock) = dir.try_lock("history.open")? {
-            return Ok(lock);
+    /// Writes in one transaction.
+    ///
+    /// On PostgreSQL `write` is called again where the connection was lost and nothing was committed.
+    pub(super) async fn write<'a, T>(&self, write: impl Statements<'a, T>) -> Result<T, Error> {
+        match self {
+            Self::Sqlite { write: pool, .. } => {
+                let mut transaction = pool.begin_with(WRITE_SQLITE).await?;
+                let written = write(&mut transaction).await?;
+                transaction.commit().await?;
+                Ok(written)
+            }
+            Self::Postgres(connections) => write_postgres(connections, &write).await,
         }
-        tokio::time::sleep(OPENING_POLL_INTERVAL).await;
+    }
+
+    pub(super) async fn close(&self) {
+        match self {
+            Self::Sqlite { write, read, .. } => {
+                read.close().await;
+                write.close().await;
+            }
+            Self::Postgres(connections) => connections.close().await,
+        }
+    }
+}
+
+impl Reading {
+    /// Opens a history for reading only; `None` if there is none yet.
+    pub(super) async fn open(dir: &Path, url: Option<&DatabaseUrl>) -> Result<Option<Self>, Error> {
+        Ok(match url {
+            None => sqlite::open_read_only(dir).await?.map(Self::Sqlite),
+            Some(url) => Connections::open_read_only(url).await?.map(Self::Postgres),
+        })
+    }
+
+    /// Opens the file of a directory as it lies there; `None` if there is none.
+    pub(super) async fn open_immutable(dir: &StateDir) -> Result<Option<Self>, Error> {
+        Ok(sqlite::open_immutable(dir).await?.map(Self::Sqlite))
+    }
+
+    /// Reads in one transaction: what is read belongs together.
+    pub(super) async fn read<'a, T>(&self, read: impl Statements<'a, T>) -> Result<T, Error> {
+        match self {
+            Self::Sqlite(pool) => {
+                let mut transaction = pool.begin_with(READ_SQLITE).await?;
+                read(&mut transaction).await
+            }
+            Self::Postgres(connections) => {
+                let first = read_postgres(connections, &read).await;
+                match first {
+                    Err(error) if error.is_lost_connection() => {
+                        read_postgres(connections, &read).await
+                    }
+                    result => result,
+                }
+            }
+        }
+    }
+
+    pub(super) async fn close(&self) {
+        match self {
+            Self::Sqlite(pool) => pool.close().await,
+            Self::Postgres(connections) => connections.close().await,
+        }
+    }
+}
+
+async fn read_postgres<'a, T>(
+    connections: &Connections,
+    read: &impl Statements<'a, T>,
+) -> Result<T, Error> {
+    let mut borrowed = connections.borrow().await?;
+    let reading = async {
+        let mut transaction = borrowed.connection().begin_with(READ_POSTGRES).await?;
+        let result = read(&mut transaction).await?;
+        transaction.rollback().await?;
+        Ok(result)
+    };
+    let result = timeout(TRANSACTION_TIMEOUT, reading).await.map_err(|_| too_slow(connections))?;
+    if result.is_ok() {
+        borrowed.give_back();
+    }
+    result
+}
+
+async fn write_postgres<'a, T>(
+    connections: &Connections,
+    write: &impl Statements<'a, T>,
+) -> Result<T, Error> {
+    let mut tried = 0;
+    loop {
+        tried += 1;
+        match attempt(connections, write).await? {
+            Attempt::Committed(written) => return Ok(written),
+            Attempt::Lost(_) if tried < ATTEMPTS => {}
+            Attempt::Lost(error) | Attempt::NotCommitted(error) => return Err(error),
+        }
+    }
+}
+
+async fn attempt<'a, T>(
+    connections: &Connections,
+    write: &impl Statements<'a, T>,
+) -> Result<Attempt<T>, Error> {
+    let mut borrowed = connections.borrow().await?;
+    let writing = async {
+        let mut transaction = borrowed.connection().begin_with(WRITE_POSTGRES).await?;
+        let written = write(&mut transaction).await?;
+        let id: String =
+            transaction.fetch_one(sqlx::raw_sql(TRANSACTION_ID)).await?.try_get("id")?;
+        Ok((transaction, written, id))
+    };
+    let (transaction, written, id) = match timeout(TRANSACTION_TIMEOUT, writing).await {
+        Err(_) => return Ok(Attempt::NotCommitted(too_slow(connections))),
+        Ok(Err(error)) => return Ok(not_committed(error)),
+        Ok(Ok(ready)) => ready,
+    };
+    let committed = timeout(TRANSACTION_TIMEOUT, transaction.commit()).await;
+    let error = match committed {
+        Ok(Ok(())) => {
+            borrowed.give_back();
+            return Ok(Attempt::Committed(written));
+        }
+        Ok(Err(error)) => Error::from(error),
+        Err(_) => too_slow(connections),
+    };
+    // Its turn is needed to ask.
+    drop(borrowed);
+    // The answer may be all that was lost.
+    Ok(match connections.is_committed(&id).await? {
+        true => Attempt::Committed(written),
+        false => not_committed(error),
+    })
+}
+
+fn not_committed<T>(error: Error) -> Attempt<T> {
+    match error.is_lost_connection() {
+        true => Attempt::Lost(error),
+        false => Attempt::NotCommitted(error),
+    }
+}
+
+fn too_slow(connections: &Connections) -> Error {
+    Error::Unreachable {
+        database: connections.url.to_string(),
+        why: format!("no answer within {} s", TRANSACTION_TIMEOUT.as_secs()).into(),
     }
 }

@@ -13,4 +13,24 @@ pub enum Error {
     /// Nothing can be recorded until the history is opened again, and why.
     #[error("{0}")]
     Unavailable(Arc<str>),
+    /// PostgreSQL does not answer now, and why.
+    #[error("the database {database} cannot be used: {why}")]
+    Unreachable { database: String, why: Arc<str> },
+}
+
+impl Error {
+    /// Whether PostgreSQL, or what is between, ended the connection: another one may work.
+    pub(super) fn is_lost_connection(&self) -> bool {
+        match self {
+            Self::Database(sqlx::Error::Io(_) | sqlx::Error::Protocol(_) | sqlx::Error::Tls(_)) => {
+                true
+            }
+            Self::Database(sqlx::Error::Database(error)) => error.code().is_some_and(|code| {
+                // A connection failure, a server that stops or crashed, one that became a standby, a deadlock.
+                ["08", "57P"].iter().any(|class| code.starts_with(class))
+                    || ["25006", "40001", "40P01"].contains(&&*code)
+            }),
+            _ => false,
+        }
+    }
 }

@@ -1,62 +1,63 @@
 //! Facts about homeservers, by the server's name.
 
-use std::collections::HashMap;
+use std::borrow::Cow;
+use std::collections::{BTreeMap, HashMap};
 
-use sqlx::{QueryBuilder, Row, SqlitePool, SqliteTransaction};
+use sqlx::{AnyConnection, AssertSqlSafe, Row};
 
-use super::columns::ROWS_PER_STATEMENT;
+use super::columns::{ROWS_PER_STATEMENT, query, storable, values};
 use super::error::Error;
 use crate::plan::facts::{Fact, Topic};
 
+const INSERT: &str = "INSERT INTO facts (server, topic, key, value)";
+const OR_REPLACE: &str = "ON CONFLICT (server, topic, key) DO UPDATE SET value = excluded.value";
 const SELECT: &str = "SELECT key, value FROM facts WHERE server = $1 AND topic = $2";
 const SELECT_BETWEEN: &str = "\
     SELECT key, value FROM facts
     WHERE server = $1 AND topic = $2 AND key >= $3 AND key <= $4";
 
 pub(super) async fn of_topic(
-    pool: &SqlitePool,
+    connection: &mut AnyConnection,
     server: &str,
     topic: Topic,
 ) -> Result<HashMap<String, String>, Error> {
-    let rows = sqlx::query(SELECT).bind(server).bind(topic.as_str()).fetch_all(pool).await?;
+    let rows = query(SELECT).bind(server).bind(topic.as_str()).fetch_all(connection).await?;
     rows.iter().map(|row| Ok((row.try_get("key")?, row.try_get("value")?))).collect()
 }
 
 pub(super) async fn between(
-    pool: &SqlitePool,
+    connection: &mut AnyConnection,
     server: &str,
     topic: Topic,
-    first: &str,
-    last: &str,
+    (first, last): (&str, &str),
 ) -> Result<HashMap<String, String>, Error> {
-    let query = sqlx::query(SELECT_BETWEEN).bind(server).bind(topic.as_str());
-    let rows = query.bind(first).bind(last).fetch_all(pool).await?;
+    let statement = query(SELECT_BETWEEN).bind(server).bind(topic.as_str());
+    let rows = statement.bind(first).bind(last).fetch_all(connection).await?;
     rows.iter().map(|row| Ok((row.try_get("key")?, row.try_get("value")?))).collect()
 }
 
-pub(super) async fn store(pool: &SqlitePool, server: &str, facts: &[Fact]) -> Result<(), Error> {
-    let mut transaction = pool.begin().await?;
-    insert(&mut transaction, server, facts).await?;
-    transaction.commit().await?;
-    Ok(())
-}
-
 pub(super) async fn insert(
-    transaction: &mut SqliteTransaction<'_>,
+    connection: &mut AnyConnection,
     server: &str,
     facts: &[Fact],
 ) -> Result<(), Error> {
-    for chunk in facts.chunks(ROWS_PER_STATEMENT) {
-        QueryBuilder::new("INSERT OR REPLACE INTO facts (server, topic, key, value) ")
-            .push_values(chunk, |mut row, fact| {
-                row.push_bind(server)
-                    .push_bind(fact.topic.as_str())
-                    .push_bind(&fact.key)
-                    .push_bind(&fact.value);
-            })
-            .build()
-            .execute(&mut **transaction)
-            .await?;
+    // PostgreSQL refuses to write a row twice in one statement; the last one counts.
+    let newest: BTreeMap<(&str, Cow<'_, str>), &str> = facts
+        .iter()
+        .map(|fact| ((fact.topic.as_str(), storable(&fact.key)), fact.value.as_str()))
+        .collect();
+    let newest: Vec<_> = newest.into_iter().collect();
+    for chunk in newest.chunks(ROWS_PER_STATEMENT) {
+        let sql = format!("{INSERT} {} {OR_REPLACE}", values(chunk.len(), 4));
+        let mut statement = query(AssertSqlSafe(sql));
+        for ((topic, key), value) in chunk {
+            statement = statement
+                .bind(server.to_owned())
+                .bind(*topic)
+                .bind(key.to_string())
+                .bind(storable(value).into_owned());
+        }
+        statement.execute(&mut *connection).await?;
     }
     Ok(())
 }

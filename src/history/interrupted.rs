@@ -1,9 +1,9 @@
 //! Runs that were cut off: finding them, and completing their records.
 
-use sqlx::{Row, SqliteExecutor, SqlitePool};
+use sqlx::{AnyConnection, Row};
 
 use super::changes::{explain_planned, fail_unanswered};
-use super::columns::unsigned;
+use super::columns::{query, unsigned};
 use super::error::Error;
 use super::per_job::with_jobs_and_modes;
 use super::runs;
@@ -21,8 +21,9 @@ pub(super) const COUNT: &str = "\
     SELECT COUNT(*) AS times FROM runs
     WHERE job = $1 AND scheduled_for = $2 AND outcome = 'interrupted'";
 const CHANGES_BY_STATE: &str = "\
-    SELECT state, SUM(count) AS items FROM changes WHERE run = $1 GROUP BY state";
-const BYTES_FREED: &str = "SELECT COALESCE(SUM(bytes), 0) AS bytes FROM files WHERE run = $1";
+    SELECT state, CAST(SUM(count) AS BIGINT) AS items FROM changes WHERE run = $1 GROUP BY state";
+const BYTES_FREED: &str =
+    "SELECT CAST(COALESCE(SUM(bytes), 0) AS BIGINT) AS bytes FROM files WHERE run = $1";
 
 pub(super) fn last_of_job_and_mode_sql() -> String {
     with_jobs_and_modes(
@@ -38,8 +39,8 @@ pub(super) fn last_of_job_and_mode_sql() -> String {
 }
 
 /// Returns the runs whose record has no end, oldest first, with their jobs.
-pub(super) async fn unended(pool: &SqlitePool) -> Result<Vec<(i64, String)>, Error> {
-    let rows = sqlx::query(UNENDED).fetch_all(pool).await?;
+pub(super) async fn unended(connection: &mut AnyConnection) -> Result<Vec<(i64, String)>, Error> {
+    let rows = query(UNENDED).fetch_all(&mut *connection).await?;
     let mut unended = rows
         .iter()
         .map(|row| Ok((row.try_get("id")?, row.try_get("job")?)))
@@ -49,47 +50,58 @@ pub(super) async fn unended(pool: &SqlitePool) -> Result<Vec<(i64, String)>, Err
 }
 
 /// Records the unended runs of a job as interrupted at `now`.
-pub(super) async fn end_all_of(pool: &SqlitePool, job: &str, now: Timestamp) -> Result<(), Error> {
-    let rows = sqlx::query(UNENDED_OF_JOB).bind(job).fetch_all(pool).await?;
+pub(super) async fn end_all_of(
+    connection: &mut AnyConnection,
+    job: &str,
+    now: Timestamp,
+) -> Result<(), Error> {
+    let rows = query(UNENDED_OF_JOB).bind(job).fetch_all(&mut *connection).await?;
     for row in rows {
         let id = row.try_get("id")?;
-        let mut transaction = pool.begin().await?;
-        fail_unanswered(&mut *transaction, id, UNANSWERED).await?;
-        explain_planned(&mut *transaction, id, NOT_ATTEMPTED).await?;
-        let Some(run) = runs::get(&mut *transaction, id).await? else { continue };
+        fail_unanswered(connection, id, UNANSWERED).await?;
+        explain_planned(connection, id, NOT_ATTEMPTED).await?;
+        let Some(run) = runs::get(connection, id).await? else { continue };
         let figures = Figures {
-            by_state: by_state(&mut *transaction, id).await?,
-            bytes_freed: bytes_freed(&mut *transaction, id).await?,
+            by_state: by_state(connection, id).await?,
+            bytes_freed: bytes_freed(connection, id).await?,
         };
         let ended = Report { finished_at: Some(now), ..figures.complete(run) };
-        runs::update(&mut *transaction, id, &ended).await?;
-        transaction.commit().await?;
+        runs::update(connection, id, &ended).await?;
     }
     Ok(())
 }
 
 /// Completes the report of an unended run as its record would be completed, and records nothing.
-pub(super) async fn as_interrupted(pool: &SqlitePool, run: Report) -> Result<Report, Error> {
+pub(super) async fn as_interrupted(
+    connection: &mut AnyConnection,
+    run: Report,
+) -> Result<Report, Error> {
     let id = run.id.unwrap_or_default();
-    let (by_state, bytes_freed) = (by_state(pool, id).await?, bytes_freed(pool, id).await?);
+    let (by_state, bytes_freed) =
+        (by_state(connection, id).await?, bytes_freed(connection, id).await?);
     Ok(Figures { by_state, bytes_freed }.complete(run))
 }
 
 /// Returns the scheduled runs that were interrupted and followed by no other of the same job and mode.
-pub(super) async fn last_of_job_and_mode(pool: &SqlitePool) -> Result<Vec<Report>, Error> {
+pub(super) async fn last_of_job_and_mode(
+    connection: &mut AnyConnection,
+) -> Result<Vec<Report>, Error> {
     let sql = sqlx::AssertSqlSafe(last_of_job_and_mode_sql());
-    let rows = sqlx::query(sql).fetch_all(pool).await?;
+    let rows = query(sql).fetch_all(&mut *connection).await?;
     rows.iter().map(runs::from_row).collect()
 }
 
 /// Returns how many runs of an occurrence were interrupted.
 pub(super) async fn count(
-    pool: &SqlitePool,
+    connection: &mut AnyConnection,
     job: &str,
     occurrence: Timestamp,
 ) -> Result<u64, Error> {
-    let row =
-        sqlx::query(COUNT).bind(job).bind(occurrence.timestamp_millis()).fetch_one(pool).await?;
+    let row = query(COUNT)
+        .bind(job)
+        .bind(occurrence.timestamp_millis())
+        .fetch_one(&mut *connection)
+        .await?;
     Ok(unsigned(row.try_get("times")?))
 }
 
@@ -108,8 +120,8 @@ struct ItemsByState {
     skipped: u64,
 }
 
-async fn by_state(executor: impl SqliteExecutor<'_>, run: i64) -> Result<ItemsByState, Error> {
-    let rows = sqlx::query(CHANGES_BY_STATE).bind(run).fetch_all(executor).await?;
+async fn by_state(connection: &mut AnyConnection, run: i64) -> Result<ItemsByState, Error> {
+    let rows = query(CHANGES_BY_STATE).bind(run).fetch_all(&mut *connection).await?;
     let mut items = ItemsByState::default();
     for row in &rows {
         let count = unsigned(row.try_get("items")?);
@@ -123,8 +135,8 @@ async fn by_state(executor: impl SqliteExecutor<'_>, run: i64) -> Result<ItemsBy
     Ok(items)
 }
 
-async fn bytes_freed(executor: impl SqliteExecutor<'_>, run: i64) -> Result<u64, Error> {
-    let row = sqlx::query(BYTES_FREED).bind(run).fetch_one(executor).await?;
+async fn bytes_freed(connection: &mut AnyConnection, run: i64) -> Result<u64, Error> {
+    let row = query(BYTES_FREED).bind(run).fetch_one(&mut *connection).await?;
     Ok(unsigned(row.try_get("bytes")?))
 }
 

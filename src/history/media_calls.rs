@@ -1,8 +1,8 @@
 //! Media calls that Synapse may still be processing: at most one per homeserver.
 
-use sqlx::{Row, SqlitePool};
+use sqlx::{AnyConnection, Row};
 
-use super::columns::from_millis;
+use super::columns::{from_millis, query};
 use super::error::Error;
 use crate::plan::change::MediaStore;
 use crate::values::clock::Timestamp;
@@ -15,12 +15,14 @@ pub struct LostMediaCall {
 }
 
 const INSERT: &str = "\
-    INSERT OR REPLACE INTO media_calls (server, sent_at, uploaded_until) VALUES ($1, $2, $3)";
+    INSERT INTO media_calls (server, sent_at, uploaded_until) VALUES ($1, $2, $3)
+    ON CONFLICT (server) DO UPDATE SET sent_at = excluded.sent_at,
+        uploaded_until = excluded.uploaded_until";
 const DELETE: &str = "DELETE FROM media_calls WHERE server = $1";
 const SELECT: &str = "SELECT sent_at, uploaded_until FROM media_calls WHERE server = $1";
 
 pub(super) async fn insert(
-    pool: &SqlitePool,
+    connection: &mut AnyConnection,
     server: &str,
     store: MediaStore,
     now: Timestamp,
@@ -29,22 +31,25 @@ pub(super) async fn insert(
         MediaStore::Local { until } => Some(until.timestamp_millis()),
         MediaStore::Remote => None,
     };
-    sqlx::query(INSERT)
+    query(INSERT)
         .bind(server)
         .bind(now.timestamp_millis())
         .bind(uploaded_until)
-        .execute(pool)
+        .execute(&mut *connection)
         .await?;
     Ok(())
 }
 
-pub(super) async fn delete(pool: &SqlitePool, server: &str) -> Result<(), Error> {
-    sqlx::query(DELETE).bind(server).execute(pool).await?;
+pub(super) async fn delete(connection: &mut AnyConnection, server: &str) -> Result<(), Error> {
+    query(DELETE).bind(server).execute(&mut *connection).await?;
     Ok(())
 }
 
-pub(super) async fn get(pool: &SqlitePool, server: &str) -> Result<Option<LostMediaCall>, Error> {
-    let Some(row) = sqlx::query(SELECT).bind(server).fetch_optional(pool).await? else {
+pub(super) async fn get(
+    connection: &mut AnyConnection,
+    server: &str,
+) -> Result<Option<LostMediaCall>, Error> {
+    let Some(row) = query(SELECT).bind(server).fetch_optional(&mut *connection).await? else {
         return Ok(None);
     };
     let until: Option<i64> = row.try_get("uploaded_until")?;

@@ -1,8 +1,8 @@
 //! The pause of scheduled runs, and other single values that outlive the daemon.
 
-use sqlx::{Row, SqlitePool};
+use sqlx::{AnyConnection, Row};
 
-use super::columns::from_millis;
+use super::columns::{from_millis, query};
 use super::error::Error;
 use crate::values::clock::Timestamp;
 
@@ -18,10 +18,12 @@ const PAUSED: &str = "paused";
 const RESUMED_AT: &str = "resumed_at";
 const PROBE: &str = "probe";
 const SELECT: &str = "SELECT name, value FROM switches";
-const SET: &str = "INSERT OR REPLACE INTO switches (name, value) VALUES ($1, $2)";
+const SET: &str = "\
+    INSERT INTO switches (name, value) VALUES ($1, $2)
+    ON CONFLICT (name) DO UPDATE SET value = excluded.value";
 
-pub(super) async fn get(pool: &SqlitePool) -> Result<Pause, Error> {
-    let rows = sqlx::query(SELECT).fetch_all(pool).await?;
+pub(super) async fn get(connection: &mut AnyConnection) -> Result<Pause, Error> {
+    let rows = query(SELECT).fetch_all(&mut *connection).await?;
     let mut pause = Pause::default();
     for row in rows {
         let value: i64 = row.try_get("value")?;
@@ -34,20 +36,20 @@ pub(super) async fn get(pool: &SqlitePool) -> Result<Pause, Error> {
     Ok(pause)
 }
 
-pub(super) async fn set(pool: &SqlitePool, pause: Pause) -> Result<(), Error> {
-    set_value(pool, PAUSED, i64::from(pause.paused)).await?;
+pub(super) async fn set(connection: &mut AnyConnection, pause: Pause) -> Result<(), Error> {
+    set_value(connection, PAUSED, i64::from(pause.paused)).await?;
     match pause.resumed_at {
-        Some(time) => set_value(pool, RESUMED_AT, time.timestamp_millis()).await,
+        Some(time) => set_value(connection, RESUMED_AT, time.timestamp_millis()).await,
         None => Ok(()),
     }
 }
 
 /// Writes a value that differs each time: SQLite would not write what is there already.
-pub(super) async fn probe(pool: &SqlitePool, now: Timestamp) -> Result<(), Error> {
-    set_value(pool, PROBE, now.timestamp_micros()).await
+pub(super) async fn probe(connection: &mut AnyConnection, now: Timestamp) -> Result<(), Error> {
+    set_value(connection, PROBE, now.timestamp_micros()).await
 }
 
-async fn set_value(pool: &SqlitePool, name: &str, value: i64) -> Result<(), Error> {
-    sqlx::query(SET).bind(name).bind(value).execute(pool).await?;
+async fn set_value(connection: &mut AnyConnection, name: &str, value: i64) -> Result<(), Error> {
+    query(SET).bind(name).bind(value).execute(&mut *connection).await?;
     Ok(())
 }

@@ -4,15 +4,14 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::sync::{Arc, PoisonError, RwLock};
 
-use sqlx::SqlitePool;
-
 use super::changes::{DeletedFile, Page};
+use super::database::{Reading, Statements, on_heap, work};
 use super::error::Error;
 use super::media_calls::LostMediaCall;
 use super::pause::Pause;
 use super::runs::Standing;
 use super::state_dir::StateDir;
-use super::{changes, database, facts, interrupted, media_calls, pause, rounds, runs};
+use super::{changes, facts, interrupted, media_calls, pause, rounds, runs};
 use crate::plan::facts::Topic;
 use crate::plan::report::{Mode, Report};
 use crate::plan::round::RoundState;
@@ -21,87 +20,91 @@ use crate::values::clock::Timestamp;
 /// Reads the history; without a database there is nothing in it.
 #[derive(Debug, Clone, Default)]
 pub struct HistoryReader {
-    pool: Arc<RwLock<Option<SqlitePool>>>,
+    open: Arc<RwLock<Option<Reading>>>,
 }
 
 impl HistoryReader {
     /// Opens the history of a state directory without changing anything there.
     pub(crate) async fn open_read_only(dir: &Path) -> Result<Self, Error> {
-        Ok(Self::of(database::open_read_only(dir).await?))
+        Ok(Self::of(Reading::open(dir, None).await?))
     }
 
-    pub(super) fn of(pool: Option<SqlitePool>) -> Self {
-        Self { pool: Arc::new(RwLock::new(pool)) }
+    pub(super) fn of(open: Option<Reading>) -> Self {
+        Self { open: Arc::new(RwLock::new(open)) }
     }
 
     /// Reads from another database from now on, in all clones.
-    pub(super) fn replace(&self, pool: Option<SqlitePool>) {
-        *self.pool.write().unwrap_or_else(PoisonError::into_inner) = pool;
+    pub(super) fn replace(&self, open: Option<Reading>) {
+        *self.open.write().unwrap_or_else(PoisonError::into_inner) = open;
     }
 
-    pub(super) fn pool(&self) -> Option<SqlitePool> {
-        self.pool.read().unwrap_or_else(PoisonError::into_inner).clone()
+    pub(super) fn open(&self) -> Option<Reading> {
+        self.open.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// The one place that decides what reading returns without a database: the default.
-    async fn read<T: Default>(
+    pub(super) async fn read<'a, T: Default + Send>(
         &self,
-        read: impl AsyncFnOnce(SqlitePool) -> Result<T, Error>,
+        read: impl Statements<'a, T>,
     ) -> Result<T, Error> {
-        match self.pool() {
+        match self.open() {
             // On the heap, so that the futures of runs stay small.
-            Some(pool) => Box::pin(read(pool)).await,
+            Some(open) => on_heap(open.read(read)).await,
             None => Ok(T::default()),
         }
     }
 
     /// Returns runs without their changes, newest first.
     pub(crate) async fn runs(&self, job: Option<&str>, limit: u32) -> Result<Vec<Report>, Error> {
-        self.read(async |pool| runs::newest(&pool, job, limit).await).await
+        self.read(|connection| work(runs::newest(connection, job, limit))).await
     }
 
     /// Returns one run with a page of its changes.
     pub(crate) async fn run(&self, id: i64, page: Page) -> Result<Option<Report>, Error> {
-        self.read(async |pool| {
-            let Some(run) = runs::get(&pool, id).await? else { return Ok(None) };
-            let changes = Some(changes::page(&pool, id, page).await?);
-            Ok(Some(Report { changes, ..run }))
+        self.read(|connection| {
+            work(async move {
+                let Some(run) = runs::get(connection, id).await? else { return Ok(None) };
+                let changes = Some(changes::page(connection, id, page).await?);
+                Ok(Some(Report { changes, ..run }))
+            })
         })
         .await
     }
 
     /// Returns the newest run of each job.
     pub(crate) async fn last_runs(&self) -> Result<HashMap<String, Report>, Error> {
-        self.read(async |pool| runs::last_of_each_job(&pool).await).await
+        self.read(|connection| work(runs::last_of_each_job(connection))).await
     }
 
     /// Returns the last results of each job, in each mode in which it ever ended.
     pub(crate) async fn standings(&self) -> Result<HashMap<(String, Mode), Standing>, Error> {
-        self.read(async |pool| runs::standings(&pool).await).await
+        self.read(|connection| work(runs::standings(connection))).await
     }
 
     /// Returns where the round of a job in a mode stands.
     pub(crate) async fn round(&self, job: &str, mode: Mode) -> Result<Option<RoundState>, Error> {
-        self.read(async |pool| rounds::get(&pool, job, mode).await).await
+        self.read(|connection| work(rounds::get(connection, job, mode))).await
     }
 
     /// Returns where all rounds stand.
     pub(crate) async fn rounds(&self) -> Result<HashMap<(String, Mode), RoundState>, Error> {
-        self.read(async |pool| rounds::all(&pool).await).await
+        self.read(|connection| work(rounds::all(connection))).await
     }
 
     /// Completes the report of a run that has no end and that nobody works on any more.
     ///
     /// Records nothing: the next holder of the job's lock does that.
     pub(crate) async fn as_interrupted(&self, run: Report) -> Result<Report, Error> {
-        let completed =
-            self.read(async |pool| interrupted::as_interrupted(&pool, run.clone()).await.map(Some));
+        let completed = self.read(|connection| {
+            let run = run.clone();
+            work(async move { interrupted::as_interrupted(connection, run).await.map(Some) })
+        });
         Ok(completed.await?.unwrap_or(run))
     }
 
     /// Returns the scheduled runs that were interrupted and followed by no other of the same job and mode.
     pub(crate) async fn interrupted(&self) -> Result<Vec<Report>, Error> {
-        self.read(async |pool| interrupted::last_of_job_and_mode(&pool).await).await
+        self.read(|connection| work(interrupted::last_of_job_and_mode(connection))).await
     }
 
     /// Returns how many runs of an occurrence were interrupted.
@@ -110,12 +113,12 @@ impl HistoryReader {
         job: &str,
         occurrence: Timestamp,
     ) -> Result<u64, Error> {
-        self.read(async |pool| interrupted::count(&pool, job, occurrence).await).await
+        self.read(|connection| work(interrupted::count(connection, job, occurrence))).await
     }
 
     /// Returns the files that a run deleted.
     pub(crate) async fn files(&self, run: i64) -> Result<Vec<DeletedFile>, Error> {
-        self.read(async |pool| changes::files(&pool, run).await).await
+        self.read(|connection| work(changes::files(connection, run))).await
     }
 
     /// Returns what is known about a homeserver, by key.
@@ -124,7 +127,7 @@ impl HistoryReader {
         server: &str,
         topic: Topic,
     ) -> Result<HashMap<String, String>, Error> {
-        self.read(async |pool| facts::of_topic(&pool, server, topic).await).await
+        self.read(|connection| work(facts::of_topic(connection, server, topic))).await
     }
 
     /// Returns what is known of a topic for keys from `first` to `last`.
@@ -132,9 +135,9 @@ impl HistoryReader {
         &self,
         server: &str,
         topic: Topic,
-        (first, last): (&str, &str),
+        range: (&str, &str),
     ) -> Result<HashMap<String, String>, Error> {
-        self.read(async |pool| facts::between(&pool, server, topic, first, last).await).await
+        self.read(|connection| work(facts::between(connection, server, topic, range))).await
     }
 
     /// Returns the media call that Synapse may still be processing.
@@ -142,19 +145,19 @@ impl HistoryReader {
         &self,
         server: &str,
     ) -> Result<Option<LostMediaCall>, Error> {
-        self.read(async |pool| media_calls::get(&pool, server).await).await
+        self.read(|connection| work(media_calls::get(connection, server))).await
     }
 
     /// Returns whether scheduled runs are paused.
     ///
     /// If the history is not open, reads the file as it lies in `dir`: on a full disk nothing else is possible.
     pub(crate) async fn pause(&self, dir: Option<&StateDir>) -> Result<Pause, Error> {
-        let (Some(dir), None) = (dir, self.pool()) else {
-            return self.read(async |pool| pause::get(&pool).await).await;
+        let (Some(dir), None) = (dir, self.open()) else {
+            return self.read(|connection| work(pause::get(connection))).await;
         };
-        let Some(pool) = database::open_immutable(dir).await? else { return Ok(Pause::default()) };
-        let pause = pause::get(&pool).await;
-        pool.close().await;
+        let Some(file) = Reading::open_immutable(dir).await? else { return Ok(Pause::default()) };
+        let pause = file.read(|connection| work(pause::get(connection))).await;
+        file.close().await;
         pause
     }
 }

@@ -1,7 +1,8 @@
 //! Deleting old runs with everything that belongs to them.
 
-use sqlx::SqlitePool;
+use sqlx::AnyConnection;
 
+use super::columns::query;
 use super::error::Error;
 use crate::values::clock::Timestamp;
 
@@ -31,14 +32,15 @@ pub(super) const STATEMENTS: [&str; 4] = [DELETE_CHANGES, DELETE_FILES, CLEAR_SA
 /// Deletes runs that started before `time`, and returns their number; facts stay.
 ///
 /// Keeps the counts of the last run of a scheduled job and of its last success: metrics are built from them.
-pub(super) async fn delete_runs_before(pool: &SqlitePool, time: Timestamp) -> Result<u64, Error> {
-    let mut transaction = pool.begin().await?;
+pub(super) async fn delete_runs_before(
+    connection: &mut AnyConnection,
+    time: Timestamp,
+) -> Result<u64, Error> {
     let mut deleted = 0;
     for statement in STATEMENTS {
         let result =
-            sqlx::query(statement).bind(time.timestamp_millis()).execute(&mut *transaction).await?;
+            query(statement).bind(time.timestamp_millis()).execute(&mut *connection).await?;
         deleted = result.rows_affected();
     }
-    transaction.commit().await?;
     Ok(deleted)
 }

@@ -2,10 +2,10 @@
 
 use std::collections::HashMap;
 
-use sqlx::sqlite::SqliteRow;
-use sqlx::{Row, SqlitePool};
+use sqlx::any::AnyRow;
+use sqlx::{AnyConnection, Row};
 
-use super::columns::{from_millis, parsed, signed, unsigned};
+use super::columns::{from_millis, parsed, query, signed, storable, unsigned};
 use super::error::Error;
 use crate::plan::report::Mode;
 use crate::plan::round::RoundState;
@@ -24,29 +24,31 @@ const UPSERT: &str = "\
         findings = excluded.findings";
 
 pub(super) async fn get(
-    pool: &SqlitePool,
+    connection: &mut AnyConnection,
     job: &str,
     mode: Mode,
 ) -> Result<Option<RoundState>, Error> {
-    let row = sqlx::query(SELECT).bind(job).bind(mode.as_str()).fetch_optional(pool).await?;
+    let row = query(SELECT).bind(job).bind(mode.as_str()).fetch_optional(&mut *connection).await?;
     row.as_ref().map(from_row).transpose()
 }
 
-pub(super) async fn all(pool: &SqlitePool) -> Result<HashMap<(String, Mode), RoundState>, Error> {
-    let rows = sqlx::query(SELECT_ALL).fetch_all(pool).await?;
+pub(super) async fn all(
+    connection: &mut AnyConnection,
+) -> Result<HashMap<(String, Mode), RoundState>, Error> {
+    let rows = query(SELECT_ALL).fetch_all(&mut *connection).await?;
     rows.iter()
         .map(|row| Ok(((row.try_get("job")?, parsed(row, "mode")?), from_row(row)?)))
         .collect()
 }
 
 pub(super) async fn set(
-    pool: &SqlitePool,
+    connection: &mut AnyConnection,
     job: &str,
     mode: Mode,
     round: &RoundState,
 ) -> Result<(), Error> {
     let RoundState { definition, started_at, finished_at, read, total, position, findings } = round;
-    sqlx::query(UPSERT)
+    query(UPSERT)
         .bind(job)
         .bind(mode.as_str())
         .bind(definition)
@@ -54,15 +56,15 @@ pub(super) async fn set(
         .bind(finished_at.map(|time| time.timestamp_millis()))
         .bind(signed(*read))
         .bind(signed(*total))
-        .bind(position.as_ref().map(|position| position.after.as_str()))
+        .bind(position.as_ref().map(|position| storable(&position.after).into_owned()))
         .bind(position.as_ref().map(|position| signed(position.offset)))
-        .bind(findings.as_ref().map(ToString::to_string))
-        .execute(pool)
+        .bind(findings.as_ref().map(|findings| storable(&findings.to_string()).into_owned()))
+        .execute(&mut *connection)
         .await?;
     Ok(())
 }
 
-fn from_row(row: &SqliteRow) -> Result<RoundState, Error> {
+fn from_row(row: &AnyRow) -> Result<RoundState, Error> {
     let after: Option<String> = row.try_get("resume_after")?;
     let offset: Option<i64> = row.try_get("resume_offset")?;
     let findings: Option<String> = row.try_get("findings")?;

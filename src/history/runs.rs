@@ -1,11 +1,12 @@
 //! Runs: their rows, and the last results of each job.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 
-use sqlx::sqlite::SqliteRow;
-use sqlx::{Row, SqliteExecutor, SqlitePool};
+use sqlx::any::AnyRow;
+use sqlx::{AnyConnection, Row};
 
-use super::columns::{from_millis, if_present, parsed, signed, unsigned};
+use super::columns::{from_millis, if_present, parsed, query, signed, storable, unsigned};
 use super::error::Error;
 use super::per_job::with_jobs_and_modes;
 use crate::plan::report::{Mode, Outcome, Report, Waiting};
@@ -64,9 +65,8 @@ pub(super) fn standings_sql() -> String {
 }
 
 /// Records that a run starts, and moves the watermark of its job to the occurrence; returns the run's id.
-pub(super) async fn insert(pool: &SqlitePool, report: &Report) -> Result<i64, Error> {
-    let mut transaction = pool.begin().await?;
-    let row = sqlx::query(INSERT)
+pub(super) async fn insert(connection: &mut AnyConnection, report: &Report) -> Result<i64, Error> {
+    let row = query(INSERT)
         .bind(&report.job)
         .bind(&report.kind)
         .bind(&report.homeserver)
@@ -74,33 +74,32 @@ pub(super) async fn insert(pool: &SqlitePool, report: &Report) -> Result<i64, Er
         .bind(report.trigger.as_str())
         .bind(report.scheduled_for.map(|time| time.timestamp_millis()))
         .bind(report.started_at.timestamp_millis())
-        .bind(report.attempts + 1)
-        .fetch_one(&mut *transaction)
+        .bind(i64::from(report.attempts + 1))
+        .fetch_one(&mut *connection)
         .await?;
     if let Some(occurrence) = report.scheduled_for {
-        sqlx::query(MOVE_WATERMARK)
+        query(MOVE_WATERMARK)
             .bind(&report.job)
             .bind(occurrence.timestamp_millis())
-            .execute(&mut *transaction)
+            .execute(&mut *connection)
             .await?;
     }
-    transaction.commit().await?;
     Ok(row.try_get("id")?)
 }
 
 /// Records the progress of a run, or how it ended.
 pub(super) async fn update(
-    executor: impl SqliteExecutor<'_>,
+    connection: &mut AnyConnection,
     id: i64,
     report: &Report,
 ) -> Result<(), Error> {
     let waited_for: Vec<&str> = report.waited_for.iter().map(|reason| reason.as_str()).collect();
-    sqlx::query(UPDATE)
+    query(UPDATE)
         .bind(id)
         .bind(report.finished_at.map(|time| time.timestamp_millis()))
-        .bind(report.attempts)
+        .bind(i64::from(report.attempts))
         .bind(report.outcome.map(Outcome::as_str))
-        .bind(&report.message)
+        .bind(report.message.as_deref().map(storable).map(Cow::into_owned))
         .bind(report.planned.map(signed))
         .bind(signed(report.done))
         .bind(signed(report.failed))
@@ -111,47 +110,46 @@ pub(super) async fn update(
         .bind(serde_json::to_string(&report.sample).ok())
         .bind(report.waited_seconds)
         .bind(waited_for.join(","))
-        .bind(report.waiting.as_ref().map(|waiting| &waiting.what))
+        .bind(report.waiting.as_ref().map(|waiting| storable(&waiting.what).into_owned()))
         .bind(report.waiting.as_ref().map(|waiting| waiting.since.timestamp_millis()))
         .bind(serde_json::to_string(&report.left_alone).ok())
         .bind(report.round.and_then(|round| serde_json::to_string(&round).ok()))
-        .execute(executor)
+        .execute(&mut *connection)
         .await?;
     Ok(())
 }
 
 /// Returns one run without its changes.
-pub(super) async fn get(
-    executor: impl SqliteExecutor<'_>,
-    id: i64,
-) -> Result<Option<Report>, Error> {
-    let row = sqlx::query(SELECT).bind(id).fetch_optional(executor).await?;
+pub(super) async fn get(connection: &mut AnyConnection, id: i64) -> Result<Option<Report>, Error> {
+    let row = query(SELECT).bind(id).fetch_optional(&mut *connection).await?;
     row.as_ref().map(from_row).transpose()
 }
 
 pub(super) async fn newest(
-    pool: &SqlitePool,
+    connection: &mut AnyConnection,
     job: Option<&str>,
     limit: u32,
 ) -> Result<Vec<Report>, Error> {
-    let query = match job {
-        Some(job) => sqlx::query(NEWEST_OF_JOB).bind(job),
-        None => sqlx::query(NEWEST),
+    let statement = match job {
+        Some(job) => query(NEWEST_OF_JOB).bind(job.to_owned()),
+        None => query(NEWEST),
     };
-    let rows = query.bind(limit).fetch_all(pool).await?;
+    let rows = statement.bind(i64::from(limit)).fetch_all(&mut *connection).await?;
     rows.iter().map(from_row).collect()
 }
 
-pub(super) async fn last_of_each_job(pool: &SqlitePool) -> Result<HashMap<String, Report>, Error> {
+pub(super) async fn last_of_each_job(
+    connection: &mut AnyConnection,
+) -> Result<HashMap<String, Report>, Error> {
     let sql = sqlx::AssertSqlSafe(last_of_each_job_sql());
-    let rows = sqlx::query(sql).fetch_all(pool).await?;
+    let rows = query(sql).fetch_all(&mut *connection).await?;
     rows.iter().map(|row| from_row(row).map(|report| (report.job.clone(), report))).collect()
 }
 
 pub(super) async fn standings(
-    pool: &SqlitePool,
+    connection: &mut AnyConnection,
 ) -> Result<HashMap<(String, Mode), Standing>, Error> {
-    let rows = sqlx::query(sqlx::AssertSqlSafe(standings_sql())).fetch_all(pool).await?;
+    let rows = query(sqlx::AssertSqlSafe(standings_sql())).fetch_all(&mut *connection).await?;
     let mut standings = HashMap::new();
     for row in &rows {
         let standing = Standing {
@@ -165,7 +163,7 @@ pub(super) async fn standings(
     Ok(standings)
 }
 
-pub(super) fn from_row(row: &SqliteRow) -> Result<Report, Error> {
+pub(super) fn from_row(row: &AnyRow) -> Result<Report, Error> {
     let count = |column: &str| row.try_get::<i64, _>(column).map(unsigned);
     let known =
         |column: &str| row.try_get::<Option<i64>, _>(column).map(|value| value.map(unsigned));
@@ -181,7 +179,7 @@ pub(super) fn from_row(row: &SqliteRow) -> Result<Report, Error> {
         scheduled_for: time("scheduled_for")?,
         started_at: from_millis(row.try_get("started_at")?),
         finished_at: time("finished_at")?,
-        attempts: row.try_get("attempts")?,
+        attempts: u32::try_from(row.try_get::<i64, _>("attempts")?).unwrap_or(u32::MAX),
         outcome: row
             .try_get::<Option<&str>, _>("outcome")?
             .map(|_| parsed(row, "outcome"))

@@ -2,9 +2,9 @@
 
 use std::collections::{HashMap, HashSet};
 
-use sqlx::{QueryBuilder, Row, SqlitePool, SqliteTransaction};
+use sqlx::{AnyConnection, AssertSqlSafe, Row};
 
-use super::columns::{ROWS_PER_STATEMENT, from_millis};
+use super::columns::{ROWS_PER_STATEMENT, from_millis, query, values};
 use super::error::Error;
 use crate::values::clock::Timestamp;
 
@@ -17,6 +17,10 @@ pub struct ScheduleState {
     pub watermark: Option<Timestamp>,
 }
 
+const INSERT: &str = "INSERT INTO jobs (name, schedule, since)";
+const OR_RESET: &str = "\
+    ON CONFLICT (name) DO UPDATE SET schedule = excluded.schedule, since = excluded.since,
+        watermark = NULL";
 const SELECT: &str = "SELECT name, schedule, since, watermark FROM jobs";
 const DELETE: &str = "DELETE FROM jobs WHERE name = $1";
 const RAISE_WATERMARK: &str = "\
@@ -26,21 +30,19 @@ const RAISE_WATERMARK: &str = "\
 ///
 /// A job that is new or has another schedule is known since `now`, without a watermark.
 pub(super) async fn upsert(
-    pool: &SqlitePool,
+    connection: &mut AnyConnection,
     jobs: &[(String, String)],
     now: Timestamp,
 ) -> Result<HashMap<String, ScheduleState>, Error> {
-    let mut transaction = pool.begin().await?;
-    let mut known = known(&mut transaction).await?;
+    let mut known = known(connection).await?;
     let wanted: HashSet<&str> = jobs.iter().map(|(name, _)| name.as_str()).collect();
     for name in known.keys().filter(|name| !wanted.contains(name.as_str())) {
-        sqlx::query(DELETE).bind(name).execute(&mut *transaction).await?;
+        query(DELETE).bind(name).execute(&mut *connection).await?;
     }
     let is_known = |name, schedule| known.get(name).is_some_and(|(known, _)| known == schedule);
     let new: Vec<&(String, String)> =
         jobs.iter().filter(|(name, schedule)| !is_known(name, schedule)).collect();
-    insert(&mut transaction, &new, now).await?;
-    transaction.commit().await?;
+    insert(connection, &new, now).await?;
     known.retain(|name, _| wanted.contains(name.as_str()));
     let mut states: HashMap<String, ScheduleState> =
         known.into_iter().map(|(name, (_, state))| (name, state)).collect();
@@ -53,9 +55,9 @@ pub(super) async fn upsert(
 
 /// The recorded jobs by name, each with its schedule.
 async fn known(
-    transaction: &mut SqliteTransaction<'_>,
+    connection: &mut AnyConnection,
 ) -> Result<HashMap<String, (String, ScheduleState)>, Error> {
-    let rows = sqlx::query(SELECT).fetch_all(&mut **transaction).await?;
+    let rows = query(SELECT).fetch_all(&mut *connection).await?;
     rows.iter()
         .map(|row| {
             let watermark: Option<i64> = row.try_get("watermark")?;
@@ -69,28 +71,32 @@ async fn known(
 }
 
 async fn insert(
-    transaction: &mut SqliteTransaction<'_>,
+    connection: &mut AnyConnection,
     jobs: &[&(String, String)],
     now: Timestamp,
 ) -> Result<(), Error> {
     for chunk in jobs.chunks(ROWS_PER_STATEMENT) {
-        QueryBuilder::new("INSERT OR REPLACE INTO jobs (name, schedule, since) ")
-            .push_values(chunk, |mut row, (name, schedule)| {
-                row.push_bind(name).push_bind(schedule).push_bind(now.timestamp_millis());
-            })
-            .build()
-            .execute(&mut **transaction)
-            .await?;
+        let sql = format!("{INSERT} {} {OR_RESET}", values(chunk.len(), 3));
+        let mut statement = query(AssertSqlSafe(sql));
+        for (name, schedule) in chunk {
+            statement =
+                statement.bind(name.clone()).bind(schedule.clone()).bind(now.timestamp_millis());
+        }
+        statement.execute(&mut *connection).await?;
     }
     Ok(())
 }
 
 /// Raises the watermark of a job; never lowers it.
 pub(super) async fn set_watermark(
-    pool: &SqlitePool,
+    connection: &mut AnyConnection,
     job: &str,
     until: Timestamp,
 ) -> Result<(), Error> {
-    sqlx::query(RAISE_WATERMARK).bind(job).bind(until.timestamp_millis()).execute(pool).await?;
+    query(RAISE_WATERMARK)
+        .bind(job)
+        .bind(until.timestamp_millis())
+        .execute(&mut *connection)
+        .await?;
     Ok(())
 }

@@ -2,12 +2,16 @@ use std::collections::BTreeMap;
 
 use chrono::TimeDelta;
 use proptest::prelude::*;
-use sqlx::{Executor, QueryBuilder, Row};
+use secrecy::SecretString;
+use sqlx::{Executor, Row};
 
+use super::columns::{query, values};
+use super::database::work;
 use super::interrupted::{COUNT, UNENDED, UNENDED_OF_JOB, last_of_job_and_mode_sql};
+use super::postgres_server;
 use super::runs::{NEWEST_OF_JOB, Standing, last_of_each_job_sql, standings_sql};
 use super::state_dir::StateDir;
-use super::{History, retention};
+use super::{DatabaseUrl, History, Place, retention};
 use crate::plan::report::{Mode, Outcome, Report, Trigger};
 use crate::values::clock::{Clock, Timestamp};
 
@@ -42,33 +46,61 @@ fn recorded() -> impl Strategy<Value = Recorded> {
         })
 }
 
+/// The databases that every test runs on.
+#[derive(Debug, Clone, Copy)]
+enum On {
+    Sqlite,
+    Postgres,
+}
+
+fn postgres() -> Place {
+    let url = SecretString::from(postgres_server::database());
+    DatabaseUrl::parse(&url).unwrap().into()
+}
+
 /// A separate history with these runs, in which all jobs but `gone` are known.
-async fn history(runs: &[Recorded]) -> (tempfile::TempDir, History) {
+async fn history(on: On, runs: &[Recorded]) -> (tempfile::TempDir, History) {
     let dir = tempfile::tempdir().unwrap();
-    let history =
-        History::open(&StateDir::open(dir.path()).unwrap(), Clock::of(|| NOW)).await.unwrap();
-    let pool = history.writable().unwrap();
-    pool.execute("INSERT INTO jobs (name, schedule, since) VALUES ('a', '', 0), ('b', '', 0), ('c@main', '', 0)")
-        .await
-        .unwrap();
-    if !runs.is_empty() {
-        QueryBuilder::new("INSERT INTO runs (job, kind, homeserver, mode, cause, started_at, finished_at, outcome) ")
-            .push_values(runs, |mut row, run| {
-                row.push_bind(&run.job)
-                    .push_bind("request")
-                    .push_bind("main")
-                    .push_bind(run.mode.as_str())
-                    .push_bind(run.cause.as_str())
-                    .push_bind(run.started_ms)
-                    .push_bind(run.outcome.map(|_| run.started_ms + 1))
-                    .push_bind(run.outcome.map(Outcome::as_str));
-            })
-            .build()
-            .execute(&pool)
-            .await
-            .unwrap();
-    }
+    let place = match on {
+        On::Sqlite => Place::from(&StateDir::open(dir.path()).unwrap()),
+        On::Postgres => postgres(),
+    };
+    let history = History::open(place, Clock::of(|| NOW)).await.unwrap();
+    fill(&history, runs).await;
     (dir, history)
+}
+
+async fn fill(history: &History, runs: &[Recorded]) {
+    let database = history.writable().unwrap();
+    let filled = database.write(|connection| {
+        work(async move {
+            connection
+                .execute("INSERT INTO jobs (name, schedule, since) VALUES ('a', '', 0), ('b', '', 0), ('c@main', '', 0)")
+                .await?;
+            if runs.is_empty() {
+                return Ok(());
+            }
+            let sql = format!(
+                "INSERT INTO runs (job, kind, homeserver, mode, cause, started_at, finished_at, outcome) {}",
+                values(runs.len(), 8)
+            );
+            let mut statement = query(sqlx::AssertSqlSafe(sql));
+            for run in runs {
+                statement = statement
+                    .bind(run.job.clone())
+                    .bind("request")
+                    .bind("main")
+                    .bind(run.mode.as_str())
+                    .bind(run.cause.as_str())
+                    .bind(run.started_ms)
+                    .bind(run.outcome.map(|_| run.started_ms + 1))
+                    .bind(run.outcome.map(Outcome::as_str));
+            }
+            statement.execute(connection).await?;
+            Ok(())
+        })
+    });
+    filled.await.unwrap();
 }
 
 /// How the jobs stand, by reading every run one after the other.
@@ -100,8 +132,8 @@ fn ids(reports: Vec<Report>) -> Vec<i64> {
     ids
 }
 
-async fn as_computed_by_reading_every_run(runs: &[Recorded], forget_ms: i64) {
-    let (_dir, history) = history(runs).await;
+async fn as_computed_by_reading_every_run(on: On, runs: &[Recorded], forget_ms: i64) {
+    let (_dir, history) = history(on, runs).await;
     let standings: BTreeMap<String, Standing> = history
         .standings()
         .await
@@ -166,23 +198,39 @@ proptest! {
         forget_ms in 0_i64..1000,
     ) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(as_computed_by_reading_every_run(&runs, forget_ms));
+        for on in [On::Sqlite, On::Postgres] {
+            runtime.block_on(as_computed_by_reading_every_run(on, &runs, forget_ms));
+        }
     }
+}
+
+/// The statements of a start and of listings, which must not become slower with each run.
+fn statements() -> Vec<String> {
+    [NEWEST_OF_JOB, UNENDED, UNENDED_OF_JOB, COUNT]
+        .map(str::to_owned)
+        .into_iter()
+        .chain([last_of_each_job_sql(), standings_sql(), last_of_job_and_mode_sql()])
+        .chain(retention::STATEMENTS.map(str::to_owned))
+        .collect()
+}
+
+async fn explain(history: &History, sql: String, column: &str) -> Vec<String> {
+    let database = history.writable().unwrap();
+    let explained = database.write(|connection| {
+        let sql = sql.clone();
+        work(async move {
+            let rows = connection.fetch_all(sqlx::raw_sql(sqlx::AssertSqlSafe(sql))).await?;
+            Ok(rows.iter().map(|row| row.try_get(column).unwrap()).collect())
+        })
+    });
+    explained.await.unwrap()
 }
 
 #[tokio::test]
 async fn no_query_at_start_or_for_a_list_reads_every_run() {
-    let (_dir, history) = history(&[]).await;
-    let pool = history.writable().unwrap();
-    let statements = [NEWEST_OF_JOB, UNENDED, UNENDED_OF_JOB, COUNT]
-        .map(str::to_owned)
-        .into_iter()
-        .chain([last_of_each_job_sql(), standings_sql(), last_of_job_and_mode_sql()])
-        .chain(retention::STATEMENTS.map(str::to_owned));
-    for statement in statements {
-        let explain = format!("EXPLAIN QUERY PLAN {statement}");
-        let rows = sqlx::query(sqlx::AssertSqlSafe(explain)).fetch_all(&pool).await.unwrap();
-        let plan: Vec<String> = rows.iter().map(|row| row.try_get("detail").unwrap()).collect();
+    let (_dir, history) = history(On::Sqlite, &[]).await;
+    for statement in statements() {
+        let plan = explain(&history, format!("EXPLAIN QUERY PLAN {statement}"), "detail").await;
         let reads_all = |step: &&String| step.starts_with("SCAN runs");
         assert_eq!(plan.iter().find(reads_all), None, "{statement}: {plan:#?}");
         assert!(plan.iter().any(|step| step.contains("runs")), "{statement}: {plan:#?}");

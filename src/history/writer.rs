@@ -5,10 +5,10 @@ use std::ops::Deref;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
-use sqlx::SqlitePool;
+use sqlx::AnyConnection;
 
 use super::changes::{DeletedFile, Page};
-use super::database::Database;
+use super::database::{Database, Place, Statements, Work, on_heap, work};
 use super::error::Error;
 use super::pause::Pause;
 use super::reader::HistoryReader;
@@ -29,6 +29,7 @@ pub struct History {
     reader: HistoryReader,
     /// Or why there is none.
     database: Arc<RwLock<Result<Database, Arc<str>>>>,
+    place: Option<Place>,
     write_errors: Arc<AtomicU64>,
     clock: Clock,
 }
@@ -44,49 +45,46 @@ impl Deref for History {
 /// What happens while nothing can be recorded is decided in these functions and nowhere else.
 impl History {
     /// Writes what must be on record before anything depends on it: fails while the history is unavailable.
-    async fn required<T>(
-        &self,
-        write: impl AsyncFnOnce(SqlitePool) -> Result<T, Error>,
-    ) -> Result<T, Error> {
+    async fn required<'a, T: Send>(&self, write: impl Statements<'a, T>) -> Result<T, Error> {
         self.count_error(match self.writable() {
             // On the heap, so that the futures of runs stay small.
-            Ok(pool) => Box::pin(write(pool)).await,
+            Ok(database) => on_heap(database.write(write)).await,
             Err(error) => Err(error),
         })
     }
 
     /// As [`required`](Self::required), for a run whose start is on record.
-    async fn required_of_run<T>(
+    async fn required_of_run<'a, T: Send>(
         &self,
         run: Option<i64>,
-        write: impl AsyncFnOnce(SqlitePool, i64) -> Result<T, Error>,
+        write: impl for<'c> Fn(&'c mut AnyConnection, i64) -> Work<'a, 'c, T> + Send + Sync,
     ) -> Result<T, Error> {
-        self.required(async |pool| match run {
-            Some(run) => write(pool, run).await,
-            None => Err(Error::Unavailable("the start of this run was not recorded".into())),
-        })
-        .await
+        let Some(run) = run else {
+            let problem = "the start of this run was not recorded".into();
+            return self.count_error(Err(Error::Unavailable(problem)));
+        };
+        self.required(|connection| write(connection, run)).await
     }
 
     /// Writes what can be lost: while the history is unavailable it does nothing, and returns the default.
-    async fn optional<T: Default>(
+    async fn optional<'a, T: Default + Send>(
         &self,
-        write: impl AsyncFnOnce(SqlitePool) -> Result<T, Error>,
+        write: impl Statements<'a, T>,
     ) -> Result<T, Error> {
         match self.database() {
-            Ok(database) => self.count_error(Box::pin(write(database.write)).await),
+            Ok(database) => self.count_error(on_heap(database.write(write)).await),
             Err(_) => Ok(T::default()),
         }
     }
 
     /// As [`optional`](Self::optional); does nothing either for a run whose start is not on record, a dry run.
-    async fn optional_of_run<T: Default>(
+    async fn optional_of_run<'a, T: Default + Send>(
         &self,
         run: Option<i64>,
-        write: impl AsyncFnOnce(SqlitePool, i64) -> Result<T, Error>,
+        write: impl for<'c> Fn(&'c mut AnyConnection, i64) -> Work<'a, 'c, T> + Send + Sync,
     ) -> Result<T, Error> {
         match run {
-            Some(run) => self.optional(async |pool| write(pool, run).await).await,
+            Some(run) => self.optional(|connection| write(connection, run)).await,
             None => Ok(T::default()),
         }
     }
@@ -97,10 +95,10 @@ impl History {
     }
 
     /// Where to write what must not get lost: not into a file that is deleted already.
-    pub(super) fn writable(&self) -> Result<SqlitePool, Error> {
+    pub(super) fn writable(&self) -> Result<Database, Error> {
         let database = self.database().map_err(Error::Unavailable)?;
         database.ensure_in_place()?;
-        Ok(database.write)
+        Ok(database)
     }
 
     fn database(&self) -> Result<Database, Arc<str>> {
@@ -122,20 +120,22 @@ impl History {
 
 /// Opening and closing.
 impl History {
-    /// Opens the history in a state directory, creates it if needed, and migrates it.
-    pub async fn open(dir: &StateDir, clock: Clock) -> Result<Self, Error> {
-        Ok(Self::of(Ok(Database::open(dir).await?), clock))
+    /// Opens the history, creates it if needed, and migrates it.
+    pub async fn open(place: impl Into<Place>, clock: Clock) -> Result<Self, Error> {
+        let place = place.into();
+        Ok(Self::of(Ok(Database::open(&place).await?), Some(place), clock))
     }
 
-    /// A history that is not open, and why.
-    pub fn unavailable(clock: Clock, problem: &str) -> Self {
-        Self::of(Err(problem.into()), clock)
+    /// A history that is not open, and why; it may be opened later where there is a place for it.
+    pub fn unavailable(place: Option<Place>, clock: Clock, problem: &str) -> Self {
+        Self::of(Err(problem.into()), place, clock)
     }
 
-    fn of(database: Result<Database, Arc<str>>, clock: Clock) -> Self {
+    fn of(database: Result<Database, Arc<str>>, place: Option<Place>, clock: Clock) -> Self {
         Self {
-            reader: HistoryReader::of(database.as_ref().ok().map(|open| open.read.clone())),
+            reader: HistoryReader::of(database.as_ref().ok().map(Database::reading)),
             database: Arc::new(RwLock::new(database)),
+            place,
             write_errors: Arc::default(),
             clock,
         }
@@ -146,12 +146,13 @@ impl History {
     /// `recall` receives a pause before the history can be used.
     pub(crate) async fn open_now(
         &self,
-        dir: &StateDir,
         recall: impl FnOnce(Result<Pause, Error>),
     ) -> Result<(), Error> {
-        let opened = Database::open(dir).await;
+        let Some(place) = &self.place else { return Ok(()) };
+        let opened = on_heap(Database::open(place)).await;
         if let Ok(database) = &opened {
-            recall(pause::get(&database.read).await);
+            let reading = database.reading();
+            recall(on_heap(reading.read(|connection| work(pause::get(connection)))).await);
         }
         let (database, result) = match opened {
             Ok(database) => (Ok(database), Ok(())),
@@ -159,7 +160,7 @@ impl History {
                 (Err(format!("the history cannot be opened: {error}").into()), Err(error))
             }
         };
-        self.reader.replace(database.as_ref().ok().map(|open| open.read.clone()));
+        self.reader.replace(database.as_ref().ok().map(Database::reading));
         let before = std::mem::replace(
             &mut *self.database.write().unwrap_or_else(PoisonError::into_inner),
             database,
@@ -181,13 +182,15 @@ impl History {
 impl History {
     /// Records that a run starts, and returns its id.
     pub(crate) async fn begin_run(&self, report: &Report) -> Result<i64, Error> {
-        self.required(async |pool| runs::insert(&pool, report).await).await
+        self.required(|connection| work(runs::insert(connection, report))).await
     }
 
     /// Records the progress of a run, or how it ended.
     pub(crate) async fn update_run(&self, report: &Report) -> Result<(), Error> {
-        self.optional_of_run(report.id, async |pool, run| runs::update(&pool, run, report).await)
-            .await
+        self.optional_of_run(report.id, |connection, run| {
+            work(runs::update(connection, run, report))
+        })
+        .await
     }
 
     /// Replaces what a run had planned and not attempted, or failed to apply, by a new plan.
@@ -198,8 +201,8 @@ impl History {
         run: Option<i64>,
         changes: &[ChangeRecord],
     ) -> Result<i64, Error> {
-        self.optional_of_run(run, async |pool, run| {
-            changes::replace_plan(&pool, run, changes).await
+        self.optional_of_run(run, |connection, run| {
+            work(changes::replace_plan(connection, run, changes))
         })
         .await
     }
@@ -211,8 +214,10 @@ impl History {
         seq: i64,
         change: &ChangeRecord,
     ) -> Result<(), Error> {
-        self.required_of_run(run, async |pool, run| changes::sent(&pool, run, seq, change).await)
-            .await
+        self.required_of_run(run, |connection, run| {
+            work(changes::sent(connection, run, seq, change))
+        })
+        .await
     }
 
     /// Records the result of a change with the files it deleted and the facts it showed, all at once.
@@ -225,35 +230,39 @@ impl History {
         files: &[DeletedFile],
         facts: &[Fact],
     ) -> Result<(), Error> {
-        self.required_of_run(run, async |pool, run| {
-            changes::result(&pool, run, seq, change, files, (server, facts)).await
+        self.required_of_run(run, |connection, run| {
+            work(changes::result(connection, run, seq, change, files, (server, facts)))
         })
         .await
     }
 
     /// Marks changes that were sent and got no response as failed; returns the number of their items.
     pub(crate) async fn fail_unanswered(&self, run: Option<i64>, why: &str) -> Result<u64, Error> {
-        self.optional_of_run(run, async |pool, run| changes::fail_unanswered(&pool, run, why).await)
-            .await
+        self.optional_of_run(run, |connection, run| {
+            work(changes::fail_unanswered(connection, run, why))
+        })
+        .await
     }
 
     /// Records why planned changes were not attempted.
     pub(crate) async fn explain_planned(&self, run: Option<i64>, why: &str) -> Result<(), Error> {
-        self.optional_of_run(run, async |pool, run| changes::explain_planned(&pool, run, why).await)
-            .await
+        self.optional_of_run(run, |connection, run| {
+            work(changes::explain_planned(connection, run, why))
+        })
+        .await
     }
 
     /// Records the unended runs of a job as interrupted; the caller holds the job's lock.
     pub(crate) async fn mark_interrupted(&self, job: &str) -> Result<(), Error> {
         let now = self.clock.now();
-        self.optional(async |pool| interrupted::end_all_of(&pool, job, now).await).await
+        self.optional(|connection| work(interrupted::end_all_of(connection, job, now))).await
     }
 
     /// Records the end of every run that nobody works on any more, and returns those runs.
     pub(crate) async fn end_interrupted(&self, dir: &StateDir) -> Result<Vec<Report>, Error> {
-        let Some(pool) = self.reader.pool() else { return Ok(Vec::new()) };
+        let unended = self.read(|connection| work(interrupted::unended(connection)));
         let mut ended = Vec::new();
-        for (id, job) in interrupted::unended(&pool).await? {
+        for (id, job) in unended.await? {
             // The command line may have started a run while there was no daemon.
             if let Some(_lock) = dir.try_lock(&job)? {
                 self.mark_interrupted(&job).await?;
@@ -267,7 +276,7 @@ impl History {
     ///
     /// Keeps the counts of the last run of a scheduled job and of its last success: metrics are built from them.
     pub async fn delete_runs_before(&self, time: Timestamp) -> Result<u64, Error> {
-        self.optional(async |pool| retention::delete_runs_before(&pool, time).await).await
+        self.optional(|connection| work(retention::delete_runs_before(connection, time))).await
     }
 }
 
@@ -275,7 +284,7 @@ impl History {
 impl History {
     /// Stores facts about a homeserver.
     pub(crate) async fn remember(&self, server: &str, facts: &[Fact]) -> Result<(), Error> {
-        self.optional(async |pool| facts::store(&pool, server, facts).await).await
+        self.optional(|connection| work(facts::insert(connection, server, facts))).await
     }
 
     /// Records where the round of a job in a mode stands.
@@ -285,7 +294,7 @@ impl History {
         mode: Mode,
         round: &RoundState,
     ) -> Result<(), Error> {
-        self.optional(async |pool| rounds::set(&pool, job, mode, round).await).await
+        self.optional(|connection| work(rounds::set(connection, job, mode, round))).await
     }
 
     /// Records that a media call is about to be sent.
@@ -295,12 +304,12 @@ impl History {
         store: MediaStore,
     ) -> Result<(), Error> {
         let now = self.clock.now();
-        self.required(async |pool| media_calls::insert(&pool, server, store, now).await).await
+        self.required(|connection| work(media_calls::insert(connection, server, store, now))).await
     }
 
     /// Records that the media call got a response, or has certainly ended.
     pub(crate) async fn media_call_ended(&self, server: &str) -> Result<(), Error> {
-        self.required(async |pool| media_calls::delete(&pool, server).await).await
+        self.required(|connection| work(media_calls::delete(connection, server))).await
     }
 
     /// Records the scheduled jobs by name and schedule, deletes all others, and returns what is recorded of each.
@@ -309,22 +318,22 @@ impl History {
         jobs: &[(String, String)],
     ) -> Result<HashMap<String, ScheduleState>, Error> {
         let now = self.clock.now();
-        self.optional(async |pool| schedules::upsert(&pool, jobs, now).await).await
+        self.optional(|connection| work(schedules::upsert(connection, jobs, now))).await
     }
 
     /// Records that no occurrence up to `until` is still to be run.
     pub(crate) async fn set_watermark(&self, job: &str, until: Timestamp) -> Result<(), Error> {
-        self.optional(async |pool| schedules::set_watermark(&pool, job, until).await).await
+        self.optional(|connection| work(schedules::set_watermark(connection, job, until))).await
     }
 
     /// Records a pause, or its end.
     pub(crate) async fn set_pause(&self, pause: Pause) -> Result<(), Error> {
-        self.required(async |pool| pause::set(&pool, pause).await).await
+        self.required(|connection| work(pause::set(connection, pause))).await
     }
 
     /// Fails if the history cannot be written now.
     pub(crate) async fn check_writable(&self) -> Result<(), Error> {
         let now = self.clock.now();
-        self.required(async |pool| pause::probe(&pool, now).await).await
+        self.required(|connection| work(pause::probe(connection, now))).await
     }
 }

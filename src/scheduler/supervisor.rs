@@ -136,9 +136,9 @@ impl Supervisor {
 
     /// Opens a history that is not open; runs that were refused in the meantime count as missed.
     pub async fn open_history(&self) -> Result<(), history::Error> {
-        let (Some(dir), history) = (&self.runner.dir, &self.runner.history) else { return Ok(()) };
+        let history = &self.runner.history;
         let mut recalled = None;
-        history.open_now(dir, |pause| recalled = Some(pause)).await?;
+        history.open_now(|pause| recalled = Some(pause)).await?;
         tracing::info!(target: "microglia::scheduler", "the history is open: runs in apply mode are no longer refused");
         if let Some(pause) = recalled {
             let pause = self.recall_pause(pause).await;

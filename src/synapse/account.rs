@@ -23,7 +23,11 @@ pub struct UserRow {
 
 /// An account from `GET /v2/users/<id>`.
 #[derive(Debug, Clone, Deserialize)]
-#[expect(clippy::struct_excessive_bools, reason = "Synapse's own fields")]
+#[expect(
+    clippy::struct_excessive_bools,
+    clippy::struct_field_names,
+    reason = "Synapse's own fields"
+)]
 pub struct User {
     #[serde(deserialize_with = "id")]
     pub name: String,

@@ -389,7 +389,6 @@ async fn runs_are_listed_newest_first_and_shown_with_their_changes() {
             "planned",
             "remaining",
             "round",
-            "round",
             "scheduled_for",
             "skipped",
             "started_at",

@@ -3,7 +3,7 @@
 use std::{
     fs::{self, File, OpenOptions},
     hash::{DefaultHasher, Hash, Hasher},
-    io::{BufRead, BufReader, ErrorKind, Write},
+    io::{BufRead, BufReader, Write},
     os::unix::process::CommandExt,
     panic::resume_unwind,
     path::{Path, PathBuf},
@@ -23,7 +23,8 @@ use tokio::{
     task::spawn_blocking,
 };
 
-const VERSION: &str = "1.163.2";
+use crate::venv;
+
 const SERVER_NAME: &str = "hs.test";
 const PASSWORD: &str = "wordpass";
 const APPSERVICE_TOKEN: &str = "appservice-token-of-the-test-bridge";
@@ -562,14 +563,13 @@ struct Prepared {
 /// Other test processes wait in the meantime; an interrupted installation is repeated.
 async fn prepare() -> Prepared {
     let target = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().expect("it has a parent");
-    let home = target.join(format!("synapse-{VERSION}"));
+    let home = venv::home(target);
     fs::create_dir_all(&home).expect("create the directory for Synapse");
     fs::create_dir_all(env!("CARGO_TARGET_TMPDIR")).expect("create the directory for instances");
     let lock = File::create(home.join("lock")).expect("create the lock file");
-    let venv = home.join("venv");
+    let environment = home.clone();
     let installation = spawn_blocking(move || {
-        lock.lock().expect("lock the directory of Synapse");
-        let python = install(&venv, &lock);
+        let python = venv::install(&environment, &lock);
         (lock, python)
     });
     let (lock, python) = match installation.await {
@@ -579,46 +579,6 @@ async fn prepare() -> Prepared {
     let template = make_template(&home, &python).await;
     drop(lock);
     Prepared { python, template }
-}
-
-/// Installs Synapse into a virtual environment and returns its Python.
-///
-/// The commands also hold the lock, as their stdin: one that outlives this process keeps the next
-/// from writing to the same place.
-fn install(venv: &Path, lock: &File) -> PathBuf {
-    let python = venv.join("bin/python");
-    let finished = venv.join("finished");
-    let works = || {
-        let output = Command::new(&python).args(["-I", "-c", ""]).output();
-        output.is_ok_and(|output| output.status.success())
-    };
-    if finished.exists() && works() {
-        return python;
-    }
-    if venv.exists() {
-        fs::remove_dir_all(venv).expect("remove the unfinished environment");
-    }
-    match Command::new("python3").args(["-c", "import ensurepip, venv"]).output() {
-        Err(error) if error.kind() == ErrorKind::NotFound => panic!(
-            "these tests run a real Synapse and need python3: install the Debian packages \
-             python3 and python3-venv"
-        ),
-        Err(error) => panic!("cannot run python3: {error}"),
-        Ok(output) if !output.status.success() => panic!(
-            "these tests run a real Synapse and need Python's venv and ensurepip: install the \
-             Debian package python3-venv\n{}",
-            String::from_utf8_lossy(&output.stderr)
-        ),
-        Ok(_) => {}
-    }
-    let held = || lock.try_clone().expect("share the lock");
-    run(Command::new("python3").args(["-m", "venv"]).arg(venv).stdin(held()));
-    run(Command::new(&python)
-        .args(["-m", "pip", "install", "--disable-pip-version-check", "--no-input"])
-        .arg(format!("matrix-synapse=={VERSION}"))
-        .stdin(held()));
-    fs::write(&finished, "").expect("mark the environment as finished");
-    python
 }
 
 /// Runs Synapse once, so that no test waits for its first start, and returns its directory.
@@ -638,9 +598,11 @@ async fn make_template(home: &Path, python: &Path) -> PathBuf {
     let new = tempfile::Builder::new().prefix("template-new-").tempdir_in(home);
     let new = new.expect("create the template's directory");
     let key = new.path().join("hs.signing.key");
-    run(Command::new(python)
-        .args(["-I", "-m", "synapse._scripts.generate_signing_key", "-o"])
-        .arg(key));
+    venv::run(
+        Command::new(python)
+            .args(["-I", "-m", "synapse._scripts.generate_signing_key", "-o"])
+            .arg(key),
+    );
 
     let open = "enable_registration: true\nenable_registration_without_verification: true\n";
     let mut synapse = Synapse::launch(python, new, open, String::new()).await;
@@ -835,17 +797,6 @@ fn copy_files(from: &Path, to: &Path) {
             fs::copy(entry.path(), &copy).expect("copy a file of the template");
         }
     }
-}
-
-fn run(command: &mut Command) {
-    let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
-    assert!(
-        output.status.success(),
-        "{command:?} failed, {}:\n{}{}",
-        output.status,
-        String::from_utf8_lossy(&output.stdout),
-        String::from_utf8_lossy(&output.stderr)
-    );
 }
 
 fn last_lines(log: &Path) -> String {

@@ -17,3 +17,4 @@ mod rounds;
 mod run;
 mod state_dir;
 mod transport;
+mod venv;

@@ -339,7 +339,7 @@ async fn a_history_of_an_older_version_keeps_its_counts() {
         .filename(program.path("state/history.db"))
         .create_if_missing(true);
     let pool = sqlx::SqlitePool::connect_with(options).await.unwrap();
-    let mut migrator = sqlx::migrate!("src/history/migrations");
+    let mut migrator = sqlx::migrate!("src/history/migrations/sqlite");
     let old = migrator.migrations.iter().filter(|migration| migration.version <= 2);
     migrator.migrations = old.cloned().collect::<Vec<_>>().into();
     migrator.run(&pool).await.unwrap();

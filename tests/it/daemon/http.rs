@@ -24,6 +24,7 @@ microglia_job_bytes_freed_total counter homeserver,job_name
 microglia_job_changes_total counter action,homeserver,job_name,state
 microglia_job_consecutive_failures gauge homeserver,job_name
 microglia_job_info gauge homeserver,job_name,kind,mode,schedule,timezone
+microglia_job_last_round_timestamp_seconds gauge homeserver,job_name
 microglia_job_last_run_duration_seconds gauge homeserver,job_name
 microglia_job_last_run_items gauge homeserver,job_name,state
 microglia_job_last_run_outcome gauge homeserver,job_name,outcome
@@ -31,6 +32,7 @@ microglia_job_last_run_timestamp_seconds gauge homeserver,job_name
 microglia_job_last_success_timestamp_seconds gauge homeserver,job_name
 microglia_job_next_run_timestamp_seconds gauge homeserver,job_name
 microglia_job_retries_total counter homeserver,job_name
+microglia_job_round_progress_ratio gauge homeserver,job_name
 microglia_job_running gauge homeserver,job_name
 microglia_job_runs_total counter homeserver,job_name,mode,outcome
 microglia_job_skipped_total counter homeserver,job_name,reason
