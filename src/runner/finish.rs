@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::context::{Abort, RunContext, truncated};
 use super::limits::Stopped;
-use super::rounds;
+use super::portion;
 use super::tally::{Activity, Tally};
 use super::waiting;
 use crate::history::History;
@@ -157,7 +157,7 @@ pub(super) async fn finish(run: &RunContext<'_>, mut tally: Tally, verdict: Verd
     if let Some(why) = not_attempted {
         tally.changes.explain_planned(why);
     }
-    rounds::end(run, &mut tally, outcome).await;
+    portion::end(run, &mut tally, outcome).await;
     let Tally { mut report, changes, plan, .. } = tally;
     report.waited_seconds = (report.waited_seconds * 10.0).round() / 10.0;
     report.finished_at = Some(truncated(run.clock.now()));

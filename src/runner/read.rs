@@ -8,8 +8,8 @@ use tokio::sync::mpsc;
 use super::context::{Abort, RunContext};
 use super::facts::{RecordedFacts, known_facts};
 use super::media_lock::media_lock;
+use super::portion;
 use super::reading_progress::ReadingProgress;
-use super::rounds;
 use super::tally::{Activity, Tally};
 use crate::history::state_dir::Lock;
 use crate::jobs::job::{Budget, Context, PlanError};
@@ -99,7 +99,7 @@ async fn make_plan(run: &RunContext<'_>, tally: &mut Tally, server: &str) -> Res
         let _ = sender.send(event);
     };
     let store = RecordedFacts { history: run.history, server };
-    let portion = rounds::begin(run, tally, server).await?;
+    let portion = portion::begin(run, tally, server).await?;
     let context = Context {
         started_at: tally.report.started_at,
         reader: &run.reader,
