@@ -3,6 +3,7 @@
 mod account;
 mod address;
 mod advice;
+mod auto_rate;
 mod body;
 mod client;
 mod error;

@@ -14,7 +14,8 @@ use crate::plan::report::Mode;
 use crate::values::duration::HumanDuration;
 use crate::values::schedule::{Schedule, Window, Zone};
 use crate::values::schema::{
-    ConfigError, Key, Limit, Rate, Table, Value, parse_text, schema, text_values, wrong_type,
+    ConfigError, Key, Limit, Rate, RateLimit, Table, Value, parse_text, schema, text_values,
+    wrong_type,
 };
 use crate::values::string_enum::string_enum;
 use crate::values::text::unknown;
@@ -56,8 +57,8 @@ schema! {
         pub max_concurrent_runs: u32 where "1" to "10000" = "1",
         /// Concurrent requests.
         pub max_concurrent_requests: u32 where "1" to "1000" = "4",
-        /// Requests per second; halved while responses take three times as long as at the start of the run.
-        pub max_requests_per_second: Limit<Rate> where "0.001" to "10000" = "50",
+        /// Requests per second; halved while responses take three times as long as at the start of the run. "auto" finds the rate at which the homeserver still answers as fast as at rest: each run starts at 50.
+        pub max_requests_per_second: RateLimit where "0.001" to "10000" = "50",
         /// Joins per second over all rooms.
         pub max_joins_per_second: Limit<Rate> where "0.001" to "10000" = "5",
         /// How long a response may take; media purges ignore it, because Synapse continues regardless.

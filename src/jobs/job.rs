@@ -12,7 +12,7 @@ use crate::plan::report::{Action, Event};
 use crate::synapse::{self, Identity, Reader, Version};
 use crate::values::clock::Timestamp;
 use crate::values::duration::{HumanDuration, format_duration, rounded_up};
-use crate::values::schema::{ConfigError, Key, Limit, Rate, Table};
+use crate::values::schema::{ConfigError, Key, RateLimit, Table};
 use crate::values::text::format_number;
 
 /// A kind of job; the implementing struct is the configuration of one job.
@@ -101,12 +101,12 @@ pub struct ReadEstimate {
 /// The request rate and the duration of a run.
 #[derive(Debug, Clone, Copy)]
 pub struct Budget {
-    pub requests_per_second: Limit<Rate>,
+    pub requests_per_second: RateLimit,
     pub time_limit: HumanDuration,
 }
 
 impl Budget {
-    /// Returns a warning if reading alone takes longer than the time limit.
+    /// Returns a warning if reading alone takes longer than the time limit, as far as the rate is known in advance.
     pub fn warning(&self, volume: ReadEstimate) -> Option<String> {
         let rate = self.requests_per_second.number()?.0;
         #[expect(clippy::cast_precision_loss, reason = "a rounded time does as well")]
@@ -270,6 +270,7 @@ impl<J: Job> AnyJob for J {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::values::schema::Rate;
 
     #[test]
     fn reading_that_takes_longer_than_the_time_limit_causes_a_warning() {
@@ -278,10 +279,11 @@ mod tests {
             let budget = Budget { requests_per_second, time_limit };
             budget.warning(ReadEstimate { what: "accounts", items })
         };
-        let fifty = Limit::Of(Rate(50.0));
+        let fifty = RateLimit::Of(Rate(50.0));
         insta::assert_snapshot!(warning(500_000, fifty).unwrap(), @"reading 500,000 accounts at 50 requests per second takes at least 2 h 47 min, but time_limit is 1h: raise it to at least 2 h 50 min");
         assert_eq!(warning(180_000, fifty), None);
-        assert_eq!(warning(u64::MAX, Limit::Unlimited), None);
-        assert_eq!(warning(u64::MAX, Limit::Of(Rate(f64::MIN_POSITIVE))), None);
+        assert_eq!(warning(u64::MAX, RateLimit::Unlimited), None);
+        assert_eq!(warning(u64::MAX, RateLimit::AUTO), None);
+        assert_eq!(warning(u64::MAX, RateLimit::Of(Rate(f64::MIN_POSITIVE))), None);
     }
 }

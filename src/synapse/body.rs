@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::client::root_cause;
 use super::error::Cause;
+use super::request::JOIN_ENDPOINT;
 use crate::values::duration::HumanDuration;
 use crate::values::size::Size;
 
@@ -22,7 +23,7 @@ pub(super) fn max_body(endpoint: &str) -> Size {
         | "/_matrix/client/v3/directory/room/{}"
         | "/_synapse/admin/v1/server_version"
         | "/_synapse/admin/v1/rooms/{}/block"
-        | "/_synapse/admin/v1/join/{}"
+        | JOIN_ENDPOINT
         | "/_synapse/admin/v1/media/{}/{}"
         | "/_synapse/admin/v1/purge_media_cache"
         | "/_synapse/admin/v2/users/{}" => MAX_OBJECT,

@@ -165,6 +165,14 @@ impl Error {
         }
     }
 
+    /// Whether the homeserver may have too much to do: no response, or a status of 429 or 5xx.
+    pub(super) fn is_overload(&self) -> bool {
+        match &self.cause {
+            Cause::Unreachable(_) | Cause::Lost(_) => true,
+            _ => self.status().is_some_and(|status| status == 429 || status >= 500),
+        }
+    }
+
     pub(super) fn is_rate_limited(&self) -> bool {
         matches!(
             &self.cause,

@@ -16,7 +16,7 @@ use super::request::{Base, Call, Pacing, Repeat};
 use super::response::Response;
 use super::transport::{Session, Transport};
 use crate::values::clock::Clock;
-use crate::values::schema::{Limit, Rate};
+use crate::values::schema::RateLimit;
 
 /// Reads one homeserver for one run; clones share the identity and the monitor.
 #[derive(Debug, Clone)]
@@ -44,7 +44,7 @@ impl Reader {
     }
 
     /// The rate limit of the homeserver.
-    pub(crate) fn requests_per_second(&self) -> Limit<Rate> {
+    pub(crate) fn requests_per_second(&self) -> RateLimit {
         self.transport.requests_per_second()
     }
 
@@ -55,7 +55,18 @@ impl Reader {
 
     /// Whether responses are so slow that requests are sent at half the rate.
     pub(crate) fn is_slow(&self) -> bool {
-        self.monitor.is_slow()
+        self.transport.is_slow(&self.monitor)
+    }
+
+    /// Takes note of the request rate; to be called at regular intervals.
+    pub(crate) fn sample_rate(&self) {
+        let (rate, requests) = (self.transport.auto_rate(), self.completed_requests());
+        self.monitor.sample_rate(rate, requests);
+    }
+
+    /// The request rate that "auto" allowed while this reader was used, for the summary of its run.
+    pub(crate) fn rate_summary(&self) -> Option<String> {
+        self.monitor.rate_summary()
     }
 
     /// Returns since when the homeserver has not responded to this run.

@@ -8,6 +8,9 @@ use super::advice;
 use super::client::root_cause;
 use super::error::{Cause, Error};
 
+/// Joins a local user to a room, under a rate limit of its own.
+pub(super) const JOIN_ENDPOINT: &str = "/_synapse/admin/v1/join/{}";
+
 /// Which of a homeserver's addresses serves an endpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Base {
