@@ -34,19 +34,16 @@ const SETTLING: Duration = Duration::from_millis(100);
 /// Growth per window until the first fall.
 const FIRST_GROWTH: f64 = 1.5;
 /// Up to this part of the rate at which it last fell, the rate recovers quickly.
-const KNOWN_GOOD: f64 = 0.85;
+const KNOWN_GOOD: f64 = 0.9;
 /// Growth per window up to there, and beyond; relative to the rate at which it last fell.
-const RECOVERY: f64 = 0.2;
-const PROBING: f64 = 0.01;
+const RECOVERY: f64 = 0.4;
+const PROBING: f64 = 0.005;
+/// After so many windows without a fall the growth accelerates: the homeserver may bear more than it did.
+const PATIENCE: u32 = 20;
+/// The part of the allowed requests that must have been sent for the rate to rise.
+const FULL_USE: f64 = 0.75;
 /// The time between two reports of changes.
 const REPORT_INTERVAL: Duration = Duration::from_secs(10);
-
-/// Whether a request had to wait for the rate limit.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Turn {
-    AtOnce,
-    Awaited,
-}
 
 /// A change of the rate that is worth a line in the log.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -64,6 +61,8 @@ pub(super) struct AutoRate {
     phase: Phase,
     /// The rate from which it last fell.
     last_fall: Option<f64>,
+    /// Windows in which the rate rose since then.
+    risen: u32,
     baseline_rate: f64,
     endpoints: HashMap<&'static str, Latencies>,
     window: Window,
@@ -91,12 +90,11 @@ struct Latencies {
 struct Window {
     start: Instant,
     sent: u32,
-    awaited: u32,
 }
 
 impl Window {
     fn new(start: Instant) -> Self {
-        Self { start, sent: 0, awaited: 0 }
+        Self { start, sent: 0 }
     }
 }
 
@@ -109,6 +107,7 @@ impl AutoRate {
             max,
             phase: Phase::TakingBaseline,
             last_fall: None,
+            risen: 0,
             baseline_rate: rate,
             endpoints: HashMap::new(),
             window: Window::new(now),
@@ -135,11 +134,8 @@ impl AutoRate {
         }
     }
 
-    pub(super) fn sent(&mut self, turn: Turn) {
+    pub(super) fn sent(&mut self) {
         self.window.sent = self.window.sent.saturating_add(1);
-        if turn == Turn::Awaited {
-            self.window.awaited = self.window.awaited.saturating_add(1);
-        }
     }
 
     /// Takes the response to a request about one object, whose cost depends on the endpoint alone.
@@ -191,7 +187,7 @@ impl AutoRate {
             if latencies.samples.len() < MIN_SAMPLES {
                 continue;
             }
-            let typical = median(&mut latencies.samples);
+            let typical = typical(&mut latencies.samples);
             latencies.baseline = Some(typical);
             load_rate = load_rate.min(BASELINE_LOAD / typical.as_secs_f64().max(f64::MIN_POSITIVE));
         }
@@ -215,7 +211,7 @@ impl AutoRate {
             if latencies.samples.len() < MIN_SAMPLES {
                 continue;
             }
-            let typical = median(&mut latencies.samples);
+            let typical = typical(&mut latencies.samples);
             match latencies.baseline {
                 Some(baseline) => {
                     slow |= typical > baseline.mul_f64(SLOW_FACTOR).max(baseline + MIN_DIFFERENCE);
@@ -234,7 +230,8 @@ impl AutoRate {
             return;
         }
         // Where something else holds the requests up, a higher limit would only be a larger error later.
-        if self.window.awaited.saturating_mul(2) >= self.window.sent {
+        let allowed = self.rate * (now - self.window.start).as_secs_f64();
+        if f64::from(self.window.sent) >= allowed * FULL_USE {
             self.rise();
         }
         self.restart_window(now);
@@ -246,11 +243,13 @@ impl AutoRate {
             Some(fall) if self.rate < fall * KNOWN_GOOD => {
                 (self.rate + fall * RECOVERY).min(fall * KNOWN_GOOD)
             }
-            Some(fall) => self.rate + (fall * PROBING).max(0.5),
+            Some(fall) => {
+                let steps = self.risen.saturating_sub(PATIENCE).max(1);
+                self.rate + (fall * PROBING).max(0.5) * f64::from(steps)
+            }
         };
+        self.risen = self.risen.saturating_add(1);
         self.rate = higher.min(self.max);
-        // The homeserver bears more than it did.
-        self.last_fall = self.last_fall.filter(|fall| self.rate < fall * 1.2);
     }
 
     fn fall(&mut self, now: Instant) {
@@ -260,7 +259,10 @@ impl AutoRate {
             // Half of what was allowed may be more than what was sent.
             used = (f64::from(self.window.sent) / seconds).clamp(used / 2.0, used);
         }
-        self.last_fall = Some(used.max(FLOOR));
+        // A fall during the recovery from another says little about what the homeserver bears.
+        let known = self.last_fall.filter(|fall| used < fall * KNOWN_GOOD);
+        self.last_fall = Some(known.map_or(used, |fall| f64::midpoint(fall, used)).max(FLOOR));
+        self.risen = 0;
         self.rate = (used / 2.0).max(FLOOR).min(self.max);
         self.restart_window(now);
     }
@@ -273,9 +275,10 @@ impl AutoRate {
     }
 }
 
-fn median(samples: &mut [Duration]) -> Duration {
+/// Returns the lower quartile: it rises when requests wait for each other, and hardly when something else is in the way of some.
+fn typical(samples: &mut [Duration]) -> Duration {
     samples.sort_unstable();
-    samples[samples.len() / 2]
+    samples[samples.len() / 4]
 }
 
 #[cfg(test)]
@@ -313,10 +316,9 @@ mod tests {
             if self.open.len() == 4 {
                 self.now = self.now.max(self.open.remove(0));
             }
-            let turn = if self.turn > self.now { Turn::Awaited } else { Turn::AtOnce };
             let sent = self.now.max(self.turn);
             self.turn = sent + Duration::from_secs_f64(1.0 / self.auto.current());
-            self.auto.sent(turn);
+            self.auto.sent();
             self.free_at = self.free_at.max(sent) + work;
             self.open.push(self.free_at);
             self.now = sent;
@@ -364,7 +366,7 @@ mod tests {
         let (mut now, mut highest) = (Instant::now() + Duration::from_secs(1), 0.0_f64);
         for number in 0..20_000 {
             now += Duration::from_secs_f64(1.0 / auto.current());
-            auto.sent(Turn::Awaited);
+            auto.sent();
             let (endpoint, took) = latency(number);
             auto.answered(now + took, endpoint, took);
             if auto.limit() < highest {
@@ -415,7 +417,7 @@ mod tests {
         let mut auto = AutoRate::new(start, 1000.0);
         for _ in 0..2000 {
             now += ms(200);
-            auto.sent(Turn::AtOnce);
+            auto.sent();
             auto.answered(now, USER, ms(10));
         }
         assert_eq!(auto.limit(), START);
@@ -440,7 +442,7 @@ mod tests {
         #[test]
         fn the_rate_stays_within_its_bounds(
             max in 0.001_f64..10_000.0,
-            events in prop::collection::vec((0_u64..20_000, 0_u64..5000, 0_u8..5), 0..500),
+            events in prop::collection::vec((0_u64..20_000, 0_u64..5000, 0_u8..4), 0..500),
         ) {
             let mut now = Instant::now();
             let mut auto = AutoRate::new(now, max);
@@ -449,9 +451,8 @@ mod tests {
                 let before = auto.limit();
                 match event {
                     0 => auto.failed(now, now),
-                    1 => auto.sent(Turn::AtOnce),
-                    2 => auto.sent(Turn::Awaited),
-                    3 => auto.answered(now, USER, ms(latency)),
+                    1 => auto.sent(),
+                    2 => auto.answered(now, USER, ms(latency)),
                     _ => auto.answered(now, FILES, ms(latency % 50)),
                 }
                 let least = FLOOR.min(max);

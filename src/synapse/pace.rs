@@ -7,7 +7,7 @@ use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::auto_rate::{AutoRate, RateChange, Turn};
+use super::auto_rate::{AutoRate, RateChange};
 use super::error::Cause;
 use crate::values::schema::{Limit, Rate, RateLimit};
 
@@ -116,12 +116,11 @@ impl Limits {
             let current = rate.auto.as_ref().map(|auto| Rate(auto.current()));
             current.or(rate.limit.number()).map(Rate::interval)
         };
-        let turn = match interval {
-            Some(interval) => self.requests.wait(interval, turns).await,
-            None => Turn::AtOnce,
-        };
+        if let Some(interval) = interval {
+            self.requests.wait(interval, turns).await;
+        }
         if let Some(auto) = &mut self.request_rate().auto {
-            auto.sent(turn);
+            auto.sent();
         }
     }
 
@@ -212,16 +211,14 @@ struct Turns(Mutex<Option<Instant>>);
 
 impl Turns {
     /// Waits for the next turn, and reserves `turns` times the interval after it.
-    async fn wait(&self, interval: Duration, turns: u32) -> Turn {
-        let now = Instant::now();
+    async fn wait(&self, interval: Duration, turns: u32) {
         let at = {
             let mut next = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-            let at = next.map_or(now, |next| next.max(now));
+            let at = next.map_or_else(Instant::now, |next| next.max(Instant::now()));
             *next = Some(at + interval * turns);
             at
         };
         tokio::time::sleep_until(at).await;
-        if at > now { Turn::Awaited } else { Turn::AtOnce }
     }
 }
 

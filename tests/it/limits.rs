@@ -81,7 +81,7 @@ async fn two_processes_change_external_ids_one_at_a_time_and_read_side_by_side()
 async fn a_run_that_waits_to_change_external_ids_says_so_and_can_be_cancelled() {
     let fake = with_ids(3);
     fake.world(|world| world.latency = Duration::ZERO);
-    fake.fault(Fault::new("PUT", "/", crate::fake::Trouble::Hang));
+    fake.fault(Fault::new("PUT", "/", Trouble::Hang));
     let program = two_jobs(&fake);
     let daemon = program.serve().await;
     let first = program.command(&["run", "saml"]).spawn().unwrap();
@@ -103,7 +103,7 @@ async fn a_run_that_waits_to_change_external_ids_says_so_and_can_be_cancelled() 
 async fn a_request_that_sets_external_ids_waits_in_the_same_line() {
     let fake = with_ids(1);
     fake.world(|world| world.latency = Duration::ZERO);
-    fake.fault(Fault::new("PUT", "/", crate::fake::Trouble::Hang));
+    fake.fault(Fault::new("PUT", "/", Trouble::Hang));
     let program = two_jobs(&fake);
     let put = "[jobs.put]\nkind = \"request\"\nmode = \"apply\"\nmethod = \"PUT\"\npath = \"/_synapse/admin/v2/users/@user000000:fake.test\"\nbody = { external_ids = [] }\n";
     program.write("microglia.toml", &format!("{}{put}", program.read("microglia.toml")));
@@ -121,7 +121,7 @@ async fn a_request_that_sets_external_ids_waits_in_the_same_line() {
 /// A homeserver that never answers the changes it is sent, and two jobs that send some.
 fn hanging(fake: &Fake, homeservers: &str) -> Program {
     fake.world(|world| world.latency = Duration::ZERO);
-    fake.fault(Fault::new("PUT", "/", crate::fake::Trouble::Hang).always());
+    fake.fault(Fault::new("PUT", "/", Trouble::Hang).always());
     let program = Program::with_config(&format!(
         "[daemon]\nstate_dir = \"state\"\n\n{homeservers}\n\
          [jobs.saml]\nkind = \"remove-external-ids\"\nmode = \"apply\"\nhomeserver = \"main\"\nproviders = [\"saml\"]\naccounts = \"all\"\n"
