@@ -6,6 +6,7 @@ use serde::Deserialize;
 
 use super::error::{Cause, Error};
 use super::json::{count, flag, id, optional_count, optional_id};
+use super::page_size::{MAX_FILE_ROWS, MAX_PAGE_ROWS};
 use super::pages::{PageToken, Pages};
 use super::reader::Reader;
 use super::request::Base;
@@ -47,8 +48,8 @@ impl File {
     }
 }
 
-const PAGE_ROWS: usize = 1000;
 const STATISTICS: &str = "/_synapse/admin/v1/statistics/users/media";
+const FILES: &str = "/_synapse/admin/v1/users/{}/media";
 
 impl Reader {
     /// Returns the accounts with files uploaded before `until`, most bytes first.
@@ -63,16 +64,16 @@ impl Reader {
             #[serde(default, deserialize_with = "optional_count")]
             total: Option<u64>,
         }
-        let mut pages = Pages::new(STATISTICS, PAGE_ROWS);
+        let mut pages = Pages::new(STATISTICS, MAX_PAGE_ROWS);
         let mut owners: BTreeMap<Option<String>, MediaOwner> = BTreeMap::new();
         let mut from: Option<PageToken> = None;
         loop {
-            let mut query =
-                vec![("order_by", "user_id".to_owned()), ("limit", PAGE_ROWS.to_string())];
+            let mut query = vec![("order_by", "user_id".to_owned())];
             query.extend(until.map(|until| ("until_ts", until.timestamp_millis().to_string())));
             query.extend(from.as_ref().map(|from| ("from", from.to_string())));
             // The main process serves this even if a worker serves the media endpoints.
-            let page: Page = self.get(STATISTICS, &[], query).await?;
+            let page: Page =
+                self.page(MAX_PAGE_ROWS, Base::Homeserver, STATISTICS, &[], query).await?;
             from = pages.next(page.users.len(), page.total, page.next_token)?;
             owners.extend(page.users.into_iter().map(|owner| (owner.user_id.clone(), owner)));
             if from.is_none() {
@@ -108,19 +109,14 @@ impl Reader {
             #[serde(default, deserialize_with = "optional_count")]
             total: Option<u64>,
         }
-        let mut pages = Pages::new(format!("/_synapse/admin/v1/users/{user_id}/media"), PAGE_ROWS);
+        let mut pages =
+            Pages::new(format!("/_synapse/admin/v1/users/{user_id}/media"), MAX_FILE_ROWS);
         let (mut files, mut from): (Vec<File>, Option<PageToken>) = (Vec::new(), None);
         loop {
-            let mut query = vec![
-                ("order_by", "created_ts".to_owned()),
-                ("dir", "f".to_owned()),
-                ("limit", PAGE_ROWS.to_string()),
-            ];
+            let mut query = vec![("order_by", "created_ts".to_owned()), ("dir", "f".to_owned())];
             query.extend(from.as_ref().map(|from| ("from", from.to_string())));
-            let page: Page = self
-                .get_from(Base::Media, "/_synapse/admin/v1/users/{}/media", &[user_id], query)
-                .await?
-                .decode()?;
+            let page: Page =
+                self.page(MAX_FILE_ROWS, Base::Media, FILES, &[user_id], query).await?;
             let rows = page.media.len();
             let files_before = files.len();
             files.extend(

@@ -12,6 +12,7 @@ use super::address::Address;
 use super::error::Error;
 use super::identity::Identity;
 use super::monitor::{ResponseMonitor, Silence};
+use super::page_size::PageSizes;
 use super::request::{Base, Call, Pacing, Repeat};
 use super::response::Response;
 use super::transport::{Session, Transport};
@@ -25,6 +26,7 @@ pub struct Reader {
     pub(super) monitor: Arc<ResponseMonitor>,
     pub(super) clock: Clock,
     pub(super) identity: Arc<OnceCell<Identity>>,
+    pub(super) page_sizes: Arc<PageSizes>,
     completed_requests: Arc<AtomicU64>,
 }
 
@@ -35,6 +37,7 @@ impl Reader {
             monitor: Arc::default(),
             clock,
             identity: Arc::default(),
+            page_sizes: Arc::default(),
             completed_requests: Arc::default(),
         }
     }
@@ -90,6 +93,17 @@ impl Reader {
         ids: &[&str],
         query: Vec<(&'static str, String)>,
     ) -> Result<Response, Error> {
+        self.get_repeatedly(Repeat::Always, base, endpoint, ids, query).await
+    }
+
+    pub(super) async fn get_repeatedly(
+        &self,
+        repeat: Repeat,
+        base: Base,
+        endpoint: &'static str,
+        ids: &[&str],
+        query: Vec<(&'static str, String)>,
+    ) -> Result<Response, Error> {
         let call = Call {
             method: Method::GET,
             base,
@@ -97,7 +111,7 @@ impl Reader {
             ids,
             query,
             body: None,
-            repeat: Repeat::Always,
+            repeat,
             pacing: Pacing::Normal,
             timeout: Some(self.transport.request_timeout()),
         };

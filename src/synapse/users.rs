@@ -9,12 +9,11 @@ use tokio_util::task::AbortOnDropHandle;
 use super::account::{User, UserRow};
 use super::error::Error;
 use super::json::{Scalar, optional_count};
+use super::page_size::MAX_PAGE_ROWS;
 use super::pages::{PageToken, Pages};
 use super::reader::Reader;
+use super::request::Base;
 use super::rooms::Membership;
-
-/// Each page costs Synapse two scans over all devices: a few large pages are cheaper than many small ones.
-const PAGE_ROWS: usize = 1000;
 
 #[derive(Deserialize)]
 struct Page {
@@ -42,24 +41,14 @@ impl Reader {
         &self,
     ) -> impl Stream<Item = Result<(Vec<UserRow>, u64), Error>> + Send + use<> {
         let fetch = |reader: Self, from: Option<PageToken>| {
-            AbortOnDropHandle::new(tokio::spawn(async move {
-                let mut query = vec![
-                    ("guests", "false".to_owned()),
-                    ("deactivated", "true".to_owned()),
-                    ("locked", "true".to_owned()),
-                    ("order_by", "name".to_owned()),
-                    ("limit", PAGE_ROWS.to_string()),
-                ];
-                query.extend(from.map(|from| ("from", from.to_string())));
-                reader.get::<Page>(Self::USERS, &[], query).await
-            }))
+            AbortOnDropHandle::new(tokio::spawn(async move { reader.user_page(from).await }))
         };
         let first = fetch(self.clone(), None);
         stream::unfold(
             (
                 self.clone(),
                 Some(first),
-                Pages::new(Self::USERS, PAGE_ROWS),
+                Pages::new(Self::USERS, MAX_PAGE_ROWS),
                 HashSet::<String>::new(),
             ),
             move |(reader, pending, mut pages, before)| async move {
@@ -78,6 +67,17 @@ impl Reader {
                 Some((Ok((page.users, total)), (reader, pending, pages, names)))
             },
         )
+    }
+
+    async fn user_page(&self, from: Option<PageToken>) -> Result<Page, Error> {
+        let mut query = vec![
+            ("guests", "false".to_owned()),
+            ("deactivated", "true".to_owned()),
+            ("locked", "true".to_owned()),
+            ("order_by", "name".to_owned()),
+        ];
+        query.extend(from.map(|from| ("from", from.to_string())));
+        self.page(MAX_PAGE_ROWS, Base::Homeserver, Self::USERS, &[], query).await
     }
 
     /// Returns the number of accounts except guests, including deactivated and locked ones.
