@@ -22,8 +22,10 @@ mod response;
 mod retry;
 mod retry_after;
 mod rooms;
+mod stream;
 mod token;
 mod transport;
+mod user_map;
 mod users;
 mod writer;
 
@@ -46,3 +48,4 @@ pub(crate) use monitor::Silence;
 pub(crate) use pace::{LimitValues, Slots};
 pub(crate) use request::{Base, RawRequest};
 pub(crate) use rooms::{MemberEvent, Membership, Permissions};
+pub(crate) use user_map::{UserMap, UserSet};

@@ -61,7 +61,7 @@ schema! {
         pub max_requests_per_second: RateLimit where "0.001" to "10000" = "50",
         /// Joins per second over all rooms.
         pub max_joins_per_second: Limit<Rate> where "0.001" to "10000" = "5",
-        /// How long a response may take; media purges ignore it, because Synapse continues regardless.
+        /// How long a response may take; member lists of rooms as long as they go on. Media purges ignore it, because Synapse continues regardless.
         pub request_timeout: HumanDuration where "\"1s\"" to "\"1d\"" = "\"60s\"",
         /// Whether media is in object storage, from which Synapse never deletes the objects.
         pub media_in_object_storage: bool = "false",

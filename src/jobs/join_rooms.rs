@@ -11,7 +11,8 @@ use crate::plan::change::{Change, ChangeResult, Check, Lane, Plan, Work};
 use crate::plan::facts::{Fact, Topic};
 use crate::plan::report::{Action, Exempt};
 use crate::synapse::{
-    self, Identity, MemberEvent, Membership, Permissions, Reader, UserRow, Version, Writer,
+    self, Identity, MemberEvent, Membership, Permissions, Reader, UserMap, UserRow, UserSet,
+    Version, Writer,
 };
 use crate::values::clock::Timestamp;
 use crate::values::duration::format_duration;
@@ -257,7 +258,7 @@ impl JoinRooms {
             return Ok(Some(RoomPlan { name: name.to_owned(), open, permissions, missing }));
         }
         let permissions = reader.permissions(&open.room_id).await?;
-        let events = self.chain(reader, &open.room_id, permissions.predecessor.clone()).await?;
+        let events = self.chain(reader, &open, permissions.predecessor.clone()).await?;
         let mut missing = Vec::new();
         for user in outside {
             match self.may_join(&events, user) {
@@ -275,18 +276,20 @@ impl JoinRooms {
     async fn chain(
         &self,
         reader: &Reader,
-        room_id: &str,
+        room: &OpenRoom,
         predecessor: Option<String>,
-    ) -> Result<Vec<HashMap<String, MemberEvent>>, RoomError> {
-        let mut chain = vec![reader.member_events(room_id).await?];
-        let (mut next, mut visited) = (predecessor, HashSet::from([room_id.to_owned()]));
+    ) -> Result<Vec<UserMap<MemberEvent>>, RoomError> {
+        // A room had about as many members as the one that replaced it.
+        let joined = room.members.len();
+        let mut chain = vec![reader.member_events(&room.room_id, joined).await?];
+        let (mut next, mut visited) = (predecessor, HashSet::from([room.room_id.clone()]));
         while let Some(room) = next.take().filter(|room| visited.insert(room.clone())) {
             if visited.len() > MAX_CHAIN {
                 return Err(RoomError::Room(format!(
                     "the chain of rooms that it replaced does not end: {MAX_CHAIN} were read"
                 )));
             }
-            match reader.member_events(&room).await {
+            match reader.member_events(&room, joined).await {
                 Ok(events) => chain.push(events),
                 // A room that was purged, or never had local members, has no membership events.
                 Err(error) if error.is_not_found() => break,
@@ -298,7 +301,7 @@ impl JoinRooms {
     }
 
     /// Decides by the newest room in which the user joined, left or was banned; invitations and knocks do not count.
-    fn may_join(&self, chain: &[HashMap<String, MemberEvent>], user: &str) -> Result<(), Exempt> {
+    fn may_join(&self, chain: &[UserMap<MemberEvent>], user: &str) -> Result<(), Exempt> {
         let mut left = None;
         for event in chain.iter().filter_map(|events| events.get(user)) {
             match event.membership {
@@ -436,7 +439,7 @@ async fn check_rooms(
 /// A room that exists and has local members.
 struct OpenRoom {
     room_id: String,
-    members: HashSet<String>,
+    members: UserSet,
 }
 
 /// Resolves an alias. Done once per run: the alias may point to another room later.
@@ -470,12 +473,12 @@ async fn open(
         )));
     }
     if !joined
-        .iter()
+        .ids()
         .any(|user| user.split_once(':').is_some_and(|(_, server)| server == identity.server_name))
     {
         return Err(RoomError::Room("the room has no local members, and Synapse no longer tracks it: let one local user join it first, or remove it from `rooms`".to_owned()));
     }
-    Ok(OpenRoom { room_id, members: joined.into_iter().collect() })
+    Ok(OpenRoom { room_id, members: joined })
 }
 
 /// Checks that Synapse allows the daemon's account to join others to the room.

@@ -118,8 +118,12 @@ impl Reader {
         // A caller cancels a GET by dropping it.
         let never = CancellationToken::new();
         let response = self.transport.send(&call, self.session(&never)).await;
-        self.completed_requests.fetch_add(1, Ordering::Relaxed);
+        self.count_request();
         response
+    }
+
+    pub(super) fn count_request(&self) {
+        self.completed_requests.fetch_add(1, Ordering::Relaxed);
     }
 
     pub(super) fn session<'a>(&'a self, cancel: &'a CancellationToken) -> Session<'a> {

@@ -7,6 +7,7 @@ use reqwest::{Method, Url};
 use super::advice;
 use super::client::root_cause;
 use super::error::{Cause, Error};
+use super::stream::BodyStream;
 
 /// Joins a local user to a room, under a rate limit of its own.
 pub(super) const JOIN_ENDPOINT: &str = "/_synapse/admin/v1/join/{}";
@@ -77,6 +78,8 @@ pub(super) struct Outgoing<'a> {
     pub repeat: Repeat,
     pub pacing: Pacing,
     pub timeout: Option<Duration>,
+    /// Where the body of a successful response goes; otherwise it is collected.
+    pub stream: Option<&'a BodyStream<'a>>,
 }
 
 /// Which statuses are a success.
@@ -100,6 +103,7 @@ impl Call<'_> {
             repeat: self.repeat,
             pacing: self.pacing,
             timeout: self.timeout,
+            stream: None,
         }
     }
 }
@@ -125,6 +129,7 @@ impl RawRequest {
             repeat: if self.repeatable { Repeat::Always } else { Repeat::IfNotApplied },
             pacing: Pacing::Normal,
             timeout: Some(timeout),
+            stream: None,
         })
     }
 }

@@ -16,6 +16,7 @@ use super::pace::{ActiveRun, Limits, Sign, unless_cancelled};
 use super::request::{Base, Call, JOIN_ENDPOINT, Outgoing, Pacing, RawRequest};
 use super::response::{self, Headers, Response};
 use super::retry::{self, Attempts, Retry, TokenState};
+use super::stream::BodyStream;
 use super::token::Token;
 use super::{advice, body, client};
 use crate::values::clock::Clock;
@@ -120,6 +121,17 @@ impl Transport {
         session: Session<'_>,
     ) -> Result<Response, Error> {
         self.send_with_retries(&call.outgoing(self.base(call.base)), session).await
+    }
+
+    /// Sends a GET whose successful response is parsed while it arrives.
+    pub(super) async fn send_streamed(
+        &self,
+        call: &Call<'_>,
+        stream: &BodyStream<'_>,
+        session: Session<'_>,
+    ) -> Result<Response, Error> {
+        let outgoing = Outgoing { stream: Some(stream), ..call.outgoing(self.base(call.base)) };
+        self.send_with_retries(&outgoing, session).await
     }
 
     /// Sends a request from the configuration. A status that it does not expect is an error.
@@ -241,7 +253,14 @@ impl Transport {
             request = request.timeout(timeout);
         }
         #[expect(clippy::disallowed_methods, reason = "this is the one place")]
-        let response = request.send().await.map_err(|error| outgoing.no_response(&error))?;
+        let sent = request.send();
+        let response = match outgoing.stream {
+            None => sent.await,
+            Some(stream) => tokio::time::timeout(stream.timeout, sent)
+                .await
+                .map_err(|_| outgoing.error(Cause::Lost(client::NO_RESPONSE.to_owned()), None))?,
+        };
+        let response = response.map_err(|error| outgoing.no_response(&error))?;
         let status = response.status();
         let header = |name| {
             let value: Option<&header::HeaderValue> = response.headers().get(name);
@@ -253,8 +272,15 @@ impl Transport {
             location: header(header::LOCATION),
         };
         let accepted = outgoing.expect.accepts(status.as_u16());
-        let max = if accepted { body::max_body(outgoing.endpoint) } else { body::MAX_ERROR };
-        let body = body::read(response, max, self.request_timeout).await.map_err(|cause| {
+        let timeout = self.request_timeout;
+        let read = match outgoing.stream.filter(|_| accepted) {
+            Some(stream) => body::pass_on(response, stream, timeout).await,
+            None if accepted => {
+                body::read(response, body::max_body(outgoing.endpoint), timeout).await
+            }
+            None => body::read(response, body::MAX_ERROR, timeout).await,
+        };
+        let body = read.map_err(|cause| {
             let too_large = matches!(cause, Cause::TooLarge(_));
             outgoing.error(cause, too_large.then(|| advice::TOO_LARGE.to_owned()))
         })?;

@@ -959,3 +959,40 @@ async fn a_job_runs_once_at_a_time_and_another_on_its_homeserver_after_it() {
         ]
     );
 }
+
+const MEMBERS: &str = "/_synapse/admin/v1/rooms/!one:fake.test/members";
+
+#[tokio::test]
+async fn a_member_list_beyond_the_limit_of_other_lists_is_read_while_it_arrives() {
+    let fake = fake(&["a", "b"], &["one"]);
+    let padding = "x".repeat(65 << 20);
+    let body = format!(r#"{{"members": ["@a:fake.test"], "padding": "{padding}", "total": 1}}"#);
+    fake.fault(Fault::new("GET", MEMBERS, Trouble::Answer { status: 200, headers: vec![], body }));
+    let except = "except_users = [\"@microglia:*\"]";
+    let program = Program::new(&fake.url(), TOKEN, &fast("sweep", &["#one:fake.test"], except));
+    let report = program.dry_run("sweep").await;
+    assert_eq!(changes(&report), ["planned @b:fake.test -> #one:fake.test (1)"]);
+}
+
+#[tokio::test]
+async fn a_member_list_may_take_long_as_long_as_it_goes_on() {
+    let fake = fake(&["a", "b"], &["one"]);
+    fake.fault(Fault::new("GET", MEMBERS, Trouble::CutBody));
+    fake.fault(Fault::new("GET", MEMBERS, Trouble::Trickle));
+    let except = "except_users = [\"@microglia:*\"]";
+    let job = fast("sweep", &["#one:fake.test"], except);
+    let program = Program::new(&fake.url(), TOKEN, &format!("request_timeout = \"1s\"\n{job}"));
+    assert_eq!(figures(&program.dry_run("sweep").await), "succeeded: 2/0/0/0/0");
+}
+
+#[tokio::test]
+async fn a_member_list_that_is_no_list_is_shown_in_the_error() {
+    let fake = fake(&["a"], &["one"]);
+    let body = r#"{"members": 5}"#.to_owned();
+    let answer = Trouble::Answer { status: 200, headers: vec![], body };
+    fake.fault(Fault::new("GET", MEMBERS, answer).always());
+    let job = fast("sweep", &["#one:fake.test"], "retries = { attempts = 1 }");
+    let program = Program::new(&fake.url(), TOKEN, &job);
+    let report = program.dry_run("sweep").await;
+    insta::assert_snapshot!(report["message"].as_str().unwrap(), @"GET /_synapse/admin/v1/rooms/!one:fake.test/members: cannot decode the response (invalid type: integer `5`, expected a list of ids at line 1 column 14): {\"members\": 5}");
+}
