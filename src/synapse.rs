@@ -13,6 +13,7 @@ mod json;
 mod media;
 mod monitor;
 mod pace;
+mod page;
 mod page_size;
 mod pages;
 mod probe;

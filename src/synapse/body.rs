@@ -4,8 +4,7 @@ use std::time::Duration;
 
 use super::client::root_cause;
 use super::error::Cause;
-use super::request::JOIN_ENDPOINT;
-use super::stream::BodyStream;
+use super::request::{BodyStream, JOIN_ENDPOINT};
 use crate::values::duration::HumanDuration;
 use crate::values::size::Size;
 

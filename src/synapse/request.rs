@@ -3,11 +3,12 @@
 use std::time::Duration;
 
 use reqwest::{Method, Url};
+use tokio::sync::mpsc;
 
 use super::advice;
 use super::client::root_cause;
 use super::error::{Cause, Error};
-use super::stream::BodyStream;
+use crate::values::size::Size;
 
 /// Joins a local user to a room, under a rate limit of its own.
 pub(super) const JOIN_ENDPOINT: &str = "/_synapse/admin/v1/join/{}";
@@ -65,6 +66,15 @@ pub struct RawRequest {
     pub body: Option<serde_json::Value>,
     pub expect: Vec<u16>,
     pub repeatable: bool,
+}
+
+/// Where the body of a response goes, and what it may be.
+pub(super) struct BodyStream<'a> {
+    /// Starts a parser; called for each attempt.
+    pub begin: &'a (dyn Fn() -> mpsc::Sender<Vec<u8>> + Send + Sync),
+    pub max: Size,
+    /// How long the response may take to begin. After that, `request_timeout` limits each silence.
+    pub timeout: Duration,
 }
 
 /// A request with its final URL, which can be sent any number of times.

@@ -11,20 +11,11 @@ use tokio_util::sync::CancellationToken;
 
 use super::error::Error;
 use super::reader::Reader;
-use super::request::{Base, Call, Pacing, Repeat};
+use super::request::{Base, BodyStream, Call, Pacing, Repeat};
 use crate::values::size::Size;
 
 /// How much of a response may wait for the parser.
 const MAX_WAITING_CHUNKS: usize = 8;
-
-/// Where the body of a response goes, and what it may be.
-pub(super) struct BodyStream<'a> {
-    /// Starts a parser; called for each attempt.
-    pub begin: &'a (dyn Fn() -> mpsc::Sender<Vec<u8>> + Send + Sync),
-    pub max: Size,
-    /// How long the response may take to begin. After that, `request_timeout` limits each silence.
-    pub timeout: Duration,
-}
 
 /// The body of a response for a parser on a thread of its own.
 pub(super) struct ChunkReader {
