@@ -44,7 +44,7 @@ pub(crate) use writer::Writer;
 
 pub(crate) use account::UserRow;
 pub(crate) use identity::VERSION_ENDPOINT;
-pub(crate) use media::File;
+pub(crate) use media::{File, MediaOwner};
 pub(crate) use monitor::Silence;
 pub(crate) use pace::{LimitValues, Slots};
 pub(crate) use request::{Base, RawRequest};

@@ -1,6 +1,7 @@
 //! The interface between a kind of job and the runner.
 
 use std::fmt::Debug;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -140,6 +141,8 @@ pub struct Context<'a> {
     /// What is known of the job's [topic](Job::topic).
     pub facts: Facts<'a>,
     pub emit: &'a (dyn Fn(Event) + Send + Sync),
+    /// Where plans too large for the memory go; `None` without a usable state directory.
+    pub spool_directory: Option<&'a Path>,
     /// Whether the homeserver keeps its media in object storage, where Synapse deletes nothing.
     pub media_in_object_storage: bool,
     /// How many requests to send at the same time.

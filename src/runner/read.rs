@@ -12,7 +12,7 @@ use super::facts::{known_facts, store_facts};
 use super::media_lock::media_lock;
 use super::reading_progress::ReadingProgress;
 use super::tally::{Activity, Tally};
-use crate::history::state_dir::Lock;
+use crate::history::state_dir::{Lock, StateDir};
 use crate::jobs::job::{Budget, Context, PlanError};
 use crate::plan::change::Plan;
 use crate::plan::facts::{Fact, Facts};
@@ -112,6 +112,7 @@ async fn make_plan(run: &RunContext<'_>, tally: &mut Tally, server: &str) -> Res
         reader: &run.reader,
         facts: Facts::new(known_facts(run, server).await?, &store),
         emit: &emit,
+        spool_directory: run.state_dir.map(StateDir::directory),
         media_in_object_storage: run.spec.media_in_object_storage,
         concurrency: run.homeserver.max_concurrent_requests as usize,
         budget: Budget {

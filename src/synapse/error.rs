@@ -55,6 +55,16 @@ impl Error {
         }
     }
 
+    /// Returns the error for a change that cannot be made because of something on this machine.
+    pub(crate) fn not_sent(problem: String) -> Self {
+        Self {
+            method: Method::POST,
+            path: "/_synapse/admin/v1/media/delete".to_owned(),
+            cause: Cause::NotSent(problem),
+            advice: None,
+        }
+    }
+
     /// Makes an error final whose request may have taken effect and must not be sent again.
     #[must_use]
     pub(crate) fn not_repeatable(self) -> Self {

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use futures_util::stream::{self, Stream};
 use serde::Deserialize;
 
 use super::error::{Cause, Error};
@@ -96,12 +97,14 @@ impl Reader {
         Ok(page.total)
     }
 
-    /// Returns an account's files uploaded before `until`, oldest first; the error is `M_NOT_FOUND` for an unknown account.
-    pub(crate) async fn files_of(
-        &self,
-        user_id: &str,
+    /// Returns an account's files uploaded before `until`, oldest first, page by page.
+    ///
+    /// The error is `M_NOT_FOUND` for an unknown account.
+    pub(crate) fn file_pages<'a>(
+        &'a self,
+        user_id: &'a str,
         until: Timestamp,
-    ) -> Result<Vec<File>, Error> {
+    ) -> impl Stream<Item = Result<Vec<File>, Error>> + Send + 'a {
         #[derive(Deserialize)]
         struct Page {
             media: Vec<File>,
@@ -109,27 +112,21 @@ impl Reader {
             #[serde(default, deserialize_with = "optional_count")]
             total: Option<u64>,
         }
-        let mut pages =
-            Pages::new(format!("/_synapse/admin/v1/users/{user_id}/media"), MAX_FILE_ROWS);
-        let (mut files, mut from): (Vec<File>, Option<PageToken>) = (Vec::new(), None);
-        loop {
+        let list = format!("/_synapse/admin/v1/users/{user_id}/media");
+        let first = Some((Pages::new(list, MAX_FILE_ROWS), None::<PageToken>));
+        stream::try_unfold(first, move |state| async move {
+            let Some((mut pages, from)) = state else { return Ok(None) };
             let mut query = vec![("order_by", "created_ts".to_owned()), ("dir", "f".to_owned())];
-            query.extend(from.as_ref().map(|from| ("from", from.to_string())));
+            query.extend(from.map(|from| ("from", from.to_string())));
             let page: Page =
                 self.page(MAX_FILE_ROWS, Base::Media, FILES, &[user_id], query).await?;
-            let rows = page.media.len();
-            let files_before = files.len();
-            files.extend(
-                page.media
-                    .into_iter()
-                    .take_while(|file| file.created_ts < until.timestamp_millis()),
-            );
-            let all_old = files.len() - files_before == rows;
-            from = pages.next(rows, page.total, page.next_token.filter(|_| all_old))?;
-            if from.is_none() {
-                return Ok(files);
-            }
-        }
+            let (rows, mut files) = (page.media.len(), page.media);
+            let is_late = |file: &File| file.created_ts >= until.timestamp_millis();
+            files.truncate(files.iter().position(is_late).unwrap_or(rows));
+            let token = page.next_token.filter(|_| files.len() == rows);
+            let next = pages.next(rows, page.total, token)?;
+            Ok(Some((files, next.map(|next| (pages, Some(next))))))
+        })
     }
 
     /// Whether the process behind `media_url` serves the media endpoints.
