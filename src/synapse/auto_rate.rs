@@ -282,6 +282,7 @@ fn typical(samples: &mut [Duration]) -> Duration {
 }
 
 #[cfg(test)]
+#[expect(clippy::float_cmp, reason = "limits that are set, not computed, are equal to the bit")]
 mod tests {
     use super::*;
     use proptest::prelude::*;

@@ -1,5 +1,7 @@
 //! Fetching one page of a list, in a size that the homeserver can serve.
 
+use std::time::Duration;
+
 use serde::de::DeserializeOwned;
 use tokio::time::Instant;
 
@@ -32,8 +34,8 @@ impl Reader {
                 Ok(response) => return response.decode(),
                 Err(error) => error,
             };
-            let timed_out = start.elapsed() >= self.transport.request_timeout();
-            if rows > MIN_PAGE_ROWS && is_too_much(&error, timed_out.then_some(TimedOut)) {
+            let (took, timeout) = (start.elapsed(), self.transport.request_timeout());
+            if rows > MIN_PAGE_ROWS && is_too_much(&error, took, timeout) {
                 self.page_sizes.halve(endpoint, rows);
                 tracing::debug!(target: "microglia::homeserver", "a page of {rows} rows is too large for the homeserver: {error}");
             } else if repeat == Repeat::IfNotApplied && error.is_transient() {
@@ -45,12 +47,10 @@ impl Reader {
     }
 }
 
-struct TimedOut;
-
 /// Whether a smaller page may succeed: the response took too long or was too large, or the server refused or failed.
-fn is_too_much(error: &Error, timed_out: Option<TimedOut>) -> bool {
+fn is_too_much(error: &Error, took: Duration, timeout: Duration) -> bool {
     match &error.cause {
-        Cause::Lost(_) => timed_out.is_some(),
+        Cause::Lost(_) => took >= timeout,
         Cause::TooLarge(_) => true,
         Cause::Synapse { status: 400 | 500, .. } => !error.is_about_token(),
         Cause::NotSynapse { status, .. } => matches!(status, 413 | 504),
