@@ -125,7 +125,7 @@ mod tests {
             builder.insert(&format!("@user{number:06}:example.com"), ()).unwrap();
         }
         let map = builder.build();
-        assert_eq!((map.ids.len(), size_of::<Entry<()>>()), (240_000, 8));
+        assert_eq!((map.ids.len(), size_of::<Entry<()>>()), (230_000, 8));
     }
 
     #[test]
