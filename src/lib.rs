@@ -81,6 +81,10 @@
 //!   error with its location, and the same definition is what `kinds` prints.
 //! - A media purge is a [`plan::change::BatchPlan`]: the sizes of its changes are adapted during the run, so that a call takes 5 to 20 s
 //!   where the part of its time that does not depend on its size allows that.
+//! - Lists of any length are never held as a whole in their JSON form: members of a room are parsed while they arrive, and
+//!   the files of a media purge are records in a temporary file of the state directory, of which memory holds the order.
+//! - With `max_requests_per_second = "auto"`, `synapse::auto_rate` alone decides how fast an address is used, for all runs on
+//!   it: the halving for slow responses of one run applies to fixed limits only.
 //! - Scheduling has one watermark per job: every occurrence up to it was run, skipped or given up. It moves when a run is
 //!   recorded as started, when an occurrence is skipped while no run is active, and, for occurrences skipped during a
 //!   run, when that run has ended. Every later occurrence counts as missed at the next start.

@@ -162,7 +162,8 @@ pub(super) async fn finish(run: &RunContext<'_>, mut tally: Tally, verdict: Verd
     report.waited_seconds = (report.waited_seconds * 10.0).round() / 10.0;
     report.finished_at = Some(truncated(run.clock.now()));
     report.outcome = Some(outcome);
-    let sentences: Vec<String> = message.into_iter().chain(plan.notes).collect();
+    let sentences: Vec<String> =
+        message.into_iter().chain(plan.notes).chain(run.reader.rate_summary()).collect();
     report.message = (!sentences.is_empty()).then(|| sentences.join("; "));
     record_end(run.history, &report, not_attempted).await;
     report.changes = Some(changes.into_records());

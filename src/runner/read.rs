@@ -11,7 +11,7 @@ use super::media_lock::media_lock;
 use super::portion;
 use super::reading_progress::ReadingProgress;
 use super::tally::{Activity, Tally};
-use crate::history::state_dir::Lock;
+use crate::history::state_dir::{Lock, StateDir};
 use crate::jobs::job::{Budget, Context, PlanError};
 use crate::plan::change::Plan;
 use crate::plan::facts::Facts;
@@ -106,6 +106,7 @@ async fn make_plan(run: &RunContext<'_>, tally: &mut Tally, server: &str) -> Res
         facts: Facts::new(known_facts(run, server).await?, &store),
         portion,
         emit: &emit,
+        spool_directory: run.state_dir.map(StateDir::directory),
         media_in_object_storage: run.spec.media_in_object_storage,
         concurrency: run.homeserver.max_concurrent_requests as usize,
         budget: Budget {
