@@ -169,7 +169,7 @@ impl Connections {
 
 impl Borrowed<'_> {
     pub(super) fn connection(&mut self) -> &mut AnyConnection {
-        self.connection.as_mut().expect("a connection that was not given back")
+        self.connection.as_mut().expect("only `give_back` takes it")
     }
 
     /// Gives the connection back: no transaction is open on it, and no answer is awaited.

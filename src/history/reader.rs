@@ -134,7 +134,7 @@ impl HistoryReader {
         let (Some(dir), None) = (dir, self.open()) else {
             return self.read(|connection| work(pause::get(connection))).await;
         };
-        let Some(file) = Reading::open_immutable(dir).await? else { return Ok(Pause::default()) };
+        let Some(file) = Reading::open_immutable(dir)? else { return Ok(Pause::default()) };
         let pause = file.read(|connection| work(pause::get(connection))).await;
         file.close().await;
         pause
