@@ -85,6 +85,7 @@ async fn help_and_version_are_there_for_each_command() {
             "run",
             "jobs",
             "runs",
+            "history",
             "kinds",
             "reload",
             "cancel",

@@ -5,6 +5,7 @@
 mod asked;
 mod catch_up;
 mod control_socket;
+mod database;
 mod faults;
 mod http;
 mod killed;
