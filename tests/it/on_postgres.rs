@@ -26,6 +26,7 @@ const OF_SQLITE: &[&str] = &[
     "a_disk_that_is_full",
     "a_history_that_cannot_be_opened_at_the_start",
     "a_history_that_is_deleted",
+    "a_pause_that_cannot_be_read",
     "of_an_older_daemon",
     "of_an_older_version",
     "when_a_history_is_opened",
