@@ -8,7 +8,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use sqlx::AnyConnection;
 
 use super::changes::{DeletedFile, Page};
-use super::database::{Database, Place, Statements, Work, on_heap, work};
+use super::database::{Database, Place, Reading, Statements, Work, on_heap, work};
 use super::error::Error;
 use super::pause::Pause;
 use super::reader::HistoryReader;
@@ -276,7 +276,19 @@ impl History {
     ///
     /// Keeps the counts of the last run of a scheduled job and of its last success: metrics are built from them.
     pub async fn delete_runs_before(&self, time: Timestamp) -> Result<u64, Error> {
-        self.optional(|connection| work(retention::delete_runs_before(connection, time))).await
+        let (mut deleted, mut bound) = (0, Timestamp::UNIX_EPOCH);
+        while bound < time && self.database().is_ok() {
+            let from = bound;
+            let next = self.read(|connection| {
+                work(async move { retention::next_bound(connection, from, time).await.map(Some) })
+            });
+            bound = next.await?.unwrap_or(time);
+            let before = bound;
+            deleted += self
+                .optional(|connection| work(retention::delete_runs_before(connection, before)))
+                .await?;
+        }
+        Ok(deleted)
     }
 }
 
@@ -324,6 +336,24 @@ impl History {
     /// Records that no occurrence up to `until` is still to be run.
     pub(crate) async fn set_watermark(&self, job: &str, until: Timestamp) -> Result<(), Error> {
         self.optional(|connection| work(schedules::set_watermark(connection, job, until))).await
+    }
+
+    /// Returns whether scheduled runs are paused, also while the history is not open.
+    ///
+    /// A file is read as it lies there then: on a full disk nothing else is possible.
+    pub(crate) async fn last_pause(&self) -> Result<Pause, Error> {
+        match (self.reader.open(), &self.place) {
+            (None, Some(Place::Directory(dir))) => {
+                let Some(file) = Reading::open_immutable(dir)? else { return Ok(Pause::default()) };
+                let pause = file.read(|connection| work(pause::get(connection))).await;
+                file.close().await;
+                pause
+            }
+            (None, Some(Place::Postgres(_))) => {
+                Err(Error::Unavailable(self.problem().unwrap_or_default()))
+            }
+            _ => self.reader.pause().await,
+        }
     }
 
     /// Records a pause, or its end.

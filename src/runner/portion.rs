@@ -33,10 +33,14 @@ pub(super) async fn begin(
     tally.round = None;
     let Some(entries) = run.spec.job.kind().rounds else { return Ok(whole_list) };
     let definition = Fingerprint::of(&json!([run.spec.selection, server])).to_string();
-    let recorded = run.history.round(&run.spec.name, round_mode(run).0).await;
-    let recorded = recorded
-        .map_err(|error| Abort::Failed(format!("cannot read the history: {error}")))?
-        .filter(|round| round.definition == definition);
+    let recorded = match run.history.round(&run.spec.name, round_mode(run).0).await {
+        Ok(recorded) => recorded.filter(|round| round.definition == definition),
+        Err(error) if run.is_dry_run() => {
+            tracing::warn!(target: "microglia::history", "this dry run starts a round, because it is not known how far the last one came: {error}");
+            None
+        }
+        Err(error) => return Err(Abort::Failed(format!("cannot read the history: {error}"))),
+    };
     let finished_at = recorded.as_ref().and_then(|round| round.finished_at);
     let is_full = run.params.extent == Extent::Full;
     let before = recorded.filter(|round| round.position.is_some() && !is_full);

@@ -1405,6 +1405,11 @@ async fn the_example_configurations_are_valid_and_contain_every_key() {
         full.split("\n[")
             .filter(|table| wanted(table))
             .flat_map(|table| table.lines().skip(1))
+            // Without a database the history is in `state_dir`: these keys are shown as comments.
+            .map(|line| match line.strip_prefix("# ") {
+                Some(key) if key.starts_with("database_url") => key,
+                _ => line,
+            })
             .filter(|line| !line.starts_with('#'))
             .filter_map(|line| line.split_once(" = "))
             .map(|(key, _)| key.to_owned())
