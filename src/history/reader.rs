@@ -59,6 +59,16 @@ impl HistoryReader {
         self.read(async |pool| runs::newest(&pool, job, limit).await).await
     }
 
+    /// Returns runs on one homeserver without their changes, newest first.
+    pub(crate) async fn runs_on(
+        &self,
+        homeserver: &str,
+        job: Option<&str>,
+        limit: u32,
+    ) -> Result<Vec<Report>, Error> {
+        self.read(async |pool| runs::newest_on(&pool, homeserver, job, limit).await).await
+    }
+
     /// Returns one run with a page of its changes.
     pub(crate) async fn run(&self, id: i64, page: Page) -> Result<Option<Report>, Error> {
         self.read(async |pool| {

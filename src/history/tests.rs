@@ -4,8 +4,8 @@ use chrono::TimeDelta;
 use proptest::prelude::*;
 use sqlx::{Executor, QueryBuilder, Row};
 
-use super::interrupted::{COUNT, UNENDED, UNENDED_OF_JOB, last_of_job_and_mode_sql};
-use super::runs::{NEWEST_OF_JOB, Standing, last_of_each_job_sql, standings_sql};
+use super::interrupted::{COUNT, LAST_OF_JOB_AND_MODE, UNENDED, UNENDED_OF_JOB};
+use super::runs::{NEWEST_OF_JOB, NEWEST_ON, Standing, last_of_each_job_sql, standings_sql};
 use super::state_dir::StateDir;
 use super::{History, retention};
 use crate::plan::report::{Mode, Outcome, Report, Trigger};
@@ -174,11 +174,12 @@ proptest! {
 async fn no_statement_of_a_start_or_a_listing_reads_every_run() {
     let (_dir, history) = history(&[]).await;
     let pool = history.writable().unwrap();
-    let statements = [NEWEST_OF_JOB, UNENDED, UNENDED_OF_JOB, COUNT]
-        .map(str::to_owned)
-        .into_iter()
-        .chain([last_of_each_job_sql(), standings_sql(), last_of_job_and_mode_sql()])
-        .chain(retention::STATEMENTS.map(str::to_owned));
+    let statements =
+        [NEWEST_OF_JOB, NEWEST_ON, LAST_OF_JOB_AND_MODE, UNENDED, UNENDED_OF_JOB, COUNT]
+            .map(str::to_owned)
+            .into_iter()
+            .chain([last_of_each_job_sql(), standings_sql()])
+            .chain(retention::STATEMENTS.map(str::to_owned));
     for statement in statements {
         let explain = format!("EXPLAIN QUERY PLAN {statement}");
         let rows = sqlx::query(sqlx::AssertSqlSafe(explain)).fetch_all(&pool).await.unwrap();
