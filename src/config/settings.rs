@@ -72,17 +72,22 @@ pub struct Environment {
 }
 
 impl Config {
-    /// The number of concurrent runs and the request limits of an address.
+    /// The number of concurrent runs and the request limits of each address.
     ///
     /// Homeservers with the same address share the lowest of their limits.
-    pub fn limits(&self, address: &Address) -> Option<(u32, LimitValues)> {
-        self.homeservers
-            .values()
-            .filter(|homeserver| homeserver.address() == *address)
-            .map(|homeserver| (homeserver.max_concurrent_runs, homeserver.limit_values()))
-            .reduce(|(runs, values), (other_runs, other)| {
-                (runs.min(other_runs), lower_values(values, other))
-            })
+    pub fn limits(&self) -> BTreeMap<Address, (u32, LimitValues)> {
+        let mut limits = BTreeMap::new();
+        for homeserver in self.homeservers.values() {
+            let own = (homeserver.max_concurrent_runs, homeserver.limit_values());
+            limits
+                .entry(homeserver.address())
+                .and_modify(|(runs, values): &mut (u32, LimitValues)| {
+                    *runs = own.0.min(*runs);
+                    *values = lower_values(*values, own.1);
+                })
+                .or_insert(own);
+        }
+        limits
     }
 
     /// The files that secrets were read from.

@@ -168,7 +168,10 @@ impl Owner {
                 self.ended(&job, ending);
                 drop(listener);
             }
-            Message::Probe => self.homeservers.probe(&self.metrics, &self.clock),
+            Message::ProbeAll => self.homeservers.probe_all(&self.metrics, &self.clock),
+            Message::ProbeNext { reply } => {
+                let _ = reply.send(self.homeservers.probe_next(&self.metrics, &self.clock));
+            }
             Message::Status { reply } => drop(reply.send(self.status())),
             Message::Drain { reply } => drop(reply.send(self.drain())),
             Message::Flush { reply } => drop(self.remember.send(Remember::Flush(reply))),

@@ -87,7 +87,7 @@ impl Reloader {
         for need in restart_needed {
             tracing::warn!(target: "microglia::config", "{need}");
         }
-        self.supervisor.probe();
+        self.supervisor.probe_all();
         Ok(adopted)
     }
 

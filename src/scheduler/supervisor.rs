@@ -241,9 +241,14 @@ impl Supervisor {
         self.metrics.text(ticked, self.runner.history.write_errors())
     }
 
-    /// Probes every homeserver; the metrics keep the results.
-    pub fn probe(&self) {
-        let _ = self.messages.send(Message::Probe);
+    /// Probes every homeserver, one shortly after the other; the metrics keep the results.
+    pub fn probe_all(&self) {
+        let _ = self.messages.send(Message::ProbeAll);
+    }
+
+    /// Probes the homeserver whose turn it is, and returns how many there are.
+    pub async fn probe_next(&self) -> usize {
+        self.ask(|reply| Message::ProbeNext { reply }).await.unwrap_or_default()
     }
 
     /// Starts nothing more, ends runs at their next change boundary and, after `grace`, wherever they are.

@@ -9,6 +9,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::address::Address;
+use super::client::Clients;
 use super::error::{Cause, Error};
 use super::monitor::{OpenRequest, ResponseMonitor};
 use super::pace::{Limits, unless_cancelled};
@@ -16,7 +17,7 @@ use super::request::{Base, Call, Outgoing, Pacing, RawRequest};
 use super::response::{self, Headers, Response};
 use super::retry::{self, Attempts, Retry, TokenState};
 use super::token::Token;
-use super::{advice, body, client};
+use super::{advice, body};
 use crate::values::clock::Clock;
 use crate::values::schema::{Limit, Rate};
 
@@ -48,7 +49,7 @@ pub struct CompletedRequest {
     pub token_refused: bool,
 }
 
-/// A connection pool to one homeserver with its limits, shared by all runs on it.
+/// The connections to one homeserver with its limits, shared by all runs on it.
 pub struct Transport {
     name: String,
     pub(crate) address: Address,
@@ -72,10 +73,19 @@ pub(super) struct Session<'a> {
 
 impl Transport {
     pub fn new(settings: Settings, observer: Observer) -> Result<Self, String> {
+        Self::sharing(&mut Clients::default(), settings, observer)
+    }
+
+    /// Shares the HTTP client with other homeservers that trust the same certificates.
+    pub fn sharing(
+        clients: &mut Clients,
+        settings: Settings,
+        observer: Observer,
+    ) -> Result<Self, String> {
         let Settings { name, url, media_url, token, ca, limits, request_timeout } = settings;
         let media_url = media_url.unwrap_or_else(|| url.clone());
         Ok(Self {
-            http: client::new(&[&url, &media_url], ca.as_deref())?,
+            http: clients.client(&[&url, &media_url], ca.as_deref())?,
             address: Address::of(&url),
             name,
             url,
