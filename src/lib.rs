@@ -19,7 +19,7 @@
 //! | [`scheduler`] | when what runs: the state of each job, the agenda, the task that carries out decisions, adopting a configuration |
 //! | [`runner`] | one run: read, guard, apply, finish |
 //! | [`observe`] | metrics and the log of runs |
-//! | [`config`] | the TOML file to settings and jobs, or every error with its location |
+//! | [`config`] | the TOML files to settings and jobs, or every error with its location |
 //! | [`jobs`] | what a kind is, the table of kinds, and one file per kind |
 //! | [`history`] | runs, changes and what was learned, in SQLite; the locks of the state directory |
 //! | [`plan`] | changes, plans, reports and events, as data |
@@ -33,6 +33,7 @@
 //!
 //! ```text
 //! microglia.toml -> config -> settings and jobs            or every error, with its location
+//! and what it includes            |
 //!                                 |
 //!              scheduler::adopt <-+                        keeps unchanged jobs, swaps changed ones, retires the rest
 //!                     |
@@ -83,6 +84,10 @@
 //! - Scheduling has one watermark per job: every occurrence up to it was run, skipped or given up. It moves when a run is
 //!   recorded as started, when an occurrence is skipped while no run is under way, and, for occurrences skipped during a
 //!   run, when that run has ended. Whatever is later counts as missed at the next start.
+//! - The files of a configuration are parsed one by one and put together as one table, whose spans count on from file to
+//!   file (`config::sources`): everything behind that knows one text, and an error still has its own file and line.
+//! - Homeservers that trust the same certificates share an HTTP client, and their probes are spread over five minutes:
+//!   what hundreds of homeservers cost at rest must not come at one moment.
 //! - The daemon shares the run slots of a homeserver through a semaphore, the command line through locks in the state
 //!   directory: only one of them runs jobs at a time.
 

@@ -9,6 +9,8 @@ use std::time::Duration;
 use secrecy::{ExposeSecret, SecretString};
 
 use super::settings::Environment;
+use super::source::beside;
+use super::sources::Sources;
 use crate::history::state_dir::this_user;
 use crate::synapse::{trim_newline, validate_token};
 use crate::values::bounded_file::read_bounded;
@@ -19,15 +21,16 @@ const MAX_BYTES: u64 = 1 << 20;
 /// How long to wait for a secret that comes through a FIFO.
 const TIME_LIMIT: Duration = Duration::from_secs(2);
 
-pub(super) struct Secrets {
-    config: PathBuf,
+pub(super) struct Secrets<'a> {
+    sources: &'a Sources<'a>,
     credentials: Option<PathBuf>,
     reading: Reading,
     pub(super) from_credentials: Vec<PathBuf>,
 }
 
+/// Which of the files that the configuration names are read.
 #[derive(Debug, Clone, Copy, PartialEq)]
-enum Reading {
+pub(super) enum Reading {
     Files,
     Nothing,
 }
@@ -38,23 +41,21 @@ pub(super) struct SecretFile {
     pub secret: SecretString,
 }
 
-impl Secrets {
-    pub(super) fn new(config: &Path, environment: &Environment) -> Self {
-        Self {
-            config: config.to_owned(),
-            credentials: environment.credentials_directory.clone(),
-            reading: Reading::Files,
-            from_credentials: Vec::new(),
-        }
+impl<'a> Secrets<'a> {
+    pub(super) fn new(
+        sources: &'a Sources<'a>,
+        environment: &Environment,
+        reading: Reading,
+    ) -> Self {
+        let credentials = match reading {
+            Reading::Files => environment.credentials_directory.clone(),
+            Reading::Nothing => None,
+        };
+        Self { sources, credentials, reading, from_credentials: Vec::new() }
     }
 
-    /// Does not open any file.
-    pub(super) fn unread(config: &Path) -> Self {
-        Self { reading: Reading::Nothing, ..Self::new(config, &Environment::default()) }
-    }
-
-    /// A relative path is looked up in systemd's credentials first, then beside the configuration.
-    fn find(&mut self, path: &Path) -> PathBuf {
+    /// A relative path is looked up in systemd's credentials first, then beside the file that names it, at `span`.
+    fn find(&mut self, path: &Path, span: &Range<usize>) -> PathBuf {
         if let Some(credential) = self
             .credentials
             .as_ref()
@@ -64,7 +65,7 @@ impl Secrets {
             self.from_credentials.push(credential.clone());
             return credential;
         }
-        self.config.parent().unwrap_or(Path::new("")).join(path)
+        beside(self.sources.path_of(span), path)
     }
 
     /// Reads a secret; `key` is the one that names the file, at `span`.
@@ -75,7 +76,7 @@ impl Secrets {
         span: &Range<usize>,
         warnings: &mut Vec<ConfigError>,
     ) -> Result<SecretFile, ConfigError> {
-        let path = self.find(path);
+        let path = self.find(path, span);
         if self.reading == Reading::Nothing {
             return Ok(SecretFile { path, secret: SecretString::default() });
         }
@@ -127,10 +128,11 @@ impl Secrets {
                 "the token has quotes around it, which would be sent as part of it: remove them";
             warnings.push(error(text.to_owned()));
         }
-        if is_world_readable(&self.config) {
+        let config = self.sources.path_of(span);
+        if is_world_readable(config) {
             let text = format!(
                 "this token is readable by every user of this machine: set the mode of {} to 640 (chmod 640), or use `access_token_file`",
-                self.config.display()
+                config.display()
             );
             warnings.push(error(text));
         }
@@ -146,7 +148,7 @@ impl Secrets {
         if self.reading == Reading::Nothing {
             return Ok(Vec::new());
         }
-        let file = self.find(path);
+        let file = self.find(path, span);
         let pem = read_bounded(&file, MAX_BYTES, TIME_LIMIT)
             .map_err(|error| ConfigError::new(span.clone(), unreadable(&file, &error)))?;
         match reqwest::Certificate::from_pem_bundle(&pem) {

@@ -25,6 +25,8 @@ pub struct Config {
     pub homeservers: BTreeMap<String, Homeserver>,
     /// One for each job and homeserver, sorted by name.
     pub jobs: Vec<JobSpec>,
+    /// The files that the main file includes, in the order in which they were read.
+    pub included: Vec<PathBuf>,
     pub warnings: Vec<Diagnostic>,
     /// Secrets that were read from systemd's credentials, which do not change while the service runs.
     pub from_credentials: Vec<PathBuf>,
@@ -97,7 +99,8 @@ impl Config {
     }
 
     pub fn job(&self, name: &str) -> Option<&JobSpec> {
-        self.jobs.iter().find(|job| job.name == name)
+        let index = self.jobs.binary_search_by(|job| job.name.as_str().cmp(name)).ok()?;
+        self.jobs.get(index)
     }
 }
 

@@ -12,6 +12,7 @@ use crate::scheduler::Adopted;
 use crate::scheduler::supervisor::Supervisor;
 use crate::synapse::Token;
 use crate::values::clock::Clock;
+use crate::values::fingerprint::Fingerprint;
 
 /// How long reading and parsing the configuration may take.
 const LONGEST_LOAD: Duration = Duration::from_secs(10);
@@ -27,7 +28,7 @@ pub struct Reloader {
     daemon: Mutex<Daemon>,
     admin_token: Mutex<Option<Arc<Token>>>,
     /// What was looked at when the config was last adopted or refused.
-    seen: Mutex<Option<Vec<u8>>>,
+    seen: Mutex<Option<Fingerprint>>,
 }
 
 impl Reloader {
@@ -40,7 +41,7 @@ impl Reloader {
         metrics: Arc<Metrics>,
         clock: Clock,
     ) -> Self {
-        let seen = config::read_bytes(&path).ok();
+        let seen = config::files_fingerprint(&path);
         let reloader = Self {
             path,
             environment,
@@ -98,7 +99,7 @@ impl Reloader {
         let (sender, seen) = tokio::sync::oneshot::channel();
         let loading = tokio::task::spawn_blocking(move || {
             // After a timeout nobody receives it.
-            let _ = sender.send(config::read_bytes(&path).ok());
+            let _ = sender.send(config::files_fingerprint(&path));
             Config::load(&path, &environment, now)
         });
         let file = self.path.display();
@@ -165,12 +166,12 @@ impl Reloader {
         Some(token?.current().await)
     }
 
-    /// Reads the file as often as `watch_config` says, and adopts a change once two readings in a row agree.
+    /// Reads all files as often as `watch_config` says, and adopts a change once two readings in a row agree.
     ///
     /// Compares the content, not timestamps or inodes: this works with Kubernetes' links, editors that rename, and NFS.
     pub async fn watch(self: Arc<Self>) {
         const OFF: Duration = Duration::from_secs(5);
-        let mut last: Option<Vec<u8>> = None;
+        let mut last: Option<Fingerprint> = None;
         loop {
             let every = self.daemon().watch_config;
             tokio::time::sleep(every.map_or(OFF, |every| every.0)).await;
@@ -178,7 +179,7 @@ impl Reloader {
                 continue;
             }
             let path = self.path.clone();
-            let now = tokio::task::spawn_blocking(move || config::read_bytes(&path).ok())
+            let now = tokio::task::spawn_blocking(move || config::files_fingerprint(&path))
                 .await
                 .unwrap_or_default();
             let changed = now != *self.seen.lock().unwrap_or_else(PoisonError::into_inner);

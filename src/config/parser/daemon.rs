@@ -10,7 +10,8 @@ use toml::de::DeTable;
 use super::super::keys::{DaemonKeys, HostName, Listen};
 use super::super::secrets::SecretFile;
 use super::super::settings::Daemon;
-use super::{LISTEN, Parser, Reported, STATE_DIR, beside};
+use super::super::source::beside;
+use super::{LISTEN, Parser, Reported, STATE_DIR};
 use crate::values::schema::{Entry, Table};
 
 /// Whoever has the admin token may start jobs over HTTP: it must not be guessed.
@@ -23,7 +24,7 @@ impl Parser<'_> {
         let keys = DaemonKeys::parse(&table, &mut self.errors);
         let admin = self.admin_token(&keys.admin_token_file);
         let listen = self.listen(&keys.listen, &table);
-        let state_dir = keys.state_dir.value?.map(|dir| beside(self.path, &dir));
+        let state_dir = keys.state_dir.value?.map(|dir| beside(self.sources.main(), &dir));
         let (admin_token_file, admin_token) =
             admin.ok()?.map_or((None, None), |admin| (Some(admin.path), Some(admin.secret)));
         Some(Daemon {
