@@ -225,10 +225,18 @@ impl Supervisor {
         Ok(())
     }
 
-    /// The jobs as `jobs --json` lists them.
-    pub async fn job_list(&self) -> Result<Vec<ListedJob>, history::Error> {
+    /// The jobs as `jobs --json` lists them, on one homeserver or on all.
+    pub async fn job_list(
+        &self,
+        homeserver: Option<&str>,
+    ) -> Result<Vec<ListedJob>, history::Error> {
         let last_runs = self.runner.history.last_runs().await?;
-        Ok(job_list(self.specs().await.iter().map(Arc::as_ref), last_runs, self.clock.now()))
+        let specs = self.specs().await;
+        let listed = specs
+            .iter()
+            .map(Arc::as_ref)
+            .filter(|spec| homeserver.is_none_or(|homeserver| spec.homeserver == homeserver));
+        Ok(job_list(listed, last_runs, self.clock.now()))
     }
 
     /// What runs next, in words.
