@@ -152,9 +152,13 @@ impl Drop for Fake {
     }
 }
 
-/// Serves a world to a bench in a process of its own.
-pub async fn serve_forever(world: World, listener: TcpListener) -> Infallible {
-    serve(Arc::new(Shared::of(world)), Process::Main, listener).await
+/// Serves a world to a bench in a process of its own, at one address or several.
+pub async fn serve_forever(world: World, listeners: Vec<TcpListener>) -> Infallible {
+    let shared = Arc::new(Shared::of(world));
+    for listener in listeners {
+        tokio::spawn(serve(Arc::clone(&shared), Process::Main, listener));
+    }
+    pending().await
 }
 
 /// A request as it arrived; the body is empty where a fault left it unread.
