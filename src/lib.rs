@@ -19,7 +19,7 @@
 //! | [`scheduler`] | when what runs: the state of each job, the agenda, the task that carries out decisions, adopting a configuration |
 //! | [`runner`] | one run: read, guard, apply, finish |
 //! | [`observe`] | metrics and the log of runs |
-//! | [`config`] | the TOML file to settings and jobs, or every error with its location |
+//! | [`config`] | the TOML files to settings and jobs, or every error with its location |
 //! | [`jobs`] | what a kind is, the table of kinds, and one file per kind |
 //! | [`history`] | runs, changes and facts about homeservers, in SQLite or PostgreSQL; the locks of the state directory |
 //! | [`plan`] | changes, plans, reports and events, as data |
@@ -33,6 +33,7 @@
 //!
 //! ```text
 //! microglia.toml -> config -> settings and jobs            or every error, with its location
+//! and what it includes            |
 //!                                 |
 //!              scheduler::adopt <-+                        keeps unchanged jobs, swaps changed ones, retires the rest
 //!                     |
@@ -92,6 +93,10 @@
 //!   PostgreSQL a transaction that certainly was not committed is tried once more, and where the answer to a commit was
 //!   lost, the server is asked what became of it: no statement has to be safe to repeat. Nothing is kept in a session, so
 //!   that PgBouncer may hand each transaction to another connection.
+//! - The files of a configuration are parsed one by one and put together as one table, whose spans count on from file to
+//!   file (`config::sources`): everything after that works on one text, and an error still has its own file and line.
+//! - Homeservers that trust the same certificates share an HTTP client, and their probes are spread over five minutes:
+//!   hundreds of homeservers must not cost everything at the same time.
 //! - The daemon shares the run slots of a homeserver through a semaphore, the command line through locks in the state
 //!   directory: only one of them runs jobs at a time.
 

@@ -8,7 +8,7 @@ use chrono_tz::Tz;
 use serde::Deserialize;
 
 use super::client::Client;
-use super::context::load_without_secrets;
+use super::context::{find_homeserver, load_without_secrets};
 use super::failure::Failure;
 use super::output::{print, print_json};
 use super::recorded::{current, open_history, unreadable};
@@ -27,14 +27,22 @@ pub(super) struct Options {
     /// Print a JSON list.
     #[arg(long)]
     json: bool,
+    /// Only jobs on this homeserver.
+    #[arg(long, value_name = "NAME")]
+    homeserver: Option<String>,
 }
 
 pub(super) async fn run(path: &Path, options: &Options) -> Result<(), Failure> {
     let clock = Clock::system();
-    let config = load_without_secrets(path, &clock).await?;
+    let mut config = load_without_secrets(path, &clock).await?;
+    if let Some(homeserver) = &options.homeserver {
+        find_homeserver(&config, homeserver)?;
+        config.jobs.retain(|job| job.homeserver == *homeserver);
+    }
     let dir = &config.daemon.state_dir;
     let history = open_history(&config).await?;
     let mut last_runs = history.last_runs().await.map_err(|error| unreadable(dir, &error))?;
+    last_runs.retain(|job, _| config.job(job).is_some());
     for run in last_runs.values_mut() {
         *run = current(&history, dir, run.clone()).await?;
     }

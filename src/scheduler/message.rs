@@ -81,7 +81,11 @@ pub(super) enum Message {
         ending: Ending,
         listener: Option<Listener>,
     },
-    Probe,
+    ProbeAll,
+    /// Replies with the number of homeservers.
+    ProbeNext {
+        reply: oneshot::Sender<usize>,
+    },
     Status {
         reply: oneshot::Sender<String>,
     },
