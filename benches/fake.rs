@@ -2,7 +2,8 @@
 //!
 //! `fake serve ACCOUNTS [ADDRESSES]` prints its URL and serves until its standard input ends, also at that many addresses
 //! from 127.1.0.1 on, 250 in a row: every second account holds an id of
-//! `saml`, every tenth one of `oidc-google`, and all are in two rooms. `fake members MEMBERS` does so with
+//! `saml`, every tenth one of `oidc-google`, and all are in two rooms. `fake deactivated ACCOUNTS` does so with
+//! deactivated accounts without ids, `fake members MEMBERS` with
 //! one room of that many members. `fake load URL TOKEN CONCURRENCY` reads account ids from its standard input,
 //! GETs each once over connections that are kept open, and prints the seconds that took.
 
@@ -36,6 +37,9 @@ fn main() {
             all_in(accounts.parse().expect("a number of accounts")),
             addresses.parse().expect("a number of addresses"),
         ),
+        ["deactivated", accounts] => {
+            serve(deactivated(accounts.parse().expect("a number of accounts")), 0);
+        }
         ["members", members] => {
             serve(huge_room(members.parse().expect("a number of members")), 0);
         }
@@ -70,6 +74,19 @@ fn all_in(accounts: usize) -> World {
             room.joined(user);
         }
     }
+    world
+}
+
+/// Deactivated accounts without ids, and a room in which nobody is but the account of the token.
+fn deactivated(accounts: usize) -> World {
+    let mut world = World::new();
+    world.record_requests = false;
+    world.users(accounts, |_| User { deactivated: true, ..User::default() });
+    let admin = world.admin();
+    world
+        .room(&format!("!lobby:{SERVER_NAME}"))
+        .alias(&format!("#lobby:{SERVER_NAME}"))
+        .joined(&admin);
     world
 }
 

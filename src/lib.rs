@@ -78,6 +78,9 @@
 //!
 //! # Decisions
 //!
+//! - Accounts are read in portions (`plan::round`). A run moves its job's round forward to the first change that was not
+//!   made, so that what was planned and not made is planned again; a refused plan moves nothing. The position is a name:
+//!   offsets drift while accounts come and go.
 //! - Tables of the configuration are read key by key (`schema!`), not through serde's derive: each key reports its own
 //!   error with its location, and the same definition is what `kinds` prints.
 //! - A media purge is a [`plan::change::BatchPlan`]: the sizes of its changes are adapted during the run, so that a call takes 5 to 20 s
