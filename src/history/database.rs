@@ -1,5 +1,6 @@
 //! An open database: everything is read and written in transactions, whose end is known.
 
+use std::fmt;
 use std::marker::PhantomData;
 use std::path::Path;
 use std::pin::Pin;
@@ -12,7 +13,7 @@ use tokio::time::timeout;
 
 use super::database_url::DatabaseUrl;
 use super::error::Error;
-use super::postgres::Connections;
+use super::postgres::{self, Connections};
 use super::sqlite::{self, Queued};
 use super::state_dir::{StateDir, identity};
 
@@ -33,6 +34,46 @@ impl From<&StateDir> for Place {
 impl From<DatabaseUrl> for Place {
     fn from(url: DatabaseUrl) -> Self {
         Self::Postgres(url)
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Directory(dir) => write!(formatter, "{}", dir.path(sqlite::FILE).display()),
+            Self::Postgres(url) => write!(formatter, "{url}"),
+        }
+    }
+}
+
+impl Place {
+    /// The same place for a copy, whose connections are told from those of daemons and runs.
+    pub(super) fn for_copy(&self) -> Self {
+        match self {
+            Self::Directory(_) => self.clone(),
+            Self::Postgres(url) => Self::Postgres(url.for_copy()),
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Dialect {
+    Sqlite,
+    Postgres,
+}
+
+/// The connection for one long transaction.
+pub(super) enum Borrowed<'a> {
+    Sqlite(sqlite::Borrowed<'a>),
+    Postgres(postgres::Borrowed<'a>),
+}
+
+impl Borrowed<'_> {
+    pub(super) fn connection(&mut self) -> &mut AnyConnection {
+        match self {
+            Self::Sqlite(borrowed) => borrowed.connection(),
+            Self::Postgres(borrowed) => borrowed.connection(),
+        }
     }
 }
 
@@ -129,6 +170,21 @@ impl Database {
                 Self::Sqlite { write, read, file: identity(&path), path: path.into() }
             }
             Place::Postgres(url) => Self::Postgres(Connections::open(url).await?),
+        })
+    }
+
+    pub(super) fn dialect(&self) -> Dialect {
+        match self {
+            Self::Sqlite { .. } => Dialect::Sqlite,
+            Self::Postgres(_) => Dialect::Postgres,
+        }
+    }
+
+    /// The connection that writes, without the bounds of [`write`](Self::write).
+    pub(super) async fn borrow(&self) -> Result<Borrowed<'_>, Error> {
+        Ok(match self {
+            Self::Sqlite { write, .. } => Borrowed::Sqlite(write.borrow().await?),
+            Self::Postgres(connections) => Borrowed::Postgres(connections.borrow().await?),
         })
     }
 
