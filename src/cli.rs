@@ -9,6 +9,7 @@ mod dispatch;
 mod event_stream;
 mod failure;
 mod healthcheck;
+mod history;
 mod jobs;
 mod kinds;
 mod left_alone;

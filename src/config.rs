@@ -14,6 +14,6 @@ pub(crate) use job_spec::JobSpec;
 pub use keys::TABLES;
 pub(crate) use keys::{Overlap, Retries};
 pub(crate) use load::{listen, state_dir, state_dir_or_default};
-pub use settings::{Config, Environment};
+pub use settings::{Config, Environment, HistoryPlace};
 pub(crate) use settings::{Daemon, Homeserver};
 pub(crate) use source::read_bytes;

@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::{Config, Environment};
 use crate::history::state_dir::{DaemonLock, LockState, StateDir, identity, this_user};
-use crate::history::{self, History, Place};
+use crate::history::{self, History};
 use crate::observe::metrics::Metrics;
 use crate::runner::{LostCallWait, Runner};
 use crate::scheduler::reload::Reloader;
@@ -64,14 +64,15 @@ pub(crate) async fn serve(
             daemon.state_dir.display()
         );
     };
+    let place = daemon.history.of(&dir).map_err(anyhow::Error::msg)?;
     // Without a history the daemon still plans and serves; it refuses what it cannot record.
-    let history = History::open(&dir, clock.clone()).await.unwrap_or_else(|error| {
+    let history = History::open(place.clone(), clock.clone()).await.unwrap_or_else(|error| {
         tracing::error!(
             target: "microglia::daemon",
             "cannot open the history; runs in apply mode are refused until it can be opened: {error}"
         );
         let problem = format!("the history cannot be opened: {error}");
-        History::unavailable(Some(Place::from(&dir)), clock.clone(), &problem)
+        History::unavailable(Some(place), clock.clone(), &problem)
     });
     let metrics = Arc::new(Metrics::new(clock.now())?);
     // Before readiness is reported: a signal without a handler ends the process.

@@ -2,6 +2,7 @@
 
 mod changes;
 mod columns;
+mod copy;
 mod database;
 mod database_url;
 mod error;
@@ -21,6 +22,7 @@ pub mod state_dir;
 mod writer;
 
 pub(crate) use changes::Page;
+pub(crate) use copy::copy;
 pub use database::Place;
 pub use database_url::DatabaseUrl;
 pub(crate) use error::Error;

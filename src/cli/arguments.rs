@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Parser, Subcommand};
 
 use super::failure::EXIT_CODES;
-use super::{check, jobs, kinds, run, runs};
+use super::{check, history, jobs, kinds, run, runs};
 
 /// Recurring housekeeping for Synapse, the Matrix homeserver.
 ///
@@ -48,6 +48,8 @@ pub(super) enum Command {
     Jobs(jobs::Options),
     /// Shows recorded runs, newest first
     Runs(runs::Options),
+    /// Moves the history between SQLite and PostgreSQL
+    History(history::Options),
     /// Shows what each kind of job does, and its keys
     Kinds(kinds::Options),
     /// Asks the running daemon to reload the configuration, and waits for the result

@@ -9,7 +9,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::arguments::{Cli, Command};
 use super::failure::Failure;
 use super::output::{print, print_error};
-use super::{check, control, healthcheck, jobs, kinds, man, run, runs, serve};
+use super::{check, control, healthcheck, history, jobs, kinds, man, run, runs, serve};
 use crate::web::Probe;
 
 /// Runs the command line and returns its exit code.
@@ -95,6 +95,7 @@ async fn dispatch(cli: Cli) -> Result<(), Failure> {
         Command::Run(options) => Box::pin(run::run(&path, &options)).await,
         Command::Jobs(options) => Box::pin(jobs::run(&path, &options)).await,
         Command::Runs(options) => Box::pin(runs::run(&path, &options)).await,
+        Command::History(options) => Box::pin(history::run(&path, options)).await,
         Command::Kinds(options) => kinds::run(&options),
         Command::Man => man::run(Cli::command()),
         Command::Completions { shell } => {

@@ -48,7 +48,7 @@ pub(super) async fn run(path: &Path, options: &Options) -> Result<(), Failure> {
         return print_json(&job_list(config.jobs.iter(), last_runs, waits, clock.now()));
     }
     let mut text = job_table(&config, &last_runs, &waits, clock.now());
-    let pause = history.pause(None).await.map_err(|error| unreadable(dir, &error))?;
+    let pause = history.pause().await.map_err(|error| unreadable(dir, &error))?;
     if pause.paused {
         text.push_str("\npaused: nothing runs on schedule until `microglia resume`\n");
     }

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use super::context::become_owner;
 use super::failure::Failure;
-use crate::config::Config;
+use crate::config::{Config, HistoryPlace};
 use crate::history::state_dir::is_locked;
 use crate::history::{self, HistoryReader, Page};
 use crate::plan::report::Report;
@@ -12,8 +12,13 @@ use crate::plan::report::Report;
 /// Opens the history read-only; it is empty where there is none yet.
 pub(super) async fn open_history(config: &Config) -> Result<HistoryReader, Failure> {
     let dir = &config.daemon.state_dir;
+    let url = match &config.daemon.history {
+        HistoryPlace::StateDir => None,
+        HistoryPlace::Database(url) => Some(url),
+        HistoryPlace::Unreadable(why) => return Err(Failure::Error(anyhow::anyhow!("{why}"))),
+    };
     become_owner(dir)?;
-    HistoryReader::open_read_only(dir).await.map_err(|error| unreadable(dir, &error))
+    HistoryReader::open_read_only(dir, url).await.map_err(|error| unreadable(dir, &error))
 }
 
 /// Shows a run as interrupted whose record has no end while nobody holds its job's lock.
@@ -37,6 +42,9 @@ pub(super) async fn current(
 }
 
 pub(super) fn unreadable(dir: &Path, error: &history::Error) -> Failure {
+    if let history::Error::Unreachable { .. } = error {
+        return Failure::Error(anyhow::anyhow!("the history cannot be read: {error}"));
+    }
     Failure::Error(anyhow::anyhow!(
         "the history in {} cannot be read ({error}): use sudo, or the daemon's own user",
         dir.display()

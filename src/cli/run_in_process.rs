@@ -9,8 +9,8 @@ use super::left_alone::LeftAloneList;
 use super::output::{print_error, print_message};
 use super::progress::Progress;
 use crate::config::{Config, JobSpec};
-use crate::history::History;
 use crate::history::state_dir::StateDir;
+use crate::history::{self, History};
 use crate::observe::run_log;
 use crate::plan::report::{Event, Outcome, Report};
 use crate::runner::{HomeserverHandle, LostCallWait, RunParams, RunSlots, Runner, Stop};
@@ -75,9 +75,17 @@ async fn open_state(config: &Config, clock: &Clock) -> (Option<StateDir>, Histor
     };
     match StateDir::open(path) {
         Err(error) => (None, History::unavailable(None, clock.clone(), &problem(&error))),
-        Ok(dir) => match History::open(&dir, clock.clone()).await {
-            Ok(history) => (Some(dir), history),
-            Err(error) => (Some(dir), History::unavailable(None, clock.clone(), &problem(&error))),
+        Ok(dir) => match config.daemon.history.of(&dir) {
+            Err(why) => (Some(dir), History::unavailable(None, clock.clone(), &why)),
+            Ok(place) => match History::open(place, clock.clone()).await {
+                Ok(history) => (Some(dir), history),
+                Err(error @ history::Error::Unreachable { .. }) => {
+                    (Some(dir), History::unavailable(None, clock.clone(), &error.to_string()))
+                }
+                Err(error) => {
+                    (Some(dir), History::unavailable(None, clock.clone(), &problem(&error)))
+                }
+            },
         },
     }
 }

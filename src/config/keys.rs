@@ -27,6 +27,10 @@ schema! {
         pub timezone: Zone = "\"UTC\"",
         /// The directory of history, locks and control socket; default: `$STATE_DIRECTORY`, else /var/lib/microglia.
         pub state_dir: Option<PathBuf>,
+        /// A PostgreSQL database for the history, in place of SQLite in `state_dir`: `postgresql://USER:PASSWORD@HOST/DATABASE?sslmode=verify-full`; prefer `database_url_file`.
+        pub database_url: Option<SecretString>,
+        /// A file with that URL; only a restart takes a new one.
+        pub database_url_file: Option<PathBuf>,
         /// How long active runs may continue after SIGTERM.
         pub shutdown_grace: HumanDuration where "\"0s\"" to "\"1d\"" = "\"30s\"",
         /// How long finished runs are kept.

@@ -67,6 +67,11 @@ impl Secrets {
         self.config.parent().unwrap_or(Path::new("")).join(path)
     }
 
+    /// Whether commands do without secrets that their user may not read.
+    pub(super) fn are_optional(&self) -> bool {
+        self.reading == Reading::Nothing
+    }
+
     /// Reads a secret; `key` is the one that names the file, at `span`.
     pub(super) fn read(
         &mut self,
@@ -75,10 +80,21 @@ impl Secrets {
         span: &Range<usize>,
         warnings: &mut Vec<ConfigError>,
     ) -> Result<SecretFile, ConfigError> {
-        let path = self.find(path);
-        if self.reading == Reading::Nothing {
-            return Ok(SecretFile { path, secret: SecretString::default() });
+        if self.are_optional() {
+            return Ok(SecretFile { path: self.find(path), secret: SecretString::default() });
         }
+        self.read_always(path, key, span, warnings)
+    }
+
+    /// As [`read`](Self::read), also where secrets are optional.
+    pub(super) fn read_always(
+        &mut self,
+        path: &Path,
+        key: &str,
+        span: &Range<usize>,
+        warnings: &mut Vec<ConfigError>,
+    ) -> Result<SecretFile, ConfigError> {
+        let path = self.find(path);
         let file = path.display();
         let error = |text| ConfigError::new(span.clone(), text);
         let bytes = read_bounded(&path, MAX_BYTES, TIME_LIMIT).map_err(|problem| {
@@ -127,14 +143,25 @@ impl Secrets {
                 "the token has quotes around it, which would be sent as part of it: remove them";
             warnings.push(error(text.to_owned()));
         }
+        self.warn_if_shared(span, "access_token_file", warnings);
+        Ok(())
+    }
+
+    /// Warns of a secret in the configuration itself where others may read that; `key` names a file for it.
+    pub(super) fn warn_if_shared(
+        &self,
+        span: &Range<usize>,
+        key: &str,
+        warnings: &mut Vec<ConfigError>,
+    ) {
         if is_world_readable(&self.config) {
+            let what = if key == "access_token_file" { "token" } else { "URL" };
             let text = format!(
-                "this token is readable by every user of this machine: set the mode of {} to 640 (chmod 640), or use `access_token_file`",
+                "this {what} is readable by every user of this machine: set the mode of {} to 640 (chmod 640), or use `{key}`",
                 self.config.display()
             );
-            warnings.push(error(text));
+            warnings.push(ConfigError::new(span.clone(), text));
         }
-        Ok(())
     }
 
     /// Reads PEM certificates; empty where files are not read.

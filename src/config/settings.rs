@@ -12,6 +12,8 @@ use serde_json::json;
 
 use super::diagnostics::Diagnostic;
 use super::job_spec::JobSpec;
+use crate::history::state_dir::StateDir;
+use crate::history::{DatabaseUrl, Place};
 use crate::synapse::{Address, LimitValues, Limits, Settings, Token};
 use crate::values::duration::HumanDuration;
 use crate::values::fingerprint::Fingerprint;
@@ -35,6 +37,8 @@ pub struct Daemon {
     pub listen: SocketAddr,
     pub timezone: Zone,
     pub state_dir: PathBuf,
+    pub history: HistoryPlace,
+    pub database_url_file: Option<PathBuf>,
     pub shutdown_grace: HumanDuration,
     pub keep_history: HumanDuration,
     pub watch_config: Option<HumanDuration>,
@@ -42,6 +46,16 @@ pub struct Daemon {
     pub allowed_hosts: Vec<String>,
     pub admin_token_file: Option<PathBuf>,
     pub admin_token: Option<SecretString>,
+}
+
+/// Where the configuration puts the history.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum HistoryPlace {
+    /// In a SQLite file of the state directory.
+    StateDir,
+    Database(DatabaseUrl),
+    /// In a database whose URL this user may not read, and why; only where secrets are not read.
+    Unreadable(String),
 }
 
 /// A homeserver as the configuration describes it.
@@ -88,11 +102,23 @@ impl Config {
     /// The files that secrets were read from.
     pub fn secret_files(&self) -> impl Iterator<Item = &Path> {
         let tokens = self.homeservers.values().filter_map(|server| server.token_file.as_deref());
-        tokens.chain(self.daemon.admin_token_file.as_deref())
+        let daemon = [&self.daemon.admin_token_file, &self.daemon.database_url_file];
+        tokens.chain(daemon.into_iter().filter_map(|file| file.as_deref()))
     }
 
     pub fn job(&self, name: &str) -> Option<&JobSpec> {
         self.jobs.iter().find(|job| job.name == name)
+    }
+}
+
+impl HistoryPlace {
+    /// The place itself, for a state directory that is open.
+    pub(crate) fn of(&self, dir: &StateDir) -> Result<Place, String> {
+        match self {
+            Self::StateDir => Ok(dir.into()),
+            Self::Database(url) => Ok(url.clone().into()),
+            Self::Unreadable(why) => Err(why.clone()),
+        }
     }
 }
 

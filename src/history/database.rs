@@ -1,5 +1,6 @@
 //! An open database: everything is read and written in transactions, whose end is known.
 
+use std::fmt;
 use std::marker::PhantomData;
 use std::path::Path;
 use std::pin::Pin;
@@ -7,13 +8,13 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use sqlx::{AnyConnection, AnyPool, Connection, Executor, Row};
+use sqlx::{AnyConnection, Connection, Executor, Row};
 use tokio::time::timeout;
 
 use super::database_url::DatabaseUrl;
 use super::error::Error;
-use super::postgres::Connections;
-use super::sqlite;
+use super::postgres::{self, Connections};
+use super::sqlite::{self, Queued};
 use super::state_dir::{StateDir, identity};
 
 /// Where a history is kept.
@@ -36,17 +37,57 @@ impl From<DatabaseUrl> for Place {
     }
 }
 
+impl fmt::Display for Place {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Directory(dir) => write!(formatter, "{}", dir.path(sqlite::FILE).display()),
+            Self::Postgres(url) => write!(formatter, "{url}"),
+        }
+    }
+}
+
+impl Place {
+    /// The same place for a copy, whose connections are told from those of daemons and runs.
+    pub(super) fn for_copy(&self) -> Self {
+        match self {
+            Self::Directory(_) => self.clone(),
+            Self::Postgres(url) => Self::Postgres(url.for_copy()),
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Dialect {
+    Sqlite,
+    Postgres,
+}
+
+/// The connection for one long transaction.
+pub(super) enum Borrowed<'a> {
+    Sqlite(sqlite::Borrowed<'a>),
+    Postgres(postgres::Borrowed<'a>),
+}
+
+impl Borrowed<'_> {
+    pub(super) fn connection(&mut self) -> &mut AnyConnection {
+        match self {
+            Self::Sqlite(borrowed) => borrowed.connection(),
+            Self::Postgres(borrowed) => borrowed.connection(),
+        }
+    }
+}
+
 /// A database that is open for writing.
 #[derive(Debug, Clone)]
 pub(super) enum Database {
-    Sqlite { write: AnyPool, read: AnyPool, path: Arc<Path>, file: Option<(u64, u64)> },
+    Sqlite { write: Queued, read: Queued, path: Arc<Path>, file: Option<(u64, u64)> },
     Postgres(Connections),
 }
 
 /// A database that is open for reading.
 #[derive(Debug, Clone)]
 pub(super) enum Reading {
-    Sqlite(AnyPool),
+    Sqlite(Queued),
     Postgres(Connections),
 }
 
@@ -132,6 +173,21 @@ impl Database {
         })
     }
 
+    pub(super) fn dialect(&self) -> Dialect {
+        match self {
+            Self::Sqlite { .. } => Dialect::Sqlite,
+            Self::Postgres(_) => Dialect::Postgres,
+        }
+    }
+
+    /// The connection that writes, without the bounds of [`write`](Self::write).
+    pub(super) async fn borrow(&self) -> Result<Borrowed<'_>, Error> {
+        Ok(match self {
+            Self::Sqlite { write, .. } => Borrowed::Sqlite(write.borrow().await?),
+            Self::Postgres(connections) => Borrowed::Postgres(connections.borrow().await?),
+        })
+    }
+
     pub(super) fn reading(&self) -> Reading {
         match self {
             Self::Sqlite { read, .. } => Reading::Sqlite(read.clone()),
@@ -154,11 +210,10 @@ impl Database {
     /// On PostgreSQL `write` is called again where the connection was lost and nothing was committed.
     pub(super) async fn write<'a, T>(&self, write: impl Statements<'a, T>) -> Result<T, Error> {
         match self {
-            Self::Sqlite { write: pool, .. } => {
-                let mut transaction = pool.begin_with(WRITE_SQLITE).await?;
-                let written = write(&mut transaction).await?;
-                transaction.commit().await?;
-                Ok(written)
+            Self::Sqlite { write: queued, .. } => {
+                let mut borrowed = queued.borrow().await?;
+                let written = write_sqlite(borrowed.connection(), write).await;
+                borrowed.give_back(written)
             }
             Self::Postgres(connections) => write_postgres(connections, &write).await,
         }
@@ -185,16 +240,17 @@ impl Reading {
     }
 
     /// Opens the file of a directory as it lies there; `None` if there is none.
-    pub(super) async fn open_immutable(dir: &StateDir) -> Result<Option<Self>, Error> {
-        Ok(sqlite::open_immutable(dir).await?.map(Self::Sqlite))
+    pub(super) fn open_immutable(dir: &StateDir) -> Result<Option<Self>, Error> {
+        Ok(sqlite::open_immutable(dir)?.map(Self::Sqlite))
     }
 
     /// Reads in one transaction: what is read belongs together.
     pub(super) async fn read<'a, T>(&self, read: impl Statements<'a, T>) -> Result<T, Error> {
         match self {
-            Self::Sqlite(pool) => {
-                let mut transaction = pool.begin_with(READ_SQLITE).await?;
-                read(&mut transaction).await
+            Self::Sqlite(queued) => {
+                let mut borrowed = queued.borrow().await?;
+                let result = read_sqlite(borrowed.connection(), read).await;
+                borrowed.give_back(result)
             }
             Self::Postgres(connections) => {
                 let first = read_postgres(connections, &read).await;
@@ -210,10 +266,30 @@ impl Reading {
 
     pub(super) async fn close(&self) {
         match self {
-            Self::Sqlite(pool) => pool.close().await,
+            Self::Sqlite(queued) => queued.close().await,
             Self::Postgres(connections) => connections.close().await,
         }
     }
+}
+
+async fn write_sqlite<'a, T>(
+    connection: &mut AnyConnection,
+    write: impl Statements<'a, T>,
+) -> Result<T, Error> {
+    let mut transaction = connection.begin_with(WRITE_SQLITE).await?;
+    let written = write(&mut transaction).await?;
+    transaction.commit().await?;
+    Ok(written)
+}
+
+async fn read_sqlite<'a, T>(
+    connection: &mut AnyConnection,
+    read: impl Statements<'a, T>,
+) -> Result<T, Error> {
+    let mut transaction = connection.begin_with(READ_SQLITE).await?;
+    let result = read(&mut transaction).await?;
+    transaction.rollback().await?;
+    Ok(result)
 }
 
 async fn read_postgres<'a, T>(

@@ -8,6 +8,7 @@ use secrecy::{ExposeSecret, SecretString};
 
 /// How PostgreSQL's views name the connections of this program.
 pub(super) const APPLICATION: &str = "microglia";
+const COPY: &str = "microglia history copy";
 
 /// A PostgreSQL database; printed without its password.
 #[derive(Clone)]
@@ -68,6 +69,12 @@ impl DatabaseUrl {
         }
         parts.check()?;
         Ok(parts.build())
+    }
+
+    pub(super) fn for_copy(&self) -> Self {
+        let name = |name| format!("application_name={}", percent_encoded(name));
+        let url = self.expose().replace(&name(APPLICATION), &name(COPY));
+        Self { url: Arc::new(url.into()), shown: Arc::clone(&self.shown) }
     }
 
     pub(super) fn expose(&self) -> &str {

@@ -12,7 +12,7 @@ use sqlx::{Any, AnyConnection, AnyPool, ConnectOptions, Connection, Executor, Ro
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::timeout;
 
-use super::database_url::DatabaseUrl;
+use super::database_url::{APPLICATION, DatabaseUrl};
 use super::error::Error;
 
 pub(super) const CONNECTIONS: u32 = 5;
@@ -65,15 +65,10 @@ impl Connections {
 
     /// Connects and changes nothing; `None` if there is no history yet.
     pub(super) async fn open_read_only(url: &DatabaseUrl) -> Result<Option<Self>, Error> {
-        let mut first = connect(url).await?;
-        check_version(&mut first, url).await?;
-        let sql = "SELECT COUNT(*) AS tables FROM information_schema.tables WHERE table_name = 'runs' AND table_schema = ANY (current_schemas(false))";
-        let tables: i64 = first.fetch_one(sqlx::raw_sql(sql)).await?.try_get("tables")?;
-        close(first).await;
-        if tables == 0 {
-            return Ok(None);
+        match has_history(url).await? {
+            true => Self::of(url).map(Some),
+            false => Ok(None),
         }
-        Self::of(url).map(Some)
     }
 
     fn of(url: &DatabaseUrl) -> Result<Self, Error> {
@@ -169,7 +164,7 @@ impl Connections {
 
 impl Borrowed<'_> {
     pub(super) fn connection(&mut self) -> &mut AnyConnection {
-        self.connection.as_mut().expect("a connection that was not given back")
+        self.connection.as_mut().expect("only `give_back` takes it")
     }
 
     /// Gives the connection back: no transaction is open on it, and no answer is awaited.
@@ -185,6 +180,32 @@ impl Drop for Borrowed<'_> {
             drop(connection.detach());
         }
     }
+}
+
+/// Returns whether there is a history, of whatever version.
+pub(super) async fn has_history(url: &DatabaseUrl) -> Result<bool, Error> {
+    let sql = "SELECT COUNT(*) AS count FROM pg_catalog.pg_class WHERE oid = to_regclass('runs')";
+    Ok(count(url, sql).await? > 0)
+}
+
+/// Returns whether a daemon or a run is connected.
+pub(super) async fn is_in_use(url: &DatabaseUrl) -> Result<bool, Error> {
+    let sql = format!(
+        "SELECT COUNT(*) AS count FROM pg_stat_activity
+        WHERE datname = current_database() AND application_name = '{APPLICATION}'"
+    );
+    Ok(count(url, &sql).await? > 0)
+}
+
+async fn count(url: &DatabaseUrl, sql: &str) -> Result<i64, Error> {
+    let mut connection = connect(url).await?;
+    check_version(&mut connection, url).await?;
+    let sql = sqlx::raw_sql(sqlx::AssertSqlSafe(sql.to_owned()));
+    let row = timeout(CONNECT_TIMEOUT, connection.fetch_one(sql))
+        .await
+        .map_err(|_| unreachable(url, "no answer"))??;
+    close(connection).await;
+    Ok(row.try_get("count")?)
 }
 
 fn connect_options(url: &DatabaseUrl) -> Result<AnyConnectOptions, Error> {

@@ -6,11 +6,11 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use super::changes::{DeletedFile, Page};
 use super::database::{Reading, Statements, on_heap, work};
+use super::database_url::DatabaseUrl;
 use super::error::Error;
 use super::media_calls::LostMediaCall;
 use super::pause::Pause;
 use super::runs::Standing;
-use super::state_dir::StateDir;
 use super::{changes, facts, interrupted, media_calls, pause, rounds, runs};
 use crate::plan::facts::Topic;
 use crate::plan::report::{Mode, Report};
@@ -24,9 +24,12 @@ pub struct HistoryReader {
 }
 
 impl HistoryReader {
-    /// Opens the history of a state directory without changing anything there.
-    pub(crate) async fn open_read_only(dir: &Path) -> Result<Self, Error> {
-        Ok(Self::of(Reading::open(dir, None).await?))
+    /// Opens the history of a state directory without changing anything there, or that of a database.
+    pub(crate) async fn open_read_only(
+        dir: &Path,
+        url: Option<&DatabaseUrl>,
+    ) -> Result<Self, Error> {
+        Ok(Self::of(Reading::open(dir, url).await?))
     }
 
     pub(super) fn of(open: Option<Reading>) -> Self {
@@ -149,15 +152,7 @@ impl HistoryReader {
     }
 
     /// Returns whether scheduled runs are paused.
-    ///
-    /// If the history is not open, reads the file as it lies in `dir`: on a full disk nothing else is possible.
-    pub(crate) async fn pause(&self, dir: Option<&StateDir>) -> Result<Pause, Error> {
-        let (Some(dir), None) = (dir, self.open()) else {
-            return self.read(|connection| work(pause::get(connection))).await;
-        };
-        let Some(file) = Reading::open_immutable(dir).await? else { return Ok(Pause::default()) };
-        let pause = file.read(|connection| work(pause::get(connection))).await;
-        file.close().await;
-        pause
+    pub(crate) async fn pause(&self) -> Result<Pause, Error> {
+        self.read(|connection| work(pause::get(connection))).await
     }
 }

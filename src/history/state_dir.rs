@@ -197,12 +197,25 @@ impl StateDir {
 
     /// Locks the directory for a daemon; `None` if another daemon holds it.
     pub(crate) fn try_lock_daemon(&self) -> io::Result<Option<DaemonLock>> {
-        let Some(file) = self.try_lock("serve.daemon")? else { return Ok(None) };
+        let Some(file) = self.try_lock(DAEMON)? else { return Ok(None) };
         Ok(match self.lock_itself()? {
             Directory::Locked(dir) => Some(DaemonLock { file, dir: Some(dir) }),
             Directory::CannotBeLocked => Some(DaemonLock { file, dir: None }),
             Directory::Busy => None,
         })
+    }
+
+    /// Returns whether a run holds the lock of its job.
+    pub(crate) fn has_runs(&self) -> io::Result<bool> {
+        for entry in fs::read_dir(self.path(LOCKS))? {
+            let name = entry?.file_name();
+            let name = name.to_str().and_then(|name| name.strip_suffix(".lock"));
+            let Some(name) = name.filter(|name| *name != DAEMON) else { continue };
+            if is_locked(&self.0, name)? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     fn lock_itself(&self) -> io::Result<Directory> {
@@ -282,6 +295,8 @@ fn identity_of(file: &Metadata) -> (u64, u64) {
 }
 
 const LOCKS: &str = "locks";
+/// The name that a daemon locks; the dot keeps it apart from those of jobs.
+const DAEMON: &str = "serve.daemon";
 /// How often a lock file may be deleted or replaced while it is being locked before that is an error.
 const LOCK_TRIES: u32 = 100;
 

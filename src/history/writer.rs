@@ -8,7 +8,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use sqlx::AnyConnection;
 
 use super::changes::{DeletedFile, Page};
-use super::database::{Database, Place, Statements, Work, on_heap, work};
+use super::database::{Database, Place, Reading, Statements, Work, on_heap, work};
 use super::error::Error;
 use super::pause::Pause;
 use super::reader::HistoryReader;
@@ -324,6 +324,24 @@ impl History {
     /// Records that no occurrence up to `until` is still to be run.
     pub(crate) async fn set_watermark(&self, job: &str, until: Timestamp) -> Result<(), Error> {
         self.optional(|connection| work(schedules::set_watermark(connection, job, until))).await
+    }
+
+    /// Returns whether scheduled runs are paused, also while the history is not open.
+    ///
+    /// A file is read as it lies there then: on a full disk nothing else is possible.
+    pub(crate) async fn last_pause(&self) -> Result<Pause, Error> {
+        match (self.reader.open(), &self.place) {
+            (None, Some(Place::Directory(dir))) => {
+                let Some(file) = Reading::open_immutable(dir)? else { return Ok(Pause::default()) };
+                let pause = file.read(|connection| work(pause::get(connection))).await;
+                file.close().await;
+                pause
+            }
+            (None, Some(Place::Postgres(_))) => {
+                Err(Error::Unavailable(self.problem().unwrap_or_default()))
+            }
+            _ => self.reader.pause().await,
+        }
     }
 
     /// Records a pause, or its end.

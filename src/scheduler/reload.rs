@@ -146,12 +146,21 @@ impl Reloader {
                 daemon.state_dir.display()
             ));
         }
+        if new.history != daemon.history {
+            needs.push(
+                "daemon.database_url: the present history stays in use until a restart".to_owned(),
+            );
+        }
         needs.extend(config.from_credentials.iter().map(|file| {
             format!("{} is a systemd credential: only a restart renews it", file.display())
         }));
         *self.admin_token.lock().unwrap_or_else(PoisonError::into_inner) = admin_token(new);
-        *daemon =
-            Daemon { listen: daemon.listen, state_dir: daemon.state_dir.clone(), ..new.clone() };
+        *daemon = Daemon {
+            listen: daemon.listen,
+            state_dir: daemon.state_dir.clone(),
+            history: daemon.history.clone(),
+            ..new.clone()
+        };
         needs
     }
 

@@ -71,7 +71,7 @@ impl Supervisor {
 
     /// Adopts the first configuration, and applies what the history knows: a pause, interrupted runs, missed occurrences.
     pub async fn start(&self, config: &Arc<Config>) -> Result<Adopted, anyhow::Error> {
-        let pause = self.runner.history.pause(self.runner.dir.as_ref()).await;
+        let pause = self.runner.history.last_pause().await;
         self.recall_pause(pause).await;
         let ended = self.end_interrupted().await;
         let adopted = self.take_config(config).await?;

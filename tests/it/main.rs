@@ -12,6 +12,8 @@ mod fake;
 mod homeserver;
 mod jobs;
 mod limits;
+mod on_postgres;
+mod postgres;
 mod program;
 mod rounds;
 mod run;

@@ -4,14 +4,25 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::{Arc, Mutex};
 
+use microglia::history::state_dir::StateDir;
+use microglia::history::{DatabaseUrl, Place};
 use serde_json::Value;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 use tokio::process::{Child, Command};
 
+use crate::postgres;
+
+/// Whether the tests run on PostgreSQL: `on_postgres` sets this for a second run of those that a history is about.
+pub fn on_postgres() -> bool {
+    std::env::var("MICROGLIA_TEST_HISTORY").is_ok_and(|on| on == "postgres")
+}
+
 /// A directory with `microglia.toml`, a token file and a state directory.
 pub struct Program {
     dir: tempfile::TempDir,
+    /// The database of its history, where these tests run on PostgreSQL.
+    database: Option<String>,
     pub environment: Vec<(String, String)>,
 }
 
@@ -35,9 +46,24 @@ impl Program {
 
     /// A complete configuration.
     pub fn with_config(config: &str) -> Self {
-        let program = Self { dir: tempfile::tempdir().unwrap(), environment: Vec::new() };
+        let database = on_postgres().then(postgres::database);
+        Self::with_database(database, config)
+    }
+
+    /// A config as it stands, with the history in a database.
+    pub fn with_database(database: Option<String>, config: &str) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let program = Self { dir, database, environment: Vec::new() };
         program.write("microglia.toml", config);
         program
+    }
+
+    /// Where its history is.
+    pub fn place(&self) -> Place {
+        match &self.database {
+            Some(url) => DatabaseUrl::parse(&url.as_str().into()).unwrap().into(),
+            None => (&StateDir::open(&self.path("state")).unwrap()).into(),
+        }
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
@@ -47,6 +73,13 @@ impl Program {
     /// Writes a file beside the config, readable by its owner only.
     pub fn write(&self, name: &str, text: &str) {
         use std::os::unix::fs::PermissionsExt;
+        const STATE_DIR: &str = "state_dir = \"state\"\n";
+        let text = match &self.database {
+            Some(url) if name == "microglia.toml" && !text.contains("database_url") => {
+                text.replacen(STATE_DIR, &format!("{STATE_DIR}database_url = \"{url}\"\n"), 1)
+            }
+            _ => text.to_owned(),
+        };
         std::fs::write(self.path(name), text).unwrap();
         std::fs::set_permissions(self.path(name), std::fs::Permissions::from_mode(0o600)).unwrap();
     }
@@ -146,6 +179,11 @@ impl Program {
     /// Writes into the history behind the program's back.
     pub async fn sql(&self, statement: &str) {
         use sqlx::{ConnectOptions, Connection, Executor};
+        if let Some((_, database)) = self.database.as_ref().and_then(|url| url.rsplit_once('/')) {
+            let done = postgres::server().psql(database, statement);
+            assert!(done.0, "{}", done.1);
+            return;
+        }
         let mut database = sqlx::sqlite::SqliteConnectOptions::new()
             .filename(self.path("state/history.db"))
             .connect()

@@ -208,7 +208,7 @@ async fn a_window_that_ends_while_a_run_reads_says_how_far_it_got() {
     let config = Config::load(&path, &Environment::default(), clock.now()).unwrap();
     let dir = StateDir::open(&program.path("state")).unwrap();
     let runner = Runner {
-        history: History::open(&dir, clock.clone()).await.unwrap(),
+        history: History::open(program.place(), clock.clone()).await.unwrap(),
         dir: Some(dir),
         clock,
         lost_call_wait: LostCallWait::default(),

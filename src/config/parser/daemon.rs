@@ -1,16 +1,18 @@
 //! The table `[daemon]`.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
 
-use secrecy::ExposeSecret;
+use secrecy::{ExposeSecret, SecretString};
 use toml::Spanned;
 use toml::de::DeTable;
 
 use super::super::keys::{DaemonKeys, HostName, Listen};
 use super::super::secrets::SecretFile;
-use super::super::settings::Daemon;
+use super::super::settings::{Daemon, HistoryPlace};
 use super::{LISTEN, Parser, Reported, STATE_DIR, beside};
+use crate::history::DatabaseUrl;
 use crate::values::schema::{Entry, Table};
 
 /// Anyone with the admin token can start jobs over HTTP, so it must not be guessable.
@@ -22,12 +24,16 @@ impl Parser<'_> {
         table.reject_unknown(&[DaemonKeys::KEYS], &mut self.errors);
         let keys = DaemonKeys::parse(&table, &mut self.errors);
         let admin = self.admin_token(&keys.admin_token_file);
+        let database = self.database(&keys.database_url, &keys.database_url_file);
         let listen = self.listen(&keys.listen, &table);
         let state_dir = keys.state_dir.value?.map(|dir| beside(self.path, &dir));
         let (admin_token_file, admin_token) =
             admin.ok()?.map_or((None, None), |admin| (Some(admin.path), Some(admin.secret)));
+        let (history, database_url_file) = database.ok()?;
         Some(Daemon {
             listen: listen?,
+            history,
+            database_url_file,
             timezone: keys.timezone.value?,
             state_dir: state_dir
                 .or_else(|| self.environment.state_directory.clone())
@@ -62,6 +68,54 @@ impl Parser<'_> {
                 None
             }
         }
+    }
+
+    /// Where the history is, and the file that says so.
+    fn database(
+        &mut self,
+        inline: &Entry<Option<SecretString>>,
+        file: &Entry<Option<PathBuf>>,
+    ) -> Result<(HistoryPlace, Option<PathBuf>), Reported> {
+        if inline.is_set && file.is_set {
+            self.error(inline.span.clone(), "`database_url` and `database_url_file` are mutually exclusive: remove one of them, preferably `database_url`");
+            return Err(Reported);
+        }
+        let inline_url = inline.value.as_ref().ok_or(Reported)?;
+        if let Some(url) = inline_url {
+            self.secrets.warn_if_shared(&inline.span, "database_url_file", &mut self.warnings);
+            let place = self.database_url(url, &inline.span, None)?;
+            return Ok((place, None));
+        }
+        let Some(path) = file.value.as_ref().ok_or(Reported)? else {
+            return Ok((HistoryPlace::StateDir, None));
+        };
+        match self.secrets.read_always(path, "database_url_file", &file.span, &mut self.warnings) {
+            Ok(read) => {
+                let place = self.database_url(&read.secret, &file.span, Some(&read.path))?;
+                Ok((place, Some(read.path)))
+            }
+            // Only commands that read the history need it.
+            Err(error) if self.secrets.are_optional() => {
+                Ok((HistoryPlace::Unreadable(error.text), None))
+            }
+            Err(error) => {
+                self.errors.push(error);
+                Err(Reported)
+            }
+        }
+    }
+
+    fn database_url(
+        &mut self,
+        url: &SecretString,
+        span: &Range<usize>,
+        file: Option<&Path>,
+    ) -> Result<HistoryPlace, Reported> {
+        DatabaseUrl::parse(url).map(HistoryPlace::Database).map_err(|error| {
+            let file = file.map(|file| format!("{}: ", file.display())).unwrap_or_default();
+            self.error(span.clone(), format!("{file}{error}"));
+            Reported
+        })
     }
 
     fn admin_token(

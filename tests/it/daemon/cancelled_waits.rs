@@ -141,7 +141,7 @@ async fn run_at(
         max_concurrent_requests: homeserver.max_concurrent_requests,
     };
     let dir = StateDir::open(&program.path("state")).unwrap();
-    let history = History::open(&dir, clock.clone()).await.unwrap();
+    let history = History::open(program.place(), clock.clone()).await.unwrap();
     let runner = Runner { history, dir: Some(dir), clock, lost_call_wait: LostCallWait::default() };
     let spec = &config.jobs[0];
     let observe = Arc::new(move |event: Event| more(&event, &transport));

@@ -39,8 +39,8 @@ impl<'f> Begun<'f> {
             time + since.elapsed()
         });
         let dir = StateDir::open(&program.path("state")).unwrap();
-        let history = History::open(&dir, clock.clone()).await.unwrap_or_else(|error| {
-            History::unavailable(Some((&dir).into()), clock.clone(), &error.to_string())
+        let history = History::open(program.place(), clock.clone()).await.unwrap_or_else(|error| {
+            History::unavailable(Some(program.place()), clock.clone(), &error.to_string())
         });
         let metrics = Arc::new(Metrics::new(clock.now()).unwrap());
         let runner = Runner {

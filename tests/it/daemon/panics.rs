@@ -57,7 +57,7 @@ async fn a_panic_ends_the_run_and_the_job_stays_scheduled() {
     let mut config = Config::load(&path, &Environment::default(), clock.now()).unwrap();
     config.jobs[0].job = Arc::new(Panics);
     let dir = StateDir::open(&config.daemon.state_dir).unwrap();
-    let history = History::open(&dir, clock.clone()).await.unwrap();
+    let history = History::open(program.place(), clock.clone()).await.unwrap();
     let metrics = Arc::new(Metrics::new(clock.now()).unwrap());
     let runner = Runner {
         history: history.clone(),

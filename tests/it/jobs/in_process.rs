@@ -45,7 +45,7 @@ pub async fn apply(program: &Program, job: &str) -> Ran {
         max_concurrent_requests: homeserver.max_concurrent_requests,
     };
     let dir = StateDir::open(&config.daemon.state_dir).unwrap();
-    let history = History::open(&dir, clock.clone()).await.unwrap();
+    let history = History::open(program.place(), clock.clone()).await.unwrap();
     let runner = Runner { history: history.clone(), dir: Some(dir), clock, lost_call_wait: SOON };
     let params = RunParams { mode: Mode::Apply, ..RunParams::manual(spec) };
     let waited = Arc::new(Mutex::new(Vec::new()));

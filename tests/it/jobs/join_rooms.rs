@@ -897,7 +897,7 @@ async fn the_end_of_the_window_ends_a_run_between_two_joins() {
             .unwrap();
     let dir = StateDir::open(&program.path("state")).unwrap();
     let runner = Runner {
-        history: History::open(&dir, clock.clone()).await.unwrap(),
+        history: History::open(program.place(), clock.clone()).await.unwrap(),
         dir: Some(dir),
         clock,
         lost_call_wait: LostCallWait::default(),
