@@ -7,6 +7,8 @@ mod job_event;
 pub(crate) mod job_list;
 mod job_metrics;
 pub(crate) mod job_state;
+pub(crate) mod lease_keeper;
+mod leases;
 mod message;
 mod owner;
 mod recollection;

@@ -105,6 +105,11 @@ impl Homeservers {
         self.live.get(name).map(|live| &live.handle)
     }
 
+    /// Names and addresses.
+    pub(super) fn addresses(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.live.iter().map(|(name, live)| (name.as_str(), live.handle.transport.address.as_str()))
+    }
+
     /// Probes every homeserver, each in a task of its own; the metrics keep the results.
     ///
     /// A homeserver whose last probe has not ended is skipped, and delays no other.

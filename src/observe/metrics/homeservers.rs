@@ -20,6 +20,7 @@ pub(crate) struct Homeservers {
     pub(super) states: Mutex<BTreeMap<String, HomeserverState>>,
     pub(super) up: GaugeVec,
     pub(super) token_valid: GaugeVec,
+    pub(super) lease_held: GaugeVec,
     pub(super) info: GaugeVec,
     pub(super) requests: IntCounterVec,
     pub(super) request_duration: HistogramVec,
@@ -82,12 +83,18 @@ impl Homeservers {
         self.info.with_label_values(&[homeserver, version, mas]).set(1.0);
     }
 
+    pub(crate) fn set_lease_held(&self, homeserver: &str, held: bool) {
+        if self.lock().contains_key(homeserver) {
+            self.lease_held.with_label_values(&[homeserver]).set(f64::from(u8::from(held)));
+        }
+    }
+
     /// Removes every series of a homeserver.
     pub(crate) fn remove(&self, homeserver: &str) {
         let mut states = self.lock();
         states.remove(homeserver);
         self.remove_info(homeserver);
-        for gauges in [&self.up, &self.token_valid] {
+        for gauges in [&self.up, &self.token_valid, &self.lease_held] {
             remove_series(gauges, homeserver, &UP_LABELS, |labels| {
                 drop(gauges.remove_label_values(labels));
             });

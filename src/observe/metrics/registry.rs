@@ -165,6 +165,11 @@ impl Add<'_> {
                 "Whether the homeserver accepted the access token of the last request or probe.",
                 &UP_LABELS,
             )?,
+            lease_held: self.gauges(
+                "microglia_homeserver_lease_held",
+                "Whether this replica runs the homeserver's jobs.",
+                &UP_LABELS,
+            )?,
             info: self.gauges(
                 "microglia_homeserver_info",
                 "Version of the homeserver, and whether it uses MAS.",

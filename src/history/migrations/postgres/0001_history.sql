@@ -31,8 +31,16 @@ CREATE TABLE runs (
     -- Null where it is unknown how much is left, as in a run that ended while it read.
     remaining BIGINT,
     -- How far the round had come after the run.
-    round TEXT
+    round TEXT,
+    -- The lease under which the run was started: only while it is valid may the run record that it sends something.
+    lease TEXT COLLATE "C",
+    holder TEXT COLLATE "C",
+    term BIGINT
 );
+-- An occurrence is run once, whichever replica runs it; one whose run was cut off may be run again. What was copied from
+-- another database has no holder.
+CREATE UNIQUE INDEX runs_by_occurrence ON runs (job, scheduled_for)
+    WHERE scheduled_for IS NOT NULL AND holder IS NOT NULL AND outcome IS DISTINCT FROM 'interrupted';
 CREATE INDEX runs_by_job ON runs (job, id);
 -- How a job stands is looked up by these, however long its history is.
 CREATE INDEX runs_by_mode ON runs (job, mode, id);
@@ -113,4 +121,25 @@ CREATE TABLE rounds (
     -- What the kind found so far, as JSON.
     findings TEXT,
     PRIMARY KEY (job, mode)
+);
+
+-- Which process may work on a homeserver, and until when by the clock of the database. Rows are never deleted, so that the
+-- term of an address only grows: with each change of the holder, and whenever a lease had expired.
+CREATE TABLE leases (
+    -- The address, which two names of one homeserver share.
+    homeserver TEXT COLLATE "C" NOT NULL PRIMARY KEY,
+    -- A process, by an id that it chose at its start.
+    holder TEXT COLLATE "C" NOT NULL,
+    term BIGINT NOT NULL,
+    expires_at TIMESTAMPTZ NOT NULL
+);
+
+-- The daemons that share the database.
+CREATE TABLE replicas (
+    id TEXT COLLATE "C" NOT NULL PRIMARY KEY,
+    -- For people: host and process.
+    name TEXT NOT NULL,
+    -- The fingerprint of all its jobs and homeservers.
+    config TEXT COLLATE "C" NOT NULL,
+    seen_at TIMESTAMPTZ NOT NULL
 );
