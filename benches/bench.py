@@ -176,8 +176,8 @@ class Fake:
 
     token = "fake-token"
 
-    def __init__(self, program, accounts):
-        self.process = Program([program, "serve", accounts], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=None)
+    def __init__(self, program, count, world="serve"):
+        self.process = Program([program, world, count], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=None)
         self.url = self.process.process.stdout.readline().decode().strip()
 
     def stop(self):

@@ -1,7 +1,8 @@
 //! What the measurements need besides microglia: the fake homeserver in a process of its own, and a bare load generator.
 //!
 //! `fake serve ACCOUNTS` prints its URL and serves until its standard input ends: every second account holds an id of
-//! `saml`, every tenth one of `oidc-google`, and all are in two rooms. `fake load URL TOKEN CONCURRENCY` reads account ids from its standard input,
+//! `saml`, every tenth one of `oidc-google`, and all are in two rooms. `fake members MEMBERS` does so with
+//! one room of so many members. `fake load URL TOKEN CONCURRENCY` reads account ids from its standard input,
 //! GETs each once over connections that are kept open, and prints the seconds that took.
 
 #![expect(clippy::print_stdout, reason = "this is a command line")]
@@ -25,16 +26,19 @@ fn main() {
     let arguments: Vec<String> = env::args().skip(1).collect();
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match arguments[..] {
-        ["serve", accounts] => serve(accounts.parse().expect("a number of accounts")),
+        ["serve", accounts] => serve(all_in(accounts.parse().expect("a number of accounts"))),
+        ["members", members] => serve(huge_room(members.parse().expect("a number of members"))),
         ["load", url, token, concurrency] => {
             let address = url.strip_prefix("http://").expect("a plain http URL");
             load(address, token, concurrency.parse().expect("a number of requests at a time"));
         }
-        _ => panic!("usage: fake serve ACCOUNTS | fake load URL TOKEN CONCURRENCY"),
+        _ => panic!(
+            "usage: fake serve ACCOUNTS | fake members MEMBERS | fake load URL TOKEN CONCURRENCY"
+        ),
     }
 }
 
-fn serve(accounts: usize) {
+fn all_in(accounts: usize) -> World {
     let mut world = World::new();
     world.record_requests = false;
     world.users(accounts, |number| {
@@ -55,12 +59,35 @@ fn serve(accounts: usize) {
             room.joined(user);
         }
     }
-    let fake = Fake::of(world);
-    println!("{}", fake.url());
-    let ended = stdin().read_to_end(&mut Vec::new());
-    // Only tests care how a client behaves.
-    drop(fake.complaints());
-    ended.expect("standard input can be read");
+    world
+}
+
+/// A room of so many members, of whom a thousand are local, and as many accounts that are not in it.
+fn huge_room(members: usize) -> World {
+    let mut world = World::new();
+    world.record_requests = false;
+    world.users(2000, |_| User::default());
+    let local: Vec<String> = world.users.keys().take(1000).cloned().collect();
+    let room = world.room(&format!("!lobby:{SERVER_NAME}"));
+    room.alias(&format!("#lobby:{SERVER_NAME}"));
+    for user in &local {
+        room.joined(user);
+    }
+    for number in local.len()..members {
+        room.joined(&format!("@user{number:07}:elsewhere.test"));
+    }
+    world
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn serve(world: World) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port to listen on");
+    println!("http://{}", listener.local_addr().expect("an address of its own"));
+    let gone = tokio::task::spawn_blocking(|| stdin().read_to_end(&mut Vec::new()));
+    tokio::select! {
+        never = fake::serve_forever(world, listener) => match never {},
+        _ = gone => {}
+    }
 }
 
 /// Distributes the ids over threads with one connection each, on which they use minimal HTTP.

@@ -46,12 +46,13 @@ def python_with_synapse():
 
 
 class Synapse:
-    """A Synapse with this many accounts, all of them in every room; it is filled once and copied afterwards."""
+    """A Synapse with this many accounts, `members` of them (default: all) in every room; it is filled once and copied afterwards."""
 
-    def __init__(self, users, rooms):
+    def __init__(self, users, rooms, members=None):
         self.users = users
+        self.members = users if members is None else members
         python = python_with_synapse()
-        template = WORK / f"synapse-{users}-users-{rooms}-rooms"
+        template = WORK / f"synapse-{users}-users-{rooms}-rooms-of-{self.members}"
         if not (template / "seeded.json").exists():
             print(f"filling a Synapse with {users} accounts in {rooms} rooms (once; takes a few minutes)", flush=True)
             shutil.rmtree(template, ignore_errors=True)
@@ -115,7 +116,7 @@ class Synapse:
         def fill(some):
             admin = Client(self.url, token)
             for room in some:
-                for number in range(self.users):
+                for number in range(self.members):
                     admin.call("POST", f"{ADMIN}/v1/join/{quoted(room)}", {"user_id": user_id(number)})
 
         side_by_side(min(4, rooms), made, fill)

@@ -21,7 +21,7 @@
 //! | [`observe`] | metrics and the log of runs |
 //! | [`config`] | the TOML file to settings and jobs, or every error with its location |
 //! | [`jobs`] | what a kind is, the table of kinds, and one file per kind |
-//! | [`history`] | runs, changes and facts about homeservers, in SQLite; the locks of the state directory |
+//! | [`history`] | runs, changes and facts about homeservers, in SQLite or PostgreSQL; the locks of the state directory |
 //! | [`plan`] | changes, plans, reports and events, as data |
 //! | [`synapse`] | the homeserver's API: transport, reader and writer |
 //! | [`values`] | values that parse themselves: durations, sizes, globs, schedules, tables of the configuration |
@@ -81,9 +81,17 @@
 //!   error with its location, and the same definition is what `kinds` prints.
 //! - A media purge is a [`plan::change::BatchPlan`]: the sizes of its changes are adapted during the run, so that a call takes 5 to 20 s
 //!   where the part of its time that does not depend on its size allows that.
+//! - Lists of any length are never held as a whole in their JSON form: members of a room are parsed while they arrive, and
+//!   the files of a media purge are records in a temporary file of the state directory, of which memory holds the order.
+//! - With `max_requests_per_second = "auto"`, `synapse::auto_rate` alone decides how fast an address is used, for all runs on
+//!   it: the halving for slow responses of one run applies to fixed limits only.
 //! - Scheduling has one watermark per job: every occurrence up to it was run, skipped or given up. It moves when a run is
 //!   recorded as started, when an occurrence is skipped while no run is active, and, for occurrences skipped during a
 //!   run, when that run has ended. Every later occurrence counts as missed at the next start.
+//! - Every statement of the history runs in a transaction whose end is known, with SQLite and PostgreSQL alike. On
+//!   PostgreSQL a transaction that certainly was not committed is tried once more, and where the answer to a commit was
+//!   lost, the server is asked what became of it: no statement has to be safe to repeat. Nothing is kept in a session, so
+//!   that PgBouncer may hand each transaction to another connection.
 //! - The daemon shares the run slots of a homeserver through a semaphore, the command line through locks in the state
 //!   directory: only one of them runs jobs at a time.
 

@@ -80,7 +80,7 @@ fn secret_key(line: &str) -> Option<usize> {
         end = line[start..].find(|c| !is_word(c)).map_or(line.len(), |at| start + at);
         let word = line[start..end].to_ascii_lowercase();
         let secret = ["token", "secret", "password"].iter().any(|part| word.contains(part))
-            || nearest(&word, ["access_token"].into_iter()).is_some();
+            || nearest(&word, ["access_token", "database_url"].into_iter()).is_some();
         let url = matches!(word.as_str(), "url" | "media_url") && line[end..].contains('@');
         let quoted = line[..start].matches(['"', '\'']).count() % 2 == 1;
         let rest = line[end..].trim_start_matches(['"', '\'']).trim_start();

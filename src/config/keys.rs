@@ -14,7 +14,8 @@ use crate::plan::report::Mode;
 use crate::values::duration::HumanDuration;
 use crate::values::schedule::{Schedule, Window, Zone};
 use crate::values::schema::{
-    ConfigError, Key, Limit, Rate, Table, Value, parse_text, schema, text_values, wrong_type,
+    ConfigError, Key, Limit, Rate, RateLimit, Table, Value, parse_text, schema, text_values,
+    wrong_type,
 };
 use crate::values::string_enum::string_enum;
 use crate::values::text::unknown;
@@ -60,11 +61,11 @@ schema! {
         pub max_concurrent_runs: u32 where "1" to "10000" = "1",
         /// The maximum number of concurrent requests.
         pub max_concurrent_requests: u32 where "1" to "1000" = "4",
-        /// The maximum number of requests per second; halved while responses take three times as long as at the start of the run.
-        pub max_requests_per_second: Limit<Rate> where "0.001" to "10000" = "50",
+        /// The maximum number of requests per second; halved while responses take three times as long as at the start of the run. "auto" finds the rate at which the homeserver still responds about as fast as at rest; each run starts at 50.
+        pub max_requests_per_second: RateLimit where "0.001" to "10000" = "50",
         /// The maximum number of joins per second over all rooms.
         pub max_joins_per_second: Limit<Rate> where "0.001" to "10000" = "5",
-        /// How long a response may take; media purges ignore it, because Synapse continues regardless.
+        /// How long a response may take; member lists of rooms as long as they go on. Media purges ignore it, because Synapse continues regardless.
         pub request_timeout: HumanDuration where "\"1s\"" to "\"1d\"" = "\"60s\"",
         /// Whether media is in object storage, from which Synapse never deletes the objects.
         pub media_in_object_storage: bool = "false",

@@ -18,7 +18,7 @@ use crate::synapse::{Address, LimitValues, Limits, Settings, Token};
 use crate::values::duration::HumanDuration;
 use crate::values::fingerprint::Fingerprint;
 use crate::values::schedule::Zone;
-use crate::values::schema::{Limit, Rate};
+use crate::values::schema::{Limit, Rate, RateLimit};
 
 /// A configuration that was read completely and without an error.
 #[derive(Debug)]
@@ -66,7 +66,7 @@ pub struct Homeserver {
     pub media_url: Option<Url>,
     pub max_concurrent_runs: u32,
     pub max_concurrent_requests: u32,
-    pub max_requests_per_second: Limit<Rate>,
+    pub max_requests_per_second: RateLimit,
     pub max_joins_per_second: Limit<Rate>,
     pub request_timeout: Duration,
     pub media_in_object_storage: bool,
@@ -168,7 +168,7 @@ impl Homeserver {
 fn lower_values(one: LimitValues, other: LimitValues) -> LimitValues {
     LimitValues {
         max_concurrent_requests: one.max_concurrent_requests.min(other.max_concurrent_requests),
-        max_requests_per_second: lower(one.max_requests_per_second, other.max_requests_per_second),
+        max_requests_per_second: one.max_requests_per_second.lower(other.max_requests_per_second),
         max_joins_per_second: lower(one.max_joins_per_second, other.max_joins_per_second),
     }
 }

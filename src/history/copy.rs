@@ -86,6 +86,22 @@ const TABLES: &[Table] = &[
             ("waited_for", Text),
             ("left_alone", Text),
             ("remaining", Number),
+            ("round", Text),
+        ],
+    },
+    Table {
+        name: "rounds",
+        columns: &[
+            ("job", Text),
+            ("mode", Text),
+            ("definition", Text),
+            ("started_at", Number),
+            ("finished_at", Number),
+            ("entries_read", Number),
+            ("entries_total", Number),
+            ("resume_after", Text),
+            ("resume_offset", Number),
+            ("findings", Text),
         ],
     },
     Table {

@@ -1,8 +1,8 @@
 //! Deleting old runs with everything that belongs to them.
 
-use sqlx::AnyConnection;
+use sqlx::{AnyConnection, Row};
 
-use super::columns::query;
+use super::columns::{from_millis, query};
 use super::error::Error;
 use crate::values::clock::Timestamp;
 
@@ -26,8 +26,30 @@ const DELETE_RUNS: &str = "\
             SELECT 1 FROM runs AS later WHERE later.job = runs.job AND later.mode = runs.mode
                 AND later.id > runs.id AND later.outcome = 'succeeded')))";
 
+/// The start of the run that so many finished ones follow, from `$2` on.
+const NEXT_BOUND: &str = "\
+    SELECT started_at FROM runs WHERE started_at >= $2 AND started_at < $1
+    ORDER BY started_at LIMIT 1 OFFSET 5000";
+
 /// What belongs to old runs, and then the runs.
 pub(super) const STATEMENTS: [&str; 4] = [DELETE_CHANGES, DELETE_FILES, CLEAR_SAMPLES, DELETE_RUNS];
+
+/// Returns up to where to delete next: a long history is forgotten in several transactions, each within its time limit.
+pub(super) async fn next_bound(
+    connection: &mut AnyConnection,
+    from: Timestamp,
+    until: Timestamp,
+) -> Result<Timestamp, Error> {
+    let row = query(NEXT_BOUND)
+        .bind(until.timestamp_millis())
+        .bind(from.timestamp_millis())
+        .fetch_optional(&mut *connection)
+        .await?;
+    let Some(row) = row else { return Ok(until) };
+    let bound = from_millis(row.try_get("started_at")?);
+    // More runs than that may start in one millisecond.
+    Ok(if bound > from { bound } else { until })
+}
 
 /// Deletes runs that started before `time`, and returns their number; facts stay.
 ///

@@ -129,6 +129,10 @@ fn switch_to(dir: &Metadata) -> Result<(), Errno> {
 }
 
 impl StateDir {
+    pub(crate) fn directory(&self) -> &Path {
+        &self.0
+    }
+
     /// Opens the directory, and creates it if needed.
     pub fn open(path: &Path) -> io::Result<Self> {
         if !path.is_dir() {

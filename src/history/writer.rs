@@ -348,7 +348,19 @@ impl History {
     ///
     /// Keeps the counts of the last run of a scheduled job and of its last success: metrics are built from them.
     pub async fn delete_runs_before(&self, time: Timestamp) -> Result<u64, Error> {
-        self.optional(|connection| work(retention::delete_runs_before(connection, time))).await
+        let (mut deleted, mut bound) = (0, Timestamp::UNIX_EPOCH);
+        while bound < time && self.database().is_ok() {
+            let from = bound;
+            let next = self.read(|connection| {
+                work(async move { retention::next_bound(connection, from, time).await.map(Some) })
+            });
+            bound = next.await?.unwrap_or(time);
+            let before = bound;
+            deleted += self
+                .optional(|connection| work(retention::delete_runs_before(connection, before)))
+                .await?;
+        }
+        Ok(deleted)
     }
 }
 

@@ -1,6 +1,7 @@
 //! The interface between a kind of job and the runner.
 
 use std::fmt::Debug;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,7 +14,7 @@ use crate::plan::round::Portion;
 use crate::synapse::{self, Identity, Reader, Version};
 use crate::values::clock::Timestamp;
 use crate::values::duration::{HumanDuration, format_duration, rounded_up};
-use crate::values::schema::{ConfigError, Key, Limit, Rate, Table};
+use crate::values::schema::{ConfigError, Key, RateLimit, Table};
 use crate::values::text::format_number;
 
 /// A kind of job; the implementing struct is the configuration of one job.
@@ -104,7 +105,7 @@ pub struct ReadEstimate {
 /// The request rate and the duration of a run.
 #[derive(Debug, Clone, Copy)]
 pub struct Budget {
-    pub requests_per_second: Limit<Rate>,
+    pub requests_per_second: RateLimit,
     pub time_limit: HumanDuration,
 }
 
@@ -169,6 +170,8 @@ pub struct Context<'a> {
     /// What to read in this run, for a kind with [`Job::ROUNDS`].
     pub portion: Portion,
     pub emit: &'a (dyn Fn(Event) + Send + Sync),
+    /// Where plans too large for the memory go; `None` without a usable state directory.
+    pub spool_directory: Option<&'a Path>,
     /// Whether the homeserver keeps its media in object storage, where Synapse deletes nothing.
     pub media_in_object_storage: bool,
     /// How many requests to send at the same time.
@@ -302,6 +305,7 @@ impl<J: Job> AnyJob for J {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::values::schema::Rate;
 
     #[test]
     fn reading_that_takes_longer_than_the_time_limit_causes_a_warning() {
@@ -310,7 +314,7 @@ mod tests {
             let budget = Budget { requests_per_second, time_limit };
             budget.warning(ReadEstimate { what: "accounts", items })
         };
-        let fifty = Limit::Of(Rate(50.0));
+        let fifty = RateLimit::Of(Rate(50.0));
         insta::assert_snapshot!(warning(500_000, fifty).unwrap(), @"reading 500,000 accounts at 50 requests per second takes at least 2 h 47 min, but time_limit is 1h: raise it to at least 2 h 50 min");
         assert_eq!(warning(180_000, fifty), None);
         let round = |items| {
@@ -320,7 +324,8 @@ mod tests {
         };
         insta::assert_snapshot!(round(1_000_000).unwrap(), @"about 12 runs: reading 1,000,000 accounts at 50 requests per second takes at least 5 h 34 min, and each run reads for at most half of its time_limit of 1h");
         assert_eq!(round(90_000), None);
-        assert_eq!(warning(u64::MAX, Limit::Unlimited), None);
-        assert_eq!(warning(u64::MAX, Limit::Of(Rate(f64::MIN_POSITIVE))), None);
+        assert_eq!(warning(u64::MAX, RateLimit::Unlimited), None);
+        assert_eq!(warning(u64::MAX, RateLimit::AUTO), None);
+        assert_eq!(warning(u64::MAX, RateLimit::Of(Rate(f64::MIN_POSITIVE))), None);
     }
 }

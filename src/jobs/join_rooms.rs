@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use futures_util::future::BoxFuture;
+use futures_util::future::{BoxFuture, ready};
 use futures_util::{StreamExt, stream};
 use serde_json::Value;
 
@@ -12,8 +12,8 @@ use crate::plan::change::{Change, ChangeResult, Check, Lane, Plan, Work};
 use crate::plan::facts::{Fact, Topic};
 use crate::plan::report::{Action, Exempt};
 use crate::synapse::{
-    self, Identity, MemberEvent, Membership, Permissions, Position, Reader, User, UserPage,
-    UserRow, Version, Writer,
+    self, Identity, MemberEvent, Membership, Permissions, Position, Reader, User, UserMap,
+    UserPage, UserRow, UserSet, Version, Writer,
 };
 use crate::values::clock::Timestamp;
 use crate::values::duration::format_duration;
@@ -158,7 +158,7 @@ struct TargetRoom {
     name: String,
     open: OpenRoom,
     /// The membership events of the room and of those that it replaced, newest room first.
-    chain: Option<Vec<HashMap<String, MemberEvent>>>,
+    chain: Option<Vec<UserMap<MemberEvent>>>,
     permissions: Option<Permissions>,
     access: Access,
     /// Users to join in this run.
@@ -228,8 +228,10 @@ impl Reading<'_> {
             .filter(|row| !self.missing_in(&row.name).is_empty())
             .map(|row| row.name.clone())
             .collect();
-        let mut records = stream::iter(rows)
-            .map(|row| {
+        let portion = &context.portion;
+        let mut records = stream::iter(rows.into_iter().enumerate())
+            .take_while(|(index, _)| ready(*index == 0 || !portion.is_late()))
+            .map(|(_, row)| {
                 let to_read = &to_read;
                 async move {
                     let record = match to_read.contains(&row.name) {
@@ -257,7 +259,10 @@ impl Reading<'_> {
             context.reading("accounts", read, total);
         }
         context.facts.store(found).await;
-        Ok(next)
+        Ok(match next {
+            Next::Read => self.progress.end_page(),
+            Next::Stop => Next::Stop,
+        })
     }
 
     /// The indices of the rooms that the account is not in.
@@ -283,7 +288,7 @@ impl Reading<'_> {
             let complete = async {
                 let permissions = reader.permissions(&room.open.room_id).await?;
                 let predecessor = permissions.predecessor.clone();
-                let chain = job.chain(reader, &room.open.room_id, predecessor).await?;
+                let chain = job.chain(reader, &room.open, predecessor).await?;
                 Ok::<_, RoomError>((permissions, chain))
             };
             match complete.await {
@@ -492,18 +497,20 @@ impl JoinRooms {
     async fn chain(
         &self,
         reader: &Reader,
-        room_id: &str,
+        room: &OpenRoom,
         predecessor: Option<String>,
-    ) -> Result<Vec<HashMap<String, MemberEvent>>, RoomError> {
-        let mut chain = vec![reader.member_events(room_id).await?];
-        let (mut next, mut visited) = (predecessor, HashSet::from([room_id.to_owned()]));
+    ) -> Result<Vec<UserMap<MemberEvent>>, RoomError> {
+        // A room had about as many members as the one that replaced it.
+        let joined = room.members.len();
+        let mut chain = vec![reader.member_events(&room.room_id, joined).await?];
+        let (mut next, mut visited) = (predecessor, HashSet::from([room.room_id.clone()]));
         while let Some(room) = next.take().filter(|room| visited.insert(room.clone())) {
             if visited.len() > MAX_CHAIN {
                 return Err(RoomError::Room(format!(
                     "the chain of rooms that it replaced does not end: {MAX_CHAIN} were read"
                 )));
             }
-            match reader.member_events(&room).await {
+            match reader.member_events(&room, joined).await {
                 Ok(events) => chain.push(events),
                 // A room that was purged, or never had local members, has no membership events.
                 Err(error) if error.is_not_found() => break,
@@ -515,7 +522,7 @@ impl JoinRooms {
     }
 
     /// Decides by the newest room in which the user joined, left or was banned; invitations and knocks do not count.
-    fn may_join(&self, chain: &[HashMap<String, MemberEvent>], user: &str) -> Result<(), Exempt> {
+    fn may_join(&self, chain: &[UserMap<MemberEvent>], user: &str) -> Result<(), Exempt> {
         let mut left = None;
         for event in chain.iter().filter_map(|events| events.get(user)) {
             match event.membership {
@@ -539,7 +546,7 @@ impl JoinRooms {
 /// A room that exists and has local members.
 struct OpenRoom {
     room_id: String,
-    members: HashSet<String>,
+    members: UserSet,
 }
 
 /// Resolves an alias. Done once per run: the alias may point to another room later.
@@ -573,12 +580,12 @@ async fn open(
         )));
     }
     if !joined
-        .iter()
+        .ids()
         .any(|user| user.split_once(':').is_some_and(|(_, server)| server == identity.server_name))
     {
         return Err(RoomError::Room("the room has no local members, and Synapse no longer tracks it: let one local user join it first, or remove it from `rooms`".to_owned()));
     }
-    Ok(OpenRoom { room_id, members: joined.into_iter().collect() })
+    Ok(OpenRoom { room_id, members: joined })
 }
 
 /// Checks that Synapse allows the daemon's account to join others to the room.

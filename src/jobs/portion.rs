@@ -21,12 +21,14 @@ pub(super) struct PortionProgress<'a> {
     /// Items to change so far.
     items: u64,
     changes: Vec<Position>,
+    /// The position after the last entry that was read.
+    last: Option<Position>,
     end: Option<Position>,
 }
 
 impl<'a> PortionProgress<'a> {
     pub fn new(portion: &'a Portion) -> Self {
-        Self { portion, read: 0, total: 0, items: 0, changes: Vec::new(), end: None }
+        Self { portion, read: 0, total: 0, items: 0, changes: Vec::new(), last: None, end: None }
     }
 
     /// The number of entries that this round has read, and that of all entries.
@@ -48,11 +50,25 @@ impl<'a> PortionProgress<'a> {
         if is_last {
             return Next::Stop;
         }
-        if self.portion.is_over(self.items) {
+        if self.portion.is_enough(self.items) {
             self.end = Some(at);
             return Next::Stop;
         }
+        self.last = Some(at);
         Next::Read
+    }
+
+    /// Records that nothing more of a page is read.
+    pub fn end_page(&mut self) -> Next {
+        if !self.portion.is_late() {
+            return Next::Read;
+        }
+        self.end.clone_from(&self.last);
+        match self.end {
+            Some(_) => Next::Stop,
+            // At least one entry is read in each run.
+            None => Next::Read,
+        }
     }
 
     /// Whether the round has read the whole list.

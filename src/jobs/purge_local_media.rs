@@ -1,19 +1,24 @@
 //! `purge-local-media`: deletes uploads that have not been used for a long time.
 
+use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
+use std::io;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
+use futures_util::stream::BoxStream;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use serde_json::Value;
 
 use super::batch_size::{BatchSize, Sample};
+use super::file_spool::{Position, Record, Spool, SpoolWriter};
 use super::job::{Context, Job, Needs, PlanError, ReadEstimate};
-use crate::plan::change::{BatchPlan, Change, ChangeResult, Lane, MediaStore, Plan, Work};
+use crate::plan::change::{BatchPlan, Change, ChangeResult, Check, Lane, MediaStore, Plan, Work};
 use crate::plan::facts::{Fact, Topic};
 use crate::plan::report::{Action, Exempt, OwnerUsage};
-use crate::synapse::{self, File, Reader, Version, Writer};
+use crate::synapse::{self, File, MediaOwner, Reader, Version, Writer};
 use crate::values::age::{Age, AgeEntries};
 use crate::values::clock::{Timestamp, format_time};
 use crate::values::duration::HumanDuration;
@@ -108,10 +113,11 @@ impl Job for PurgeLocalMedia {
             ));
         }
         let mut files = found.files;
-        files.sort_unstable_by(|a, b| (a.used_ms, &a.id).cmp(&(b.used_ms, &b.id)));
+        files.sort_unstable();
         let candidates = Candidates {
             until_ms: before.timestamp_millis(),
-            files: files.into(),
+            files,
+            records: found.records.finish().map_err(|error| unwritable(context, &error))?,
             owners: found.owners,
             kept: found.kept.into(),
             next: 0,
@@ -134,93 +140,162 @@ const OWNERS: &str = "accounts with files";
 /// Accounts in the sample of a plan.
 const SAMPLE_ACCOUNTS: usize = 10;
 
-struct Found {
-    files: Vec<Candidate>,
+/// The most files for which memory is reserved in advance: the number comes from the homeserver.
+const MAX_RESERVED: usize = 50_000_000;
+
+struct Found<'a> {
+    files: Vec<Entry>,
+    records: SpoolWriter<'a>,
     /// The accounts that the files belong to.
-    owners: Vec<Box<str>>,
+    owners: Vec<OwnerUsage>,
     /// Left out because Synapse kept them in an earlier run.
     kept: Vec<Candidate>,
 }
 
-impl Found {
-    /// Adds the files of one account; `kept` are those that Synapse kept in earlier runs, with their last use.
+impl Found<'_> {
+    /// Adds files of one account; `kept` are those that Synapse kept in earlier runs, with their last use.
     fn add<'a>(
         &mut self,
         files: impl Iterator<Item = &'a File>,
-        user_id: String,
+        owner: &mut Option<u32>,
+        user_id: &str,
         kept: &HashMap<String, String>,
         plan: &mut Plan,
-    ) {
-        let owner = u32::try_from(self.owners.len()).unwrap_or(u32::MAX);
-        let count_before = self.files.len() + self.kept.len();
+    ) -> io::Result<()> {
         for file in files {
             if let Some(exempt) = exempt(file) {
-                plan.leave_alone(exempt, || target(&file.media_id, &user_id));
+                plan.leave_alone(exempt, || target(&file.media_id, user_id));
                 continue;
             }
             let used_ms = file.last_used_ms();
-            let bytes = file.media_length.unwrap_or(0);
-            let candidate = Candidate { used_ms, bytes, id: file.media_id.as_str().into(), owner };
+            let (bytes, id) = (file.media_length.unwrap_or(0), file.media_id.as_str().into());
             if kept.get(&file.media_id).is_some_and(|used| *used == used_ms.to_string()) {
-                plan.leave_alone(Exempt::Kept, || target(&file.media_id, &user_id));
-                self.kept.push(candidate);
-            } else {
-                self.files.push(candidate);
+                plan.leave_alone(Exempt::Kept, || target(&file.media_id, user_id));
+                self.kept.push(Candidate { used_ms, bytes, id });
+                continue;
             }
+            let owner = *owner.get_or_insert_with(|| {
+                self.owners.push(OwnerUsage { user_id: user_id.to_owned(), files: 0, bytes: 0 });
+                u32::try_from(self.owners.len() - 1).unwrap_or(u32::MAX)
+            });
+            if let Some(usage) = self.owners.get_mut(owner as usize) {
+                usage.files += 1;
+                usage.bytes = usage.bytes.saturating_add(bytes);
+            }
+            let position = self.records.push(&Record { bytes, owner, id })?;
+            self.files.push(Entry::new(used_ms, position));
         }
-        if self.files.len() + self.kept.len() > count_before {
-            self.owners.push(user_id.into());
-        }
+        Ok(())
     }
 }
 
-/// A file that Synapse will delete unless it is an avatar, which the list does not show.
+/// A file that will be deleted: 12 bytes, sorted by its last use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Entry {
+    /// The last use in milliseconds, in two parts: a whole one would be aligned to 8 bytes.
+    used_high: i32,
+    used_low: u32,
+    position: Position,
+}
+
+impl Entry {
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "split into two halves"
+    )]
+    fn new(used_ms: i64, position: Position) -> Self {
+        Self { used_high: (used_ms >> 32) as i32, used_low: used_ms as u32, position }
+    }
+
+    fn used_ms(self) -> i64 {
+        i64::from(self.used_high) << 32 | i64::from(self.used_low)
+    }
+}
+
+/// A file with all that is known of it.
 #[derive(Debug)]
 struct Candidate {
     used_ms: i64,
     bytes: u64,
     id: Box<str>,
-    /// Its index in the list of owners.
-    owner: u32,
+}
+
+/// What was read of an account's files.
+enum Listed {
+    Page(Vec<File>),
+    /// Synapse does not list the account.
+    Unlisted,
+    End,
+}
+
+fn unwritable(context: &Context<'_>, error: &io::Error) -> PlanError {
+    let directory = context.spool_directory.unwrap_or(Path::new("memory")).display();
+    PlanError::Refused(format!(
+        "the list of files cannot be kept in {directory} ({error}): it takes about 40 bytes per file, free some space there"
+    ))
+}
+
+/// Reads the files of one account, page by page.
+fn listed<'a>(
+    context: &'a Context<'_>,
+    owner: &'a MediaOwner,
+    before: Timestamp,
+) -> BoxStream<'a, Result<Listed, synapse::Error>> {
+    let end = stream::once(async { Ok(Listed::End) });
+    let Some(user_id) = &owner.user_id else {
+        return stream::once(async { Ok(Listed::Unlisted) }).chain(end).boxed();
+    };
+    let pages = context.reader.file_pages(user_id, before).map(|page| match page {
+        Err(error) if error.is_not_found() => Ok(Listed::Unlisted),
+        page => page.map(Listed::Page),
+    });
+    pages.chain(end).boxed()
 }
 
 impl PurgeLocalMedia {
-    async fn candidates(
+    async fn candidates<'a>(
         &self,
-        context: &Context<'_>,
+        context: &Context<'a>,
         before: Timestamp,
         kept: &HashMap<String, String>,
         plan: &mut Plan,
-    ) -> Result<Found, PlanError> {
+    ) -> Result<Found<'a>, PlanError> {
         // A file is uploaded before it is accessed: only accounts with uploads before the cut-off can have candidates.
         let owners = context.reader.media_owners(Some(before)).await?;
         context.expect_reading(ReadEstimate { what: OWNERS, items: owners.len() as u64 });
         let total = owners.iter().fold(0, |sum: u64, owner| sum.saturating_add(owner.media_count));
-        let mut found = Found { files: Vec::new(), owners: Vec::new(), kept: Vec::new() };
+        let mut files = Vec::new();
+        // A vector that grows needs twice its size for a moment. Without the memory it has to.
+        let _ = files.try_reserve_exact(usize::try_from(total).unwrap_or(0).min(MAX_RESERVED));
+        let records = SpoolWriter::new(context.spool_directory);
+        let mut found = Found { files, records, owners: Vec::new(), kept: Vec::new() };
+        let mut indices: Vec<Option<u32>> = vec![None; owners.len()];
         let (mut read, mut unlisted) = (0, 0);
-        let mut lists = stream::iter(owners)
-            .map(|owner| async move {
-                let Some(user_id) = owner.user_id else {
-                    return Ok((String::new(), owner.media_count, None));
-                };
-                match context.reader.files_of(&user_id, before).await {
-                    Ok(files) => Ok((user_id, owner.media_count, Some(files))),
-                    Err(error) if error.is_not_found() => Ok((user_id, owner.media_count, None)),
-                    Err(error) => Err(error),
-                }
+        let owners = &owners;
+        let mut lists = stream::iter(0..owners.len())
+            .map(|number| {
+                let owner = &owners[number];
+                listed(context, owner, before).map_ok(move |listed| (number, owner, listed)).boxed()
             })
-            .buffer_unordered(context.concurrency);
+            .flatten_unordered(context.concurrency);
         context.reading("files", 0, total);
-        while let Some((user_id, count, files)) = lists.try_next().await? {
-            read = count.saturating_add(read);
-            context.reading("files", read.min(total), total);
-            let Some(files) = files else {
-                unlisted = count.saturating_add(unlisted);
-                continue;
-            };
-            let old = files.iter().filter(|file| self.is_old(file, before));
-            found.add(old, user_id, kept, plan);
+        while let Some((number, owner, listed)) = lists.try_next().await? {
+            match (listed, indices.get_mut(number)) {
+                (Listed::Page(files), Some(index)) => {
+                    let old = files.iter().filter(|file| self.is_old(file, before));
+                    let user_id = owner.user_id.as_deref().unwrap_or_default();
+                    let added = found.add(old, index, user_id, kept, plan);
+                    added.map_err(|error| unwritable(context, &error))?;
+                }
+                (Listed::Unlisted, _) => unlisted = owner.media_count.saturating_add(unlisted),
+                _ => {
+                    read = owner.media_count.saturating_add(read);
+                    context.reading("files", read.min(total), total);
+                }
+            }
         }
+        drop(lists);
         if unlisted > 0 {
             plan.notes.push(format!(
                 "{} of accounts that Synapse does not list cannot be counted in advance",
@@ -258,8 +333,10 @@ fn target(media_id: &str, user_id: &str) -> String {
 #[derive(Debug)]
 struct Candidates {
     until_ms: i64,
-    files: Arc<[Candidate]>,
-    owners: Vec<Box<str>>,
+    files: Vec<Entry>,
+    records: Spool,
+    /// With all their files.
+    owners: Vec<OwnerUsage>,
     kept: Arc<[Candidate]>,
     /// The index of the first file after the cut-off.
     next: usize,
@@ -277,8 +354,35 @@ impl Candidates {
         self.end.unwrap_or(self.files.len())
     }
 
-    fn remaining_files(&self) -> &[Candidate] {
+    fn remaining_files(&self) -> &[Entry] {
         &self.files[self.next..self.end()]
+    }
+
+    /// The accounts with the files that are left.
+    fn remaining_usage(&self) -> io::Result<Cow<'_, [OwnerUsage]>> {
+        if self.remaining_files().len() == self.files.len() {
+            return Ok(Cow::Borrowed(&self.owners));
+        }
+        let mut owners = self.owners.clone();
+        for owner in &mut owners {
+            (owner.files, owner.bytes) = (0, 0);
+        }
+        for file in self.remaining_files() {
+            let record = self.records.read(file.position)?;
+            if let Some(owner) = owners.get_mut(record.owner as usize) {
+                owner.files += 1;
+                owner.bytes = owner.bytes.saturating_add(record.bytes);
+            }
+        }
+        Ok(Cow::Owned(owners))
+    }
+
+    fn read(&self, files: &[Entry]) -> io::Result<Vec<Candidate>> {
+        let read = |file: &Entry| {
+            let Record { bytes, id, .. } = self.records.read(file.position)?;
+            Ok(Candidate { used_ms: file.used_ms(), bytes, id })
+        };
+        files.iter().map(read).collect()
     }
 
     /// Returns the largest number of files up to `length` that a cut-off can separate: files used in the same millisecond belong together.
@@ -286,7 +390,7 @@ impl Candidates {
         let mut length = length.min(self.files.len());
         while length > 0
             && length < self.files.len()
-            && self.files[length].used_ms == self.files[length - 1].used_ms
+            && self.files[length].used_ms() == self.files[length - 1].used_ms()
         {
             length -= 1;
         }
@@ -307,13 +411,17 @@ impl Candidates {
         }
         self.next = stop;
         self.last_size = i64::try_from(stop - start).unwrap_or(i64::MAX);
-        let before_ms = self.files.get(stop).map_or(self.until_ms, |first_kept| first_kept.used_ms);
+        let before_ms =
+            self.files.get(stop).map_or(self.until_ms, |first_kept| first_kept.used_ms());
+        let (files, unreadable) = match self.read(&self.files[start..stop]) {
+            Ok(files) => (files, None),
+            Err(error) => (Vec::new(), Some(error.to_string())),
+        };
         Some(Batch {
             before_ms,
-            files: Arc::clone(&self.files),
+            files,
+            unreadable,
             kept: Arc::clone(&self.kept),
-            start,
-            stop,
             larger_than: self.larger_than,
             keep_avatars: self.keep_avatars,
         })
@@ -333,8 +441,18 @@ impl BatchPlan for Candidates {
         Some((self.end() - self.next) as u64)
     }
 
-    fn items(&self) -> HashSet<String> {
-        self.files.iter().map(|file| file.id.to_string()).collect()
+    fn planned_among(&self, items: &HashSet<&str>) -> HashSet<String> {
+        let mut planned = HashSet::new();
+        let scanned = self.records.scan(|file| {
+            if items.contains(&*file.id) {
+                planned.insert(file.id.into());
+            }
+        });
+        match scanned {
+            Ok(()) => planned,
+            // What cannot be told counts as not done.
+            Err(_) => items.iter().map(|item| (*item).to_owned()).collect(),
+        }
     }
 
     fn truncate(&mut self, most: u64) -> u64 {
@@ -346,25 +464,16 @@ impl BatchPlan for Candidates {
     }
 
     fn bytes(&self) -> Option<u64> {
-        Some(self.remaining_files().iter().map(|file| file.bytes).sum())
+        let usage = self.remaining_usage().ok()?;
+        Some(usage.iter().fold(0, |sum, owner| sum.saturating_add(owner.bytes)))
     }
 
     fn sample(&self) -> Vec<OwnerUsage> {
-        let mut usage: Vec<OwnerUsage> = self
-            .owners
-            .iter()
-            .map(|owner| OwnerUsage { user_id: owner.to_string(), files: 0, bytes: 0 })
-            .collect();
-        for file in self.remaining_files() {
-            if let Some(owner) = usage.get_mut(file.owner as usize) {
-                owner.files += 1;
-                owner.bytes += file.bytes;
-            }
-        }
-        usage.retain(|owner| owner.files > 0);
+        let Ok(usage) = self.remaining_usage() else { return Vec::new() };
+        let mut usage: Vec<&OwnerUsage> = usage.iter().filter(|owner| owner.files > 0).collect();
         usage.sort_unstable_by(|a, b| (b.bytes, &a.user_id).cmp(&(a.bytes, &b.user_id)));
         usage.truncate(SAMPLE_ACCOUNTS);
-        usage
+        usage.into_iter().cloned().collect()
     }
 
     fn next(&mut self, last: Option<Duration>) -> Option<Box<dyn Change>> {
@@ -376,19 +485,13 @@ impl BatchPlan for Candidates {
 #[derive(Debug)]
 struct Batch {
     before_ms: i64,
-    files: Arc<[Candidate]>,
+    files: Vec<Candidate>,
+    /// Why the files cannot be read again.
+    unreadable: Option<String>,
     /// Not planned, but deleted as well if Synapse no longer keeps them.
     kept: Arc<[Candidate]>,
-    start: usize,
-    stop: usize,
     larger_than: Size,
     keep_avatars: bool,
-}
-
-impl Batch {
-    fn files(&self) -> &[Candidate] {
-        &self.files[self.start..self.stop]
-    }
 }
 
 impl Change for Batch {
@@ -401,7 +504,7 @@ impl Change for Batch {
     }
 
     fn count(&self) -> u64 {
-        self.files().len() as u64
+        self.files.len() as u64
     }
 
     fn lane(&self) -> Lane {
@@ -409,7 +512,18 @@ impl Change for Batch {
     }
 
     fn items(&self) -> Vec<(String, Option<u64>)> {
-        self.files().iter().map(|file| (file.id.to_string(), Some(file.bytes))).collect()
+        self.files.iter().map(|file| (file.id.to_string(), Some(file.bytes))).collect()
+    }
+
+    fn check<'a>(&'a self, _reader: &'a Reader) -> BoxFuture<'a, Result<Check, synapse::Error>> {
+        Box::pin(async {
+            match &self.unreadable {
+                None => Ok(Check::Proceed(None)),
+                Some(problem) => Err(synapse::Error::not_sent(format!(
+                    "the list of files in the state directory cannot be read: {problem}"
+                ))),
+            }
+        })
     }
 
     fn apply<'a>(
@@ -432,7 +546,7 @@ impl Batch {
     }
 
     fn outcome(&self, deleted: Vec<String>) -> ChangeResult {
-        let known = self.files().iter().chain(self.kept.iter());
+        let known = self.files.iter().chain(self.kept.iter());
         let sizes: HashMap<&str, u64> = known.map(|file| (&*file.id, file.bytes)).collect();
         let files: Vec<(String, Option<u64>)> = deleted
             .into_iter()
@@ -441,7 +555,7 @@ impl Batch {
             .collect();
         let gone: HashSet<&str> = files.iter().map(|(id, _)| id.as_str()).collect();
         let facts: Vec<Fact> = self
-            .files()
+            .files
             .iter()
             .filter(|file| !gone.contains(&*file.id))
             .map(|file| Fact {
@@ -483,20 +597,17 @@ mod tests {
     use super::*;
 
     fn candidates(used: &[i64], batch: i64) -> Candidates {
-        let files: Vec<Candidate> = used
-            .iter()
-            .enumerate()
-            .map(|(index, ms)| Candidate {
-                used_ms: *ms,
-                bytes: 1,
-                id: format!("f{index}").into(),
-                owner: 0,
-            })
-            .collect();
+        let mut records = SpoolWriter::new(None);
+        let file = |(index, ms): (usize, &i64)| {
+            let record = Record { bytes: 1, owner: 0, id: format!("f{index}").into() };
+            Entry::new(*ms, records.push(&record).unwrap())
+        };
+        let files = used.iter().enumerate().map(file).collect();
         let batch_size = BatchSize::new(batch, 1, batch);
         Candidates {
             until_ms: 1000,
-            files: files.into(),
+            files,
+            records: records.finish().unwrap(),
             owners: Vec::new(),
             kept: Arc::default(),
             next: 0,
@@ -532,5 +643,29 @@ mod tests {
             (1, Some(0), true)
         );
         assert_eq!(candidates(&[20, 20], 100).truncate(1), 0);
+    }
+
+    #[test]
+    fn a_file_takes_twelve_bytes_and_sorts_by_its_last_use() {
+        assert_eq!(size_of::<Entry>(), 12);
+        let at = |used_ms| {
+            Entry::new(
+                used_ms,
+                SpoolWriter::new(None)
+                    .push(&Record { bytes: 1, owner: 0, id: "f".into() })
+                    .unwrap(),
+            )
+        };
+        let times =
+            [i64::MIN, -(1 << 40), -1, 0, 1, 0xFFFF_FFFF, 1 << 32, 1_700_000_000_000, i64::MAX];
+        assert!(times.map(at).is_sorted());
+        assert_eq!(times.map(|time| at(time).used_ms()), times);
+    }
+
+    #[test]
+    fn only_planned_files_among_those_asked_about_are_named() {
+        let files = candidates(&[10, 20], 2);
+        let planned = files.planned_among(&HashSet::from(["f1", "f2"]));
+        assert_eq!(planned, HashSet::from(["f1".to_owned()]));
     }
 }

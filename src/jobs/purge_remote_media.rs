@@ -120,7 +120,7 @@ impl BatchPlan for Cache {
         None
     }
 
-    fn items(&self) -> HashSet<String> {
+    fn planned_among(&self, _items: &HashSet<&str>) -> HashSet<String> {
         HashSet::new()
     }
 

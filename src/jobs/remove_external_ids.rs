@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use chrono::TimeDelta;
-use futures_util::future::BoxFuture;
+use futures_util::future::{BoxFuture, ready};
 use futures_util::{StreamExt, stream};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -182,8 +182,10 @@ impl Reading<'_> {
         let (job, context, own) = (self.job, self.context, self.own);
         let remembered = job.remembered(context, &rows).await;
         let last = rows.len().checked_sub(1).filter(|_| ends_list);
-        let mut records = stream::iter(rows)
-            .map(|row| {
+        let portion = &context.portion;
+        let mut records = stream::iter(rows.into_iter().enumerate())
+            .take_while(|(index, _)| ready(*index == 0 || !portion.is_late()))
+            .map(|(_, row)| {
                 let remembered = remembered.get(&row.name);
                 async move {
                     let record = match remembered {
@@ -211,7 +213,10 @@ impl Reading<'_> {
             context.reading("accounts", read, total);
         }
         context.facts.store(facts).await;
-        Ok(next)
+        Ok(match next {
+            Next::Read => self.progress.end_page(),
+            Next::Stop => Next::Stop,
+        })
     }
 
     /// Returns the change to make to an account.

@@ -205,8 +205,8 @@ pub trait BatchPlan: Debug + Send + Sync {
     /// The number of items left; `None` if it cannot be known.
     fn remaining(&self) -> Option<u64>;
 
-    /// The items left, as [`Change::items`] names them.
-    fn items(&self) -> HashSet<String>;
+    /// Which of these items are planned, at most for a later run; they are named as by [`Change::items`].
+    fn planned_among(&self, items: &HashSet<&str>) -> HashSet<String>;
 
     /// Keeps the first items, at most `max`, and returns their number, which is lower if `max` would split a batch.
     fn truncate(&mut self, max: u64) -> u64;
@@ -234,13 +234,14 @@ impl Plan {
         }
     }
 
-    /// The items to change, as [`Change::items`] names them.
-    pub fn items(&self) -> HashSet<String> {
+    /// Which of these items are planned; they are named as by [`Change::items`].
+    pub fn planned_among(&self, items: &HashSet<&str>) -> HashSet<String> {
         match &self.work {
             Work::Changes(changes) => {
-                changes.iter().flat_map(|change| change.items()).map(|(item, _)| item).collect()
+                let planned = changes.iter().flat_map(|change| change.items());
+                planned.map(|(item, _)| item).filter(|item| items.contains(&**item)).collect()
             }
-            Work::BatchPlan(batches) => batches.items(),
+            Work::BatchPlan(batches) => batches.planned_among(items),
         }
     }
 

@@ -74,10 +74,14 @@ pub struct Portion {
 }
 
 impl Portion {
-    /// Whether a run whose plan has `items` stops reading.
-    pub fn is_over(&self, items: u64) -> bool {
+    /// Whether a plan of `items` is as large as the run may make it.
+    pub fn is_enough(&self, items: u64) -> bool {
         self.enough.is_some_and(|enough| items >= enough)
-            || self.until.is_some_and(|until| Instant::now() >= until)
+    }
+
+    /// Whether the time for reading is over.
+    pub fn is_late(&self) -> bool {
+        self.until.is_some_and(|until| Instant::now() >= until)
     }
 }
 
@@ -139,10 +143,9 @@ mod tests {
     fn a_portion_is_over_after_its_time_or_with_enough_changes() {
         let portion =
             Portion { from: None, read_before: 0, findings: None, until: None, enough: Some(5) };
-        assert!(!portion.is_over(4));
-        assert!(portion.is_over(5));
-        let late = Portion { until: Some(Instant::now()), enough: None, ..portion };
-        assert!(late.is_over(0));
+        assert_eq!([4, 5].map(|items| portion.is_enough(items)), [false, true]);
+        assert!(!portion.is_late());
+        assert!(Portion { until: Some(Instant::now()), ..portion }.is_late());
     }
 
     #[test]

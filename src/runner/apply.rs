@@ -14,7 +14,7 @@ use super::limits::Stopped;
 use super::locks::{ensure_held, external_ids_lock, outlast_lost_external_ids};
 use super::queue::{Queue, Sent, Task};
 use super::read::ReadPlan;
-use super::rounds::Attempted;
+use super::round::Attempted;
 use super::send::{Answer, Recorded, Sender, Step, is_media};
 use super::tally::{Activity, Tally, Unanswered};
 use crate::history::state_dir::Lock;

@@ -8,6 +8,7 @@ use futures_util::future::BoxFuture;
 use super::context::{Abort, RunContext};
 use crate::history::History;
 use crate::plan::facts::{Fact, FactStore, Topic};
+use crate::plan::report::Mode;
 
 /// Reads the facts of the job's topic; empty for a job that needs none.
 pub(super) async fn known_facts(
@@ -15,8 +16,15 @@ pub(super) async fn known_facts(
     server: &str,
 ) -> Result<HashMap<String, String>, Abort> {
     let Some(topic) = run.spec.job.topic() else { return Ok(HashMap::new()) };
-    let facts = run.history.facts(server, topic).await;
-    facts.map_err(|error| Abort::Failed(format!("cannot read the history: {error}")))
+    match run.history.facts(server, topic).await {
+        Ok(facts) => Ok(facts),
+        // It changes nothing, and may look up again what was found out.
+        Err(error) if run.params.mode == Mode::DryRun => {
+            tracing::warn!(target: "microglia::history", "this dry run plans without what is known about {server}: {error}");
+            Ok(HashMap::new())
+        }
+        Err(error) => Err(Abort::Failed(format!("cannot read the history: {error}"))),
+    }
 }
 
 /// The facts about one homeserver, in the history.

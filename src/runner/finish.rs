@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::context::{Abort, RunContext, truncated};
 use super::limits::Stopped;
-use super::rounds;
+use super::portion;
 use super::stop::LEASE_LOST;
 use super::tally::{Activity, Tally};
 use super::waiting;
@@ -162,12 +162,13 @@ pub(super) async fn finish(run: &RunContext<'_>, mut tally: Tally, verdict: Verd
     if let Some(why) = not_attempted {
         tally.changes.explain_planned(why);
     }
-    rounds::end(run, &mut tally, outcome).await;
+    portion::end(run, &mut tally, outcome).await;
     let Tally { mut report, changes, plan, .. } = tally;
     report.waited_seconds = (report.waited_seconds * 10.0).round() / 10.0;
     report.finished_at = Some(truncated(run.clock.now()));
     report.outcome = Some(outcome);
-    let sentences: Vec<String> = message.into_iter().chain(plan.notes).collect();
+    let sentences: Vec<String> =
+        message.into_iter().chain(plan.notes).chain(run.reader.rate_summary()).collect();
     report.message = (!sentences.is_empty()).then(|| sentences.join("; "));
     record_end(run.history, &report, not_attempted).await;
     report.changes = Some(changes.into_records());

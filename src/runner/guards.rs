@@ -2,7 +2,7 @@
 
 use super::context::{Abort, RunContext, unrecorded};
 use super::read::ReadPlan;
-use super::rounds::Attempted;
+use super::round::Attempted;
 use super::tally::{PlanFigures, Tally};
 use super::unanswered;
 use crate::plan::change::{Plan, Problem, Work};

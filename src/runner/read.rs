@@ -8,10 +8,10 @@ use tokio::sync::mpsc;
 use super::context::{Abort, RunContext};
 use super::facts::{RecordedFacts, known_facts};
 use super::media_lock::media_lock;
+use super::portion;
 use super::reading_progress::ReadingProgress;
-use super::rounds;
 use super::tally::{Activity, Tally};
-use crate::history::state_dir::Lock;
+use crate::history::state_dir::{Lock, StateDir};
 use crate::jobs::job::{Budget, Context, PlanError};
 use crate::plan::change::Plan;
 use crate::plan::facts::Facts;
@@ -99,13 +99,14 @@ async fn make_plan(run: &RunContext<'_>, tally: &mut Tally, server: &str) -> Res
         let _ = sender.send(event);
     };
     let store = RecordedFacts { history: run.history, server };
-    let portion = rounds::begin(run, tally, server).await?;
+    let portion = portion::begin(run, tally, server).await?;
     let context = Context {
         started_at: tally.report.started_at,
         reader: &run.reader,
         facts: Facts::new(known_facts(run, server).await?, &store),
         portion,
         emit: &emit,
+        spool_directory: run.state_dir.map(StateDir::directory),
         media_in_object_storage: run.spec.media_in_object_storage,
         concurrency: run.homeserver.max_concurrent_requests as usize,
         budget: Budget {

@@ -254,6 +254,7 @@ async fn attempt(
     job_lock: Option<&Arc<Lock>>,
 ) -> Result<(), Abort> {
     let _slot = slots::acquire(run, tally).await?;
+    let _active = run.homeserver.transport.begin_run();
     let read = read(run, tally).await?;
     match guard(run, tally, read).await? {
         Some(approved) => apply(run, tally, approved, job_lock).await,

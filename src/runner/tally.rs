@@ -4,7 +4,7 @@ use tokio::time::Instant;
 
 use super::first_changes::FirstChanges;
 use super::reading_progress::ReadingProgress;
-use super::rounds::RoundInProgress;
+use super::round::RoundInProgress;
 use crate::plan::change::ChangeResult;
 use crate::plan::report::{ChangeRecord, Mode, Report, State, WaitReason};
 

@@ -24,8 +24,10 @@ pub(super) async fn resolve(
     if unanswered.is_empty() && tally.skipped.is_empty() {
         return Ok(0);
     }
-    let planned = plan.items();
     let Tally { report, skipped, .. } = tally;
+    let items = unanswered.iter().flat_map(|change| change.items.iter().map(|(item, _)| &**item));
+    let planned =
+        plan.planned_among(&items.chain(skipped.iter().map(|(item, _)| &**item)).collect());
     // What was skipped and is planned again is counted again.
     skipped.retain(|(target, count)| {
         let stays = !planned.contains(target);

@@ -19,6 +19,7 @@ pub(super) async fn watch_homeserver(run: &RunContext<'_>) -> Infallible {
     let mut slow = false;
     loop {
         tokio::time::sleep(POLL).await;
+        run.reader.sample_rate();
         if slow != run.reader.is_slow() {
             slow = !slow;
             run.emit(Event::Slow(slow));

@@ -42,7 +42,7 @@ impl Owner {
             self.on(&name, Event::Redefined(Box::new(timing(spec))));
             adopted.changed.push(name);
         }
-        self.homeservers.set_limits(config);
+        self.homeservers.set_limits(config, &self.metrics);
         self.refresh_config();
         Ok(adopted)
     }

@@ -90,7 +90,7 @@ impl Homeservers {
     }
 
     /// Gives each address the limits of the configuration; call it when the jobs have their new handles.
-    pub(super) fn set_limits(&mut self, config: &Config) {
+    pub(super) fn set_limits(&mut self, config: &Config, metrics: &Metrics) {
         self.addresses.retain(|address, shared| match config.limits(address) {
             Some((runs, limits)) => {
                 shared.slots.resize(runs);
@@ -99,6 +99,11 @@ impl Homeservers {
             }
             None => shared.is_in_use(),
         });
+        for (name, live) in &self.live {
+            if let Some(shared) = self.addresses.get(&live.handle.transport.address) {
+                metrics.homeservers.set_rate_limit(name, shared.limits.current_rate());
+            }
+        }
     }
 
     pub(super) fn handle(&self, name: &str) -> Option<&HomeserverHandle> {

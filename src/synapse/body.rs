@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::client::root_cause;
 use super::error::Cause;
+use super::request::{BodyStream, JOIN_ENDPOINT};
 use crate::values::duration::HumanDuration;
 use crate::values::size::Size;
 
@@ -11,6 +12,8 @@ use crate::values::size::Size;
 const MAX_LIST: Size = Size(64 << 20);
 /// The limit of a response about one object.
 const MAX_OBJECT: Size = Size(1 << 20);
+/// Bytes of a streamed response that an error may show.
+const BEGINNING: usize = 1024;
 /// The limit of a response with an error status.
 pub(super) const MAX_ERROR: Size = MAX_OBJECT;
 
@@ -22,7 +25,7 @@ pub(super) fn max_body(endpoint: &str) -> Size {
         | "/_matrix/client/v3/directory/room/{}"
         | "/_synapse/admin/v1/server_version"
         | "/_synapse/admin/v1/rooms/{}/block"
-        | "/_synapse/admin/v1/join/{}"
+        | JOIN_ENDPOINT
         | "/_synapse/admin/v1/media/{}/{}"
         | "/_synapse/admin/v1/purge_media_cache"
         | "/_synapse/admin/v2/users/{}" => MAX_OBJECT,
@@ -60,4 +63,38 @@ pub(super) async fn read(
             HumanDuration(timeout)
         )))
     })
+}
+
+/// Passes a body on while it arrives; each silence in it may last up to `timeout`. Returns its beginning.
+pub(super) async fn pass_on(
+    mut response: reqwest::Response,
+    stream: &BodyStream<'_>,
+    timeout: Duration,
+) -> Result<Vec<u8>, Cause> {
+    let parser = (stream.begin)();
+    let (mut beginning, mut length) = (Vec::new(), 0_u64);
+    loop {
+        let chunk = match tokio::time::timeout(timeout, response.chunk()).await {
+            Ok(Ok(Some(chunk))) => chunk,
+            Ok(Ok(None)) => return Ok(beginning),
+            Ok(Err(error)) => return Err(Cause::Lost(root_cause(&error))),
+            Err(_) => {
+                return Err(Cause::Lost(format!(
+                    "the response stopped for {} before its end",
+                    HumanDuration(timeout)
+                )));
+            }
+        };
+        length += chunk.len() as u64;
+        if length > stream.max.0 {
+            return Err(Cause::TooLarge(stream.max));
+        }
+        if beginning.is_empty() {
+            beginning.extend(chunk.iter().take(BEGINNING));
+        }
+        if parser.send(chunk.to_vec()).await.is_err() {
+            // The parser has found an error, which it returns to whoever started it.
+            return Ok(beginning);
+        }
+    }
 }

@@ -6,6 +6,7 @@ use reqwest::Url;
 
 /// Below the 60 s after which proxies close an idle connection: a POST on a connection that was just closed is ambiguous.
 const POOL_IDLE_TIMEOUT: Duration = Duration::from_secs(30);
+pub(super) const NO_RESPONSE: &str = "no response within the timeout";
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Sets up a client for `urls` that trusts the certificates of the PEM bundle `ca` besides the system's.
@@ -37,7 +38,7 @@ pub(super) fn new(urls: &[&Url], ca: Option<&[u8]>) -> Result<reqwest::Client, S
 /// Returns the innermost cause of an error: the outer ones only say that a request failed.
 pub(super) fn root_cause(error: &reqwest::Error) -> String {
     if error.is_timeout() {
-        return "no response within the timeout".to_owned();
+        return NO_RESPONSE.to_owned();
     }
     let mut cause: &dyn std::error::Error = error;
     while let Some(source) = cause.source() {

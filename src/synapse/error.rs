@@ -55,6 +55,16 @@ impl Error {
         }
     }
 
+    /// Returns the error for a change that cannot be made because of something on this machine.
+    pub(crate) fn not_sent(problem: String) -> Self {
+        Self {
+            method: Method::POST,
+            path: "/_synapse/admin/v1/media/delete".to_owned(),
+            cause: Cause::NotSent(problem),
+            advice: None,
+        }
+    }
+
     /// Makes an error final whose request may have taken effect and must not be sent again.
     #[must_use]
     pub(crate) fn not_repeatable(self) -> Self {
@@ -162,6 +172,14 @@ impl Error {
             Cause::Unreachable(_) | Cause::Lost(_) => true,
             Cause::NotSynapse { status, .. } => matches!(status, 502..=504),
             _ => false,
+        }
+    }
+
+    /// Whether the homeserver may have too much to do: no response, or a status of 429 or 5xx.
+    pub(super) fn is_overload(&self) -> bool {
+        match &self.cause {
+            Cause::Unreachable(_) | Cause::Lost(_) => true,
+            _ => self.status().is_some_and(|status| status == 429 || status >= 500),
         }
     }
 

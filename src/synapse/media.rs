@@ -2,10 +2,12 @@
 
 use std::collections::BTreeMap;
 
+use futures_util::stream::{self, Stream};
 use serde::Deserialize;
 
 use super::error::{Cause, Error};
 use super::json::{count, flag, id, optional_count, optional_id};
+use super::page_size::{MAX_FILE_ROWS, MAX_PAGE_ROWS};
 use super::pages::{PageToken, Pages};
 use super::reader::Reader;
 use super::request::Base;
@@ -47,8 +49,8 @@ impl File {
     }
 }
 
-const PAGE_ROWS: usize = 1000;
 const STATISTICS: &str = "/_synapse/admin/v1/statistics/users/media";
+const FILES: &str = "/_synapse/admin/v1/users/{}/media";
 
 impl Reader {
     /// Returns the accounts with files uploaded before `until`, most bytes first.
@@ -63,16 +65,16 @@ impl Reader {
             #[serde(default, deserialize_with = "optional_count")]
             total: Option<u64>,
         }
-        let mut pages = Pages::new(STATISTICS, PAGE_ROWS);
+        let mut pages = Pages::new(STATISTICS, MAX_PAGE_ROWS);
         let mut owners: BTreeMap<Option<String>, MediaOwner> = BTreeMap::new();
         let mut from: Option<PageToken> = None;
         loop {
-            let mut query =
-                vec![("order_by", "user_id".to_owned()), ("limit", PAGE_ROWS.to_string())];
+            let mut query = vec![("order_by", "user_id".to_owned())];
             query.extend(until.map(|until| ("until_ts", until.timestamp_millis().to_string())));
             query.extend(from.as_ref().map(|from| ("from", from.to_string())));
             // The main process serves this even if a worker serves the media endpoints.
-            let page: Page = self.get(STATISTICS, &[], query).await?;
+            let page: Page =
+                self.page(MAX_PAGE_ROWS, Base::Homeserver, STATISTICS, &[], query).await?;
             from = pages.next(page.users.len(), page.total, page.next_token)?;
             owners.extend(page.users.into_iter().map(|owner| (owner.user_id.clone(), owner)));
             if from.is_none() {
@@ -95,12 +97,14 @@ impl Reader {
         Ok(page.total)
     }
 
-    /// Returns an account's files uploaded before `until`, oldest first; the error is `M_NOT_FOUND` for an unknown account.
-    pub(crate) async fn files_of(
-        &self,
-        user_id: &str,
+    /// Returns an account's files uploaded before `until`, oldest first, page by page.
+    ///
+    /// The error is `M_NOT_FOUND` for an unknown account.
+    pub(crate) fn file_pages<'a>(
+        &'a self,
+        user_id: &'a str,
         until: Timestamp,
-    ) -> Result<Vec<File>, Error> {
+    ) -> impl Stream<Item = Result<Vec<File>, Error>> + Send + 'a {
         #[derive(Deserialize)]
         struct Page {
             media: Vec<File>,
@@ -108,32 +112,21 @@ impl Reader {
             #[serde(default, deserialize_with = "optional_count")]
             total: Option<u64>,
         }
-        let mut pages = Pages::new(format!("/_synapse/admin/v1/users/{user_id}/media"), PAGE_ROWS);
-        let (mut files, mut from): (Vec<File>, Option<PageToken>) = (Vec::new(), None);
-        loop {
-            let mut query = vec![
-                ("order_by", "created_ts".to_owned()),
-                ("dir", "f".to_owned()),
-                ("limit", PAGE_ROWS.to_string()),
-            ];
-            query.extend(from.as_ref().map(|from| ("from", from.to_string())));
-            let page: Page = self
-                .get_from(Base::Media, "/_synapse/admin/v1/users/{}/media", &[user_id], query)
-                .await?
-                .decode()?;
-            let rows = page.media.len();
-            let files_before = files.len();
-            files.extend(
-                page.media
-                    .into_iter()
-                    .take_while(|file| file.created_ts < until.timestamp_millis()),
-            );
-            let all_old = files.len() - files_before == rows;
-            from = pages.next(rows, page.total, page.next_token.filter(|_| all_old))?;
-            if from.is_none() {
-                return Ok(files);
-            }
-        }
+        let list = format!("/_synapse/admin/v1/users/{user_id}/media");
+        let first = Some((Pages::new(list, MAX_FILE_ROWS), None::<PageToken>));
+        stream::try_unfold(first, move |state| async move {
+            let Some((mut pages, from)) = state else { return Ok(None) };
+            let mut query = vec![("order_by", "created_ts".to_owned()), ("dir", "f".to_owned())];
+            query.extend(from.map(|from| ("from", from.to_string())));
+            let page: Page =
+                self.page(MAX_FILE_ROWS, Base::Media, FILES, &[user_id], query).await?;
+            let (rows, mut files) = (page.media.len(), page.media);
+            let is_late = |file: &File| file.created_ts >= until.timestamp_millis();
+            files.truncate(files.iter().position(is_late).unwrap_or(rows));
+            let token = page.next_token.filter(|_| files.len() == rows);
+            let next = pages.next(rows, page.total, token)?;
+            Ok(Some((files, next.map(|next| (pages, Some(next))))))
+        })
     }
 
     /// Whether the process behind `media_url` serves the media endpoints.

@@ -14,7 +14,21 @@ use super::error::Error;
 pub(super) struct ResponseMonitor {
     latencies: Mutex<HashMap<&'static str, Latencies>>,
     requests: Mutex<Requests>,
+    rates: Mutex<Rates>,
 }
+
+/// The request rate that was allowed in the intervals in which the run completed requests.
+#[derive(Debug, Default)]
+struct Rates {
+    samples: u32,
+    sum: f64,
+    peak: f64,
+    /// The run's requests at the last sample.
+    requests: u64,
+}
+
+/// Fewer samples, each after half a second, say nothing about a rate that is still rising.
+const MIN_RATE_SAMPLES: u32 = 4;
 
 /// The open requests of a run, and since when none succeeded.
 #[derive(Debug, Default)]
@@ -117,6 +131,29 @@ impl ResponseMonitor {
         Some(Silence { since, problem: requests.problem.clone() })
     }
 
+    /// `requests` are those that the run completed so far.
+    pub(super) fn sample_rate(&self, rate: Option<f64>, requests: u64) {
+        let mut rates = self.rates.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_idle = std::mem::replace(&mut rates.requests, requests) == requests;
+        if let Some(rate) = rate.filter(|_| !is_idle) {
+            rates.samples += 1;
+            rates.sum += rate;
+            rates.peak = rates.peak.max(rate);
+        }
+    }
+
+    /// Returns mean and peak as a sentence; `None` for a short run.
+    pub(super) fn rate_summary(&self) -> Option<String> {
+        let rates = self.rates.lock().unwrap_or_else(PoisonError::into_inner);
+        (rates.samples >= MIN_RATE_SAMPLES).then(|| {
+            let mean = rates.sum / f64::from(rates.samples);
+            format!(
+                "allowed request rate: {mean:.0} per second on average, {:.0} at its peak",
+                rates.peak
+            )
+        })
+    }
+
     fn requests(&self) -> MutexGuard<'_, Requests> {
         self.requests.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -198,6 +235,26 @@ mod tests {
         monitor.request_dropped(dropped);
         tokio::time::advance(MAX_RESPONSE_TIME * 2).await;
         assert_eq!(silence(), None, "no request is open");
+    }
+
+    #[test]
+    fn the_rate_is_summarized_over_the_time_in_which_requests_were_made() {
+        let monitor = ResponseMonitor::default();
+        for number in 1..=3 {
+            monitor.sample_rate(Some(100.0), number);
+        }
+        for _ in 0..50 {
+            monitor.sample_rate(Some(7.0), 3);
+        }
+        assert_eq!(monitor.rate_summary(), None);
+        monitor.sample_rate(Some(200.0), 4);
+        let expected = "allowed request rate: 125 per second on average, 200 at its peak";
+        assert_eq!(monitor.rate_summary().as_deref(), Some(expected));
+        let fixed = ResponseMonitor::default();
+        for number in 0..50 {
+            fixed.sample_rate(None, number);
+        }
+        assert_eq!(fixed.rate_summary(), None);
     }
 
     #[test]

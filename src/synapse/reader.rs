@@ -12,11 +12,12 @@ use super::address::Address;
 use super::error::Error;
 use super::identity::Identity;
 use super::monitor::{ResponseMonitor, Silence};
+use super::page_size::PageSizes;
 use super::request::{Base, Call, Pacing, Repeat};
 use super::response::Response;
 use super::transport::{Session, Transport};
 use crate::values::clock::Clock;
-use crate::values::schema::{Limit, Rate};
+use crate::values::schema::RateLimit;
 
 /// Reads one homeserver for one run; clones share the identity and the monitor.
 #[derive(Debug, Clone)]
@@ -25,6 +26,7 @@ pub struct Reader {
     pub(super) monitor: Arc<ResponseMonitor>,
     pub(super) clock: Clock,
     pub(super) identity: Arc<OnceCell<Identity>>,
+    pub(super) page_sizes: Arc<PageSizes>,
     completed_requests: Arc<AtomicU64>,
 }
 
@@ -35,6 +37,7 @@ impl Reader {
             monitor: Arc::default(),
             clock,
             identity: Arc::default(),
+            page_sizes: Arc::default(),
             completed_requests: Arc::default(),
         }
     }
@@ -44,7 +47,7 @@ impl Reader {
     }
 
     /// The rate limit of the homeserver.
-    pub(crate) fn requests_per_second(&self) -> Limit<Rate> {
+    pub(crate) fn requests_per_second(&self) -> RateLimit {
         self.transport.requests_per_second()
     }
 
@@ -55,7 +58,18 @@ impl Reader {
 
     /// Whether responses are so slow that requests are sent at half the rate.
     pub(crate) fn is_slow(&self) -> bool {
-        self.monitor.is_slow()
+        self.transport.is_slow(&self.monitor)
+    }
+
+    /// Takes note of the request rate; to be called at regular intervals.
+    pub(crate) fn sample_rate(&self) {
+        let (rate, requests) = (self.transport.auto_rate(), self.completed_requests());
+        self.monitor.sample_rate(rate, requests);
+    }
+
+    /// The request rate that "auto" allowed while this reader was used, for the summary of its run.
+    pub(crate) fn rate_summary(&self) -> Option<String> {
+        self.monitor.rate_summary()
     }
 
     /// Returns since when the homeserver has not responded to this run.
@@ -79,6 +93,17 @@ impl Reader {
         ids: &[&str],
         query: Vec<(&'static str, String)>,
     ) -> Result<Response, Error> {
+        self.get_repeatedly(Repeat::Always, base, endpoint, ids, query).await
+    }
+
+    pub(super) async fn get_repeatedly(
+        &self,
+        repeat: Repeat,
+        base: Base,
+        endpoint: &'static str,
+        ids: &[&str],
+        query: Vec<(&'static str, String)>,
+    ) -> Result<Response, Error> {
         let call = Call {
             method: Method::GET,
             base,
@@ -86,15 +111,19 @@ impl Reader {
             ids,
             query,
             body: None,
-            repeat: Repeat::Always,
+            repeat,
             pacing: Pacing::Normal,
             timeout: Some(self.transport.request_timeout()),
         };
         // A caller cancels a GET by dropping it.
         let never = CancellationToken::new();
         let response = self.transport.send(&call, self.session(&never)).await;
-        self.completed_requests.fetch_add(1, Ordering::Relaxed);
+        self.count_request();
         response
+    }
+
+    pub(super) fn count_request(&self) {
+        self.completed_requests.fetch_add(1, Ordering::Relaxed);
     }
 
     pub(super) fn session<'a>(&'a self, cancel: &'a CancellationToken) -> Session<'a> {

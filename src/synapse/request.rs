@@ -3,10 +3,15 @@
 use std::time::Duration;
 
 use reqwest::{Method, Url};
+use tokio::sync::mpsc;
 
 use super::advice;
 use super::client::root_cause;
 use super::error::{Cause, Error};
+use crate::values::size::Size;
+
+/// Joins a local user to a room, under a rate limit of its own.
+pub(super) const JOIN_ENDPOINT: &str = "/_synapse/admin/v1/join/{}";
 
 /// Which of a homeserver's addresses serves an endpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,6 +68,15 @@ pub struct RawRequest {
     pub repeatable: bool,
 }
 
+/// Where the body of a response goes, and what it may be.
+pub(super) struct BodyStream<'a> {
+    /// Starts a parser; called for each attempt.
+    pub begin: &'a (dyn Fn() -> mpsc::Sender<Vec<u8>> + Send + Sync),
+    pub max: Size,
+    /// How long the response may take to begin. After that, `request_timeout` limits each silence.
+    pub timeout: Duration,
+}
+
 /// A request with its final URL, which can be sent any number of times.
 pub(super) struct Outgoing<'a> {
     pub method: &'a Method,
@@ -74,6 +88,8 @@ pub(super) struct Outgoing<'a> {
     pub repeat: Repeat,
     pub pacing: Pacing,
     pub timeout: Option<Duration>,
+    /// Where the body of a successful response goes; otherwise it is collected.
+    pub stream: Option<&'a BodyStream<'a>>,
 }
 
 /// Which statuses are a success.
@@ -97,6 +113,7 @@ impl Call<'_> {
             repeat: self.repeat,
             pacing: self.pacing,
             timeout: self.timeout,
+            stream: None,
         }
     }
 }
@@ -122,6 +139,7 @@ impl RawRequest {
             repeat: if self.repeatable { Repeat::Always } else { Repeat::IfNotApplied },
             pacing: Pacing::Normal,
             timeout: Some(timeout),
+            stream: None,
         })
     }
 }

@@ -13,6 +13,7 @@ use crate::values::clock::Timestamp;
 #[derive(Debug)]
 pub(super) struct Response {
     pub status: StatusCode,
+    /// Only its beginning if it was parsed while it arrived.
     pub body: Vec<u8>,
     /// The `Date` header.
     pub date: Option<String>,
@@ -23,12 +24,14 @@ pub(super) struct Response {
 impl Response {
     /// Decodes the JSON body; the error shows its beginning.
     pub(super) fn decode<T: DeserializeOwned>(&self) -> Result<T, Error> {
-        serde_json::from_slice(&self.body).map_err(|problem| {
-            self.error(Cause::Undecodable {
-                // It may quote a value of any length.
-                problem: one_line(&problem.to_string(), 200),
-                excerpt: excerpt(&self.body),
-            })
+        serde_json::from_slice(&self.body).map_err(|problem| self.undecodable(&problem))
+    }
+
+    pub(super) fn undecodable(&self, problem: &serde_json::Error) -> Error {
+        self.error(Cause::Undecodable {
+            // It may quote a value of any length.
+            problem: one_line(&problem.to_string(), 200),
+            excerpt: excerpt(&self.body),
         })
     }
 

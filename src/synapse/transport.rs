@@ -9,16 +9,17 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::address::Address;
+use super::auto_rate::RateChange;
 use super::error::{Cause, Error};
 use super::monitor::{OpenRequest, ResponseMonitor};
-use super::pace::{Limits, unless_cancelled};
-use super::request::{Base, Call, Outgoing, Pacing, RawRequest};
+use super::pace::{ActiveRun, Limits, Sign, unless_cancelled};
+use super::request::{Base, BodyStream, Call, JOIN_ENDPOINT, Outgoing, Pacing, RawRequest};
 use super::response::{self, Headers, Response};
 use super::retry::{self, Attempts, Retry, TokenState};
 use super::token::Token;
 use super::{advice, body, client};
 use crate::values::clock::Clock;
-use crate::values::schema::{Limit, Rate};
+use crate::values::schema::RateLimit;
 
 /// How a homeserver is reached.
 #[derive(Debug)]
@@ -46,6 +47,8 @@ pub struct CompletedRequest {
     pub status: Option<u16>,
     pub took: Duration,
     pub token_refused: bool,
+    /// Requests per second that are allowed from now on; `None` without a limit.
+    pub rate_limit: Option<f64>,
 }
 
 /// A connection pool to one homeserver with its limits, shared by all runs on it.
@@ -87,8 +90,18 @@ impl Transport {
         })
     }
 
-    pub(super) fn requests_per_second(&self) -> Limit<Rate> {
+    pub(super) fn requests_per_second(&self) -> RateLimit {
         self.limits.requests_per_second()
+    }
+
+    /// Requests per second at present, if the program determines them.
+    pub(super) fn auto_rate(&self) -> Option<f64> {
+        self.limits.auto_rate()
+    }
+
+    /// Counts a run that sends requests as long as the returned value exists.
+    pub(crate) fn begin_run(&self) -> ActiveRun {
+        self.limits.begin_run()
     }
 
     pub(super) fn request_timeout(&self) -> Duration {
@@ -97,7 +110,7 @@ impl Transport {
 
     /// Waits for a turn among all joins to this homeserver.
     pub(super) async fn join_turn(&self) {
-        self.limits.joins.wait(1).await;
+        self.limits.joins.wait().await;
     }
 
     /// Sends a request, and sends it again where that is safe. A status of 300 or above is an error.
@@ -107,6 +120,17 @@ impl Transport {
         session: Session<'_>,
     ) -> Result<Response, Error> {
         self.send_with_retries(&call.outgoing(self.base(call.base)), session).await
+    }
+
+    /// Sends a GET whose successful response is parsed while it arrives.
+    pub(super) async fn send_streamed(
+        &self,
+        call: &Call<'_>,
+        stream: &BodyStream<'_>,
+        session: Session<'_>,
+    ) -> Result<Response, Error> {
+        let outgoing = Outgoing { stream: Some(stream), ..call.outgoing(self.base(call.base)) };
+        self.send_with_retries(&outgoing, session).await
     }
 
     /// Sends a request from the configuration. A status that it does not expect is an error.
@@ -178,10 +202,10 @@ impl Transport {
         let monitor = session.monitor;
         let admitted = async {
             let slot = self.limits.request_slots.semaphore().acquire().await;
-            let slowdown = if monitor.is_slow() { 2 } else { 1 };
+            let slowdown = if self.is_slow(monitor) { 2 } else { 1 };
             match outgoing.pacing {
-                Pacing::Normal => self.limits.requests.wait(slowdown).await,
-                Pacing::ReserveNext => self.limits.requests.wait(2 * slowdown).await,
+                Pacing::Normal => self.limits.request_turn(slowdown).await,
+                Pacing::ReserveNext => self.limits.request_turn(2 * slowdown).await,
                 Pacing::Reserved => {}
             }
             slot
@@ -194,11 +218,21 @@ impl Transport {
         let outcome = self.send_once(outgoing, token, session.clock).await;
         open.complete(outcome.as_ref().err());
         let took = start.elapsed();
+        if let Some(RateChange { from, to }) =
+            self.limits.adjust(sign(outgoing, &outcome, took), start)
+        {
+            tracing::info!(target: "microglia::homeserver", homeserver = %self.name, requests_per_second = to, "{}: the request rate is now {to:.0} per second, it was {from:.0}", self.name);
+        }
         self.observe(outgoing, &outcome, took);
         if outcome.is_ok() && *outgoing.method == Method::GET {
             monitor.record_latency(outgoing.endpoint, took);
         }
         outcome
+    }
+
+    /// Whether responses are so slow that requests are sent at half the configured rate; "auto" finds its own.
+    pub(super) fn is_slow(&self, monitor: &ResponseMonitor) -> bool {
+        self.auto_rate().is_none() && monitor.is_slow()
     }
 
     async fn send_once(
@@ -218,7 +252,14 @@ impl Transport {
             request = request.timeout(timeout);
         }
         #[expect(clippy::disallowed_methods, reason = "this is the one place")]
-        let response = request.send().await.map_err(|error| outgoing.no_response(&error))?;
+        let sent = request.send();
+        let response = match outgoing.stream {
+            None => sent.await,
+            Some(stream) => tokio::time::timeout(stream.timeout, sent)
+                .await
+                .map_err(|_| outgoing.error(Cause::Lost(client::NO_RESPONSE.to_owned()), None))?,
+        };
+        let response = response.map_err(|error| outgoing.no_response(&error))?;
         let status = response.status();
         let header = |name| {
             let value: Option<&header::HeaderValue> = response.headers().get(name);
@@ -230,8 +271,15 @@ impl Transport {
             location: header(header::LOCATION),
         };
         let accepted = outgoing.expect.accepts(status.as_u16());
-        let max = if accepted { body::max_body(outgoing.endpoint) } else { body::MAX_ERROR };
-        let body = body::read(response, max, self.request_timeout).await.map_err(|cause| {
+        let timeout = self.request_timeout;
+        let read = match outgoing.stream.filter(|_| accepted) {
+            Some(stream) => body::pass_on(response, stream, timeout).await,
+            None if accepted => {
+                body::read(response, body::max_body(outgoing.endpoint), timeout).await
+            }
+            None => body::read(response, body::MAX_ERROR, timeout).await,
+        };
+        let body = read.map_err(|cause| {
             let too_large = matches!(cause, Cause::TooLarge(_));
             outgoing.error(cause, too_large.then(|| advice::TOO_LARGE.to_owned()))
         })?;
@@ -261,6 +309,7 @@ impl Transport {
             status,
             took,
             token_refused: outcome.as_ref().is_err_and(Error::is_about_token),
+            rate_limit: self.limits.current_rate(),
         });
     }
 
@@ -269,6 +318,20 @@ impl Transport {
             Base::Homeserver => &self.url,
             Base::Media => &self.media_url,
         }
+    }
+}
+
+/// Returns what the outcome of a request says about the load of the homeserver.
+///
+/// Lists are left out: what a page costs depends on its position. A join that is refused is the business of its own limit.
+fn sign(outgoing: &Outgoing<'_>, outcome: &Result<Response, Error>, took: Duration) -> Sign {
+    match outcome {
+        Err(error) if error.is_rate_limited() && outgoing.endpoint == JOIN_ENDPOINT => Sign::None,
+        Err(error) if error.is_overload() => Sign::Overload,
+        Ok(_) if *outgoing.method == Method::GET && outgoing.endpoint.contains("{}") => {
+            Sign::Latency { endpoint: outgoing.endpoint, took }
+        }
+        _ => Sign::None,
     }
 }
 
@@ -292,6 +355,7 @@ mod tests {
     use super::*;
     use crate::synapse::pace::LimitValues;
     use crate::synapse::request::Repeat;
+    use crate::values::schema::Limit;
 
     #[tokio::test]
     async fn a_request_that_cannot_be_built_was_not_sent() {
@@ -303,7 +367,7 @@ mod tests {
             ca: None,
             limits: Arc::new(Limits::new(LimitValues {
                 max_concurrent_requests: 1,
-                max_requests_per_second: Limit::Unlimited,
+                max_requests_per_second: RateLimit::Unlimited,
                 max_joins_per_second: Limit::Unlimited,
             })),
             request_timeout: Duration::from_mins(1),

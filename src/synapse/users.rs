@@ -8,12 +8,11 @@ use tokio_util::task::AbortOnDropHandle;
 use super::account::{User, UserRow};
 use super::error::Error;
 use super::json::{Scalar, optional_count};
+use super::page_size::MAX_PAGE_ROWS;
 use super::pages::{PageToken, Pages};
 use super::reader::Reader;
+use super::request::Base;
 use super::rooms::Membership;
-
-/// Each page costs Synapse two scans over all devices: a few large pages are cheaper than many small ones.
-const PAGE_ROWS: usize = 1000;
 
 #[derive(Deserialize)]
 struct Page {
@@ -41,7 +40,7 @@ impl Reader {
         UserPages {
             reader: self.clone(),
             pending: Some(self.fetch_users(PageToken::of_offset(start))),
-            pages: Pages::new(Self::USERS, PAGE_ROWS),
+            pages: Pages::new(Self::USERS, MAX_PAGE_ROWS),
             start,
             seek: from.map(|from| Seek { after: from.after, step: DRIFT }),
             before: HashSet::new(),
@@ -51,18 +50,20 @@ impl Reader {
     fn fetch_users(&self, from: PageToken) -> PendingPage {
         let reader = self.clone();
         AbortOnDropHandle::new(tokio::spawn(async move {
-            let mut query = vec![
-                ("guests", "false".to_owned()),
-                ("deactivated", "true".to_owned()),
-                ("locked", "true".to_owned()),
-                ("order_by", "name".to_owned()),
-                ("limit", PAGE_ROWS.to_string()),
-            ];
-            if from != PageToken::of_offset(0) {
-                query.push(("from", from.to_string()));
-            }
-            reader.get::<Page>(Self::USERS, &[], query).await
+            let from = Some(from).filter(|from| *from != PageToken::of_offset(0));
+            reader.user_page(from).await
         }))
+    }
+
+    async fn user_page(&self, from: Option<PageToken>) -> Result<Page, Error> {
+        let mut query = vec![
+            ("guests", "false".to_owned()),
+            ("deactivated", "true".to_owned()),
+            ("locked", "true".to_owned()),
+            ("order_by", "name".to_owned()),
+        ];
+        query.extend(from.map(|from| ("from", from.to_string())));
+        self.page(MAX_PAGE_ROWS, Base::Homeserver, Self::USERS, &[], query).await
     }
 
     /// Returns the number of accounts except guests, including deactivated and locked ones.

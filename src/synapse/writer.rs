@@ -10,7 +10,7 @@ use super::error::Error;
 use super::json::{count, ids};
 use super::pace::unless_cancelled;
 use super::reader::Reader;
-use super::request::{Base, Call, Pacing, RawRequest, Repeat};
+use super::request::{Base, Call, JOIN_ENDPOINT, Pacing, RawRequest, Repeat};
 use super::response::Response;
 use super::retry::{self, Attempts, Retry, TokenState};
 use crate::values::clock::Timestamp;
@@ -101,7 +101,7 @@ impl Writer {
             .send(Call {
                 method: Method::POST,
                 base: Base::Homeserver,
-                endpoint: "/_synapse/admin/v1/join/{}",
+                endpoint: JOIN_ENDPOINT,
                 ids: &[room_id],
                 query: vec![],
                 body: Some(json!({ "user_id": user_id })),

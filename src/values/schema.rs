@@ -8,7 +8,7 @@ mod types;
 mod value;
 
 pub use error::{ConfigError, unknown_key, wrong_type};
-pub use limit::{Limit, Rate};
+pub use limit::{Limit, Rate, RateLimit};
 pub use table::{Entry, Key, Table};
 pub use types::NonEmpty;
 pub use value::{Value, between, parse_text};

@@ -85,6 +85,7 @@ async fn every_command_has_help_and_the_program_a_version() {
             "run",
             "jobs",
             "runs",
+            "history",
             "kinds",
             "reload",
             "cancel",

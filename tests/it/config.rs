@@ -141,7 +141,7 @@ joins_per_second = 0
     microglia.toml:9:23: expected a whole number, found a string
         9 | max_concurrent_runs = "one"
           |                       ^^^^^
-    microglia.toml:10:27: expected "unlimited" or a number
+    microglia.toml:10:27: expected "auto", "unlimited" or a number
        10 | max_requests_per_second = "fast"
           |                           ^^^^^^
     microglia.toml:11:19: expected a duration such as "90d", "12h", "10m" or "30s", found a number
@@ -256,7 +256,7 @@ expect = [99, 200]
     microglia.toml:9:27: expected a whole number, from 1 to 1000
         9 | max_concurrent_requests = 0
           |                           ^
-    microglia.toml:10:27: expected "unlimited" or a number, from 0.001 to 10000
+    microglia.toml:10:27: expected "auto", "unlimited" or a number, from 0.001 to 10000
        10 | max_requests_per_second = 1e-300
           |                           ^^^^^^
     microglia.toml:11:24: expected "unlimited" or a number, from 0.001 to 10000
@@ -1405,6 +1405,11 @@ async fn the_example_configurations_are_valid_and_contain_every_key() {
         full.split("\n[")
             .filter(|table| wanted(table))
             .flat_map(|table| table.lines().skip(1))
+            // Without a database the history is in `state_dir`: these keys are shown as comments.
+            .map(|line| match line.strip_prefix("# ") {
+                Some(key) if key.starts_with("database_url") => key,
+                _ => line,
+            })
             .filter(|line| !line.starts_with('#'))
             .filter_map(|line| line.split_once(" = "))
             .map(|(key, _)| key.to_owned())

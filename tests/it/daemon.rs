@@ -6,6 +6,7 @@ mod cancelled_waits;
 mod catch_up;
 mod commands;
 mod control_socket;
+mod database;
 mod faults;
 mod http;
 mod killed;

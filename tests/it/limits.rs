@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::fake::{Fake, TOKEN, User};
+use crate::fake::{Fake, Fault, TOKEN, Trouble, User};
 use crate::program::{Program, until};
 
 const LATENCY: Duration = Duration::from_millis(20);
@@ -81,7 +81,7 @@ async fn two_processes_change_external_ids_one_at_a_time_but_read_concurrently()
 async fn a_run_that_waits_to_change_external_ids_says_so_and_can_be_cancelled() {
     let fake = with_ids(3);
     fake.world(|world| world.latency = Duration::ZERO);
-    fake.fault(crate::fake::Fault::new("PUT", "/", crate::fake::Trouble::Hang));
+    fake.fault(Fault::new("PUT", "/", Trouble::Hang));
     let program = two_jobs(&fake);
     let daemon = program.serve().await;
     let first = program.command(&["run", "saml"]).spawn().unwrap();
@@ -103,7 +103,7 @@ async fn a_run_that_waits_to_change_external_ids_says_so_and_can_be_cancelled() 
 async fn a_request_that_sets_external_ids_waits_in_the_same_queue() {
     let fake = with_ids(1);
     fake.world(|world| world.latency = Duration::ZERO);
-    fake.fault(crate::fake::Fault::new("PUT", "/", crate::fake::Trouble::Hang));
+    fake.fault(Fault::new("PUT", "/", Trouble::Hang));
     let program = two_jobs(&fake);
     let put = "[jobs.put]\nkind = \"request\"\nmode = \"apply\"\nmethod = \"PUT\"\npath = \"/_synapse/admin/v2/users/@user000000:fake.test\"\nbody = { external_ids = [] }\n";
     program.write("microglia.toml", &format!("{}{put}", program.read("microglia.toml")));
@@ -121,7 +121,7 @@ async fn a_request_that_sets_external_ids_waits_in_the_same_queue() {
 /// A homeserver that never responds to changes, and two jobs that send some.
 fn hanging(fake: &Fake, homeservers: &str) -> Program {
     fake.world(|world| world.latency = Duration::ZERO);
-    fake.fault(crate::fake::Fault::new("PUT", "/", crate::fake::Trouble::Hang).always());
+    fake.fault(Fault::new("PUT", "/", Trouble::Hang).always());
     let program = Program::with_config(&format!(
         "[daemon]\nstate_dir = \"state\"\n\n{homeservers}\n\
          [jobs.saml]\nkind = \"remove-external-ids\"\nmode = \"apply\"\nhomeserver = \"main\"\nproviders = [\"saml\"]\naccounts = \"all\"\n"
@@ -191,8 +191,8 @@ async fn a_run_from_before_a_rename_shares_its_requests_with_those_after_it() {
     .await;
     fake.forget();
     let account = "/_synapse/admin/v2/users/@user";
-    let slow = crate::fake::Trouble::Delay(Duration::from_secs(3));
-    fake.fault(crate::fake::Fault::new("GET", account, slow));
+    let slow = Trouble::Delay(Duration::from_secs(3));
+    fake.fault(Fault::new("GET", account, slow));
     let first = program.command(&["run", "saml"]).spawn().unwrap();
     until("the first run reads", 20, async || fake.count("GET", account) == 1).await;
     program.write("microglia.toml", &jobs("other"));
@@ -230,4 +230,53 @@ async fn two_names_for_one_address_share_its_runs_and_the_check_says_so() {
     })
     .await;
     drop((first, second));
+}
+
+const USERS: &str = "/_synapse/admin/v2/users/@user";
+
+/// A homeserver whose request rate the program determines, with a job that reads every account.
+fn with_auto_rate(fake: &Fake) -> Program {
+    Program::with_config(&format!(
+        "[daemon]\nstate_dir = \"state\"\n\n[homeservers.main]\nurl = \"{}\"\naccess_token = \"{TOKEN}\"\nmax_requests_per_second = \"auto\"\n\n\
+         [jobs.ids]\nkind = \"remove-external-ids\"\nproviders = [\"saml\"]\naccounts = \"all\"\n",
+        fake.url()
+    ))
+}
+
+#[tokio::test]
+async fn with_auto_a_failed_request_halves_the_rate_and_the_next_run_starts_anew() {
+    let fake = Fake::start();
+    fake.world(|world| world.users(8, |_| User::default()));
+    let program = with_auto_rate(&fake);
+    let daemon = program.serve().await;
+    let limit = async || daemon.metric("microglia_homeserver_request_rate_limit", &["main"]).await;
+    assert_eq!(limit().await, Some(50.0));
+    fake.fault(Fault::new("GET", USERS, Trouble::Proxy(502)));
+    assert_eq!(program.run(&["run", "ids"]).await.code, 0);
+    assert_eq!(limit().await, Some(25.0));
+    let log = daemon.log();
+    assert!(log.contains("main: the request rate is now 25 per second, it was 50"), "{log}");
+    assert_eq!(program.run(&["run", "ids"]).await.code, 0);
+    assert_eq!(limit().await, Some(50.0));
+    let config = program.read("microglia.toml").replace("\"auto\"", "\"unlimited\"");
+    program.write("microglia.toml", &config);
+    assert_eq!(program.run(&["reload"]).await.code, 0);
+    assert_eq!(limit().await, None);
+    daemon.stop().await;
+}
+
+#[tokio::test]
+async fn with_auto_the_rate_rises_and_the_summary_shows_it() {
+    let fake = Fake::start();
+    fake.world(|world| {
+        world.users(400, |_| User::default());
+        world.latency = Duration::from_millis(1);
+    });
+    let report = with_auto_rate(&fake).dry_run("ids").await;
+    let message = report["message"].as_str().unwrap();
+    let (_, figures) = message.split_once("allowed request rate: ").unwrap();
+    let (mean, peak) = figures.split_once(" per second on average, ").unwrap();
+    let mean: f64 = mean.parse().unwrap();
+    let peak: f64 = peak.strip_suffix(" at its peak").unwrap().parse().unwrap();
+    assert!(mean <= peak && peak <= 1000.0, "{message}");
 }

@@ -4,8 +4,9 @@ use std::process::Command;
 
 /// Names, or parts of them.
 const TESTS: &[&str] = &[
-    "daemon::asked",
+    "daemon::cancelled_waits",
     "daemon::catch_up",
+    "daemon::commands",
     "daemon::faults",
     "daemon::killed",
     "daemon::lifecycle",
@@ -13,8 +14,8 @@ const TESTS: &[&str] = &[
     "daemon::reload",
     "daemon::schedule",
     "daemon::waiting",
-    "daemon::waits",
     "jobs::in_process",
+    "rounds::",
     "run::",
     "state_dir::a_run",
     "state_dir::two",
@@ -23,21 +24,22 @@ const TESTS: &[&str] = &[
 const OF_SQLITE: &[&str] = &[
     "dry_run::",
     "full_disk",
-    "a_disk_that_is_full",
+    "disk_is_full",
     "a_history_that_cannot_be_opened_at_the_start",
-    "a_history_that_is_deleted",
+    "a_deleted_history",
+    "pause_state",
     "of_an_older_daemon",
     "of_an_older_version",
-    "when_a_history_is_opened",
+    "when_the_history_is_opened",
 ];
 
 #[test]
-fn whatever_the_history_takes_part_in_works_on_postgresql() {
+fn tests_that_use_the_history_also_pass_on_postgresql() {
     if crate::program::on_postgres() {
         return;
     }
     let mut command = Command::new(std::env::current_exe().unwrap());
-    command.args(TESTS).arg("--test-threads=2").env("MICROGLIA_TEST_HISTORY", "postgres");
+    command.args(TESTS).arg("--test-threads=8").env("MICROGLIA_TEST_HISTORY", "postgres");
     for name in OF_SQLITE {
         command.args(["--skip", name]);
     }

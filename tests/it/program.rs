@@ -14,6 +14,7 @@ use tokio::process::{Child, Command};
 use crate::postgres;
 
 /// Whether the tests run on PostgreSQL: `on_postgres` sets this for a second run of those that a history is about.
+#[expect(clippy::disallowed_methods, reason = "a test tells its second run so")]
 pub fn on_postgres() -> bool {
     std::env::var("MICROGLIA_TEST_HISTORY").is_ok_and(|on| on == "postgres")
 }

@@ -22,12 +22,14 @@ pub(crate) struct Homeservers {
     pub(super) token_valid: GaugeVec,
     pub(super) lease_held: GaugeVec,
     pub(super) info: GaugeVec,
+    pub(super) rate_limit: GaugeVec,
     pub(super) requests: IntCounterVec,
     pub(super) request_duration: HistogramVec,
 }
 
 /// In the order in which the vectors take their values.
 pub(super) const UP_LABELS: [&str; 1] = ["homeserver"];
+pub(super) const RATE_LABELS: [&str; 1] = ["homeserver"];
 pub(super) const INFO_LABELS: [&str; 3] = ["homeserver", "version", "mas"];
 pub(super) const REQUEST_LABELS: [&str; 4] = ["homeserver", "method", "endpoint", "status"];
 pub(super) const DURATION_LABELS: [&str; 2] = ["homeserver", "endpoint"];
@@ -50,6 +52,7 @@ impl Homeservers {
         self.request_duration
             .with_label_values(&[homeserver, answered.endpoint])
             .observe(answered.took.as_secs_f64());
+        self.show_rate_limit(homeserver, answered.rate_limit);
         // A proxy in front of a dead Synapse responds with these.
         let up = answered.status.is_some_and(|status| !matches!(status, 502..=504));
         state.up = Some(up);
@@ -73,6 +76,21 @@ impl Homeservers {
         self.lock().iter().map(|(name, state)| (name.clone(), *state)).collect()
     }
 
+    /// Sets the allowed requests per second of a configured homeserver; without a limit there is no series.
+    pub(crate) fn set_rate_limit(&self, homeserver: &str, limit: Option<f64>) {
+        let states = self.lock();
+        if states.contains_key(homeserver) {
+            self.show_rate_limit(homeserver, limit);
+        }
+    }
+
+    fn show_rate_limit(&self, homeserver: &str, limit: Option<f64>) {
+        match limit {
+            Some(limit) => self.rate_limit.with_label_values(&[homeserver]).set(limit),
+            None => drop(self.rate_limit.remove_label_values(&[homeserver])),
+        }
+    }
+
     pub(crate) fn set_info(&self, homeserver: &str, version: &str, mas: bool) {
         let states = self.lock();
         if !states.contains_key(homeserver) {
@@ -94,7 +112,7 @@ impl Homeservers {
         let mut states = self.lock();
         states.remove(homeserver);
         self.remove_info(homeserver);
-        for gauges in [&self.up, &self.token_valid, &self.lease_held] {
+        for gauges in [&self.up, &self.token_valid, &self.lease_held, &self.rate_limit] {
             remove_series(gauges, homeserver, &UP_LABELS, |labels| {
                 drop(gauges.remove_label_values(labels));
             });

@@ -9,7 +9,9 @@ use prometheus::{
     Registry, TextEncoder,
 };
 
-use super::homeservers::{DURATION_LABELS, Homeservers, INFO_LABELS, REQUEST_LABELS, UP_LABELS};
+use super::homeservers::{
+    DURATION_LABELS, Homeservers, INFO_LABELS, RATE_LABELS, REQUEST_LABELS, UP_LABELS,
+};
 use super::job_families::encode;
 use super::jobs::JobTable;
 use super::seconds::seconds;
@@ -174,6 +176,11 @@ impl Add<'_> {
                 "microglia_homeserver_info",
                 "Version of the homeserver, and whether it uses MAS.",
                 &INFO_LABELS,
+            )?,
+            rate_limit: self.gauges(
+                "microglia_homeserver_request_rate_limit",
+                "Requests per second that are allowed at present; absent without a limit.",
+                &RATE_LABELS,
             )?,
             requests: self.register(IntCounterVec::new(requests, &REQUEST_LABELS)?)?,
             request_duration: self.histograms(

@@ -64,6 +64,71 @@ impl<T: Copy> Limit<T> {
     }
 }
 
+/// A rate limit that can be lifted, or left to the program.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum RateLimit {
+    Of(Rate),
+    Unlimited,
+    /// As high as the homeserver bears, and at most this.
+    Auto(Rate),
+}
+
+impl RateLimit {
+    /// The word "auto": no homeserver that was measured answers more than a third of this.
+    pub const AUTO: Self = Self::Auto(Rate(1000.0));
+
+    /// The fixed number, if it is one.
+    pub fn number(self) -> Option<Rate> {
+        match self {
+            Self::Of(rate) => Some(rate),
+            Self::Unlimited | Self::Auto(_) => None,
+        }
+    }
+
+    /// Returns the limit that keeps to both.
+    #[must_use]
+    pub fn lower(self, other: Self) -> Self {
+        let least = |one: Rate, other: Rate| Rate(one.0.min(other.0));
+        match (self, other) {
+            (Self::Unlimited, limit) | (limit, Self::Unlimited) => limit,
+            (Self::Of(one), Self::Of(other)) => Self::Of(least(one, other)),
+            (Self::Auto(one) | Self::Of(one), Self::Auto(other) | Self::Of(other)) => {
+                Self::Auto(least(one, other))
+            }
+        }
+    }
+}
+
+impl Value for RateLimit {
+    const TYPE: &'static str = "\"auto\", \"unlimited\" or a number";
+    const QUANTITY: bool = true;
+    const INTEGERS: bool = true;
+
+    fn is_within(&self, least: &str, greatest: &str) -> bool {
+        self.number().is_none_or(|rate| rate.is_within(least, greatest))
+    }
+
+    fn parse(value: &Spanned<DeValue<'_>>, errors: &mut Vec<ConfigError>) -> Option<Self> {
+        match value.get_ref().as_str() {
+            Some("auto") => Some(Self::AUTO),
+            Some("unlimited") => Some(Self::Unlimited),
+            Some(_) => {
+                errors.push(ConfigError::new(value.span(), format!("expected {}", Self::TYPE)));
+                None
+            }
+            None => Rate::parse(value, errors).map(Self::Of),
+        }
+    }
+
+    fn canonical(&self, written: &Spanned<DeValue<'_>>) -> serde_json::Value {
+        match self {
+            Self::Of(rate) => rate.canonical(written),
+            Self::Unlimited => "unlimited".into(),
+            Self::Auto(_) => "auto".into(),
+        }
+    }
+}
+
 macro_rules! limits {
     ($($number:ty: $expected:literal;)+) => { $(
         impl Value for Limit<$number> {

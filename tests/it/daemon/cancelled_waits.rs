@@ -83,7 +83,10 @@ async fn the_time_limit_ends_waiting_changes() {
     let report = program.apply("lobby").await;
     assert!(start.elapsed() < GIVEN_UP, "{:?}", start.elapsed());
     assert_eq!(figures(&report), "timed-out: 3/1/0/0/2");
-    assert_eq!(report["message"], "the time limit of 8s was reached");
+    assert_eq!(
+        report["message"],
+        "the time limit of 8s was reached; 2 of 4 accounts read; the next run continues"
+    );
     assert_eq!((joined(&fake), fake.count("POST", JOIN)), (1, 2));
 }
 

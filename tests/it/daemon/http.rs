@@ -17,6 +17,7 @@ microglia_config_last_reload_successful gauge -
 microglia_history_write_errors_total counter -
 microglia_homeserver_info gauge homeserver,mas,version
 microglia_homeserver_request_duration_seconds histogram endpoint,homeserver
+microglia_homeserver_request_rate_limit gauge homeserver
 microglia_homeserver_requests_total counter endpoint,homeserver,method,status
 microglia_homeserver_token_valid gauge homeserver
 microglia_homeserver_up gauge homeserver
@@ -115,6 +116,12 @@ async fn every_documented_metric_exists_from_the_start_and_is_restored_after_a_r
         ping("manual", ""),
     ];
     let program = Program::new(&fake.url(), TOKEN, &jobs.concat());
+    let limited = "max_requests_per_second = 1000";
+    let config = program.read("microglia.toml");
+    program.write(
+        "microglia.toml",
+        &config.replace("max_requests_per_second = \"unlimited\"", limited),
+    );
     let daemon = program.serve().await;
     until("the probe", 20, async || {
         daemon.metric("microglia_homeserver_info", &["version=\"1.163.2\""]).await.is_some()

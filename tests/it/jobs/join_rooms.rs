@@ -278,7 +278,7 @@ async fn only_users_who_are_missing_and_may_be_joined_are_joined() {
     GET /_matrix/client/v3/directory/room/%23lobby:hs.test
     GET /_synapse/admin/v1/rooms/!lobby/members
     GET /_synapse/admin/v1/rooms/!lobby/state?type=m.room.tombstone
-    GET /_synapse/admin/v2/users?guests=false&deactivated=true&locked=true&order_by=name&limit=1000
+    GET /_synapse/admin/v2/users?guests=false&deactivated=true&locked=true&order_by=name&limit=10000
     GET /_synapse/admin/v1/rooms/!lobby/state?type=m.room.join_rules
     GET /_synapse/admin/v1/rooms/!lobby/state?type=m.room.power_levels
     GET /_synapse/admin/v1/rooms/!lobby/state?type=m.room.create
@@ -607,7 +607,7 @@ async fn globs_over_more_users_than_a_page_are_planned_completely_and_applied_in
 #[tokio::test]
 async fn if_nobody_is_missing_the_number_of_requests_does_not_grow_with_the_users() {
     let mut counts = Vec::new();
-    for users in [1, 1000] {
+    for users in [1, 10_000] {
         let names: Vec<String> = (0..10).map(|n| format!("room{n}")).collect();
         let names: Vec<&str> = names.iter().map(String::as_str).collect();
         let fake = fake(&[], &names);
@@ -626,7 +626,7 @@ async fn if_nobody_is_missing_the_number_of_requests_does_not_grow_with_the_user
         assert_eq!(figures(&program.apply("sweep").await), "succeeded: 0/0/0/0/0");
         counts.push(fake.count("*", "/"));
     }
-    assert_eq!(counts[0], counts[1] - 1, "a thousand and one accounts are two pages");
+    assert_eq!(counts[0], counts[1] - 1, "ten thousand and one accounts are two pages");
     assert!(counts[1] <= 50, "{counts:?}");
 }
 
@@ -960,4 +960,41 @@ async fn a_job_has_one_run_at_a_time_and_others_on_its_homeserver_run_after_it()
             "@d -> two",
         ]
     );
+}
+
+const MEMBERS: &str = "/_synapse/admin/v1/rooms/!one:fake.test/members";
+
+#[tokio::test]
+async fn a_member_list_beyond_the_limit_of_other_lists_is_read_while_it_arrives() {
+    let fake = fake(&["a", "b"], &["one"]);
+    let padding = "x".repeat(65 << 20);
+    let body = format!(r#"{{"members": ["@a:fake.test"], "padding": "{padding}", "total": 1}}"#);
+    fake.fault(Fault::new("GET", MEMBERS, Trouble::Answer { status: 200, headers: vec![], body }));
+    let except = "except_users = [\"@microglia:*\"]";
+    let program = Program::new(&fake.url(), TOKEN, &fast("sweep", &["#one:fake.test"], except));
+    let report = program.dry_run("sweep").await;
+    assert_eq!(changes(&report), ["planned @b:fake.test -> #one:fake.test (1)"]);
+}
+
+#[tokio::test]
+async fn a_member_list_may_take_long_as_long_as_it_goes_on() {
+    let fake = fake(&["a", "b"], &["one"]);
+    fake.fault(Fault::new("GET", MEMBERS, Trouble::CutBody));
+    fake.fault(Fault::new("GET", MEMBERS, Trouble::Trickle));
+    let except = "except_users = [\"@microglia:*\"]";
+    let job = fast("sweep", &["#one:fake.test"], except);
+    let program = Program::new(&fake.url(), TOKEN, &format!("request_timeout = \"1s\"\n{job}"));
+    assert_eq!(figures(&program.dry_run("sweep").await), "succeeded: 2/0/0/0/0");
+}
+
+#[tokio::test]
+async fn a_member_list_that_is_no_list_is_shown_in_the_error() {
+    let fake = fake(&["a"], &["one"]);
+    let body = r#"{"members": 5}"#.to_owned();
+    let answer = Trouble::Answer { status: 200, headers: vec![], body };
+    fake.fault(Fault::new("GET", MEMBERS, answer).always());
+    let job = fast("sweep", &["#one:fake.test"], "retries = { attempts = 1 }");
+    let program = Program::new(&fake.url(), TOKEN, &job);
+    let report = program.dry_run("sweep").await;
+    insta::assert_snapshot!(report["message"].as_str().unwrap(), @"GET /_synapse/admin/v1/rooms/!one:fake.test/members: cannot decode the response (invalid type: integer `5`, expected a list of ids at line 1 column 14): {\"members\": 5}");
 }

@@ -184,7 +184,7 @@ async fn an_account_with_more_files_than_a_page_is_purged_in_batches() {
         &format!("{JOB}batch_files = 300\nmax_changes = \"unlimited\"\n"),
     );
     let owner = &synapse.register_many("hoarder", 1).await[0];
-    let rows: Vec<String> = (0..1250)
+    let rows: Vec<String> = (0..5250)
         .map(|n| format!("('file{n:04}', 'text/plain', {}, 3, '{owner}')", LONG_AGO_MS + n * 1000))
         .collect();
     synapse
@@ -195,23 +195,28 @@ async fn an_account_with_more_files_than_a_page_is_purged_in_batches() {
         .await;
 
     let plan = program.dry_run("purge").await;
-    assert_eq!(figures(&plan), "succeeded: 1250/0/0/0/0");
+    assert_eq!(figures(&plan), "succeeded: 5250/0/0/0/0");
     synapse.forget_requests();
     let report = program.apply("purge").await;
     assert_eq!(
         (figures(&report), &report["bytes_freed"]),
-        ("succeeded: 1250/1250/0/0/0".to_owned(), &json!(3750))
+        ("succeeded: 5250/5250/0/0/0".to_owned(), &json!(15750))
     );
-    assert_eq!(not_get(&synapse.requests()).len(), 5, "200 files, three times 300, and 150");
-    let counts: Vec<&Value> =
-        report["changes"].as_array().unwrap().iter().map(|change| &change["count"]).collect();
-    assert_eq!(counts, [200, 300, 300, 300, 150]);
+    assert_eq!(not_get(&synapse.requests()).len(), 18, "200 files, sixteen times 300, and 250");
+    let counts: Vec<u64> = report["changes"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|change| change["count"].as_u64().unwrap())
+        .collect();
+    let batches: Vec<u64> = [vec![200], vec![300; 16], vec![250]].concat();
+    assert_eq!(counts, batches);
     assert_eq!(ids_left(&synapse, owner).await, [""; 0]);
 
     let shown = program.json(&["runs", "show", "2", "--json"]).await;
     assert_eq!(shown, report);
     let media = program.json(&["runs", "show", "2", "--media", "--json"]).await;
-    let ids: Vec<String> = (0..1250).map(|n| format!("file{n:04}")).collect();
+    let ids: Vec<String> = (0..5250).map(|n| format!("file{n:04}")).collect();
     let listed: Vec<&str> =
         media.as_array().unwrap().iter().map(|file| file["media_id"].as_str().unwrap()).collect();
     assert_eq!(listed, ids);
@@ -317,6 +322,9 @@ async fn more_accounts_than_a_page_are_all_read() {
         }
         world.media("@gone:fake.test", "nobodys", 7, LONG_AGO_MS, None);
     });
+    let statistics = "/_synapse/admin/v1/statistics/users/media";
+    let failed = Trouble::Synapse(500, "M_UNKNOWN", "Internal server error");
+    fake.fault(Fault::new("GET", statistics, failed).times(4));
     let program = Program::new(&fake.url(), TOKEN, &format!("{JOB}max_changes = 3000\n"));
     let plan = program.dry_run("purge").await;
     assert_eq!(
@@ -327,7 +335,8 @@ async fn more_accounts_than_a_page_are_all_read() {
         plan["message"],
         "1 file of accounts that Synapse does not list cannot be counted in advance"
     );
-    assert_eq!(fake.count("GET", "/_synapse/admin/v1/statistics/users/media"), 3);
+    // 10,000, 5,000, 2,500 and 1,250 rows failed; then came four pages of 625.
+    assert_eq!(fake.count("GET", statistics), 8);
     assert_eq!(fake.count("POST", ""), 0);
     assert!(fake.max_concurrent() <= 4, "{}", fake.max_concurrent());
 }
@@ -872,4 +881,31 @@ async fn history(program: &Program, statement: &'static str) {
     let mut connection = options.connect().await.unwrap();
     sqlx::raw_sql(statement).execute(&mut connection).await.unwrap();
     connection.close().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_plan_that_does_not_fit_into_memory_leaves_nothing_in_the_state_directory() {
+    let fake = Fake::start();
+    let owner = "@hoarder:fake.test";
+    fake.world(|world| {
+        world.user(owner);
+        for n in 0..30_000 {
+            world.media(owner, &format!("file{n:020}"), 7, LONG_AGO_MS + n, None);
+        }
+    });
+    let keys = "batch_files = 10000\nmax_changes = \"unlimited\"\nat_most = 29000\n";
+    let program = Program::new(&fake.url(), TOKEN, &format!("{JOB}{keys}"));
+    program.dry_run("purge").await;
+    let files = || {
+        let entries = std::fs::read_dir(program.path("state")).unwrap();
+        let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name()).collect();
+        names.sort();
+        names
+    };
+    let before = files();
+    let report = program.apply("purge").await;
+    assert_eq!(report["bytes_freed"], json!(29_000 * 7), "{report}");
+    assert_eq!(figures(&report), "succeeded: 29000/29000/0/0/1000");
+    assert_eq!(fake.world(|world| world.files().len()), 1000);
+    assert_eq!(files(), before);
 }

@@ -15,7 +15,9 @@ async fn an_endless_response_is_read_up_to_the_limit_of_its_endpoint() {
     }
     let fake = with_users(1);
     // The first request that fits is for the daemon's own account.
-    fake.fault(Fault::new("GET", "/_synapse/admin/v2/users", Trouble::Endless(200)).after(1));
+    fake.fault(
+        Fault::new("GET", "/_synapse/admin/v2/users", Trouble::Endless(200)).after(1).times(8),
+    );
     let program = sweep(&fake, ONCE);
     let report = program.apply("sweep").await;
     all.push_str(&format!("a list: {}", message(&program, &fake, &report)));
