@@ -2,6 +2,7 @@
 
 mod adopt;
 pub(crate) mod agenda;
+mod held;
 mod homeservers;
 mod job_event;
 pub(crate) mod job_list;

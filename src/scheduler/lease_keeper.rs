@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::leases::Leases;
+use super::held::Leases;
 use super::message::Message;
 use super::supervisor::Supervisor;
 use crate::history::{self, Others, Renewal, Replica, Wanted};

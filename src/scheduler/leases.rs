@@ -1,29 +1,14 @@
 //! The leases of homeservers as the owner of the jobs sees them: what may run here, and until when.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Instant;
 
 use serde_json::json;
 
+use super::held::Leases;
 use super::job_state::Event;
 use super::owner::{Entry, Owner};
 use crate::history::Wanted;
 use crate::values::fingerprint::Fingerprint;
-
-/// What this replica may work on.
-#[derive(Debug, Clone, Default)]
-pub(super) struct Leases {
-    /// Homeservers by address, and until when their leases can be trusted.
-    pub held: BTreeMap<String, Instant>,
-    /// The names of the replicas that hold the others.
-    pub elsewhere: BTreeMap<String, String>,
-}
-
-impl Leases {
-    fn is_held(&self, homeserver: &str) -> bool {
-        self.held.get(homeserver).is_some_and(|until| Instant::now() < *until)
-    }
-}
 
 impl Owner {
     /// Whether a job may be another replica's to run.

@@ -6,9 +6,9 @@ use std::sync::Arc;
 use tokio::sync::{mpsc, oneshot};
 
 use super::agenda::Due;
+use super::held::Leases;
 use super::job_list::ListedWait;
 use super::job_state::Ending;
-use super::leases::Leases;
 use super::recollection::{Recollection, Standings};
 use super::request::{Adopted, Refusal, RunOverrides};
 use crate::config::{Config, JobSpec};

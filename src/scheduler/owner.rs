@@ -7,13 +7,13 @@ use tokio::sync::{broadcast, mpsc};
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
 use super::agenda::{Agenda, Due};
+use super::held::Leases;
 use super::homeservers::Homeservers;
 use super::job_event::JobEvent;
 use super::job_list::ListedWait;
 use super::job_state::{
     Decision, Ending, Event as StateEvent, Interrupted, JobState, Now, Recalled, Start, Timing, Why,
 };
-use super::leases::Leases;
 use super::message::{Listener, Message, RunReply};
 use super::recollection::Recollection;
 use super::request::{Refusal, RunOverrides};

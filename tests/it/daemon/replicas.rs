@@ -1,7 +1,5 @@
 //! Several daemons on one PostgreSQL: everything is done by exactly one of them.
 
-use std::time::{Duration, Instant};
-
 use super::*;
 use crate::fake::TOKEN;
 use crate::postgres;
@@ -46,7 +44,7 @@ async fn held(daemon: &Daemon) -> usize {
 const EVERY_SECOND: &str = "mode = \"apply\"\nschedule = \"* * * * * *\"";
 
 #[tokio::test]
-async fn two_replicas_run_each_occurrence_once_and_hand_over_at_sigterm_within_two_seconds() {
+async fn two_replicas_run_each_occurrence_once_and_hand_over_at_sigterm() {
     if on_postgres() {
         return;
     }
@@ -58,12 +56,9 @@ async fn two_replicas_run_each_occurrence_once_and_hand_over_at_sigterm_within_t
     let second = programs[1].serve().await;
     assert_eq!((held(&first).await, held(&second).await), (1, 0));
     until("some runs", 20, async || fake.count("GET", PING) > 3).await;
-    let stopped = Instant::now();
     first.stop().await;
-    until("the hand-over", 20, async || held(&second).await == 1).await;
-    let took = stopped.elapsed();
-    println!("takeover after SIGTERM: {took:?}");
-    assert!(took < Duration::from_secs(5), "{took:?}");
+    // What was not handed over would last for 15 s.
+    until("the hand-over", 5, async || held(&second).await == 1).await;
     let so_far = fake.count("GET", PING);
     until("it goes on", 20, async || fake.count("GET", PING) > so_far + 2).await;
     let log = second.stop().await;
@@ -90,12 +85,8 @@ async fn what_a_replica_killed_in_mid_run_left_is_caught_up_by_another_which_rep
     let second = programs[1].serve().await;
     until("some joins", 20, async || joined(&fake) >= 10).await;
     assert_eq!(held(&second).await, 0);
-    let killed = Instant::now();
     first.kill().await;
-    until("the takeover", 30, async || held(&second).await == 1).await;
-    let took = killed.elapsed();
-    println!("takeover after kill -9: {took:?}");
-    assert!(took < Duration::from_secs(20), "{took:?}");
+    until("the takeover", 20, async || held(&second).await == 1).await;
     until("the rest", 30, async || joined(&fake) == 200).await;
     until("the end", 20, async || programs[1].ended("lobby").await.len() == 2).await;
     assert_eq!(programs[1].ended("lobby").await, ["catch-up interrupted", "catch-up succeeded"]);
@@ -147,9 +138,7 @@ async fn homeservers_spread_evenly_over_replicas_that_come_and_go() {
     let first = programs[0].serve().await;
     assert_eq!(held(&first).await, 6);
     let second = programs[1].serve().await;
-    let started = Instant::now();
     until("an even spread", 30, async || held(&first).await == 3 && held(&second).await == 3).await;
-    println!("even after {:?}", started.elapsed());
     let third = programs[2].serve().await;
     until("an even spread", 30, async || {
         let held = [held(&first).await, held(&second).await, held(&third).await];
