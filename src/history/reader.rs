@@ -96,12 +96,13 @@ impl HistoryReader {
 
     /// Returns the homeservers whose leases nobody holds, and whether scheduled runs are paused.
     pub(crate) async fn shared_state(&self) -> Result<(BTreeSet<String>, Pause), Error> {
-        self.read(|connection| {
+        let Some(open) = self.open() else { return Ok((BTreeSet::new(), Pause::default())) };
+        let read = open.read_at_once(|connection| {
             work(
                 async move { Ok((leases::free(connection).await?, pause::get(connection).await?)) },
             )
-        })
-        .await
+        });
+        on_heap(read).await
     }
 
     /// Whether a run that has no end is under way, on whichever replica; `None` where only locks tell.

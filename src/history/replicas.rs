@@ -25,15 +25,16 @@ impl History {
         ttl: Duration,
     ) -> Result<Renewal, Error> {
         let me = self.replica();
-        self.required(|connection| work(leases::renew(connection, me, wanted, ttl))).await
+        self.required_at_once(|connection| work(leases::renew(connection, me, wanted, ttl))).await
     }
 
     /// Takes the lease of a homeserver for one run; returns whether nobody else has it.
     pub(crate) async fn take_lease(&self, homeserver: &str, ttl: Duration) -> Result<bool, Error> {
         let (me, wanted) = (self.replica(), [homeserver.to_owned()]);
         let wanted = &wanted;
-        let taken =
-            self.required(|connection| work(leases::take(connection, me, wanted, ttl))).await?;
+        let taken = self
+            .required_at_once(|connection| work(leases::take(connection, me, wanted, ttl)))
+            .await?;
         Ok(!taken.is_empty())
     }
 
@@ -44,13 +45,14 @@ impl History {
         ttl: Duration,
     ) -> Result<bool, Error> {
         let me = self.replica();
-        let held = self.required(|connection| work(leases::extend(connection, me, ttl))).await?;
+        let held =
+            self.required_at_once(|connection| work(leases::extend(connection, me, ttl))).await?;
         Ok(held.contains_key(homeserver))
     }
 
     /// Says who holds the lease of a homeserver.
     pub(crate) async fn lease_holder(&self, homeserver: &str) -> Result<Holder, Error> {
-        self.required(|connection| work(leases::holder(connection, homeserver))).await
+        self.required_at_once(|connection| work(leases::holder(connection, homeserver))).await
     }
 
     /// Gives leases away at once; nothing may run there.
@@ -59,7 +61,7 @@ impl History {
             return Ok(());
         }
         let me = self.replica();
-        self.required(|connection| work(leases::resign(connection, me, homeservers))).await
+        self.required_at_once(|connection| work(leases::resign(connection, me, homeservers))).await
     }
 
     /// Gives all leases away, and leaves the replicas.
@@ -69,6 +71,6 @@ impl History {
 
     /// Ends the leases of a process that certainly has ended.
     pub(crate) async fn end_leases_of(&self, replica: &str) -> Result<(), Error> {
-        self.required(|connection| work(leases::leave(connection, replica))).await
+        self.required_at_once(|connection| work(leases::leave(connection, replica))).await
     }
 }

@@ -62,6 +62,17 @@ impl History {
         })
     }
 
+    /// As [`required`](Self::required), without waiting behind the records of runs.
+    pub(super) async fn required_at_once<'a, T: Send>(
+        &self,
+        write: impl Statements<'a, T>,
+    ) -> Result<T, Error> {
+        self.count_error(match self.writable() {
+            Ok(database) => on_heap(database.write_at_once(write)).await,
+            Err(error) => Err(error),
+        })
+    }
+
     /// As [`required`](Self::required), for a run whose start is on record.
     async fn required_of_run<'a, T: Send>(
         &self,
@@ -141,15 +152,21 @@ impl History {
     }
 
     fn of(database: Result<Database, Arc<str>>, place: Option<Place>, clock: Clock) -> Self {
-        let is_shared = matches!(place, Some(Place::Postgres(_)));
         Self {
-            holder: is_shared.then(|| random_id().into()),
+            holder: None,
             reader: HistoryReader::of(database.as_ref().ok().map(Database::reading)),
             database: Arc::new(RwLock::new(database)),
             place,
             write_errors: Arc::default(),
             clock,
         }
+    }
+
+    /// Makes this process one of those that share the history, each under the leases that it holds, where that is possible.
+    #[must_use]
+    pub(crate) fn as_replica(self) -> Self {
+        let is_shared = matches!(self.place, Some(Place::Postgres(_)));
+        Self { holder: is_shared.then(|| random_id().into()), ..self }
     }
 
     /// Opens the history again, in all clones.
