@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use sqlx::{AnyConnection, AssertSqlSafe, Row};
 
-use super::columns::{ROWS_PER_STATEMENT, query, unsigned};
+use super::columns::{ROWS_PER_STATEMENT, query};
 use super::error::Error;
 use super::spread::{Lease, LeaseState, Replica, shares};
 
@@ -245,9 +245,15 @@ pub(super) async fn holder(
     })
 }
 
-/// Whether somebody works on a run whose record has no end.
-pub(super) async fn is_under_way(connection: &mut AnyConnection, run: i64) -> Result<bool, Error> {
-    let sql = format!("SELECT COUNT(*) AS count FROM runs WHERE id = $1 AND EXISTS ({IS_VALID})");
-    let row = query(AssertSqlSafe(sql)).bind(run).fetch_one(&mut *connection).await?;
-    Ok(unsigned(row.try_get("count")?) > 0)
+/// Whether somebody works on a run whose record has no end; `None` for one that was started under no lease.
+pub(super) async fn is_under_way(
+    connection: &mut AnyConnection,
+    run: i64,
+) -> Result<Option<bool>, Error> {
+    let sql = format!(
+        "SELECT CASE WHEN EXISTS ({IS_VALID}) THEN 1 ELSE 0 END AS valid FROM runs
+        WHERE id = $1 AND holder IS NOT NULL"
+    );
+    let row = query(AssertSqlSafe(sql)).bind(run).fetch_optional(&mut *connection).await?;
+    Ok(row.map(|row| row.try_get::<i32, _>("valid")).transpose()?.map(|valid| valid > 0))
 }

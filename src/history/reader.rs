@@ -110,7 +110,7 @@ impl HistoryReader {
         match self.open() {
             Some(open @ Reading::Postgres(_)) => {
                 let read = open.read(|connection| work(leases::is_under_way(connection, run)));
-                on_heap(read).await.map(Some)
+                on_heap(read).await
             }
             _ => Ok(None),
         }

@@ -205,6 +205,7 @@ impl LeaseKeeper {
         for name in differing.difference(&self.differing) {
             tracing::warn!(target: "microglia::scheduler", "the replica {name} has another configuration: give all replicas the same jobs and homeservers");
         }
+        self.supervisor.show_differing(differing.len());
         self.differing = differing;
     }
 }

@@ -205,6 +205,11 @@ impl Supervisor {
         let _ = self.messages.send(Message::CountInterrupted { runs });
     }
 
+    /// Shows how many replicas have another configuration.
+    pub(super) fn show_differing(&self, replicas: usize) {
+        self.metrics.differing_replicas.set(f64::from(u32::try_from(replicas).unwrap_or(u32::MAX)));
+    }
+
     pub(super) fn history(&self) -> &History {
         &self.runner.history
     }

@@ -25,6 +25,8 @@ pub struct Metrics {
     pub(crate) config_successful: Gauge,
     pub(crate) config_success_timestamp: Gauge,
     pub(crate) paused: Gauge,
+    /// How many replicas have another configuration than this one.
+    pub(crate) differing_replicas: Gauge,
     pub(crate) run_duration: HistogramVec,
     pub(crate) start_delay: Histogram,
     last_tick: Gauge,
@@ -63,6 +65,10 @@ impl Metrics {
             config_success_timestamp: add.gauge(
                 "microglia_config_last_reload_success_timestamp_seconds",
                 "Time of the last successful load of the configuration.",
+            )?,
+            differing_replicas: add.gauge(
+                "microglia_replicas_with_other_configuration",
+                "Number of replicas with other jobs or homeservers than this one.",
             )?,
             paused: add.gauge("microglia_paused", "Whether scheduled runs are paused.")?,
             run_duration: add.histograms(
