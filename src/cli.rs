@@ -22,6 +22,7 @@ mod report_text;
 mod run;
 mod run_in_daemon;
 mod run_in_process;
+mod run_lease;
 mod runs;
 mod serve;
 mod table;

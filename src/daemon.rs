@@ -17,6 +17,7 @@ use crate::history::state_dir::{DaemonLock, LockState, StateDir, identity, this_
 use crate::history::{self, History};
 use crate::observe::metrics::Metrics;
 use crate::runner::{LostCallWait, Runner};
+use crate::scheduler::lease_keeper::{LeaseKeeper, LeaseTimes};
 use crate::scheduler::reload::Reloader;
 use crate::scheduler::supervisor::{RECORD_TIMEOUT, Supervisor};
 use crate::scheduler::ticker::Ticker;
@@ -74,6 +75,7 @@ pub(crate) async fn serve(
         let problem = format!("the history cannot be opened: {error}");
         History::unavailable(Some(place), clock.clone(), &problem)
     });
+    let history = history.into_replica();
     let metrics = Arc::new(Metrics::new(clock.now())?);
     // Before readiness is reported: a signal without a handler ends the process.
     let mut signals = Signals::new()?;
@@ -95,6 +97,15 @@ pub(crate) async fn serve(
     let socket_identity = identity(&socket_path);
     let config = Arc::new(config);
     let adopted = supervisor.start(&config).await?;
+    let keeper = LeaseKeeper::new(&supervisor, LeaseTimes::default(), this_replica());
+    let keeper = match keeper {
+        Some(mut keeper) => {
+            end_leases_of_predecessor(&history, &dir).await;
+            keeper.renew().await;
+            Some(keeper)
+        }
+        None => None,
+    };
     for warning in &config.warnings {
         tracing::warn!(target: "microglia::daemon", "{}", warning.line());
     }
@@ -132,6 +143,9 @@ pub(crate) async fn serve(
     chores.spawn("history opener", open_history(history.clone(), Arc::clone(&supervisor)));
     chores
         .spawn("history clean-up", delete_old_runs(history.clone(), Arc::clone(&reloader), clock));
+    if let Some(keeper) = keeper {
+        chores.spawn("leases", keeper.keep());
+    }
     chores.spawn("watchdog", watchdog(Arc::clone(&supervisor), Arc::clone(&ticker)));
     tracing::info!(
         target: "microglia::daemon",
@@ -163,6 +177,12 @@ pub(crate) async fn serve(
         () = supervisor.drain(grace) => false,
         () = signals.stop_requested() => true,
     };
+    if history.is_shared() {
+        let left = tokio::time::timeout(CLOSE_TIMEOUT, history.leave_replicas()).await;
+        if !matches!(left, Ok(Ok(()))) {
+            tracing::warn!(target: "microglia::daemon", "cannot hand over the leases of homeservers: other replicas wait until they expire");
+        }
+    }
     stop.cancel();
     chores.abort();
     if cut_short {
@@ -181,6 +201,28 @@ pub(crate) async fn serve(
     }
     tracing::info!(target: "microglia::daemon", "stopped");
     Ok(())
+}
+
+/// The file of the state directory that names the replica of the daemon that last ran on it.
+const REPLICA: &str = "replica";
+
+/// Ends the leases of the daemon that ran on the state directory before: whose lock this one holds, it has ended.
+async fn end_leases_of_predecessor(history: &History, dir: &StateDir) {
+    let path = dir.path(REPLICA);
+    if let Ok(before) = std::fs::read_to_string(&path)
+        && let Err(error) = history.end_leases_of(before.trim()).await
+    {
+        tracing::debug!(target: "microglia::daemon", "cannot end the leases of the daemon before: {error}");
+    }
+    if let Err(error) = std::fs::write(&path, history.replica()) {
+        tracing::warn!(target: "microglia::daemon", "cannot write {}: after a crash the leases of this daemon are not free before they expire: {error}", path.display());
+    }
+}
+
+/// What other replicas call this one.
+fn this_replica() -> String {
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    format!("{} (process {})", host.trim(), std::process::id())
 }
 
 struct Signals {

@@ -27,5 +27,5 @@ mod watch;
 
 pub(crate) use params::{Extent, WindowRule};
 pub use params::{HomeserverHandle, LostCallWait, RunParams, RunSlots};
-pub use run::Runner;
+pub use run::{NotBegun, Runner};
 pub use stop::Stop;

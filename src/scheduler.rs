@@ -2,11 +2,14 @@
 
 mod adopt;
 pub(crate) mod agenda;
+mod held;
 mod homeservers;
 mod job_event;
 pub(crate) mod job_list;
 mod job_metrics;
 pub(crate) mod job_state;
+pub(crate) mod lease_keeper;
+mod leases;
 mod message;
 mod owner;
 mod recollection;

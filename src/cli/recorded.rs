@@ -27,12 +27,16 @@ pub(super) async fn current(
     dir: &Path,
     run: Report,
 ) -> Result<Report, Failure> {
-    // If the lock cannot be read, the run may be in progress.
-    if run.outcome.is_some() || is_locked(dir, &run.job).unwrap_or(true) {
+    if run.outcome.is_some() {
         return Ok(run);
     }
     let failed = |error| unreadable(dir, &error);
     let id = run.id.unwrap_or_default();
+    let is_under_way = history.is_under_way(id).await.map_err(failed)?;
+    // If the lock cannot be read, the run may be in progress.
+    if is_under_way.unwrap_or_else(|| is_locked(dir, &run.job).unwrap_or(true)) {
+        return Ok(run);
+    }
     // It may have ended since it was read.
     let again = history.run(id, Page { offset: 0, limit: 0 }).await.map_err(failed)?;
     match again.map(|again| Report { changes: run.changes.clone(), ..again }) {

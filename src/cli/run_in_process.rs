@@ -1,6 +1,7 @@
 //! `microglia run JOB` where no daemon runs: the run happens in this process.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -8,6 +9,7 @@ use super::failure::Failure;
 use super::left_alone::LeftAloneList;
 use super::output::{print_error, print_message};
 use super::progress::Progress;
+use super::run_lease;
 use crate::config::{Config, JobSpec};
 use crate::history::state_dir::StateDir;
 use crate::history::{self, History};
@@ -16,6 +18,9 @@ use crate::plan::report::{Event, Outcome, Report};
 use crate::runner::{HomeserverHandle, LostCallWait, RunParams, RunSlots, Runner, Stop};
 use crate::synapse::{Limits, Settings, Transport};
 use crate::values::clock::Clock;
+
+/// How long giving back the lease may take.
+const RESIGN_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Runs the job in this process.
 pub(super) async fn run(
@@ -40,7 +45,10 @@ pub(super) async fn run(
         slots: RunSlots::Locks(runs),
         max_concurrent_requests: limits.max_concurrent_requests,
     };
+    let address = homeserver.transport.address.as_str().to_owned();
     let (dir, history) = open_state(config, clock).await;
+    let history = history.into_replica();
+    run_lease::take(&history, &spec.homeserver, &address).await?;
     let runner = Runner {
         history: history.clone(),
         dir,
@@ -56,8 +64,17 @@ pub(super) async fn run(
         log(event);
     });
     let signals = tokio::spawn(stop_on_signals(stop.clone(), name));
+    let lease = match history.is_shared() {
+        true => Some(tokio::spawn(run_lease::keep(history.clone(), address, stop.clone()))),
+        false => None,
+    };
     let report = runner.run(spec, &homeserver, order, &stop, emit).await;
     signals.abort();
+    if let Some(lease) = lease {
+        lease.abort();
+        // One that cannot be given back expires.
+        let _ = tokio::time::timeout(RESIGN_TIMEOUT, history.leave_replicas()).await;
+    }
     history.close().await;
     report.map_err(|busy| {
         print_error(&busy.to_string());

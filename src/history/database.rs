@@ -219,6 +219,17 @@ impl Database {
         }
     }
 
+    /// As [`write`](Self::write), without waiting for the turns of others where there are several connections.
+    pub(super) async fn write_at_once<'a, T>(
+        &self,
+        write: impl Statements<'a, T>,
+    ) -> Result<T, Error> {
+        match self {
+            Self::Sqlite { .. } => self.write(write).await,
+            Self::Postgres(connections) => write_postgres(connections.reserved(), &write).await,
+        }
+    }
+
     pub(super) async fn close(&self) {
         match self {
             Self::Sqlite { write, read, .. } => {
@@ -261,6 +272,17 @@ impl Reading {
                     result => result,
                 }
             }
+        }
+    }
+
+    /// As [`read`](Self::read), without waiting for the turns of others where there are several connections.
+    pub(super) async fn read_at_once<'a, T>(
+        &self,
+        read: impl Statements<'a, T>,
+    ) -> Result<T, Error> {
+        match self {
+            Self::Sqlite(_) => self.read(read).await,
+            Self::Postgres(connections) => read_postgres(connections.reserved(), &read).await,
         }
     }
 

@@ -16,9 +16,20 @@ pub enum Error {
     /// PostgreSQL does not answer now, and why.
     #[error("the database {database} cannot be used: {why}")]
     Unreachable { database: String, why: Arc<str> },
+    /// This process may not work on the homeserver, or not any more.
+    #[error("another replica works on {homeserver}, or none does yet")]
+    LeaseLost { homeserver: String },
+    /// An occurrence that has its run.
+    #[error("another replica has run this occurrence")]
+    Claimed,
 }
 
 impl Error {
+    /// Whether the database worked, and said that this process is not to go on.
+    pub(super) fn is_refusal(&self) -> bool {
+        matches!(self, Self::LeaseLost { .. } | Self::Claimed)
+    }
+
     /// Whether PostgreSQL, or what is between, ended the connection: another one may work.
     pub(super) fn is_lost_connection(&self) -> bool {
         match self {

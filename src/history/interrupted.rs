@@ -1,11 +1,12 @@
 //! Runs that were cut off: finding them, and completing their records.
 
-use sqlx::{AnyConnection, Row};
+use sqlx::{AnyConnection, AssertSqlSafe, Row};
 
 use super::changes::{explain_planned, fail_unanswered};
 use super::columns::{query, unsigned};
 use super::error::Error;
-use super::runs;
+use super::leases::IS_VALID;
+use super::runs::{self, Overwrite};
 use crate::plan::report::{Outcome, Report};
 use crate::values::clock::Timestamp;
 
@@ -49,8 +50,40 @@ pub(super) async fn end_all_of(
     now: Timestamp,
 ) -> Result<(), Error> {
     let rows = query(UNENDED_OF_JOB).bind(job).fetch_all(&mut *connection).await?;
-    for row in rows {
-        let id = row.try_get("id")?;
+    let ids = rows.iter().map(|row| row.try_get("id")).collect::<Result<Vec<i64>, _>>()?;
+    end(connection, &ids, now).await
+}
+
+/// Records the unended runs as interrupted at `now` that were started under leases that are not valid any more, and
+/// returns them.
+///
+/// `me` also ends its own of the job whose lock it holds.
+pub(super) async fn end_without_lease(
+    connection: &mut AnyConnection,
+    mine: Option<(&str, &str)>,
+    now: Timestamp,
+) -> Result<Vec<i64>, Error> {
+    let rows = match mine {
+        None => {
+            let sql =
+                format!("{UNENDED} AND NOT EXISTS ({IS_VALID}) ORDER BY id FOR UPDATE OF runs");
+            query(AssertSqlSafe(sql)).fetch_all(&mut *connection).await?
+        }
+        Some((me, job)) => {
+            let sql = format!(
+                "{UNENDED_OF_JOB} AND (holder = $2 OR NOT EXISTS ({IS_VALID})) ORDER BY id FOR UPDATE OF runs"
+            );
+            let statement = query(AssertSqlSafe(sql)).bind(job.to_owned()).bind(me.to_owned());
+            statement.fetch_all(&mut *connection).await?
+        }
+    };
+    let ids = rows.iter().map(|row| row.try_get("id")).collect::<Result<Vec<i64>, _>>()?;
+    end(connection, &ids, now).await?;
+    Ok(ids)
+}
+
+async fn end(connection: &mut AnyConnection, ids: &[i64], now: Timestamp) -> Result<(), Error> {
+    for id in ids.iter().copied() {
         fail_unanswered(connection, id, UNANSWERED).await?;
         explain_planned(connection, id, NOT_ATTEMPTED).await?;
         let Some(run) = runs::get(connection, id).await? else { continue };
@@ -59,7 +92,7 @@ pub(super) async fn end_all_of(
             bytes_freed: bytes_freed(connection, id).await?,
         };
         let ended = Report { finished_at: Some(now), ..figures.complete(run) };
-        runs::update(connection, id, &ended).await?;
+        runs::update(connection, id, &ended, Overwrite::Any).await?;
     }
     Ok(())
 }

@@ -41,6 +41,8 @@ pub(super) struct Connections {
     turns: Arc<Semaphore>,
     /// When connecting last failed, and why.
     failed: Arc<Mutex<Option<Failure>>>,
+    /// A connection apart, for what must not wait behind everything else.
+    reserved: Option<Arc<Connections>>,
 }
 
 type Failure = (Instant, Arc<str>);
@@ -72,8 +74,19 @@ impl Connections {
     }
 
     fn of(url: &DatabaseUrl) -> Result<Self, Error> {
+        let reserved = Self::limited(url, 1)?;
+        let shared = Self::limited(url, CONNECTIONS - 1)?;
+        Ok(Self { reserved: Some(Arc::new(reserved)), ..shared })
+    }
+
+    /// The connection for what must not wait behind everything else.
+    pub(super) fn reserved(&self) -> &Self {
+        self.reserved.as_deref().unwrap_or(self)
+    }
+
+    fn limited(url: &DatabaseUrl, connections: u32) -> Result<Self, Error> {
         let pool = AnyPoolOptions::new()
-            .max_connections(CONNECTIONS)
+            .max_connections(connections)
             .min_connections(0)
             .acquire_timeout(CONNECT_TIMEOUT)
             // A dead network does not answer: the pool's own test would wait for as long as the kernel tries.
@@ -87,8 +100,9 @@ impl Connections {
         Ok(Self {
             url: url.clone(),
             pool,
-            turns: Arc::new(Semaphore::new(CONNECTIONS as usize)),
+            turns: Arc::new(Semaphore::new(connections as usize)),
             failed: Arc::default(),
+            reserved: None,
         })
     }
 
@@ -158,6 +172,9 @@ impl Connections {
     }
 
     pub(super) async fn close(&self) {
+        if let Some(reserved) = &self.reserved {
+            reserved.pool.close().await;
+        }
         self.pool.close().await;
     }
 }

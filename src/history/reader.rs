@@ -1,6 +1,6 @@
 //! The history as everybody may read it; there is nothing here to write with.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::path::Path;
 use std::sync::{Arc, PoisonError, RwLock};
 
@@ -11,7 +11,7 @@ use super::error::Error;
 use super::media_calls::LostMediaCall;
 use super::pause::Pause;
 use super::runs::Standing;
-use super::{changes, facts, interrupted, media_calls, pause, rounds, runs};
+use super::{changes, facts, interrupted, leases, media_calls, pause, rounds, runs};
 use crate::plan::facts::Topic;
 use crate::plan::report::{Mode, Report};
 use crate::plan::round::RoundState;
@@ -102,6 +102,28 @@ impl HistoryReader {
     /// Returns where all rounds stand.
     pub(crate) async fn rounds(&self) -> Result<HashMap<(String, Mode), RoundState>, Error> {
         self.read(|connection| work(rounds::all(connection))).await
+    }
+
+    /// Returns the homeservers whose leases nobody holds, and whether scheduled runs are paused.
+    pub(crate) async fn shared_state(&self) -> Result<(BTreeSet<String>, Pause), Error> {
+        let Some(open) = self.open() else { return Ok((BTreeSet::new(), Pause::default())) };
+        let read = open.read_at_once(|connection| {
+            work(
+                async move { Ok((leases::free(connection).await?, pause::get(connection).await?)) },
+            )
+        });
+        on_heap(read).await
+    }
+
+    /// Whether a run that has no end is under way, on whichever replica; `None` where only locks tell.
+    pub(crate) async fn is_under_way(&self, run: i64) -> Result<Option<bool>, Error> {
+        match self.open() {
+            Some(open @ Reading::Postgres(_)) => {
+                let read = open.read(|connection| work(leases::is_under_way(connection, run)));
+                on_heap(read).await
+            }
+            _ => Ok(None),
+        }
     }
 
     /// Completes the report of a run that has no end and that nobody works on any more.

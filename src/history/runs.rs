@@ -5,10 +5,11 @@ use std::collections::HashMap;
 
 use futures_util::TryStreamExt;
 use sqlx::any::AnyRow;
-use sqlx::{AnyConnection, Row};
+use sqlx::{AnyConnection, AssertSqlSafe, Row};
 
 use super::columns::{from_millis, if_present, parsed, query, signed, storable, unsigned};
 use super::error::Error;
+use super::leases::IS_VALID;
 use super::per_job::with_jobs_and_modes;
 use crate::plan::report::{Mode, Outcome, Report, Waiting};
 use crate::values::clock::Timestamp;
@@ -25,6 +26,10 @@ pub struct Standing {
 const INSERT: &str = "\
     INSERT INTO runs (job, kind, homeserver, mode, cause, scheduled_for, started_at, attempts)
     VALUES ($1, $2, $3, $4, $5, $6, $7, $8) RETURNING id";
+const INSERT_UNDER_LEASE: &str = "\
+    INSERT INTO runs (job, kind, homeserver, mode, cause, scheduled_for, started_at, attempts,
+        lease, holder, term)
+    VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11) ON CONFLICT DO NOTHING RETURNING id";
 const MOVE_WATERMARK: &str = "UPDATE jobs SET watermark = $2 WHERE name = $1";
 const UPDATE: &str = "\
     UPDATE runs SET finished_at = $2, attempts = $3, outcome = $4, message = $5, planned = $6,
@@ -64,9 +69,23 @@ pub(super) fn standings_sql() -> String {
     )
 }
 
+/// The lease that a run is started under.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Under<'a> {
+    pub homeserver: &'a str,
+    pub holder: &'a str,
+    pub term: i64,
+}
+
 /// Records that a run starts, and moves the watermark of its job to the occurrence; returns the run's id.
-pub(super) async fn insert(connection: &mut AnyConnection, report: &Report) -> Result<i64, Error> {
-    let row = query(INSERT)
+///
+/// Under a lease an occurrence that has its run is refused.
+pub(super) async fn insert(
+    connection: &mut AnyConnection,
+    report: &Report,
+    under: Option<Under<'_>>,
+) -> Result<i64, Error> {
+    let statement = query(if under.is_some() { INSERT_UNDER_LEASE } else { INSERT })
         .bind(&report.job)
         .bind(&report.kind)
         .bind(&report.homeserver)
@@ -74,9 +93,14 @@ pub(super) async fn insert(connection: &mut AnyConnection, report: &Report) -> R
         .bind(report.trigger.as_str())
         .bind(report.scheduled_for.map(|time| time.timestamp_millis()))
         .bind(report.started_at.timestamp_millis())
-        .bind(i64::from(report.attempts + 1))
-        .fetch_one(&mut *connection)
-        .await?;
+        .bind(i64::from(report.attempts + 1));
+    let statement = match under {
+        Some(Under { homeserver, holder, term }) => {
+            statement.bind(homeserver.to_owned()).bind(holder.to_owned()).bind(term)
+        }
+        None => statement,
+    };
+    let row = statement.fetch_optional(&mut *connection).await?.ok_or(Error::Claimed)?;
     if let Some(occurrence) = report.scheduled_for {
         query(MOVE_WATERMARK)
             .bind(&report.job)
@@ -87,14 +111,30 @@ pub(super) async fn insert(connection: &mut AnyConnection, report: &Report) -> R
     Ok(row.try_get("id")?)
 }
 
+/// Which outcome of a run an update replaces.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Overwrite {
+    Any,
+    /// One whose lease was lost stays interrupted: the occurrence may have another run by now.
+    UnlessTakenOver,
+}
+
 /// Records the progress of a run, or how it ended.
 pub(super) async fn update(
     connection: &mut AnyConnection,
     id: i64,
     report: &Report,
+    outcome: Overwrite,
 ) -> Result<(), Error> {
     let waited_for: Vec<&str> = report.waited_for.iter().map(|reason| reason.as_str()).collect();
-    query(UPDATE)
+    let kept = format!(
+        "outcome = CASE WHEN outcome = 'interrupted' AND NOT EXISTS ({IS_VALID}) THEN outcome ELSE $4 END"
+    );
+    let sql = match outcome {
+        Overwrite::Any => UPDATE.to_owned(),
+        Overwrite::UnlessTakenOver => UPDATE.replace("outcome = $4", &kept),
+    };
+    query(AssertSqlSafe(sql))
         .bind(id)
         .bind(report.finished_at.map(|time| time.timestamp_millis()))
         .bind(i64::from(report.attempts))
@@ -160,7 +200,7 @@ pub(super) async fn newest_on(
 pub(super) async fn last_of_each_job(
     connection: &mut AnyConnection,
 ) -> Result<HashMap<String, Report>, Error> {
-    let sql = sqlx::AssertSqlSafe(last_of_each_job_sql());
+    let sql = AssertSqlSafe(last_of_each_job_sql());
     // One row after the other: rows are several times as large as what is made of them, and there may be thousands.
     let mut rows = query(sql).fetch(&mut *connection);
     let mut last_runs = HashMap::new();
@@ -174,7 +214,7 @@ pub(super) async fn last_of_each_job(
 pub(super) async fn standings(
     connection: &mut AnyConnection,
 ) -> Result<HashMap<(String, Mode), Standing>, Error> {
-    let mut rows = query(sqlx::AssertSqlSafe(standings_sql())).fetch(&mut *connection);
+    let mut rows = query(AssertSqlSafe(standings_sql())).fetch(&mut *connection);
     let mut standings = HashMap::new();
     while let Some(row) = rows.try_next().await? {
         let row = &row;

@@ -17,6 +17,14 @@ pub struct ScheduleState {
     pub watermark: Option<Timestamp>,
 }
 
+/// What becomes of recorded jobs that are not in the configuration.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Others {
+    Delete,
+    /// A replica with another configuration may have them.
+    Keep,
+}
+
 const INSERT: &str = "INSERT INTO jobs (name, schedule, since)";
 const OR_RESET: &str = "\
     ON CONFLICT (name) DO UPDATE SET schedule = excluded.schedule, since = excluded.since,
@@ -26,17 +34,19 @@ const DELETE: &str = "DELETE FROM jobs WHERE name = $1";
 const RAISE_WATERMARK: &str = "\
     UPDATE jobs SET watermark = $2 WHERE name = $1 AND COALESCE(watermark, 0) < $2";
 
-/// Records the scheduled jobs by name and schedule, and deletes all others.
+/// Records the scheduled jobs by name and schedule.
 ///
 /// A job that is new or has another schedule is known since `now`, without a watermark.
 pub(super) async fn upsert(
     connection: &mut AnyConnection,
     jobs: &[(String, String)],
+    others: Others,
     now: Timestamp,
 ) -> Result<HashMap<String, ScheduleState>, Error> {
     let mut known = known(connection).await?;
     let wanted: HashSet<&str> = jobs.iter().map(|(name, _)| name.as_str()).collect();
-    for name in known.keys().filter(|name| !wanted.contains(name.as_str())) {
+    let deleted = known.keys().filter(|name| !wanted.contains(name.as_str()));
+    for name in deleted.filter(|_| others == Others::Delete) {
         query(DELETE).bind(name).execute(&mut *connection).await?;
     }
     let is_known = |name, schedule| known.get(name).is_some_and(|(known, _)| known == schedule);

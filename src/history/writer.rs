@@ -10,11 +10,15 @@ use sqlx::AnyConnection;
 use super::changes::{DeletedFile, Page};
 use super::database::{Database, Place, Reading, Statements, Work, on_heap, work};
 use super::error::Error;
+use super::leases::random_id;
 use super::pause::Pause;
 use super::reader::HistoryReader;
-use super::schedules::ScheduleState;
+use super::runs::{Overwrite, Under};
+use super::schedules::{Others, ScheduleState};
 use super::state_dir::StateDir;
-use super::{changes, facts, interrupted, media_calls, pause, retention, rounds, runs, schedules};
+use super::{
+    changes, facts, interrupted, leases, media_calls, pause, retention, rounds, runs, schedules,
+};
 use crate::plan::change::MediaStore;
 use crate::plan::facts::Fact;
 use crate::plan::report::{ChangeRecord, Mode, Report};
@@ -32,6 +36,8 @@ pub struct History {
     place: Option<Place>,
     write_errors: Arc<AtomicU64>,
     clock: Clock,
+    /// The id of this process as a holder of leases, where the history is shared.
+    holder: Option<Arc<str>>,
 }
 
 impl Deref for History {
@@ -45,10 +51,24 @@ impl Deref for History {
 /// What happens while nothing can be recorded is decided in these functions and nowhere else.
 impl History {
     /// Writes what must be on record before anything depends on it: fails while the history is unavailable.
-    async fn required<'a, T: Send>(&self, write: impl Statements<'a, T>) -> Result<T, Error> {
+    pub(super) async fn required<'a, T: Send>(
+        &self,
+        write: impl Statements<'a, T>,
+    ) -> Result<T, Error> {
         self.count_error(match self.writable() {
             // On the heap, so that the futures of runs stay small.
             Ok(database) => on_heap(database.write(write)).await,
+            Err(error) => Err(error),
+        })
+    }
+
+    /// As [`required`](Self::required), without waiting behind the records of runs.
+    pub(super) async fn required_at_once<'a, T: Send>(
+        &self,
+        write: impl Statements<'a, T>,
+    ) -> Result<T, Error> {
+        self.count_error(match self.writable() {
+            Ok(database) => on_heap(database.write_at_once(write)).await,
             Err(error) => Err(error),
         })
     }
@@ -106,7 +126,7 @@ impl History {
     }
 
     fn count_error<T>(&self, written: Result<T, Error>) -> Result<T, Error> {
-        if written.is_err() {
+        if written.as_ref().is_err_and(|error| !error.is_refusal()) {
             self.write_errors.fetch_add(1, Ordering::Relaxed);
         }
         written
@@ -133,12 +153,20 @@ impl History {
 
     fn of(database: Result<Database, Arc<str>>, place: Option<Place>, clock: Clock) -> Self {
         Self {
+            holder: None,
             reader: HistoryReader::of(database.as_ref().ok().map(Database::reading)),
             database: Arc::new(RwLock::new(database)),
             place,
             write_errors: Arc::default(),
             clock,
         }
+    }
+
+    /// Makes this process one of those that share the history, each under the leases that it holds, where that is possible.
+    #[must_use]
+    pub(crate) fn into_replica(self) -> Self {
+        let is_shared = matches!(self.place, Some(Place::Postgres(_)));
+        Self { holder: is_shared.then(|| random_id().into()), ..self }
     }
 
     /// Opens the history again, in all clones.
@@ -180,15 +208,29 @@ impl History {
 
 /// Runs and their changes.
 impl History {
-    /// Records that a run starts, and returns its id.
-    pub(crate) async fn begin_run(&self, report: &Report) -> Result<i64, Error> {
-        self.required(|connection| work(runs::insert(connection, report))).await
+    /// Records that a run starts, and returns its id; where the history is shared, only under the homeserver's lease.
+    pub(crate) async fn begin_run(&self, report: &Report, homeserver: &str) -> Result<i64, Error> {
+        let holder = self.holder.as_deref();
+        self.required(|connection| {
+            work(async move {
+                let Some(holder) = holder else {
+                    return runs::insert(connection, report, None).await;
+                };
+                let term = leases::term(connection, homeserver, holder).await?;
+                runs::insert(connection, report, Some(Under { homeserver, holder, term })).await
+            })
+        })
+        .await
     }
 
-    /// Records the progress of a run, or how it ended.
+    /// Records where a run stands, or how it ended.
     pub(crate) async fn update_run(&self, report: &Report) -> Result<(), Error> {
+        let outcome = match self.holder {
+            Some(_) => Overwrite::UnlessTakenOver,
+            None => Overwrite::Any,
+        };
         self.optional_of_run(report.id, |connection, run| {
-            work(runs::update(connection, run, report))
+            work(runs::update(connection, run, report, outcome))
         })
         .await
     }
@@ -202,22 +244,47 @@ impl History {
         changes: &[ChangeRecord],
     ) -> Result<i64, Error> {
         self.optional_of_run(run, |connection, run| {
-            work(changes::replace_plan(connection, run, changes))
+            work(async move {
+                self.fence(connection, run).await?;
+                changes::replace_plan(connection, run, changes).await
+            })
         })
         .await
     }
 
-    /// Records that a change is about to be sent, and what it will replace.
+    /// Records that a change is about to be sent, and what it will replace; `media` is the call of a media purge.
+    ///
+    /// Where the history is shared, only under the lease of the run: who has lost it cannot record, and sends nothing.
     pub(crate) async fn record_sent(
         &self,
         run: Option<i64>,
         seq: i64,
         change: &ChangeRecord,
+        media: Option<(&str, MediaStore)>,
     ) -> Result<(), Error> {
+        let now = self.clock.now();
         self.required_of_run(run, |connection, run| {
-            work(changes::sent(connection, run, seq, change))
+            work(async move {
+                self.fence(connection, run).await?;
+                if let Some((server, store)) = media {
+                    media_calls::insert(connection, server, store, now).await?;
+                }
+                changes::sent(connection, run, seq, change).await
+            })
         })
         .await
+    }
+
+    /// The id of this process as a holder of leases; `None` where nobody shares the history.
+    pub(super) fn holder(&self) -> Option<&str> {
+        self.holder.as_deref()
+    }
+
+    async fn fence(&self, connection: &mut AnyConnection, run: i64) -> Result<(), Error> {
+        match self.holder {
+            Some(_) => leases::fence(connection, run).await,
+            None => Ok(()),
+        }
     }
 
     /// Records the result of a change with the files it deleted and the facts it showed, all at once.
@@ -254,14 +321,36 @@ impl History {
 
     /// Records the unended runs of a job as interrupted; the caller holds the job's lock.
     pub(crate) async fn mark_interrupted(&self, job: &str) -> Result<(), Error> {
-        let now = self.clock.now();
-        self.optional(|connection| work(interrupted::end_all_of(connection, job, now))).await
+        let (now, holder) = (self.clock.now(), self.holder.as_deref());
+        self.optional(|connection| {
+            work(async move {
+                match holder {
+                    None => interrupted::end_all_of(connection, job, now).await,
+                    Some(me) => {
+                        let mine = Some((me, job));
+                        interrupted::end_without_lease(connection, mine, now).await.map(|_| ())
+                    }
+                }
+            })
+        })
+        .await
     }
 
     /// Records the end of every run that nobody works on any more, and returns those runs.
+    ///
+    /// The locks of the state directory tell, and where the history is shared, the leases.
     pub(crate) async fn end_interrupted(&self, dir: &StateDir) -> Result<Vec<Report>, Error> {
-        let unended = self.read(|connection| work(interrupted::unended(connection)));
         let mut ended = Vec::new();
+        if self.holder.is_some() {
+            let now = self.clock.now();
+            let ids = self
+                .optional(|connection| work(interrupted::end_without_lease(connection, None, now)));
+            for id in ids.await? {
+                ended.extend(self.run(id, Page { offset: 0, limit: 0 }).await?);
+            }
+            return Ok(ended);
+        }
+        let unended = self.read(|connection| work(interrupted::unended(connection)));
         for (id, job) in unended.await? {
             // The command line may have started a run while there was no daemon.
             if let Some(_lock) = dir.try_lock(&job)? {
@@ -299,38 +388,55 @@ impl History {
         self.optional(|connection| work(facts::insert(connection, server, facts))).await
     }
 
-    /// Records where the round of a job in a mode stands.
+    /// Records where the round of a job in a mode stands after a run.
     pub(crate) async fn set_round(
         &self,
+        run: Option<i64>,
         job: &str,
         mode: Mode,
         round: &RoundState,
     ) -> Result<(), Error> {
-        self.optional(|connection| work(rounds::set(connection, job, mode, round))).await
+        self.optional(|connection| {
+            work(async move {
+                if let Some(run) = run {
+                    self.fence(connection, run).await?;
+                }
+                rounds::set(connection, job, mode, round).await
+            })
+        })
+        .await
     }
 
-    /// Records that a media call is about to be sent.
-    pub(crate) async fn media_call_sent(
+    /// Records that the media call was answered, or is certainly over.
+    ///
+    /// Who has lost the lease of the run leaves that to the next: the record may be about another call by now.
+    pub(crate) async fn media_call_ended(
         &self,
+        run: Option<i64>,
         server: &str,
-        store: MediaStore,
     ) -> Result<(), Error> {
-        let now = self.clock.now();
-        self.required(|connection| work(media_calls::insert(connection, server, store, now))).await
+        let ended = self.required(|connection| {
+            work(async move {
+                if let Some(run) = run {
+                    self.fence(connection, run).await?;
+                }
+                media_calls::delete(connection, server).await
+            })
+        });
+        match ended.await {
+            Err(Error::LeaseLost { .. }) => Ok(()),
+            ended => ended,
+        }
     }
 
-    /// Records that the media call got a response, or has certainly ended.
-    pub(crate) async fn media_call_ended(&self, server: &str) -> Result<(), Error> {
-        self.required(|connection| work(media_calls::delete(connection, server))).await
-    }
-
-    /// Records the scheduled jobs by name and schedule, deletes all others, and returns what is recorded of each.
+    /// Records the scheduled jobs by name and schedule, and returns what is recorded of each.
     pub(crate) async fn upsert_schedules(
         &self,
         jobs: &[(String, String)],
+        others: Others,
     ) -> Result<HashMap<String, ScheduleState>, Error> {
         let now = self.clock.now();
-        self.optional(|connection| work(schedules::upsert(connection, jobs, now))).await
+        self.optional(|connection| work(schedules::upsert(connection, jobs, others, now))).await
     }
 
     /// Records that no occurrence up to `until` is still to be run.

@@ -28,6 +28,8 @@ pub(super) enum Abort {
     Refused(String),
     /// No other attempt could do better.
     Failed(String),
+    /// Another replica may work on the homeserver now.
+    LeaseLost,
     /// Whether another attempt may help depends on the error.
     Synapse(synapse::Error),
 }
@@ -41,7 +43,10 @@ impl From<Stopped> for Abort {
 /// For writes that must not be missed; see invariant 6 in `lib.rs`.
 impl From<history::Error> for Abort {
     fn from(error: history::Error) -> Self {
-        Self::Failed(unrecorded(&error))
+        match error {
+            history::Error::LeaseLost { .. } => Self::LeaseLost,
+            error => Self::Failed(unrecorded(&error)),
+        }
     }
 }
 
@@ -61,6 +66,9 @@ impl RunContext<'_> {
 }
 
 pub(super) fn unrecorded(error: &history::Error) -> String {
+    if let history::Error::LeaseLost { .. } | history::Error::Claimed = error {
+        return format!("{error}, and two never work on the same");
+    }
     format!("the history cannot be written, and what cannot be recorded is not done: {error}")
 }
 

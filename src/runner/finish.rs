@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::context::{Abort, RunContext, truncated};
 use super::limits::Stopped;
 use super::portion;
+use super::stop::LEASE_LOST;
 use super::tally::{Activity, Tally};
 use super::waiting;
 use crate::history::History;
@@ -46,6 +47,10 @@ pub(super) fn verdict(
         // Refused means that nothing was changed.
         Err(Abort::Refused(why)) if report.done == 0 => Verdict::new(Outcome::Refused, why),
         Err(Abort::Refused(why) | Abort::Failed(why)) => Verdict::new(Outcome::Failed, why),
+        Err(Abort::LeaseLost) => {
+            let position = position(tally, "between two changes");
+            Verdict::new(Outcome::Interrupted, format!("interrupted by {LEASE_LOST} {position}"))
+        }
         Err(Abort::Synapse(error)) => Verdict::new(Outcome::Failed, error.to_string()),
     }
 }

@@ -31,7 +31,7 @@ pub(super) async fn media_lock(
         );
         run.emit(Event::Waiting(what.clone()));
         wait_for(run, tally, WaitReason::Slot, what, until_unchanged(run, call.store)).await?;
-        run.history.media_call_ended(server).await?;
+        run.history.media_call_ended(tally.report.id, server).await?;
         run.emit(Event::Resumed);
     }
     Ok(lock)

@@ -94,7 +94,8 @@ pub(super) async fn end(run: &RunContext<'_>, tally: &mut Tally, outcome: Outcom
             ),
         });
     }
-    if moves && let Err(error) = run.history.set_round(&run.spec.name, mode, &after).await {
+    let (id, job) = (tally.report.id, &run.spec.name);
+    if moves && let Err(error) = run.history.set_round(id, job, mode, &after).await {
         tracing::warn!(target: "microglia::history", job = %run.spec.name, "cannot record how far the round has come, and the next run reads the same {entries} again: {error}");
     }
 }

@@ -25,7 +25,7 @@ use super::watch::watch_homeserver;
 use crate::config::JobSpec;
 use crate::history::state_dir::{Lock, StateDir};
 use crate::history::{self, History};
-use crate::plan::report::{Event, Mode, Outcome, Report, WaitReason};
+use crate::plan::report::{Event, Mode, Outcome, Report, Trigger, WaitReason};
 use crate::synapse::{self, Reader};
 use crate::values::clock::{Clock, Timestamp, format_time};
 use crate::values::text::panic_text;
@@ -40,12 +40,18 @@ pub struct Runner {
     pub lost_call_wait: LostCallWait,
 }
 
-/// Another run of the job is in progress.
+/// Why a run did not begin.
 #[derive(Debug, thiserror::Error)]
-#[error("{job} is already running{}", run.map(|id| format!(" (run {id})")).unwrap_or_default())]
-pub struct Busy {
-    pub job: String,
-    pub run: Option<i64>,
+pub enum NotBegun {
+    /// Another run of the job is in progress.
+    #[error("{job} is already running{}", run.map(|id| format!(" (run {id})")).unwrap_or_default())]
+    Busy { job: String, run: Option<i64> },
+    /// Another replica has run the occurrence.
+    #[error("{job}: the occurrence was run by another replica")]
+    Claimed { job: String },
+    /// Another replica works on the homeserver now.
+    #[error("{job}: {error}")]
+    LeaseLost { job: String, error: history::Error },
 }
 
 /// The job's lock, which is missing without a state directory.
@@ -60,7 +66,7 @@ impl Runner {
         params: &RunParams,
         stop: &Stop,
         listener: Listener,
-    ) -> Result<Report, Busy> {
+    ) -> Result<Report, NotBegun> {
         let job_lock: JobLock = match &self.dir {
             Some(dir) => match job_lock(dir, &spec.name).await {
                 Ok(None) => return Err(self.busy(&spec.name).await),
@@ -72,7 +78,18 @@ impl Runner {
         let started_at = self.clock.now();
         let mut report = new_report(spec, params);
         report.started_at = truncated(started_at);
-        let begun = self.begin(&mut report, &job_lock).await;
+        let address = homeserver.transport.address.as_str();
+        let begun = self.begin(&mut report, &job_lock, address).await;
+        let begun = match begun {
+            Err(history::Error::Claimed) => {
+                return Err(NotBegun::Claimed { job: spec.name.clone() });
+            }
+            // A person is told in the report.
+            Err(error @ history::Error::LeaseLost { .. }) if params.trigger != Trigger::Manual => {
+                return Err(NotBegun::LeaseLost { job: spec.name.clone(), error });
+            }
+            begun => begun,
+        };
         listener(Event::Started(Box::new(report.clone())));
         let window = params.window(spec);
         let run = RunContext {
@@ -105,14 +122,19 @@ impl Runner {
         Ok(report)
     }
 
-    async fn busy(&self, job: &str) -> Busy {
+    async fn busy(&self, job: &str) -> NotBegun {
         let last = self.history.runs(Some(job), 1).await.ok().and_then(|mut runs| runs.pop());
         let run = last.filter(|run| run.outcome.is_none()).and_then(|run| run.id);
-        Busy { job: job.to_owned(), run }
+        NotBegun::Busy { job: job.to_owned(), run }
     }
 
     /// Opens the record of a run; a dry run continues without one.
-    async fn begin(&self, report: &mut Report, lock: &JobLock) -> Result<(), history::Error> {
+    async fn begin(
+        &self,
+        report: &mut Report,
+        lock: &JobLock,
+        address: &str,
+    ) -> Result<(), history::Error> {
         let begun = match lock {
             // Without the job's lock it is unknown whether another run of it is in progress.
             Err(error) => {
@@ -120,19 +142,27 @@ impl Runner {
                 Err(history::Error::Unavailable(problem.into()))
             }
             Ok(_) => match self.history.mark_interrupted(&report.job).await {
-                Ok(()) => self.history.begin_run(report).await,
+                Ok(()) => self.history.begin_run(report, address).await,
                 Err(error) => Err(error),
             },
         };
         match begun {
             Ok(id) => report.id = Some(id),
-            Err(error) if report.mode == Mode::Apply => return Err(error),
+            Err(error) if report.mode == Mode::Apply || is_taken(&error, report.trigger) => {
+                return Err(error);
+            }
             Err(error) => {
                 tracing::warn!(target: "microglia::history", "this dry run is not recorded: {error}");
             }
         }
         Ok(())
     }
+}
+
+/// Whether another replica does what the schedule says.
+fn is_taken(error: &history::Error, trigger: Trigger) -> bool {
+    let taken = matches!(error, history::Error::Claimed | history::Error::LeaseLost { .. });
+    taken && trigger != Trigger::Manual
 }
 
 fn new_report(spec: &JobSpec, params: &RunParams) -> Report {

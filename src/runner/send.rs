@@ -95,13 +95,9 @@ impl Sender<'_> {
             Lane::Media(store) => Some(store),
             Lane::Free | Lane::Room { .. } | Lane::ExternalIds => None,
         };
-        let announced = async {
-            if let Some(store) = media {
-                self.run.history.media_call_sent(self.server, store).await?;
-            }
-            self.run.history.record_sent(self.run_id, task.seq, &record).await
-        };
-        if let Err(error) = announced.await {
+        let call = media.map(|store| (self.server, store));
+        let recorded = self.run.history.record_sent(self.run_id, task.seq, &record, call);
+        if let Err(error) = recorded.await {
             return Step::NotSent(task, error.into());
         }
         let applying = task.change.apply(&self.writer, record.before.as_ref());
@@ -162,7 +158,7 @@ impl Sender<'_> {
         let mut recorded = self.record(task.seq, record, result).await;
         if is_media(task.change.as_ref()) {
             // Last: a call must not count as ended before its result is recorded.
-            let ended = self.run.history.media_call_ended(self.server).await;
+            let ended = self.run.history.media_call_ended(self.run_id, self.server).await;
             recorded.history = recorded.history.and(ended);
         }
         Step::Answered(task, recorded, answer)

@@ -19,6 +19,9 @@ pub struct Stop {
     urgency: Arc<OnceLock<String>>,
 }
 
+/// What interrupts a run whose replica may not work on the homeserver any more.
+pub(super) const LEASE_LOST: &str = "the loss of the homeserver's lease";
+
 #[derive(Debug)]
 struct Request {
     outcome: Outcome,
@@ -32,6 +35,12 @@ impl Stop {
     /// Only the first request counts: a run is `cancelled` or `interrupted`, not both.
     pub fn at_boundary(&self, outcome: Outcome) {
         self.request(Request { outcome, by: None });
+    }
+
+    /// Ends the run between two changes, because another replica may work on its homeserver from now on.
+    pub fn lease_lost(&self) {
+        let by = Some(LEASE_LOST.to_owned());
+        self.request(Request { outcome: Outcome::Interrupted, by });
     }
 
     /// Cancels the run between two changes; `by` completes "cancelled by".
@@ -84,7 +93,10 @@ impl Stop {
     /// `cancelled by root (uid 0)`.
     pub(super) fn describe(&self) -> String {
         match self.request.get() {
-            Some(Request { outcome: Outcome::Interrupted, .. }) => {
+            Some(Request { outcome: Outcome::Interrupted, by: Some(by) }) => {
+                format!("interrupted by {by}")
+            }
+            Some(Request { outcome: Outcome::Interrupted, by: None }) => {
                 "interrupted by the shutdown of the daemon".to_owned()
             }
             Some(Request { by: Some(by), .. }) => format!("cancelled by {by}"),

@@ -43,6 +43,7 @@ impl Owner {
             adopted.changed.push(name);
         }
         self.homeservers.set_limits(config, &self.metrics);
+        self.refresh_config();
         Ok(adopted)
     }
 

@@ -120,6 +120,11 @@ impl Homeservers {
         self.live.get(name).map(|live| &live.handle)
     }
 
+    /// Names and addresses.
+    pub(super) fn addresses(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.live.iter().map(|(name, live)| (name.as_str(), live.handle.transport.address.as_str()))
+    }
+
     /// Probes every homeserver, each in a task of its own, one shortly after the other; the metrics keep the results.
     pub(super) fn probe_all(&self, metrics: &Arc<Metrics>, clock: &Clock) {
         let mut delay = Duration::ZERO;

@@ -62,7 +62,7 @@ impl Owner {
                 }
             }
             if let Some(entry) = entry {
-                series.success_due = success_due(self.pause, entry, series.last_success);
+                series.success_due = self.success_due(entry, series.last_success);
             }
         });
     }
@@ -87,9 +87,17 @@ impl Owner {
         let mut table = self.metrics.jobs.table();
         for (job, entry) in &self.jobs {
             if let Some(series) = table.get_mut(job) {
-                series.success_due = success_due(self.pause, entry, series.last_success);
+                series.success_due = self.success_due(entry, series.last_success);
             }
         }
+    }
+
+    /// By when a job must have succeeded; where another replica may run it, that one knows.
+    fn success_due(&self, entry: &Entry, last_success: Option<Timestamp>) -> Option<Timestamp> {
+        if self.is_standby(entry) {
+            return None;
+        }
+        success_due(self.pause, entry, last_success)
     }
 
     /// Gives each job its series: a new job what the history knows about it, an existing one its new description.
@@ -117,7 +125,7 @@ impl Owner {
             series.round = described.round.and(series.round.or(described.round));
             (series.schedule, series.timezone, series.mode) =
                 (described.schedule, described.timezone, described.mode);
-            series.success_due = success_due(self.pause, entry, series.last_success);
+            series.success_due = self.success_due(entry, series.last_success);
             show(series, entry);
         }
     }

@@ -33,6 +33,8 @@ pub struct Now {
     pub paused: bool,
     /// Whether the daemon is stopping: nothing starts any more.
     pub draining: bool,
+    /// Whether another replica may run the job: nothing starts here, and nothing is remembered.
+    pub standby: bool,
 }
 
 /// What happened.
@@ -83,6 +85,8 @@ pub enum Ending {
     CutOff,
     /// It never began: another process runs the job.
     Busy,
+    /// It never began: another replica has run the occurrence.
+    Elsewhere,
 }
 
 /// What is to be done. Decisions are carried out in their order.
@@ -228,6 +232,8 @@ impl JobState {
     pub fn decide(mut self, now: Now, event: Event) -> (Self, Vec<Decision>) {
         let mut decisions = Vec::new();
         match event {
+            // What the history says changes until the job is run here; it is read again then.
+            Event::Recalled(_) if now.standby => {}
             Event::Wake => {}
             Event::ClockSetBack => self.set_back(now.time),
             Event::Redefined(timing) => self.redefine(*timing, now.time, &mut decisions),
@@ -237,12 +243,25 @@ impl JobState {
             Event::Ended(ending) => self.ended(ending, now, &mut decisions),
             Event::Cancelled => self.cancel(now, &mut decisions),
         }
-        if !now.draining {
+        if now.standby {
+            self.stand_by(now.time);
+        } else if !now.draining {
             self.release(now, &mut decisions);
             self.look(now, &mut decisions);
             self.catch_up(now, &mut decisions);
         }
         (self, decisions)
+    }
+
+    /// Leaves everything to another replica; an active run ends by itself.
+    fn stand_by(&mut self, now: Timestamp) {
+        self.run.take_if(|run| run.held_until.is_some());
+        (self.queued, self.skipped, self.missed, self.watermark) = (None, None, None, None);
+        if let Some(first) = self.next.filter(|next| *next <= now) {
+            let latest = self.latest(first, now);
+            self.last = Some(latest);
+            self.plan_from(latest);
+        }
     }
 
     /// Handles the occurrences since the last time: the last of several stands for all of them.
@@ -367,7 +386,10 @@ impl JobState {
         match (ending, occurrence) {
             (Ending::CutOff, _) => return,
             (Ending::Busy, Some(occurrence)) => self.skip(occurrence, Skipped::Overlap, decisions),
-            (Ending::Busy, None) | (Ending::Finished, _) => {}
+            (Ending::Elsewhere, Some(occurrence)) => {
+                self.watermark = self.watermark.max(Some(occurrence));
+            }
+            (Ending::Busy | Ending::Elsewhere, None) | (Ending::Finished, _) => {}
         }
         self.take_queued(now, decisions);
         if let Some(skipped) = self.skipped {

@@ -6,12 +6,13 @@ use std::sync::Arc;
 use tokio::sync::{mpsc, oneshot};
 
 use super::agenda::Due;
+use super::held::Leases;
 use super::job_list::ListedWait;
 use super::job_state::Ending;
 use super::recollection::{Recollection, Standings};
 use super::request::{Adopted, Refusal, RunOverrides};
 use crate::config::{Config, JobSpec};
-use crate::history::Pause;
+use crate::history::{Pause, Wanted};
 use crate::plan::report::{Event, Report};
 use crate::runner::Stop;
 
@@ -80,6 +81,21 @@ pub(super) enum Message {
         job: String,
         ending: Ending,
         listener: Option<Listener>,
+    },
+    /// What this replica needs leases for.
+    Wanted {
+        reply: oneshot::Sender<Wanted>,
+    },
+    /// Which leases this replica has now.
+    Leases {
+        leases: Leases,
+        reply: oneshot::Sender<()>,
+    },
+    /// Starts nothing any more where nothing runs, on homeservers that are not needed any more and on so many others;
+    /// returns their addresses.
+    StandDown {
+        surplus: usize,
+        reply: oneshot::Sender<Vec<String>>,
     },
     ProbeAll,
     /// Replies with the number of homeservers.

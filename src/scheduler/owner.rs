@@ -7,6 +7,7 @@ use tokio::sync::{broadcast, mpsc};
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
 use super::agenda::{Agenda, Due};
+use super::held::Leases;
 use super::homeservers::Homeservers;
 use super::job_event::JobEvent;
 use super::job_list::ListedWait;
@@ -47,6 +48,10 @@ pub struct Owner {
     /// Whether the pause state could not be read and is only assumed.
     pub(super) pause_assumed: bool,
     pub(super) draining: bool,
+    /// `None` where nobody shares the history.
+    pub(super) leases: Option<Leases>,
+    /// The fingerprint of all jobs and homeservers.
+    pub(super) config: String,
     /// For subscribers to the events of all runs.
     events: broadcast::Sender<JobEvent>,
     pub(super) remember: mpsc::UnboundedSender<Remember>,
@@ -88,6 +93,7 @@ pub(super) struct Parts {
 impl Owner {
     pub(super) fn new(parts: Parts) -> Self {
         let Parts { runner, metrics, clock, agenda, tasks, messages, sender, events } = parts;
+        let is_shared = runner.history.is_shared();
         Self {
             runner,
             metrics,
@@ -105,6 +111,8 @@ impl Owner {
             pause: Pause::default(),
             pause_assumed: false,
             draining: false,
+            leases: is_shared.then(Leases::default),
+            config: String::new(),
         }
     }
 
@@ -170,6 +178,12 @@ impl Owner {
                 self.ended(&job, ending);
                 drop(listener);
             }
+            Message::Wanted { reply } => drop(reply.send(self.wanted())),
+            Message::Leases { leases, reply } => {
+                self.take_leases(leases);
+                let _ = reply.send(());
+            }
+            Message::StandDown { surplus, reply } => drop(reply.send(self.stand_down(surplus))),
             Message::ProbeAll => self.homeservers.probe_all(&self.metrics, &self.clock),
             Message::ProbeNext { reply } => {
                 let _ = reply.send(self.homeservers.probe_next(&self.metrics, &self.clock));
@@ -184,8 +198,13 @@ impl Owner {
         self.agenda.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn now(&self) -> Now {
-        Now { time: self.clock.now(), paused: self.pause.paused, draining: self.draining }
+    fn now(&self, entry: &Entry) -> Now {
+        Now {
+            time: self.clock.now(),
+            paused: self.pause.paused,
+            draining: self.draining,
+            standby: self.is_standby(entry),
+        }
     }
 
     fn wake(&mut self, due: &Due) {
@@ -209,7 +228,8 @@ impl Owner {
 
     /// Has a job decide what follows from an event, and carries that out.
     pub(super) fn on(&mut self, job: &str, event: StateEvent) {
-        let now = self.now();
+        let Some(entry) = self.jobs.get(job).or_else(|| self.leaving.get(job)) else { return };
+        let now = self.now(entry);
         let entry = match self.jobs.get_mut(job) {
             Some(entry) => entry,
             None => match self.leaving.get_mut(job) {
@@ -295,7 +315,11 @@ impl Owner {
         if self.draining {
             return Err(Refusal::Draining);
         }
+        let holder = self.jobs.get(job).and_then(|entry| self.holder(entry)).map(str::to_owned);
         let entry = entry(&mut self.jobs, job)?;
+        if let Some(holder) = holder {
+            return Err(Refusal::Elsewhere { job: job.to_owned(), holder });
+        }
         if entry.state.is_running() {
             let run = entry.running.as_ref().and_then(|running| running.run);
             return Err(Refusal::Running { job: job.to_owned(), run });
@@ -313,12 +337,15 @@ impl Owner {
     }
 
     fn cancel(&mut self, job: &str, by: &str) -> Result<(), Refusal> {
+        let holder = self.jobs.get(job).and_then(|entry| self.holder(entry)).map(str::to_owned);
         let entry = entry(&mut self.jobs, job)?;
         if let Some(running) = &entry.running {
             tracing::info!(target: "microglia::scheduler", job, by, "{job}: run cancelled by {by}");
             running.stop.cancelled_by(by);
         } else if entry.state.is_waiting() {
             tracing::info!(target: "microglia::scheduler", job, by, "{job}: waiting run cancelled by {by}");
+        } else if let Some(holder) = holder {
+            return Err(Refusal::Elsewhere { job: job.to_owned(), holder });
         } else {
             return Err(Refusal::NotRunning(job.to_owned()));
         }
@@ -461,6 +488,11 @@ impl Owner {
 }
 
 impl Entry {
+    /// The address of its homeserver, to which leases belong.
+    pub(super) fn address(&self) -> &str {
+        self.homeserver.transport.address.as_str()
+    }
+
     pub(super) fn new(
         spec: &JobSpec,
         fingerprint: Fingerprint,

@@ -38,6 +38,10 @@ pub enum Refusal {
         "{0} was edited since the daemon loaded the configuration, and the daemon would run the old definition: run `microglia reload` first"
     )]
     Edited(String),
+    #[error(
+        "another replica runs the jobs of this homeserver: run the command for {job} there, on {holder}"
+    )]
+    Elsewhere { job: String, holder: String },
     #[error("the daemon is stopping")]
     Draining,
     #[error("{0}")]

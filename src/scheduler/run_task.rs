@@ -12,7 +12,7 @@ use super::message::{Listener, Message};
 use crate::config::JobSpec;
 use crate::observe::run_log;
 use crate::plan::report::{Event, Outcome};
-use crate::runner::{HomeserverHandle, RunParams, Runner, Stop};
+use crate::runner::{HomeserverHandle, NotBegun, RunParams, Runner, Stop};
 
 /// A run that is to be carried out.
 pub(super) struct RunTask {
@@ -47,9 +47,17 @@ impl RunTask {
         let ending = match AssertUnwindSafe(run).catch_unwind().await {
             Ok(Ok(report)) if report.outcome == Some(Outcome::Interrupted) => Ending::CutOff,
             Ok(Ok(_)) => Ending::Finished,
-            Ok(Err(busy)) => {
+            Ok(Err(busy @ NotBegun::Busy { .. })) => {
                 tracing::warn!(target: "microglia::scheduler", %job, "{busy}");
                 Ending::Busy
+            }
+            Ok(Err(claimed @ NotBegun::Claimed { .. })) => {
+                tracing::debug!(target: "microglia::scheduler", %job, "{claimed}");
+                Ending::Elsewhere
+            }
+            Ok(Err(lost @ NotBegun::LeaseLost { .. })) => {
+                tracing::debug!(target: "microglia::scheduler", %job, "{lost}");
+                Ending::CutOff
             }
             Err(_) => {
                 tracing::error!(target: "microglia::scheduler", %job, "{job}: a bug in microglia, please report it: the run panicked outside its attempts");

@@ -14,7 +14,7 @@ use super::owner::{Owner, Parts};
 use super::recollection::{Recollection, Standings};
 use super::request::{Adopted, Refusal, RunOverrides};
 use crate::config::{Config, JobSpec};
-use crate::history::{self, Pause};
+use crate::history::{self, History, Others, Pause};
 use crate::observe::metrics::Metrics;
 use crate::plan::report::{Event, Outcome, Report};
 use crate::runner::{Runner, Stop};
@@ -63,7 +63,10 @@ impl Supervisor {
         move |due| drop(messages.send(Message::Wake(due)))
     }
 
-    async fn ask<T>(&self, message: impl FnOnce(oneshot::Sender<T>) -> Message) -> Option<T> {
+    pub(super) async fn ask<T>(
+        &self,
+        message: impl FnOnce(oneshot::Sender<T>) -> Message,
+    ) -> Option<T> {
         let (reply, answer) = oneshot::channel();
         let _ = self.messages.send(message(reply));
         answer.await.ok()
@@ -73,6 +76,12 @@ impl Supervisor {
     pub async fn start(&self, config: &Arc<Config>) -> Result<Adopted, anyhow::Error> {
         let pause = self.runner.history.last_pause().await;
         self.recall_pause(pause).await;
+        if self.runner.history.is_shared() {
+            // With its first leases it learns the rest.
+            let adopted = self.take_config(config).await?;
+            self.describe().await;
+            return Ok(adopted);
+        }
         let ended = self.end_interrupted().await;
         let adopted = self.take_config(config).await?;
         self.describe().await;
@@ -105,6 +114,26 @@ impl Supervisor {
 
     /// Records the scheduled jobs in the history, and sends the owner what the history knows about them.
     async fn recall(&self, reopened: bool) {
+        let (known, interrupted) = match self.recollect(self.others()).await {
+            Ok(Recollection { known, interrupted }) => (Ok(known), Ok(interrupted)),
+            Err(error) => (Err(error), self.interrupted().await),
+        };
+        let recollection = Recollection { known: usable(known), interrupted: usable(interrupted) };
+        self.tell_recollection(recollection, reopened).await;
+    }
+
+    pub(super) async fn tell_recollection(&self, recollection: Recollection, reopened: bool) {
+        self.ask(|reply| Message::Recall { recollection, reopened, reply }).await;
+    }
+
+    fn others(&self) -> Others {
+        match self.runner.history.is_shared() {
+            true => Others::Keep,
+            false => Others::Delete,
+        }
+    }
+
+    pub(super) async fn recollect(&self, others: Others) -> Result<Recollection, history::Error> {
         let specs = self.specs().await;
         let scheduled: Vec<(String, String)> = specs
             .iter()
@@ -114,11 +143,8 @@ impl Supervisor {
                 Some((spec.name.clone(), format!("{schedule} {}", spec.zone)))
             })
             .collect();
-        let history = &self.runner.history;
-        let known = usable(history.upsert_schedules(&scheduled).await);
-        let interrupted = usable(self.interrupted().await);
-        let recollection = Recollection { known, interrupted };
-        self.ask(|reply| Message::Recall { recollection, reopened, reply }).await;
+        let known = self.runner.history.upsert_schedules(&scheduled, others).await?;
+        Ok(Recollection { known, interrupted: self.interrupted().await? })
     }
 
     /// The runs that were cut off for the first time.
@@ -161,20 +187,46 @@ impl Supervisor {
 
     /// Marks every run as interrupted that ended with its process.
     async fn end_interrupted(&self) -> Vec<Report> {
-        let ended = match &self.runner.dir {
-            Some(dir) => usable(self.runner.history.end_interrupted(dir).await),
-            None => Vec::new(),
-        };
+        usable(self.try_end_interrupted().await)
+    }
+
+    pub(super) async fn try_end_interrupted(&self) -> Result<Vec<Report>, history::Error> {
+        let Some(dir) = &self.runner.dir else { return Ok(Vec::new()) };
+        let ended = self.runner.history.end_interrupted(dir).await?;
         for run in &ended {
             let (job, id) = (&run.job, run.id.unwrap_or_default());
             let message = run.message.as_deref().unwrap_or_default();
             tracing::warn!(target: "microglia::run", %job, homeserver = %run.homeserver, run = id, outcome = "interrupted", "{job}: run {id} interrupted: {message}");
         }
-        ended
+        Ok(ended)
+    }
+
+    pub(super) fn count_interrupted(&self, runs: Vec<Report>) {
+        let _ = self.messages.send(Message::CountInterrupted { runs });
+    }
+
+    /// Shows how many replicas have another configuration.
+    pub(super) fn show_differing(&self, replicas: usize) {
+        self.metrics.differing_replicas.set(f64::from(u32::try_from(replicas).unwrap_or(u32::MAX)));
+    }
+
+    pub(super) fn history(&self) -> &History {
+        &self.runner.history
+    }
+
+    /// Takes over whether scheduled runs are paused where another replica was told.
+    pub(super) async fn follow_pause(&self, recorded: impl AsyncFnOnce() -> Option<Pause>) {
+        let before = self.ask(|reply| Message::GetPause { reply }).await;
+        let Some(pause) = recorded().await else { return };
+        let after = self.ask(|reply| Message::GetPause { reply }).await;
+        // One that was set here meanwhile is newer than what was read.
+        if before == after && after.is_some_and(|known| known.paused != pause.paused) {
+            self.ask(|reply| Message::SetPause { pause, reply }).await;
+        }
     }
 
     /// Gives each job its series in the metrics, with what the history knows about it.
-    async fn describe(&self) {
+    pub(super) async fn describe(&self) {
         let history = &self.runner.history;
         let needed = self.ask(|reply| Message::NeedsStandings { reply }).await == Some(true);
         let standings = match needed && history.problem().is_none() {

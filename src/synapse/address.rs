@@ -18,6 +18,11 @@ impl Address {
         Self(format!("{}://{host}:{port}{path}", url.scheme()))
     }
 
+    /// As text, without any secret.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
     /// A name for files: of fixed length, and another one for each address.
     pub fn file_name(&self) -> String {
         Uuid::new_v5(&Uuid::NAMESPACE_URL, self.0.as_bytes()).simple().to_string()

@@ -57,9 +57,10 @@ impl From<Refusal> for ApiError {
     fn from(refusal: Refusal) -> Self {
         let status = match refusal {
             Refusal::Unknown(_) => StatusCode::NOT_FOUND,
-            Refusal::Running { .. } | Refusal::NotRunning(_) | Refusal::Edited(_) => {
-                StatusCode::CONFLICT
-            }
+            Refusal::Running { .. }
+            | Refusal::NotRunning(_)
+            | Refusal::Edited(_)
+            | Refusal::Elsewhere { .. } => StatusCode::CONFLICT,
             Refusal::Draining => StatusCode::SERVICE_UNAVAILABLE,
             Refusal::Usage(_) => StatusCode::BAD_REQUEST,
         };

@@ -13,6 +13,7 @@ mod killed;
 mod lifecycle;
 mod panics;
 mod reload;
+mod replicas;
 mod schedule;
 mod slow_clients;
 mod stalled_files;

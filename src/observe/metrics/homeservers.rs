@@ -28,6 +28,7 @@ pub(crate) struct Homeservers {
     pub(super) states: Mutex<BTreeMap<String, Configured>>,
     pub(super) up: GaugeVec,
     pub(super) token_valid: GaugeVec,
+    pub(super) lease_held: GaugeVec,
     pub(super) info: GaugeVec,
     pub(super) rate_limit: GaugeVec,
     pub(super) requests: IntCounterVec,
@@ -109,6 +110,12 @@ impl Homeservers {
         *info = Some((version.to_owned(), mas));
     }
 
+    pub(crate) fn set_lease_held(&self, homeserver: &str, held: bool) {
+        if self.lock().contains_key(homeserver) {
+            self.lease_held.with_label_values(&[homeserver]).set(f64::from(u8::from(held)));
+        }
+    }
+
     /// Removes every series of some homeservers.
     pub(crate) fn remove(&self, homeservers: &BTreeSet<String>) {
         if homeservers.is_empty() {
@@ -116,7 +123,7 @@ impl Homeservers {
         }
         let mut configured = self.lock();
         configured.retain(|name, _| !homeservers.contains(name));
-        for gauges in [&self.up, &self.token_valid, &self.rate_limit] {
+        for gauges in [&self.up, &self.token_valid, &self.lease_held, &self.rate_limit] {
             remove_series(gauges, homeservers, &UP_LABELS, |labels| {
                 drop(gauges.remove_label_values(labels));
             });

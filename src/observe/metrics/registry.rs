@@ -26,6 +26,8 @@ pub struct Metrics {
     pub(crate) config_successful: Gauge,
     pub(crate) config_success_timestamp: Gauge,
     pub(crate) paused: Gauge,
+    /// How many replicas have another configuration than this one.
+    pub(crate) differing_replicas: Gauge,
     pub(crate) run_duration: HistogramVec,
     pub(crate) start_delay: Histogram,
     last_tick: Gauge,
@@ -66,6 +68,10 @@ impl Metrics {
             config_success_timestamp: add.gauge(
                 "microglia_config_last_reload_success_timestamp_seconds",
                 "Time of the last successful load of the configuration.",
+            )?,
+            differing_replicas: add.gauge(
+                "microglia_replicas_with_other_configuration",
+                "Number of replicas with other jobs or homeservers than this one.",
             )?,
             paused: add.gauge("microglia_paused", "Whether scheduled runs are paused.")?,
             run_duration: add.histograms(
@@ -173,6 +179,11 @@ impl Add<'_> {
             token_valid: self.gauges(
                 "microglia_homeserver_token_valid",
                 "Whether the homeserver accepted the access token of the last request or probe.",
+                &UP_LABELS,
+            )?,
+            lease_held: self.gauges(
+                "microglia_homeserver_lease_held",
+                "Whether this replica runs the homeserver's jobs.",
                 &UP_LABELS,
             )?,
             info: self.gauges(

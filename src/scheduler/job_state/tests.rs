@@ -141,7 +141,10 @@ impl Driven {
             watermark: self.recorded,
             interrupted: self.interrupted.filter(|_| self.interruptions <= 1),
         };
-        self.decide(Now { time: now, paused: false, draining: false }, Event::Recalled(recalled))
+        self.decide(
+            Now { time: now, paused: false, draining: false, standby: false },
+            Event::Recalled(recalled),
+        )
     }
 
     fn decide(&mut self, now: Now, event: Event) -> Vec<Decision> {
@@ -187,7 +190,7 @@ fn play(timing: Timing, start: &str, steps: &[(&str, Step, &str)]) -> Vec<String
     let mut played = Vec::new();
     for (time, step, _) in steps {
         let time = at(time);
-        let now = Now { time, paused: false, draining: false };
+        let now = Now { time, paused: false, draining: false, standby: false };
         let decisions = match step.clone() {
             On(event) => driven.decide(now, event),
             Paused(event) => driven.decide(Now { paused: true, ..now }, event),
@@ -833,7 +836,7 @@ impl Account {
     }
 
     fn on(&mut self, event: Event) -> Result<(), TestCaseError> {
-        let now = Now { time: self.now, paused: self.paused, draining: false };
+        let now = Now { time: self.now, paused: self.paused, draining: false, standby: false };
         let ends = usize::from(matches!(event, Event::Ended(_)));
         let ran = usize::from(self.driven.state.run.is_some_and(|run| run.held_until.is_none()));
         let decisions = self.driven.decide(now, event);
@@ -875,7 +878,7 @@ impl Account {
         let recalled =
             Recalled { since: driven.since, watermark: driven.recorded, interrupted: None };
         // It waits for its window or runs at once; here it waits.
-        let now = Now { time: self.now, paused: false, draining: true };
+        let now = Now { time: self.now, paused: false, draining: true, standby: false };
         let (restarted, _) = restarted.decide(now, Event::Recalled(recalled));
         prop_assert_eq!(restarted.missed.map(|missed| missed.occurrence), open);
         let state = &driven.state;
@@ -952,7 +955,7 @@ impl Account {
     fn restart(&mut self, down: TimeDelta) -> Result<(), TestCaseError> {
         let cut_off = self.driven.state.run.is_some_and(|run| run.held_until.is_none());
         if cut_off && self.started {
-            let now = Now { time: self.now, paused: self.paused, draining: true };
+            let now = Now { time: self.now, paused: self.paused, draining: true, standby: false };
             self.driven.decide(now, Event::Ended(Ending::CutOff));
         } else if let Some(occurrence) = self.driven.state.run.and_then(|run| run.start.occurrence)
         {
@@ -1029,7 +1032,7 @@ fn a_run_that_is_not_started_yet_says_what_it_is_waiting_for_and_until_when() {
         let mut state = JobState::new(timing, last);
         for (time, event) in events {
             last = at(time);
-            let now = Now { time: last, paused: false, draining: false };
+            let now = Now { time: last, paused: false, draining: false, standby: false };
             state = state.decide(now, event.clone()).0;
         }
         state.waiting(last).map(|wait| {

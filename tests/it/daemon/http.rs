@@ -16,6 +16,7 @@ microglia_config_last_reload_success_timestamp_seconds gauge -
 microglia_config_last_reload_successful gauge -
 microglia_history_write_errors_total counter -
 microglia_homeserver_info gauge homeserver,mas,version
+microglia_homeserver_lease_held gauge homeserver
 microglia_homeserver_request_duration_seconds histogram endpoint,homeserver
 microglia_homeserver_request_rate_limit gauge homeserver
 microglia_homeserver_requests_total counter endpoint,homeserver,method,status
@@ -40,6 +41,7 @@ microglia_job_skipped_total counter homeserver,job_name,reason
 microglia_job_success_due_timestamp_seconds gauge homeserver,job_name
 microglia_job_waiting gauge homeserver,job_name
 microglia_paused gauge -
+microglia_replicas_with_other_configuration gauge -
 microglia_run_duration_seconds histogram kind
 microglia_scheduler_last_tick_timestamp_seconds gauge -
 microglia_start_delay_seconds histogram -

@@ -1,0 +1,259 @@
+//! Leases on PostgreSQL: which of several processes may work on a homeserver.
+//!
+//! Only the clock of the database counts. A lease that expired is never valid again: whoever takes it, be it the same
+//! holder, gets a new term.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::time::Duration;
+
+use sqlx::{AnyConnection, AssertSqlSafe, Row};
+
+use super::columns::{ROWS_PER_STATEMENT, query};
+use super::error::Error;
+use super::spread::{Lease, LeaseState, Replica, shares};
+
+/// What a process found out about leases, and has of them now.
+#[derive(Debug, Clone, Default)]
+pub struct Renewal {
+    /// Homeservers by address, with the terms of their leases.
+    pub held: BTreeMap<String, i64>,
+    /// How many of them others should have.
+    pub surplus: usize,
+    /// Who holds the others, by their names.
+    pub elsewhere: BTreeMap<String, String>,
+    /// Every daemon that was seen lately.
+    pub replicas: Vec<Replica>,
+}
+
+/// What a daemon wants leases for.
+#[derive(Debug, Clone, Default)]
+pub struct Wanted {
+    pub homeservers: BTreeSet<String>,
+    /// The name of this replica, for people.
+    pub name: String,
+    /// The fingerprint of its configuration.
+    pub config: String,
+    /// Whether the daemon is stopping: it keeps what it has until its runs end, and takes nothing.
+    pub stopping: bool,
+}
+
+/// Whether a run's lease is valid now, which it is not any more once it was not for a moment.
+pub(super) const IS_VALID: &str = "\
+    SELECT 1 FROM leases WHERE leases.homeserver = runs.lease AND leases.holder = runs.holder
+        AND leases.term = runs.term AND leases.expires_at > clock_timestamp()";
+const FENCE: &str = "\
+    SELECT leases.homeserver FROM leases JOIN runs ON leases.homeserver = runs.lease
+        AND leases.holder = runs.holder AND leases.term = runs.term
+    WHERE runs.id = $1 AND runs.outcome IS NULL AND leases.expires_at > clock_timestamp()
+    FOR SHARE OF leases";
+const LEASE_OF: &str = "SELECT lease FROM runs WHERE id = $1";
+const TERM: &str = "\
+    SELECT term FROM leases
+    WHERE homeserver = $1 AND holder = $2 AND expires_at > clock_timestamp() FOR SHARE";
+const SEEN: &str = "\
+    INSERT INTO replicas (id, name, config, seen_at) VALUES ($1, $2, $3, now())
+    ON CONFLICT (id) DO UPDATE SET name = excluded.name, config = excluded.config, seen_at = now()";
+const FORGET: &str = "DELETE FROM replicas WHERE id = $1 OR seen_at < now() - interval '1 hour'";
+const REPLICAS: &str = "\
+    SELECT id, name, config FROM replicas
+    WHERE seen_at > now() - make_interval(secs => $1) ORDER BY id";
+const RENEW: &str = "\
+    UPDATE leases SET expires_at = now() + make_interval(secs => $2)
+    WHERE holder = $1 AND expires_at > now() RETURNING homeserver, term";
+const SELECT: &str = "\
+    SELECT homeserver, holder, CASE WHEN expires_at > now() THEN 0
+        WHEN expires_at > now() - make_interval(secs => $1) THEN 1 ELSE 2 END AS state
+    FROM leases";
+const TAKE: &str = "INSERT INTO leases (homeserver, holder, term, expires_at)";
+const TAKE_EXPIRED: &str = "\
+    ON CONFLICT (homeserver) DO UPDATE SET holder = excluded.holder, term = leases.term + 1,
+        expires_at = excluded.expires_at
+    WHERE leases.expires_at <= now() RETURNING homeserver, term";
+const RESIGN: &str =
+    "UPDATE leases SET expires_at = now() WHERE holder = $1 AND expires_at > now()";
+const FREE: &str = "SELECT homeserver FROM leases WHERE expires_at <= now()";
+const HOLDER: &str = "\
+    SELECT leases.holder, replicas.name FROM leases LEFT JOIN replicas ON replicas.id = leases.holder
+    WHERE leases.homeserver = $1 AND leases.expires_at > now()";
+
+/// An id that no other process has.
+pub(super) fn random_id() -> String {
+    // The keys come from the operating system, and differ each time.
+    let random = || u128::from(RandomState::new().build_hasher().finish());
+    uuid::Builder::from_random_bytes((random() << 64 | random()).to_be_bytes())
+        .into_uuid()
+        .to_string()
+}
+
+/// Fails unless the lease of a run is valid, and keeps it valid until the transaction ends.
+pub(super) async fn fence(connection: &mut AnyConnection, run: i64) -> Result<(), Error> {
+    if query(FENCE).bind(run).fetch_optional(&mut *connection).await?.is_some() {
+        return Ok(());
+    }
+    let row = query(LEASE_OF).bind(run).fetch_optional(&mut *connection).await?;
+    let homeserver: Option<String> = row.and_then(|row| row.try_get("lease").ok());
+    Err(Error::LeaseLost { homeserver: homeserver.unwrap_or_default() })
+}
+
+/// Returns the term of a lease that the process holds, and keeps it valid until the transaction ends.
+pub(super) async fn term(
+    connection: &mut AnyConnection,
+    homeserver: &str,
+    me: &str,
+) -> Result<i64, Error> {
+    match query(TERM).bind(homeserver).bind(me).fetch_optional(&mut *connection).await? {
+        Some(row) => Ok(row.try_get("term")?),
+        None => Err(Error::LeaseLost { homeserver: homeserver.to_owned() }),
+    }
+}
+
+/// Renews what the process holds, and takes its share of what is free.
+pub(super) async fn renew(
+    connection: &mut AnyConnection,
+    me: &str,
+    wanted: &Wanted,
+    ttl: Duration,
+) -> Result<Renewal, Error> {
+    let seconds = ttl.as_secs_f64();
+    let Wanted { homeservers, name, config, stopping } = wanted;
+    let mut held = extend(connection, me, ttl).await?;
+    if *stopping {
+        query(FORGET).bind(me).execute(&mut *connection).await?;
+        return Ok(Renewal { held, ..Renewal::default() });
+    }
+    query(SEEN).bind(me).bind(name).bind(config).execute(&mut *connection).await?;
+    let rows = query(REPLICAS).bind(seconds).fetch_all(&mut *connection).await?;
+    let replicas = rows
+        .iter()
+        .map(|row| {
+            let (id, name) = (row.try_get("id")?, row.try_get("name")?);
+            Ok(Replica { id, name, config: row.try_get("config")? })
+        })
+        .collect::<Result<Vec<_>, Error>>()?;
+    let leases = all(connection, seconds).await?;
+    let shares = shares(me, homeservers, &leases, &replicas);
+    held.extend(take(connection, me, &shares.take, ttl).await?);
+    let names: BTreeMap<&str, &str> =
+        replicas.iter().map(|replica| (replica.id.as_str(), replica.name.as_str())).collect();
+    let elsewhere = leases
+        .iter()
+        .filter(|lease| lease.state == LeaseState::Valid && lease.holder != me)
+        .map(|lease| {
+            let name = names.get(lease.holder.as_str()).unwrap_or(&"a run of the command line");
+            (lease.homeserver.clone(), (*name).to_owned())
+        })
+        .collect();
+    Ok(Renewal { held, surplus: shares.surplus, elsewhere, replicas })
+}
+
+/// Renews what the process holds.
+pub(super) async fn extend(
+    connection: &mut AnyConnection,
+    me: &str,
+    ttl: Duration,
+) -> Result<BTreeMap<String, i64>, Error> {
+    let rows = query(RENEW).bind(me).bind(ttl.as_secs_f64()).fetch_all(&mut *connection).await?;
+    rows.iter().map(|row| Ok((row.try_get("homeserver")?, row.try_get("term")?))).collect()
+}
+
+async fn all(connection: &mut AnyConnection, abandoned_after: f64) -> Result<Vec<Lease>, Error> {
+    let rows = query(SELECT).bind(abandoned_after).fetch_all(&mut *connection).await?;
+    rows.iter()
+        .map(|row| {
+            let state = match row.try_get::<i32, _>("state")? {
+                0 => LeaseState::Valid,
+                1 => LeaseState::Expired,
+                _ => LeaseState::Abandoned,
+            };
+            let (homeserver, holder) = (row.try_get("homeserver")?, row.try_get("holder")?);
+            Ok(Lease { homeserver, holder, state })
+        })
+        .collect()
+}
+
+/// Takes leases that are free; returns those that nobody else took first.
+pub(super) async fn take(
+    connection: &mut AnyConnection,
+    me: &str,
+    homeservers: &[String],
+    ttl: Duration,
+) -> Result<BTreeMap<String, i64>, Error> {
+    let mut taken = BTreeMap::new();
+    for chunk in homeservers.chunks(ROWS_PER_STATEMENT) {
+        let rows: Vec<String> = (0..chunk.len())
+            .map(|row| format!("(${}, $1, 1, now() + make_interval(secs => $2))", row + 3))
+            .collect();
+        let sql = format!("{TAKE} VALUES {} {TAKE_EXPIRED}", rows.join(", "));
+        let mut statement = query(AssertSqlSafe(sql)).bind(me.to_owned()).bind(ttl.as_secs_f64());
+        for homeserver in chunk {
+            statement = statement.bind(homeserver.clone());
+        }
+        for row in statement.fetch_all(&mut *connection).await? {
+            taken.insert(row.try_get("homeserver")?, row.try_get("term")?);
+        }
+    }
+    Ok(taken)
+}
+
+/// Ends leases of a holder at once.
+pub(super) async fn resign(
+    connection: &mut AnyConnection,
+    holder: &str,
+    homeservers: &[String],
+) -> Result<(), Error> {
+    let places: Vec<String> = (0..homeservers.len()).map(|n| format!("${}", n + 2)).collect();
+    let sql = format!("{RESIGN} AND homeserver IN ({})", places.join(", "));
+    let mut statement = query(AssertSqlSafe(sql)).bind(holder.to_owned());
+    for homeserver in homeservers {
+        statement = statement.bind(homeserver.clone());
+    }
+    statement.execute(&mut *connection).await?;
+    Ok(())
+}
+
+/// Ends every lease of a process that has ended or is about to, and forgets it.
+pub(super) async fn leave(connection: &mut AnyConnection, holder: &str) -> Result<(), Error> {
+    query(RESIGN).bind(holder).execute(&mut *connection).await?;
+    query(FORGET).bind(holder).execute(&mut *connection).await?;
+    Ok(())
+}
+
+/// Homeservers whose leases nobody holds, of those that anybody ever held.
+pub(super) async fn free(connection: &mut AnyConnection) -> Result<BTreeSet<String>, Error> {
+    let rows = query(FREE).fetch_all(&mut *connection).await?;
+    rows.iter().map(|row| Ok(row.try_get("homeserver")?)).collect()
+}
+
+/// Who holds a lease: a daemon by its name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Holder {
+    Nobody,
+    Daemon(String),
+    /// A run of the command line, which ends by itself.
+    Run,
+}
+
+pub(super) async fn holder(
+    connection: &mut AnyConnection,
+    homeserver: &str,
+) -> Result<Holder, Error> {
+    let row = query(HOLDER).bind(homeserver).fetch_optional(&mut *connection).await?;
+    Ok(match row {
+        None => Holder::Nobody,
+        Some(row) => row.try_get::<Option<String>, _>("name")?.map_or(Holder::Run, Holder::Daemon),
+    })
+}
+
+/// Whether somebody works on a run whose record has no end; `None` for one that was started under no lease.
+pub(super) async fn is_under_way(
+    connection: &mut AnyConnection,
+    run: i64,
+) -> Result<Option<bool>, Error> {
+    let sql = format!(
+        "SELECT CASE WHEN EXISTS ({IS_VALID}) THEN 1 ELSE 0 END AS valid FROM runs
+        WHERE id = $1 AND holder IS NOT NULL"
+    );
+    let row = query(AssertSqlSafe(sql)).bind(run).fetch_optional(&mut *connection).await?;
+    Ok(row.map(|row| row.try_get::<i32, _>("valid")).transpose()?.map(|valid| valid > 0))
+}

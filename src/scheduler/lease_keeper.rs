@@ -1,0 +1,211 @@
+//! Keeps the leases of this replica, where several daemons share a history in PostgreSQL.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::held::Leases;
+use super::message::Message;
+use super::supervisor::Supervisor;
+use crate::history::{self, Others, Renewal, Replica, Wanted};
+
+/// How long leases last, and how often to look after them.
+#[derive(Debug, Clone, Copy)]
+pub struct LeaseTimes {
+    pub ttl: Duration,
+    /// A lease is trusted for so much less than it lasts.
+    pub margin: Duration,
+    pub renew_every: Duration,
+    /// How often to look for leases that became free, and whether runs were paused elsewhere.
+    pub poll_every: Duration,
+}
+
+impl Default for LeaseTimes {
+    fn default() -> Self {
+        Self {
+            ttl: Duration::from_secs(15),
+            margin: Duration::from_secs(3),
+            renew_every: Duration::from_secs(5),
+            poll_every: Duration::from_secs(1),
+        }
+    }
+}
+
+/// The task that renews leases, spreads them over the replicas, and tells the owner of the jobs what it may run.
+pub struct LeaseKeeper {
+    supervisor: Arc<Supervisor>,
+    times: LeaseTimes,
+    name: String,
+    /// What the owner was told: the terms of the leases, and until when they can be trusted.
+    told: BTreeMap<String, i64>,
+    trusted_until: Instant,
+    /// What was free after the last renewal, and is others' to take.
+    left_free: BTreeSet<String>,
+    differing: BTreeSet<String>,
+    is_failing: bool,
+    is_stopping: bool,
+}
+
+impl LeaseKeeper {
+    /// `None` where nobody shares the history.
+    pub fn new(supervisor: &Arc<Supervisor>, times: LeaseTimes, name: String) -> Option<Self> {
+        supervisor.history().is_shared().then(|| Self {
+            supervisor: Arc::clone(supervisor),
+            times,
+            name,
+            told: BTreeMap::new(),
+            trusted_until: Instant::now(),
+            left_free: BTreeSet::new(),
+            differing: BTreeSet::new(),
+            is_failing: false,
+            is_stopping: false,
+        })
+    }
+
+    /// Runs as long as the daemon.
+    pub async fn keep(mut self) {
+        let mut renewed = Instant::now();
+        loop {
+            tokio::time::sleep(self.times.poll_every).await;
+            let stops = !self.is_stopping && self.wanted().await.stopping;
+            let due = renewed.elapsed() >= self.times.renew_every || self.is_failing || stops;
+            if due || self.look().await {
+                self.is_stopping |= stops;
+                renewed = Instant::now();
+                self.renew().await;
+            }
+        }
+    }
+
+    /// Follows what other replicas did; returns whether leases became free.
+    async fn look(&mut self) -> bool {
+        let Self { supervisor, times, left_free, .. } = self;
+        let mut free = None;
+        let look = supervisor.follow_pause(async || {
+            let (now_free, pause) = supervisor.history().shared_state().await.ok()?;
+            free = Some(now_free);
+            Some(pause)
+        });
+        let looked = tokio::time::timeout(times.renew_every, look).await;
+        looked.is_ok() && free.is_some_and(|free| !free.is_subset(left_free))
+    }
+
+    /// Renews the leases, and tells the owner which are held.
+    pub async fn renew(&mut self) {
+        let wanted = self.wanted().await;
+        // From before the request: what the database counts from is later.
+        let sent = Instant::now();
+        let history = self.supervisor.history();
+        let renewing = history.renew_leases(&wanted, self.times.ttl);
+        let renewed = match tokio::time::timeout(self.times.renew_every, renewing).await {
+            Ok(Ok(renewal)) => self.renewed(renewal, &wanted, sent).await,
+            Ok(Err(error)) => Err(error.to_string()),
+            Err(_) => Err("no answer in time".to_owned()),
+        };
+        match renewed {
+            Ok(()) if std::mem::take(&mut self.is_failing) => {
+                tracing::info!(target: "microglia::scheduler", "leases of homeservers are renewed again");
+            }
+            Ok(()) => {}
+            Err(error) => self.failed(&error).await,
+        }
+    }
+
+    async fn wanted(&self) -> Wanted {
+        let wanted = self.supervisor.ask(|reply| Message::Wanted { reply }).await;
+        Wanted { name: self.name.clone(), ..wanted.unwrap_or_default() }
+    }
+
+    async fn failed(&mut self, error: &str) {
+        if !std::mem::replace(&mut self.is_failing, true) {
+            tracing::error!(target: "microglia::scheduler", "cannot renew the leases of homeservers: {error}");
+        }
+        if Instant::now() >= self.trusted_until && !self.told.is_empty() {
+            tracing::error!(target: "microglia::scheduler", "the leases of all homeservers have ended: nothing runs on schedule here until they can be renewed");
+            self.told.clear();
+            self.tell(Leases::default()).await;
+        }
+    }
+
+    async fn renewed(
+        &mut self,
+        renewal: Renewal,
+        wanted: &Wanted,
+        sent: Instant,
+    ) -> Result<(), String> {
+        self.compare(&renewal.replicas, wanted);
+        let Renewal { held, surplus, elsewhere, .. } = renewal;
+        self.trusted_until = sent + self.times.ttl.saturating_sub(self.times.margin);
+        self.left_free = wanted
+            .homeservers
+            .iter()
+            .filter(|homeserver| {
+                !held.contains_key(*homeserver) && !elsewhere.contains_key(*homeserver)
+            })
+            .cloned()
+            .collect();
+        // One with another term was lost in between, and another replica may have worked.
+        self.told.retain(|homeserver, term| held.get(homeserver) == Some(term));
+        self.tell(self.leases(&elsewhere)).await;
+        if held.len() > self.told.len() {
+            self.gain(held, &elsewhere).await.map_err(|error| error.to_string())?;
+        }
+        let surplus = if wanted.stopping { usize::MAX } else { surplus };
+        self.give(surplus).await.map_err(|error| error.to_string())
+    }
+
+    fn leases(&self, elsewhere: &BTreeMap<String, String>) -> Leases {
+        let held = self.told.keys().map(|homeserver| (homeserver.clone(), self.trusted_until));
+        Leases { held: held.collect(), elsewhere: elsewhere.clone() }
+    }
+
+    async fn tell(&self, leases: Leases) {
+        self.supervisor.ask(|reply| Message::Leases { leases, reply }).await;
+    }
+
+    /// Lets the owner run jobs on homeservers that it did not have, with what the history knows about them.
+    async fn gain(
+        &mut self,
+        held: BTreeMap<String, i64>,
+        elsewhere: &BTreeMap<String, String>,
+    ) -> Result<(), history::Error> {
+        let others = if self.differing.is_empty() { Others::Delete } else { Others::Keep };
+        let ended = self.supervisor.try_end_interrupted().await?;
+        let recollection = self.supervisor.recollect(others).await?;
+        for homeserver in held.keys().filter(|homeserver| !self.told.contains_key(*homeserver)) {
+            tracing::info!(target: "microglia::scheduler", "this replica runs the jobs on {homeserver} from now on");
+        }
+        self.told = held;
+        self.tell(self.leases(elsewhere)).await;
+        self.supervisor.describe().await;
+        self.supervisor.count_interrupted(ended);
+        self.supervisor.tell_recollection(recollection, false).await;
+        Ok(())
+    }
+
+    /// Gives away what others should have and where nothing runs.
+    pub async fn give(&mut self, surplus: usize) -> Result<(), history::Error> {
+        let given = self.supervisor.ask(|reply| Message::StandDown { surplus, reply }).await;
+        let given = given.unwrap_or_default();
+        for homeserver in &given {
+            tracing::info!(target: "microglia::scheduler", "this replica leaves the jobs on {homeserver} to another one");
+            self.told.remove(homeserver);
+            self.left_free.insert(homeserver.clone());
+        }
+        self.supervisor.history().resign_leases(&given).await
+    }
+
+    /// Warns once of each replica with another configuration.
+    fn compare(&mut self, replicas: &[Replica], wanted: &Wanted) {
+        let differing: BTreeSet<String> = replicas
+            .iter()
+            .filter(|replica| replica.config != wanted.config)
+            .map(|replica| replica.name.clone())
+            .collect();
+        for name in differing.difference(&self.differing) {
+            tracing::warn!(target: "microglia::scheduler", "the replica {name} has another configuration: give all replicas the same jobs and homeservers");
+        }
+        self.supervisor.show_differing(differing.len());
+        self.differing = differing;
+    }
+}

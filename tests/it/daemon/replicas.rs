@@ -1,0 +1,203 @@
+//! Several daemons on one PostgreSQL: everything is done by exactly one of them.
+
+use super::*;
+use crate::fake::TOKEN;
+use crate::postgres;
+use crate::program::{on_postgres, until};
+
+/// A replica with a state directory of its own, and these homeservers.
+fn replica(url: &str, homeservers: &[(&str, &Fake)], jobs: &str) -> Program {
+    let mut config = format!("[daemon]\nstate_dir = \"state\"\ndatabase_url = \"{url}\"\n\n");
+    for (name, fake) in homeservers {
+        config.push_str(&format!(
+            "[homeservers.{name}]\nurl = \"{}\"\naccess_token_file = \"token\"\nmax_requests_per_second = \"unlimited\"\nmax_joins_per_second = \"unlimited\"\n\n",
+            fake.url()
+        ));
+    }
+    config.push_str(jobs);
+    let program = Program::with_database(Some(url.to_owned()), &config);
+    program.write("token", TOKEN);
+    program
+}
+
+async fn database() -> String {
+    tokio::task::spawn_blocking(postgres::database).await.unwrap()
+}
+
+/// Runs a statement in the database of a test.
+async fn sql(url: &str, statement: &str) -> String {
+    let database = url.rsplit_once('/').unwrap().1.to_owned();
+    let statement = statement.to_owned();
+    let run = move || postgres::server().psql(&database, &statement);
+    let (succeeded, output) = tokio::task::spawn_blocking(run).await.unwrap();
+    assert!(succeeded, "{output}");
+    output
+}
+
+/// How many homeservers a replica runs the jobs of.
+async fn held(daemon: &Daemon) -> usize {
+    let (_, metrics) = daemon.get("/metrics").await;
+    let lines = metrics.lines().filter(|line| line.starts_with("microglia_homeserver_lease_held{"));
+    lines.filter(|line| line.ends_with(" 1")).count()
+}
+
+const EVERY_SECOND: &str = "mode = \"apply\"\nschedule = \"* * * * * *\"";
+
+#[tokio::test]
+async fn two_replicas_run_each_occurrence_once_and_hand_over_at_sigterm() {
+    if on_postgres() {
+        return;
+    }
+    let fake = Fake::start();
+    let url = database().await;
+    let programs =
+        [(); 2].map(|()| replica(&url, &[("main", &fake)], &ping("looks", EVERY_SECOND)));
+    let first = programs[0].serve().await;
+    let second = programs[1].serve().await;
+    assert_eq!((held(&first).await, held(&second).await), (1, 0));
+    until("some runs", 20, async || fake.count("GET", PING) > 3).await;
+    first.stop().await;
+    // What was not handed over would last for 15 s.
+    until("the hand-over", 5, async || held(&second).await == 1).await;
+    let so_far = fake.count("GET", PING);
+    until("it goes on", 20, async || fake.count("GET", PING) > so_far + 2).await;
+    let log = second.stop().await;
+    assert!(log.contains("this replica runs the jobs on http://127.0.0.1"), "{log}");
+    let doubled = "SELECT scheduled_for FROM runs GROUP BY scheduled_for HAVING COUNT(*) > 1";
+    assert_eq!(sql(&url, doubled).await, "");
+    let unended = "SELECT COUNT(*) FROM runs WHERE outcome IS NULL";
+    assert_eq!(sql(&url, unended).await, "0");
+    assert_eq!(sql(&url, "SELECT term FROM leases").await, "2");
+}
+
+#[tokio::test]
+async fn what_a_replica_killed_in_mid_run_left_is_caught_up_by_another_which_repeats_nothing() {
+    if on_postgres() {
+        return;
+    }
+    let fake = with_lobby(200);
+    let url = database().await;
+    let programs =
+        [(); 2].map(|()| replica(&url, &[("main", &fake)], &sweep("lobby", 20, &hourly())));
+    programs[0].serve().await.stop().await;
+    sql(&url, "UPDATE jobs SET since = since - 86400000, watermark = NULL").await;
+    let first = programs[0].serve().await;
+    let second = programs[1].serve().await;
+    until("some joins", 20, async || joined(&fake) >= 10).await;
+    assert_eq!(held(&second).await, 0);
+    first.kill().await;
+    until("the takeover", 20, async || held(&second).await == 1).await;
+    until("the rest", 30, async || joined(&fake) == 200).await;
+    until("the end", 20, async || programs[1].ended("lobby").await.len() == 2).await;
+    assert_eq!(programs[1].ended("lobby").await, ["catch-up interrupted", "catch-up succeeded"]);
+    assert_eq!(fake.count("POST", JOIN), 200, "nobody was joined twice");
+    second.stop().await;
+}
+
+#[tokio::test]
+async fn a_replica_that_was_frozen_sends_nothing_but_what_it_had_recorded() {
+    if on_postgres() {
+        return;
+    }
+    let fake = with_lobby(400);
+    let url = database().await;
+    let programs =
+        [(); 2].map(|()| replica(&url, &[("main", &fake)], &sweep("lobby", 20, &hourly())));
+    programs[0].serve().await.stop().await;
+    sql(&url, "UPDATE jobs SET since = since - 86400000, watermark = NULL").await;
+    let first = programs[0].serve().await;
+    let second = programs[1].serve().await;
+    until("some joins", 20, async || joined(&fake) >= 10).await;
+    first.signal("STOP");
+    until("the takeover", 30, async || held(&second).await == 1).await;
+    until("more joins", 20, async || programs[1].runs("lobby").await.len() == 2).await;
+    first.signal("CONT");
+    until("it notices", 20, async || held(&first).await == 0).await;
+    until("the rest", 60, async || joined(&fake) == 400).await;
+    until("the end", 20, async || programs[1].ended("lobby").await.len() == 2).await;
+    assert_eq!(programs[1].ended("lobby").await, ["catch-up interrupted", "catch-up succeeded"]);
+    let joins = fake.count("POST", JOIN);
+    assert!(joins == 400 || joins == 401, "{joins} joins of 400");
+    let log = first.stop().await;
+    assert!(log.contains("interrupted by the loss of the homeserver's lease"), "{log}");
+    second.stop().await;
+}
+
+#[tokio::test]
+async fn homeservers_spread_evenly_over_replicas_that_come_and_go() {
+    if on_postgres() {
+        return;
+    }
+    let fakes: Vec<Fake> = (0..6).map(|_| Fake::start()).collect();
+    let names: Vec<String> = (0..6).map(|number| format!("hs{number}")).collect();
+    let homeservers: Vec<(&str, &Fake)> =
+        names.iter().map(String::as_str).zip(fakes.iter()).collect();
+    let all = format!("homeserver = [\"{}\"]\n{EVERY_SECOND}", names.join("\", \""));
+    let url = database().await;
+    let programs = [(); 3].map(|()| replica(&url, &homeservers, &ping("looks", &all)));
+    let first = programs[0].serve().await;
+    assert_eq!(held(&first).await, 6);
+    let second = programs[1].serve().await;
+    until("an even spread", 30, async || held(&first).await == 3 && held(&second).await == 3).await;
+    let third = programs[2].serve().await;
+    until("an even spread", 30, async || {
+        let held = [held(&first).await, held(&second).await, held(&third).await];
+        held == [2, 2, 2]
+    })
+    .await;
+    first.stop().await;
+    until("an even spread", 30, async || held(&second).await == 3 && held(&third).await == 3).await;
+    second.stop().await;
+    third.stop().await;
+    let doubled = "SELECT job, scheduled_for FROM runs GROUP BY 1, 2 HAVING COUNT(*) > 1";
+    assert_eq!(sql(&url, doubled).await, "");
+    let outcomes = sql(&url, "SELECT DISTINCT outcome FROM runs ORDER BY 1").await;
+    assert!(["succeeded", "interrupted\nsucceeded"].contains(&&*outcomes), "{outcomes}");
+}
+
+#[tokio::test]
+async fn a_pause_on_one_replica_holds_on_all() {
+    if on_postgres() {
+        return;
+    }
+    let fake = Fake::start();
+    let url = database().await;
+    let programs =
+        [(); 2].map(|()| replica(&url, &[("main", &fake)], &ping("looks", EVERY_SECOND)));
+    let first = programs[0].serve().await;
+    let second = programs[1].serve().await;
+    assert_eq!(programs[1].run(&["pause"]).await.code, 0);
+    until_log(&first, "scheduled runs are paused").await;
+    let so_far = fake.count("GET", PING);
+    first.stop().await;
+    until("the hand-over", 20, async || held(&second).await == 1).await;
+    assert_eq!(fake.count("GET", PING), so_far);
+    assert_eq!(programs[0].run(&["resume"]).await.code, 1, "there is no daemon");
+    let first = programs[0].serve().await;
+    assert_eq!(programs[0].run(&["resume"]).await.code, 0);
+    until("it goes on", 20, async || fake.count("GET", PING) > so_far).await;
+    first.stop().await;
+    second.stop().await;
+}
+
+#[tokio::test]
+async fn a_run_of_the_command_line_does_not_work_beside_a_daemon_elsewhere() {
+    if on_postgres() {
+        return;
+    }
+    let fake = with_lobby(3);
+    let url = database().await;
+    let [with_daemon, without] =
+        [(); 2].map(|()| replica(&url, &[("main", &fake)], &sweep("lobby", 50, "")));
+    let daemon = with_daemon.serve().await;
+    let refused = without.run(&["run", "lobby"]).await;
+    assert_eq!(refused.code, 1, "{refused:?}");
+    let why = format!("(process {}) runs the jobs on main: run this command there", daemon.pid());
+    assert!(refused.stderr.contains(&why), "{refused:?}");
+    assert_eq!(joined(&fake), 0);
+    daemon.stop().await;
+    assert_eq!(without.run(&["run", "lobby"]).await.code, 0);
+    assert_eq!(joined(&fake), 3);
+    let terms = sql(&url, "SELECT term, expires_at <= now() FROM leases").await;
+    assert_eq!(terms, "2|t");
+}
