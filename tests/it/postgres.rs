@@ -172,8 +172,14 @@ fn for_nobody(dir: &Path, bin: &Path) -> PathBuf {
     if reachable.is_ok_and(|status| status.success()) {
         return bin.to_owned();
     }
-    let copy = dir.join("pginstall");
-    venv::run(Command::new("cp").arg("-r").arg(bin.parent().unwrap()).arg(&copy));
-    venv::run(Command::new("chmod").args(["-R", "a+rX"]).arg(&copy));
-    copy.join("bin")
+    let package = bin.ancestors().nth(2).expect("the programs are in a Python package");
+    // The programs find their libraries beside the package.
+    for part in [package.to_owned(), package.with_extension("libs")] {
+        let copy = dir.join(part.file_name().expect("a directory"));
+        venv::run(Command::new("cp").arg("-r").arg(&part).arg(&copy));
+        venv::run(Command::new("chmod").args(["-R", "a+rX"]).arg(&copy));
+        // The script removes all of it as that user.
+        venv::run(Command::new("chown").args(["-R", &format!("{NOBODY}:{NOBODY}")]).arg(&copy));
+    }
+    dir.join(package.file_name().expect("a directory")).join("pginstall/bin")
 }
