@@ -75,7 +75,7 @@ pub(crate) async fn serve(
         let problem = format!("the history cannot be opened: {error}");
         History::unavailable(Some(place), clock.clone(), &problem)
     });
-    let history = history.as_replica();
+    let history = history.into_replica();
     let metrics = Arc::new(Metrics::new(clock.now())?);
     // Before readiness is reported: a signal without a handler ends the process.
     let mut signals = Signals::new()?;

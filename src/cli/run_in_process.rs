@@ -46,7 +46,7 @@ pub(super) async fn run(
     };
     let address = homeserver.transport.address.as_str().to_owned();
     let (dir, history) = open_state(config, clock).await;
-    let history = history.as_replica();
+    let history = history.into_replica();
     run_lease::take(&history, &spec.homeserver, &address).await?;
     let runner = Runner {
         history: history.clone(),

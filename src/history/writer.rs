@@ -164,7 +164,7 @@ impl History {
 
     /// Makes this process one of those that share the history, each under the leases that it holds, where that is possible.
     #[must_use]
-    pub(crate) fn as_replica(self) -> Self {
+    pub(crate) fn into_replica(self) -> Self {
         let is_shared = matches!(self.place, Some(Place::Postgres(_)));
         Self { holder: is_shared.then(|| random_id().into()), ..self }
     }
