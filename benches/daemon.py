@@ -147,7 +147,7 @@ INSERT INTO runs (job, kind, homeserver, mode, cause, scheduled_for, started_at,
 SELECT printf('job-%04d', n % :jobs), 'purge-local-media', 'main', 'apply', 'schedule', :since + n * 1000, :since + n * 1000,
        :since + n * 1000 + 500, 1, iif(n / :jobs % 10 = 0, 'failed', 'succeeded'), NULL, 0 FROM n
 """
-INDEXES = ("runs_by_outcome", "runs_by_start", "runs_unended")
+INDEXES = ("runs_by_outcome", "runs_by_start", "runs_unended", "runs_by_homeserver", "runs_by_mode", "runs_interrupted")
 
 
 def long_history(microglia, homeserver, small):
@@ -161,7 +161,7 @@ def long_history(microglia, homeserver, small):
     with contextlib.closing(sqlite3.connect(state)) as database, database:
         for index in INDEXES:
             database.execute(f"DROP INDEX {index}")
-        database.execute("DELETE FROM _sqlx_migrations WHERE version = 5")
+        database.execute("DELETE FROM _sqlx_migrations WHERE version IN (5, 8)")
         # All within the time that runs are kept.
         database.execute(RUNS, {"runs": runs, "jobs": count, "since": int((time.time() - runs - 3600) * 1000)})
     daemon = start()

@@ -1,8 +1,10 @@
 //! What the measurements need besides microglia: the fake homeserver in a process of its own, and a bare load generator.
 //!
-//! `fake serve ACCOUNTS` prints its URL and serves until its standard input ends: every second account holds an id of
-//! `saml`, every tenth one of `oidc-google`, and all are in two rooms. `fake members MEMBERS` does so with
-//! one room of so many members. `fake load URL TOKEN CONCURRENCY` reads account ids from its standard input,
+//! `fake serve ACCOUNTS [ADDRESSES]` prints its URL and serves until its standard input ends, also at that many addresses
+//! from 127.1.0.1 on, 250 in a row: every second account holds an id of
+//! `saml`, every tenth one of `oidc-google`, and all are in two rooms. `fake deactivated ACCOUNTS` does so with
+//! deactivated accounts without ids, `fake members MEMBERS` with
+//! one room of that many members. `fake load URL TOKEN CONCURRENCY` reads account ids from its standard input,
 //! GETs each once over connections that are kept open, and prints the seconds that took.
 
 #![expect(clippy::print_stdout, reason = "this is a command line")]
@@ -14,26 +16,39 @@ mod fake;
 use std::{
     env,
     io::{BufRead, BufReader, Read, Write, stdin},
-    net::TcpStream,
+    net::{Ipv4Addr, TcpStream},
     sync::Mutex,
     thread,
     time::Instant,
 };
 
-use crate::fake::{Fake, SERVER_NAME, User, World};
+use tokio::net::TcpListener;
+
+use crate::fake::{SERVER_NAME, User, World};
 
 fn main() {
     let arguments: Vec<String> = env::args().skip(1).collect();
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match arguments[..] {
-        ["serve", accounts] => serve(all_in(accounts.parse().expect("a number of accounts"))),
-        ["members", members] => serve(huge_room(members.parse().expect("a number of members"))),
+        ["serve", accounts] => {
+            serve(all_in(accounts.parse().expect("a number of accounts")), 0);
+        }
+        ["serve", accounts, addresses] => serve(
+            all_in(accounts.parse().expect("a number of accounts")),
+            addresses.parse().expect("a number of addresses"),
+        ),
+        ["deactivated", accounts] => {
+            serve(deactivated(accounts.parse().expect("a number of accounts")), 0);
+        }
+        ["members", members] => {
+            serve(huge_room(members.parse().expect("a number of members")), 0);
+        }
         ["load", url, token, concurrency] => {
             let address = url.strip_prefix("http://").expect("a plain http URL");
             load(address, token, concurrency.parse().expect("a number of requests at a time"));
         }
         _ => panic!(
-            "usage: fake serve ACCOUNTS | fake members MEMBERS | fake load URL TOKEN CONCURRENCY"
+            "usage: fake serve ACCOUNTS [ADDRESSES] | fake members MEMBERS | fake load URL TOKEN CONCURRENCY"
         ),
     }
 }
@@ -62,6 +77,19 @@ fn all_in(accounts: usize) -> World {
     world
 }
 
+/// Deactivated accounts without ids, and a room in which nobody is but the account of the token.
+fn deactivated(accounts: usize) -> World {
+    let mut world = World::new();
+    world.record_requests = false;
+    world.users(accounts, |_| User { deactivated: true, ..User::default() });
+    let admin = world.admin();
+    world
+        .room(&format!("!lobby:{SERVER_NAME}"))
+        .alias(&format!("#lobby:{SERVER_NAME}"))
+        .joined(&admin);
+    world
+}
+
 /// A room of so many members, of whom a thousand are local, and as many accounts that are not in it.
 fn huge_room(members: usize) -> World {
     let mut world = World::new();
@@ -80,12 +108,20 @@ fn huge_room(members: usize) -> World {
 }
 
 #[tokio::main(flavor = "current_thread")]
-async fn serve(world: World) {
+async fn serve(world: World, addresses: u16) {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port to listen on");
-    println!("http://{}", listener.local_addr().expect("an address of its own"));
+    let own = listener.local_addr().expect("an address of its own");
+    let mut listeners = vec![listener];
+    for number in 0..addresses {
+        let [high, low] =
+            [number / 250, number % 250 + 1].map(|part| u8::try_from(part).expect("an address"));
+        let address = (Ipv4Addr::new(127, 1, high, low), own.port());
+        listeners.push(TcpListener::bind(address).await.expect("the same port at another address"));
+    }
+    println!("http://{own}");
     let gone = tokio::task::spawn_blocking(|| stdin().read_to_end(&mut Vec::new()));
     tokio::select! {
-        never = fake::serve_forever(world, listener) => match never {},
+        never = fake::serve_forever(world, listeners) => match never {},
         _ = gone => {}
     }
 }

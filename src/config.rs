@@ -1,6 +1,7 @@
-//! The configuration file: TOML text to settings and job specs, or every error with its location.
+//! The configuration files: TOML text to settings and job specs, or every error with its location.
 
 mod diagnostics;
+mod include;
 mod job_spec;
 mod keys;
 mod load;
@@ -8,12 +9,12 @@ mod parser;
 mod secrets;
 mod settings;
 mod source;
+mod sources;
 
 pub(crate) use diagnostics::{Diagnostic, LoadError};
 pub(crate) use job_spec::JobSpec;
 pub use keys::TABLES;
 pub(crate) use keys::{Overlap, Retries};
-pub(crate) use load::{listen, state_dir, state_dir_or_default};
+pub(crate) use load::{files_fingerprint, listen, state_dir, state_dir_or_default};
 pub use settings::{Config, Environment, HistoryPlace};
 pub(crate) use settings::{Daemon, Homeserver};
-pub(crate) use source::read_bytes;

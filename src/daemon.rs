@@ -25,7 +25,7 @@ use crate::values::clock::Clock;
 use crate::web::{self, App, Health};
 use tasks::Tasks;
 
-/// How often to check that homeservers respond.
+/// How often to check that each homeserver responds.
 const PROBE_EVERY: Duration = Duration::from_mins(5);
 /// How often to try to open a history that is not open: the disk may be full or not mounted yet.
 const OPEN_EVERY: Duration = Duration::from_secs(10);
@@ -117,6 +117,8 @@ pub(crate) async fn serve(
         Arc::clone(&metrics),
         clock.clone(),
     ));
+    // The scheduler has its own copy of the jobs: with thousands of them this one would take megabytes.
+    drop(config);
     let ticker = Ticker::start(Arc::clone(&supervisor.agenda), clock.clone(), supervisor.wakes())
         .await
         .map_err(|error| anyhow::anyhow!("cannot start the scheduler: {error:?}"))?;
@@ -303,10 +305,13 @@ async fn until_lock_lost(lock: &mut DaemonLock) -> String {
     }
 }
 
+/// Probes all homeservers at the start, then one after the other, so that the load of many is even.
 async fn probe(supervisor: Arc<Supervisor>) {
+    supervisor.probe_all();
+    let mut homeservers = 1;
     loop {
-        supervisor.probe();
-        tokio::time::sleep(PROBE_EVERY).await;
+        tokio::time::sleep(PROBE_EVERY / u32::try_from(homeservers).unwrap_or(u32::MAX)).await;
+        homeservers = supervisor.probe_next().await.max(1);
     }
 }
 

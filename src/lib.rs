@@ -19,7 +19,7 @@
 //! | [`scheduler`] | when what runs: the state of each job, the agenda, the task that carries out decisions, adopting a configuration |
 //! | [`runner`] | one run: read, guard, apply, finish |
 //! | [`observe`] | metrics and the log of runs |
-//! | [`config`] | the TOML file to settings and jobs, or every error with its location |
+//! | [`config`] | the TOML files to settings and jobs, or every error with its location |
 //! | [`jobs`] | what a kind is, the table of kinds, and one file per kind |
 //! | [`history`] | runs, changes and facts about homeservers, in SQLite or PostgreSQL; the locks of the state directory |
 //! | [`plan`] | changes, plans, reports and events, as data |
@@ -33,6 +33,7 @@
 //!
 //! ```text
 //! microglia.toml -> config -> settings and jobs            or every error, with its location
+//! and what it includes            |
 //!                                 |
 //!              scheduler::adopt <-+                        keeps unchanged jobs, swaps changed ones, retires the rest
 //!                     |
@@ -81,6 +82,9 @@
 //!
 //! # Decisions
 //!
+//! - Accounts are read in portions (`plan::round`). A run moves its job's round forward to the first change that was not
+//!   made, so that what was planned and not made is planned again; a refused plan moves nothing. The position is a name:
+//!   offsets drift while accounts come and go.
 //! - Tables of the configuration are read key by key (`schema!`), not through serde's derive: each key reports its own
 //!   error with its location, and the same definition is what `kinds` prints.
 //! - A media purge is a [`plan::change::BatchPlan`]: the sizes of its changes are adapted during the run, so that a call takes 5 to 20 s
@@ -101,6 +105,10 @@
 //!   asked. That only spares work: what decides is the check in the transaction.
 //! - A replica without the lease lets occurrences pass and remembers nothing (`Now::standby`). With the lease it reads what
 //!   the history knows, as at a start.
+//! - The files of a configuration are parsed one by one and put together as one table, whose spans count on from file to
+//!   file (`config::sources`): everything after that works on one text, and an error still has its own file and line.
+//! - Homeservers that trust the same certificates share an HTTP client, and their probes are spread over five minutes:
+//!   hundreds of homeservers must not cost everything at the same time.
 //! - The daemon shares the run slots of a homeserver through a semaphore, the command line through locks in the state
 //!   directory: only one of them runs jobs at a time.
 

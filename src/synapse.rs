@@ -32,6 +32,7 @@ mod writer;
 
 pub(crate) use account::{ExternalId, User};
 pub(crate) use address::Address;
+pub(crate) use client::Clients;
 pub(crate) use error::{Cause, Error};
 pub(crate) use identity::Identity;
 pub use identity::Version;

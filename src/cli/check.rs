@@ -1,9 +1,10 @@
 //! `microglia check`: errors in the configuration, the next occurrences of jobs, and checks of the homeservers.
 
 use std::collections::HashMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use futures_util::StreamExt;
 use serde::Serialize;
 use serde_json::json;
 
@@ -15,7 +16,7 @@ use crate::config::{Config, Diagnostic, Homeserver, JobSpec};
 use crate::jobs::job::{self, Budget};
 use crate::plan::report::Mode;
 use crate::scheduler::job_list::{job_list, upcoming};
-use crate::synapse::{Error, Identity, Reader, Transport};
+use crate::synapse::{Clients, Error, Identity, Reader, Transport};
 use crate::values::clock::Clock;
 use crate::values::escape::line;
 use crate::values::text::format_count;
@@ -44,8 +45,7 @@ pub(super) async fn run(path: &Path, options: &Options) -> Result<(), Failure> {
     let config = match loaded {
         Ok(config) => config,
         Err(errors) if options.json => {
-            let errors =
-                json!({ "errors": errors.as_json(), "warnings": [], "jobs": [], "online": null });
+            let errors = json!({ "errors": errors.as_json(), "warnings": [], "files": null, "jobs": [], "online": null });
             print_json(&errors)?;
             return Err(Failure::InvalidConfig);
         }
@@ -54,20 +54,18 @@ pub(super) async fn run(path: &Path, options: &Options) -> Result<(), Failure> {
     if !options.json {
         print_config(path, &config, &clock)?;
     }
-    let mut results = Results { homeserver: "", printing: options.printing(), list: Vec::new() };
-    if options.online {
-        for homeserver in config.homeservers.values() {
-            results.homeserver = &homeserver.name;
-            results.check(&config, homeserver, &clock).await?;
-        }
-    }
-    let problems = results.list.iter().filter(|result| result.ok != Some(true)).count() as u64;
+    let results = match options.online {
+        true => check_all(&config, options, &clock).await?,
+        false => Vec::new(),
+    };
+    let problems = results.iter().filter(|result| result.ok != Some(true)).count() as u64;
     if options.json {
         print_json(&json!({
             "errors": [],
             "warnings": config.warnings.iter().map(Diagnostic::as_json).collect::<Vec<_>>(),
+            "files": files(path, &config),
             "jobs": job_list(config.jobs.iter(), HashMap::new(), HashMap::new(), clock.now()),
-            "online": options.online.then_some(&results.list),
+            "online": options.online.then_some(&results),
         }))?;
     } else if options.online {
         print(&match problems {
@@ -77,6 +75,50 @@ pub(super) async fn run(path: &Path, options: &Options) -> Result<(), Failure> {
         })?;
     }
     if problems == 0 { Ok(()) } else { Err(Failure::Unsuccessful) }
+}
+
+/// Every configuration file that was read, the main file first.
+fn files<'a>(path: &'a Path, config: &'a Config) -> Vec<&'a Path> {
+    std::iter::once(path).chain(config.included.iter().map(PathBuf::as_path)).collect()
+}
+
+/// How many homeservers are asked at a time: one that hangs takes up to minutes.
+const CONCURRENT_CHECKS: usize = 64;
+
+/// Checks all homeservers, several at a time, and returns the results in the order of their names.
+///
+/// Those of one homeserver are printed as they come, those of each of several together: a homeserver that does not
+/// respond holds up only its own.
+async fn check_all(
+    config: &Config,
+    options: &Options,
+    clock: &Clock,
+) -> Result<Vec<CheckResult>, Failure> {
+    let printing = match config.homeservers.len() {
+        _ if options.json => Printing::AtTheEnd,
+        0 | 1 => Printing::Immediately,
+        _ => Printing::Together,
+    };
+    let mut clients = Clients::default();
+    let mut checks = Vec::new();
+    for homeserver in config.homeservers.values() {
+        let transport = Transport::sharing(&mut clients, homeserver.settings(), Arc::new(|_| {}))
+            .map_err(anyhow::Error::msg)?;
+        let reader = Reader::new(Arc::new(transport), clock.clone());
+        checks.push(async move {
+            let mut results = Results { homeserver: &homeserver.name, printing, list: Vec::new() };
+            results.check(config, homeserver, &reader).await?;
+            results.print_together()?;
+            Ok::<_, Failure>(results.list)
+        });
+    }
+    let mut checks = futures_util::stream::iter(checks).buffer_unordered(CONCURRENT_CHECKS);
+    let mut all = Vec::new();
+    while let Some(results) = checks.next().await {
+        all.append(&mut results?);
+    }
+    all.sort_by(|one, other| one.homeserver.cmp(&other.homeserver));
+    Ok(all)
 }
 
 /// Prints the warnings, the jobs with their next occurrences, and a summary.
@@ -111,6 +153,9 @@ fn print_config(path: &Path, config: &Config, clock: &Clock) -> Result<(), Failu
         0 => "no warnings".to_owned(),
         warnings => format_count(warnings as u64, "warning", "warnings"),
     };
+    if !config.included.is_empty() {
+        text.extend(files(path, config).iter().map(|file| format!("read {}\n", file.display())));
+    }
     text.push_str(&format!(
         "{}: no errors, {warnings}; {}, {}\n",
         path.display(),
@@ -124,14 +169,10 @@ fn print_config(path: &Path, config: &Config, clock: &Clock) -> Result<(), Failu
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Printing {
     Immediately,
+    /// With the other results of its homeserver.
+    Together,
     /// As part of one JSON document.
     AtTheEnd,
-}
-
-impl Options {
-    fn printing(&self) -> Printing {
-        if self.json { Printing::AtTheEnd } else { Printing::Immediately }
-    }
 }
 
 /// The result of a check of `--online`, as `--json` prints it.
@@ -144,7 +185,19 @@ struct CheckResult {
     answer: String,
 }
 
-/// The results so far.
+impl CheckResult {
+    fn line(&self) -> String {
+        let Self { homeserver, question, ok, answer } = self;
+        let prefix = match ok {
+            Some(true) => "",
+            Some(false) => "NO: ",
+            None => "unknown: ",
+        };
+        format!("{homeserver}: {question}: {prefix}{}", line(answer))
+    }
+}
+
+/// The results of one homeserver so far.
 struct Results<'a> {
     homeserver: &'a str,
     printing: Printing,
@@ -176,28 +229,29 @@ impl Results<'_> {
 
     fn add(&mut self, question: &str, ok: Option<bool>, answer: &str) -> Result<(), Failure> {
         let homeserver = self.homeserver.to_owned();
-        if self.printing == Printing::Immediately {
-            let prefix = match ok {
-                Some(true) => "",
-                Some(false) => "NO: ",
-                None => "unknown: ",
-            };
-            print(&format!("{homeserver}: {question}: {prefix}{}", line(answer)))?;
-        }
         let (question, answer) = (question.to_owned(), answer.to_owned());
-        self.list.push(CheckResult { homeserver, question, ok, answer });
+        let result = CheckResult { homeserver, question, ok, answer };
+        if self.printing == Printing::Immediately {
+            print(&result.line())?;
+        }
+        self.list.push(result);
         Ok(())
+    }
+
+    fn print_together(&self) -> Result<(), Failure> {
+        if self.printing != Printing::Together {
+            return Ok(());
+        }
+        let lines: Vec<String> = self.list.iter().map(CheckResult::line).collect();
+        print(&lines.join("\n"))
     }
 
     async fn check(
         &mut self,
         config: &Config,
         homeserver: &Homeserver,
-        clock: &Clock,
+        reader: &Reader,
     ) -> Result<(), Failure> {
-        let transport =
-            Transport::new(homeserver.settings(), Arc::new(|_| {})).map_err(anyhow::Error::msg)?;
-        let reader = Reader::new(Arc::new(transport), clock.clone());
         match reader.version().await {
             Ok(version) => self.yes("reachable", &format!("yes, Synapse {version}"))?,
             Err(error) => return self.no("reachable", &error.to_string()),
@@ -211,9 +265,9 @@ impl Results<'_> {
             Err(error) => return self.failed("server admin", &error),
         };
         self.yes("server admin", "yes")?;
-        self.check_identity(&reader, identity).await?;
+        self.check_identity(reader, identity).await?;
         for job in config.jobs.iter().filter(|job| job.homeserver == homeserver.name) {
-            self.check_job(job, homeserver, &reader, identity).await?;
+            self.check_job(job, homeserver, reader, identity).await?;
         }
         Ok(())
     }

@@ -50,6 +50,15 @@ pub(super) fn become_owner(state_dir: &Path) -> Result<(), Failure> {
     Ok(())
 }
 
+/// Fails for a homeserver that the configuration does not have.
+pub(super) fn find_homeserver(config: &Config, name: &str) -> Result<(), Failure> {
+    let names: Vec<&str> = config.homeservers.keys().map(String::as_str).collect();
+    match config.homeservers.contains_key(name) {
+        true => Ok(()),
+        false => Err(Failure::Usage(unknown("homeserver", name, &names))),
+    }
+}
+
 pub(super) fn find_job<'a>(config: &'a Config, name: &str) -> Result<&'a JobSpec, Failure> {
     config.job(name).ok_or_else(|| {
         let names: Vec<&str> = config.jobs.iter().map(|job| job.name.as_str()).collect();

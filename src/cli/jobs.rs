@@ -8,16 +8,18 @@ use chrono_tz::Tz;
 use serde::Deserialize;
 
 use super::client::Client;
-use super::context::load_without_secrets;
+use super::context::{find_homeserver, load_without_secrets};
 use super::failure::Failure;
 use super::output::{print, print_json};
 use super::recorded::{current, open_history, unreadable};
 use super::table::{format_counts, format_local, format_wait, new_table, status, table_text};
 use crate::config::Config;
 use crate::plan::report::{Mode, Report};
+use crate::plan::round::Round;
 use crate::scheduler::job_list::{ListedWait, job_list, upcoming};
 use crate::values::clock::{Clock, Timestamp};
 use crate::values::escape::line;
+use crate::values::text::format_number;
 
 /// How long the daemon may take to say what runs are waiting for: all else is known without it.
 const DAEMON_TIMEOUT: Duration = Duration::from_secs(5);
@@ -27,14 +29,22 @@ pub(super) struct Options {
     /// Print a JSON list.
     #[arg(long)]
     json: bool,
+    /// Only jobs on this homeserver.
+    #[arg(long, value_name = "NAME")]
+    homeserver: Option<String>,
 }
 
 pub(super) async fn run(path: &Path, options: &Options) -> Result<(), Failure> {
     let clock = Clock::system();
-    let config = load_without_secrets(path, &clock).await?;
+    let mut config = load_without_secrets(path, &clock).await?;
+    if let Some(homeserver) = &options.homeserver {
+        find_homeserver(&config, homeserver)?;
+        config.jobs.retain(|job| job.homeserver == *homeserver);
+    }
     let dir = &config.daemon.state_dir;
     let history = open_history(&config).await?;
     let mut last_runs = history.last_runs().await.map_err(|error| unreadable(dir, &error))?;
+    last_runs.retain(|job, _| config.job(job).is_some());
     for run in last_runs.values_mut() {
         *run = current(&history, dir, run.clone()).await?;
     }
@@ -77,6 +87,16 @@ async fn waits(daemon: Client) -> HashMap<String, ListedWait> {
     jobs.into_iter().filter_map(|job| Some((job.name, job.waiting?))).collect()
 }
 
+/// How far a round has come, for a run that did not complete it.
+fn format_progress(round: Round) -> String {
+    match round.finished_at {
+        Some(_) => String::new(),
+        None => {
+            format!("; {} of {} read", format_number(round.read), format_number(round.total))
+        }
+    }
+}
+
 fn job_table(
     config: &Config,
     last_runs: &HashMap<String, Report>,
@@ -106,11 +126,12 @@ fn job_table(
                 let wait = run.waiting.as_ref();
                 let wait = wait.map(|wait| format!(" {}", format_wait(wait, zone)));
                 format!(
-                    "{} {}{mode}{}: {}",
+                    "{} {}{mode}{}: {}{}",
                     format_local(run.started_at, zone),
                     status(run),
                     wait.unwrap_or_default(),
-                    format_counts(run)
+                    format_counts(run),
+                    run.round.map(format_progress).unwrap_or_default()
                 )
             },
         );

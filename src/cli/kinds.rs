@@ -27,7 +27,10 @@ pub(super) fn run(options: &Options) -> Result<(), Failure> {
     let kind = kind(name).ok_or_else(|| Failure::Usage(unknown("kind", name, &names)))?;
     let mut text = described(kind);
     for (table, keys) in TABLES {
-        text.push_str(&format!("[{table}]\n\n"));
+        text.push_str(&match *table {
+            "" => "at the top of the file\n\n".to_owned(),
+            table => format!("[{table}]\n\n"),
+        });
         text.extend(
             keys.iter()
                 .filter(|key| kind.counts || !matches!(key.name, "max_changes" | "at_most"))

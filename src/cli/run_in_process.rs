@@ -35,7 +35,8 @@ pub(super) async fn run(
         .get(&spec.homeserver)
         .ok_or_else(|| anyhow::anyhow!("no homeserver {}", spec.homeserver))?;
     let (runs, limits) = config
-        .limits(&homeserver.address())
+        .limits()
+        .remove(&homeserver.address())
         .ok_or_else(|| anyhow::anyhow!("no homeserver {}", spec.homeserver))?;
     let settings = Settings { limits: Arc::new(Limits::new(limits)), ..homeserver.settings() };
     let transport = Transport::new(settings, Arc::new(|_| {})).map_err(anyhow::Error::msg)?;

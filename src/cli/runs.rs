@@ -5,7 +5,7 @@ use std::path::Path;
 use chrono_tz::Tz;
 use serde_json::json;
 
-use super::context::{find_job, load_without_secrets};
+use super::context::{find_homeserver, find_job, load_without_secrets};
 use super::failure::Failure;
 use super::output::{print, print_json, print_message};
 use super::recorded::{current, open_history, unreadable};
@@ -31,6 +31,9 @@ pub(super) struct Options {
     /// Print a JSON list.
     #[arg(long)]
     json: bool,
+    /// Only runs on this homeserver.
+    #[arg(long, value_name = "NAME")]
+    homeserver: Option<String>,
 }
 
 #[derive(Debug, clap::Subcommand)]
@@ -69,12 +72,21 @@ pub(super) async fn run(path: &Path, options: &Options) -> Result<(), Failure> {
 
 async fn list(config: &Config, history: &HistoryReader, options: &Options) -> Result<(), Failure> {
     let dir = &config.daemon.state_dir;
-    let recorded = history.runs(options.job.as_deref(), options.limit).await;
+    let (job, limit) = (options.job.as_deref(), options.limit);
+    let recorded = match &options.homeserver {
+        Some(homeserver) => history.runs_on(homeserver, job, limit).await,
+        None => history.runs(job, limit).await,
+    };
     let mut runs = Vec::new();
     for run in recorded.map_err(|error| unreadable(dir, &error))? {
         runs.push(current(history, dir, run).await?);
     }
-    // A job that was removed from the configuration still has its runs.
+    // A job or homeserver that was removed from the configuration still has its runs.
+    if let Some(homeserver) = options.homeserver.as_ref().filter(|_| runs.is_empty())
+        && history.runs_on(homeserver, None, 1).await.is_ok_and(|any| any.is_empty())
+    {
+        find_homeserver(config, homeserver)?;
+    }
     if let Some(name) = options.job.as_ref().filter(|_| runs.is_empty()) {
         find_job(config, name)?;
     }
@@ -82,7 +94,9 @@ async fn list(config: &Config, history: &HistoryReader, options: &Options) -> Re
         return print_json(&runs);
     }
     if runs.is_empty() {
-        let what = options.job.as_ref().map_or_else(String::new, |job| format!(" of {job}"));
+        let job = options.job.as_ref().map(|job| format!(" of {job}"));
+        let homeserver = options.homeserver.as_ref().map(|name| format!(" on {name}"));
+        let what = job.unwrap_or_default() + &homeserver.unwrap_or_default();
         print_message(&format!("no run{what} is recorded in {}", dir.display()));
         return Ok(());
     }

@@ -24,7 +24,7 @@ pub(super) async fn run(path: &Path) -> Result<(), Failure> {
     Ok(daemon::serve(path.to_owned(), config, environment(), clock).await?)
 }
 
-/// Warns of secret files that root could read at the start and the owner of the state directory cannot read again.
+/// Warns of included and secret files that root could read at the start and the owner of the state directory cannot read again.
 fn warn_of_unreadable(config: &Config) {
     tracing::warn!(
         target: "microglia::daemon",
@@ -32,6 +32,16 @@ fn warn_of_unreadable(config: &Config) {
         this_user(),
         config.daemon.state_dir.display()
     );
+    for file in &config.included {
+        if let Err(error) = std::fs::File::open(file) {
+            tracing::warn!(
+                target: "microglia::daemon",
+                "{} is not readable for {} ({error}): reloads are rejected; make it readable for that user (chgrp, chmod 640)",
+                file.display(),
+                this_user()
+            );
+        }
+    }
     for file in config.secret_files() {
         if let Err(error) = std::fs::File::open(file) {
             tracing::warn!(

@@ -1,5 +1,6 @@
 //! Errors and warnings with their location, as they are shown to a person.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
@@ -23,8 +24,9 @@ pub struct Diagnostic {
 /// A configuration that could not be read, or has errors.
 #[derive(Debug, Clone, thiserror::Error)]
 pub struct LoadError {
+    /// The main file.
     file: PathBuf,
-    /// Why the file could not be read at all.
+    /// Why it could not be read at all.
     problem: Option<String>,
     pub errors: Vec<Diagnostic>,
 }
@@ -127,12 +129,8 @@ impl Diagnostic {
 }
 
 impl LoadError {
-    pub(super) fn new(path: &Path, text: &str, errors: &[ConfigError]) -> Self {
-        Self {
-            file: path.to_owned(),
-            problem: None,
-            errors: errors.iter().map(|error| Diagnostic::at(path, text, error)).collect(),
-        }
+    pub(super) fn new(main: &Path, errors: Vec<Diagnostic>) -> Self {
+        Self { file: main.to_owned(), problem: None, errors }
     }
 
     pub(super) fn problem(path: &Path, problem: impl Into<String>) -> Self {
@@ -167,7 +165,13 @@ impl fmt::Display for LoadError {
             writeln!(f, "{error}")?;
         }
         let count = self.errors.len();
-        write!(f, "{}: {}", self.file.display(), format_count(count as u64, "error", "errors"))
+        let main = self.file.display().to_string();
+        let files: BTreeSet<&str> = self.errors.iter().map(|error| error.file.as_str()).collect();
+        let count = format_count(count as u64, "error", "errors");
+        match files.iter().any(|file| *file != main) {
+            true => write!(f, "{main} and the files that it includes: {count}"),
+            false => write!(f, "{main}: {count}"),
+        }
     }
 }
 

@@ -18,7 +18,7 @@ pub struct JobSpec {
     pub homeserver: String,
     pub schedule: Option<Schedule>,
     pub zone: Zone,
-    pub common: CommonKeys,
+    pub common: Arc<CommonKeys>,
     pub job: Arc<dyn AnyJob>,
     /// Whether the homeserver keeps its media in object storage, where Synapse deletes nothing.
     pub media_in_object_storage: bool,

@@ -8,10 +8,12 @@ use secrecy::SecretString;
 use toml::Spanned;
 use toml::de::DeValue;
 
+use super::include::RootKeys;
 use crate::jobs::job::Kind;
 use crate::jobs::{KINDS, kind};
 use crate::plan::report::Mode;
 use crate::values::duration::HumanDuration;
+use crate::values::glob::is_glob;
 use crate::values::schedule::{Schedule, Window, Zone};
 use crate::values::schema::{
     ConfigError, Key, Limit, Rate, RateLimit, Table, Value, parse_text, schema, text_values,
@@ -46,7 +48,7 @@ schema! {
 }
 
 schema! {
-    pub entries HomeserverKeys {
+    pub entries HomeserverHeadKeys {
         /// Synapse's own listener rather than the public proxy.
         pub url: BaseUrl,
         /// The worker that serves the media endpoints, if that is not the main process.
@@ -55,6 +57,11 @@ schema! {
         pub access_token: Option<SecretString>,
         /// A file with the access token of a server admin; a rotated token is used from the next request on.
         pub access_token_file: Option<PathBuf>,
+    }
+}
+
+schema! {
+    pub entries HomeserverKeys {
         /// PEM certificates to trust in addition to those of the system.
         pub ca_file: Option<PathBuf>,
         /// The maximum number of concurrent runs; a run that waits to retry does not count.
@@ -83,7 +90,7 @@ schema! {
 
 schema! {
     pub struct CommonKeys, entries CommonEntries {
-        /// The homeserver, or a list for one job per homeserver; optional if there is only one.
+        /// The homeserver, or a list of names and globs such as ["customer-*"] for one job per homeserver, named job@homeserver; optional if there is only one.
         pub homeserver: Option<HomeserverNames>,
         /// "dry-run" only plans and reports, "apply" makes the changes.
         pub mode: Mode = "\"dry-run\"",
@@ -233,19 +240,22 @@ impl std::str::FromStr for DurationOrOff {
     }
 }
 
-/// One name or a list of names.
+/// One name, or a list of names and globs.
 #[derive(Debug, Clone)]
 pub struct HomeserverNames {
     pub(super) names: Vec<String>,
+    /// Also for a single glob: the name of a job must not depend on how many homeservers there are.
     pub(super) list: bool,
 }
 
 impl Value for HomeserverNames {
-    const TYPE: &'static str = "a name or a list of names";
+    const TYPE: &'static str = "a name, or a list of names and globs";
 
     fn parse(value: &Spanned<DeValue<'_>>, errors: &mut Vec<ConfigError>) -> Option<Self> {
         match value.get_ref() {
-            DeValue::String(name) => Some(Self { names: vec![name.to_string()], list: false }),
+            DeValue::String(name) => {
+                Some(Self { names: vec![name.to_string()], list: is_glob(name) })
+            }
             DeValue::Array(items) if items.is_empty() => {
                 errors.push(ConfigError::new(
                     value.span(),
@@ -311,10 +321,12 @@ impl Value for DurationOrOff {
     }
 }
 
-/// Every key of the configuration outside the kinds, by table.
+/// Every key of the configuration outside the kinds, by table; "" is the top of the file.
 pub const TABLES: &[(&str, &[Key])] = &[
+    ("", RootKeys::KEYS),
     ("daemon", DaemonKeys::KEYS),
-    ("homeservers.NAME", HomeserverKeys::KEYS),
+    ("homeservers.NAME", HomeserverHeadKeys::KEYS),
+    ("homeservers.NAME and homeserver_defaults", HomeserverKeys::KEYS),
     ("jobs.NAME, every kind", HeadKeys::KEYS),
     ("jobs.NAME and defaults, every kind", CommonEntries::KEYS),
 ];

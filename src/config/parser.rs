@@ -3,19 +3,20 @@
 mod daemon;
 mod homeservers;
 mod jobs;
+mod merge;
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::path::{Path, PathBuf};
 
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 use uuid::Uuid;
 
-use super::keys::{CommonEntries, DaemonKeys, HeadKeys, HomeserverKeys};
+use super::keys::{CommonEntries, DaemonKeys, HeadKeys, HomeserverHeadKeys, HomeserverKeys};
 use super::secrets::Secrets;
 use super::settings::{Config, Environment, Homeserver};
+use super::sources::Sources;
 use crate::jobs::KINDS;
 use crate::values::clock::Timestamp;
 use crate::values::schedule::Zone;
@@ -24,15 +25,20 @@ use crate::values::schema::{ConfigError, Key, unknown_key, wrong_type};
 pub(super) const LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8749);
 pub(super) const STATE_DIR: &str = "/var/lib/microglia";
 
-const TABLES: [&str; 4] = ["daemon", "homeservers", "defaults", "jobs"];
+const TABLES: [&str; 6] =
+    ["include", "daemon", "homeserver_defaults", "homeservers", "defaults", "jobs"];
+/// The tables that an included file may have, whose names are unique over all files.
+const INCLUDED_TABLES: [&str; 2] = ["homeservers", "jobs"];
+/// How many jobs there may be, counted once for each homeserver: globs multiply them.
+const MAX_JOBS: usize = 100_000;
 
 pub(super) struct Parser<'a> {
-    path: &'a Path,
+    sources: &'a Sources<'a>,
     environment: &'a Environment,
     now: Timestamp,
     pub errors: Vec<ConfigError>,
     pub warnings: Vec<ConfigError>,
-    pub secrets: Secrets,
+    pub secrets: Secrets<'a>,
 }
 
 /// Stands for an error that has been added to the parser's list.
@@ -47,12 +53,12 @@ struct NameRule {
 
 impl<'a> Parser<'a> {
     pub fn new(
-        path: &'a Path,
+        sources: &'a Sources<'a>,
         environment: &'a Environment,
         now: Timestamp,
-        secrets: Secrets,
+        secrets: Secrets<'a>,
     ) -> Self {
-        Self { path, environment, now, errors: Vec::new(), warnings: Vec::new(), secrets }
+        Self { sources, environment, now, errors: Vec::new(), warnings: Vec::new(), secrets }
     }
 
     pub fn config(&mut self, root: &DeTable<'_>) -> Option<Config> {
@@ -60,7 +66,7 @@ impl<'a> Parser<'a> {
         let empty = DeTable::new();
         let daemon = self.table(root, "daemon", &empty).and_then(|table| self.daemon(table, root));
         let homeservers =
-            self.table(root, "homeservers", &empty).map(|table| self.homeservers(table));
+            self.table(root, "homeservers", &empty).map(|table| self.homeservers(table, root));
         // An error in one table must not hide those in the others.
         let zone = daemon.as_ref().map_or(Zone(chrono_tz::UTC), |daemon| daemon.timezone);
         let names: Vec<&str> =
@@ -81,25 +87,27 @@ impl<'a> Parser<'a> {
             daemon: daemon?,
             homeservers,
             jobs,
+            included: self.sources.included(),
             warnings: Vec::new(),
             from_credentials: Vec::new(),
         })
     }
 
     fn reject_unknown_tables(&mut self, root: &DeTable<'_>) {
-        for key in root.keys() {
-            let name = key.get_ref().as_ref();
-            if TABLES.contains(&name) {
-                continue;
-            }
-            self.errors.push(match table_of(name) {
-                Some(table) => ConfigError::new(
-                    key.span(),
-                    format!("`{name}` belongs in {table}: move it below that heading"),
-                ),
-                None => unknown_key(key.span(), name, &TABLES),
-            });
+        for key in root.keys().filter(|key| !TABLES.contains(&key.get_ref().as_ref())) {
+            self.reject_unknown_table(key, &TABLES);
         }
+    }
+
+    fn reject_unknown_table(&mut self, key: &Spanned<Cow<'_, str>>, known: &[&str]) {
+        let name = key.get_ref().as_ref();
+        self.errors.push(match table_of(name) {
+            Some(table) => ConfigError::new(
+                key.span(),
+                format!("`{name}` belongs in {table}: move it below that heading"),
+            ),
+            None => unknown_key(key.span(), name, known),
+        });
     }
 
     /// A table of the root; empty where it is absent, `None` after an error.
@@ -155,8 +163,10 @@ fn table_of(key: &str) -> Option<&'static str> {
     let is_in = |keys: &[Key]| keys.iter().any(|known| known.name == key);
     if is_in(DaemonKeys::KEYS) {
         Some("[daemon]")
-    } else if is_in(HomeserverKeys::KEYS) {
+    } else if is_in(HomeserverHeadKeys::KEYS) {
         Some("[homeservers.NAME]")
+    } else if is_in(HomeserverKeys::KEYS) {
+        Some("[homeservers.NAME] or [homeserver_defaults]")
     } else if is_in(HeadKeys::KEYS) {
         Some("[jobs.NAME]")
     } else if is_in(CommonEntries::KEYS) {
@@ -166,9 +176,4 @@ fn table_of(key: &str) -> Option<&'static str> {
     } else {
         None
     }
-}
-
-/// A relative path starts at the configuration file, not where the program was started.
-pub(super) fn beside(config: &Path, path: &Path) -> PathBuf {
-    config.parent().unwrap_or(Path::new("")).join(path)
 }

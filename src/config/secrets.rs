@@ -9,6 +9,8 @@ use std::time::Duration;
 use secrecy::{ExposeSecret, SecretString};
 
 use super::settings::Environment;
+use super::source::beside;
+use super::sources::Sources;
 use crate::history::state_dir::this_user;
 use crate::synapse::{trim_newline, validate_token};
 use crate::values::bounded_file::read_bounded;
@@ -19,15 +21,16 @@ const MAX_BYTES: u64 = 1 << 20;
 /// How long to wait for a secret that is read from a FIFO.
 const TIME_LIMIT: Duration = Duration::from_secs(2);
 
-pub(super) struct Secrets {
-    config: PathBuf,
+pub(super) struct Secrets<'a> {
+    sources: &'a Sources<'a>,
     credentials: Option<PathBuf>,
     reading: Reading,
     pub(super) from_credentials: Vec<PathBuf>,
 }
 
+/// Which of the files that the configuration names are read.
 #[derive(Debug, Clone, Copy, PartialEq)]
-enum Reading {
+pub(super) enum Reading {
     Files,
     Nothing,
 }
@@ -38,23 +41,21 @@ pub(super) struct SecretFile {
     pub secret: SecretString,
 }
 
-impl Secrets {
-    pub(super) fn new(config: &Path, environment: &Environment) -> Self {
-        Self {
-            config: config.to_owned(),
-            credentials: environment.credentials_directory.clone(),
-            reading: Reading::Files,
-            from_credentials: Vec::new(),
-        }
+impl<'a> Secrets<'a> {
+    pub(super) fn new(
+        sources: &'a Sources<'a>,
+        environment: &Environment,
+        reading: Reading,
+    ) -> Self {
+        let credentials = match reading {
+            Reading::Files => environment.credentials_directory.clone(),
+            Reading::Nothing => None,
+        };
+        Self { sources, credentials, reading, from_credentials: Vec::new() }
     }
 
-    /// Does not open any file.
-    pub(super) fn unread(config: &Path) -> Self {
-        Self { reading: Reading::Nothing, ..Self::new(config, &Environment::default()) }
-    }
-
-    /// A relative path is looked up in systemd's credentials first, then beside the configuration.
-    fn find(&mut self, path: &Path) -> PathBuf {
+    /// A relative path is looked up in systemd's credentials first, then beside the file that names it, at `span`.
+    fn find(&mut self, path: &Path, span: &Range<usize>) -> PathBuf {
         if let Some(credential) = self
             .credentials
             .as_ref()
@@ -64,7 +65,7 @@ impl Secrets {
             self.from_credentials.push(credential.clone());
             return credential;
         }
-        self.config.parent().unwrap_or(Path::new("")).join(path)
+        beside(self.sources.path_of(span), path)
     }
 
     /// Whether commands do without secrets that their user may not read.
@@ -81,7 +82,8 @@ impl Secrets {
         warnings: &mut Vec<ConfigError>,
     ) -> Result<SecretFile, ConfigError> {
         if self.are_optional() {
-            return Ok(SecretFile { path: self.find(path), secret: SecretString::default() });
+            let path = self.find(path, span);
+            return Ok(SecretFile { path, secret: SecretString::default() });
         }
         self.read_always(path, key, span, warnings)
     }
@@ -94,7 +96,7 @@ impl Secrets {
         span: &Range<usize>,
         warnings: &mut Vec<ConfigError>,
     ) -> Result<SecretFile, ConfigError> {
-        let path = self.find(path);
+        let path = self.find(path, span);
         let file = path.display();
         let error = |text| ConfigError::new(span.clone(), text);
         let bytes = read_bounded(&path, MAX_BYTES, TIME_LIMIT).map_err(|problem| {
@@ -154,11 +156,12 @@ impl Secrets {
         key: &str,
         warnings: &mut Vec<ConfigError>,
     ) {
-        if is_world_readable(&self.config) {
+        let config = self.sources.path_of(span);
+        if is_world_readable(config) {
             let what = if key == "access_token_file" { "token" } else { "URL" };
             let text = format!(
                 "this {what} is readable by every user of this machine: set the mode of {} to 640 (chmod 640), or use `{key}`",
-                self.config.display()
+                config.display()
             );
             warnings.push(ConfigError::new(span.clone(), text));
         }
@@ -173,7 +176,7 @@ impl Secrets {
         if self.reading == Reading::Nothing {
             return Ok(Vec::new());
         }
-        let file = self.find(path);
+        let file = self.find(path, span);
         let pem = read_bounded(&file, MAX_BYTES, TIME_LIMIT)
             .map_err(|error| ConfigError::new(span.clone(), unreadable(&file, &error)))?;
         match reqwest::Certificate::from_pem_bundle(&pem) {

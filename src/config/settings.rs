@@ -27,6 +27,8 @@ pub struct Config {
     pub homeservers: BTreeMap<String, Homeserver>,
     /// One for each job and homeserver, sorted by name.
     pub jobs: Vec<JobSpec>,
+    /// The files that the main file includes, in the order in which they were read.
+    pub included: Vec<PathBuf>,
     pub warnings: Vec<Diagnostic>,
     /// Secrets that were read from systemd's credentials, which do not change while the service runs.
     pub from_credentials: Vec<PathBuf>,
@@ -86,17 +88,22 @@ pub struct Environment {
 }
 
 impl Config {
-    /// The number of concurrent runs and the request limits of an address.
+    /// The number of concurrent runs and the request limits of each address.
     ///
     /// Homeservers with the same address share the lowest of their limits.
-    pub fn limits(&self, address: &Address) -> Option<(u32, LimitValues)> {
-        self.homeservers
-            .values()
-            .filter(|homeserver| homeserver.address() == *address)
-            .map(|homeserver| (homeserver.max_concurrent_runs, homeserver.limit_values()))
-            .reduce(|(runs, values), (other_runs, other)| {
-                (runs.min(other_runs), lower_values(values, other))
-            })
+    pub fn limits(&self) -> BTreeMap<Address, (u32, LimitValues)> {
+        let mut limits = BTreeMap::new();
+        for homeserver in self.homeservers.values() {
+            let own = (homeserver.max_concurrent_runs, homeserver.limit_values());
+            limits
+                .entry(homeserver.address())
+                .and_modify(|(runs, values): &mut (u32, LimitValues)| {
+                    *runs = own.0.min(*runs);
+                    *values = lower_values(*values, own.1);
+                })
+                .or_insert(own);
+        }
+        limits
     }
 
     /// The files that secrets were read from.
@@ -107,7 +114,8 @@ impl Config {
     }
 
     pub fn job(&self, name: &str) -> Option<&JobSpec> {
-        self.jobs.iter().find(|job| job.name == name)
+        let index = self.jobs.binary_search_by(|job| job.name.as_str().cmp(name)).ok()?;
+        self.jobs.get(index)
     }
 }
 

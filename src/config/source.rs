@@ -1,7 +1,7 @@
-//! Reading the text of the configuration file.
+//! Reading the text of a configuration file, and what is beside it.
 
 use std::io::ErrorKind;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::diagnostics::LoadError;
@@ -9,7 +9,7 @@ use crate::history::state_dir::this_user;
 use crate::values::bounded_file::read_bounded;
 
 /// The largest configuration that is read; 500 jobs are 100 KiB.
-const MAX_BYTES: u64 = 4 << 20;
+pub(super) const MAX_BYTES: u64 = 4 << 20;
 /// How long to wait for a configuration that is read from a FIFO.
 const TIME_LIMIT: Duration = Duration::from_secs(5);
 
@@ -47,4 +47,9 @@ pub(super) fn read_text(path: &Path) -> Result<String, LoadError> {
             format!("line {line}, column {column}: invalid UTF-8: save the file as UTF-8");
         LoadError::problem(path, problem)
     })
+}
+
+/// A relative path starts at the file that names it, not where the program was started.
+pub(super) fn beside(config: &Path, path: &Path) -> PathBuf {
+    config.parent().unwrap_or(Path::new("")).join(path)
 }

@@ -6,7 +6,6 @@ use super::changes::{explain_planned, fail_unanswered};
 use super::columns::{query, unsigned};
 use super::error::Error;
 use super::leases::IS_VALID;
-use super::per_job::with_jobs_and_modes;
 use super::runs::{self, Overwrite};
 use crate::plan::report::{Outcome, Report};
 use crate::values::clock::Timestamp;
@@ -26,18 +25,12 @@ const CHANGES_BY_STATE: &str = "\
 const BYTES_FREED: &str =
     "SELECT CAST(COALESCE(SUM(bytes), 0) AS BIGINT) AS bytes FROM files WHERE run = $1";
 
-pub(super) fn last_of_job_and_mode_sql() -> String {
-    with_jobs_and_modes(
-        "SELECT * FROM runs
-        WHERE id IN (
-            SELECT (SELECT MAX(id) FROM runs WHERE runs.job = names.job AND runs.mode = modes.mode
-                AND outcome = 'interrupted')
-            FROM names, modes)
-        AND cause <> 'manual'
-        AND NOT EXISTS (SELECT 1 FROM runs AS later WHERE later.job = runs.job
-            AND later.mode = runs.mode AND later.id > runs.id)",
-    )
-}
+/// The scheduled runs that were interrupted and followed by no other of the same job and mode.
+pub(super) const LAST_OF_JOB_AND_MODE: &str = "\
+    SELECT * FROM runs
+    WHERE outcome = 'interrupted' AND cause <> 'manual'
+    AND NOT EXISTS (SELECT 1 FROM runs AS later WHERE later.job = runs.job
+        AND later.mode = runs.mode AND later.id > runs.id)";
 
 /// Returns the runs whose record has no end, oldest first, with their jobs.
 pub(super) async fn unended(connection: &mut AnyConnection) -> Result<Vec<(i64, String)>, Error> {
@@ -119,8 +112,7 @@ pub(super) async fn as_interrupted(
 pub(super) async fn last_of_job_and_mode(
     connection: &mut AnyConnection,
 ) -> Result<Vec<Report>, Error> {
-    let sql = AssertSqlSafe(last_of_job_and_mode_sql());
-    let rows = query(sql).fetch_all(&mut *connection).await?;
+    let rows = query(LAST_OF_JOB_AND_MODE).fetch_all(&mut *connection).await?;
     rows.iter().map(runs::from_row).collect()
 }
 

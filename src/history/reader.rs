@@ -62,6 +62,16 @@ impl HistoryReader {
         self.read(|connection| work(runs::newest(connection, job, limit))).await
     }
 
+    /// Returns runs on one homeserver without their changes, newest first.
+    pub(crate) async fn runs_on(
+        &self,
+        homeserver: &str,
+        job: Option<&str>,
+        limit: u32,
+    ) -> Result<Vec<Report>, Error> {
+        self.read(|connection| work(runs::newest_on(connection, homeserver, job, limit))).await
+    }
+
     /// Returns one run with a page of its changes.
     pub(crate) async fn run(&self, id: i64, page: Page) -> Result<Option<Report>, Error> {
         self.read(|connection| {

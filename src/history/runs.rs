@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::collections::HashMap;
 
+use futures_util::TryStreamExt;
 use sqlx::any::AnyRow;
 use sqlx::{AnyConnection, AssertSqlSafe, Row};
 
@@ -42,6 +43,11 @@ const NEWEST: &str = "SELECT * FROM runs ORDER BY id DESC LIMIT $1";
 pub(super) const NEWEST_OF_JOB: &str =
     "SELECT * FROM runs WHERE job = $1 ORDER BY id DESC LIMIT $2";
 
+pub(super) const NEWEST_ON: &str =
+    "SELECT * FROM runs WHERE homeserver = $1 ORDER BY id DESC LIMIT $2";
+const NEWEST_OF_JOB_ON: &str =
+    "SELECT * FROM runs WHERE job = $1 AND homeserver = $2 ORDER BY id DESC LIMIT $3";
+
 pub(super) fn last_of_each_job_sql() -> String {
     with_jobs_and_modes(
         "SELECT * FROM runs WHERE id IN (
@@ -50,23 +56,17 @@ pub(super) fn last_of_each_job_sql() -> String {
 }
 
 pub(super) fn standings_sql() -> String {
-    let failures: Vec<String> = Outcome::ALL
-        .iter()
-        .filter(|outcome| **outcome != Outcome::Succeeded)
-        .map(|outcome| format!("'{outcome}'"))
-        .collect();
-    with_jobs_and_modes(&format!(
+    with_jobs_and_modes(
         "SELECT job, mode,
             (SELECT finished_at FROM runs WHERE id = success) AS last_success,
             (SELECT COUNT(*) FROM runs WHERE runs.job = each.job AND runs.mode = each.mode
-                AND outcome IN ({}) AND id > COALESCE(success, 0)) AS failures
+                AND outcome <> 'succeeded' AND id > COALESCE(success, 0)) AS failures
         FROM (
             SELECT names.job, modes.mode,
                 (SELECT MAX(id) FROM runs WHERE runs.job = names.job AND runs.mode = modes.mode
                     AND outcome = 'succeeded') AS success
             FROM names, modes WHERE names.job IS NOT NULL) AS each",
-        failures.join(", ")
-    ))
+    )
 }
 
 /// The lease that a run is started under.
@@ -178,20 +178,46 @@ pub(super) async fn newest(
     rows.iter().map(from_row).collect()
 }
 
+/// Like [`newest`], on one homeserver.
+pub(super) async fn newest_on(
+    connection: &mut AnyConnection,
+    homeserver: &str,
+    job: Option<&str>,
+    limit: u32,
+) -> Result<Vec<Report>, Error> {
+    let statement = match job {
+        Some(job) => query(NEWEST_OF_JOB_ON).bind(job.to_owned()),
+        None => query(NEWEST_ON),
+    };
+    let rows = statement
+        .bind(homeserver.to_owned())
+        .bind(i64::from(limit))
+        .fetch_all(&mut *connection)
+        .await?;
+    rows.iter().map(from_row).collect()
+}
+
 pub(super) async fn last_of_each_job(
     connection: &mut AnyConnection,
 ) -> Result<HashMap<String, Report>, Error> {
     let sql = AssertSqlSafe(last_of_each_job_sql());
-    let rows = query(sql).fetch_all(&mut *connection).await?;
-    rows.iter().map(|row| from_row(row).map(|report| (report.job.clone(), report))).collect()
+    // One row after the other: rows are several times as large as what is made of them, and there may be thousands.
+    let mut rows = query(sql).fetch(&mut *connection);
+    let mut last_runs = HashMap::new();
+    while let Some(row) = rows.try_next().await? {
+        let report = from_row(&row)?;
+        last_runs.insert(report.job.clone(), report);
+    }
+    Ok(last_runs)
 }
 
 pub(super) async fn standings(
     connection: &mut AnyConnection,
 ) -> Result<HashMap<(String, Mode), Standing>, Error> {
-    let rows = query(AssertSqlSafe(standings_sql())).fetch_all(&mut *connection).await?;
+    let mut rows = query(AssertSqlSafe(standings_sql())).fetch(&mut *connection);
     let mut standings = HashMap::new();
-    for row in &rows {
+    while let Some(row) = rows.try_next().await? {
+        let row = &row;
         let standing = Standing {
             last_success: row.try_get::<Option<i64>, _>("last_success")?.map(from_millis),
             failures: unsigned(row.try_get("failures")?),

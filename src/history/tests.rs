@@ -7,9 +7,9 @@ use sqlx::{Executor, Row};
 
 use super::columns::{query, values};
 use super::database::work;
-use super::interrupted::{COUNT, UNENDED, UNENDED_OF_JOB, last_of_job_and_mode_sql};
+use super::interrupted::{COUNT, LAST_OF_JOB_AND_MODE, UNENDED, UNENDED_OF_JOB};
 use super::postgres_server;
-use super::runs::{NEWEST_OF_JOB, Standing, last_of_each_job_sql, standings_sql};
+use super::runs::{NEWEST_OF_JOB, NEWEST_ON, Standing, last_of_each_job_sql, standings_sql};
 use super::state_dir::StateDir;
 use super::{DatabaseUrl, History, Place, retention};
 use crate::plan::report::{Mode, Outcome, Report, Trigger};
@@ -206,10 +206,10 @@ proptest! {
 
 /// The statements of a start and of listings, which must not become slower with each run.
 fn statements() -> Vec<String> {
-    [NEWEST_OF_JOB, UNENDED, UNENDED_OF_JOB, COUNT]
+    [NEWEST_OF_JOB, NEWEST_ON, LAST_OF_JOB_AND_MODE, UNENDED, UNENDED_OF_JOB, COUNT]
         .map(str::to_owned)
         .into_iter()
-        .chain([last_of_each_job_sql(), standings_sql(), last_of_job_and_mode_sql()])
+        .chain([last_of_each_job_sql(), standings_sql()])
         .chain(retention::STATEMENTS.map(str::to_owned))
         .collect()
 }

@@ -54,7 +54,7 @@ impl Owner {
         if let Some(leaving) = self.leaving.remove(&name) {
             (entry.state, entry.running) = (leaving.state, leaving.running);
         }
-        self.jobs.insert(name.clone(), entry);
+        self.jobs.insert(name.clone(), Box::new(entry));
         self.on(&name, Event::Redefined(Box::new(timing)));
     }
 

@@ -1,12 +1,14 @@
 //! The homeservers that runs use: their connections, and the limits that belong to their addresses.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::ops::Bound;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use crate::config::{Config, Homeserver};
 use crate::observe::metrics::Metrics;
 use crate::runner::{HomeserverHandle, RunSlots};
-use crate::synapse::{Address, Limits, Reader, Settings, Slots, Transport};
+use crate::synapse::{Address, Clients, Limits, Reader, Settings, Slots, Transport};
 use crate::values::clock::Clock;
 use crate::values::fingerprint::Fingerprint;
 
@@ -15,15 +17,22 @@ use crate::values::fingerprint::Fingerprint;
 pub(super) struct Homeservers {
     live: BTreeMap<String, Live>,
     addresses: BTreeMap<Address, Shared>,
+    /// The homeserver whose turn to be probed it was last.
+    probed: String,
 }
+
+/// How far apart the probes of many homeservers start at a start or a reload.
+const PROBE_GAP: Duration = Duration::from_millis(5);
 
 /// A homeserver as runs use it, with what it was made from.
 struct Live {
     connection_fingerprint: Fingerprint,
     handle: HomeserverHandle,
-    /// Held during a probe.
-    probing: Arc<tokio::sync::Mutex<()>>,
+    probing: Probing,
 }
+
+/// Held during a probe: why the last one failed.
+type Probing = Arc<tokio::sync::Mutex<Option<String>>>;
 
 /// What all that use an address share, whatever name they have for it, also across reloads.
 #[derive(Clone)]
@@ -46,9 +55,10 @@ impl Homeservers {
         metrics: &Arc<Metrics>,
     ) -> Result<Prepared, anyhow::Error> {
         let (mut new, mut addresses) = (Vec::new(), self.addresses.clone());
+        let (all_limits, mut clients) = (config.limits(), Clients::default());
         for homeserver in config.homeservers.values() {
             let address = homeserver.address();
-            let Some((runs, limits)) = config.limits(&address) else { continue };
+            let Some((runs, limits)) = all_limits.get(&address).copied() else { continue };
             let shared = addresses.entry(address).or_insert_with(|| Shared {
                 slots: Arc::new(Slots::new(runs)),
                 limits: Arc::new(Limits::new(limits)),
@@ -59,7 +69,7 @@ impl Homeservers {
                 .get(&homeserver.name)
                 .is_some_and(|live| live.connection_fingerprint == fingerprint);
             if !is_unchanged {
-                let handle = shared.handle(homeserver, metrics)?;
+                let handle = shared.handle(homeserver, &mut clients, metrics)?;
                 new.push((homeserver.name.clone(), fingerprint, handle));
             }
         }
@@ -73,17 +83,16 @@ impl Homeservers {
             .extract_if(.., |name, _| !config.homeservers.contains_key(name))
             .map(|(name, _)| name)
             .collect();
-        for name in gone {
-            metrics.homeservers.remove(&name);
-        }
+        metrics.homeservers.remove(&gone);
         for (name, connection_fingerprint, handle) in prepared.new {
             self.live
                 .insert(name, Live { connection_fingerprint, handle, probing: Arc::default() });
         }
         self.addresses = prepared.addresses;
         // Also of homeservers that are unchanged: another name for the address may have lower limits.
+        let limits = config.limits();
         for live in self.live.values_mut() {
-            if let Some((_, limits)) = config.limits(&live.handle.transport.address) {
+            if let Some((_, limits)) = limits.get(&live.handle.transport.address) {
                 live.handle.max_concurrent_requests = limits.max_concurrent_requests;
             }
         }
@@ -91,10 +100,11 @@ impl Homeservers {
 
     /// Gives each address the limits of the configuration; call it when the jobs have their new handles.
     pub(super) fn set_limits(&mut self, config: &Config, metrics: &Metrics) {
-        self.addresses.retain(|address, shared| match config.limits(address) {
+        let limits = config.limits();
+        self.addresses.retain(|address, shared| match limits.get(address) {
             Some((runs, limits)) => {
-                shared.slots.resize(runs);
-                shared.limits.set(limits);
+                shared.slots.resize(*runs);
+                shared.limits.set(*limits);
                 true
             }
             None => shared.is_in_use(),
@@ -115,25 +125,67 @@ impl Homeservers {
         self.live.iter().map(|(name, live)| (name.as_str(), live.handle.transport.address.as_str()))
     }
 
-    /// Probes every homeserver, each in a task of its own; the metrics keep the results.
-    ///
-    /// A homeserver whose last probe has not ended is skipped, and delays no other.
-    pub(super) fn probe(&self, metrics: &Arc<Metrics>, clock: &Clock) {
+    /// Probes every homeserver, each in a task of its own, one shortly after the other; the metrics keep the results.
+    pub(super) fn probe_all(&self, metrics: &Arc<Metrics>, clock: &Clock) {
+        let mut delay = Duration::ZERO;
         for (name, live) in &self.live {
-            let Ok(probing) = Arc::clone(&live.probing).try_lock_owned() else { continue };
-            let reader = Reader::new(Arc::clone(&live.handle.transport), clock.clone());
-            let (name, metrics) = (name.clone(), Arc::clone(metrics));
-            tokio::spawn(async move {
-                match reader.identity().await {
-                    Ok(identity) => {
-                        metrics.homeservers.set_info(&name, &identity.version_text, identity.mas);
-                    }
-                    Err(error) => {
-                        tracing::warn!(target: "microglia::homeserver", homeserver = %name, "{name}: {error}");
-                    }
-                }
-                drop(probing);
-            });
+            spawn_probe(name, live, delay, (metrics, clock));
+            delay += PROBE_GAP;
+        }
+    }
+
+    /// Probes the next homeserver, in the order of names and round again; returns how many there are.
+    pub(super) fn probe_next(&mut self, metrics: &Arc<Metrics>, clock: &Clock) -> usize {
+        let after = (Bound::Excluded(self.probed.clone()), Bound::Unbounded);
+        let next = self.live.range(after).next().or_else(|| self.live.first_key_value());
+        if let Some((name, live)) = next {
+            spawn_probe(name, live, Duration::ZERO, (metrics, clock));
+            self.probed = name.clone();
+        }
+        self.live.len()
+    }
+}
+
+/// Probes a homeserver in a task of its own, so that it delays no other; one whose last probe has not ended is skipped.
+fn spawn_probe(
+    name: &str,
+    live: &Live,
+    delay: Duration,
+    (metrics, clock): (&Arc<Metrics>, &Clock),
+) {
+    let Ok(problem) = Arc::clone(&live.probing).try_lock_owned() else { return };
+    // A reload may remove it before its turn.
+    let transport: Weak<Transport> = Arc::downgrade(&live.handle.transport);
+    let (name, metrics, clock) = (name.to_owned(), Arc::clone(metrics), clock.clone());
+    tokio::spawn(async move {
+        tokio::time::sleep(delay).await;
+        let Some(transport) = transport.upgrade() else { return };
+        Box::pin(probe(&name, transport, &metrics, clock, problem)).await;
+    });
+}
+
+/// Logs only what is new: a homeserver that stays down would otherwise fill the log.
+async fn probe(
+    name: &str,
+    transport: Arc<Transport>,
+    metrics: &Metrics,
+    clock: Clock,
+    mut problem: tokio::sync::OwnedMutexGuard<Option<String>>,
+) {
+    let reader = Reader::new(transport, clock);
+    match reader.identity().await {
+        Ok(identity) => {
+            metrics.homeservers.set_info(name, &identity.version_text, identity.mas);
+            if problem.take().is_some() {
+                tracing::info!(target: "microglia::homeserver", homeserver = %name, "{name}: the homeserver can be used again");
+            }
+        }
+        Err(error) => {
+            let text = error.to_string();
+            if problem.as_ref() != Some(&text) {
+                tracing::warn!(target: "microglia::homeserver", homeserver = %name, "{name}: {text}");
+            }
+            *problem = Some(text);
         }
     }
 }
@@ -142,10 +194,12 @@ impl Shared {
     fn handle(
         &self,
         homeserver: &Homeserver,
+        clients: &mut Clients,
         metrics: &Arc<Metrics>,
     ) -> Result<HomeserverHandle, anyhow::Error> {
         let settings = Settings { limits: Arc::clone(&self.limits), ..homeserver.settings() };
-        let transport = Transport::new(settings, metrics.homeservers.observer(&homeserver.name))
+        let observer = metrics.homeservers.observer(&homeserver.name);
+        let transport = Transport::sharing(clients, settings, observer)
             .map_err(|error| anyhow::anyhow!("{}: {error}", homeserver.name))?;
         Ok(HomeserverHandle {
             transport: Arc::new(transport),

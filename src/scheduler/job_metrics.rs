@@ -107,7 +107,7 @@ impl Owner {
         table.retain(|job, _| self.jobs.contains_key(job));
         for (job, entry) in &self.jobs {
             let described = blank(entry);
-            let series = table.entry(job.clone()).or_insert_with(|| described.clone());
+            let series = table.entry(job.clone()).or_insert_with(|| Box::new(described.clone()));
             if series.mode != described.mode {
                 // A success in another mode says nothing about this one.
                 (series.last_success, series.consecutive_failures) = (None, 0);

@@ -91,7 +91,7 @@ impl Owner {
         let entries = self.jobs.values().chain(self.leaving.values());
         let busy: BTreeSet<&str> = entries
             .filter(|entry| entry.running.is_some() || (entry.state.is_running() && !self.draining))
-            .map(Entry::address)
+            .map(|entry| entry.address())
             .collect();
         let Some(leases) = &self.leases else { return Vec::new() };
         let idle = leases.held.keys().filter(|address| !busy.contains(address.as_str()));

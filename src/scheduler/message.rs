@@ -97,7 +97,11 @@ pub(super) enum Message {
         surplus: usize,
         reply: oneshot::Sender<Vec<String>>,
     },
-    Probe,
+    ProbeAll,
+    /// Replies with the number of homeservers.
+    ProbeNext {
+        reply: oneshot::Sender<usize>,
+    },
     Status {
         reply: oneshot::Sender<String>,
     },

@@ -39,9 +39,10 @@ pub struct Owner {
     pub(super) messages: mpsc::UnboundedReceiver<Message>,
     /// For the runs, which send their events. It does not keep the owner alive.
     pub(super) sender: mpsc::WeakUnboundedSender<Message>,
-    pub(super) jobs: BTreeMap<String, Entry>,
+    /// Boxed: the nodes of a map that is filled in order stay half empty.
+    pub(super) jobs: BTreeMap<String, Box<Entry>>,
     /// Jobs that were removed, until their runs end.
-    pub(super) leaving: BTreeMap<String, Entry>,
+    pub(super) leaving: BTreeMap<String, Box<Entry>>,
     pub(super) homeservers: Homeservers,
     pub(super) pause: Pause,
     /// Whether the pause state could not be read and is only assumed.
@@ -183,7 +184,10 @@ impl Owner {
                 let _ = reply.send(());
             }
             Message::StandDown { surplus, reply } => drop(reply.send(self.stand_down(surplus))),
-            Message::Probe => self.homeservers.probe(&self.metrics, &self.clock),
+            Message::ProbeAll => self.homeservers.probe_all(&self.metrics, &self.clock),
+            Message::ProbeNext { reply } => {
+                let _ = reply.send(self.homeservers.probe_next(&self.metrics, &self.clock));
+            }
             Message::Status { reply } => drop(reply.send(self.status())),
             Message::Drain { reply } => drop(reply.send(self.drain())),
             Message::Flush { reply } => drop(self.remember.send(Remember::Flush(reply))),
@@ -521,10 +525,13 @@ pub(super) fn timing(spec: &JobSpec) -> Timing {
     }
 }
 
-fn entry<'a>(jobs: &'a mut BTreeMap<String, Entry>, job: &str) -> Result<&'a mut Entry, Refusal> {
+fn entry<'a>(
+    jobs: &'a mut BTreeMap<String, Box<Entry>>,
+    job: &str,
+) -> Result<&'a mut Entry, Refusal> {
     if !jobs.contains_key(job) {
         let names: Vec<&str> = jobs.keys().map(String::as_str).collect();
         return Err(Refusal::Unknown(unknown("job", job, &names)));
     }
-    jobs.get_mut(job).ok_or_else(|| Refusal::NotRunning(job.to_owned()))
+    jobs.get_mut(job).map(Box::as_mut).ok_or_else(|| Refusal::NotRunning(job.to_owned()))
 }

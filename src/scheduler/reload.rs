@@ -12,6 +12,7 @@ use crate::scheduler::Adopted;
 use crate::scheduler::supervisor::Supervisor;
 use crate::synapse::Token;
 use crate::values::clock::Clock;
+use crate::values::fingerprint::Fingerprint;
 
 /// How long reading and parsing the configuration may take.
 const LONGEST_LOAD: Duration = Duration::from_secs(10);
@@ -26,8 +27,8 @@ pub struct Reloader {
     one_at_a_time: tokio::sync::Mutex<()>,
     daemon: Mutex<Daemon>,
     admin_token: Mutex<Option<Arc<Token>>>,
-    /// The contents of the file when the configuration was last adopted or rejected.
-    seen: Mutex<Option<Vec<u8>>>,
+    /// The contents of the files when the configuration was last adopted or rejected.
+    seen: Mutex<Option<Fingerprint>>,
 }
 
 impl Reloader {
@@ -40,7 +41,7 @@ impl Reloader {
         metrics: Arc<Metrics>,
         clock: Clock,
     ) -> Self {
-        let seen = config::read_bytes(&path).ok();
+        let seen = config::files_fingerprint(&path);
         let reloader = Self {
             path,
             environment,
@@ -87,7 +88,7 @@ impl Reloader {
         for need in restart_needed {
             tracing::warn!(target: "microglia::config", "{need}");
         }
-        self.supervisor.probe();
+        self.supervisor.probe_all();
         Ok(adopted)
     }
 
@@ -98,7 +99,7 @@ impl Reloader {
         let (sender, seen) = tokio::sync::oneshot::channel();
         let loading = tokio::task::spawn_blocking(move || {
             // After a timeout nobody receives it.
-            let _ = sender.send(config::read_bytes(&path).ok());
+            let _ = sender.send(config::files_fingerprint(&path));
             Config::load(&path, &environment, now)
         });
         let file = self.path.display();
@@ -174,12 +175,12 @@ impl Reloader {
         Some(token?.current().await)
     }
 
-    /// Reads the file as often as `watch_config` says, and adopts a change once two consecutive readings agree.
+    /// Reads all files as often as `watch_config` says, and adopts a change once two consecutive readings agree.
     ///
     /// Compares the content, not timestamps or inodes: this works with Kubernetes' links, editors that rename, and NFS.
     pub async fn watch(self: Arc<Self>) {
         const OFF: Duration = Duration::from_secs(5);
-        let mut last: Option<Vec<u8>> = None;
+        let mut last: Option<Fingerprint> = None;
         loop {
             let every = self.daemon().watch_config;
             tokio::time::sleep(every.map_or(OFF, |every| every.0)).await;
@@ -187,7 +188,7 @@ impl Reloader {
                 continue;
             }
             let path = self.path.clone();
-            let now = tokio::task::spawn_blocking(move || config::read_bytes(&path).ok())
+            let now = tokio::task::spawn_blocking(move || config::files_fingerprint(&path))
                 .await
                 .unwrap_or_default();
             let changed = now != *self.seen.lock().unwrap_or_else(PoisonError::into_inner);

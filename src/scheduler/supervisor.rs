@@ -278,12 +278,19 @@ impl Supervisor {
         Ok(())
     }
 
-    /// The jobs as `jobs --json` lists them.
-    pub async fn job_list(&self) -> Result<Vec<ListedJob>, history::Error> {
+    /// The jobs as `jobs --json` lists them, on one homeserver or on all.
+    pub async fn job_list(
+        &self,
+        homeserver: Option<&str>,
+    ) -> Result<Vec<ListedJob>, history::Error> {
         let last_runs = self.runner.history.last_runs().await?;
         let specs = self.specs().await;
+        let listed = specs
+            .iter()
+            .map(Arc::as_ref)
+            .filter(|spec| homeserver.is_none_or(|homeserver| spec.homeserver == homeserver));
         let waits = self.ask(|reply| Message::Waits { reply }).await.unwrap_or_default();
-        Ok(job_list(specs.iter().map(Arc::as_ref), last_runs, waits, self.clock.now()))
+        Ok(job_list(listed, last_runs, waits, self.clock.now()))
     }
 
     /// What runs next, in words.
@@ -296,9 +303,14 @@ impl Supervisor {
         self.metrics.text(ticked, self.runner.history.write_errors())
     }
 
-    /// Probes every homeserver; the metrics keep the results.
-    pub fn probe(&self) {
-        let _ = self.messages.send(Message::Probe);
+    /// Probes every homeserver, one shortly after the other; the metrics keep the results.
+    pub fn probe_all(&self) {
+        let _ = self.messages.send(Message::ProbeAll);
+    }
+
+    /// Probes the homeserver whose turn it is, and returns how many there are.
+    pub async fn probe_next(&self) -> usize {
+        self.ask(|reply| Message::ProbeNext { reply }).await.unwrap_or_default()
     }
 
     /// Starts no more runs, ends active ones at their next change boundary and, after `grace`, immediately.

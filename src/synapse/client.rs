@@ -1,16 +1,54 @@
-//! The HTTP client of one homeserver: TLS and connection settings.
+//! The HTTP clients of homeservers: TLS and connection settings.
+
+use std::collections::HashMap;
 
 use std::time::Duration;
 
 use reqwest::Url;
+
+use crate::values::fingerprint::Fingerprint;
 
 /// Below the 60 s after which proxies close an idle connection: a POST on a connection that was just closed is ambiguous.
 const POOL_IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 pub(super) const NO_RESPONSE: &str = "no response within the timeout";
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Sets up a client for `urls` that trusts the certificates of the PEM bundle `ca` besides the system's.
-pub(super) fn new(urls: &[&Url], ca: Option<&[u8]>) -> Result<reqwest::Client, String> {
+/// Clients by what they trust: each has all certificates of the system in memory, and takes milliseconds to set up.
+///
+/// Its clients trust what the system trusted when they were set up; it is not for keeping.
+#[derive(Default)]
+pub struct Clients(HashMap<Trust, reqwest::Client>);
+
+#[derive(PartialEq, Eq, Hash)]
+enum Trust {
+    /// Only `http` is used.
+    Nothing,
+    System,
+    SystemAnd(Fingerprint),
+}
+
+impl Clients {
+    /// Returns the client for `urls` that trusts the certificates of the PEM bundle `ca` besides the system's.
+    pub(super) fn client(
+        &mut self,
+        urls: &[&Url],
+        ca: Option<&[u8]>,
+    ) -> Result<reqwest::Client, String> {
+        let trust = match ca {
+            _ if urls.iter().all(|url| url.scheme() == "http") => Trust::Nothing,
+            None => Trust::System,
+            Some(pem) => Trust::SystemAnd(Fingerprint::of_bytes(pem)),
+        };
+        if let Some(client) = self.0.get(&trust) {
+            return Ok(client.clone());
+        }
+        let client = new(&trust, ca)?;
+        self.0.insert(trust, client.clone());
+        Ok(client)
+    }
+}
+
+fn new(trust: &Trust, ca: Option<&[u8]>) -> Result<reqwest::Client, String> {
     // An error means that a previous call installed the provider.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let mut builder = reqwest::Client::builder()
@@ -21,7 +59,7 @@ pub(super) fn new(urls: &[&Url], ca: Option<&[u8]>) -> Result<reqwest::Client, S
         .tcp_nodelay(true)
         .http1_only()
         .no_proxy();
-    if urls.iter().all(|url| url.scheme() == "http") {
+    if *trust == Trust::Nothing {
         // There is nothing to verify, and the system may have no CA certificates.
         builder = builder.tls_certs_only([]);
     } else if let Some(pem) = ca {

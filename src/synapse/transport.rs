@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::address::Address;
 use super::auto_rate::RateChange;
+use super::client::Clients;
 use super::error::{Cause, Error};
 use super::monitor::{OpenRequest, ResponseMonitor};
 use super::pace::{ActiveRun, Limits, Sign, unless_cancelled};
@@ -51,7 +52,7 @@ pub struct CompletedRequest {
     pub rate_limit: Option<f64>,
 }
 
-/// A connection pool to one homeserver with its limits, shared by all runs on it.
+/// The connections to one homeserver with its limits, shared by all runs on it.
 pub struct Transport {
     name: String,
     pub(crate) address: Address,
@@ -75,10 +76,19 @@ pub(super) struct Session<'a> {
 
 impl Transport {
     pub fn new(settings: Settings, observer: Observer) -> Result<Self, String> {
+        Self::sharing(&mut Clients::default(), settings, observer)
+    }
+
+    /// Shares the HTTP client with other homeservers that trust the same certificates.
+    pub fn sharing(
+        clients: &mut Clients,
+        settings: Settings,
+        observer: Observer,
+    ) -> Result<Self, String> {
         let Settings { name, url, media_url, token, ca, limits, request_timeout } = settings;
         let media_url = media_url.unwrap_or_else(|| url.clone());
         Ok(Self {
-            http: client::new(&[&url, &media_url], ca.as_deref())?,
+            http: clients.client(&[&url, &media_url], ca.as_deref())?,
             address: Address::of(&url),
             name,
             url,

@@ -1,4 +1,4 @@
-//! Globs over whole Matrix ids and external ids: `*` and `?`, all other characters literally.
+//! Globs over whole Matrix ids, external ids and names: `*` and `?`, all other characters literally.
 
 use std::convert::Infallible;
 use std::str::FromStr;
@@ -29,6 +29,11 @@ impl FromStr for Glob {
     fn from_str(text: &str) -> Result<Self, Infallible> {
         Ok(Self { text: text.to_owned(), matcher: WildMatch::new(text) })
     }
+}
+
+/// Whether a name is a glob, where names contain neither * nor ?.
+pub fn is_glob(text: &str) -> bool {
+    text.contains(['*', '?'])
 }
 
 /// A Matrix user id or a glob over whole ids.

@@ -1,10 +1,15 @@
 //! When a job is due: cron patterns, time zones and windows, as pure functions of a timestamp.
 
+use std::cell::RefCell;
+use std::collections::VecDeque;
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use chrono::{DateTime, Duration, NaiveTime, TimeZone, Utc};
 use chrono_tz::Tz;
+use croner4::Cron;
+use croner4::errors::CronError;
 use croner4::parser::{CronParser, Seconds, Year};
 
 use crate::values::clock::Timestamp;
@@ -55,7 +60,7 @@ impl Schedule {
 
     /// The occurrences after `time`, strictly: the pattern is parsed once for all of them.
     pub fn after(&self, time: Timestamp, zone: Zone) -> impl Iterator<Item = DateTime<Tz>> + use<> {
-        let (cron, mut last) = (pattern(&self.0).ok(), time);
+        let (cron, mut last) = (recent_pattern(&self.0).ok(), time);
         std::iter::from_fn(move || {
             let cron = cron.as_ref()?;
             let mut after = last.with_timezone(&zone.0);
@@ -105,7 +110,27 @@ impl Schedule {
     }
 }
 
-fn pattern(text: &str) -> Result<croner4::Cron, croner4::errors::CronError> {
+thread_local! {
+    /// The patterns that were used last: the jobs of hundreds of homeservers have few different ones.
+    static RECENT: RefCell<VecDeque<(Box<str>, Arc<Cron>)>> = const { RefCell::new(VecDeque::new()) };
+}
+
+/// How many patterns each thread keeps, of 5 KiB each.
+const MAX_RECENT: usize = 8;
+
+fn recent_pattern(text: &str) -> Result<Arc<Cron>, CronError> {
+    RECENT.with_borrow_mut(|recent| {
+        if let Some((_, cron)) = recent.iter().find(|(known, _)| **known == *text) {
+            return Ok(Arc::clone(cron));
+        }
+        let cron = Arc::new(pattern(text)?);
+        recent.truncate(MAX_RECENT - 1);
+        recent.push_front((text.into(), Arc::clone(&cron)));
+        Ok(cron)
+    })
+}
+
+fn pattern(text: &str) -> Result<Cron, CronError> {
     CronParser::builder().seconds(Seconds::Optional).year(Year::Disallowed).build().parse(text)
 }
 

@@ -16,7 +16,18 @@ pub fn unknown(what: &str, name: &str, known: &[&str]) -> String {
 pub(crate) fn one_of_hint(word: &str, known: &[&str], quote: char) -> String {
     match nearest(word, known.iter().copied()) {
         Some(near) => format!(" (did you mean {quote}{near}{quote}?)"),
-        None => format!(": expected one of {}", known.join(", ")),
+        None => format!(": expected one of {}", join_some(known)),
+    }
+}
+
+/// Names, separated by commas; of very many only the first.
+pub(crate) fn join_some(names: &[&str]) -> String {
+    const MAX: usize = 40;
+    match names.len().checked_sub(MAX) {
+        None | Some(0) => names.join(", "),
+        Some(more) => {
+            format!("{} and {} more", names[..MAX].join(", "), format_number(more as u64))
+        }
     }
 }
 

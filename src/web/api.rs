@@ -38,8 +38,19 @@ pub(super) async fn reload(State(app): Shared, caller: Caller) -> Result<Respons
     }
 }
 
-pub(super) async fn job_list(State(app): Shared, caller: Caller) -> Result<Response, ApiError> {
-    let mut jobs = app.supervisor.job_list().await?;
+#[derive(Deserialize)]
+pub(super) struct JobsQuery {
+    #[serde(default)]
+    homeserver: String,
+}
+
+pub(super) async fn job_list(
+    State(app): Shared,
+    caller: Caller,
+    query: Result<Query<JobsQuery>, QueryRejection>,
+) -> Result<Response, ApiError> {
+    let Query(query) = query?;
+    let mut jobs = app.supervisor.job_list(given(&query.homeserver)).await?;
     for report in jobs.iter_mut().filter_map(|job| job.last_run.as_mut()) {
         caller.redact(report);
     }
@@ -50,6 +61,8 @@ pub(super) async fn job_list(State(app): Shared, caller: Caller) -> Result<Respo
 pub(super) struct RunsQuery {
     #[serde(default)]
     job: String,
+    #[serde(default)]
+    homeserver: String,
     limit: Option<u32>,
 }
 
@@ -59,13 +72,21 @@ pub(super) async fn run_list(
     query: Result<Query<RunsQuery>, QueryRejection>,
 ) -> Result<Response, ApiError> {
     let Query(query) = query?;
-    let job = Some(query.job.as_str()).filter(|job| !job.is_empty());
+    let job = given(&query.job);
     let limit = query.limit.unwrap_or(DEFAULT_RUNS).min(MAX_RUNS);
-    let mut runs = app.history.runs(job, limit).await?;
+    let mut runs = match given(&query.homeserver) {
+        Some(homeserver) => app.history.runs_on(homeserver, job, limit).await?,
+        None => app.history.runs(job, limit).await?,
+    };
     for report in &mut runs {
         caller.redact(report);
     }
     Ok(Json(runs).into_response())
+}
+
+/// The value of a parameter; an empty one counts as absent.
+fn given(parameter: &str) -> Option<&str> {
+    Some(parameter).filter(|value| !value.is_empty())
 }
 
 #[derive(Deserialize)]

@@ -365,6 +365,16 @@ impl Shared {
     }
 }
 
+/// Serves a world to a bench in a process of its own, at one address or several.
+#[cfg(not(test))]
+pub async fn serve_forever(world: World, listeners: Vec<TcpListener>) -> Infallible {
+    let shared = Arc::new(Shared::of(world));
+    for listener in listeners {
+        tokio::spawn(serve(Arc::clone(&shared), Process::Main, listener));
+    }
+    std::future::pending().await
+}
+
 async fn serve(shared: Arc<Shared>, process: Process, listener: TcpListener) -> Infallible {
     for connection in 1.. {
         let Ok((stream, _)) = listener.accept().await else {

@@ -9,6 +9,7 @@ mod daemon;
 mod dry_run;
 mod escaping;
 mod fake;
+mod fleet;
 mod homeserver;
 mod jobs;
 mod limits;

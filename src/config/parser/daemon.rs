@@ -11,7 +11,8 @@ use toml::de::DeTable;
 use super::super::keys::{DaemonKeys, HostName, Listen};
 use super::super::secrets::SecretFile;
 use super::super::settings::{Daemon, HistoryPlace};
-use super::{LISTEN, Parser, Reported, STATE_DIR, beside};
+use super::super::source::beside;
+use super::{LISTEN, Parser, Reported, STATE_DIR};
 use crate::history::DatabaseUrl;
 use crate::values::schema::{Entry, Table};
 
@@ -26,7 +27,7 @@ impl Parser<'_> {
         let admin = self.admin_token(&keys.admin_token_file);
         let database = self.database(&keys.database_url, &keys.database_url_file);
         let listen = self.listen(&keys.listen, &table);
-        let state_dir = keys.state_dir.value?.map(|dir| beside(self.path, &dir));
+        let state_dir = keys.state_dir.value?.map(|dir| beside(self.sources.main(), &dir));
         let (admin_token_file, admin_token) =
             admin.ok()?.map_or((None, None), |admin| (Some(admin.path), Some(admin.secret)));
         let (history, database_url_file) = database.ok()?;

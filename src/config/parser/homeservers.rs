@@ -10,8 +10,9 @@ use secrecy::SecretString;
 use toml::Spanned;
 use toml::de::DeTable;
 
-use super::super::keys::HomeserverKeys;
+use super::super::keys::{HomeserverHeadKeys, HomeserverKeys};
 use super::super::settings::Homeserver;
+use super::merge::merge;
 use super::{NameRule, Parser, Reported};
 use crate::synapse::Address;
 use crate::values::fingerprint::Fingerprint;
@@ -25,19 +26,40 @@ const NAME: NameRule = NameRule {
 
 impl Parser<'_> {
     /// Sorted by name; `None` in place of a homeserver with an error.
-    pub(super) fn homeservers(&mut self, table: &DeTable<'_>) -> Vec<(String, Option<Homeserver>)> {
+    pub(super) fn homeservers(
+        &mut self,
+        table: &DeTable<'_>,
+        root: &DeTable<'_>,
+    ) -> Vec<(String, Option<Homeserver>)> {
+        let empty = DeTable::new();
+        let defaults = self.table(root, "homeserver_defaults", &empty).unwrap_or(&empty);
+        self.check_homeserver_defaults(defaults);
         if table.is_empty() {
             self.error(0..0, "no homeserver is configured: add [homeservers.main] with `url = \"http://127.0.0.1:8008\"` and `access_token_file = \"token\"`");
         }
         let mut homeservers = Vec::new();
         for (name, value) in table {
-            let parsed =
-                self.named_table(name, value, &NAME).and_then(|table| self.homeserver(name, table));
+            let parsed = self.named_table(name, value, &NAME).and_then(|table| {
+                self.homeserver(name, &merge(defaults, HomeserverKeys::KEYS, table))
+            });
             homeservers.push((name.get_ref().to_string(), parsed));
         }
         homeservers.sort_by(|a, b| a.0.cmp(&b.0));
         self.warn_of_shared_addresses(table, &homeservers);
         homeservers
+    }
+
+    fn check_homeserver_defaults(&mut self, defaults: &DeTable<'_>) {
+        for key in defaults.keys() {
+            if HomeserverHeadKeys::KEYS.iter().any(|head| head.name == key.get_ref().as_ref()) {
+                let text =
+                    format!("`{}` cannot have a default: set it in each homeserver", key.get_ref());
+                self.error(key.span(), text);
+            }
+        }
+        let table = Table::new(defaults, 0..0);
+        table.reject_unknown(&[HomeserverKeys::KEYS, HomeserverHeadKeys::KEYS], &mut self.errors);
+        HomeserverKeys::parse(&table, &mut self.errors);
     }
 
     /// Two names for one homeserver are most likely an error, and share their limits in any case.
@@ -66,15 +88,16 @@ impl Parser<'_> {
         entries: &DeTable<'_>,
     ) -> Option<Homeserver> {
         let table = Table::new(entries, name.span());
-        table.reject_unknown(&[HomeserverKeys::KEYS], &mut self.errors);
+        table.reject_unknown(&[HomeserverHeadKeys::KEYS, HomeserverKeys::KEYS], &mut self.errors);
+        let head = HomeserverHeadKeys::parse(&table, &mut self.errors);
         let keys = HomeserverKeys::parse(&table, &mut self.errors);
         let ca = self.certificates(&keys.ca_file);
-        let token = self.token(&keys.access_token, &keys.access_token_file, &table);
+        let token = self.token(&head.access_token, &head.access_token_file, &table);
         let (token_file, token) = token?;
         let homeserver = Homeserver {
             name: name.get_ref().to_string(),
-            url: keys.url.value?.0,
-            media_url: keys.media_url.value?.map(|url| url.0),
+            url: head.url.value?.0,
+            media_url: head.media_url.value?.map(|url| url.0),
             max_concurrent_runs: keys.max_concurrent_runs.value?,
             max_concurrent_requests: keys.max_concurrent_requests.value?,
             max_requests_per_second: keys.max_requests_per_second.value?,
@@ -87,8 +110,8 @@ impl Parser<'_> {
             definition: Fingerprint::of(&table.definition()),
         };
         let urls = [
-            (keys.url.span, Some(&homeserver.url)),
-            (keys.media_url.span, homeserver.media_url.as_ref()),
+            (head.url.span, Some(&homeserver.url)),
+            (head.media_url.span, homeserver.media_url.as_ref()),
         ];
         for (span, url) in urls {
             if url.is_some_and(|url| url.scheme() == "http" && !is_loopback(url)) {

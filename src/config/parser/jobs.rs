@@ -1,21 +1,24 @@
 //! The tables `[defaults]` and `[jobs.NAME]`.
 
 use std::borrow::Cow;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use serde_json::{Value, json};
 use toml::Spanned;
-use toml::de::{DeTable, DeValue};
+use toml::de::DeTable;
 
 use super::super::job_spec::JobSpec;
 use super::super::keys::{CommonEntries, CommonKeys, HeadKeys, HomeserverNames};
-use super::{NameRule, Parser};
+use super::merge::merge;
+use super::{MAX_JOBS, NameRule, Parser};
 use crate::jobs::job::Kind;
 use crate::values::clock::Timestamp;
 use crate::values::fingerprint::Fingerprint;
+use crate::values::glob::{Glob, is_glob};
 use crate::values::schedule::{Schedule, Zone};
 use crate::values::schema::{Entry, Table};
-use crate::values::text::unknown;
+use crate::values::text::{format_number, join_some, unknown};
 
 const NAME: NameRule = NameRule {
     what: "job",
@@ -51,6 +54,14 @@ impl Parser<'_> {
             if let Some(table) = self.named_table(name, value, &NAME) {
                 specs.extend(self.job(name, table, &surroundings).into_iter().flatten());
             }
+            if specs.len() > MAX_JOBS {
+                let limit = format_number(MAX_JOBS as u64);
+                let text = format!(
+                    "more than {limit} jobs, counted once for each homeserver: use fewer jobs or homeservers"
+                );
+                self.error(name.span(), text);
+                break;
+            }
         }
         specs.sort_by(|a, b| a.name.cmp(&b.name));
         specs
@@ -75,7 +86,7 @@ impl Parser<'_> {
         own: &DeTable<'_>,
         surroundings: &Surroundings<'_, '_>,
     ) -> Option<Vec<JobSpec>> {
-        let merged = merge(surroundings.defaults, own);
+        let merged = merge(surroundings.defaults, CommonEntries::KEYS, own);
         let table = Table::new(&merged, name.span());
         let head = HeadKeys::parse(&table, &mut self.errors);
         let common = CommonEntries::parse(&table, &mut self.errors);
@@ -98,14 +109,14 @@ impl Parser<'_> {
         }
         let is_list = common.homeserver.as_ref().is_some_and(|names| names.list);
         let name = name.get_ref().as_ref();
-        let all_keys = table.definition();
+        let (all_keys, common) = (table.definition(), Arc::new(common));
         let (selection, definition) = (selection(&all_keys, kind), definition(all_keys));
         let spec = |homeserver: String| JobSpec {
             name: if is_list { format!("{name}@{homeserver}") } else { name.to_owned() },
             homeserver,
             schedule: schedule.clone(),
             zone: common.timezone.unwrap_or(surroundings.zone),
-            common: common.clone(),
+            common: Arc::clone(&common),
             job: Arc::clone(&job),
             media_in_object_storage: false,
             splay_seed: 0,
@@ -166,15 +177,29 @@ impl Parser<'_> {
             if let [only] = known {
                 return Some(vec![(*only).to_owned()]);
             }
-            self.error(table.span.clone(), format!("`homeserver` is missing, and several are configured: add `homeserver = \"…\"` with one of {}, or a list of them", known.join(", ")));
+            self.error(table.span.clone(), format!("`homeserver` is missing, and several are configured: add `homeserver = \"…\"` with one of {}, or a list of them", join_some(known)));
             return Some(Vec::new());
         };
+        // Each once, whether by name or by glob.
+        let mut chosen = BTreeSet::new();
         for name in &names.names {
-            if !known.contains(&name.as_str()) {
+            if is_glob(name) {
+                let Ok(glob) = name.parse::<Glob>();
+                let matching = known.iter().filter(|known| glob.matches(known));
+                let before = chosen.len();
+                chosen.extend(matching.map(|known| (*known).to_owned()));
+                if chosen.len() == before && !known.iter().any(|known| glob.matches(known)) {
+                    let text =
+                        format!("\"{name}\" matches no homeserver: the job does not run there");
+                    self.warn(entry.span.clone(), text);
+                }
+            } else if known.binary_search(&name.as_str()).is_ok() {
+                chosen.insert(name.clone());
+            } else {
                 self.error(entry.span.clone(), unknown("homeserver", name, known));
             }
         }
-        Some(names.names.clone())
+        Some(chosen.into_iter().collect())
     }
 }
 
@@ -206,39 +231,4 @@ fn too_frequent(schedule: &Schedule, now: Timestamp) -> Option<String> {
             minute_fields.trim_end()
         )
     })
-}
-
-/// The job's table over the defaults; inline tables are merged key by key.
-fn merge<'i>(defaults: &DeTable<'i>, own: &DeTable<'i>) -> DeTable<'i> {
-    // What is wrong in the defaults is reported once, there.
-    let mut merged: DeTable<'i> = defaults
-        .iter()
-        .filter(|(key, _)| {
-            CommonEntries::KEYS.iter().any(|common| common.name == key.get_ref().as_ref())
-        })
-        .map(|(key, value)| (key.clone(), value.clone()))
-        .collect();
-    for (key, value) in own {
-        let default = merged.get(key.get_ref().as_ref());
-        let both =
-            (default.and_then(|default| default.get_ref().as_table()), value.get_ref().as_table());
-        let value = match both {
-            (Some(default), Some(table)) => {
-                Spanned::new(value.span(), DeValue::Table(override_keys(default, table)))
-            }
-            _ => value.clone(),
-        };
-        merged.remove(key.get_ref().as_ref());
-        merged.insert(key.clone(), value);
-    }
-    merged
-}
-
-fn override_keys<'i>(defaults: &DeTable<'i>, own: &DeTable<'i>) -> DeTable<'i> {
-    let mut merged = defaults.clone();
-    for (key, value) in own {
-        merged.remove(key.get_ref().as_ref());
-        merged.insert(key.clone(), value.clone());
-    }
-    merged
 }

@@ -1,6 +1,6 @@
 //! What requests and probes show of the configured homeservers.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use prometheus::{GaugeVec, HistogramVec, IntCounterVec};
@@ -14,10 +14,18 @@ pub(crate) struct HomeserverState {
     pub(crate) token_valid: Option<bool>,
 }
 
+/// A configured homeserver.
+#[derive(Debug, Default)]
+pub(super) struct Configured {
+    state: HomeserverState,
+    /// The labels of its info, after the name.
+    info: Option<(String, &'static str)>,
+}
+
 /// The metrics of the configured homeservers: those of a removed one vanish.
 pub(crate) struct Homeservers {
     /// A late response of a removed homeserver finds no entry here, and adds no series.
-    pub(super) states: Mutex<BTreeMap<String, HomeserverState>>,
+    pub(super) states: Mutex<BTreeMap<String, Configured>>,
     pub(super) up: GaugeVec,
     pub(super) token_valid: GaugeVec,
     pub(super) lease_held: GaugeVec,
@@ -45,7 +53,7 @@ impl Homeservers {
     fn observe(&self, homeserver: &str, answered: &CompletedRequest) {
         // Held to the end: nothing is added behind a removal.
         let mut configured = self.lock();
-        let Some(state) = configured.get_mut(homeserver) else { return };
+        let Some(Configured { state, .. }) = configured.get_mut(homeserver) else { return };
         let status = answered.status.map_or_else(|| "none".to_owned(), |status| status.to_string());
         let request = [homeserver, answered.method.as_str(), answered.endpoint, &status];
         self.requests.with_label_values(&request).inc();
@@ -67,13 +75,13 @@ impl Homeservers {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, HomeserverState>> {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Configured>> {
         self.states.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Returns the configured homeservers by name.
     pub(crate) fn states(&self) -> Vec<(String, HomeserverState)> {
-        self.lock().iter().map(|(name, state)| (name.clone(), *state)).collect()
+        self.lock().iter().map(|(name, it)| (name.clone(), it.state)).collect()
     }
 
     /// Sets the allowed requests per second of a configured homeserver; without a limit there is no series.
@@ -92,13 +100,14 @@ impl Homeservers {
     }
 
     pub(crate) fn set_info(&self, homeserver: &str, version: &str, mas: bool) {
-        let states = self.lock();
-        if !states.contains_key(homeserver) {
-            return;
+        let mut configured = self.lock();
+        let Some(Configured { info, .. }) = configured.get_mut(homeserver) else { return };
+        if let Some((version, mas)) = info.take() {
+            let _ = self.info.remove_label_values(&[homeserver, &version, mas]);
         }
-        self.remove_info(homeserver);
         let mas = if mas { "true" } else { "false" };
         self.info.with_label_values(&[homeserver, version, mas]).set(1.0);
+        *info = Some((version.to_owned(), mas));
     }
 
     pub(crate) fn set_lease_held(&self, homeserver: &str, held: bool) {
@@ -107,35 +116,34 @@ impl Homeservers {
         }
     }
 
-    /// Removes every series of a homeserver.
-    pub(crate) fn remove(&self, homeserver: &str) {
-        let mut states = self.lock();
-        states.remove(homeserver);
-        self.remove_info(homeserver);
+    /// Removes every series of some homeservers.
+    pub(crate) fn remove(&self, homeservers: &BTreeSet<String>) {
+        if homeservers.is_empty() {
+            return;
+        }
+        let mut configured = self.lock();
+        configured.retain(|name, _| !homeservers.contains(name));
         for gauges in [&self.up, &self.token_valid, &self.lease_held, &self.rate_limit] {
-            remove_series(gauges, homeserver, &UP_LABELS, |labels| {
+            remove_series(gauges, homeservers, &UP_LABELS, |labels| {
                 drop(gauges.remove_label_values(labels));
             });
         }
-        remove_series(&self.requests, homeserver, &REQUEST_LABELS, |labels| {
+        remove_series(&self.info, homeservers, &INFO_LABELS, |labels| {
+            drop(self.info.remove_label_values(labels));
+        });
+        remove_series(&self.requests, homeservers, &REQUEST_LABELS, |labels| {
             drop(self.requests.remove_label_values(labels));
         });
-        remove_series(&self.request_duration, homeserver, &DURATION_LABELS, |labels| {
+        remove_series(&self.request_duration, homeservers, &DURATION_LABELS, |labels| {
             drop(self.request_duration.remove_label_values(labels));
-        });
-    }
-
-    fn remove_info(&self, homeserver: &str) {
-        remove_series(&self.info, homeserver, &INFO_LABELS, |labels| {
-            drop(self.info.remove_label_values(labels));
         });
     }
 }
 
-/// Removes every series of a vector that carries the homeserver: the crate removes by exact labels only.
+/// Removes every series of a vector that carries one of the homeservers: the crate removes by exact labels only.
 fn remove_series(
     vector: &impl prometheus::core::Collector,
-    homeserver: &str,
+    homeservers: &BTreeSet<String>,
     order: &[&str],
     remove: impl Fn(&[&str]),
 ) {
@@ -143,7 +151,7 @@ fn remove_series(
         for metric in family.get_metric() {
             let labels: BTreeMap<&str, &str> =
                 metric.get_label().iter().map(|label| (label.name(), label.value())).collect();
-            if labels.get("homeserver") == Some(&homeserver) {
+            if labels.get("homeserver").is_some_and(|name| homeservers.contains(*name)) {
                 let values: Vec<&str> =
                     order.iter().map(|name| labels.get(name).copied().unwrap_or("")).collect();
                 remove(&values);

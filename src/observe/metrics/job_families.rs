@@ -4,16 +4,15 @@
 //! and twice the memory of everything else.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
 use std::fmt::Write;
 
-use super::jobs::{JobMetrics, Skipped};
+use super::jobs::{JobMap, JobMetrics, Skipped};
 use super::seconds::seconds;
 use crate::plan::report::{Mode, Outcome, Report};
 use crate::values::clock::Timestamp;
 
 /// Appends every family that has a series.
-pub(super) fn encode(jobs: &BTreeMap<String, JobMetrics>, text: &mut String) {
+pub(super) fn encode(jobs: &JobMap, text: &mut String) {
     for Family { name, help, kind, values } in FAMILIES {
         let before = text.len();
         // Writing into a string cannot fail.

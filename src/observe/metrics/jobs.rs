@@ -61,10 +61,13 @@ pub(crate) struct JobMetrics {
 
 /// The metrics of the configured jobs by name: those of a removed job vanish with its row.
 #[derive(Debug, Default)]
-pub(crate) struct JobTable(Mutex<BTreeMap<String, JobMetrics>>);
+pub(crate) struct JobTable(Mutex<JobMap>);
+
+/// Boxed: the nodes of a map that is filled in order stay half empty.
+pub(crate) type JobMap = BTreeMap<String, Box<JobMetrics>>;
 
 impl JobTable {
-    pub(crate) fn table(&self) -> MutexGuard<'_, BTreeMap<String, JobMetrics>> {
+    pub(crate) fn table(&self) -> MutexGuard<'_, JobMap> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

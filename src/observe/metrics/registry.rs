@@ -1,5 +1,6 @@
 //! Every metric of the daemon, and their text format.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use prometheus::core::Collector;
@@ -31,6 +32,8 @@ pub struct Metrics {
     pub(crate) start_delay: Histogram,
     last_tick: Gauge,
     history_write_errors: IntCounter,
+    /// Of the text, in bytes.
+    last_length: AtomicUsize,
 }
 
 pub(crate) const CONTENT_TYPE: &str = prometheus::TEXT_FORMAT;
@@ -91,6 +94,7 @@ impl Metrics {
                 "Number of failed writes to the history.",
             )?,
             registry,
+            last_length: AtomicUsize::new(0),
         })
     }
 
@@ -103,8 +107,12 @@ impl Metrics {
         self.last_tick.set(seconds(ticked));
         self.history_write_errors
             .inc_by(write_errors.saturating_sub(self.history_write_errors.get()));
-        let mut text = TextEncoder::new().encode_to_string(&self.registry.gather())?;
+        // Growing by doubling would leave as much behind as the text takes, which is megabytes with thousands of jobs.
+        let expected = self.last_length.load(Ordering::Relaxed);
+        let mut text = String::with_capacity(expected + expected / 16);
+        TextEncoder::new().encode_utf8(&self.registry.gather(), &mut text)?;
         encode(&self.jobs.table(), &mut text);
+        self.last_length.store(text.len(), Ordering::Relaxed);
         Ok(text)
     }
 }

@@ -87,7 +87,7 @@ async fn a_rate_out_of_range_fails_every_kind_of_reload() {
     let daemon = program.serve().await;
     let good = program.read("microglia.toml");
     let rate = "max_requests_per_second = ";
-    let reported = "expected \"unlimited\" or a number, from 0.001 to 10000";
+    let reported = "expected \"auto\", \"unlimited\" or a number, from 0.001 to 10000";
     let unlimited = format!("{rate}\"unlimited\"");
     program.write("microglia.toml", &good.replace(&unlimited, &format!("{rate}1e-300")));
     until("watch_config", 20, async || daemon.log().contains(reported)).await;
