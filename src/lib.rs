@@ -60,8 +60,11 @@
 //!    environment.
 //! 6. The history is written as it happens: a row when a run starts, each change before it is sent (with what it will
 //!    replace) and after its response, the end when it ends. What cannot be recorded is not done.
+//!    Where several processes share the history, `begin_run` and each record of a change before it is sent check in the same
+//!    transaction that the lease of the homeserver is still the run's, by holder and term: who has lost it cannot record.
 //! 7. One run of a job at a time in a state directory, whatever starts it: each run holds the job's lock. Where a daemon
-//!    runs, the command line asks it to run the job.
+//!    runs, the command line asks it to run the job. Where several processes share the history, only the holder of the
+//!    homeserver's lease runs its jobs, and an occurrence is claimed by a unique row.
 //! 8. A request whose response was lost may still be in progress. Nothing that is not safe to repeat is repeated because of a
 //!    timeout: a retry of the run reads and plans again, and what is no longer planned was done.
 //! 9. A change that only waits to be sent has done nothing: it is given up when its run has to end, and stays planned. A
@@ -71,7 +74,8 @@
 //!     each is read and written under the lock of [`plan::change::Lane::ExternalIds`]. Where a response was lost, the lock is
 //!     held for another minute.
 //! 12. Limits belong to the address of a homeserver, not to its name. Two names for one address share them, and so does a
-//!     run that continues while a reload renames its homeserver.
+//!     run that continues while a reload renames its homeserver. Leases belong to addresses, too: no two replicas work on
+//!     one, so that limits hold across replicas.
 //! 13. Only `scheduler::owner::Owner` changes the state of jobs, and only by carrying out what
 //!     `JobState::decide` decides.
 //! 14. No permanent task ends unnoticed: the daemon stops with an error when one does.
@@ -96,6 +100,11 @@
 //!   PostgreSQL a transaction that certainly was not committed is tried once more, and where the answer to a commit was
 //!   lost, the server is asked what became of it: no statement has to be safe to repeat. Nothing is kept in a session, so
 //!   that PgBouncer may hand each transaction to another connection.
+//! - A lease counts by the clock of the database alone, and one that expired is never valid again: its next holder, be it
+//!   the same, has another term. A replica trusts it for 3 s less than it lasts, by its own monotonic clock from before it
+//!   asked. That only spares work: what decides is the check in the transaction.
+//! - A replica without the lease lets occurrences pass and remembers nothing (`Now::standby`). With the lease it reads what
+//!   the history knows, as at a start.
 //! - The files of a configuration are parsed one by one and put together as one table, whose spans count on from file to
 //!   file (`config::sources`): everything after that works on one text, and an error still has its own file and line.
 //! - Homeservers that trust the same certificates share an HTTP client, and their probes are spread over five minutes:

@@ -60,11 +60,15 @@ enum Step {
     Paused(Event),
     /// The same, while the daemon stops.
     Draining(Event),
+    /// While another replica may run the job.
+    Standby(Event),
+    /// The history is read again, with what another replica recorded.
+    Recall,
     /// The daemon is restarted with a history in which every decision was recorded.
     Restart,
 }
 
-use Step::{Draining, Event as On, Paused, Restart};
+use Step::{Draining, Event as On, Paused, Recall, Restart, Standby};
 
 const WAKE: Step = On(Event::Wake);
 const STARTED: Step = On(Event::Started { recorded: true });
@@ -195,6 +199,8 @@ fn play(timing: Timing, start: &str, steps: &[(&str, Step, &str)]) -> Vec<String
             On(event) => driven.decide(now, event),
             Paused(event) => driven.decide(Now { paused: true, ..now }, event),
             Draining(event) => driven.decide(Now { draining: true, ..now }, event),
+            Standby(event) => driven.decide(Now { standby: true, ..now }, event),
+            Recall => driven.recall(time),
             Restart => driven.restart(time),
         };
         played.push(decisions.into_iter().map(in_words).collect::<Vec<_>>().join(", "));
@@ -317,6 +323,43 @@ fn rules() -> Vec<Row> {
                 ("23 02:00", WAKE, ""),
                 ("23 02:10", Draining(Event::Ended(Ending::Finished)), ""),
                 ("23 02:20", Restart, "missed 23 02:00, start catch-up 23 02:00"),
+            ],
+        ),
+        (
+            "on standby nothing starts, and nothing is remembered or skipped",
+            hourly(),
+            "23 00:30",
+            vec![
+                ("23 01:00", Standby(Event::Wake), ""),
+                ("23 02:00", Standby(Event::Wake), ""),
+                ("23 02:10", Recall, "missed 23 02:00, start catch-up 23 02:00"),
+                ("23 02:10", STARTED, ""),
+                ("23 02:20", FINISHED, ""),
+                ("23 03:00", WAKE, "start schedule 23 03:00"),
+            ],
+        ),
+        (
+            "a run that ends on standby leaves its successors to another replica",
+            queueing(hourly()),
+            "23 00:30",
+            vec![
+                ("23 01:00", WAKE, "start schedule 23 01:00"),
+                ("23 01:00", STARTED, ""),
+                ("23 02:00", WAKE, ""),
+                ("23 02:10", Standby(Event::Wake), ""),
+                ("23 02:20", Standby(Event::Ended(Ending::CutOff)), ""),
+                ("23 03:00", Standby(Event::Wake), ""),
+                ("23 03:10", Recall, "missed 23 03:00, start catch-up 23 03:00"),
+            ],
+        ),
+        (
+            "an occurrence that another replica has run is not skipped, and is not missed",
+            hourly(),
+            "23 00:30",
+            vec![
+                ("23 01:00", WAKE, "start schedule 23 01:00"),
+                ("23 01:00", On(Event::Ended(Ending::Elsewhere)), ""),
+                ("23 02:00", WAKE, "start schedule 23 02:00"),
             ],
         ),
         (

@@ -163,20 +163,21 @@ async fn a_database_that_is_down_at_the_start_is_opened_when_it_comes_back() {
 }
 
 /// Between the program and PostgreSQL; cuts connections after so many bytes of the client, or all at once.
-struct Proxy {
-    port: u16,
+pub(super) struct Proxy {
+    pub(super) port: u16,
     cut: watch::Sender<u32>,
     cuts: Arc<AtomicUsize>,
+    accepting: tokio::task::JoinHandle<()>,
 }
 
 impl Proxy {
     /// Each connection is cut after a random number of bytes up to `most`.
-    async fn start(socket: PathBuf, most: usize) -> Self {
+    pub(super) async fn start(socket: PathBuf, most: usize) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let (cut, cuts) = (watch::channel(0).0, Arc::new(AtomicUsize::new(0)));
         let (ends, counted) = (cut.clone(), Arc::clone(&cuts));
-        tokio::spawn(async move {
+        let accepting = tokio::spawn(async move {
             while let Ok((mut client, _)) = listener.accept().await {
                 let Ok(mut server) = UnixStream::connect(&socket).await else { continue };
                 let (mut end, counted) = (ends.subscribe(), Arc::clone(&counted));
@@ -190,7 +191,13 @@ impl Proxy {
                 });
             }
         });
-        Self { port, cut, cuts }
+        Self { port, cut, cuts, accepting }
+    }
+
+    /// Cuts all connections, and accepts no more.
+    pub(super) fn close(&self) {
+        self.accepting.abort();
+        self.cut_all();
     }
 
     fn cut_all(&self) {

@@ -1,5 +1,6 @@
 //! Several daemons on one PostgreSQL: everything is done by exactly one of them.
 
+use super::database::Proxy;
 use super::*;
 use crate::fake::TOKEN;
 use crate::postgres;
@@ -200,4 +201,71 @@ async fn a_run_of_the_command_line_does_not_work_beside_a_daemon_elsewhere() {
     assert_eq!(joined(&fake), 3);
     let terms = sql(&url, "SELECT term, expires_at <= now() FROM leases").await;
     assert_eq!(terms, "2|t");
+}
+
+#[tokio::test]
+async fn a_replica_cut_off_from_the_database_stops_and_another_one_finishes() {
+    if on_postgres() {
+        return;
+    }
+    let fake = with_lobby(400);
+    let url = database().await;
+    let name = url.rsplit_once('/').unwrap().1.to_owned();
+    let proxy = Proxy::start(postgres::server().socket(), usize::MAX / 2).await;
+    let through = format!("postgresql://postgres@127.0.0.1:{}/{name}", proxy.port);
+    let jobs = sweep("lobby", 20, &hourly());
+    let cut = replica(&through, &[("main", &fake)], &jobs);
+    let other = replica(&url, &[("main", &fake)], &jobs);
+    cut.serve().await.stop().await;
+    sql(&url, "UPDATE jobs SET since = since - 86400000, watermark = NULL").await;
+    let first = cut.serve().await;
+    let second = other.serve().await;
+    until("some joins", 20, async || joined(&fake) >= 10).await;
+    proxy.close();
+    until("the takeover", 30, async || held(&second).await == 1).await;
+    assert_eq!(held(&first).await, 0);
+    until("the rest", 60, async || joined(&fake) == 400).await;
+    until("the end", 20, async || other.ended("lobby").await.len() == 2).await;
+    assert_eq!(other.ended("lobby").await[1], "catch-up succeeded");
+    let joins = fake.count("POST", JOIN);
+    assert!(joins == 400 || joins == 401, "{joins} joins of 400");
+    first.kill().await;
+    second.stop().await;
+}
+
+#[tokio::test]
+async fn after_an_outage_of_the_database_the_work_goes_on_and_nothing_was_done_twice() {
+    if on_postgres() {
+        return;
+    }
+    let fake = with_lobby(300);
+    let server =
+        tokio::task::spawn_blocking(|| std::sync::Arc::new(postgres::Postgres::start())).await;
+    let server = server.unwrap();
+    let told = async |what: fn(&postgres::Postgres)| {
+        let server = std::sync::Arc::clone(&server);
+        tokio::task::spawn_blocking(move || what(&server)).await.unwrap();
+    };
+    let url = server.database();
+    let jobs = sweep("lobby", 20, EVERY_SECOND);
+    let jobs = jobs.replacen("mode = \"apply\"\n", "", 1);
+    let programs = [(); 2].map(|()| replica(&url, &[("main", &fake)], &jobs));
+    let first = programs[0].serve().await;
+    let second = programs[1].serve().await;
+    until("some joins", 20, async || joined(&fake) >= 10).await;
+    told(postgres::Postgres::stop).await;
+    until("leases end", 30, async || held(&first).await + held(&second).await == 0).await;
+    assert!(joined(&fake) < 300);
+    told(postgres::Postgres::start_again).await;
+    until("one takes over", 40, async || held(&first).await + held(&second).await == 1).await;
+    until("the rest", 60, async || joined(&fake) == 300).await;
+    first.stop().await;
+    second.stop().await;
+    let joins = fake.count("POST", JOIN);
+    assert!(joins <= 301, "{joins} joins of 300");
+    let name = url.rsplit_once('/').unwrap().1.to_owned();
+    let doubled = "SELECT scheduled_for FROM runs WHERE outcome <> 'interrupted' GROUP BY 1 HAVING COUNT(*) > 1";
+    assert_eq!(server.psql(&name, doubled).1, "");
+    let unended = "SELECT COUNT(*) FROM runs WHERE outcome IS NULL";
+    assert_eq!(server.psql(&name, unended).1, "0");
 }
