@@ -48,6 +48,28 @@ labels:
 {{- end -}}
 {{- end -}}
 
+{{/* Whether the history is in PostgreSQL. Of an existing ConfigMap only the value can tell. */}}
+{{- define "microglia.database" -}}
+{{- $daemon := (fromToml .Values.config).daemon -}}
+{{- if .Values.database.existingSecret -}}
+yes
+{{- else if kindIs "map" $daemon -}}
+{{- if $daemon.database_url_file }}yes{{ end -}}
+{{- end -}}
+{{- end -}}
+
+{{/* The affinity of the values; unless they set a podAntiAffinity, several replicas prefer different nodes. */}}
+{{- define "microglia.affinity" -}}
+{{- $affinity := deepCopy .Values.affinity -}}
+{{- if and (gt (int .Values.replicas) 1) (not (hasKey $affinity "podAntiAffinity")) -}}
+{{- $selector := dict "matchLabels" (include "microglia.selectorLabels" . | fromYaml) -}}
+{{- $term := dict "topologyKey" "kubernetes.io/hostname" "labelSelector" $selector -}}
+{{- $preferred := list (dict "weight" 100 "podAffinityTerm" $term) -}}
+{{- $_ := set $affinity "podAntiAffinity" (dict "preferredDuringSchedulingIgnoredDuringExecution" $preferred) -}}
+{{- end -}}
+{{- with $affinity }}{{ toYaml . }}{{ end -}}
+{{- end -}}
+
 {{/* Takes root, enabled (true, false or "auto") and kind, a kind of the Prometheus operator. */}}
 {{- define "microglia.wanted" -}}
 {{- if eq (toString .enabled) "auto" -}}
