@@ -24,7 +24,7 @@ pub(super) async fn take(
         return Ok(());
     }
     let ttl = LeaseTimes::default().ttl;
-    let (start, mut told) = (Instant::now(), false);
+    let (start, mut announced) = (Instant::now(), false);
     loop {
         // What cannot be recorded is refused by the run itself.
         let Ok(taken) = history.take_lease(address, ttl).await else { return Ok(()) };
@@ -43,7 +43,7 @@ pub(super) async fn take(
                 "another run of the command line works on {homeserver}, perhaps on another machine: wait until it ends"
             )));
         }
-        if !std::mem::replace(&mut told, true) {
+        if !std::mem::replace(&mut announced, true) {
             print_message(&format!("waiting for another run on {homeserver} to end"));
         }
         tokio::time::sleep(POLL_INTERVAL).await;

@@ -2,12 +2,12 @@
 
 use std::collections::{HashMap, HashSet};
 
-use futures_util::future::{BoxFuture, ready};
-use futures_util::{StreamExt, stream};
+use futures_util::StreamExt;
+use futures_util::future::BoxFuture;
 use serde_json::Value;
 
 use super::job::{CheckResult, Context, Job, Needs, PlanError};
-use super::portion::{Next, PortionProgress};
+use super::portion::{Next, PortionProgress, in_order};
 use crate::plan::change::{Change, ChangeResult, Check, Lane, Plan, Work};
 use crate::plan::facts::{Fact, Topic};
 use crate::plan::report::{Action, Exempt};
@@ -228,22 +228,16 @@ impl Reading<'_> {
             .filter(|row| !self.missing_in(&row.name).is_empty())
             .map(|row| row.name.clone())
             .collect();
-        let portion = &context.portion;
-        let mut records = stream::iter(rows.into_iter().enumerate())
-            .take_while(|(index, _)| ready(*index == 0 || !portion.is_late()))
-            .map(|(_, row)| {
-                let to_read = &to_read;
-                async move {
-                    let record = match to_read.contains(&row.name) {
-                        true => Record::Read(context.reader.user(&row.name).await),
-                        false => Record::NotRead,
-                    };
-                    (row, record)
-                }
-            })
-            // In order: a portion ends after an account of which all before it were read.
-            .buffered(context.concurrency)
-            .enumerate();
+        let mut records = std::pin::pin!(in_order(rows, context, |row| {
+            let to_read = &to_read;
+            async move {
+                let record = match to_read.contains(&row.name) {
+                    true => Record::Read(context.reader.user(&row.name).await),
+                    false => Record::NotRead,
+                };
+                (row, record)
+            }
+        }));
         let (mut found, mut next) = (Vec::new(), Next::Read);
         while next == Next::Read
             && let Some((index, (row, record))) = records.next().await

@@ -1,7 +1,10 @@
 //! The part of a list that a run reads, entry by entry.
 
+use futures_util::future::ready;
+use futures_util::{Stream, StreamExt, stream};
 use serde_json::Value;
 
+use super::job::Context;
 use crate::plan::round::{Portion, PortionRead};
 use crate::synapse::Position;
 
@@ -11,6 +14,21 @@ pub(super) enum Next {
     Read,
     /// The portion is over, or the list.
     Stop,
+}
+
+/// Reads the entries of a page at the same time, as far as there is time for them, and numbers the results.
+///
+/// In order: a portion ends after an entry of which all before it were read. At least the first entry is read.
+pub(super) fn in_order<'a, R: 'a, F: Future + 'a>(
+    entries: Vec<R>,
+    context: &'a Context<'_>,
+    mut read: impl FnMut(R) -> F + 'a,
+) -> impl Stream<Item = (usize, F::Output)> {
+    stream::iter(entries.into_iter().enumerate())
+        .take_while(|(index, _)| ready(*index == 0 || !context.portion.is_late()))
+        .map(move |(_, entry)| read(entry))
+        .buffered(context.concurrency)
+        .enumerate()
 }
 
 /// How far a run has read its portion.

@@ -3,15 +3,15 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use chrono::TimeDelta;
-use futures_util::future::{BoxFuture, ready};
-use futures_util::{StreamExt, stream};
+use futures_util::StreamExt;
+use futures_util::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use toml::Spanned;
 use toml::de::DeValue;
 
 use super::job::{Context, Job, Needs, PlanError, ReadEstimate};
-use super::portion::{Next, PortionProgress};
+use super::portion::{Next, PortionProgress, in_order};
 use crate::plan::change::{Change, ChangeResult, Check, Lane, Plan, Warning, Work};
 use crate::plan::facts::{Fact, Topic};
 use crate::plan::report::{Action, Exempt};
@@ -182,23 +182,17 @@ impl Reading<'_> {
         let (job, context, own) = (self.job, self.context, self.own);
         let remembered = job.remembered(context, &rows).await;
         let last = rows.len().checked_sub(1).filter(|_| ends_list);
-        let portion = &context.portion;
-        let mut records = stream::iter(rows.into_iter().enumerate())
-            .take_while(|(index, _)| ready(*index == 0 || !portion.is_late()))
-            .map(|(_, row)| {
-                let remembered = remembered.get(&row.name);
-                async move {
-                    let record = match remembered {
-                        _ if !job.is_to_be_read(&row, own) => Record::NotRead,
-                        Some(providers) if row.deactivated => Record::Remembered(providers.clone()),
-                        _ => Record::Read(context.reader.user(&row.name).await),
-                    };
-                    (row, record)
-                }
-            })
-            // In order: a portion ends after an account of which all before it were read.
-            .buffered(context.concurrency)
-            .enumerate();
+        let mut records = std::pin::pin!(in_order(rows, context, |row| {
+            let remembered = remembered.get(&row.name);
+            async move {
+                let record = match remembered {
+                    _ if !job.is_to_be_read(&row, own) => Record::NotRead,
+                    Some(providers) if row.deactivated => Record::Remembered(providers.clone()),
+                    _ => Record::Read(context.reader.user(&row.name).await),
+                };
+                (row, record)
+            }
+        }));
         let mut facts = Vec::new();
         let mut next = Next::Read;
         while next == Next::Read

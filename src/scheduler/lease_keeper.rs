@@ -31,13 +31,13 @@ impl Default for LeaseTimes {
     }
 }
 
-/// The task that renews leases, spreads them over the replicas, and tells the owner of the jobs what it may run.
+/// The task that renews leases, spreads them over the replicas, and sends the owner of the jobs those that are held.
 pub struct LeaseKeeper {
     supervisor: Arc<Supervisor>,
     times: LeaseTimes,
     name: String,
-    /// What the owner was told: the terms of the leases, and until when they can be trusted.
-    told: BTreeMap<String, i64>,
+    /// The terms of the leases that the owner of the jobs has, which are valid until `trusted_until`.
+    sent_terms: BTreeMap<String, i64>,
     trusted_until: Instant,
     /// What was free after the last renewal, and is others' to take.
     left_free: BTreeSet<String>,
@@ -53,7 +53,7 @@ impl LeaseKeeper {
             supervisor: Arc::clone(supervisor),
             times,
             name,
-            told: BTreeMap::new(),
+            sent_terms: BTreeMap::new(),
             trusted_until: Instant::now(),
             left_free: BTreeSet::new(),
             differing: BTreeSet::new(),
@@ -69,7 +69,7 @@ impl LeaseKeeper {
             tokio::time::sleep(self.times.poll_every).await;
             let stops = !self.is_stopping && self.wanted().await.stopping;
             let due = renewed.elapsed() >= self.times.renew_every || self.is_failing || stops;
-            if due || self.look().await {
+            if due || self.check_others().await {
                 self.is_stopping |= stops;
                 renewed = Instant::now();
                 self.renew().await;
@@ -77,8 +77,8 @@ impl LeaseKeeper {
         }
     }
 
-    /// Follows what other replicas did; returns whether leases became free.
-    async fn look(&mut self) -> bool {
+    /// Checks what other replicas did; returns whether leases became free.
+    async fn check_others(&mut self) -> bool {
         let Self { supervisor, times, left_free, .. } = self;
         let mut free = None;
         let look = supervisor.follow_pause(async || {
@@ -90,7 +90,7 @@ impl LeaseKeeper {
         looked.is_ok() && free.is_some_and(|free| !free.is_subset(left_free))
     }
 
-    /// Renews the leases, and tells the owner which are held.
+    /// Renews the leases, and sends the owner those that are held.
     pub async fn renew(&mut self) {
         let wanted = self.wanted().await;
         // From before the request: what the database counts from is later.
@@ -120,10 +120,10 @@ impl LeaseKeeper {
         if !std::mem::replace(&mut self.is_failing, true) {
             tracing::error!(target: "microglia::scheduler", "cannot renew the leases of homeservers: {error}");
         }
-        if Instant::now() >= self.trusted_until && !self.told.is_empty() {
+        if Instant::now() >= self.trusted_until && !self.sent_terms.is_empty() {
             tracing::error!(target: "microglia::scheduler", "the leases of all homeservers have ended: nothing runs on schedule here until they can be renewed");
-            self.told.clear();
-            self.tell(Leases::default()).await;
+            self.sent_terms.clear();
+            self.send_leases(Leases::default()).await;
         }
     }
 
@@ -145,9 +145,9 @@ impl LeaseKeeper {
             .cloned()
             .collect();
         // One with another term was lost in between, and another replica may have worked.
-        self.told.retain(|homeserver, term| held.get(homeserver) == Some(term));
-        self.tell(self.leases(&elsewhere)).await;
-        if held.len() > self.told.len() {
+        self.sent_terms.retain(|homeserver, term| held.get(homeserver) == Some(term));
+        self.send_leases(self.leases(&elsewhere)).await;
+        if held.len() > self.sent_terms.len() {
             self.gain(held, &elsewhere).await.map_err(|error| error.to_string())?;
         }
         let surplus = if wanted.stopping { usize::MAX } else { surplus };
@@ -155,11 +155,12 @@ impl LeaseKeeper {
     }
 
     fn leases(&self, elsewhere: &BTreeMap<String, String>) -> Leases {
-        let held = self.told.keys().map(|homeserver| (homeserver.clone(), self.trusted_until));
+        let held =
+            self.sent_terms.keys().map(|homeserver| (homeserver.clone(), self.trusted_until));
         Leases { held: held.collect(), elsewhere: elsewhere.clone() }
     }
 
-    async fn tell(&self, leases: Leases) {
+    async fn send_leases(&self, leases: Leases) {
         self.supervisor.ask(|reply| Message::Leases { leases, reply }).await;
     }
 
@@ -172,11 +173,13 @@ impl LeaseKeeper {
         let others = if self.differing.is_empty() { Others::Delete } else { Others::Keep };
         let ended = self.supervisor.try_end_interrupted().await?;
         let recollection = self.supervisor.recollect(others).await?;
-        for homeserver in held.keys().filter(|homeserver| !self.told.contains_key(*homeserver)) {
+        for homeserver in
+            held.keys().filter(|homeserver| !self.sent_terms.contains_key(*homeserver))
+        {
             tracing::info!(target: "microglia::scheduler", "this replica runs the jobs on {homeserver} from now on");
         }
-        self.told = held;
-        self.tell(self.leases(elsewhere)).await;
+        self.sent_terms = held;
+        self.send_leases(self.leases(elsewhere)).await;
         self.supervisor.describe().await;
         self.supervisor.count_interrupted(ended);
         self.supervisor.tell_recollection(recollection, false).await;
@@ -189,7 +192,7 @@ impl LeaseKeeper {
         let given = given.unwrap_or_default();
         for homeserver in &given {
             tracing::info!(target: "microglia::scheduler", "this replica leaves the jobs on {homeserver} to another one");
-            self.told.remove(homeserver);
+            self.sent_terms.remove(homeserver);
             self.left_free.insert(homeserver.clone());
         }
         self.supervisor.history().resign_leases(&given).await

@@ -83,7 +83,7 @@ async fn a_database_that_does_not_answer_is_told_without_its_password() {
     assert_eq!(run["outcome"], "refused", "{run}");
     assert!(!format!("{runs:?}{run}").contains("hunter2"), "{runs:?} {run}");
     assert_eq!(joined(&fake), 0);
-    // Changing it takes a restart.
+    // A change requires a restart.
     let daemon = program.serve().await;
     edit(&program, ":1/history", ":2/history");
     let reload = program.run(&["reload"]).await;
