@@ -1,6 +1,6 @@
 //! Which homeservers this replica may work on.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
 /// What this replica may work on.
@@ -10,6 +10,10 @@ pub(super) struct Leases {
     pub held: BTreeMap<String, Instant>,
     /// The names of the replicas that hold the others.
     pub elsewhere: BTreeMap<String, String>,
+    /// How many of the leases others should have, as soon as no run needs them.
+    pub surplus: usize,
+    /// Where no more runs start, until the lease is resigned.
+    pub given: BTreeSet<String>,
 }
 
 impl Leases {

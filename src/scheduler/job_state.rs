@@ -399,6 +399,7 @@ impl JobState {
 
     fn take_queued(&mut self, now: Now, decisions: &mut Vec<Decision>) {
         if !now.draining
+            && !now.standby
             && let Some(queued) = self.queued.take()
         {
             self.due(queued, now, decisions);

@@ -73,6 +73,8 @@ impl LeaseKeeper {
                 self.is_stopping |= stops;
                 renewed = Instant::now();
                 self.renew().await;
+            } else if let Err(error) = self.give(None).await {
+                tracing::debug!(target: "microglia::scheduler", "cannot resign leases: {error}");
             }
         }
     }
@@ -151,13 +153,13 @@ impl LeaseKeeper {
             self.gain(held, &elsewhere).await.map_err(|error| error.to_string())?;
         }
         let surplus = if wanted.stopping { usize::MAX } else { surplus };
-        self.give(surplus).await.map_err(|error| error.to_string())
+        self.give(Some(surplus)).await.map_err(|error| error.to_string())
     }
 
     fn leases(&self, elsewhere: &BTreeMap<String, String>) -> Leases {
         let held =
             self.sent_terms.keys().map(|homeserver| (homeserver.clone(), self.trusted_until));
-        Leases { held: held.collect(), elsewhere: elsewhere.clone() }
+        Leases { held: held.collect(), elsewhere: elsewhere.clone(), ..Leases::default() }
     }
 
     async fn send_leases(&self, leases: Leases) {
@@ -187,7 +189,7 @@ impl LeaseKeeper {
     }
 
     /// Gives away what others should have and where nothing runs.
-    pub async fn give(&mut self, surplus: usize) -> Result<(), history::Error> {
+    pub async fn give(&mut self, surplus: Option<usize>) -> Result<(), history::Error> {
         let given = self.supervisor.ask(|reply| Message::StandDown { surplus, reply }).await;
         let given = given.unwrap_or_default();
         for homeserver in &given {

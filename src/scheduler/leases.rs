@@ -46,8 +46,10 @@ impl Owner {
     }
 
     /// Takes over which leases are held. Runs whose lease was lost end at their next change boundary.
-    pub(super) fn take_leases(&mut self, leases: Leases) {
-        let before = self.leases.replace(leases).unwrap_or_default();
+    pub(super) fn take_leases(&mut self, mut leases: Leases) {
+        let before = self.leases.take().unwrap_or_default();
+        leases.held.retain(|address, _| !before.given.contains(address));
+        self.leases = Some(Leases { surplus: before.surplus, given: before.given, ..leases });
         let held = self.leases.iter().flat_map(|leases| leases.held.keys());
         let held: BTreeSet<String> = held.cloned().collect();
         let had: BTreeSet<String> = before.held.into_keys().collect();
@@ -86,25 +88,48 @@ impl Owner {
     }
 
     /// Leaves homeservers where nothing runs to others: those that are not needed any more, and so many beside them.
-    pub(super) fn stand_down(&mut self, surplus: usize) -> Vec<String> {
+    /// Where too few are idle, those follow whose runs end first. Returns what is left to others since the last call.
+    pub(super) fn stand_down(&mut self, surplus: Option<usize>) -> Vec<String> {
         let known: BTreeSet<String> = self.wanted().homeservers;
-        let entries = self.jobs.values().chain(self.leaving.values());
-        let busy: BTreeSet<&str> = entries
-            .filter(|entry| entry.running.is_some() || (entry.state.is_running() && !self.draining))
-            .map(|entry| entry.address())
-            .collect();
-        let Some(leases) = &self.leases else { return Vec::new() };
-        let idle = leases.held.keys().filter(|address| !busy.contains(address.as_str()));
-        let (needed, unneeded): (Vec<&String>, Vec<&String>) =
-            idle.partition(|address| known.contains(*address));
-        let given: BTreeSet<String> =
-            unneeded.into_iter().chain(needed.into_iter().take(surplus)).cloned().collect();
-        if let Some(leases) = &mut self.leases {
-            leases.held.retain(|address, _| !given.contains(address));
+        let Some(leases) = &mut self.leases else { return Vec::new() };
+        let given = std::mem::take(&mut leases.given);
+        if let Some(surplus) = surplus {
+            leases.surplus = surplus.saturating_sub(given.intersection(&known).count());
         }
-        self.moved(&given);
+        let held: Vec<String> = leases.held.keys().cloned().collect();
+        for address in held {
+            self.leave(&address, !known.contains(&address), None);
+        }
+        let more = self.leases.as_mut().map(|leases| std::mem::take(&mut leases.given));
+        given.into_iter().chain(more.unwrap_or_default()).collect()
+    }
+
+    /// Leaves the homeserver of a job whose run has ended to another replica, if one should have it.
+    pub(super) fn leave_after(&mut self, job: &str) {
+        if let Some(address) = self.jobs.get(job).map(|entry| entry.address().to_owned()) {
+            self.leave(&address, false, Some(job));
+        }
+    }
+
+    /// Leaves a homeserver to others, where nothing runs (but a job that is ending) and it is unneeded or one too many.
+    fn leave(&mut self, address: &str, is_unneeded: bool, ending: Option<&str>) {
+        let draining = self.draining;
+        let is_busy = self.jobs.iter().chain(&self.leaving).any(|(job, entry)| {
+            entry.address() == address
+                && Some(job.as_str()) != ending
+                && (entry.running.is_some() || (entry.state.is_running() && !draining))
+        });
+        let Some(leases) = &mut self.leases else { return };
+        if is_busy || (!is_unneeded && leases.surplus == 0) || leases.held.remove(address).is_none()
+        {
+            return;
+        }
+        if !is_unneeded {
+            leases.surplus -= 1;
+        }
+        leases.given.insert(address.to_owned());
+        self.moved(&BTreeSet::from([address.to_owned()]));
         self.show_leases();
-        given.into_iter().collect()
     }
 
     fn show_leases(&self) {

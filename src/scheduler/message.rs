@@ -91,10 +91,10 @@ pub(super) enum Message {
         leases: Leases,
         reply: oneshot::Sender<()>,
     },
-    /// Starts nothing any more where nothing runs, on homeservers that are not needed any more and on so many others;
-    /// returns their addresses.
+    /// Leaves homeservers to other replicas, at once or when the run there has ended: those that are not needed any more,
+    /// and so many others (`None`: as many as were asked for last). Returns those on which nothing runs from now on.
     StandDown {
-        surplus: usize,
+        surplus: Option<usize>,
         reply: oneshot::Sender<Vec<String>>,
     },
     ProbeAll,

@@ -385,6 +385,7 @@ impl Owner {
         if let Some(entry) = self.jobs.get_mut(job) {
             entry.running = None;
         }
+        self.leave_after(job);
         self.on(job, StateEvent::Ended(ending));
     }
 

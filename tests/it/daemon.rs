@@ -13,6 +13,7 @@ mod killed;
 mod lifecycle;
 mod panics;
 mod reload;
+mod replica_faults;
 mod replicas;
 mod schedule;
 mod slow_clients;

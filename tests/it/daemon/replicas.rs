@@ -7,7 +7,7 @@ use crate::postgres;
 use crate::program::{on_postgres, until};
 
 /// A replica with a state directory of its own, and these homeservers.
-fn replica(url: &str, homeservers: &[(&str, &Fake)], jobs: &str) -> Program {
+pub(super) fn replica(url: &str, homeservers: &[(&str, &Fake)], jobs: &str) -> Program {
     let mut config = format!("[daemon]\nstate_dir = \"state\"\ndatabase_url = \"{url}\"\n\n");
     for (name, fake) in homeservers {
         config.push_str(&format!(
@@ -36,7 +36,7 @@ async fn sql(url: &str, statement: &str) -> String {
 }
 
 /// How many homeservers a replica runs the jobs of.
-async fn held(daemon: &Daemon) -> usize {
+pub(super) async fn held(daemon: &Daemon) -> usize {
     let (_, metrics) = daemon.get("/metrics").await;
     let lines = metrics.lines().filter(|line| line.starts_with("microglia_homeserver_lease_held{"));
     lines.filter(|line| line.ends_with(" 1")).count()
