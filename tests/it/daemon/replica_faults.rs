@@ -200,11 +200,11 @@ async fn a_hundred_times(
     });
     let mut takeovers = futures_util::future::join_all(groups).await.concat();
     takeovers.sort();
-    let at = |share: usize| takeovers.get((takeovers.len() * share / 100).min(takeovers.len() - 1));
-    if let [Some(least), Some(half), Some(most_of), Some(most)] = [at(0), at(50), at(95), at(100)] {
+    if let [least, .., most] = takeovers[..] {
         let count = takeovers.len();
+        let (half, nearly_all) = (takeovers[count / 2], takeovers[count * 95 / 100]);
         println!(
-            "{name}, {replicas} replicas: takeover after {least:.2?} to {most:.2?}, median {half:.2?}, 95th percentile {most_of:.2?}, of {count}"
+            "{name}, {replicas} replicas: takeover after {least:.2?} to {most:.2?}, median {half:.2?}, 95th percentile {nearly_all:.2?}, of {count}"
         );
     }
 }
@@ -272,7 +272,6 @@ async fn forward(
         }
     }
 }
-
 
 async fn kill(group: &mut Group, victim: usize) {
     let fault = Instant::now();
