@@ -17,7 +17,8 @@ use crate::history::state_dir::{DaemonLock, LockState, StateDir, identity, this_
 use crate::history::{self, History};
 use crate::observe::metrics::Metrics;
 use crate::runner::{LostCallWait, Runner};
-use crate::scheduler::lease_keeper::{LeaseKeeper, LeaseTimes};
+use crate::scheduler::lease_keeper::LeaseKeeper;
+use crate::scheduler::lease_times::LeaseTimes;
 use crate::scheduler::reload::Reloader;
 use crate::scheduler::supervisor::{RECORD_TIMEOUT, Supervisor};
 use crate::scheduler::ticker::Ticker;
@@ -204,7 +205,7 @@ pub(crate) async fn serve(
 }
 
 /// The file of the state directory that names the replica of the daemon that last ran on it.
-const REPLICA: &str = "replica";
+pub(crate) const REPLICA: &str = "replica";
 
 /// Ends the leases of the daemon that ran on the state directory before: whose lock this one holds, it has ended.
 async fn end_leases_of_predecessor(history: &History, dir: &StateDir) {

@@ -64,7 +64,7 @@
 //!    transaction that the lease of the homeserver is still the run's, by holder and term: who has lost it cannot record.
 //! 7. One run of a job at a time in a state directory, whatever starts it: each run holds the job's lock. Where a daemon
 //!    runs, the command line asks it to run the job. Where several processes share the history, only the holder of the
-//!    homeserver's lease runs its jobs, and an occurrence is claimed by a unique row.
+//!    homeserver's lease runs its jobs, the others ask it to, and an occurrence is claimed by a unique row.
 //! 8. A request whose response was lost may still be in progress. Nothing that is not safe to repeat is repeated because of a
 //!    timeout: a retry of the run reads and plans again, and what is no longer planned was done.
 //! 9. A change that only waits to be sent has done nothing: it is given up when its run has to end, and stays planned. A
@@ -105,6 +105,11 @@
 //!   asked. That only spares work: what decides is the check in the transaction.
 //! - A replica without the lease lets occurrences pass and remembers nothing (`Now::standby`). With the lease it reads what
 //!   the history knows, as at a start.
+//! - What a person requests of a job on a replica without the lease is a row that the holder of the lease takes
+//!   (`scheduler::forward`). It is taken once, under the lease, and never after it expired or was withdrawn, so that who
+//!   asked knows whether it may have been carried out. The run is followed through its record: replicas need no
+//!   connection to each other. While the database cannot be used, a replica starts what is requested itself, as one
+//!   alone would: only a dry run gets far without a lease.
 //! - The files of a configuration are parsed one by one and put together as one table, whose spans count on from file to
 //!   file (`config::sources`): everything after that works on one text, and an error still has its own file and line.
 //! - Homeservers that trust the same certificates share an HTTP client, and their probes are spread over five minutes:

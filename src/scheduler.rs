@@ -2,6 +2,8 @@
 
 mod adopt;
 pub(crate) mod agenda;
+mod forward;
+mod forwarded;
 mod held;
 mod homeservers;
 mod job_event;
@@ -9,6 +11,7 @@ pub(crate) mod job_list;
 mod job_metrics;
 pub(crate) mod job_state;
 pub(crate) mod lease_keeper;
+pub(crate) mod lease_times;
 mod leases;
 mod message;
 mod owner;

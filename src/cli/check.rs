@@ -15,7 +15,7 @@ use super::table::format_local;
 use crate::config::{Config, Diagnostic, Homeserver, JobSpec};
 use crate::jobs::job::{self, Budget};
 use crate::plan::report::Mode;
-use crate::scheduler::job_list::{job_list, upcoming};
+use crate::scheduler::job_list::{Sharing, job_list, upcoming};
 use crate::synapse::{Clients, Error, Identity, Reader, Transport};
 use crate::values::clock::Clock;
 use crate::values::escape::line;
@@ -64,7 +64,7 @@ pub(super) async fn run(path: &Path, options: &Options) -> Result<(), Failure> {
             "errors": [],
             "warnings": config.warnings.iter().map(Diagnostic::as_json).collect::<Vec<_>>(),
             "files": files(path, &config),
-            "jobs": job_list(config.jobs.iter(), HashMap::new(), HashMap::new(), clock.now()),
+            "jobs": job_list(config.jobs.iter(), HashMap::new(), HashMap::new(), &Sharing::default(), clock.now()),
             "online": options.online.then_some(&results),
         }))?;
     } else if options.online {

@@ -13,10 +13,13 @@ use super::failure::Failure;
 use super::output::{print, print_json};
 use super::recorded::{current, open_history, unreadable};
 use super::table::{format_counts, format_local, format_wait, new_table, status, table_text};
-use crate::config::Config;
+use crate::config::{Config, Homeserver};
+use crate::daemon::REPLICA;
+use crate::history::Replicas;
 use crate::plan::report::{Mode, Report};
 use crate::plan::round::Round;
-use crate::scheduler::job_list::{ListedWait, job_list, upcoming};
+use crate::scheduler::job_list::{ListedWait, Sharing, job_list, upcoming};
+use crate::scheduler::lease_times::LeaseTimes;
 use crate::values::clock::{Clock, Timestamp};
 use crate::values::escape::line;
 use crate::values::text::format_number;
@@ -48,6 +51,12 @@ pub(super) async fn run(path: &Path, options: &Options) -> Result<(), Failure> {
     for run in last_runs.values_mut() {
         *run = current(&history, dir, run.clone()).await?;
     }
+    let ttl = LeaseTimes::default().ttl;
+    let replicas = history.replicas(ttl).await.map_err(|error| unreadable(dir, &error))?;
+    let address = |homeserver: &Homeserver| homeserver.address().as_str().to_owned();
+    let addresses = config.homeservers.values();
+    let addresses = addresses.map(|homeserver| (homeserver.name.clone(), address(homeserver)));
+    let sharing: Sharing = (replicas, addresses.collect());
     let daemon = Client::connect(dir).await;
     let no_daemon = matches!(daemon, Ok(None));
     let waits = match daemon {
@@ -55,20 +64,38 @@ pub(super) async fn run(path: &Path, options: &Options) -> Result<(), Failure> {
         Ok(None) | Err(_) => HashMap::new(),
     };
     if options.json {
-        return print_json(&job_list(config.jobs.iter(), last_runs, waits, clock.now()));
+        return print_json(&job_list(config.jobs.iter(), last_runs, waits, &sharing, clock.now()));
     }
-    let mut text = job_table(&config, &last_runs, &waits, clock.now());
+    let others = other_daemons(&sharing.0, dir);
+    let runs_on = if others.is_empty() { None } else { Some(&sharing) };
+    let mut text = job_table(&config, &last_runs, &waits, runs_on, clock.now());
     let pause = history.pause().await.map_err(|error| unreadable(dir, &error))?;
     if pause.paused {
         text.push_str("\npaused: nothing runs on schedule until `microglia resume`\n");
     }
-    if no_daemon {
+    let groups = sharing.0.by_configuration();
+    if !groups.is_empty() {
+        let groups: Vec<String> = groups.iter().map(|names| names.join(", ")).collect();
         text.push_str(&format!(
-            "\nno daemon is running on {}: nothing runs on schedule until `microglia serve`\n",
-            dir.display()
+            "\nreplicas have different configurations ({}): give all the same jobs and homeservers, and run `microglia reload` on each\n",
+            line(&groups.join(" / "))
         ));
     }
+    if no_daemon {
+        let others = match others.is_empty() {
+            true => "nothing runs on schedule until `microglia serve`".to_owned(),
+            false => format!("the jobs run on {}", line(&others.join(", "))),
+        };
+        text.push_str(&format!("\nno daemon is running on {}: {others}\n", dir.display()));
+    }
     print(&text)
+}
+
+/// The names of the daemons on other state directories; empty where at most one daemon uses the history.
+fn other_daemons(replicas: &Replicas, dir: &Path) -> Vec<String> {
+    let here = std::fs::read_to_string(dir.join(REPLICA)).unwrap_or_default();
+    let elsewhere = replicas.seen.iter().filter(|replica| replica.id != here.trim());
+    elsewhere.map(|replica| replica.name.clone()).collect()
 }
 
 /// What the runs that the daemon has not started yet are waiting for, by job; nothing where it does not say so in time.
@@ -101,6 +128,7 @@ fn job_table(
     config: &Config,
     last_runs: &HashMap<String, Report>,
     waits: &HashMap<String, ListedWait>,
+    runs_on: Option<&Sharing>,
     now: Timestamp,
 ) -> String {
     // One zone for the whole table, to make its rows comparable; each time names it.
@@ -125,10 +153,16 @@ fn job_table(
                 let mode = if run.mode == Mode::DryRun { " (dry run)" } else { "" };
                 let wait = run.waiting.as_ref();
                 let wait = wait.map(|wait| format!(" {}", format_wait(wait, zone)));
+                let replica = runs_on.filter(|_| run.outcome.is_none());
+                let replica = replica.and_then(|(replicas, addresses)| {
+                    replicas.holders.get(addresses.get(&job.homeserver)?)
+                });
+                let replica = replica.map(|name| format!(" on {}", line(name)));
                 format!(
-                    "{} {}{mode}{}: {}{}",
+                    "{} {}{mode}{}{}: {}{}",
                     format_local(run.started_at, zone),
                     status(run),
+                    replica.unwrap_or_default(),
                     wait.unwrap_or_default(),
                     format_counts(run),
                     run.round.map(format_progress).unwrap_or_default()

@@ -137,7 +137,11 @@ impl Options {
         left_alone: &LeftAloneList,
         now: Timestamp,
     ) -> Result<(), Failure> {
-        let left_alone = if self.verbose { left_alone.text() } else { String::new() };
+        let mut left_alone = if self.verbose { left_alone.text() } else { String::new() };
+        if self.verbose && left_alone.is_empty() && !report.left_alone.is_empty() {
+            // The history keeps no names of what was not changed.
+            left_alone = "  the items that were left alone are listed only where the job ran: run this command on that replica\n".to_owned();
+        }
         if !self.json {
             return print(&(report_text(report, spec, self, now) + &left_alone));
         }

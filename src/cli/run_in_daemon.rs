@@ -1,5 +1,7 @@
 //! `microglia run JOB` where a daemon owns the state directory: the run happens in the daemon.
 
+use std::pin::pin;
+
 use anyhow::anyhow;
 use axum::http::StatusCode;
 use tokio::signal::unix::{SignalKind, signal};
@@ -8,7 +10,7 @@ use super::client::{Client, Reply};
 use super::event_stream::EventStream;
 use super::failure::Failure;
 use super::left_alone::LeftAloneList;
-use super::output::print_message;
+use super::output::{print_error, print_message};
 use super::progress::Progress;
 use crate::config::{Config, JobSpec};
 use crate::plan::report::{Event, Report};
@@ -28,21 +30,33 @@ pub(super) async fn run(
     let progress = Progress::new(&spec.homeserver);
     let mut interrupt = signal(SignalKind::interrupt())?;
     let path = ["api", "v1", "jobs", &spec.name, "run"];
-    let mut events = match client.post_for_events(&path, body).await? {
-        Ok(events) => events,
-        Err(reply) => return Err(refused(reply)),
-    };
-    let mut cancelled = false;
+    let mut starting = pin!(client.post_for_events(&path, body));
+    let (mut events, mut cancelled) = (None, false);
     loop {
-        tokio::select! {
-            event = next(&mut events, spec) => {
-                let event = event?;
-                progress.observe(&event);
-                left_alone.observe(&event);
-                if let Event::Ended(report) = event {
-                    return Ok(*report);
-                }
+        // Where another replica runs the job, it takes some seconds to start.
+        let event = async {
+            match &mut events {
+                None => starting.as_mut().await.map(Next::Response),
+                Some(events) => next(events, spec).await.map(Next::Event),
             }
+        };
+        tokio::select! {
+            next = event => match next? {
+                Next::Response(Ok(started)) => {
+                    events = Some(started);
+                    if cancelled {
+                        cancel(config, spec);
+                    }
+                }
+                Next::Response(Err(reply)) => return Err(refused(reply)),
+                Next::Event(event) => {
+                    progress.observe(&event);
+                    left_alone.observe(&event);
+                    if let Event::Ended(report) = event {
+                        return Ok(*report);
+                    }
+                }
+            },
             _ = interrupt.recv() => {
                 if cancelled {
                     print_message(&format!(
@@ -56,10 +70,17 @@ pub(super) async fn run(
                     "\nstopping {} after the change in progress; press Ctrl-C again to detach",
                     spec.name
                 ));
-                cancel(config, spec).await?;
+                if events.is_some() {
+                    cancel(config, spec);
+                }
             }
         }
     }
+}
+
+enum Next {
+    Response(Result<EventStream, Reply>),
+    Event(Event),
 }
 
 fn refused(reply: Reply) -> Failure {
@@ -79,10 +100,21 @@ async fn next(events: &mut EventStream, spec: &JobSpec) -> Result<Event, Failure
     Ok(event.event)
 }
 
-/// A run that has just ended cannot be cancelled, which is not an error.
-async fn cancel(config: &Config, spec: &JobSpec) -> Result<(), Failure> {
-    if let Some(client) = Client::connect(&config.daemon.state_dir).await? {
-        client.post(&["api", "v1", "jobs", &spec.name, "cancel"]).await?;
-    }
-    Ok(())
+/// Cancels the run in a task of its own: where another replica runs it, that takes some seconds.
+fn cancel(config: &Config, spec: &JobSpec) {
+    let (state_dir, job) = (config.daemon.state_dir.clone(), spec.name.clone());
+    tokio::spawn(async move {
+        let cancelled = async {
+            let client = Client::connect(&state_dir).await?;
+            let client = client.ok_or_else(|| anyhow!("no daemon is running"))?;
+            client.post(&["api", "v1", "jobs", &job, "cancel"]).await
+        };
+        match cancelled.await {
+            // A run that has just ended cannot be cancelled, which is not an error.
+            Ok(reply) if reply.status.is_success() || reply.status == StatusCode::CONFLICT => {}
+            Ok(reply) => print_error(&format!("cannot stop {job}: {}", reply.error())),
+            Err(Failure::Error(error)) => print_error(&format!("cannot stop {job}: {error:#}")),
+            Err(_) => {}
+        }
+    });
 }

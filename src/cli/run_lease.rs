@@ -8,7 +8,7 @@ use super::failure::Failure;
 use super::output::print_message;
 use crate::history::{History, Holder};
 use crate::runner::Stop;
-use crate::scheduler::lease_keeper::LeaseTimes;
+use crate::scheduler::lease_times::LeaseTimes;
 
 const POLL_INTERVAL: Duration = Duration::from_millis(500);
 

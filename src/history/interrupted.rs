@@ -108,6 +108,16 @@ pub(super) async fn as_interrupted(
     Ok(Figures { by_state, bytes_freed }.complete(run))
 }
 
+/// Puts the counts of the recorded changes into the report of an unended run.
+pub(super) async fn in_progress(
+    connection: &mut AnyConnection,
+    run: Report,
+) -> Result<Report, Error> {
+    let ItemsByState { done, failed, skipped, .. } =
+        by_state(connection, run.id.unwrap_or_default()).await?;
+    Ok(Report { done, failed, skipped, ..run })
+}
+
 /// Returns the scheduled runs that were interrupted and followed by no other of the same job and mode.
 pub(super) async fn last_of_job_and_mode(
     connection: &mut AnyConnection,

@@ -20,10 +20,36 @@ pub struct Renewal {
     pub held: BTreeMap<String, i64>,
     /// How many of them others should have.
     pub surplus: usize,
-    /// Who holds the others, by their names.
-    pub elsewhere: BTreeMap<String, String>,
+    /// The homeservers whose leases others hold.
+    pub elsewhere: BTreeSet<String>,
     /// Every daemon that was seen lately.
     pub replicas: Vec<Replica>,
+}
+
+/// The daemons that share a history, and what they work on.
+#[derive(Debug, Clone, Default)]
+pub struct Replicas {
+    /// Every daemon that was seen lately.
+    pub seen: Vec<Replica>,
+    /// Who holds the lease of a homeserver, by its address.
+    pub holders: BTreeMap<String, String>,
+}
+
+impl Replicas {
+    /// The names of the daemons, those with the same configuration together; empty where all have the same.
+    pub fn by_configuration(&self) -> Vec<Vec<String>> {
+        let mut groups: BTreeMap<&str, Vec<String>> = BTreeMap::new();
+        for replica in &self.seen {
+            groups.entry(&replica.config).or_default().push(replica.name.clone());
+        }
+        let mut groups: Vec<Vec<String>> = groups.into_values().collect();
+        if groups.len() < 2 {
+            return Vec::new();
+        }
+        groups.iter_mut().for_each(|names| names.sort_unstable());
+        groups.sort_unstable();
+        groups
+    }
 }
 
 /// What a daemon wants leases for.
@@ -51,6 +77,8 @@ const LEASE_OF: &str = "SELECT lease FROM runs WHERE id = $1";
 const TERM: &str = "\
     SELECT term FROM leases
     WHERE homeserver = $1 AND holder = $2 AND expires_at > clock_timestamp() FOR SHARE";
+/// Who holds a lease without being a daemon.
+const COMMAND_LINE: &str = "a run of the command line";
 const SEEN: &str = "\
     INSERT INTO replicas (id, name, config, seen_at) VALUES ($1, $2, $3, now())
     ON CONFLICT (id) DO UPDATE SET name = excluded.name, config = excluded.config, seen_at = now()";
@@ -72,6 +100,9 @@ const TAKE_EXPIRED: &str = "\
     WHERE leases.expires_at <= now() RETURNING homeserver, term";
 const RESIGN: &str =
     "UPDATE leases SET expires_at = now() WHERE holder = $1 AND expires_at > now()";
+const HOLDERS: &str = "\
+    SELECT leases.homeserver, replicas.name FROM leases
+    LEFT JOIN replicas ON replicas.id = leases.holder WHERE leases.expires_at > now()";
 const FREE: &str = "SELECT homeserver FROM leases WHERE expires_at <= now()";
 const HOLDER: &str = "\
     SELECT leases.holder, replicas.name FROM leases LEFT JOIN replicas ON replicas.id = leases.holder
@@ -123,28 +154,41 @@ pub(super) async fn renew(
         return Ok(Renewal { held, ..Renewal::default() });
     }
     query(SEEN).bind(me).bind(name).bind(config).execute(&mut *connection).await?;
+    let replicas = seen(connection, seconds).await?;
+    let leases = all(connection, seconds).await?;
+    let shares = shares(me, homeservers, &leases, &replicas);
+    held.extend(take(connection, me, &shares.take, ttl).await?);
+    let elsewhere = leases
+        .into_iter()
+        .filter(|lease| lease.state == LeaseState::Valid && lease.holder != me)
+        .map(|lease| lease.homeserver)
+        .collect();
+    Ok(Renewal { held, surplus: shares.surplus, elsewhere, replicas })
+}
+
+/// The daemons that were seen within so many seconds.
+async fn seen(connection: &mut AnyConnection, seconds: f64) -> Result<Vec<Replica>, Error> {
     let rows = query(REPLICAS).bind(seconds).fetch_all(&mut *connection).await?;
-    let replicas = rows
-        .iter()
+    rows.iter()
         .map(|row| {
             let (id, name) = (row.try_get("id")?, row.try_get("name")?);
             Ok(Replica { id, name, config: row.try_get("config")? })
         })
-        .collect::<Result<Vec<_>, Error>>()?;
-    let leases = all(connection, seconds).await?;
-    let shares = shares(me, homeservers, &leases, &replicas);
-    held.extend(take(connection, me, &shares.take, ttl).await?);
-    let names: BTreeMap<&str, &str> =
-        replicas.iter().map(|replica| (replica.id.as_str(), replica.name.as_str())).collect();
-    let elsewhere = leases
-        .iter()
-        .filter(|lease| lease.state == LeaseState::Valid && lease.holder != me)
-        .map(|lease| {
-            let name = names.get(lease.holder.as_str()).unwrap_or(&"a run of the command line");
-            (lease.homeserver.clone(), (*name).to_owned())
-        })
-        .collect();
-    Ok(Renewal { held, surplus: shares.surplus, elsewhere, replicas })
+        .collect()
+}
+
+/// The daemons that were seen within `ttl`, and what they hold.
+pub(super) async fn replicas(
+    connection: &mut AnyConnection,
+    ttl: Duration,
+) -> Result<Replicas, Error> {
+    let rows = query(HOLDERS).fetch_all(&mut *connection).await?;
+    let holders = rows.iter().map(|row| {
+        let name: Option<String> = row.try_get("name")?;
+        Ok((row.try_get("homeserver")?, name.unwrap_or_else(|| COMMAND_LINE.to_owned())))
+    });
+    let holders = holders.collect::<Result<_, Error>>()?;
+    Ok(Replicas { seen: seen(connection, ttl.as_secs_f64()).await?, holders })
 }
 
 /// Renews what the process holds.

@@ -3,15 +3,18 @@
 use std::collections::{BTreeSet, HashMap};
 use std::path::Path;
 use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
 
 use super::changes::{DeletedFile, Page};
 use super::database::{Reading, Statements, on_heap, work};
 use super::database_url::DatabaseUrl;
 use super::error::Error;
+use super::leases::Replicas;
 use super::media_calls::LostMediaCall;
 use super::pause::Pause;
+use super::requests::WaitingRequest;
 use super::runs::Standing;
-use super::{changes, facts, interrupted, leases, media_calls, pause, rounds, runs};
+use super::{changes, facts, interrupted, leases, media_calls, pause, requests, rounds, runs};
 use crate::plan::facts::Topic;
 use crate::plan::report::{Mode, Report};
 use crate::plan::round::RoundState;
@@ -21,6 +24,15 @@ use crate::values::clock::Timestamp;
 #[derive(Debug, Clone, Default)]
 pub struct HistoryReader {
     open: Arc<RwLock<Option<Reading>>>,
+}
+
+/// What replicas read often, to follow each other.
+#[derive(Debug, Clone, Default)]
+pub struct SharedState {
+    /// Homeservers whose leases nobody holds.
+    pub free: BTreeSet<String>,
+    pub pause: Pause,
+    pub requests: Vec<WaitingRequest>,
 }
 
 impl HistoryReader {
@@ -104,15 +116,51 @@ impl HistoryReader {
         self.read(|connection| work(rounds::all(connection))).await
     }
 
-    /// Returns the homeservers whose leases nobody holds, and whether scheduled runs are paused.
-    pub(crate) async fn shared_state(&self) -> Result<(BTreeSet<String>, Pause), Error> {
-        let Some(open) = self.open() else { return Ok((BTreeSet::new(), Pause::default())) };
+    /// Returns what this replica has to know of what others did.
+    pub(crate) async fn shared_state(&self) -> Result<SharedState, Error> {
+        let Some(open) = self.open() else { return Ok(SharedState::default()) };
         let read = open.read_at_once(|connection| {
-            work(
-                async move { Ok((leases::free(connection).await?, pause::get(connection).await?)) },
-            )
+            work(async move {
+                Ok(SharedState {
+                    free: leases::free(connection).await?,
+                    pause: pause::get(connection).await?,
+                    requests: requests::waiting(connection).await?,
+                })
+            })
         });
         on_heap(read).await
+    }
+
+    /// Returns the daemons that were seen within `ttl`, and what they work on; none where nobody shares the history.
+    pub(crate) async fn replicas(&self, ttl: Duration) -> Result<Replicas, Error> {
+        match self.open() {
+            Some(open @ Reading::Postgres(_)) => {
+                on_heap(open.read(|connection| work(leases::replicas(connection, ttl)))).await
+            }
+            _ => Ok(Replicas::default()),
+        }
+    }
+
+    /// Returns a run of another replica as it stands: with the counts of its recorded changes while it is in progress,
+    /// with its first changes at its end, and completed if nobody works on it any more.
+    pub(crate) async fn followed_run(&self, id: i64) -> Result<Option<Report>, Error> {
+        self.read(|connection| {
+            work(async move {
+                let Some(run) = runs::get(connection, id).await? else { return Ok(None) };
+                let under_way = run.outcome.is_none()
+                    && leases::is_under_way(connection, id).await? != Some(false);
+                if under_way {
+                    return interrupted::in_progress(connection, run).await.map(Some);
+                }
+                let run = match run.outcome {
+                    Some(_) => run,
+                    None => interrupted::as_interrupted(connection, run).await?,
+                };
+                let changes = changes::page(connection, id, Page::default()).await?;
+                Ok(Some(Report { changes: Some(changes), ..run }))
+            })
+        })
+        .await
     }
 
     /// Whether a run that has no end is under way, on whichever replica; `None` where only locks tell.

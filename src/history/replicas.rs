@@ -1,10 +1,11 @@
-//! The part of the history that replicas share: leases, and who is there.
+//! The part of the history that replicas share: leases, who is there, and what they request of each other.
 
 use std::time::Duration;
 
 use super::database::work;
 use super::error::Error;
 use super::leases::{self, Holder, Renewal, Wanted};
+use super::requests::{self, RequestState, TakenRequest};
 use super::writer::History;
 
 impl History {
@@ -72,5 +73,50 @@ impl History {
     /// Ends the leases of a process that certainly has ended.
     pub(crate) async fn end_leases_of(&self, replica: &str) -> Result<(), Error> {
         self.required_at_once(|connection| work(leases::leave(connection, replica))).await
+    }
+}
+
+/// Requests for the holder of a lease. Each is small and short-lived, and none waits behind the records of runs.
+impl History {
+    /// Records a request about a job; returns its id, or `None` where too many wait already.
+    pub(crate) async fn record_request(
+        &self,
+        homeserver: &str,
+        job: &str,
+        request: &str,
+        valid_for: Duration,
+    ) -> Result<Option<i64>, Error> {
+        let me = self.replica();
+        self.required_at_once(|connection| {
+            work(requests::insert(connection, me, (homeserver, job), request, valid_for))
+        })
+        .await
+    }
+
+    /// Takes a request, which nobody else can then; `None` where it is not this process's to take.
+    pub(crate) async fn take_request(&self, id: i64) -> Result<Option<TakenRequest>, Error> {
+        let me = self.replica();
+        self.required_at_once(|connection| work(requests::take(connection, me, id))).await
+    }
+
+    /// Answers a request that this process has taken.
+    pub(crate) async fn answer_request(&self, id: i64, answer: &str) -> Result<(), Error> {
+        let me = self.replica();
+        self.required_at_once(|connection| work(requests::answer(connection, me, id, answer))).await
+    }
+
+    /// Says how far a request has come.
+    pub(crate) async fn request_state(&self, id: i64) -> Result<RequestState, Error> {
+        self.required_at_once(|connection| work(requests::state(connection, id))).await
+    }
+
+    /// Takes a request back; returns whether nobody has taken it, and nobody can any more.
+    pub(crate) async fn withdraw_request(&self, id: i64) -> Result<bool, Error> {
+        self.required_at_once(|connection| work(requests::withdraw(connection, id))).await
+    }
+
+    /// Deletes a request whose answer was read.
+    pub(crate) async fn delete_request(&self, id: i64) -> Result<(), Error> {
+        self.required_at_once(|connection| work(requests::delete(connection, id))).await
     }
 }

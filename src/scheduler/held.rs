@@ -8,8 +8,8 @@ use std::time::Instant;
 pub(super) struct Leases {
     /// Homeservers by address, and until when their leases can be trusted.
     pub held: BTreeMap<String, Instant>,
-    /// The names of the replicas that hold the others.
-    pub elsewhere: BTreeMap<String, String>,
+    /// Whether the database has said so lately: without it no other replica can be asked, nor work.
+    pub is_current: bool,
     /// How many of the leases others should have, as soon as no run needs them.
     pub surplus: usize,
     /// Where no more runs start, until the lease is resigned.

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::job_state::{Wait, WaitFor};
 use crate::config::JobSpec;
+use crate::history::Replicas;
 use crate::plan::report::{Mode, Report, Waiting};
 use crate::values::clock::Timestamp;
 
@@ -25,6 +26,11 @@ pub struct ListedJob {
     pub next_runs: Vec<String>,
     pub waiting: Option<ListedWait>,
     pub last_run: Option<Report>,
+    /// The daemon that runs the job, where several may share the history; `None` while none does.
+    pub replica: Option<String>,
+    /// The names of the daemons that share the history, those with the same configuration together, if they differ.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub different_configurations: Vec<Vec<String>>,
 }
 
 /// What the next run of a job, or the one under way, is waiting for.
@@ -47,14 +53,23 @@ impl From<Wait> for ListedWait {
     }
 }
 
+/// The daemons that share the history, and the addresses of the homeservers by name.
+pub type Sharing = (Replicas, HashMap<String, String>);
+
 /// The jobs as `jobs --json` prints them; `waits` is what the scheduler knows of runs that were not started yet.
 pub fn job_list<'a>(
     jobs: impl Iterator<Item = &'a JobSpec>,
     mut last_runs: HashMap<String, Report, impl BuildHasher>,
     mut waits: HashMap<String, ListedWait, impl BuildHasher>,
+    (replicas, addresses): &Sharing,
     now: Timestamp,
 ) -> Vec<ListedJob> {
+    let different_configurations = replicas.by_configuration();
     jobs.map(|job| ListedJob {
+        replica: addresses
+            .get(&job.homeserver)
+            .and_then(|address| replicas.holders.get(address).cloned()),
+        different_configurations: different_configurations.clone(),
         waiting: last_runs
             .get(&job.name)
             .and_then(|run| run.waiting.clone())

@@ -2,34 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use super::held::Leases;
+use super::lease_times::LeaseTimes;
 use super::message::Message;
 use super::supervisor::Supervisor;
 use crate::history::{self, Others, Renewal, Replica, Wanted};
-
-/// How long leases last, and how often to look after them.
-#[derive(Debug, Clone, Copy)]
-pub struct LeaseTimes {
-    pub ttl: Duration,
-    /// A lease is trusted for so much less than it lasts.
-    pub margin: Duration,
-    pub renew_every: Duration,
-    /// How often to look for leases that became free, and whether runs were paused elsewhere.
-    pub poll_every: Duration,
-}
-
-impl Default for LeaseTimes {
-    fn default() -> Self {
-        Self {
-            ttl: Duration::from_secs(15),
-            margin: Duration::from_secs(3),
-            renew_every: Duration::from_secs(5),
-            poll_every: Duration::from_secs(1),
-        }
-    }
-}
 
 /// The task that renews leases, spreads them over the replicas, and sends the owner of the jobs those that are held.
 pub struct LeaseKeeper {
@@ -39,6 +18,8 @@ pub struct LeaseKeeper {
     /// The terms of the leases that the owner of the jobs has, which are valid until `trusted_until`.
     sent_terms: BTreeMap<String, i64>,
     trusted_until: Instant,
+    /// Whether the owner of the jobs counts on the database.
+    is_current: bool,
     /// What was free after the last renewal, and is others' to take.
     left_free: BTreeSet<String>,
     differing: BTreeSet<String>,
@@ -55,6 +36,7 @@ impl LeaseKeeper {
             name,
             sent_terms: BTreeMap::new(),
             trusted_until: Instant::now(),
+            is_current: false,
             left_free: BTreeSet::new(),
             differing: BTreeSet::new(),
             is_failing: false,
@@ -79,17 +61,24 @@ impl LeaseKeeper {
         }
     }
 
-    /// Checks what other replicas did; returns whether leases became free.
+    /// Checks what other replicas did and request; returns whether leases became free.
     async fn check_others(&mut self) -> bool {
         let Self { supervisor, times, left_free, .. } = self;
-        let mut free = None;
+        let (mut free, mut requests) = (None, Vec::new());
         let look = supervisor.follow_pause(async || {
-            let (now_free, pause) = supervisor.history().shared_state().await.ok()?;
-            free = Some(now_free);
-            Some(pause)
+            let state = supervisor.history().shared_state().await.ok()?;
+            (free, requests) = (Some(state.free), state.requests);
+            Some(state.pause)
         });
         let looked = tokio::time::timeout(times.renew_every, look).await;
-        looked.is_ok() && free.is_some_and(|free| !free.is_subset(left_free))
+        let became_free = looked.is_ok() && free.is_some_and(|free| !free.is_subset(left_free));
+        for request in requests {
+            // The successor of a replica that is stopping takes them.
+            if !self.is_stopping && self.sent_terms.contains_key(&request.homeserver) {
+                self.supervisor.take_request(request.id, self.times.renew_every).await;
+            }
+        }
+        became_free
     }
 
     /// Renews the leases, and sends the owner those that are held.
@@ -122,8 +111,10 @@ impl LeaseKeeper {
         if !std::mem::replace(&mut self.is_failing, true) {
             tracing::error!(target: "microglia::scheduler", "cannot renew the leases of homeservers: {error}");
         }
-        if Instant::now() >= self.trusted_until && !self.sent_terms.is_empty() {
-            tracing::error!(target: "microglia::scheduler", "the leases of all homeservers have ended: nothing runs on schedule here until they can be renewed");
+        if Instant::now() >= self.trusted_until && std::mem::take(&mut self.is_current) {
+            if !self.sent_terms.is_empty() {
+                tracing::error!(target: "microglia::scheduler", "the leases of all homeservers have ended: nothing runs on schedule here until they can be renewed");
+            }
             self.sent_terms.clear();
             self.send_leases(Leases::default()).await;
         }
@@ -142,24 +133,25 @@ impl LeaseKeeper {
             .homeservers
             .iter()
             .filter(|homeserver| {
-                !held.contains_key(*homeserver) && !elsewhere.contains_key(*homeserver)
+                !held.contains_key(*homeserver) && !elsewhere.contains(*homeserver)
             })
             .cloned()
             .collect();
         // One with another term was lost in between, and another replica may have worked.
         self.sent_terms.retain(|homeserver, term| held.get(homeserver) == Some(term));
-        self.send_leases(self.leases(&elsewhere)).await;
+        self.is_current = true;
+        self.send_leases(self.leases()).await;
         if held.len() > self.sent_terms.len() {
-            self.gain(held, &elsewhere).await.map_err(|error| error.to_string())?;
+            self.gain(held).await.map_err(|error| error.to_string())?;
         }
         let surplus = if wanted.stopping { usize::MAX } else { surplus };
         self.give(Some(surplus)).await.map_err(|error| error.to_string())
     }
 
-    fn leases(&self, elsewhere: &BTreeMap<String, String>) -> Leases {
+    fn leases(&self) -> Leases {
         let held =
             self.sent_terms.keys().map(|homeserver| (homeserver.clone(), self.trusted_until));
-        Leases { held: held.collect(), elsewhere: elsewhere.clone(), ..Leases::default() }
+        Leases { held: held.collect(), is_current: true, ..Leases::default() }
     }
 
     async fn send_leases(&self, leases: Leases) {
@@ -167,11 +159,7 @@ impl LeaseKeeper {
     }
 
     /// Lets the owner run jobs on homeservers that it did not have, with what the history knows about them.
-    async fn gain(
-        &mut self,
-        held: BTreeMap<String, i64>,
-        elsewhere: &BTreeMap<String, String>,
-    ) -> Result<(), history::Error> {
+    async fn gain(&mut self, held: BTreeMap<String, i64>) -> Result<(), history::Error> {
         let others = if self.differing.is_empty() { Others::Delete } else { Others::Keep };
         let ended = self.supervisor.try_end_interrupted().await?;
         let recollection = self.supervisor.recollect(others).await?;
@@ -181,7 +169,7 @@ impl LeaseKeeper {
             tracing::info!(target: "microglia::scheduler", "this replica runs the jobs on {homeserver} from now on");
         }
         self.sent_terms = held;
-        self.send_leases(self.leases(elsewhere)).await;
+        self.send_leases(self.leases()).await;
         self.supervisor.describe().await;
         self.supervisor.count_interrupted(ended);
         self.supervisor.tell_recollection(recollection, false).await;

@@ -16,10 +16,10 @@ impl Owner {
         self.leases.as_ref().is_some_and(|leases| !leases.is_held(entry.address()))
     }
 
-    /// The replica that runs a job, if it is known and not this one.
-    pub(super) fn holder(&self, entry: &Entry) -> Option<&str> {
-        let leases = self.leases.as_ref().filter(|leases| !leases.is_held(entry.address()))?;
-        leases.elsewhere.get(entry.address()).map(String::as_str)
+    /// Whether a job is another replica's to run, which can be asked to.
+    pub(super) fn is_elsewhere(&self, entry: &Entry) -> bool {
+        let current = self.leases.as_ref().filter(|leases| leases.is_current);
+        current.is_some_and(|leases| !leases.is_held(entry.address()))
     }
 
     /// Addresses of all homeservers, and what tells this configuration from another.

@@ -48,6 +48,10 @@ pub(super) enum Message {
     Waits {
         reply: oneshot::Sender<HashMap<String, ListedWait>>,
     },
+    /// The addresses of the homeservers, by name.
+    Addresses {
+        reply: oneshot::Sender<HashMap<String, String>>,
+    },
     /// Sends the metrics what the history knows about each job.
     Describe {
         standings: Option<Standings>,

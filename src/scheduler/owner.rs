@@ -161,6 +161,11 @@ impl Owner {
                 let _ = reply.send(specs.collect());
             }
             Message::Waits { reply } => drop(reply.send(self.waits())),
+            Message::Addresses { reply } => {
+                let addresses = self.homeservers.addresses();
+                let addresses = addresses.map(|(name, address)| (name.into(), address.into()));
+                let _ = reply.send(addresses.collect());
+            }
             Message::Describe { standings, reply } => {
                 self.describe(standings);
                 let _ = reply.send(());
@@ -315,12 +320,9 @@ impl Owner {
         if self.draining {
             return Err(Refusal::Draining);
         }
-        let holder = self.jobs.get(job).and_then(|entry| self.holder(entry)).map(str::to_owned);
+        let is_elsewhere = self.jobs.get(job).is_some_and(|entry| self.is_elsewhere(entry));
         let entry = entry(&mut self.jobs, job)?;
-        if let Some(holder) = holder {
-            return Err(Refusal::Elsewhere { job: job.to_owned(), holder });
-        }
-        if entry.state.is_running() {
+        if entry.state.is_running() && !is_elsewhere {
             let run = entry.running.as_ref().and_then(|running| running.run);
             return Err(Refusal::Running { job: job.to_owned(), run });
         }
@@ -330,6 +332,9 @@ impl Owner {
         if let Some(problem) = overrides.problem(&entry.spec) {
             return Err(Refusal::Usage(problem));
         }
+        if is_elsewhere {
+            return Err(entry.elsewhere());
+        }
         let (sender, receiver) = mpsc::unbounded_channel();
         entry.requested = Some((overrides, sender));
         self.on(job, StateEvent::Requested);
@@ -337,15 +342,15 @@ impl Owner {
     }
 
     fn cancel(&mut self, job: &str, by: &str) -> Result<(), Refusal> {
-        let holder = self.jobs.get(job).and_then(|entry| self.holder(entry)).map(str::to_owned);
+        let is_elsewhere = self.jobs.get(job).is_some_and(|entry| self.is_elsewhere(entry));
         let entry = entry(&mut self.jobs, job)?;
         if let Some(running) = &entry.running {
             tracing::info!(target: "microglia::scheduler", job, by, "{job}: run cancelled by {by}");
             running.stop.cancelled_by(by);
         } else if entry.state.is_waiting() {
             tracing::info!(target: "microglia::scheduler", job, by, "{job}: waiting run cancelled by {by}");
-        } else if let Some(holder) = holder {
-            return Err(Refusal::Elsewhere { job: job.to_owned(), holder });
+        } else if is_elsewhere {
+            return Err(entry.elsewhere());
         } else {
             return Err(Refusal::NotRunning(job.to_owned()));
         }
@@ -492,6 +497,12 @@ impl Entry {
     /// The address of its homeserver, to which leases belong.
     pub(super) fn address(&self) -> &str {
         self.homeserver.transport.address.as_str()
+    }
+
+    /// Has another replica asked instead of this one.
+    fn elsewhere(&self) -> Refusal {
+        let (homeserver, fingerprint) = (self.address().to_owned(), self.fingerprint.clone());
+        Refusal::Elsewhere { homeserver, fingerprint }
     }
 
     pub(super) fn new(

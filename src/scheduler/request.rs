@@ -38,15 +38,40 @@ pub enum Refusal {
         "{0} was edited since the daemon loaded the configuration, and the daemon would run the old definition: run `microglia reload` first"
     )]
     Edited(String),
+    /// The holder of the homeserver's lease is to be asked.
+    #[error("another replica runs the jobs of this homeserver")]
+    Elsewhere {
+        /// The address of the homeserver.
+        homeserver: String,
+        /// The definition of the job here.
+        fingerprint: Fingerprint,
+    },
     #[error(
-        "another replica runs the jobs of this homeserver: run the command for {job} there, on {holder}"
+        "the replica {holder} runs {job} and has another definition of it: give all replicas the same configuration, and run `microglia reload` on each"
     )]
-    Elsewhere { job: String, holder: String },
+    Differs { job: String, holder: String },
+    /// Another replica was to be asked, and the reason why nobody knows its answer.
+    #[error("{0}")]
+    Unanswered(String),
     #[error("the daemon is stopping")]
     Draining,
     #[error("{0}")]
     Usage(String),
 }
+
+/// What a replica asks the holder of a homeserver's lease for.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum ForwardedRequest {
+    Run(RunOverrides),
+    Cancel {
+        /// Completes "cancelled by".
+        by: String,
+    },
+}
+
+/// The answer to a [`ForwardedRequest`]: the id of the run that was started.
+pub(super) type Answer = Result<Option<i64>, Refusal>;
 
 /// What adopting a configuration did, by the names of the jobs.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -9,6 +9,7 @@ use tokio_util::task::TaskTracker;
 use super::agenda::{Agenda, Due};
 use super::job_event::JobEvent;
 use super::job_list::{ListedJob, job_list};
+use super::lease_times::LeaseTimes;
 use super::message::Message;
 use super::owner::{Owner, Parts};
 use super::recollection::{Recollection, Standings};
@@ -28,7 +29,7 @@ pub struct Supervisor {
     metrics: Arc<Metrics>,
     clock: Clock,
     pub agenda: Arc<Mutex<Agenda>>,
-    tasks: TaskTracker,
+    pub(super) tasks: TaskTracker,
     events: broadcast::Sender<JobEvent>,
 }
 
@@ -240,13 +241,13 @@ impl Supervisor {
         self.ask(|reply| Message::Describe { standings, reply }).await;
     }
 
-    /// Starts a run; its events come out of the channel, which closes when the run has ended.
-    pub async fn run(
+    /// Starts a run if this replica runs the job; its events come out of the channel, which closes when the run has ended.
+    pub(super) async fn run_here(
         &self,
         job: &str,
-        overrides: &RunOverrides,
+        overrides: RunOverrides,
     ) -> Result<mpsc::UnboundedReceiver<Event>, Refusal> {
-        let (job, overrides) = (job.to_owned(), overrides.clone());
+        let job = job.to_owned();
         let reply = self.ask(|reply| Message::Run { job, overrides, reply }).await;
         reply.unwrap_or(Err(Refusal::Draining))
     }
@@ -256,10 +257,8 @@ impl Supervisor {
         self.events.subscribe()
     }
 
-    /// Ends a job's run at its next change boundary, or drops its waiting run.
-    ///
-    /// `by` reads well after "cancelled by".
-    pub async fn cancel(&self, job: &str, by: &str) -> Result<(), Refusal> {
+    /// Ends a job's run at its next change boundary, or drops its waiting run, if this replica runs the job.
+    pub(super) async fn cancel_here(&self, job: &str, by: &str) -> Result<(), Refusal> {
         let (job, by) = (job.to_owned(), by.to_owned());
         let reply = self.ask(|reply| Message::Cancel { job, by, reply }).await;
         reply.unwrap_or(Err(Refusal::Draining))
@@ -283,14 +282,23 @@ impl Supervisor {
         &self,
         homeserver: Option<&str>,
     ) -> Result<Vec<ListedJob>, history::Error> {
-        let last_runs = self.runner.history.last_runs().await?;
+        let history = &self.runner.history;
+        let mut last_runs = history.last_runs().await?;
+        for run in last_runs.values_mut().filter(|run| run.outcome.is_none()) {
+            // The lease tells whether a run on another replica is in progress.
+            if history.is_under_way(run.id.unwrap_or_default()).await? == Some(false) {
+                *run = history.as_interrupted(run.clone()).await?;
+            }
+        }
+        let replicas = history.replicas(LeaseTimes::default().ttl).await?;
+        let addresses = self.ask(|reply| Message::Addresses { reply }).await.unwrap_or_default();
         let specs = self.specs().await;
         let listed = specs
             .iter()
             .map(Arc::as_ref)
             .filter(|spec| homeserver.is_none_or(|homeserver| spec.homeserver == homeserver));
         let waits = self.ask(|reply| Message::Waits { reply }).await.unwrap_or_default();
-        Ok(job_list(listed, last_runs, waits, self.clock.now()))
+        Ok(job_list(listed, last_runs, waits, &(replicas, addresses), self.clock.now()))
     }
 
     /// What runs next, in words.

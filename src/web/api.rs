@@ -133,7 +133,9 @@ pub(super) async fn start_run(
     caller.authorize(&app).await?;
     let Path(job) = job?;
     let overrides = overrides(body).await?;
-    let receiver = app.supervisor.run(&job, &overrides).await?;
+    let (supervisor, name) = (Arc::clone(&app.supervisor), job.clone());
+    let starting = async move { supervisor.run(&name, overrides).await };
+    let receiver = to_completion(starting).await??;
     let events = RunEvents::from_start(&job, receiver).await?;
     if caller.is_local() && wants_events(&headers) {
         return Ok((StatusCode::ACCEPTED, events.into_sse()).into_response());
@@ -148,7 +150,8 @@ pub(super) async fn cancel(
 ) -> Result<Response, ApiError> {
     caller.authorize(&app).await?;
     let Path(job) = job?;
-    app.supervisor.cancel(&job, &caller.name().await).await?;
+    let by = caller.name().await;
+    to_completion(async move { app.supervisor.cancel(&job, &by).await }).await??;
     Ok(Json(json!({})).into_response())
 }
 

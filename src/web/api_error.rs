@@ -60,8 +60,9 @@ impl From<Refusal> for ApiError {
             Refusal::Running { .. }
             | Refusal::NotRunning(_)
             | Refusal::Edited(_)
-            | Refusal::Elsewhere { .. } => StatusCode::CONFLICT,
-            Refusal::Draining => StatusCode::SERVICE_UNAVAILABLE,
+            | Refusal::Elsewhere { .. }
+            | Refusal::Differs { .. } => StatusCode::CONFLICT,
+            Refusal::Draining | Refusal::Unanswered(_) => StatusCode::SERVICE_UNAVAILABLE,
             Refusal::Usage(_) => StatusCode::BAD_REQUEST,
         };
         Self::new(status, refusal)

@@ -8,6 +8,7 @@ mod commands;
 mod control_socket;
 mod database;
 mod faults;
+mod forwarding;
 mod http;
 mod killed;
 mod lifecycle;

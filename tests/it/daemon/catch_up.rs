@@ -223,7 +223,7 @@ async fn a_job_that_waits_to_be_caught_up_can_be_run_manually_and_its_waiting_ru
     let begun = Begun::at(&fake, &program, "2026-11-23T12:00:00Z").await;
     until("it waits", 5, async || begun.waits()).await;
     let overrides = RunOverrides { mode: Some(Mode::DryRun), ..RunOverrides::default() };
-    let mut events = begun.supervisor.run("night", &overrides).await.unwrap();
+    let mut events = begun.supervisor.run("night", overrides).await.unwrap();
     let mut received = Vec::new();
     while let Some(event) = events.recv().await {
         received.push(event);

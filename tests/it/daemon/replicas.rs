@@ -21,12 +21,12 @@ pub(super) fn replica(url: &str, homeservers: &[(&str, &Fake)], jobs: &str) -> P
     program
 }
 
-async fn database() -> String {
+pub(super) async fn database() -> String {
     tokio::task::spawn_blocking(postgres::database).await.unwrap()
 }
 
 /// Runs a statement in the database of a test.
-async fn sql(url: &str, statement: &str) -> String {
+pub(super) async fn sql(url: &str, statement: &str) -> String {
     let database = url.rsplit_once('/').unwrap().1.to_owned();
     let statement = statement.to_owned();
     let run = move || postgres::server().psql(&database, &statement);

@@ -145,3 +145,21 @@ CREATE TABLE replicas (
     config TEXT COLLATE "C" NOT NULL,
     seen_at TIMESTAMPTZ NOT NULL
 );
+
+-- What a replica asks the holder of a homeserver's lease for. A row is deleted when its answer was read, or some minutes
+-- after it expired.
+CREATE TABLE forwarded_requests (
+    id BIGINT GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    -- The address whose lease decides who may take it.
+    homeserver TEXT COLLATE "C" NOT NULL,
+    job TEXT NOT NULL,
+    -- What is requested, as JSON.
+    request TEXT NOT NULL,
+    asked_by TEXT COLLATE "C" NOT NULL,
+    -- It is not taken any more after that.
+    expires_at TIMESTAMPTZ NOT NULL,
+    -- Set once, so that it is carried out once.
+    taken_by TEXT COLLATE "C",
+    -- As JSON.
+    answer TEXT
+);
