@@ -51,6 +51,10 @@ pub(super) struct Options {
 /// How many changes the summary is followed by.
 const CHANGES_PRINTED: usize = 20;
 
+/// Stands in place of the list of `--verbose`.
+const ELSEWHERE: &str =
+    "  the items that were left alone are listed only by the replica that runs the job\n";
+
 pub(super) async fn run(path: &Path, options: &Options) -> Result<(), Failure> {
     let clock = Clock::system();
     let config = load_without_secrets(path, &clock).await?;
@@ -137,11 +141,12 @@ impl Options {
         left_alone: &LeftAloneList,
         now: Timestamp,
     ) -> Result<(), Failure> {
-        let mut left_alone = if self.verbose { left_alone.text() } else { String::new() };
-        if self.verbose && left_alone.is_empty() && !report.left_alone.is_empty() {
+        let named = if self.verbose { left_alone.text() } else { String::new() };
+        let left_alone = match self.verbose && named.is_empty() && !report.left_alone.is_empty() {
             // The history keeps no names of what was not changed.
-            left_alone = "  the items that were left alone are listed only where the job ran: run this command on that replica\n".to_owned();
-        }
+            true => ELSEWHERE.to_owned(),
+            false => named,
+        };
         if !self.json {
             return print(&(report_text(report, spec, self, now) + &left_alone));
         }

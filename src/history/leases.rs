@@ -46,7 +46,9 @@ impl Replicas {
         if groups.len() < 2 {
             return Vec::new();
         }
-        groups.iter_mut().for_each(|names| names.sort_unstable());
+        for names in &mut groups {
+            names.sort_unstable();
+        }
         groups.sort_unstable();
         groups
     }

@@ -35,7 +35,9 @@ impl Supervisor {
         let request = ForwardedRequest::Run(overrides);
         let run = self.forward(job, &homeserver, &request).await?;
         let started = match run {
-            Some(run) => self.history().followed_run(run).await.map_err(unusable)?,
+            Some(run) => {
+                self.history().followed_run(run).await.map_err(|error| unusable(&error))?
+            }
             None => None,
         };
         let gone = || Refusal::Unanswered(format!("there is no record of the run of {job}"));
@@ -71,7 +73,7 @@ impl Supervisor {
         let request = serde_json::to_string(request).map_err(unwritable)?;
         let history = self.history();
         let recorded = history.record_request(homeserver, job, &request, TAKE_TIMEOUT);
-        let id = recorded.await.map_err(unusable)?.ok_or_else(|| {
+        let id = recorded.await.map_err(|error| unusable(&error))?.ok_or_else(|| {
             Refusal::Unanswered(
                 "too many requests wait for other replicas: try again later".to_owned(),
             )
@@ -104,7 +106,7 @@ impl Supervisor {
         let history = self.history();
         let mut taken: Option<Instant> = None;
         loop {
-            match history.request_state(id).await.map_err(unusable)? {
+            match history.request_state(id).await.map_err(|error| unusable(&error))? {
                 RequestState::Answered { by, answer } => return Ok((by, answer)),
                 RequestState::Taken { by, is_holder } => {
                     let since = *taken.get_or_insert_with(Instant::now);
@@ -117,7 +119,7 @@ impl Supervisor {
                 RequestState::Waiting => {}
                 RequestState::Expired => {
                     // It may be taken at this moment.
-                    if history.withdraw_request(id).await.map_err(unusable)? {
+                    if history.withdraw_request(id).await.map_err(|error| unusable(&error))? {
                         return Err(not_taken(history.lease_holder(homeserver).await, job));
                     }
                 }
@@ -127,7 +129,7 @@ impl Supervisor {
     }
 }
 
-fn unusable(error: history::Error) -> Refusal {
+fn unusable(error: &history::Error) -> Refusal {
     Refusal::Unanswered(format!(
         "another replica runs the jobs of this homeserver, and cannot be asked: {error}"
     ))

@@ -27,6 +27,7 @@ pub struct ListedJob {
     pub waiting: Option<ListedWait>,
     pub last_run: Option<Report>,
     /// The daemon that runs the job, where several may share the history; `None` while none does.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub replica: Option<String>,
     /// The names of the daemons that share the history, those with the same configuration together, if they differ.
     #[serde(skip_serializing_if = "Vec::is_empty")]
