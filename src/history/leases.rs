@@ -70,15 +70,16 @@ pub struct Wanted {
 pub(super) const IS_VALID: &str = "\
     SELECT 1 FROM leases WHERE leases.homeserver = runs.lease AND leases.holder = runs.holder
         AND leases.term = runs.term AND leases.expires_at > clock_timestamp()";
+// A renewal must not wait for the records of runs, and a takeover must: this lock stops only who also writes the key.
 const FENCE: &str = "\
     SELECT leases.homeserver FROM leases JOIN runs ON leases.homeserver = runs.lease
         AND leases.holder = runs.holder AND leases.term = runs.term
     WHERE runs.id = $1 AND runs.outcome IS NULL AND leases.expires_at > clock_timestamp()
-    FOR SHARE OF leases";
+    FOR KEY SHARE OF leases";
 const LEASE_OF: &str = "SELECT lease FROM runs WHERE id = $1";
 const TERM: &str = "\
     SELECT term FROM leases
-    WHERE homeserver = $1 AND holder = $2 AND expires_at > clock_timestamp() FOR SHARE";
+    WHERE homeserver = $1 AND holder = $2 AND expires_at > clock_timestamp() FOR KEY SHARE";
 /// Who holds a lease without being a daemon.
 const COMMAND_LINE: &str = "a run of the command line";
 const SEEN: &str = "\
@@ -97,8 +98,8 @@ const SELECT: &str = "\
     FROM leases";
 const TAKE: &str = "INSERT INTO leases (homeserver, holder, term, expires_at)";
 const TAKE_EXPIRED: &str = "\
-    ON CONFLICT (homeserver) DO UPDATE SET holder = excluded.holder, term = leases.term + 1,
-        expires_at = excluded.expires_at
+    ON CONFLICT (homeserver) DO UPDATE SET homeserver = excluded.homeserver,
+        holder = excluded.holder, term = leases.term + 1, expires_at = excluded.expires_at
     WHERE leases.expires_at <= now() RETURNING homeserver, term";
 const RESIGN: &str =
     "UPDATE leases SET expires_at = now() WHERE holder = $1 AND expires_at > now()";
@@ -119,7 +120,7 @@ pub(super) fn random_id() -> String {
         .to_string()
 }
 
-/// Fails unless the lease of a run is valid, and keeps it valid until the transaction ends.
+/// Fails unless the lease of a run is valid, and keeps others from taking it until the transaction ends.
 pub(super) async fn fence(connection: &mut AnyConnection, run: i64) -> Result<(), Error> {
     if query(FENCE).bind(run).fetch_optional(&mut *connection).await?.is_some() {
         return Ok(());
@@ -129,7 +130,7 @@ pub(super) async fn fence(connection: &mut AnyConnection, run: i64) -> Result<()
     Err(Error::LeaseLost { homeserver: homeserver.unwrap_or_default() })
 }
 
-/// Returns the term of a lease that the process holds, and keeps it valid until the transaction ends.
+/// Returns the term of a lease that the process holds, and keeps others from taking it until the transaction ends.
 pub(super) async fn term(
     connection: &mut AnyConnection,
     homeserver: &str,

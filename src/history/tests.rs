@@ -1,4 +1,5 @@
 use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
 
 use chrono::TimeDelta;
 use proptest::prelude::*;
@@ -11,7 +12,7 @@ use super::interrupted::{COUNT, LAST_OF_JOB_AND_MODE, UNENDED, UNENDED_OF_JOB};
 use super::postgres_server;
 use super::runs::{NEWEST_OF_JOB, NEWEST_ON, Standing, last_of_each_job_sql, standings_sql};
 use super::state_dir::StateDir;
-use super::{DatabaseUrl, History, Place, retention};
+use super::{DatabaseUrl, History, Place, leases, retention};
 use crate::plan::report::{Mode, Outcome, Report, Trigger};
 use crate::values::clock::{Clock, Timestamp};
 
@@ -234,5 +235,52 @@ async fn no_query_at_start_or_for_a_list_reads_every_run() {
         let reads_all = |step: &&String| step.starts_with("SCAN runs");
         assert_eq!(plan.iter().find(reads_all), None, "{statement}: {plan:#?}");
         assert!(plan.iter().any(|step| step.contains("runs")), "{statement}: {plan:#?}");
+    }
+}
+
+/// Waits until some transaction waits for a lock.
+async fn until_one_waits(url: &str) {
+    let (_, name) = url.rsplit_once('/').unwrap();
+    let waiting = "SELECT COUNT(*) FROM pg_stat_activity
+        WHERE datname = current_database() AND wait_event_type = 'Lock'";
+    let start = Instant::now();
+    while postgres_server::server().psql(name, waiting).1 != "1" {
+        assert!(start.elapsed() < Duration::from_secs(20), "no transaction waits");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test]
+async fn records_of_a_run_hold_up_a_takeover_of_its_lease_and_no_renewal() {
+    let url = postgres_server::database();
+    let place = Place::from(DatabaseUrl::parse(&SecretString::from(url.clone())).unwrap());
+    let open =
+        async || History::open(place.clone(), Clock::of(|| NOW)).await.unwrap().into_replica();
+    let (mine, other) = (&open().await, &open().await);
+    let (ttl, database, url) = (Duration::from_mins(1), mine.writable().unwrap(), url.as_str());
+    for homeserver in ["begins-a-run", "sends-a-change"] {
+        assert!(mine.take_lease(homeserver, ttl).await.unwrap());
+        let in_record = database.write(|connection| {
+            work(async move {
+                if homeserver == "begins-a-run" {
+                    leases::term(connection, homeserver, mine.replica()).await?;
+                } else {
+                    let run = "INSERT INTO runs (job, kind, homeserver, mode, cause, started_at, lease, holder, term)
+                        VALUES ('a', '', '', 'apply', 'manual', 0, $1, $2, 1) RETURNING id";
+                    let run = query(run).bind(homeserver).bind(mine.replica());
+                    let run = run.fetch_one(&mut *connection).await?.try_get("id")?;
+                    leases::fence(connection, run).await?;
+                }
+                assert!(mine.extend_lease(homeserver, ttl).await?);
+                mine.resign_leases(&[homeserver.to_owned()]).await?;
+                let other = other.clone();
+                let taking =
+                    tokio::spawn(async move { other.take_lease(homeserver, ttl).await });
+                until_one_waits(url).await;
+                Ok(taking)
+            })
+        });
+        let taking = in_record.await.unwrap();
+        assert!(taking.await.unwrap().unwrap(), "{homeserver}");
     }
 }
