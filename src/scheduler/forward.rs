@@ -13,6 +13,8 @@ use crate::plan::report::{Event, Report};
 const TAKE_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long the replica that took it may take to answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_mins(1);
+/// How often a request follows a lease that moved while it was asked for.
+const MAX_MOVES: u32 = 3;
 const POLL_INTERVAL: Duration = Duration::from_millis(250);
 /// How often to read how far a run on another replica has come.
 const FOLLOW_INTERVAL: Duration = Duration::from_secs(1);
@@ -71,29 +73,50 @@ impl Supervisor {
     ) -> Result<Option<i64>, Refusal> {
         let unwritable = |error| Refusal::Unanswered(format!("cannot write a request: {error}"));
         let request = serde_json::to_string(request).map_err(unwritable)?;
+        let mut moves = 0;
+        loop {
+            let (by, answer) = self.ask_holder(job, homeserver, &request).await?;
+            return match answer {
+                // It did nothing, and another replica takes over.
+                Err(Refusal::Draining | Refusal::Elsewhere { .. }) if moves < MAX_MOVES => {
+                    moves += 1;
+                    continue;
+                }
+                Err(Refusal::Draining | Refusal::Elsewhere { .. }) => {
+                    Err(Refusal::Unanswered(format!(
+                        "the jobs of this homeserver are moving from {by} to another replica: try again"
+                    )))
+                }
+                Err(Refusal::Edited(_) | Refusal::Unknown(_)) => {
+                    Err(Refusal::Differs { job: job.to_owned(), holder: by })
+                }
+                answer => answer,
+            };
+        }
+    }
+
+    /// Records a request, and returns the answer of the replica that carried it out, and its name.
+    async fn ask_holder(
+        &self,
+        job: &str,
+        homeserver: &str,
+        request: &str,
+    ) -> Result<(String, Answer), Refusal> {
         let history = self.history();
-        let recorded = history.record_request(homeserver, job, &request, TAKE_TIMEOUT);
-        let id = recorded.await.map_err(|error| unusable(&error))?.ok_or_else(|| {
+        let recorded = history.record_request(homeserver, job, request, TAKE_TIMEOUT).await;
+        let id = recorded.map_err(|error| unusable(&error))?.ok_or_else(|| {
             Refusal::Unanswered(
                 "too many requests wait for other replicas: try again later".to_owned(),
             )
         })?;
-        let answer = self.answer(id, job, homeserver).await;
+        let answered = self.answer(id, job, homeserver).await;
         // One that cannot be deleted now is deleted later.
         let _ = history.delete_request(id).await;
-        let (by, answer) = answer?;
+        let (by, answer) = answered?;
         let answer: Answer = serde_json::from_str(&answer).map_err(|error| {
             Refusal::Unanswered(format!("cannot read the answer of the replica {by}: {error}"))
         })?;
-        answer.map_err(|refusal| match refusal {
-            Refusal::Edited(_) | Refusal::Unknown(_) => {
-                Refusal::Differs { job: job.to_owned(), holder: by }
-            }
-            Refusal::Draining | Refusal::Elsewhere { .. } => Refusal::Unanswered(format!(
-                "the jobs of this homeserver are moving from {by} to another replica: try again"
-            )),
-            refusal => refusal,
-        })
+        Ok((by, answer))
     }
 
     /// Waits for the answer to a request, and returns who gave it.
