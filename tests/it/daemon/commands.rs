@@ -21,7 +21,7 @@ async fn a_manual_run_is_run_by_the_daemon_and_shows_its_progress_and_its_report
     assert!(ran.stdout.starts_with("run 1: by-hand (request on main), apply, "), "{}", ran.stdout);
     assert!(daemon.log().contains("retrying in 0 s (attempt 2 of 3)"), "{}", daemon.log());
     assert!(daemon.log().contains("by-hand: run 1 started (apply, manual)"), "{}", daemon.log());
-    assert!(daemon.log().contains("by-hand: run 1 succeeded"), "{}", daemon.log());
+    until_log(&daemon, "by-hand: run 1 succeeded").await;
     let dry = program.dry_run("by-hand").await;
     assert_eq!((&dry["mode"], &dry["trigger"]), (&"dry-run".into(), &"manual".into()));
     let failed = program.run(&["run", "fails", "--json"]).await;
