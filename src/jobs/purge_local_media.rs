@@ -24,11 +24,11 @@ use crate::values::text::format_count;
 use batch::{ReadIn, Rules};
 use candidates::Candidates;
 use reading::{Reading, unwritable};
-use round_file::Kept;
+use round_file::Saved;
 
 schema! {
     pub entries Keys {
-        /// Deletes files not accessed for this long, counted back from the start of the run; a file that was never accessed counts from its upload. Set exactly one of `older_than` and `before`.
+        /// Deletes files not accessed for this long, counted back from the start of the run, or of the first run of a round; a file that was never accessed counts from its upload. Set exactly one of `older_than` and `before`.
         pub older_than: Option<HumanDuration> where "\"0s\"" to "\"3650d\"",
         /// Deletes files not accessed since this time.
         pub before: Option<Timestamp>,
@@ -58,7 +58,8 @@ impl Job for PurgeLocalMedia {
     const KIND: &'static str = "purge-local-media";
     const ABOUT: &'static str = "Deletes files that local users uploaded and that have not been accessed for a long time. They cannot be restored: other servers may have cached copies, but microglia does not request them. \
         Skips quarantined and protected files, empty and pending uploads, and (keep_avatars) avatars: those in use, and former ones of users in rooms. \
-        Does not recognize stickers, custom emoji or other files that rooms refer to: protect those in Synapse first.";
+        Does not recognize stickers, custom emoji or other files that rooms refer to: protect those in Synapse first. \
+        If reading the files of all accounts takes several runs, these delete nothing before the last one has read the rest; a file that was accessed since it was read is then planned, kept by Synapse and counted as skipped.";
     const KEYS: &'static [Key] = Keys::KEYS;
     const ACTION: Action = Action::PurgeLocalMedia;
     const ROUNDS: Option<Rounds> = Some(Rounds { entries: OWNERS, plans: Plans::WholeList });
@@ -109,7 +110,7 @@ impl Job for PurgeLocalMedia {
             before: self.age.past_cut_off(round.started_at).map_err(PlanError::Refused)?,
             larger_than: self.larger_than,
             keep_avatars: self.keep_avatars,
-            read_in: if round.kept.is_some() { ReadIn::SeveralRuns } else { ReadIn::OneRun },
+            read_in: if round.saved.is_some() { ReadIn::SeveralRuns } else { ReadIn::OneRun },
         };
         let reading = round.read(context, rules, plan).await?;
         let (total, unread) = (reading.owners.len() as u64, reading.unread());
@@ -126,7 +127,7 @@ impl Job for PurgeLocalMedia {
         let unlisted = reading.unlisted_files();
         let Reading { owners, states, records, .. } = reading;
         let records = records.finish().map_err(|error| unwritable(context, &error))?;
-        if let Some(file) = round.file(context).filter(|_| unread > 0 || round.kept.is_some()) {
+        if let Some(file) = writable_file(context).filter(|_| unread > 0 || round.saved.is_some()) {
             let accounts = owners.iter().zip(states);
             let written = round_file::write(file, round.started_at, accounts, &records).await;
             written.map_err(|error| unwritable(context, &error))?;
@@ -163,8 +164,8 @@ const OWNERS: &str = "accounts with files";
 /// The round that a run continues or starts.
 struct OpenRound {
     started_at: Timestamp,
-    kept: Option<Kept>,
-    /// Whether what earlier runs kept cannot be used.
+    saved: Option<Saved>,
+    /// Whether what earlier runs saved cannot be used.
     is_restart: bool,
 }
 
@@ -172,24 +173,19 @@ impl OpenRound {
     async fn of(context: &Context<'_>, plan: &mut Plan) -> Self {
         let portion = &context.portion;
         let Some(file) = portion.file.as_ref().filter(|_| portion.from.is_some()) else {
-            return Self { started_at: portion.started_at, kept: None, is_restart: false };
+            return Self { started_at: portion.started_at, saved: None, is_restart: false };
         };
-        match Kept::open(file, portion.started_at).await {
-            Ok(kept) => {
-                Self { started_at: portion.started_at, kept: Some(kept), is_restart: false }
+        match Saved::open(file, portion.started_at).await {
+            Ok(saved) => {
+                Self { started_at: portion.started_at, saved: Some(saved), is_restart: false }
             }
             Err(reason) => {
                 let warning = format!("the round starts anew: {reason}");
                 (context.emit)(Event::Warning(warning.clone()));
                 plan.notes.push(warning);
-                Self { started_at: context.started_at, kept: None, is_restart: true }
+                Self { started_at: context.started_at, saved: None, is_restart: true }
             }
         }
-    }
-
-    /// The file that the run may replace.
-    fn file<'a>(&self, context: &'a Context<'_>) -> Option<&'a RoundFile> {
-        context.portion.file.as_ref().filter(|file| !file.is_read_only)
     }
 
     /// Reads the portion of the run, in addition to what earlier runs read.
@@ -202,11 +198,11 @@ impl OpenRound {
         // A file is uploaded before it is accessed: only accounts with uploads before the cut-off can have candidates.
         let owners = context.reader.media_owners(Some(rules.before)).await?;
         let mut reading = Reading::new(context, rules, owners);
-        if let Some(kept) = &self.kept {
-            reading.take_over(kept).await.map_err(|error| unwritable(context, &error))?;
+        if let Some(saved) = &self.saved {
+            reading.take_over(saved).await.map_err(|error| unwritable(context, &error))?;
         }
         let volume = ReadEstimate { what: OWNERS, items: reading.unread() };
-        match self.file(context) {
+        match writable_file(context) {
             _ if context.portion.until.is_none() => context.expect_reading(volume),
             // Before half an hour of requests, not after it.
             Some(file) if context.budget.round(volume).is_some() => {
@@ -217,4 +213,9 @@ impl OpenRound {
         reading.read(plan).await?;
         Ok(reading)
     }
+}
+
+/// The file that the run may replace.
+fn writable_file<'a>(context: &'a Context<'_>) -> Option<&'a RoundFile> {
+    context.portion.file.as_ref().filter(|file| !file.is_read_only)
 }

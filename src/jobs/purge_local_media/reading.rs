@@ -10,7 +10,7 @@ use tokio::task::yield_now;
 
 use super::batch::{Rules, file_of};
 use super::file_spool::{Record, SpoolWriter};
-use super::round_file::{AccountState, Kept};
+use super::round_file::{AccountState, Saved};
 use crate::jobs::job::{Context, PlanError};
 use crate::plan::change::Plan;
 use crate::plan::report::Exempt;
@@ -49,10 +49,10 @@ impl<'a> Reading<'a> {
     /// Takes over what earlier runs read of accounts that have the same files as then.
     ///
     /// Files were deleted from any other, or a lost call may have deleted them: it is read again.
-    pub async fn take_over(&mut self, kept: &Kept) -> io::Result<()> {
+    pub async fn take_over(&mut self, saved: &Saved) -> io::Result<()> {
         let Self { owners, states, records, .. } = self;
         let mut indices: Vec<Option<u32>> = Vec::new();
-        for account in kept.accounts() {
+        for account in saved.accounts() {
             let find = |owner: &MediaOwner| owner.user_id.as_deref().cmp(&Some(account.user_id));
             let index = owners.binary_search_by(find).ok().filter(|index| {
                 let known = (account.files, account.bytes);
@@ -68,7 +68,7 @@ impl<'a> Reading<'a> {
         }
         let mut next = Some(0);
         while let Some(start) = next {
-            next = kept.records.scan_piece(start, |_, record| {
+            next = saved.records.scan_piece(start, |_, record| {
                 match indices.get(record.owner as usize) {
                     Some(&Some(owner)) => records.push(&Record { owner, ..record }).map(drop),
                     _ => Ok(()),

@@ -46,22 +46,22 @@ pub(super) enum AccountState {
 }
 
 /// An account as an earlier run found it.
-pub(super) struct KeptAccount<'a> {
+pub(super) struct SavedAccount<'a> {
     pub user_id: &'a str,
     pub files: u64,
     pub bytes: u64,
     pub state: AccountState,
 }
 
-/// What earlier runs of the round kept.
+/// What earlier runs of the round saved.
 #[derive(Debug)]
-pub(super) struct Kept {
+pub(super) struct Saved {
     accounts: Vec<u8>,
     /// The owner of each is the index of its account.
     pub records: Spool,
 }
 
-impl Kept {
+impl Saved {
     /// Opens the file of a round that started at `started_at`; the error says why it is of no use.
     pub async fn open(place: &RoundFile, started_at: Timestamp) -> Result<Self, String> {
         let path = place.path.display();
@@ -99,7 +99,7 @@ impl Kept {
             position += length as u64;
             yield_now().await;
         }
-        let mut written = [0; CRC_LENGTH as usize];
+        let mut written = 0_u64.to_le_bytes();
         file.read_exact_at(&mut written, end)?;
         if written != crc.finalize().to_le_bytes() {
             return Err(io::Error::other("wrong checksum"));
@@ -111,7 +111,7 @@ impl Kept {
     }
 
     /// The accounts in the order of their indices.
-    pub fn accounts(&self) -> impl Iterator<Item = KeptAccount<'_>> {
+    pub fn accounts(&self) -> impl Iterator<Item = SavedAccount<'_>> {
         let mut rest = self.accounts.as_slice();
         std::iter::from_fn(move || {
             let (account, after) = decode(rest)?;
@@ -225,13 +225,13 @@ fn encode(account: &MediaOwner, state: AccountState, into: &mut Vec<u8>) {
     into.extend(user_id.as_bytes());
 }
 
-fn decode(bytes: &[u8]) -> Option<(KeptAccount<'_>, &[u8])> {
+fn decode(bytes: &[u8]) -> Option<(SavedAccount<'_>, &[u8])> {
     let (state, rest) = bytes.split_first()?;
     let (files, rest) = rest.split_first_chunk()?;
     let (length, rest) = rest.split_first_chunk()?;
     let (id_length, rest) = rest.split_first_chunk()?;
     let (user_id, rest) = rest.split_at_checked(u32::from_le_bytes(*id_length) as usize)?;
-    let account = KeptAccount {
+    let account = SavedAccount {
         user_id: std::str::from_utf8(user_id).ok()?,
         files: u64::from_le_bytes(*files),
         bytes: u64::from_le_bytes(*length),
@@ -287,8 +287,8 @@ mod tests {
         let place = place(&directory);
         for count in [0, 3, 50_000] {
             written(&place, count).await;
-            let kept = Kept::open(&place, Timestamp::default()).await.unwrap();
-            let accounts: Vec<_> = kept
+            let saved = Saved::open(&place, Timestamp::default()).await.unwrap();
+            let accounts: Vec<_> = saved
                 .accounts()
                 .map(|account| (account.user_id, account.files, account.bytes, account.state))
                 .collect();
@@ -296,7 +296,8 @@ mod tests {
                 [("@a:x", 3, 21, AccountState::Read), ("@b:x", 3, 21, AccountState::Unread)];
             assert_eq!(accounts, expected);
             let mut next = 0;
-            kept.records
+            saved
+                .records
                 .scan(|found| {
                     assert_eq!(found, record(next));
                     next += 1;
@@ -314,7 +315,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let place = place(&directory);
         let reason = async |place: &RoundFile| {
-            let reason = Kept::open(place, Timestamp::default()).await.unwrap_err();
+            let reason = Saved::open(place, Timestamp::default()).await.unwrap_err();
             reason.replace(directory.path().to_str().unwrap(), "")
         };
         assert_eq!(reason(&place).await, "/job.apply.round, which earlier runs wrote, is missing");

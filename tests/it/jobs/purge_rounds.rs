@@ -242,7 +242,6 @@ async fn a_full_disk_refuses_the_run_and_the_next_one_reads_the_same_accounts() 
         }
     });
     configure(&program, &[(SLOW, "max_requests_per_second = 10"), (SHORT, "time_limit = \"20s\"")]);
-    program.run(&["runs"]).await;
     let output = on_small_disk(&program, &["run", "purge", "--apply", "--json"]).await;
     let report: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(figures(&report), "refused: null/0/0/0/null");
