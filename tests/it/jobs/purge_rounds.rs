@@ -92,7 +92,7 @@ async fn a_run_that_is_killed_loses_what_it_read_itself_and_nothing_else() {
     let mut child = program.command(&["run", "purge", "--apply"]).spawn().unwrap();
     until("some accounts to be read", 20, || async { reads(&fake).len() > 5 }).await;
     child.kill().await.unwrap();
-    let lost = reads(&fake);
+    let in_vain = reads(&fake);
     fake.forget();
     // What a run leaves that is killed while it writes.
     let unfinished = kept(&program).with_extension("round.new");
@@ -102,7 +102,7 @@ async fn a_run_that_is_killed_loses_what_it_read_itself_and_nothing_else() {
     assert_eq!(figures(&report), "succeeded: 400/400/0/0/0");
     let last = reads(&fake);
     assert_eq!(last.len() + before.len(), ACCOUNTS);
-    assert!(lost.keys().all(|account| last.contains_key(account)), "{lost:?}");
+    assert!(in_vain.keys().all(|account| last.contains_key(account)), "{in_vain:?}");
     assert_eq!(leftovers(&program), [""; 0]);
 }
 
