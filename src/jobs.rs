@@ -1,7 +1,6 @@
 //! The table of kinds: one file per kind, one line here.
 
 mod batch_size;
-mod file_spool;
 pub mod job;
 mod join_rooms;
 mod portion;

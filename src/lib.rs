@@ -85,12 +85,25 @@
 //! - Accounts are read in portions (`plan::round`). A run moves its job's round forward to the first change that was not
 //!   made, so that what was planned and not made is planned again; a refused plan moves nothing. The position is a name:
 //!   offsets drift while accounts come and go.
+//! - The accounts of `purge-local-media` are read in portions, too, but only the run that reads the last one plans
+//!   (`plan::round::Plans`): one call of Synapse deletes by a cut-off for all accounts at once, so that a plan of a portion
+//!   would leave uncounted what the call deletes of the others. Deleting file by file would do for a portion, but it ignores
+//!   protection, quarantine and avatars, and takes a request for each file.
+//!   The cut-off is that of the round's start. Until then each run keeps what it read in a file of the state directory,
+//!   not in the history: it may have ten million records. The file is replaced as a whole, and one that is missing,
+//!   damaged, or of another round or version, also because another replica took over, starts the round anew.
+//!   What was read of an account counts for as long as the media statistics, which each run reads anyway, show the same
+//!   files of the account; otherwise it is read again. This notices what lost calls, earlier runs and others deleted, so
+//!   that a plan that was cut off continues from the same file. A file that was used since it was read is still planned:
+//!   Synapse keeps it, as it compares the last access itself, and it counts as skipped. A file whose protection or
+//!   quarantine ended since then is deleted unplanned, as between any plan and its calls. A round of one run saves nothing.
 //! - Tables of the configuration are read key by key (`schema!`), not through serde's derive: each key reports its own
 //!   error with its location, and the same definition is what `kinds` prints.
 //! - A media purge is a [`plan::change::BatchPlan`]: the sizes of its changes are adapted during the run, so that a call takes 5 to 20 s
 //!   where the part of its time that does not depend on its size allows that.
 //! - Lists of any length are never held as a whole in their JSON form: members of a room are parsed while they arrive, and
-//!   the files of a media purge are records in a temporary file of the state directory, of which memory holds the order.
+//!   the files of a media purge are records in a file without a name in the state directory, of which memory holds the
+//!   order.
 //! - With `max_requests_per_second = "auto"`, `synapse::auto_rate` alone decides how fast an address is used, for all runs on
 //!   it: the halving for slow responses of one run applies to fixed limits only.
 //! - Scheduling has one watermark per job: every occurrence up to it was run, skipped or given up. It moves when a run is

@@ -16,6 +16,7 @@ mod read;
 mod reading_progress;
 mod retry;
 mod round;
+pub(crate) mod round_files;
 mod run;
 mod send;
 mod slots;

@@ -104,7 +104,7 @@ schema! {
         pub at_most: Option<u32> where "1" to "1000000000",
         /// The hours of the day in which the job may run: a run starts only inside the window and stops between two changes at its end; `run --ignore-window` ignores it once.
         pub window: Option<Window>,
-        /// How long a run may take, all attempts together; `check --online` warns if reading alone would take longer.
+        /// How long a run may take, all attempts together; `check --online` says in how many runs a job reads everything.
         pub time_limit: HumanDuration where "\"1s\"" to "\"365d\"" = "\"1h\"",
         /// How a run that fails for a transient reason is retried: `attempts` (in total), `first_delay`, `max_delay`.
         pub retries: Retries = "{}",

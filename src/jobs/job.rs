@@ -10,7 +10,7 @@ use futures_util::future::BoxFuture;
 use crate::plan::change::Plan;
 use crate::plan::facts::{Facts, Topic};
 use crate::plan::report::{Action, Event};
-use crate::plan::round::Portion;
+use crate::plan::round::{Portion, Rounds};
 use crate::synapse::{self, Identity, Reader, Version};
 use crate::values::clock::Timestamp;
 use crate::values::duration::{HumanDuration, format_duration, rounded_up};
@@ -24,8 +24,8 @@ pub trait Job: Debug + Send + Sync + Sized + 'static {
     const KEYS: &'static [Key];
     /// Whether the kind knows in advance how many items it will change; otherwise `max_changes` and `at_most` are not supported.
     const COUNTS: bool = true;
-    /// What the entries of its list are called, for a kind that reads the list in portions: see [`Context::portion`].
-    const ROUNDS: Option<&'static str> = None;
+    /// For a kind that reads a list in portions: see [`Context::portion`].
+    const ROUNDS: Option<Rounds> = None;
     const NEEDS: Needs;
     /// The action of all its changes.
     const ACTION: Action;
@@ -239,8 +239,7 @@ pub struct Kind {
     pub about: &'static str,
     pub keys: &'static [Key],
     pub counts: bool,
-    /// What the entries of its list are called, for a kind that reads the list in portions.
-    pub rounds: Option<&'static str>,
+    pub rounds: Option<Rounds>,
     pub needs: Needs,
     pub action: Action,
     pub read: Read,

@@ -11,6 +11,7 @@ use super::portion::{Next, PortionProgress, in_order};
 use crate::plan::change::{Change, ChangeResult, Check, Lane, Plan, Work};
 use crate::plan::facts::{Fact, Topic};
 use crate::plan::report::{Action, Exempt};
+use crate::plan::round::{Plans, Rounds};
 use crate::synapse::{
     self, Identity, MemberEvent, Membership, Permissions, Position, Reader, User, UserMap,
     UserPage, UserRow, UserSet, Version, Writer,
@@ -61,7 +62,7 @@ impl Job for JoinRooms {
         To a room that is not public, the daemon's account invites the users: it must be a member with the power to invite.";
     const KEYS: &'static [Key] = Keys::KEYS;
     const ACTION: Action = Action::JoinRoom;
-    const ROUNDS: Option<&'static str> = Some("accounts");
+    const ROUNDS: Option<Rounds> = Some(Rounds { entries: "accounts", plans: Plans::EachPortion });
     const NEEDS: Needs = Needs {
         synapse: Version(1, 123),
         clock: false,

@@ -95,7 +95,8 @@ impl<'a> PortionProgress<'a> {
     }
 
     pub fn finish(self, findings: Value) -> PortionRead {
-        let Self { read, total, changes, end, .. } = self;
-        PortionRead { read, total, end, changes, findings }
+        let (read, total) = self.figures();
+        let Self { changes, end, .. } = self;
+        PortionRead { read, total, is_restart: false, end, changes, findings }
     }
 }

@@ -15,6 +15,7 @@ use super::portion::{Next, PortionProgress, in_order};
 use crate::plan::change::{Change, ChangeResult, Check, Lane, Plan, Warning, Work};
 use crate::plan::facts::{Fact, Topic};
 use crate::plan::report::{Action, Exempt};
+use crate::plan::round::{Plans, Rounds};
 use crate::synapse::{
     self, Cause, ExternalId, Position, Reader, User, UserPage, UserRow, Version, Writer,
 };
@@ -70,7 +71,7 @@ impl Job for RemoveExternalIds {
         because Synapse cannot check that a list is unchanged when it replaces it, an id linked within these few milliseconds is lost. A user who has no password and loses their only id can no longer log in.";
     const KEYS: &'static [Key] = Keys::KEYS;
     const ACTION: Action = Action::RemoveExternalId;
-    const ROUNDS: Option<&'static str> = Some("accounts");
+    const ROUNDS: Option<Rounds> = Some(Rounds { entries: "accounts", plans: Plans::EachPortion });
     const NEEDS: Needs = Needs {
         synapse: Version(1, 46),
         clock: false,

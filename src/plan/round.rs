@@ -1,11 +1,30 @@
 //! Rounds: one pass over a list of a homeserver, in as many runs as it takes.
 
+use std::path::PathBuf;
+
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tokio::time::Instant;
 
 use crate::synapse::Position;
 use crate::values::clock::Timestamp;
+
+/// How a kind reads its list in rounds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rounds {
+    /// What the entries of the list are called, in the plural.
+    pub entries: &'static str,
+    pub plans: Plans,
+}
+
+/// Which runs of a round plan changes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Plans {
+    /// Each run, for what it read.
+    EachPortion,
+    /// Only the run that reads the rest of the list, for all of it; the others keep what they read in a [`RoundFile`].
+    WholeList,
+}
 
 /// How far a round has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -58,9 +77,30 @@ impl RoundState {
     }
 }
 
+/// Where a kind keeps what the runs of a round read, if only the last one plans.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RoundFile {
+    pub path: PathBuf,
+    /// What the round is about: a file of another definition is of no use.
+    pub definition: String,
+    /// A preview leaves the file as it is.
+    pub is_read_only: bool,
+}
+
+impl RoundFile {
+    /// Where a new version is written before it replaces the file.
+    pub fn unfinished(&self) -> PathBuf {
+        let mut path = self.path.clone().into_os_string();
+        path.push(".new");
+        path.into()
+    }
+}
+
 /// What a run may read of a round.
 #[derive(Debug, Clone)]
 pub struct Portion {
+    /// When the round started.
+    pub started_at: Timestamp,
     /// `None` for the start of the list.
     pub from: Option<Position>,
     /// Entries that earlier runs of the round have read.
@@ -71,9 +111,24 @@ pub struct Portion {
     pub until: Option<Instant>,
     /// No more entries are read once the plan has this many items.
     pub enough: Option<u64>,
+    /// `None` if nothing is kept: each run plans, or reads the whole list.
+    pub file: Option<RoundFile>,
 }
 
 impl Portion {
+    /// Of a round that starts and ends with one run.
+    pub fn whole_list(started_at: Timestamp) -> Self {
+        Self {
+            started_at,
+            from: None,
+            read_before: 0,
+            findings: None,
+            until: None,
+            enough: None,
+            file: None,
+        }
+    }
+
     /// Whether a plan of `items` is as large as the run may make it.
     pub fn is_enough(&self, items: u64) -> bool {
         self.enough.is_some_and(|enough| items >= enough)
@@ -88,10 +143,12 @@ impl Portion {
 /// What a run read of a round.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PortionRead {
-    /// Entries that this run read.
+    /// Entries that this and earlier runs of the round read.
     pub read: u64,
     /// Entries of the list.
     pub total: u64,
+    /// Whether this run started the round anew, because what earlier runs kept cannot be used.
+    pub is_restart: bool,
     /// Where the next run continues; `None` at the end of the list.
     pub end: Option<Position>,
     /// The position after the entry of each change, in the order of the plan.
@@ -124,6 +181,7 @@ mod tests {
         let portion = PortionRead {
             read: 9,
             total: 100,
+            is_restart: false,
             end: Some(position("@z", 9)),
             changes: vec![
                 position("@a", 1),
@@ -141,8 +199,7 @@ mod tests {
 
     #[test]
     fn a_portion_is_over_after_its_time_or_with_enough_changes() {
-        let portion =
-            Portion { from: None, read_before: 0, findings: None, until: None, enough: Some(5) };
+        let portion = Portion { enough: Some(5), ..Portion::whole_list(Timestamp::default()) };
         assert_eq!([4, 5].map(|items| portion.is_enough(items)), [false, true]);
         assert!(!portion.is_late());
         assert!(Portion { until: Some(Instant::now()), ..portion }.is_late());

@@ -29,7 +29,7 @@ pub(super) async fn guard(
     let problems = plan.problems.len() as u64 + unknown;
     let applied = tally.report.done + tally.report.skipped;
     if let (Some(round), Some(portion)) = (&mut tally.round, plan.portion.take()) {
-        round.plan_made(portion);
+        round.plan_made(portion, tally.report.started_at);
     }
     let cut = cut(plan, run.at_most(), applied);
     // Only of what this run would change.

@@ -6,9 +6,10 @@ use tokio::time::Instant;
 use super::context::{Abort, RunContext, truncated};
 use super::params::Extent;
 use super::round::RoundInProgress;
+use super::round_files;
 use super::tally::Tally;
 use crate::plan::report::{Mode, Outcome};
-use crate::plan::round::{Portion, RoundState};
+use crate::plan::round::{Plans, Portion, RoundFile, RoundState};
 use crate::values::fingerprint::Fingerprint;
 use crate::values::text::format_number;
 
@@ -28,10 +29,9 @@ pub(super) async fn begin(
     tally: &mut Tally,
     server: &str,
 ) -> Result<Portion, Abort> {
-    let whole_list =
-        Portion { from: None, read_before: 0, findings: None, until: None, enough: None };
     tally.round = None;
-    let Some(entries) = run.spec.job.kind().rounds else { return Ok(whole_list) };
+    let whole_list = Portion::whole_list(tally.report.started_at);
+    let Some(rounds) = run.spec.job.kind().rounds else { return Ok(whole_list) };
     let definition = Fingerprint::of(&json!([run.spec.selection, server])).to_string();
     let recorded = match run.history.round(&run.spec.name, round_mode(run).0).await {
         Ok(recorded) => recorded.filter(|round| round.definition == definition),
@@ -53,19 +53,37 @@ pub(super) async fn begin(
         position: None,
         findings: None,
     });
+    let file = file(run, &before.definition).filter(|_| rounds.plans == Plans::WholeList);
+    let until = match rounds.plans {
+        // Nothing can be kept, or what became of a lost call shows only in a plan of everything.
+        Plans::WholeList if file.is_none() || !tally.unanswered.is_empty() => None,
+        _ => Some(Instant::now() + run.limits.time_for_changes() / 2),
+    };
     let portion = if is_full {
         whole_list
     } else {
         Portion {
+            started_at: before.started_at,
             from: before.position.clone(),
             read_before: before.read,
             findings: before.findings.clone(),
-            until: Some(Instant::now() + run.limits.time_for_changes() / 2),
-            enough: enough(run, tally),
+            until,
+            enough: enough(run, tally).filter(|_| rounds.plans == Plans::EachPortion),
+            file,
         }
     };
-    tally.round = Some(RoundInProgress::new(before, entries));
+    tally.round = Some(RoundInProgress::new(before, rounds));
     Ok(portion)
+}
+
+/// Where the runs of the round keep what they read; `None` without a state directory.
+fn file(run: &RunContext<'_>, definition: &str) -> Option<RoundFile> {
+    let (mode, moves) = round_mode(run);
+    Some(RoundFile {
+        path: round_files::path(run.state_dir?, &run.spec.name, mode),
+        definition: definition.to_owned(),
+        is_read_only: !moves,
+    })
 }
 
 /// How many more items the run may change; `None` without `at_most`.
@@ -80,10 +98,13 @@ fn enough(run: &RunContext<'_>, tally: &Tally) -> Option<u64> {
 pub(super) async fn end(run: &RunContext<'_>, tally: &mut Tally, outcome: Outcome) {
     let Some(round) = tally.round.take().filter(|_| tally.approved) else { return };
     let (mode, moves) = round_mode(run);
-    let Some(after) = round.after(outcome, truncated(run.clock.now())) else { return };
+    let report = &tally.report;
+    let is_made = run.is_dry_run() || report.remaining == Some(0) && report.failed == 0;
+    let Some(after) = round.after(outcome, is_made, truncated(run.clock.now())) else { return };
     let is_complete = after.position.is_none();
     tally.report.round = Some(after.round());
-    let (before, entries) = (round.before, round.entries);
+    let is_planned = round.rounds.plans == Plans::EachPortion || !round.is_incomplete();
+    let (before, entries) = (round.before, round.rounds.entries);
     if !is_complete {
         let (read, total) = (format_number(after.read), format_number(after.total));
         tally.plan.notes.push(match (moves, run.params.extent) {
@@ -93,9 +114,23 @@ pub(super) async fn end(run: &RunContext<'_>, tally: &mut Tally, outcome: Outcom
                 format_number(before.read + 1),
             ),
         });
+        if !is_planned {
+            tally.plan.notes.push("changes are planned once all are read".to_owned());
+        }
     }
     let (id, job) = (tally.report.id, &run.spec.name);
-    if moves && let Err(error) = run.history.set_round(id, job, mode, &after).await {
-        tracing::warn!(target: "microglia::history", job = %run.spec.name, "cannot record how far the round has come, and the next run reads the same {entries} again: {error}");
+    if !moves {
+        return;
+    }
+    match run.history.set_round(id, job, mode, &after).await {
+        Ok(()) if is_complete => {
+            if let Some(file) = file(run, &after.definition) {
+                round_files::remove(&file);
+            }
+        }
+        Ok(()) => {}
+        Err(error) => {
+            tracing::warn!(target: "microglia::history", job = %run.spec.name, "cannot record how far the round has come, and the next run reads the same {entries} again: {error}");
+        }
     }
 }

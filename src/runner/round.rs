@@ -1,7 +1,8 @@
 //! The round of a run: what it read, and which of its changes are over.
 
 use crate::plan::report::Outcome;
-use crate::plan::round::{PortionRead, RoundState};
+use crate::plan::round::{Plans, PortionRead, RoundState, Rounds};
+use crate::synapse::Position;
 use crate::values::clock::Timestamp;
 
 /// The round of a run whose kind reads in portions.
@@ -9,8 +10,7 @@ use crate::values::clock::Timestamp;
 pub(super) struct RoundInProgress {
     /// As it stood before the run.
     pub before: RoundState,
-    /// What the entries of the list are called.
-    pub entries: &'static str,
+    pub rounds: Rounds,
     read: Option<PortionRead>,
     /// What became of the changes of the portion.
     changes: Vec<Attempted>,
@@ -26,12 +26,17 @@ pub(super) enum Attempted {
 }
 
 impl RoundInProgress {
-    pub fn new(before: RoundState, entries: &'static str) -> Self {
-        Self { before, entries, read: None, changes: Vec::new() }
+    pub fn new(before: RoundState, rounds: Rounds) -> Self {
+        Self { before, rounds, read: None, changes: Vec::new() }
     }
 
-    /// Takes over what the plan read.
-    pub fn plan_made(&mut self, read: PortionRead) {
+    /// Takes over what the plan of a run that started at `started_at` read.
+    pub fn plan_made(&mut self, read: PortionRead, started_at: Timestamp) {
+        if read.is_restart {
+            let (read, position, findings) = (0, None, None);
+            self.before =
+                RoundState { started_at, read, position, findings, ..self.before.clone() };
+        }
         self.changes = vec![Attempted::No; read.changes.len()];
         self.read = Some(read);
     }
@@ -60,7 +65,9 @@ impl RoundInProgress {
     }
 
     /// Where the round stands after the run, which ended at `now`; `None` if nothing was read.
-    pub fn after(&self, outcome: Outcome, now: Timestamp) -> Option<RoundState> {
+    ///
+    /// `is_made` says whether all changes of the plan need no other attempt, for a plan that is not a list of changes.
+    pub fn after(&self, outcome: Outcome, is_made: bool, now: Timestamp) -> Option<RoundState> {
         let (read, made) = (self.read.as_ref()?, self.made(outcome));
         let mut after = RoundState { total: read.total, ..self.before.clone() };
         if made < read.changes.len() {
@@ -72,12 +79,21 @@ impl RoundInProgress {
             }
             return Some(after);
         }
-        after.read = after.read.saturating_add(read.read);
-        after.position.clone_from(&read.end);
-        after.findings = read.end.as_ref().map(|_| read.findings.clone());
-        if read.end.is_none() {
+        after.read = read.read;
+        after.position = read.end.clone().or_else(|| self.kept(is_made));
+        after.findings = after.position.as_ref().map(|_| read.findings.clone());
+        if after.position.is_none() {
             after.finished_at = Some(now);
         }
         Some(after)
+    }
+
+    /// The end of the list, if the next run plans again with what the runs of this round kept.
+    ///
+    /// A round of a single run keeps nothing: the next run starts a new one.
+    fn kept(&self, is_made: bool) -> Option<Position> {
+        let keeps = self.rounds.plans == Plans::WholeList && self.before.position.is_some();
+        let offset = self.read.as_ref()?.read;
+        (keeps && !is_made).then(|| Position { after: String::new(), offset })
     }
 }

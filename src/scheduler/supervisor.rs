@@ -18,7 +18,8 @@ use crate::config::{Config, JobSpec};
 use crate::history::{self, History, Others, Pause};
 use crate::observe::metrics::Metrics;
 use crate::plan::report::{Event, Outcome, Report};
-use crate::runner::{Runner, Stop};
+use crate::plan::round::Plans;
+use crate::runner::{Runner, Stop, round_files};
 use crate::values::clock::{Clock, Timestamp};
 use crate::values::text::format_count;
 
@@ -103,10 +104,25 @@ impl Supervisor {
     }
 
     async fn take_config(&self, config: &Arc<Config>) -> Result<Adopted, anyhow::Error> {
-        let config = Arc::clone(config);
-        self.ask(|reply| Message::Adopt { config, reply })
+        let taken = Arc::clone(config);
+        let adopted = self
+            .ask(|reply| Message::Adopt { config: taken, reply })
             .await
-            .unwrap_or_else(|| Err(anyhow::anyhow!("the daemon is stopping")))
+            .unwrap_or_else(|| Err(anyhow::anyhow!("the daemon is stopping")))?;
+        self.remove_round_files(config);
+        Ok(adopted)
+    }
+
+    /// Removes what rounds kept of jobs that are gone; one that still ends its run keeps it until the next time.
+    fn remove_round_files(&self, config: &Config) {
+        let Some(dir) = &self.runner.dir else { return };
+        let keep = |job: &str| {
+            let rounds = config.job(job).and_then(|spec| spec.job.kind().rounds);
+            rounds.is_some_and(|rounds| rounds.plans == Plans::WholeList)
+        };
+        if let Err(error) = round_files::remove_others(dir, keep) {
+            tracing::warn!(target: "microglia::history", "cannot look for files of removed jobs in {}: {error}", dir.directory().display());
+        }
     }
 
     async fn specs(&self) -> Vec<Arc<JobSpec>> {

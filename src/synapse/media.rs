@@ -53,7 +53,7 @@ const STATISTICS: &str = "/_synapse/admin/v1/statistics/users/media";
 const FILES: &str = "/_synapse/admin/v1/users/{}/media";
 
 impl Reader {
-    /// Returns the accounts with files uploaded before `until`, most bytes first.
+    /// Returns the accounts with files uploaded before `until`, in the order of their names.
     pub(crate) async fn media_owners(
         &self,
         until: Option<Timestamp>,
@@ -81,9 +81,7 @@ impl Reader {
                 break;
             }
         }
-        let mut owners: Vec<MediaOwner> = owners.into_values().collect();
-        owners.sort_by_key(|owner| std::cmp::Reverse(owner.media_length));
-        Ok(owners)
+        Ok(owners.into_values().collect())
     }
 
     /// Returns how many accounts have files.

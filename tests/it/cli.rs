@@ -482,14 +482,17 @@ async fn each_kind_shows_every_key_with_its_type_its_default_and_its_meaning() {
       cannot be restored: other servers may have cached copies, but microglia does not request them.
       Skips quarantined and protected files, empty and pending uploads, and (keep_avatars) avatars:
       those in use, and former ones of users in rooms. Does not recognize stickers, custom emoji or
-      other files that rooms refer to: protect those in Synapse first.
+      other files that rooms refer to: protect those in Synapse first. If reading the files of all
+      accounts takes several runs, these delete nothing before the last one has read the rest; a
+      file that was accessed since it was read is then planned, kept by Synapse and counted as
+      skipped.
 
       Requires Synapse 1.78 or later.
 
       older_than (optional): a duration such as "90d", "12h", "10m" or "30s", from "0s" to "3650d"
-          Deletes files not accessed for this long, counted back from the start of the run; a file
-          that was never accessed counts from its upload. Set exactly one of `older_than` and
-          `before`.
+          Deletes files not accessed for this long, counted back from the start of the run, or of
+          the first run of a round; a file that was never accessed counts from its upload. Set
+          exactly one of `older_than` and `before`.
     "#);
 }
 

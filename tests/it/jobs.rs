@@ -4,5 +4,6 @@ mod in_process;
 mod join_rooms;
 mod purge_local_media;
 mod purge_remote_media;
+mod purge_rounds;
 mod remove_external_ids;
 mod request;

@@ -152,15 +152,7 @@ async fn a_run_that_cannot_finish_reading_says_how_far_it_got_and_what_it_would_
     program.write("microglia.toml", &limited);
     program.write("admin", "secret-of-the-tests");
     let warning = "reading 400 accounts with files at 50 requests per second takes at least 8.0 s, but time_limit is 3s: raise it to at least 10 s";
-    let checked = program.run(&["check", "--online"]).await;
-    assert!(
-        checked.code == 0
-            && checked.stdout.contains(&format!(
-                "main: sweep reads within its time_limit: probably not: {warning}\n"
-            )),
-        "{checked:?}"
-    );
-    let ran = program.run(&["run", "sweep", "--apply", "--json"]).await;
+    let ran = program.run(&["run", "sweep", "--dry-run", "--full", "--json"]).await;
     assert!(ran.stderr.contains(warning), "{ran:?}");
     let report: Value = serde_json::from_str(&ran.stdout).unwrap();
     assert_eq!(figures(&report), "timed-out: null/0/0/0/null");

@@ -9,8 +9,10 @@ use std::path::Path;
 const BUFFER: usize = 1 << 20;
 /// Records begin at multiples of this, so that 32 bits can name one among 32 GiB.
 const ALIGNMENT: usize = 8;
-/// Size, owner and length of the id.
-const HEAD: usize = 8 + 4 + 2;
+/// Last use, size, owner and length of the id.
+const HEAD: usize = 8 + 8 + 4 + 2;
+/// No record takes fewer bytes: Synapse's own ids have 24 characters, and none is empty.
+pub(super) const SHORTEST: usize = (HEAD + 1).next_multiple_of(ALIGNMENT);
 /// Holds any record but those of unusually long ids: Synapse's own have 24 characters.
 const USUAL: usize = 64;
 const MAX_ID: usize = 1024;
@@ -18,6 +20,8 @@ const MAX_ID: usize = 1024;
 /// A file that Synapse will delete unless it is an avatar, which the list does not show.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Record {
+    /// Milliseconds since 1970.
+    pub used_ms: i64,
     pub bytes: u64,
     /// Its index in the list of owners.
     pub owner: u32,
@@ -44,7 +48,7 @@ pub(super) struct Spool(Storage);
 #[derive(Debug)]
 enum Storage {
     Memory(Vec<u8>),
-    File { file: File, length: u64 },
+    File { file: File, start: u64, length: u64 },
 }
 
 impl<'a> SpoolWriter<'a> {
@@ -61,6 +65,7 @@ impl<'a> SpoolWriter<'a> {
             .ok_or_else(|| io::Error::other("the id of a file is too long"))?;
         let start = (self.written + self.buffer.len() as u64) / ALIGNMENT as u64;
         let position = u32::try_from(start).map_err(|_| io::Error::other("too many files"))?;
+        self.buffer.extend(record.used_ms.to_le_bytes());
         self.buffer.extend(record.bytes.to_le_bytes());
         self.buffer.extend(record.owner.to_le_bytes());
         self.buffer.extend(length.to_le_bytes());
@@ -89,7 +94,7 @@ impl<'a> SpoolWriter<'a> {
             self.flush()?;
         }
         Ok(Spool(match self.file {
-            Some(file) => Storage::File { file, length: self.written },
+            Some(file) => Storage::File { file, start: 0, length: self.written },
             None => Storage::Memory(self.buffer),
         }))
     }
@@ -110,30 +115,67 @@ impl Spool {
         record.map(|(record, _)| record).ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
     }
 
-    /// Calls `visit` with every record.
-    pub(super) fn scan(&self, mut visit: impl FnMut(Record)) -> io::Result<()> {
-        let mut buffer = vec![0; BUFFER];
-        let mut position = 0;
-        loop {
-            let available = self.read_at(position, &mut buffer)?;
-            let mut rest = buffer.get(..available).unwrap_or_default();
-            while let Some((record, length)) = decode(rest) {
-                visit(record);
-                rest = rest.get(length..).unwrap_or_default();
-            }
-            let read = available - rest.len();
-            if read == 0 {
-                return Ok(());
-            }
-            position += read as u64;
+    /// The records in a part of a file, which are in order from its beginning.
+    pub(super) fn of_file(file: File, start: u64, length: u64) -> Self {
+        Self(Storage::File { file, start, length })
+    }
+
+    /// In bytes.
+    pub(super) fn length(&self) -> u64 {
+        match &self.0 {
+            Storage::Memory(data) => data.len() as u64,
+            Storage::File { length, .. } => *length,
         }
     }
 
+    /// Calls `visit` with every record.
+    pub(super) fn scan(&self, mut visit: impl FnMut(Record)) -> io::Result<()> {
+        let mut next = Some(0);
+        while let Some(start) = next {
+            next = self.scan_piece(start, |_, record| {
+                visit(record);
+                Ok(())
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Calls `visit` with the records of one piece, and returns where the next one starts.
+    pub(super) fn scan_piece(
+        &self,
+        start: u64,
+        mut visit: impl FnMut(Position, Record) -> io::Result<()>,
+    ) -> io::Result<Option<u64>> {
+        let mut buffer = vec![0; BUFFER];
+        let available = self.read_at(start, &mut buffer)?;
+        let mut rest = buffer.get(..available).unwrap_or_default();
+        let mut position = start;
+        while let Some((record, length)) = decode(rest) {
+            let number = u32::try_from(position / ALIGNMENT as u64).map_err(io::Error::other)?;
+            visit(Position(number), record)?;
+            position += length as u64;
+            rest = rest.get(length..).unwrap_or_default();
+        }
+        match position == start {
+            true if available > 0 => Err(io::ErrorKind::InvalidData.into()),
+            true => Ok(None),
+            false => Ok(Some(position)),
+        }
+    }
+
+    /// Returns the bytes of the piece that starts there; none at the end.
+    pub(super) fn piece(&self, start: u64) -> io::Result<Vec<u8>> {
+        let mut bytes = vec![0; BUFFER];
+        let available = self.read_at(start, &mut bytes)?;
+        bytes.truncate(available);
+        Ok(bytes)
+    }
+
     /// Fills the buffer as far as there is data, and returns how far.
-    fn read_at(&self, start: u64, buffer: &mut [u8]) -> io::Result<usize> {
+    fn read_at(&self, position: u64, buffer: &mut [u8]) -> io::Result<usize> {
         match &self.0 {
             Storage::Memory(data) => {
-                let start = usize::try_from(start).unwrap_or(usize::MAX);
+                let start = usize::try_from(position).unwrap_or(usize::MAX);
                 let rest = data.get(start..).unwrap_or_default();
                 let length = rest.len().min(buffer.len());
                 for (to, from) in buffer.iter_mut().zip(rest) {
@@ -141,10 +183,11 @@ impl Spool {
                 }
                 Ok(length)
             }
-            Storage::File { file, length } => {
-                let rest = usize::try_from(length.saturating_sub(start)).unwrap_or(usize::MAX);
+            Storage::File { file, start, length } => {
+                let rest = usize::try_from(length.saturating_sub(position)).unwrap_or(usize::MAX);
                 let length = rest.min(buffer.len());
-                file.read_exact_at(buffer.get_mut(..length).unwrap_or_default(), start)?;
+                let buffer = buffer.get_mut(..length).unwrap_or_default();
+                file.read_exact_at(buffer, start + position)?;
                 Ok(length)
             }
         }
@@ -153,12 +196,14 @@ impl Spool {
 
 /// Returns the record at the beginning and its length with padding; `None` if it is not complete.
 fn decode(bytes: &[u8]) -> Option<(Record, usize)> {
-    let (size, rest) = bytes.split_first_chunk()?;
+    let (used_ms, rest) = bytes.split_first_chunk()?;
+    let (size, rest) = rest.split_first_chunk()?;
     let (owner, rest) = rest.split_first_chunk()?;
     let (length, rest) = rest.split_first_chunk()?;
     let length = usize::from(u16::from_le_bytes(*length));
     let id = std::str::from_utf8(rest.get(..length)?).ok()?;
     let record = Record {
+        used_ms: i64::from_le_bytes(*used_ms),
         bytes: u64::from_le_bytes(*size),
         owner: u32::from_le_bytes(*owner),
         id: id.into(),
@@ -175,6 +220,7 @@ mod tests {
         // Most ids have 24 characters, some far more.
         let length = if number % 100 == 7 { 1024 } else { 24 };
         Record {
+            used_ms: -i64::from(number),
             bytes: u64::from(number) << 30,
             owner: number,
             id: format!("{number:0length$}").into(),
@@ -215,10 +261,10 @@ mod tests {
     }
 
     #[test]
-    fn a_usual_record_takes_forty_bytes() {
+    fn a_usual_record_takes_48_bytes() {
         let (spool, _) = written(None, 2);
         let Storage::Memory(data) = spool.0 else { panic!("{spool:?}") };
-        assert_eq!(data.len(), 80);
+        assert_eq!(data.len(), 96);
     }
 
     #[test]
