@@ -176,16 +176,22 @@ impl Group {
     }
 }
 
+/// How many faults a test makes.
+#[expect(clippy::disallowed_methods, reason = "who runs the test may ask for fewer")]
+fn faults() -> usize {
+    std::env::var("MICROGLIA_TEST_FAULTS").map_or(FAULTS, |faults| faults.parse().unwrap())
+}
+
 /// Runs `fault` on some groups, `FAULTS` times in all; the sends that each fault may repeat are those that a replica had
 /// recorded before it.
+#[expect(clippy::print_stdout, reason = "figures for benches/README.md")]
 async fn a_hundred_times(
     name: &str,
     replicas: usize,
     repeated_by_each: usize,
     fault: impl AsyncFn(&mut Group, usize),
 ) {
-    let faults = std::env::var("MICROGLIA_TEST_FAULTS").map(|faults| faults.parse().unwrap());
-    let faults = faults.unwrap_or(FAULTS);
+    let faults = faults();
     let each = faults.div_ceil(GROUPS);
     let groups = (0..faults.min(GROUPS)).map(|_| async {
         let mut group = Group::start(replicas).await;
