@@ -1,13 +1,14 @@
 //! A real Synapse for tests: installed once, started per test, stopped when the test ends.
 
+pub mod deployment;
+mod process;
+
 use std::{
-    fs::{self, File, OpenOptions},
+    fs::{self, File},
     hash::{DefaultHasher, Hash, Hasher},
-    io::{BufRead, BufReader, Write},
-    os::unix::process::CommandExt,
     panic::resume_unwind,
     path::{Path, PathBuf},
-    process::{Child, ChildStdin, Command, Stdio},
+    process::Command,
     time::{Duration, Instant},
 };
 
@@ -23,15 +24,14 @@ use tokio::{
     task::spawn_blocking,
 };
 
-use crate::venv;
+use self::process::Process;
+use crate::{postgres, venv};
 
 const SERVER_NAME: &str = "hs.test";
 const PASSWORD: &str = "wordpass";
 const APPSERVICE_TOKEN: &str = "appservice-token-of-the-test-bridge";
 const DAY_MS: i64 = 24 * 60 * 60 * 1000;
 
-const START_TIMEOUT: Duration = Duration::from_mins(1);
-const STOP_TIMEOUT: Duration = Duration::from_secs(15);
 const BACKGROUND_UPDATES_TIMEOUT: Duration = Duration::from_mins(2);
 
 /// A test that starts more than these at once waits for itself.
@@ -43,6 +43,8 @@ pub struct Synapse {
     pub admin: Account,
     pub dir: PathBuf,
     process: Option<Process>,
+    /// The name of its database in PostgreSQL, if it is not in SQLite.
+    database: Option<String>,
     client: Client,
     directory: TempDir,
     _permit: SemaphorePermit<'static>,
@@ -76,15 +78,11 @@ impl Synapse {
 
     /// Top-level keys of `extra_yaml` replace those of the usual configuration.
     pub async fn with_config(extra_yaml: &str) -> Self {
-        static PREPARED: OnceCell<Prepared> = OnceCell::const_new();
-        let Prepared { python, template } = PREPARED.get_or_init(prepare).await;
-        let directory = tempfile::Builder::new()
-            .prefix("synapse-")
-            .tempdir_in(env!("CARGO_TARGET_TMPDIR"))
-            .expect("create the homeserver's directory");
-        copy_files(template, directory.path());
-        let token = fs::read_to_string(template.join("admin-token")).expect("read the admin token");
-        Self::launch(python, directory, extra_yaml, token).await
+        let prepared = prepared().await;
+        let directory = prepared.instance();
+        let token = directory.path().join("admin-token");
+        let token = fs::read_to_string(token).expect("read the admin token");
+        Self::launch(&prepared.python, directory, extra_yaml, token).await
     }
 
     /// Waits for Synapse to end in good order, as `systemctl stop` does.
@@ -121,6 +119,11 @@ impl Synapse {
     /// Synapse keeps some rows in memory, so it may not see a change before a restart. Users
     /// and media that were not requested yet are safe to insert and to change.
     pub async fn sql(&self, statement: &str) -> Vec<Vec<Value>> {
+        if let Some(database) = &self.database {
+            let (succeeded, rows) = postgres::server().psql(database, statement);
+            assert!(succeeded, "{rows} in: {statement}");
+            return rows.lines().map(|row| row.split('|').map(number_or_text).collect()).collect();
+        }
         let mut connection = SqliteConnectOptions::new()
             .filename(self.dir.join("homeserver.db"))
             .busy_timeout(Duration::from_secs(30))
@@ -149,19 +152,50 @@ impl Synapse {
     }
 
     async fn launch(python: &Path, directory: TempDir, extra_yaml: &str, token: String) -> Self {
+        let mut synapse = Self::in_directory(directory, token).await;
+        fs::write(synapse.dir.join("extra.yaml"), extra_yaml).expect("write extra.yaml");
+        let configs = ["homeserver.yaml", "extra.yaml"];
+        let (process, port) = Process::start(python, &synapse.dir, "homeserver", &configs).await;
+        synapse.process = Some(process);
+        synapse.url = format!("http://127.0.0.1:{port}");
+        synapse
+    }
+
+    /// Writes the configuration, and starts nothing yet.
+    async fn in_directory(directory: TempDir, token: String) -> Self {
         let permit = RUNNING.acquire().await.expect("nobody closes the semaphore");
         let dir = directory.path().to_owned();
-        fs::write(dir.join("extra.yaml"), extra_yaml).expect("write extra.yaml");
-        write_config(&dir, 0);
-        let (process, port) = Process::start(python, &dir).await;
+        write_config(&dir);
         Self {
-            url: format!("http://127.0.0.1:{port}"),
+            url: String::new(),
             admin: Account { user_id: user_id("admin"), token },
             dir,
-            process: Some(process),
+            process: None,
+            database: None,
             client: http_client(),
             directory,
             _permit: permit,
+        }
+    }
+
+    /// Makes the first account, an admin, where registration is open, and waits for the background updates.
+    async fn register_first(&mut self) {
+        let body = json!({
+            "username": "admin",
+            "password": PASSWORD,
+            "auth": { "type": "m.login.dummy" },
+        });
+        let request = self.request(Method::POST, "/_matrix/client/v3/register").json(&body);
+        self.admin = account("the admin's registration", send(request).await);
+        self.sql("UPDATE users SET admin = 1").await;
+        let registered = Instant::now();
+        while self.count("background_updates").await > 0 {
+            assert!(
+                registered.elapsed() < BACKGROUND_UPDATES_TIMEOUT,
+                "Synapse does not finish its first background updates; its log ends:\n{}",
+                last_lines(&self.dir.join("homeserver.log"))
+            );
+            tokio::time::sleep(Duration::from_millis(100)).await;
         }
     }
 
@@ -286,9 +320,9 @@ impl Synapse {
         let new = format!("WITH new (localpart, id) AS (VALUES {})", rows.join(", "));
         let admin = quoted(&self.admin.user_id);
         self.sql(&format!(
-            "BEGIN IMMEDIATE;
+            "BEGIN;
             {new} INSERT INTO users (name, password_hash, creation_ts, admin, approved, shadow_banned)
-            SELECT id, (SELECT password_hash FROM users WHERE name = {admin}), unixepoch(), 0, 1, 0
+            SELECT id, (SELECT password_hash FROM users WHERE name = {admin}), unixepoch(), 0, true, false
             FROM new;
             {new} INSERT INTO profiles (user_id, full_user_id, displayname)
             SELECT localpart, id, localpart FROM new;
@@ -494,70 +528,28 @@ pub fn encoded(segment: &str) -> String {
     segment.bytes().map(byte).collect()
 }
 
-/// The child process; it is killed where this is dropped.
-struct Process {
-    child: Child,
-    /// Its end shows `synapse.py` that the test process has ended.
-    stdin: ChildStdin,
-}
-
-impl Process {
-    /// Returns when Synapse listens, with the port.
-    async fn start(python: &Path, dir: &Path) -> (Self, u16) {
-        let log = dir.join("homeserver.log");
-        let stderr = OpenOptions::new().create(true).append(true).open(&log);
-        let mut child = Command::new(python)
-            .arg("-I")
-            .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/synapse.py"))
-            .args(["--config-path", "homeserver.yaml", "--config-path", "extra.yaml"])
-            .current_dir(dir)
-            // A Ctrl-C at the tests is not for Synapse: the end of its stdin is.
-            .process_group(0)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(stderr.expect("open homeserver.log"))
-            .spawn()
-            .unwrap_or_else(|error| panic!("cannot run {}: {error}", python.display()));
-        let stdin = child.stdin.take().expect("stdin is a pipe");
-        let mut stdout = BufReader::new(child.stdout.take().expect("stdout is a pipe"));
-        let process = Self { child, stdin };
-        let first_line = spawn_blocking(move || {
-            let mut line = String::new();
-            stdout.read_line(&mut line).map(|_| line)
-        });
-        let port = match tokio::time::timeout(START_TIMEOUT, first_line).await {
-            Ok(line) => line.expect("reading does not panic").ok(),
-            Err(_) => None,
-        };
-        match port.and_then(|line| line.trim().parse().ok()) {
-            Some(port) => (process, port),
-            None => panic!("Synapse does not start; its log ends:\n{}", last_lines(&log)),
-        }
-    }
-
-    async fn stop(mut self) {
-        self.stdin.write_all(b"stop\n").expect("stop Synapse");
-        let start = Instant::now();
-        while self.child.try_wait().expect("wait for Synapse").is_none() {
-            assert!(start.elapsed() < STOP_TIMEOUT, "Synapse does not stop");
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    }
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        // Both fail only for a process that has ended already.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
 /// What is made once per target directory.
 struct Prepared {
     python: PathBuf,
     /// The directory of a homeserver that has run already and knows its admin.
     template: PathBuf,
+}
+
+impl Prepared {
+    /// Returns the directory of a new homeserver.
+    fn instance(&self) -> TempDir {
+        let directory = tempfile::Builder::new()
+            .prefix("synapse-")
+            .tempdir_in(env!("CARGO_TARGET_TMPDIR"))
+            .expect("create the homeserver's directory");
+        copy_files(&self.template, directory.path());
+        directory
+    }
+}
+
+async fn prepared() -> &'static Prepared {
+    static PREPARED: OnceCell<Prepared> = OnceCell::const_new();
+    PREPARED.get_or_init(prepare).await
 }
 
 /// Other test processes wait in the meantime; an interrupted installation is repeated.
@@ -606,37 +598,22 @@ async fn make_template(home: &Path, python: &Path) -> PathBuf {
 
     let open = "enable_registration: true\nenable_registration_without_verification: true\n";
     let mut synapse = Synapse::launch(python, new, open, String::new()).await;
-    let body = json!({
-        "username": "admin",
-        "password": PASSWORD,
-        "auth": { "type": "m.login.dummy" },
-    });
-    let request = synapse.request(Method::POST, "/_matrix/client/v3/register").json(&body);
-    let admin = account("the admin's registration", send(request).await);
-    synapse.sql("UPDATE users SET admin = 1").await;
-    let registered = Instant::now();
-    while synapse.count("background_updates").await > 0 {
-        assert!(
-            registered.elapsed() < BACKGROUND_UPDATES_TIMEOUT,
-            "Synapse does not finish its first background updates; its log ends:\n{}",
-            last_lines(&synapse.dir.join("homeserver.log"))
-        );
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
+    synapse.register_first().await;
     synapse.stop().await;
     synapse.sql("PRAGMA wal_checkpoint(TRUNCATE)").await;
     for log in ["homeserver.log", "requests.log"] {
         fs::remove_file(synapse.dir.join(log)).expect("remove the template's log");
     }
-    fs::write(synapse.dir.join("admin-token"), admin.token).expect("write the admin's token");
+    fs::write(synapse.dir.join("admin-token"), &synapse.admin.token)
+        .expect("write the admin's token");
     fs::rename(&synapse.dir, &template).expect("put the template in place");
     template
 }
 
 /// Everything is relative to the instance's directory; JSON is YAML.
-fn write_config(dir: &Path, port: u16) {
+fn write_config(dir: &Path) {
     let files = [
-        ("homeserver.yaml", homeserver_config(port)),
+        ("homeserver.yaml", homeserver_config()),
         ("log.yaml", log_config()),
         ("appservice.yaml", appservice_config()),
     ];
@@ -645,7 +622,7 @@ fn write_config(dir: &Path, port: u16) {
     }
 }
 
-fn homeserver_config(port: u16) -> Value {
+fn homeserver_config() -> Value {
     let rate = json!({ "per_second": 100_000, "burst_count": 100_000 });
     json!({
         "server_name": SERVER_NAME,
@@ -657,7 +634,7 @@ fn homeserver_config(port: u16) -> Value {
         "database": { "name": "sqlite3", "args": { "database": "homeserver.db" } },
         "background_updates": { "sleep_enabled": false },
         "listeners": [{
-            "port": port,
+            "port": 0,
             "type": "http",
             "tls": false,
             "bind_addresses": ["127.0.0.1"],
@@ -784,6 +761,10 @@ fn row_values(row: &SqliteRow) -> Vec<Value> {
         }
     };
     row.columns().iter().map(|column| value(column.ordinal())).collect()
+}
+
+fn number_or_text(text: &str) -> Value {
+    text.parse::<i64>().map_or_else(|_| json!(text), |number| json!(number))
 }
 
 fn copy_files(from: &Path, to: &Path) {

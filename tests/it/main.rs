@@ -21,3 +21,4 @@ mod run;
 mod state_dir;
 mod transport;
 mod venv;
+mod workers;

