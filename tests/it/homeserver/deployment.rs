@@ -67,7 +67,7 @@ pub struct Deployment {
 }
 
 impl Deployment {
-    /// Everything but nginx, so that nothing is needed that PyPI does not have.
+    /// Everything but nginx: nothing needs to be installed.
     pub async fn without_nginx() -> Self {
         let prepared = prepared().await;
         let python = prepared.python.clone();
@@ -100,7 +100,7 @@ impl Deployment {
         let nginx = nginx(&deployment.synapse.dir, deployment.address);
         deployment.servers.push(nginx);
         let address = (deployment.address, NGINX_PORT);
-        until("nginx listens", 60, async || TcpStream::connect(address).await.is_ok()).await;
+        until("nginx listens", 300, async || TcpStream::connect(address).await.is_ok()).await;
         deployment.synapse.url = format!("http://{}:{NGINX_PORT}", deployment.address);
         deployment
     }
@@ -123,7 +123,7 @@ impl Deployment {
             Process::start(&self.python, &self.synapse.dir, part.app(), &configs).await;
         self.processes[part as usize] = Some(process);
         let admin = &self.synapse.admin;
-        until("Synapse is healthy", 60, async || self.get(part, admin, "/health").await.0 == 200)
+        until("Synapse is healthy", 300, async || self.get(part, admin, "/health").await.0 == 200)
             .await;
     }
 

@@ -13,7 +13,7 @@ use tokio::task::spawn_blocking;
 
 use super::last_lines;
 
-const START_TIMEOUT: Duration = Duration::from_mins(1);
+const START_TIMEOUT: Duration = Duration::from_mins(3);
 const STOP_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// A process of Synapse; it is killed where this is dropped.
