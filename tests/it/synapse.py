@@ -14,6 +14,8 @@ import threading
 
 
 def obey_stdin() -> None:
+    # Later another process of the same homeserver may have taken it away.
+    directory = os.getcwd()
     stopping = False
     while order := os.read(0, 64):
         stopping = order == b"stop\n"
@@ -22,7 +24,7 @@ def obey_stdin() -> None:
 
             reactor.callFromThread(reactor.stop)
     if not stopping:
-        shutil.rmtree(os.getcwd(), ignore_errors=True)
+        shutil.rmtree(directory, ignore_errors=True)
     os._exit(1)
 
 
