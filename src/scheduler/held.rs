@@ -1,7 +1,10 @@
 //! Which homeservers this replica may work on.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Instant;
+
+use tokio::sync::Notify;
 
 /// What this replica may work on.
 #[derive(Debug, Clone, Default)]
@@ -14,6 +17,8 @@ pub(super) struct Leases {
     pub surplus: usize,
     /// Where no more runs start, until the lease is resigned.
     pub given: BTreeSet<String>,
+    /// Wakes the lease keeper when a lease is to be resigned.
+    pub wake_keeper: Arc<Notify>,
 }
 
 impl Leases {

@@ -4,6 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Instant;
 
+use tokio::sync::Notify;
+
 use super::held::Leases;
 use super::lease_times::LeaseTimes;
 use super::message::Message;
@@ -25,6 +27,8 @@ pub struct LeaseKeeper {
     differing: BTreeSet<String>,
     is_failing: bool,
     is_stopping: bool,
+    /// What the owner of the jobs wakes it with.
+    wake: Arc<Notify>,
 }
 
 impl LeaseKeeper {
@@ -41,6 +45,7 @@ impl LeaseKeeper {
             differing: BTreeSet::new(),
             is_failing: false,
             is_stopping: false,
+            wake: Arc::default(),
         })
     }
 
@@ -48,7 +53,10 @@ impl LeaseKeeper {
     pub async fn keep(mut self) {
         let mut renewed = Instant::now();
         loop {
-            tokio::time::sleep(self.times.poll_every).await;
+            tokio::select! {
+                () = tokio::time::sleep(self.times.poll_every) => {}
+                () = self.wake.notified() => {}
+            }
             let stops = !self.is_stopping && self.wanted().await.stopping;
             let due = renewed.elapsed() >= self.times.renew_every || self.is_failing || stops;
             if due || self.check_others().await {
@@ -116,7 +124,8 @@ impl LeaseKeeper {
                 tracing::error!(target: "microglia::scheduler", "the leases of all homeservers have ended: nothing runs on schedule here until they can be renewed");
             }
             self.sent_terms.clear();
-            self.send_leases(Leases::default()).await;
+            let wake_keeper = Arc::clone(&self.wake);
+            self.send_leases(Leases { wake_keeper, ..Leases::default() }).await;
         }
     }
 
@@ -151,7 +160,8 @@ impl LeaseKeeper {
     fn leases(&self) -> Leases {
         let held =
             self.sent_terms.keys().map(|homeserver| (homeserver.clone(), self.trusted_until));
-        Leases { held: held.collect(), is_current: true, ..Leases::default() }
+        let (held, wake_keeper) = (held.collect(), Arc::clone(&self.wake));
+        Leases { held, is_current: true, wake_keeper, ..Leases::default() }
     }
 
     async fn send_leases(&self, leases: Leases) {

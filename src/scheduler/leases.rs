@@ -128,6 +128,7 @@ impl Owner {
             leases.surplus -= 1;
         }
         leases.given.insert(address.to_owned());
+        leases.wake_keeper.notify_one();
         self.moved(&BTreeSet::from([address.to_owned()]));
         self.show_leases();
     }

@@ -487,6 +487,9 @@ impl Owner {
 
     fn drain(&mut self) -> Vec<Stop> {
         self.draining = true;
+        if let Some(leases) = &self.leases {
+            leases.wake_keeper.notify_one();
+        }
         let entries = self.jobs.values().chain(self.leaving.values());
         let running = entries.filter_map(|entry| entry.running.as_ref());
         running.map(|running| running.stop.clone()).collect()
