@@ -23,7 +23,9 @@
 //! | [`jobs`] | what a kind is, the table of kinds, and one file per kind |
 //! | [`history`] | runs, changes and facts about homeservers, in SQLite or PostgreSQL; the locks of the state directory |
 //! | [`plan`] | changes, plans, reports and events, as data |
-//! | [`synapse`] | the homeserver's API: transport, reader and writer |
+//! | [`synapse`] | the homeserver's API: reader and writer |
+//! | [`mas`] | the Matrix Authentication Service: its token, reader, writer, and the sessions of the program itself |
+//! | [`http`] | every request to a homeserver or to MAS: limits, retries, tokens, errors |
 //! | [`values`] | values that parse themselves: durations, sizes, globs, schedules, tables of the configuration |
 //!
 //! A new kind is one file in `src/jobs/`, its line in the table in `src/jobs.rs`, and the name of its action in
@@ -48,10 +50,10 @@
 //!
 //! Most of them forbid something, and so cannot be seen in the code.
 //!
-//! 1. Only `synapse::transport` sends HTTP to a homeserver. It holds the token, encodes path segments, limits rate and
-//!    concurrency, retries, bounds and decodes responses, and names endpoint templates for the metrics.
-//! 2. A job has a `synapse::Reader`, which can only read. Only the runner creates a `synapse::Writer`, and never in a
-//!    dry run.
+//! 1. Only `http::transport` sends HTTP to a homeserver or to MAS. It holds the token, encodes path segments, limits rate
+//!    and concurrency, retries, bounds and decodes responses, and names endpoint templates for the metrics.
+//! 2. A job has a `synapse::Reader` and a `mas::Reader`, which can only read. Only the runner creates a `synapse::Writer`
+//!    or a `mas::Writer`, and never in a dry run. `mas::PersonalSessions` is for the program's own token alone.
 //! 3. Within an attempt all reading ends before the first change, except that a change reads its own target again just
 //!    before it is applied ([`plan::change::Change::check`]).
 //! 4. What a run does reaches the log, the metrics, the progress display and the event stream only as
@@ -73,7 +75,7 @@
 //! 11. Changes of external ids on a homeserver are made one at a time, whatever the limits, across runs and processes:
 //!     each is read and written under the lock of [`plan::change::Lane::ExternalIds`]. Where a response was lost, the lock is
 //!     held for another minute.
-//! 12. Limits belong to the address of a homeserver, not to its name. Two names for one address share them, and so does a
+//! 12. Limits belong to the address of a server, not to the name of its homeserver; a MAS has its own, of the same size. Two names for one address share them, and so does a
 //!     run that continues while a reload renames its homeserver. Leases belong to addresses, too: no two replicas work on
 //!     one, so that limits hold across replicas.
 //! 13. Only `scheduler::owner::Owner` changes the state of jobs, and only by carrying out what
@@ -127,6 +129,11 @@
 //!   file (`config::sources`): everything after that works on one text, and an error still has its own file and line.
 //! - Homeservers that trust the same certificates share an HTTP client, and their probes are spread over five minutes:
 //!   hundreds of homeservers must not cost everything at the same time.
+//! - MAS ignores parameters that it does not know, so that a misspelt filter lists everything: every list compares its
+//!   filters with those that the response repeats in `links.self`. Pages continue after the last id, because `links.next`
+//!   leads back in some lists.
+//! - The client secret is sent only to `admin_url` and `url`, at MAS's fixed path: its discovery document names public URLs,
+//!   which need not be reachable, and is not trusted with the secret.
 //! - The daemon shares the run slots of a homeserver through a semaphore, the command line through locks in the state
 //!   directory: only one of them runs jobs at a time.
 
@@ -134,7 +141,9 @@ pub mod cli;
 pub mod config;
 pub mod daemon;
 pub mod history;
+pub mod http;
 pub mod jobs;
+pub mod mas;
 pub mod observe;
 pub mod plan;
 pub mod runner;

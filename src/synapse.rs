@@ -1,54 +1,28 @@
-//! Synapse over HTTP: every request to a homeserver is made here.
+//! The API of Synapse: what is read from a homeserver and what is changed on it.
 
 mod account;
-mod address;
-mod advice;
-mod auto_rate;
-mod body;
-mod client;
-mod error;
-mod excerpt;
 mod identity;
 mod json;
 mod media;
-mod monitor;
-mod pace;
 mod page;
-mod page_size;
 mod pages;
 mod probe;
 mod reader;
-mod request;
-mod response;
-mod retry;
-mod retry_after;
 mod rooms;
 mod stream;
-mod token;
-mod transport;
 mod user_map;
 mod users;
 mod writer;
 
-pub(crate) use account::{ExternalId, User};
-pub(crate) use address::Address;
-pub(crate) use client::Clients;
-pub(crate) use error::{Cause, Error};
-pub(crate) use identity::Identity;
+pub(crate) use account::{ExternalId, User, UserRow};
 pub use identity::Version;
-pub(crate) use pace::Limits;
-pub use reader::Reader;
-pub(crate) use token::{Token, trim_newline, validate_token};
-pub use transport::Transport;
-pub(crate) use transport::{CompletedRequest, Observer, Settings};
-pub(crate) use writer::Writer;
-
-pub(crate) use account::UserRow;
-pub(crate) use identity::VERSION_ENDPOINT;
+pub(crate) use identity::{Identity, VERSION_ENDPOINT};
 pub(crate) use media::{File, MediaOwner};
-pub(crate) use monitor::Silence;
-pub(crate) use pace::{LimitValues, Slots};
-pub(crate) use request::{Base, RawRequest};
+pub use reader::Reader;
 pub(crate) use rooms::{MemberEvent, Membership, Permissions};
 pub(crate) use user_map::{UserMap, UserSet};
 pub(crate) use users::{Position, UserPage};
+pub(crate) use writer::Writer;
+
+// Who uses a homeserver handles the errors of its requests, too.
+pub(crate) use crate::http::{Base, Cause, Error, RawRequest};

@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 /// From the ground up: a room imports only from rooms that stand before it.
 const ROOMS: &[&str] = &[
     "values",
+    "http",
+    "mas",
     "synapse",
     "plan",
     "jobs",

@@ -13,10 +13,10 @@ use super::run_lease;
 use crate::config::{Config, JobSpec};
 use crate::history::state_dir::StateDir;
 use crate::history::{self, History};
+use crate::http::{Limits, Settings, Transport};
 use crate::observe::run_log;
 use crate::plan::report::{Event, Outcome, Report};
 use crate::runner::{HomeserverHandle, LostCallWait, RunParams, RunSlots, Runner, Stop};
-use crate::synapse::{Limits, Settings, Transport};
 use crate::values::clock::Clock;
 
 /// How long giving back the lease may take.

@@ -83,7 +83,8 @@ fn secret_key(line: &str) -> Option<usize> {
         let word = line[start..end].to_ascii_lowercase();
         let secret = ["token", "secret", "password"].iter().any(|part| word.contains(part))
             || nearest(&word, ["access_token", "database_url"].into_iter()).is_some();
-        let url = matches!(word.as_str(), "url" | "media_url") && line[end..].contains('@');
+        let url =
+            matches!(word.as_str(), "url" | "media_url" | "admin_url") && line[end..].contains('@');
         let quoted = line[..start].matches(['"', '\'']).count() % 2 == 1;
         let rest = line[end..].trim_start_matches(['"', '\'']).trim_start();
         let is_key = !quoted || rest.starts_with(['=', ':']);

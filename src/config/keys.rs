@@ -8,7 +8,6 @@ use secrecy::SecretString;
 use toml::Spanned;
 use toml::de::DeValue;
 
-use super::include::RootKeys;
 use crate::jobs::job::Kind;
 use crate::jobs::{KINDS, kind};
 use crate::plan::report::Mode;
@@ -16,8 +15,7 @@ use crate::values::duration::HumanDuration;
 use crate::values::glob::is_glob;
 use crate::values::schedule::{Schedule, Window, Zone};
 use crate::values::schema::{
-    ConfigError, Key, Limit, Rate, RateLimit, Table, Value, parse_text, schema, text_values,
-    wrong_type,
+    ConfigError, Limit, Rate, RateLimit, Table, Value, parse_text, schema, text_values, wrong_type,
 };
 use crate::values::string_enum::string_enum;
 use crate::values::text::unknown;
@@ -53,7 +51,7 @@ schema! {
         pub url: BaseUrl,
         /// The worker that serves the media endpoints, if that is not the main process.
         pub media_url: Option<BaseUrl>,
-        /// The access token of a server admin; prefer `access_token_file`.
+        /// The access token of a server admin; prefer `access_token_file`. Neither of them where `mas` is configured.
         pub access_token: Option<SecretString>,
         /// A file with the access token of a server admin; a rotated token is used from the next request on.
         pub access_token_file: Option<PathBuf>,
@@ -177,31 +175,35 @@ impl std::str::FromStr for BaseUrl {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let example = "use Synapse's own listener, such as \"http://127.0.0.1:8008\"";
-        if text.contains('@') {
-            return Err(
-                "a user name or password in the URL would appear in logs: remove it".to_owned()
-            );
-        }
-        let url: Url =
-            text.parse().map_err(|error| format!("invalid URL {text:?} ({error}): {example}"))?;
-        if !matches!(url.scheme(), "http" | "https") {
-            return Err(format!(
-                "invalid URL {text:?}: the scheme must be http or https: {example}"
-            ));
-        }
-        if url.port() == Some(0) {
-            return Err(format!("invalid URL {text:?}: the port must not be 0: {example}"));
-        }
-        if url.query().is_some() || url.fragment().is_some() {
-            return Err(format!(
-                "the URL of a homeserver must have no query and no fragment: {example}"
-            ));
-        }
-        if url.path().contains("/_matrix") || url.path().contains("/_synapse") {
-            return Err(format!("{text:?} is the URL of an endpoint: {example}"));
-        }
-        Ok(Self(url))
+        base_url(text, "a homeserver", example, &["/_matrix", "/_synapse"]).map(Self)
     }
+}
+
+/// Parses the base URL of a server, under which `endpoints` lie.
+pub fn base_url(
+    text: &str,
+    server: &str,
+    example: &str,
+    endpoints: &[&str],
+) -> Result<Url, String> {
+    if text.contains('@') {
+        return Err("a user name or password in the URL would appear in logs: remove it".to_owned());
+    }
+    let url: Url =
+        text.parse().map_err(|error| format!("invalid URL {text:?} ({error}): {example}"))?;
+    if !matches!(url.scheme(), "http" | "https") {
+        return Err(format!("invalid URL {text:?}: the scheme must be http or https: {example}"));
+    }
+    if url.port() == Some(0) {
+        return Err(format!("invalid URL {text:?}: the port must not be 0: {example}"));
+    }
+    if url.query().is_some() || url.fragment().is_some() {
+        return Err(format!("the URL of {server} must have no query and no fragment: {example}"));
+    }
+    if endpoints.iter().any(|endpoint| url.path().contains(endpoint)) {
+        return Err(format!("{text:?} is the URL of an endpoint: {example}"));
+    }
+    Ok(url)
 }
 
 /// The name of a kind in [`KINDS`].
@@ -320,13 +322,3 @@ impl Value for DurationOrOff {
         self.0.map(|duration| duration.0.as_secs()).into()
     }
 }
-
-/// Every key of the configuration outside the kinds, by table; "" is the top of the file.
-pub const TABLES: &[(&str, &[Key])] = &[
-    ("", RootKeys::KEYS),
-    ("daemon", DaemonKeys::KEYS),
-    ("homeservers.NAME", HomeserverHeadKeys::KEYS),
-    ("homeservers.NAME and homeserver_defaults", HomeserverKeys::KEYS),
-    ("jobs.NAME, every kind", HeadKeys::KEYS),
-    ("jobs.NAME and defaults, every kind", CommonEntries::KEYS),
-];

@@ -3,7 +3,9 @@
 mod daemon;
 mod homeservers;
 mod jobs;
+mod mas;
 mod merge;
+mod secrets;
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -14,6 +16,7 @@ use toml::de::{DeTable, DeValue};
 use uuid::Uuid;
 
 use super::keys::{CommonEntries, DaemonKeys, HeadKeys, HomeserverHeadKeys, HomeserverKeys};
+use super::mas_keys::{MAS_TABLE, MasHeadKeys, MasKeys};
 use super::secrets::Secrets;
 use super::settings::{Config, Environment, Homeserver};
 use super::sources::Sources;
@@ -167,6 +170,10 @@ fn table_of(key: &str) -> Option<&'static str> {
         Some("[homeservers.NAME]")
     } else if is_in(HomeserverKeys::KEYS) {
         Some("[homeservers.NAME] or [homeserver_defaults]")
+    } else if is_in(MAS_TABLE) {
+        Some("[homeservers.NAME]")
+    } else if is_in(MasHeadKeys::KEYS) || is_in(MasKeys::KEYS) {
+        Some("[homeservers.NAME.mas]")
     } else if is_in(HeadKeys::KEYS) {
         Some("[jobs.NAME]")
     } else if is_in(CommonEntries::KEYS) {

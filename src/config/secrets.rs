@@ -12,7 +12,7 @@ use super::settings::Environment;
 use super::source::beside;
 use super::sources::Sources;
 use crate::history::state_dir::this_user;
-use crate::synapse::{trim_newline, validate_token};
+use crate::http::{trim_newline, validate_token};
 use crate::values::bounded_file::read_bounded;
 use crate::values::schema::ConfigError;
 
@@ -130,22 +130,24 @@ impl<'a> Secrets<'a> {
         Ok(SecretFile { secret: secret.into(), path })
     }
 
-    /// Checks a token in the configuration itself, which is as readable as that file.
+    /// Checks a secret in the configuration itself, which is as readable as that file; `key` would name a file for it.
     pub(super) fn check_inline(
         &self,
         token: &SecretString,
+        key: &str,
         span: &Range<usize>,
         warnings: &mut Vec<ConfigError>,
     ) -> Result<(), ConfigError> {
         let error = |text| ConfigError::new(span.clone(), text);
-        let token = token.expose_secret();
-        validate_token(token).map_err(|problem| error(format!("the token {problem}")))?;
+        let (token, what) = (token.expose_secret(), what_is_in(key));
+        validate_token(token).map_err(|problem| error(format!("the {what} {problem}")))?;
         if is_quoted(token) {
-            let text =
-                "the token has quotes around it, which would be sent as part of it: remove them";
-            warnings.push(error(text.to_owned()));
+            let text = format!(
+                "the {what} has quotes around it, which would be sent as part of it: remove them"
+            );
+            warnings.push(error(text));
         }
-        self.warn_if_shared(span, "access_token_file", warnings);
+        self.warn_if_shared(span, key, warnings);
         Ok(())
     }
 
@@ -158,7 +160,7 @@ impl<'a> Secrets<'a> {
     ) {
         let config = self.sources.path_of(span);
         if is_world_readable(config) {
-            let what = if key == "access_token_file" { "token" } else { "URL" };
+            let what = what_is_in(key);
             let text = format!(
                 "this {what} is readable by every user of this machine: set the mode of {} to 640 (chmod 640), or use `{key}`",
                 config.display()
@@ -186,6 +188,15 @@ impl<'a> Secrets<'a> {
                 Err(ConfigError::new(span.clone(), text))
             }
         }
+    }
+}
+
+/// What the file contains that a key names.
+fn what_is_in(key: &str) -> &'static str {
+    match key {
+        "access_token_file" => "token",
+        "client_secret_file" => "client secret",
+        _ => "URL",
     }
 }
 

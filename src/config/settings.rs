@@ -1,6 +1,6 @@
 //! The configuration as the program uses it, complete and valid.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -14,7 +14,8 @@ use super::diagnostics::Diagnostic;
 use super::job_spec::JobSpec;
 use crate::history::state_dir::StateDir;
 use crate::history::{DatabaseUrl, Place};
-use crate::synapse::{Address, LimitValues, Limits, Settings, Token};
+use crate::http::{Address, Api, LimitValues, Limits, Settings, Token, TokenSource};
+use crate::mas;
 use crate::values::duration::HumanDuration;
 use crate::values::fingerprint::Fingerprint;
 use crate::values::schedule::Zone;
@@ -73,9 +74,26 @@ pub struct Homeserver {
     pub request_timeout: Duration,
     pub media_in_object_storage: bool,
     pub(super) token_file: Option<PathBuf>,
-    pub(super) token: SecretString,
+    /// `None` where MAS issues it.
+    pub(super) token: Option<SecretString>,
+    pub mas: Option<Mas>,
     pub(super) ca: Option<Vec<u8>>,
     /// Of all its keys, and of a token that is one of them.
+    pub(super) definition: Fingerprint,
+}
+
+/// The MAS of a homeserver as the configuration describes it.
+#[derive(Debug, Clone)]
+pub struct Mas {
+    pub url: Url,
+    /// The same as `url` where the configuration has none.
+    pub admin_url: Url,
+    pub client_id: mas::Ulid,
+    /// A localpart.
+    pub account: String,
+    pub(super) secret_file: Option<PathBuf>,
+    pub(super) secret: SecretString,
+    /// Of all its keys, and of a secret that is one of them.
     pub(super) definition: Fingerprint,
 }
 
@@ -90,25 +108,35 @@ pub struct Environment {
 impl Config {
     /// The number of concurrent runs and the request limits of each address.
     ///
-    /// Homeservers with the same address share the lowest of their limits.
+    /// Homeservers with the same address share the lowest of their limits. A MAS has the limits of its homeserver for itself:
+    /// it is another server.
     pub fn limits(&self) -> BTreeMap<Address, (u32, LimitValues)> {
         let mut limits = BTreeMap::new();
         for homeserver in self.homeservers.values() {
             let own = (homeserver.max_concurrent_runs, homeserver.limit_values());
-            limits
-                .entry(homeserver.address())
-                .and_modify(|(runs, values): &mut (u32, LimitValues)| {
-                    *runs = own.0.min(*runs);
-                    *values = lower_values(*values, own.1);
-                })
-                .or_insert(own);
+            let mas = homeserver.mas.iter().flat_map(|mas| [&mas.url, &mas.admin_url]);
+            // Each address once: MAS may be reached at one only, or at that of the homeserver.
+            let addresses: BTreeSet<Address> =
+                mas.map(Address::of).chain([homeserver.address()]).collect();
+            for address in addresses {
+                limits
+                    .entry(address)
+                    .and_modify(|(runs, values): &mut (u32, LimitValues)| {
+                        *runs = own.0.min(*runs);
+                        *values = lower_values(*values, own.1);
+                    })
+                    .or_insert(own);
+            }
         }
         limits
     }
 
     /// The files that secrets were read from.
     pub fn secret_files(&self) -> impl Iterator<Item = &Path> {
-        let tokens = self.homeservers.values().filter_map(|server| server.token_file.as_deref());
+        let tokens = self.homeservers.values().flat_map(|server| {
+            let secret = server.mas.as_ref().and_then(|mas| mas.secret_file.as_deref());
+            server.token_file.as_deref().into_iter().chain(secret)
+        });
         let daemon = [&self.daemon.admin_token_file, &self.daemon.database_url_file];
         tokens.chain(daemon.into_iter().filter_map(|file| file.as_deref()))
     }
@@ -147,16 +175,39 @@ impl Homeserver {
     pub fn settings(&self) -> Settings {
         Settings {
             name: self.name.clone(),
+            api: Api::Synapse,
             url: self.url.clone(),
             media_url: self.media_url.clone(),
-            token: match &self.token_file {
-                Some(file) => Token::from_file(file.clone(), self.token.clone()),
-                None => Token::inline(self.token.clone()),
+            token: match &self.token {
+                Some(token) => TokenSource::Configured(secret(self.token_file.as_ref(), token)),
+                None => TokenSource::Absent,
             },
             ca: self.ca.clone(),
             limits: Arc::new(Limits::new(self.limit_values())),
             request_timeout: self.request_timeout,
         }
+    }
+
+    /// The settings of the connection to its MAS, with the limits of the two addresses.
+    pub fn mas_settings(
+        &self,
+        mut limits: impl FnMut(&Address) -> Option<Arc<Limits>>,
+    ) -> Option<mas::Settings> {
+        let mas = self.mas.as_ref()?;
+        let mut limits_of = |url: &Url| {
+            limits(&Address::of(url)).unwrap_or_else(|| Arc::new(Limits::new(self.limit_values())))
+        };
+        Some(mas::Settings {
+            name: self.name.clone(),
+            limits: [limits_of(&mas.url), limits_of(&mas.admin_url)],
+            url: mas.url.clone(),
+            admin_url: mas.admin_url.clone(),
+            client_id: mas.client_id.clone(),
+            client_secret: secret(mas.secret_file.as_ref(), &mas.secret),
+            account: mas.account.clone(),
+            ca: self.ca.clone(),
+            request_timeout: self.request_timeout,
+        })
     }
 
     /// Changes with every key of the homeserver; not with the content of a token file, which is read for each request.
@@ -169,7 +220,18 @@ impl Homeserver {
     /// Unlike [`Self::fingerprint`] it includes files, which are missing in a configuration loaded without secrets.
     pub fn connection_fingerprint(&self) -> Fingerprint {
         let ca = self.ca.as_deref().map(Fingerprint::of_bytes);
-        Fingerprint::of(&json!([self.definition, self.token_file, ca]))
+        match &self.mas {
+            None => Fingerprint::of(&json!([self.definition, self.token_file, ca])),
+            Some(mas) => Fingerprint::of(&json!([self.definition, mas.secret_file, ca])),
+        }
+    }
+}
+
+/// A secret that is read again for each use where it is in a file.
+fn secret(file: Option<&PathBuf>, secret: &SecretString) -> Token {
+    match file {
+        Some(file) => Token::from_file(file.clone(), secret.clone()),
+        None => Token::inline(secret.clone()),
     }
 }
 

@@ -6,8 +6,8 @@ use std::time::Duration;
 use tokio::sync::Semaphore;
 
 use crate::config::JobSpec;
+use crate::http::Transport;
 use crate::plan::report::{Event, Mode, Trigger};
-use crate::synapse::Transport;
 use crate::values::clock::Timestamp;
 use crate::values::schedule::Window;
 use crate::values::schema::Limit;

@@ -6,8 +6,8 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::context::{RunContext, truncated};
+use crate::http::Silence;
 use crate::plan::report::Event;
-use crate::synapse::Silence;
 
 const POLL: Duration = Duration::from_millis(500);
 /// A shorter silence is over before anybody would notice.

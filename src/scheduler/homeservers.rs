@@ -6,9 +6,10 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use crate::config::{Config, Homeserver};
+use crate::http::{Address, Clients, Limits, Settings, Slots, Transport};
 use crate::observe::metrics::Metrics;
 use crate::runner::{HomeserverHandle, RunSlots};
-use crate::synapse::{Address, Clients, Limits, Reader, Settings, Slots, Transport};
+use crate::synapse::Reader;
 use crate::values::clock::Clock;
 use crate::values::fingerprint::Fingerprint;
 

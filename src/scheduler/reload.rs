@@ -7,10 +7,10 @@ use std::time::Duration;
 use secrecy::SecretString;
 
 use crate::config::{self, Config, Daemon, Environment};
+use crate::http::Token;
 use crate::observe::metrics::{Metrics, seconds};
 use crate::scheduler::Adopted;
 use crate::scheduler::supervisor::Supervisor;
-use crate::synapse::Token;
 use crate::values::clock::Clock;
 use crate::values::fingerprint::Fingerprint;
 

@@ -5,12 +5,11 @@ use std::collections::BTreeMap;
 use futures_util::stream::{self, Stream};
 use serde::Deserialize;
 
-use super::error::{Cause, Error};
 use super::json::{count, flag, id, optional_count, optional_id};
-use super::page_size::{MAX_FILE_ROWS, MAX_PAGE_ROWS};
+use super::page::{MAX_FILE_ROWS, MAX_PAGE_ROWS};
 use super::pages::{PageToken, Pages};
 use super::reader::Reader;
-use super::request::Base;
+use crate::http::{Base, Cause, Error};
 use crate::values::clock::Timestamp;
 
 /// The uploads of one account, according to the media statistics.

@@ -7,8 +7,8 @@ use reqwest::Method;
 
 use serde::{Deserialize, Deserializer, de};
 
-use super::error::{Cause, Error};
 use super::json::Scalar;
+use crate::http::{Cause, Error};
 use crate::values::text::{format_count, format_number};
 
 /// A pagination token: a string in some lists, a number in others, absent on the last page.

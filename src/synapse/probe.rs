@@ -3,12 +3,10 @@
 use chrono::{DateTime, TimeDelta};
 use serde::Deserialize;
 
-use super::error::{Cause, Error};
-use super::excerpt::one_line;
 use super::identity::{Identity, VERSION_ENDPOINT, Version};
 use super::json::id;
 use super::reader::Reader;
-use super::request::Base;
+use crate::http::{Base, Cause, Error, one_line};
 use crate::values::clock::Timestamp;
 
 impl Reader {

@@ -8,14 +8,11 @@ use serde::de::DeserializeOwned;
 use tokio::sync::OnceCell;
 use tokio_util::sync::CancellationToken;
 
-use super::address::Address;
-use super::error::Error;
 use super::identity::Identity;
-use super::monitor::{ResponseMonitor, Silence};
-use super::page_size::PageSizes;
-use super::request::{Base, Call, Pacing, Repeat};
-use super::response::Response;
-use super::transport::{Session, Transport};
+use crate::http::{
+    Address, Base, Call, Error, Pacing, PageSizes, Repeat, Response, ResponseMonitor, Session,
+    Silence, Transport,
+};
 use crate::values::clock::Clock;
 use crate::values::schema::RateLimit;
 

@@ -8,11 +8,10 @@ use std::time::Duration;
 use serde::de::{Error as _, IgnoredAny, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
-use super::error::Error;
-use super::excerpt::one_line;
 use super::json::{Scalar, id, integers, object_or_default, optional_text, texts};
 use super::reader::Reader;
 use super::user_map::{MAX_USERS, UserMap, UserMapBuilder, UserSet};
+use crate::http::{Error, one_line};
 use crate::values::size::Size;
 use crate::values::string_enum::string_enum;
 

@@ -9,9 +9,8 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use super::error::Error;
 use super::reader::Reader;
-use super::request::{Base, BodyStream, Call, Pacing, Repeat};
+use crate::http::{Base, BodyStream, Call, Error, Pacing, Repeat};
 use crate::values::size::Size;
 
 /// How much of a response may wait for the parser.

@@ -6,13 +6,12 @@ use serde::Deserialize;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::account::{User, UserRow};
-use super::error::Error;
 use super::json::{Scalar, optional_count};
-use super::page_size::MAX_PAGE_ROWS;
+use super::page::MAX_PAGE_ROWS;
 use super::pages::{PageToken, Pages};
 use super::reader::Reader;
-use super::request::Base;
 use super::rooms::Membership;
+use crate::http::{Base, Error};
 
 #[derive(Deserialize)]
 struct Page {

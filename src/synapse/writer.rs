@@ -6,13 +6,12 @@ use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
 use super::account::{ExternalId, User};
-use super::error::Error;
 use super::json::{count, ids};
-use super::pace::unless_cancelled;
 use super::reader::Reader;
-use super::request::{Base, Call, JOIN_ENDPOINT, Pacing, RawRequest, Repeat};
-use super::response::Response;
-use super::retry::{self, Attempts, Retry, TokenState};
+use crate::http::retry::{self, Attempts, Retry, TokenState};
+use crate::http::{
+    Base, Call, Error, JOIN_ENDPOINT, Pacing, RawRequest, Repeat, Response, unless_cancelled,
+};
 use crate::values::clock::Timestamp;
 
 #[derive(Debug)]

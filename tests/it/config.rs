@@ -878,10 +878,86 @@ fn every_key_changes_the_fingerprint() {
             panic!("these have the same fingerprint:\n{same}\n{config}");
         }
     }
-    // All keys of these tables but `ca_file`, which needs a certificate; `kind`, `older_than` and `before` are above.
-    let known: usize = microglia::config::TABLES[2..].iter().map(|(_, keys)| keys.len()).sum();
+    // All keys of these tables but `ca_file`, which needs a certificate; `kind`, `older_than` and `before` are above, and
+    // those of MAS below.
+    let known: usize = microglia::config::TABLES[2..]
+        .iter()
+        .filter(|(table, _)| !table.contains("mas"))
+        .map(|(_, keys)| keys.len())
+        .sum();
     let of_kind = microglia::jobs::kind("purge-local-media").unwrap().keys.len();
     assert_eq!(homeserver.len() + job.len(), known + of_kind - 4 - 3);
+}
+
+const MAS: &str = "[homeservers.main]\nurl = \"http://127.0.0.1:8008\"\n[homeservers.main.mas]\nurl = \"https://account.example.com\"\nclient_id = \"01J44RKQYM4G3TNVANTMTDYTX6\"\nclient_secret = \"s3cret\"\naccount = \"microglia\"\n";
+
+#[test]
+fn every_key_of_mas_changes_the_fingerprint() {
+    let base = format!("{MAS}[jobs.media]\n{PURGE}");
+    let configs = [
+        base.clone(),
+        format!("{MAIN}[jobs.media]\n{PURGE}"),
+        base.replace("account.example.com", "auth.example.com"),
+        base.replace("account =", "admin_url = \"http://127.0.0.1:8081\"\naccount ="),
+        base.replace("TX6", "TX7"),
+        base.replace("s3cret", "s3cret2"),
+        base.replace("client_secret = \"s3cret\"", "client_secret_file = \"token\""),
+        base.replace("\"microglia\"", "\"admin\""),
+    ];
+    let fingerprints: std::collections::BTreeSet<String> =
+        configs.iter().map(|config| fingerprint(config)).collect();
+    assert_eq!(fingerprints.len(), configs.len());
+    let spelt_otherwise = base.replace("TX6", "tx6").replace("example.com", "example.com:443/");
+    assert_eq!(fingerprint(&spelt_otherwise), fingerprint(&base));
+}
+
+#[tokio::test]
+async fn errors_in_the_keys_of_mas_name_the_fix() {
+    let both = MAS.replace("8008\"\n", "8008\"\naccess_token = \"s3cret\"\n");
+    let wrong = "[homeserver_defaults]\nmas = { client_id = \"me\", client_secret = \"s3cret\", acount = \"a\" }\n[homeservers.main]\nurl = \"http://127.0.0.1:8008\"\nmas = { url = \"https://account.example.com/oauth2/token\", account = \"@microglia:example.com\" }\n[homeservers.other]\nurl = \"http://127.0.0.1:8009\"\naccess_token = \"s3cret\"\nmas = 5\n";
+    let empty = "[homeservers.main]\nurl = \"http://127.0.0.1:8008\"\n[homeservers.main.mas]\n";
+    let mut all = String::new();
+    for config in [&both, wrong, empty] {
+        let said = errors(&format!("{config}[jobs.a]\nhomeserver = \"main\"\n{PURGE}")).await;
+        assert!(!said.contains("s3cret"), "{said}");
+        all.push_str(&said);
+    }
+    for error in [
+        "`access_token` and [homeservers.main.mas] are mutually exclusive: MAS issues the token; remove one of them",
+        "`client_secret` cannot have a default: set it in each [homeservers.NAME.mas]",
+        "unknown key `acount` (did you mean `account`?)",
+        "invalid ULID \"me\": expected 26 digits and letters without I, L, O and U",
+        "is the URL of an endpoint: use the base URL of a listener",
+        "invalid localpart \"@microglia:example.com\"",
+        "expected a table [homeservers.other.mas], found a number",
+        "`url` is missing: add `url = …`",
+        "`client_id` is missing",
+        "`account` is missing",
+        "the client secret is missing: add `client_secret_file = \"mas-client-secret\"`",
+    ] {
+        assert!(all.contains(error), "{error}: {all}");
+    }
+}
+
+#[tokio::test]
+async fn defaults_for_mas_hold_only_where_mas_is_configured() {
+    let config = format!(
+        "[homeserver_defaults]\nmas = {{ client_id = \"01J44RKQYM4G3TNVANTMTDYTX6\", account = \"microglia\" }}\n{MAIN}[homeservers.other]\nurl = \"http://127.0.0.1:8009\"\nmas = {{ url = \"http://192.0.2.1\", client_secret_file = \"mas-client-secret\" }}\n"
+    );
+    let program = Program::with_config(&config);
+    program.write("mas-client-secret", "s3cret");
+    let (_, warnings) = accepted(&program).await;
+    let unencrypted = "the client secret and tokens are sent unencrypted over the network";
+    assert_eq!(warnings.matches(unencrypted).count(), 1, "{warnings}");
+    let config = loaded(&program);
+    assert!(config.homeservers["main"].mas.is_none());
+    let mas = config.homeservers["other"].mas.as_ref().unwrap();
+    assert_eq!((mas.account.as_str(), mas.admin_url.as_str()), ("microglia", "http://192.0.2.1/"));
+    // The secret is one of the files that are watched, and is not read where secrets are not.
+    assert!(config.secret_files().any(|file| file.ends_with("mas-client-secret")));
+    std::fs::remove_file(program.path("mas-client-secret")).unwrap();
+    assert_eq!(program.run(&["check", "--no-secrets"]).await.code, 0);
+    assert_eq!(program.run(&["check"]).await.code, 2);
 }
 
 #[test]
@@ -1240,7 +1316,7 @@ async fn no_error_in_the_line_of_a_secret_shows_the_secret() {
     error: microglia.toml:1:28: invalid URL "ftp://h": the scheme must be http or https: use Synapse's own listener, such as "http://127.0.0.1:8008"
         1 | homeservers.main = { url = "ftp://h", access_token = "…
           |                            ^^^^^^^^^
-    microglia.toml:1:64: unknown key `bogus`: expected one of url, media_url, access_token, access_token_file, ca_file, max_concurrent_runs, max_concurrent_requests, max_requests_per_second, max_joins_per_second, request_timeout, media_in_object_storage
+    microglia.toml:1:64: unknown key `bogus`: expected one of url, media_url, access_token, access_token_file, ca_file, max_concurrent_runs, max_concurrent_requests, max_requests_per_second, max_joins_per_second, request_timeout, media_in_object_storage, mas
         1 | homeservers.main = { url = "ftp://h", access_token = "…
           |                                                        ^
     microglia.toml: 2 errors
@@ -1391,7 +1467,7 @@ async fn the_example_configurations_are_valid_and_contain_every_key() {
     let read = |name: &str| std::fs::read_to_string(shipped.join(name)).unwrap();
     for name in ["microglia.toml", "minimal.toml"] {
         let program = Program::with_config(&read(name));
-        for secret in ["token", "admin-token"] {
+        for secret in ["token", "admin-token", "mas-client-secret"] {
             program.write(secret, "s3cret-of-the-tests");
         }
         program.write("internal-ca.pem", include_str!("tls/ca.pem"));
@@ -1411,7 +1487,11 @@ async fn the_example_configurations_are_valid_and_contain_every_key() {
             .flat_map(|table| table.lines().skip(1))
             // Without a database the history is in `state_dir`: these keys are shown as comments.
             .map(|line| match line.strip_prefix("# ") {
-                Some(key) if key.starts_with("database_url") => key,
+                Some(key)
+                    if key.starts_with("database_url") || key.starts_with("client_secret ") =>
+                {
+                    key
+                }
                 _ => line,
             })
             .filter(|line| !line.starts_with('#'))
@@ -1436,7 +1516,8 @@ async fn the_example_configurations_are_valid_and_contain_every_key() {
             continue;
         }
         let head = name.split([' ', ',']).next().unwrap();
-        let head = head.trim_end_matches("NAME");
+        let head = head.trim_end_matches("NAME").replace(".NAME.", ".new.");
+        let head = head.as_str();
         // A key of every job may be in [defaults].
         wanted(
             name,

@@ -5,6 +5,12 @@
 
 #[path = "fake/endpoints.rs"]
 mod endpoints;
+#[path = "fake/mas.rs"]
+mod mas;
+#[path = "fake/mas_admin.rs"]
+mod mas_admin;
+#[path = "fake/openapi.rs"]
+mod openapi;
 #[path = "fake/world.rs"]
 mod world;
 
@@ -38,6 +44,8 @@ use tokio::{
 };
 
 use self::endpoints::{Answer, percent_decoded};
+pub use self::mas::{CLIENT_ID, CLIENT_SECRET, Provider};
+pub use self::openapi::Operation;
 use self::world::Doomed;
 pub use self::world::{Member, SERVER_NAME, TOKEN, User, World};
 
@@ -62,6 +70,14 @@ impl Fake {
     pub fn media_worker(&self) -> Self {
         self.world(|world| world.media_repo = false);
         Self::serving(Arc::clone(&self.shared), Process::MediaWorker)
+    }
+
+    /// The listeners of a MAS that manages the accounts of the same world: the public one, and the internal one with the
+    /// Admin API.
+    pub fn mas(&self) -> (Self, Self) {
+        self.world(|world| world.mas = true);
+        let listener = |process| Self::serving(Arc::clone(&self.shared), process);
+        (listener(Process::MasPublic), listener(Process::MasInternal))
     }
 
     fn serving(shared: Arc<Shared>, process: Process) -> Self {
@@ -161,14 +177,17 @@ pub struct Seen {
     pub process: Process,
     pub connection: u64,
     pub user_agent: String,
+    pub content_type: String,
     pub authorization_present: bool,
 }
 
-/// The Synapse process that responds.
+/// The Synapse process, or the listener of MAS, that responds.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Process {
     Main,
     MediaWorker,
+    MasPublic,
+    MasInternal,
 }
 
 /// What goes wrong, where and how often: once, unless `times` or `always` says otherwise.
@@ -430,6 +449,7 @@ async fn reply(
         process,
         connection,
         user_agent: text(header::USER_AGENT),
+        content_type: text(header::CONTENT_TYPE),
         authorization_present: !authorization.is_empty(),
     };
     let _in_flight = InFlight::enter(&shared, &seen);

@@ -13,6 +13,7 @@ mod fleet;
 mod homeserver;
 mod jobs;
 mod limits;
+mod mas;
 mod on_postgres;
 mod postgres;
 mod program;

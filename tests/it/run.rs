@@ -6,9 +6,9 @@ use chrono::TimeDelta;
 use microglia::config::{Config, Environment};
 use microglia::history::History;
 use microglia::history::state_dir::StateDir;
+use microglia::http::Transport;
 use microglia::plan::report::Mode;
 use microglia::runner::{HomeserverHandle, LostCallWait, RunParams, RunSlots, Runner, Stop};
-use microglia::synapse::Transport;
 use microglia::values::clock::{Clock, Timestamp};
 use serde_json::{Value, json};
 

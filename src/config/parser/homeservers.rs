@@ -2,19 +2,20 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::net::IpAddr;
 use std::path::PathBuf;
 
-use reqwest::Url;
-use secrecy::SecretString;
+use serde_json::json;
 use toml::Spanned;
 use toml::de::DeTable;
 
 use super::super::keys::{HomeserverHeadKeys, HomeserverKeys};
+use super::super::mas_keys::MAS_TABLE;
 use super::super::settings::Homeserver;
+use super::mas::without_mas_of_others;
 use super::merge::merge;
+use super::secrets::ACCESS_TOKEN;
 use super::{NameRule, Parser, Reported};
-use crate::synapse::Address;
+use crate::http::Address;
 use crate::values::fingerprint::Fingerprint;
 use crate::values::schema::{Entry, Table};
 
@@ -40,7 +41,9 @@ impl Parser<'_> {
         let mut homeservers = Vec::new();
         for (name, value) in table {
             let parsed = self.named_table(name, value, &NAME).and_then(|table| {
-                self.homeserver(name, &merge(defaults, HomeserverKeys::KEYS, table))
+                let with_defaults = [HomeserverKeys::KEYS, MAS_TABLE].concat();
+                let merged = merge(defaults, &with_defaults, table);
+                self.homeserver(name, &without_mas_of_others(merged, table))
             });
             homeservers.push((name.get_ref().to_string(), parsed));
         }
@@ -58,7 +61,11 @@ impl Parser<'_> {
             }
         }
         let table = Table::new(defaults, 0..0);
-        table.reject_unknown(&[HomeserverKeys::KEYS, HomeserverHeadKeys::KEYS], &mut self.errors);
+        let known = [HomeserverKeys::KEYS, HomeserverHeadKeys::KEYS, MAS_TABLE];
+        table.reject_unknown(&known, &mut self.errors);
+        if let Some(mas) = defaults.get("mas") {
+            self.check_mas_defaults(mas);
+        }
         HomeserverKeys::parse(&table, &mut self.errors);
     }
 
@@ -88,12 +95,25 @@ impl Parser<'_> {
         entries: &DeTable<'_>,
     ) -> Option<Homeserver> {
         let table = Table::new(entries, name.span());
-        table.reject_unknown(&[HomeserverHeadKeys::KEYS, HomeserverKeys::KEYS], &mut self.errors);
+        let known = [HomeserverHeadKeys::KEYS, HomeserverKeys::KEYS, MAS_TABLE];
+        table.reject_unknown(&known, &mut self.errors);
         let head = HomeserverHeadKeys::parse(&table, &mut self.errors);
         let keys = HomeserverKeys::parse(&table, &mut self.errors);
         let ca = self.certificates(&keys.ca_file);
-        let token = self.token(&head.access_token, &head.access_token_file, &table);
-        let (token_file, token) = token?;
+        let (token, mas) = match entries.get("mas") {
+            None => (
+                self.secret(&ACCESS_TOKEN, &head.access_token, &head.access_token_file, &table)
+                    .map(Some),
+                Some(None),
+            ),
+            Some(mas) => (
+                self.has_no_token(name.get_ref(), &head).then_some(None),
+                self.mas(name.get_ref(), mas).map(Some),
+            ),
+        };
+        let (token, mas) = (token?, mas?);
+        let (token_file, token) = token.map_or((None, None), |(file, token)| (file, Some(token)));
+        let definition = table.definition();
         let homeserver = Homeserver {
             name: name.get_ref().to_string(),
             url: head.url.value?.0,
@@ -107,15 +127,19 @@ impl Parser<'_> {
             token_file,
             token,
             ca: ca.ok()?,
-            definition: Fingerprint::of(&table.definition()),
+            definition: match &mas {
+                None => Fingerprint::of(&definition),
+                Some(mas) => Fingerprint::of(&json!([definition, mas.definition])),
+            },
+            mas,
         };
         let urls = [
             (head.url.span, Some(&homeserver.url)),
             (head.media_url.span, homeserver.media_url.as_ref()),
         ];
         for (span, url) in urls {
-            if url.is_some_and(|url| url.scheme() == "http" && !is_loopback(url)) {
-                self.warn(span, "the access token is sent unencrypted over the network: use https, or Synapse's listener on this machine");
+            if let Some(url) = url {
+                self.warn_if_unencrypted(span, url, "the access token is sent unencrypted over the network: use https, or Synapse's listener on this machine");
             }
         }
         Some(homeserver)
@@ -132,42 +156,15 @@ impl Parser<'_> {
         })
     }
 
-    /// The token, and the file that it is from.
-    fn token(
-        &mut self,
-        inline: &Entry<Option<SecretString>>,
-        file: &Entry<Option<PathBuf>>,
-        table: &Table<'_, '_>,
-    ) -> Option<(Option<PathBuf>, SecretString)> {
-        if inline.is_set && file.is_set {
-            self.error(inline.span.clone(), "`access_token` and `access_token_file` are mutually exclusive: remove one of them, preferably `access_token`");
-            return None;
+    /// Reports a token beside MAS, which issues one; returns whether there is none.
+    fn has_no_token(&mut self, homeserver: &str, head: &HomeserverHeadKeys) -> bool {
+        let set = [
+            ("access_token", head.access_token.is_set, &head.access_token.span),
+            ("access_token_file", head.access_token_file.is_set, &head.access_token_file.span),
+        ];
+        for (key, _, span) in set.iter().filter(|(_, is_set, _)| *is_set) {
+            self.error((*span).clone(), format!("`{key}` and [homeservers.{homeserver}.mas] are mutually exclusive: MAS issues the token; remove one of them"));
         }
-        if !inline.is_set && !file.is_set {
-            let text = "the access token is missing: add `access_token_file = \"token\"`";
-            self.error(table.span.clone(), text);
-            return None;
-        }
-        let token = match (inline.value.as_ref()?, file.value.as_ref()?) {
-            (Some(token), _) => self
-                .secrets
-                .check_inline(token, &inline.span, &mut self.warnings)
-                .map(|()| (None, token.clone())),
-            (None, path) => self
-                .secrets
-                .read(path.as_ref()?, "access_token_file", &file.span, &mut self.warnings)
-                .map(|read| (Some(read.path), read.secret)),
-        };
-        token.map_err(|error| self.errors.push(error)).ok()
-    }
-}
-
-/// Whether a request to the URL stays on this machine.
-fn is_loopback(url: &Url) -> bool {
-    let host = url.host_str().unwrap_or_default();
-    let address = host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
-    match address {
-        Ok(address) => address.is_loopback(),
-        Err(_) => host == "localhost" || host.ends_with(".localhost"),
+        !head.access_token.is_set && !head.access_token_file.is_set
     }
 }

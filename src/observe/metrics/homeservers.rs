@@ -5,7 +5,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use prometheus::{GaugeVec, HistogramVec, IntCounterVec};
 
-use crate::synapse::{CompletedRequest, Observer, VERSION_ENDPOINT};
+use crate::http::{Api, CompletedRequest, Observer};
+use crate::synapse::VERSION_ENDPOINT;
 
 /// What the last request or probe showed of a homeserver; `None` before the first one.
 #[derive(Debug, Clone, Copy, Default)]
@@ -39,11 +40,11 @@ pub(crate) struct Homeservers {
 pub(super) const UP_LABELS: [&str; 1] = ["homeserver"];
 pub(super) const RATE_LABELS: [&str; 1] = ["homeserver"];
 pub(super) const INFO_LABELS: [&str; 3] = ["homeserver", "version", "mas"];
-pub(super) const REQUEST_LABELS: [&str; 4] = ["homeserver", "method", "endpoint", "status"];
-pub(super) const DURATION_LABELS: [&str; 2] = ["homeserver", "endpoint"];
+pub(super) const REQUEST_LABELS: [&str; 5] = ["homeserver", "api", "method", "endpoint", "status"];
+pub(super) const DURATION_LABELS: [&str; 3] = ["homeserver", "api", "endpoint"];
 
 impl Homeservers {
-    /// Returns an observer that counts a homeserver's responses, and derives from them whether it is up.
+    /// Returns an observer that counts the responses of a homeserver and of its MAS, and derives from the former whether it is up.
     pub(crate) fn observer(self: &Arc<Self>, homeserver: &str) -> Observer {
         let (metrics, homeserver) = (Arc::clone(self), homeserver.to_owned());
         metrics.lock().entry(homeserver.clone()).or_default();
@@ -55,11 +56,15 @@ impl Homeservers {
         let mut configured = self.lock();
         let Some(Configured { state, .. }) = configured.get_mut(homeserver) else { return };
         let status = answered.status.map_or_else(|| "none".to_owned(), |status| status.to_string());
-        let request = [homeserver, answered.method.as_str(), answered.endpoint, &status];
+        let api = answered.api.label();
+        let request = [homeserver, api, answered.method.as_str(), answered.endpoint, &status];
         self.requests.with_label_values(&request).inc();
         self.request_duration
-            .with_label_values(&[homeserver, answered.endpoint])
+            .with_label_values(&[homeserver, api, answered.endpoint])
             .observe(answered.took.as_secs_f64());
+        if answered.api == Api::Mas {
+            return;
+        }
         self.show_rate_limit(homeserver, answered.rate_limit);
         // A proxy in front of a dead Synapse responds with these.
         let up = answered.status.is_some_and(|status| !matches!(status, 502..=504));

@@ -6,9 +6,10 @@ use std::time::{Duration, Instant};
 use microglia::config::{Config, Environment};
 use microglia::history::History;
 use microglia::history::state_dir::StateDir;
+use microglia::http::Transport;
 use microglia::plan::report::{Event, Outcome};
 use microglia::runner::{HomeserverHandle, LostCallWait, RunParams, RunSlots, Runner, Stop};
-use microglia::synapse::{Reader, Transport};
+use microglia::synapse::Reader;
 use microglia::values::clock::Clock;
 
 use super::*;

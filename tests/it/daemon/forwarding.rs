@@ -36,9 +36,12 @@ impl Pair {
         self.programs[1].run(arguments).await
     }
 
-    /// Stops both, and checks that no request is left.
+    /// Stops both when no request is left.
     async fn stop(self) -> [String; 2] {
-        assert_eq!(sql(&self.url, "SELECT COUNT(*) FROM forwarded_requests").await, "0");
+        until("no request is left", 20, async || {
+            sql(&self.url, "SELECT COUNT(*) FROM forwarded_requests").await == "0"
+        })
+        .await;
         [self.standby.stop().await, self.holder.stop().await]
     }
 }

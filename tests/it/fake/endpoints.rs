@@ -15,6 +15,9 @@ use super::{
 
 /// Responds to one request, and carries it out except for the deletion of files.
 pub(super) fn answer(world: &mut World, seen: &Seen, authorization: &str) -> Answer {
+    if matches!(seen.process, Process::MasPublic | Process::MasInternal) {
+        return super::mas::answer(world, seen, authorization);
+    }
     let (route, args) = match route_of(world, seen) {
         Ok(found) => found,
         Err(refusal) => return refusal,
@@ -36,7 +39,7 @@ pub(super) fn answer(world: &mut World, seen: &Seen, authorization: &str) -> Ans
         let token = authorization.strip_prefix("Bearer ").map(str::to_owned).or(in_query);
         match caller_of(world, token.as_deref(), route.gate) {
             Ok(token) => {
-                (call.caller, call.device_id) = (token.user_id.clone(), token.device_id.clone());
+                (call.caller, call.device_id) = (token.user_id, token.device_id);
             }
             Err(refusal) => return refusal,
         }
@@ -55,7 +58,7 @@ pub(super) struct Answer {
 }
 
 impl Answer {
-    fn json(body: &impl Serialize) -> Self {
+    pub fn json(body: &impl Serialize) -> Self {
         Self {
             status: 200,
             content_type: "application/json",
@@ -340,6 +343,7 @@ fn route_of(world: &World, seen: &Seen) -> Result<(&'static Route, Vec<String>),
         let here = match seen.process {
             Process::Main => route.gate != Gate::MediaAdmin || world.media_repo,
             Process::MediaWorker => route.at_worker(),
+            Process::MasPublic | Process::MasInternal => false,
         };
         let served = here && world.at_least(route.since);
         if served && let Some(args) = route.args(&seen.path) {
@@ -352,8 +356,23 @@ fn route_of(world: &World, seen: &Seen) -> Result<(&'static Route, Vec<String>),
     Err(unrecognized(status))
 }
 
-fn caller_of<'a>(world: &'a World, token: Option<&str>, gate: Gate) -> Result<&'a Token, Answer> {
+fn caller_of(world: &mut World, token: Option<&str>, gate: Gate) -> Result<Token, Answer> {
     let Some(token) = token else { return refused(401, "M_MISSING_TOKEN", "Missing access token") };
+    if world.mas
+        && let Some(introspected) = super::mas::introspected(world, token)
+    {
+        let known = introspected?;
+        let admin_scope = known["admin"] == true;
+        if gate != Gate::User && !admin_scope {
+            return refused(403, "M_FORBIDDEN", "You are not a server admin");
+        }
+        return Ok(Token {
+            user_id: known["user_id"].as_str().unwrap_or_default().to_owned(),
+            device_id: known["device_id"].as_str().map(str::to_owned),
+            admin_scope,
+            expired: false,
+        });
+    }
     let dead = |error, soft| {
         let body = json!({"errcode": "M_UNKNOWN_TOKEN", "error": error, "soft_logout": soft});
         Err(Answer { status: 401, ..Answer::json(&body) })
@@ -375,7 +394,7 @@ fn caller_of<'a>(world: &'a World, token: Option<&str>, gate: Gate) -> Result<&'
     if gate != Gate::User && !is_admin {
         return refused(403, "M_FORBIDDEN", "You are not a server admin");
     }
-    Ok(token)
+    Ok(token.clone())
 }
 
 fn whoami(_: &mut World, call: &Call) -> Answered {
@@ -1124,7 +1143,7 @@ fn complain_of_future(world: &mut World, call: &Call, before_ts: i64) {
     }
 }
 
-fn query_pairs(query: &str) -> Vec<(String, String)> {
+pub(super) fn query_pairs(query: &str) -> Vec<(String, String)> {
     let pairs = query.split('&').filter(|pair| !pair.is_empty());
     pairs
         .map(|pair| {

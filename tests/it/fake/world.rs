@@ -8,6 +8,8 @@ use std::{
 
 use chrono::{DateTime, TimeDelta, Utc};
 
+use super::mas::Mas;
+
 pub const SERVER_NAME: &str = "fake.test";
 /// The access token of the admin account, `@microglia:<server name>`.
 pub const TOKEN: &str = "fake-token";
@@ -20,6 +22,8 @@ pub struct World {
     /// Endpoints and parameters newer than this are unknown.
     pub version: String,
     pub mas: bool,
+    /// Where `mas` manages the accounts.
+    pub auth_service: Mas,
     /// `false`: the main process has no media endpoints; see `Fake::media_worker`.
     pub media_repo: bool,
     /// Added to the real time in `Date` headers.
@@ -53,6 +57,7 @@ impl World {
             server_name: server_name.to_owned(),
             version: "1.163.2".to_owned(),
             mas: false,
+            auth_service: Mas::default(),
             media_repo: true,
             clock_offset_seconds: 0,
             latency: Duration::ZERO,
@@ -250,6 +255,7 @@ impl World {
 }
 
 /// An access token; remove it from `World::tokens` to revoke it.
+#[derive(Clone)]
 pub struct Token {
     pub user_id: String,
     pub device_id: Option<String>,

@@ -8,9 +8,9 @@ use std::{
 use microglia::config::{Config, Environment};
 use microglia::history::History;
 use microglia::history::state_dir::StateDir;
+use microglia::http::Transport;
 use microglia::plan::report::{Event, Mode};
 use microglia::runner::{HomeserverHandle, LostCallWait, RunParams, RunSlots, Runner, Stop};
-use microglia::synapse::Transport;
 use microglia::values::clock::Clock;
 use serde_json::Value;
 

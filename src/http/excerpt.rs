@@ -1,7 +1,7 @@
 //! Text from outside microglia, shortened for an error message.
 
 /// Returns the beginning of a body on one line, of an HTML page only its title.
-pub(super) fn excerpt(body: &[u8]) -> String {
+pub(crate) fn excerpt(body: &[u8]) -> String {
     const MAX_CHARS: usize = 160;
     if body.trim_ascii_start().starts_with(b"<") {
         return page_title(body);
@@ -10,7 +10,7 @@ pub(super) fn excerpt(body: &[u8]) -> String {
 }
 
 /// Returns `text` on one line without control characters, cut off after `max_chars` characters.
-pub(super) fn one_line(text: &str, max_chars: usize) -> String {
+pub(crate) fn one_line(text: &str, max_chars: usize) -> String {
     // Whitespace in a row becomes one space.
     let text: String = text.chars().take(8 * max_chars).collect();
     let words = text.split(|c: char| c.is_whitespace() || c.is_control());
@@ -22,7 +22,7 @@ pub(super) fn one_line(text: &str, max_chars: usize) -> String {
 }
 
 /// Returns the title of an HTML page, or else the beginning of its text.
-pub(super) fn page_title(body: &[u8]) -> String {
+pub(crate) fn page_title(body: &[u8]) -> String {
     const MAX_CHARS: usize = 100;
     const MAX_BYTES_SEARCHED: usize = 16 * 1024;
     let text = String::from_utf8_lossy(&body[..body.len().min(MAX_BYTES_SEARCHED)]);

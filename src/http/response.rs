@@ -6,12 +6,13 @@ use serde::de::DeserializeOwned;
 
 use super::error::{Cause, Error};
 use super::excerpt::{excerpt, one_line, page_title};
+use super::mas_advice::UNREADABLE_REQUEST;
 use super::retry_after;
 use crate::values::clock::Timestamp;
 
 /// A response with a status that was expected.
 #[derive(Debug)]
-pub(super) struct Response {
+pub(crate) struct Response {
     pub status: StatusCode,
     /// Only its beginning if it was parsed while it arrived.
     pub body: Vec<u8>,
@@ -23,11 +24,21 @@ pub(super) struct Response {
 
 impl Response {
     /// Decodes the JSON body; the error shows its beginning.
-    pub(super) fn decode<T: DeserializeOwned>(&self) -> Result<T, Error> {
+    pub(crate) fn decode<T: DeserializeOwned>(&self) -> Result<T, Error> {
         serde_json::from_slice(&self.body).map_err(|problem| self.undecodable(&problem))
     }
 
-    pub(super) fn undecodable(&self, problem: &serde_json::Error) -> Error {
+    /// As [`decode`](Self::decode), for a body that contains a token: the error shows nothing of it.
+    pub(crate) fn decode_secret<T: DeserializeOwned>(&self) -> Result<T, Error> {
+        serde_json::from_slice(&self.body).map_err(|problem| {
+            self.error(Cause::Undecodable {
+                problem: format!("line {} column {}", problem.line(), problem.column()),
+                excerpt: "not shown, because it may contain a token".to_owned(),
+            })
+        })
+    }
+
+    pub(crate) fn undecodable(&self, problem: &serde_json::Error) -> Error {
         self.error(Cause::Undecodable {
             // It may quote a value of any length.
             problem: one_line(&problem.to_string(), 200),
@@ -36,12 +47,12 @@ impl Response {
     }
 
     /// Returns the error for an object that is not in the state that a change requires.
-    pub(super) fn changed(&self) -> Error {
+    pub(crate) fn changed(&self) -> Error {
         self.error(Cause::Changed)
     }
 
     /// Returns the error for a response that reports something other than what was requested.
-    pub(super) fn unexpected(&self, problem: impl Into<String>) -> Error {
+    pub(crate) fn unexpected(&self, problem: impl Into<String>) -> Error {
         self.error(Cause::Unexpected(problem.into()))
     }
 
@@ -52,14 +63,15 @@ impl Response {
 
 /// The headers of a response with an unexpected status that matter to its error.
 #[derive(Debug, Default)]
-pub(super) struct Headers {
+pub(crate) struct Headers {
     pub date: Option<String>,
     pub retry_after: Option<String>,
     pub location: Option<String>,
+    pub content_type: Option<String>,
 }
 
 /// Returns the cause of an error for a response with an unexpected status.
-pub(super) fn refusal(status: StatusCode, headers: &Headers, body: &[u8], now: Timestamp) -> Cause {
+pub(crate) fn refusal(status: StatusCode, headers: &Headers, body: &[u8], now: Timestamp) -> Cause {
     #[derive(Deserialize)]
     struct Envelope {
         errcode: String,
@@ -89,6 +101,52 @@ pub(super) fn refusal(status: StatusCode, headers: &Headers, body: &[u8], now: T
             excerpt: page_title(body),
             retry_after: from_header(),
         },
+    }
+}
+
+/// As [`refusal`], for a response of MAS.
+///
+/// Its Admin API reports titles without codes, its token endpoint reports codes (RFC 6749), and a request that it cannot
+/// read is answered with plain text.
+pub(crate) fn mas_refusal(
+    status: StatusCode,
+    headers: &Headers,
+    body: &[u8],
+    now: Timestamp,
+) -> Cause {
+    #[derive(Deserialize)]
+    struct Title {
+        title: String,
+    }
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Envelope {
+        AdminApi { errors: Vec<Title> },
+        OAuth { error: String, error_description: Option<String> },
+    }
+    const MAX_ERRORS: usize = 5;
+    let retry_after = headers
+        .retry_after
+        .as_deref()
+        .and_then(|value| retry_after::from_header(value, headers.date.as_deref(), now));
+    let code = status.as_u16();
+    let errors = match serde_json::from_slice::<Envelope>(body) {
+        Ok(Envelope::AdminApi { errors }) => errors.into_iter().map(|error| error.title).collect(),
+        Ok(Envelope::OAuth { error, error_description }) => {
+            std::iter::once(error).chain(error_description).collect()
+        }
+        Err(_) if matches!(code, 400 | 415 | 422) && headers.is_plain_text() => {
+            vec![UNREADABLE_REQUEST.to_owned(), String::from_utf8_lossy(body).into_owned()]
+        }
+        Err(_) => return Cause::NotMas { status: code, excerpt: page_title(body), retry_after },
+    };
+    let errors = errors.iter().take(MAX_ERRORS).map(|error: &String| one_line(error, 300));
+    Cause::Mas { status: code, errors: errors.collect(), retry_after }
+}
+
+impl Headers {
+    fn is_plain_text(&self) -> bool {
+        self.content_type.as_deref().is_some_and(|value| value.starts_with("text/plain"))
     }
 }
 

@@ -1,8 +1,9 @@
 //! What an administrator can do about an error of a homeserver.
 
+use super::api::Api;
 use super::error::{Cause, is_not_admin, is_unknown_account};
 use super::excerpt::one_line;
-use super::token::Token;
+use super::token_source::TokenSource;
 
 /// Returns the advice for a response with an error status, where there is any.
 ///
@@ -11,7 +12,7 @@ pub(super) fn for_refusal(
     cause: &Cause,
     path: &str,
     location: Option<&str>,
-    token: &Token,
+    token: &TokenSource,
 ) -> Option<String> {
     match cause {
         Cause::Synapse { status, errcode, error, .. } => {
@@ -23,12 +24,22 @@ pub(super) fn for_refusal(
 }
 
 /// Returns the advice for a connection that was not established.
-pub(super) fn for_unreachable(problem: &str, origin: &str) -> String {
+pub(super) fn for_unreachable(problem: &str, origin: &str, api: Api) -> String {
+    let (server, keys) = match api {
+        Api::Synapse => ("Synapse", "the URL of the homeserver is"),
+        Api::Mas => ("MAS", "`url` and `admin_url` in [homeservers.NAME.mas] are"),
+    };
+    let certificate_of = match api {
+        Api::Synapse => "the homeserver",
+        Api::Mas => "MAS",
+    };
     if problem.starts_with("invalid peer certificate") {
-        "The certificate of the homeserver is not trusted: set `ca_file` to the certificate of the CA that signed it, and `url` to a host name in it".to_owned()
+        format!(
+            "The certificate of {certificate_of} is not trusted: set `ca_file` to the certificate of the CA that signed it, and `url` to a host name in it"
+        )
     } else {
         format!(
-            "Nothing is listening at {origin}: check that Synapse is running and that the URL of the homeserver is correct"
+            "Nothing is listening at {origin}: check that {server} is running and that {keys} correct"
         )
     }
 }
@@ -41,7 +52,7 @@ fn for_synapse(
     errcode: &str,
     error: &str,
     path: &str,
-    token: &Token,
+    token: &TokenSource,
 ) -> Option<String> {
     let advice = match status {
         401 if errcode == "M_USER_LOCKED" => {

@@ -1,4 +1,4 @@
-//! The only place that sends HTTP: access token, limits, retries, metrics.
+//! The only place that sends HTTP: authorization, limits, retries, metrics.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,26 +9,31 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::address::Address;
+use super::api::Api;
 use super::auto_rate::RateChange;
 use super::client::Clients;
 use super::error::{Cause, Error};
 use super::monitor::{OpenRequest, ResponseMonitor};
 use super::pace::{ActiveRun, Limits, Sign, unless_cancelled};
-use super::request::{Base, BodyStream, Call, JOIN_ENDPOINT, Outgoing, Pacing, RawRequest};
+use super::request::{
+    Base, Body, BodyStream, Call, Form, JOIN_ENDPOINT, Outgoing, Pacing, RawRequest,
+};
 use super::response::{self, Headers, Response};
 use super::retry::{self, Attempts, Retry, TokenState};
-use super::token::Token;
-use super::{advice, body, client};
+use super::token_source::TokenSource;
+use super::{advice, body, client, mas_advice};
 use crate::values::clock::Clock;
 use crate::values::schema::RateLimit;
 
-/// How a homeserver is reached.
+/// How a homeserver, or the MAS of a homeserver, is reached.
 #[derive(Debug)]
 pub struct Settings {
+    /// Of the homeserver.
     pub name: String,
+    pub api: Api,
     pub url: Url,
     pub media_url: Option<Url>,
-    pub token: Token,
+    pub token: TokenSource,
     /// PEM certificates to trust besides the system's.
     pub ca: Option<Vec<u8>>,
     /// Shared by all transports to one address.
@@ -42,6 +47,7 @@ pub type Observer = Arc<dyn Fn(&CompletedRequest) + Send + Sync>;
 /// One request as the metrics see it: a route template, never an id.
 #[derive(Debug)]
 pub struct CompletedRequest {
+    pub api: Api,
     pub method: Method,
     pub endpoint: &'static str,
     /// `None` if there was no response.
@@ -52,14 +58,15 @@ pub struct CompletedRequest {
     pub rate_limit: Option<f64>,
 }
 
-/// The connections to one homeserver with its limits, shared by all runs on it.
+/// The connections to one server with its limits, shared by all runs that use it.
 pub struct Transport {
     name: String,
+    api: Api,
     pub(crate) address: Address,
     http: reqwest::Client,
     url: Url,
     media_url: Url,
-    token: Token,
+    token: TokenSource,
     limits: Arc<Limits>,
     request_timeout: Duration,
     observer: Observer,
@@ -67,7 +74,7 @@ pub struct Transport {
 
 /// What one run contributes to each of its requests.
 #[derive(Clone, Copy)]
-pub(super) struct Session<'a> {
+pub(crate) struct Session<'a> {
     pub monitor: &'a ResponseMonitor,
     /// Ends the wait for a slot, for the rate limit and for a retry; a response is always waited for.
     pub cancel: &'a CancellationToken,
@@ -85,12 +92,13 @@ impl Transport {
         settings: Settings,
         observer: Observer,
     ) -> Result<Self, String> {
-        let Settings { name, url, media_url, token, ca, limits, request_timeout } = settings;
+        let Settings { name, api, url, media_url, token, ca, limits, request_timeout } = settings;
         let media_url = media_url.unwrap_or_else(|| url.clone());
         Ok(Self {
             http: clients.client(&[&url, &media_url], ca.as_deref())?,
             address: Address::of(&url),
             name,
+            api,
             url,
             media_url,
             token,
@@ -100,12 +108,12 @@ impl Transport {
         })
     }
 
-    pub(super) fn requests_per_second(&self) -> RateLimit {
+    pub(crate) fn requests_per_second(&self) -> RateLimit {
         self.limits.requests_per_second()
     }
 
     /// Requests per second at present, if the program determines them.
-    pub(super) fn auto_rate(&self) -> Option<f64> {
+    pub(crate) fn auto_rate(&self) -> Option<f64> {
         self.limits.auto_rate()
     }
 
@@ -114,17 +122,17 @@ impl Transport {
         self.limits.begin_run()
     }
 
-    pub(super) fn request_timeout(&self) -> Duration {
+    pub(crate) fn request_timeout(&self) -> Duration {
         self.request_timeout
     }
 
     /// Waits for a turn among all joins to this homeserver.
-    pub(super) async fn join_turn(&self) {
+    pub(crate) async fn join_turn(&self) {
         self.limits.joins.wait().await;
     }
 
     /// Sends a request, and sends it again where that is safe. A status of 300 or above is an error.
-    pub(super) async fn send(
+    pub(crate) async fn send(
         &self,
         call: &Call<'_>,
         session: Session<'_>,
@@ -133,7 +141,7 @@ impl Transport {
     }
 
     /// Sends a GET whose successful response is parsed while it arrives.
-    pub(super) async fn send_streamed(
+    pub(crate) async fn send_streamed(
         &self,
         call: &Call<'_>,
         stream: &BodyStream<'_>,
@@ -143,8 +151,18 @@ impl Transport {
         self.send_with_retries(&outgoing, session).await
     }
 
+    /// Posts a form that brings its own authorization; it is sent again only if it certainly was not processed.
+    pub(crate) async fn send_form(
+        &self,
+        form: &Form<'_>,
+        session: Session<'_>,
+    ) -> Result<Response, Error> {
+        let outgoing = form.outgoing(&self.url, self.request_timeout);
+        self.send_with_retries(&outgoing, session).await
+    }
+
     /// Sends a request from the configuration. A status that it does not expect is an error.
-    pub(super) async fn send_raw(
+    pub(crate) async fn send_raw(
         &self,
         raw: &RawRequest,
         session: Session<'_>,
@@ -162,8 +180,17 @@ impl Transport {
         // An attempt that may have taken effect outweighs later ones that certainly had none.
         let mut uncertain: Option<Error> = None;
         loop {
-            let token = self.token.current().await;
-            let error = match self.attempt(outgoing, &token, session).await {
+            // A token that cannot be obtained is an error of its own, which was retried where that is safe.
+            let token = match outgoing.basic {
+                None => Some(
+                    self.token
+                        .current(outgoing)
+                        .await
+                        .map_err(|error| more_certain(error, uncertain.take()))?,
+                ),
+                Some(_) => None,
+            };
+            let error = match self.attempt(outgoing, token.as_ref(), session).await {
                 Ok(response) => return Ok(response),
                 Err(error) => error,
             };
@@ -171,7 +198,7 @@ impl Transport {
                 &error,
                 outgoing.repeat,
                 attempts,
-                self.token_state(&error, &token).await,
+                self.token_state(&error, token.as_ref(), attempts).await,
                 fastrand::f64(),
             );
             attempts.add(&error);
@@ -180,7 +207,7 @@ impl Transport {
                 Retry::Now => continue,
                 Retry::After(wait) => wait,
             };
-            tracing::debug!(target: "microglia::homeserver", homeserver = %self.name, wait_ms = wait.as_millis(), "{}: a request failed and will be sent again", self.name);
+            tracing::debug!(target: "microglia::homeserver", homeserver = %self.name, wait_ms = wait.as_millis(), "{}: a request to {} failed and will be sent again", self.name, self.api.name());
             // A lost response to a GET leaves nothing uncertain.
             if error.may_have_taken_effect() && *outgoing.method != Method::GET {
                 uncertain = Some(error);
@@ -191,14 +218,18 @@ impl Transport {
         }
     }
 
-    /// Reads the token again only if it was rejected.
-    async fn token_state(&self, error: &Error, used: &SecretString) -> TokenState {
-        if error.is_about_token()
-            && self.token.current().await.expose_secret() != used.expose_secret()
-        {
-            TokenState::Renewed
-        } else {
-            TokenState::Unchanged
+    /// Reads the token again, or has another one issued, only if it was rejected, and only once for a request.
+    async fn token_state(
+        &self,
+        error: &Error,
+        used: Option<&SecretString>,
+        attempts: Attempts,
+    ) -> TokenState {
+        match used {
+            Some(used) if attempts.token_was_not_rejected() && error.is_about_token() => {
+                self.token.state_after_refusal(error, used).await
+            }
+            _ => TokenState::Unchanged,
         }
     }
 
@@ -206,7 +237,7 @@ impl Transport {
     async fn attempt(
         &self,
         outgoing: &Outgoing<'_>,
-        token: &SecretString,
+        token: Option<&SecretString>,
         session: Session<'_>,
     ) -> Result<Response, Error> {
         let monitor = session.monitor;
@@ -241,26 +272,17 @@ impl Transport {
     }
 
     /// Whether responses are so slow that requests are sent at half the configured rate; "auto" finds its own.
-    pub(super) fn is_slow(&self, monitor: &ResponseMonitor) -> bool {
+    pub(crate) fn is_slow(&self, monitor: &ResponseMonitor) -> bool {
         self.auto_rate().is_none() && monitor.is_slow()
     }
 
     async fn send_once(
         &self,
         outgoing: &Outgoing<'_>,
-        token: &SecretString,
+        token: Option<&SecretString>,
         clock: &Clock,
     ) -> Result<Response, Error> {
-        let mut request = self
-            .http
-            .request(outgoing.method.clone(), outgoing.url.clone())
-            .bearer_auth(token.expose_secret());
-        if let Some(body) = outgoing.body {
-            request = request.json(body);
-        }
-        if let Some(timeout) = outgoing.timeout {
-            request = request.timeout(timeout);
-        }
+        let request = self.request(outgoing, token);
         #[expect(clippy::disallowed_methods, reason = "this is the one place")]
         let sent = request.send();
         let response = match outgoing.stream {
@@ -269,7 +291,7 @@ impl Transport {
                 .await
                 .map_err(|_| outgoing.error(Cause::Lost(client::NO_RESPONSE.to_owned()), None))?,
         };
-        let response = response.map_err(|error| outgoing.no_response(&error))?;
+        let response = response.map_err(|error| self.no_response(outgoing, &error))?;
         let status = response.status();
         let header = |name| {
             let value: Option<&header::HeaderValue> = response.headers().get(name);
@@ -279,6 +301,7 @@ impl Transport {
             date: header(header::DATE),
             retry_after: header(header::RETRY_AFTER),
             location: header(header::LOCATION),
+            content_type: header(header::CONTENT_TYPE),
         };
         let accepted = outgoing.expect.accepts(status.as_u16());
         let timeout = self.request_timeout;
@@ -291,7 +314,7 @@ impl Transport {
         };
         let body = read.map_err(|cause| {
             let too_large = matches!(cause, Cause::TooLarge(_));
-            outgoing.error(cause, too_large.then(|| advice::TOO_LARGE.to_owned()))
+            outgoing.error(cause, too_large.then(|| self.too_large().to_owned()))
         })?;
         if accepted {
             return Ok(Response {
@@ -302,10 +325,81 @@ impl Transport {
                 path: outgoing.url.path().to_owned(),
             });
         }
-        let cause = response::refusal(status, &headers, &body, clock.now());
-        let location = headers.location.as_deref();
-        let advice = advice::for_refusal(&cause, outgoing.url.path(), location, &self.token);
-        Err(outgoing.error(cause, advice))
+        Err(self.refusal(outgoing, status, &headers, &body, clock))
+    }
+
+    /// The request with its authorization, body and timeout.
+    fn request(
+        &self,
+        outgoing: &Outgoing<'_>,
+        token: Option<&SecretString>,
+    ) -> reqwest::RequestBuilder {
+        let mut request = self.http.request(outgoing.method.clone(), outgoing.url.clone());
+        if let Some((id, secret)) = outgoing.basic {
+            request = request.basic_auth(id, Some(secret.expose_secret()));
+        } else if let Some(token) = token {
+            request = request.bearer_auth(token.expose_secret());
+        }
+        match outgoing.body {
+            Some(Body::Json(json)) => request = request.json(json),
+            Some(Body::Form(form)) => {
+                request = request
+                    .header(header::CONTENT_TYPE, "application/x-www-form-urlencoded")
+                    .body(form);
+            }
+            None => {}
+        }
+        if let Some(timeout) = outgoing.timeout {
+            request = request.timeout(timeout);
+        }
+        request
+    }
+
+    /// Returns the error for a response with a status that was not expected.
+    fn refusal(
+        &self,
+        outgoing: &Outgoing<'_>,
+        status: reqwest::StatusCode,
+        headers: &Headers,
+        body: &[u8],
+        clock: &Clock,
+    ) -> Error {
+        let path = outgoing.url.path();
+        let (cause, advice) = match self.api {
+            Api::Synapse => {
+                let cause = response::refusal(status, headers, body, clock.now());
+                let location = headers.location.as_deref();
+                let advice = advice::for_refusal(&cause, path, location, &self.token);
+                (cause, advice)
+            }
+            Api::Mas => {
+                let cause = response::mas_refusal(status, headers, body, clock.now());
+                let advice = mas_advice::for_refusal(&cause, path);
+                (cause, advice)
+            }
+        };
+        outgoing.error(cause, advice)
+    }
+
+    /// Returns the error for an attempt that got no response.
+    fn no_response(&self, outgoing: &Outgoing<'_>, error: &reqwest::Error) -> Error {
+        let problem = client::root_cause(error);
+        if error.is_builder() {
+            return outgoing.error(Cause::NotSent(problem), None);
+        }
+        if !error.is_connect() {
+            return outgoing.error(Cause::Lost(problem), None);
+        }
+        let origin = outgoing.url.origin().ascii_serialization();
+        let advice = advice::for_unreachable(&problem, &origin, self.api);
+        outgoing.error(Cause::Unreachable(problem), Some(advice))
+    }
+
+    fn too_large(&self) -> &'static str {
+        match self.api {
+            Api::Synapse => advice::TOO_LARGE,
+            Api::Mas => mas_advice::TOO_LARGE,
+        }
     }
 
     fn observe(&self, outgoing: &Outgoing<'_>, outcome: &Result<Response, Error>, took: Duration) {
@@ -314,6 +408,7 @@ impl Transport {
             Err(error) => error.status(),
         };
         (self.observer)(&CompletedRequest {
+            api: self.api,
             method: outgoing.method.clone(),
             endpoint: outgoing.endpoint,
             status,
@@ -363,17 +458,19 @@ impl std::fmt::Debug for Transport {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::synapse::pace::LimitValues;
-    use crate::synapse::request::Repeat;
+    use crate::http::pace::LimitValues;
+    use crate::http::request::Repeat;
+    use crate::http::token::Token;
     use crate::values::schema::Limit;
 
     #[tokio::test]
     async fn a_request_that_cannot_be_built_was_not_sent() {
         let settings = Settings {
             name: "main".to_owned(),
+            api: Api::Synapse,
             url: "http://127.0.0.1:9".parse().unwrap(),
             media_url: None,
-            token: Token::inline("to\u{1}ken".into()),
+            token: TokenSource::Configured(Token::inline("to\u{1}ken".into())),
             ca: None,
             limits: Arc::new(Limits::new(LimitValues {
                 max_concurrent_requests: 1,

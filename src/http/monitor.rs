@@ -11,7 +11,7 @@ use super::error::Error;
 
 /// Compares the latencies of one run's requests with those at its start, and notices when no responses arrive.
 #[derive(Debug, Default)]
-pub(super) struct ResponseMonitor {
+pub(crate) struct ResponseMonitor {
     latencies: Mutex<HashMap<&'static str, Latencies>>,
     requests: Mutex<Requests>,
     rates: Mutex<Rates>,
@@ -66,17 +66,17 @@ const MIN_SLOW: Duration = Duration::from_millis(15);
 const MAX_RESPONSE_TIME: Duration = Duration::from_secs(5);
 
 /// A request in progress. Only a GET counts as open: a media purge may take hours.
-pub(super) struct OpenRequest<'a> {
+pub(crate) struct OpenRequest<'a> {
     monitor: &'a ResponseMonitor,
     number: Option<u64>,
 }
 
 impl<'a> OpenRequest<'a> {
-    pub(super) fn new(monitor: &'a ResponseMonitor, method: &Method) -> Self {
+    pub(crate) fn new(monitor: &'a ResponseMonitor, method: &Method) -> Self {
         Self { monitor, number: (*method == Method::GET).then(|| monitor.request_sent()) }
     }
 
-    pub(super) fn complete(mut self, error: Option<&Error>) {
+    pub(crate) fn complete(mut self, error: Option<&Error>) {
         let number = self.number.take().unwrap_or_else(|| self.monitor.request_sent());
         let outage = error.filter(|error| error.is_outage());
         self.monitor.request_completed(number, outage.map(Error::message));
@@ -120,7 +120,7 @@ impl ResponseMonitor {
     }
 
     /// Returns since when the homeserver has not responded: all attempts fail, or a request is open and no response arrives.
-    pub(super) fn silence(&self) -> Option<Silence> {
+    pub(crate) fn silence(&self) -> Option<Silence> {
         let requests = self.requests();
         let oldest = requests.open.values().next().copied();
         let unanswered =
@@ -132,7 +132,7 @@ impl ResponseMonitor {
     }
 
     /// `requests` are those that the run completed so far.
-    pub(super) fn sample_rate(&self, rate: Option<f64>, requests: u64) {
+    pub(crate) fn sample_rate(&self, rate: Option<f64>, requests: u64) {
         let mut rates = self.rates.lock().unwrap_or_else(PoisonError::into_inner);
         let is_idle = std::mem::replace(&mut rates.requests, requests) == requests;
         if let Some(rate) = rate.filter(|_| !is_idle) {
@@ -143,7 +143,7 @@ impl ResponseMonitor {
     }
 
     /// Returns mean and peak as a sentence; `None` for a short run.
-    pub(super) fn rate_summary(&self) -> Option<String> {
+    pub(crate) fn rate_summary(&self) -> Option<String> {
         let rates = self.rates.lock().unwrap_or_else(PoisonError::into_inner);
         (rates.samples >= MIN_RATE_SAMPLES).then(|| {
             let mean = rates.sum / f64::from(rates.samples);
@@ -158,7 +158,7 @@ impl ResponseMonitor {
         self.requests.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn record_latency(&self, endpoint: &'static str, latency: Duration) {
+    pub(crate) fn record_latency(&self, endpoint: &'static str, latency: Duration) {
         let mut endpoints = self.latencies.lock().unwrap_or_else(PoisonError::into_inner);
         let latencies = endpoints.entry(endpoint).or_default();
         if latencies.at_start.len() < SAMPLES {
@@ -172,7 +172,7 @@ impl ResponseMonitor {
     }
 
     /// Whether some endpoint takes three times as long as at the start of the run.
-    pub(super) fn is_slow(&self) -> bool {
+    pub(crate) fn is_slow(&self) -> bool {
         let endpoints = self.latencies.lock().unwrap_or_else(PoisonError::into_inner);
         endpoints.values().any(|latencies| {
             latencies.recent.len() == SAMPLES && {

@@ -7,7 +7,7 @@ use super::request::Repeat;
 
 /// What to do after a failed attempt at a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Retry {
+pub(crate) enum Retry {
     /// Report the error; a later attempt of the whole run may succeed.
     Stop,
     Now,
@@ -16,16 +16,16 @@ pub(super) enum Retry {
 
 /// The failed attempts at one request so far.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(super) struct Attempts {
+pub(crate) struct Attempts {
     rate_limited: u32,
     token_rejected: u32,
     /// For any other reason.
     failed: u32,
 }
 
-/// Whether the token's file holds another token than the one that the failed attempt used.
+/// Whether there is another token than the one that the failed attempt used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum TokenState {
+pub(crate) enum TokenState {
     Unchanged,
     Renewed,
 }
@@ -38,8 +38,13 @@ const MAX_RATE_LIMITED: u32 = 8;
 const MAX_WAIT: Duration = Duration::from_mins(1);
 
 impl Attempts {
+    /// Whether no earlier attempt had its token rejected, so that another token may be tried.
+    pub(crate) fn token_was_not_rejected(self) -> bool {
+        self.token_rejected == 0
+    }
+
     /// Adds the attempt that failed with `error`.
-    pub(super) fn add(&mut self, error: &Error) {
+    pub(crate) fn add(&mut self, error: &Error) {
         let count = if error.is_rate_limited() {
             &mut self.rate_limited
         } else if error.is_about_token() {
@@ -54,7 +59,7 @@ impl Attempts {
 /// Decides what to do after an attempt failed with `error`.
 ///
 /// `previous` are the failed attempts before this one. `jitter` is random, from 0 to 1.
-pub(super) fn decide(
+pub(crate) fn decide(
     error: &Error,
     repeat: Repeat,
     previous: Attempts,
@@ -72,7 +77,7 @@ pub(super) fn decide(
         return Retry::Stop;
     }
     if error.is_rate_limited() {
-        // Synapse did nothing: even what must not be done twice can be sent again.
+        // The server did nothing: even what must not be done twice can be sent again.
         let backoff = Duration::from_secs(1 << previous.rate_limited.min(5));
         let wait = error.retry_after().unwrap_or(backoff);
         return if previous.rate_limited == MAX_RATE_LIMITED || wait > MAX_WAIT {

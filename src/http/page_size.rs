@@ -3,24 +3,20 @@
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// Synapse scans a list from its beginning for each page: 10,000 rows cost it as much as 1,000 (measured with 500,000 accounts).
-pub(super) const MAX_PAGE_ROWS: usize = 10_000;
-/// Accounts' files are read side by side: larger pages would only need more memory.
-pub(super) const MAX_FILE_ROWS: usize = 5000;
 /// Synapse's own default: smaller pages would hardly be easier to serve.
-pub(super) const MIN_PAGE_ROWS: usize = 100;
+pub(crate) const MIN_PAGE_ROWS: usize = 100;
 
-/// The page size of each list of one run: it is halved where the homeserver cannot serve a page, and stays so.
+/// The page size of each list of one run: it is halved where the server cannot serve a page, and stays so.
 #[derive(Debug, Default)]
-pub(super) struct PageSizes(Mutex<HashMap<&'static str, usize>>);
+pub(crate) struct PageSizes(Mutex<HashMap<&'static str, usize>>);
 
 impl PageSizes {
-    pub(super) fn of(&self, endpoint: &'static str, max: usize) -> usize {
+    pub(crate) fn of(&self, endpoint: &'static str, max: usize) -> usize {
         self.lock().get(endpoint).copied().unwrap_or(max)
     }
 
     /// Halves the size, unless another request did so since this one was sent with `rows`.
-    pub(super) fn halve(&self, endpoint: &'static str, rows: usize) {
+    pub(crate) fn halve(&self, endpoint: &'static str, rows: usize) {
         let mut sizes = self.lock();
         let size = sizes.entry(endpoint).or_insert(rows);
         *size = (*size).min((rows / 2).max(MIN_PAGE_ROWS));

@@ -23,8 +23,8 @@ pub struct LimitValues {
 /// The limits of an address, shared by all runs and homeserver names that use it, also across reloads.
 #[derive(Debug)]
 pub struct Limits {
-    pub(super) request_slots: Slots,
-    pub(super) joins: Pacer,
+    pub(crate) request_slots: Slots,
+    pub(crate) joins: Pacer,
     requests: Turns,
     request_rate: Mutex<RequestRate>,
 }
@@ -71,7 +71,7 @@ impl Limits {
         }
     }
 
-    pub(super) fn requests_per_second(&self) -> RateLimit {
+    pub(crate) fn requests_per_second(&self) -> RateLimit {
         self.request_rate().limit
     }
 
@@ -82,7 +82,7 @@ impl Limits {
     }
 
     /// The same where the program determines the rate.
-    pub(super) fn auto_rate(&self) -> Option<f64> {
+    pub(crate) fn auto_rate(&self) -> Option<f64> {
         self.request_rate().auto.as_ref().map(AutoRate::limit)
     }
 
@@ -110,7 +110,7 @@ impl Limits {
     }
 
     /// Waits for the next turn, and reserves `turns` times the usual interval after it.
-    pub(super) async fn request_turn(&self, turns: u32) {
+    pub(crate) async fn request_turn(&self, turns: u32) {
         let interval = {
             let rate = self.request_rate();
             let current = rate.auto.as_ref().map(|auto| Rate(auto.current()));
@@ -182,13 +182,13 @@ impl Slots {
 
 /// Spaces requests evenly, at a fixed rate.
 #[derive(Debug)]
-pub(super) struct Pacer {
+pub(crate) struct Pacer {
     interval: Mutex<Option<Duration>>,
     turns: Turns,
 }
 
 impl Pacer {
-    pub(super) fn new(rate: Limit<Rate>) -> Self {
+    pub(crate) fn new(rate: Limit<Rate>) -> Self {
         Self { interval: Mutex::new(interval(rate)), turns: Turns::default() }
     }
 
@@ -197,7 +197,7 @@ impl Pacer {
     }
 
     /// Waits for the next turn.
-    pub(super) async fn wait(&self) {
+    pub(crate) async fn wait(&self) {
         let interval = *self.interval.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(interval) = interval {
             self.turns.wait(interval, 1).await;
@@ -227,7 +227,7 @@ fn interval(rate: Limit<Rate>) -> Option<Duration> {
 }
 
 /// Waits for `ready`, which must not send anything, or fails as soon as `cancel` is cancelled.
-pub(super) async fn unless_cancelled<T>(
+pub(crate) async fn unless_cancelled<T>(
     cancel: &CancellationToken,
     ready: impl Future<Output = T>,
 ) -> Result<T, Cause> {

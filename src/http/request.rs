@@ -3,15 +3,14 @@
 use std::time::Duration;
 
 use reqwest::{Method, Url};
+use secrecy::SecretString;
 use tokio::sync::mpsc;
 
-use super::advice;
-use super::client::root_cause;
 use super::error::{Cause, Error};
 use crate::values::size::Size;
 
 /// Joins a local user to a room, under a rate limit of its own.
-pub(super) const JOIN_ENDPOINT: &str = "/_synapse/admin/v1/join/{}";
+pub(crate) const JOIN_ENDPOINT: &str = "/_synapse/admin/v1/join/{}";
 
 /// Which of a homeserver's addresses serves an endpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,7 +21,7 @@ pub enum Base {
 
 /// Whether a request may be sent again after it failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Repeat {
+pub(crate) enum Repeat {
     /// Sending it twice has the same effect as sending it once.
     Always,
     /// Only if the failed attempt certainly had no effect.
@@ -33,7 +32,7 @@ pub(super) enum Repeat {
 
 /// How a request takes part in the request rate limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Pacing {
+pub(crate) enum Pacing {
     Normal,
     /// Also waits on behalf of the following request, which is then sent without delay.
     ReserveNext,
@@ -42,7 +41,7 @@ pub(super) enum Pacing {
 }
 
 /// A request to a known endpoint.
-pub(super) struct Call<'a> {
+pub(crate) struct Call<'a> {
     pub method: Method,
     pub base: Base,
     /// A route template. Each `{}` is replaced by the next of `ids`, percent-encoded.
@@ -54,6 +53,15 @@ pub(super) struct Call<'a> {
     pub pacing: Pacing,
     /// Media purges have none: Synapse continues regardless, and only the time limit of the run ends the wait.
     pub timeout: Option<Duration>,
+}
+
+/// A form that is posted with the credentials of an OAuth 2.0 client.
+pub(crate) struct Form<'a> {
+    pub endpoint: &'static str,
+    /// Already encoded.
+    pub fields: &'static str,
+    pub client_id: &'a str,
+    pub client_secret: &'a SecretString,
 }
 
 /// A request from the configuration: the path is sent exactly as it is written, under the base.
@@ -69,7 +77,7 @@ pub struct RawRequest {
 }
 
 /// Where the body of a response goes, and what it may be.
-pub(super) struct BodyStream<'a> {
+pub(crate) struct BodyStream<'a> {
     /// Starts a parser; called for each attempt.
     pub begin: &'a (dyn Fn() -> mpsc::Sender<Vec<u8>> + Send + Sync),
     pub max: Size,
@@ -78,12 +86,14 @@ pub(super) struct BodyStream<'a> {
 }
 
 /// A request with its final URL, which can be sent any number of times.
-pub(super) struct Outgoing<'a> {
+pub(crate) struct Outgoing<'a> {
     pub method: &'a Method,
     pub url: Url,
     /// The label of the request in the metrics.
     pub endpoint: &'static str,
-    pub body: Option<&'a serde_json::Value>,
+    pub body: Option<Body<'a>>,
+    /// User and password, in place of the access token.
+    pub basic: Option<(&'a str, &'a SecretString)>,
     pub expect: Expect<'a>,
     pub repeat: Repeat,
     pub pacing: Pacing,
@@ -92,14 +102,20 @@ pub(super) struct Outgoing<'a> {
     pub stream: Option<&'a BodyStream<'a>>,
 }
 
+#[derive(Clone, Copy)]
+pub(crate) enum Body<'a> {
+    Json(&'a serde_json::Value),
+    Form(&'static str),
+}
+
 /// Which statuses are a success.
-pub(super) enum Expect<'a> {
+pub(crate) enum Expect<'a> {
     Successful,
     OneOf(&'a [u16]),
 }
 
 impl Call<'_> {
-    pub(super) fn outgoing(&self, base: &Url) -> Outgoing<'_> {
+    pub(crate) fn outgoing(&self, base: &Url) -> Outgoing<'_> {
         let mut url = endpoint_url(base, self.endpoint, self.ids);
         if !self.query.is_empty() {
             url.query_pairs_mut().extend_pairs(&self.query);
@@ -108,7 +124,8 @@ impl Call<'_> {
             method: &self.method,
             url,
             endpoint: self.endpoint,
-            body: self.body.as_ref(),
+            body: self.body.as_ref().map(Body::Json),
+            basic: None,
             expect: Expect::Successful,
             repeat: self.repeat,
             pacing: self.pacing,
@@ -118,8 +135,25 @@ impl Call<'_> {
     }
 }
 
+impl Form<'_> {
+    pub(crate) fn outgoing(&self, base: &Url, timeout: Duration) -> Outgoing<'_> {
+        Outgoing {
+            method: &Method::POST,
+            url: endpoint_url(base, self.endpoint, &[]),
+            endpoint: self.endpoint,
+            body: Some(Body::Form(self.fields)),
+            basic: Some((self.client_id, self.client_secret)),
+            expect: Expect::Successful,
+            repeat: Repeat::IfNotApplied,
+            pacing: Pacing::Normal,
+            timeout: Some(timeout),
+            stream: None,
+        }
+    }
+}
+
 impl RawRequest {
-    pub(super) fn outgoing(&self, base: &Url, timeout: Duration) -> Result<Outgoing<'_>, Error> {
+    pub(crate) fn outgoing(&self, base: &Url, timeout: Duration) -> Result<Outgoing<'_>, Error> {
         let base = base.as_str().trim_end_matches('/');
         let mut url = Url::parse(&format!("{base}{}", self.path)).map_err(|error| Error {
             method: self.method.clone(),
@@ -134,7 +168,8 @@ impl RawRequest {
             method: &self.method,
             url,
             endpoint: "(request)",
-            body: self.body.as_ref(),
+            body: self.body.as_ref().map(Body::Json),
+            basic: None,
             expect: Expect::OneOf(&self.expect),
             repeat: if self.repeatable { Repeat::Always } else { Repeat::IfNotApplied },
             pacing: Pacing::Normal,
@@ -145,26 +180,13 @@ impl RawRequest {
 }
 
 impl Outgoing<'_> {
-    pub(super) fn error(&self, cause: Cause, advice: Option<String>) -> Error {
+    pub(crate) fn error(&self, cause: Cause, advice: Option<String>) -> Error {
         Error { method: self.method.clone(), path: self.url.path().to_owned(), cause, advice }
-    }
-
-    /// Returns the error for an attempt that got no response.
-    pub(super) fn no_response(&self, error: &reqwest::Error) -> Error {
-        let problem = root_cause(error);
-        if error.is_builder() {
-            return self.error(Cause::NotSent(problem), None);
-        }
-        if !error.is_connect() {
-            return self.error(Cause::Lost(problem), None);
-        }
-        let advice = advice::for_unreachable(&problem, &self.url.origin().ascii_serialization());
-        self.error(Cause::Unreachable(problem), Some(advice))
     }
 }
 
 impl Expect<'_> {
-    pub(super) fn accepts(&self, status: u16) -> bool {
+    pub(crate) fn accepts(&self, status: u16) -> bool {
         match self {
             Self::Successful => (200..300).contains(&status),
             Self::OneOf(statuses) => statuses.contains(&status),
@@ -172,7 +194,7 @@ impl Expect<'_> {
     }
 }
 
-/// Fills the template. Each id becomes one segment with `/`, `?`, `#` and `%` encoded: Synapse splits the path before it decodes.
+/// Fills the template. Each id becomes one segment with `/`, `?`, `#` and `%` encoded: servers split the path before they decode.
 fn endpoint_url(base: &Url, endpoint: &str, ids: &[&str]) -> Url {
     let mut url = base.clone();
     let mut ids = ids.iter();

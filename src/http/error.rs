@@ -1,4 +1,4 @@
-//! Errors of requests to a homeserver, and what a caller may do about them.
+//! Errors of requests to a homeserver or to MAS, and what a caller may do about them.
 
 use std::fmt;
 use std::time::Duration;
@@ -26,7 +26,7 @@ pub enum Cause {
     NotSent(String),
     /// The run ended while the request waited for a limit or for its next attempt: it had no effect.
     Cancelled,
-    /// The request was sent, but no complete response arrived: Synapse may have processed it, or may still be doing so.
+    /// The request was sent, but no complete response arrived: the server may have processed it, or may still be doing so.
     Lost(String),
     /// The response exceeds the limit of its endpoint and was not read completely.
     TooLarge(Size),
@@ -34,6 +34,10 @@ pub enum Cause {
     Synapse { status: u16, errcode: String, error: String, retry_after: Option<Duration> },
     /// An error status without Matrix's envelope: a server in front of Synapse responded.
     NotSynapse { status: u16, excerpt: String, retry_after: Option<Duration> },
+    /// MAS's own errors: titles from its Admin API, or code and description from its token endpoint.
+    Mas { status: u16, errors: Vec<String>, retry_after: Option<Duration> },
+    /// An error status from another listener of MAS, or from a server in front of it.
+    NotMas { status: u16, excerpt: String, retry_after: Option<Duration> },
     /// The body does not have the form that this endpoint returns.
     Undecodable { problem: String, excerpt: String },
     /// The response reports something that must not happen.
@@ -86,7 +90,12 @@ impl Error {
                 matches!(status, 429 | 502..=504)
                     || (*status == 500 && self.method == Method::GET && !self.is_about_token())
             }
-            Cause::NotSynapse { status, .. } => matches!(status, 408 | 429 | 500..=599),
+            Cause::Mas { status, .. } => {
+                matches!(status, 429 | 502..=504) || (*status == 500 && self.method == Method::GET)
+            }
+            Cause::NotSynapse { status, .. } | Cause::NotMas { status, .. } => {
+                matches!(status, 408 | 429 | 500..=599)
+            }
             Cause::NotSent(_)
             | Cause::TooLarge(_)
             | Cause::Unexpected(_)
@@ -111,6 +120,11 @@ impl Error {
                             | "M_NOT_JSON"
                     )
             }
+            Cause::Mas { status, .. } => {
+                !self.is_transient()
+                    && !self.is_about_token()
+                    && matches!(status, 400 | 403 | 404 | 409 | 410 | 422 | 500)
+            }
             Cause::Contradicted(_) | Cause::Changed => true,
             _ => false,
         }
@@ -119,10 +133,26 @@ impl Error {
     /// Whether the token is invalid, or its account is locked or not a server admin: every request fails until a person acts.
     pub(crate) fn is_about_token(&self) -> bool {
         match &self.cause {
-            Cause::Synapse { status: 401, .. } => true,
+            Cause::Synapse { status: 401, .. } | Cause::Mas { status: 401, .. } => true,
             Cause::Synapse { status: 403, error, .. } => is_not_admin(error),
             Cause::Synapse { status: 500, errcode, error, .. } => {
                 error.starts_with("Invalid username claim") || is_unknown_account(errcode, error)
+            }
+            Cause::Mas { errors, .. } => errors.iter().any(|error| {
+                [INVALID_CLIENT, INVALID_SCOPE, "unauthorized_client"].contains(&error.as_str())
+                    || error.ends_with(" authorization header")
+            }),
+            _ => false,
+        }
+    }
+
+    /// Whether another token may be accepted where MAS refused one: it expired, was revoked, or MAS does not know it.
+    ///
+    /// Neither a missing scope nor a locked account changes with a new token.
+    pub(crate) fn is_about_expired_token(&self) -> bool {
+        match &self.cause {
+            Cause::Mas { status: 401, errors, .. } => {
+                !errors.iter().any(|error| error == MISSING_SCOPE || error == USER_LOCKED)
             }
             _ => false,
         }
@@ -134,60 +164,88 @@ impl Error {
     }
 
     pub(crate) fn is_not_found(&self) -> bool {
-        matches!(&self.cause, Cause::Synapse { status: 404, errcode, .. } if errcode == "M_NOT_FOUND")
-    }
-
-    /// Whether Synapse may have processed the request, or may still be doing so.
-    pub(crate) fn may_have_taken_effect(&self) -> bool {
         match &self.cause {
-            Cause::Lost(_) | Cause::TooLarge(_) | Cause::Undecodable { .. } => true,
-            Cause::NotSynapse { status, .. } => *status >= 500,
-            // A Synapse process returns these while it waits for another one.
-            Cause::Synapse { status, .. } => matches!(status, 502..=504),
+            Cause::Synapse { status: 404, errcode, .. } => errcode == "M_NOT_FOUND",
+            Cause::Mas { status: 404, .. } => true,
             _ => false,
         }
     }
 
-    /// How long to wait before the next request, according to the homeserver.
+    /// Whether MAS refuses a change because of something that is there already.
+    pub(crate) fn is_conflict(&self) -> bool {
+        matches!(self.cause, Cause::Mas { status: 409, .. })
+    }
+
+    /// Whether a smaller page may succeed: the response took too long or was too large, or the server refused or failed.
+    pub(crate) fn is_about_size(&self, took: Duration, timeout: Duration) -> bool {
+        match &self.cause {
+            Cause::Lost(_) => took >= timeout,
+            Cause::TooLarge(_) => true,
+            Cause::Synapse { status: 400 | 500, .. } => !self.is_about_token(),
+            Cause::Mas { status, .. } => *status == 500,
+            Cause::NotSynapse { status, .. } | Cause::NotMas { status, .. } => {
+                matches!(status, 413 | 504)
+            }
+            _ => false,
+        }
+    }
+
+    /// Whether the server may have processed the request, or may still be doing so.
+    pub(crate) fn may_have_taken_effect(&self) -> bool {
+        match &self.cause {
+            Cause::Lost(_) | Cause::TooLarge(_) | Cause::Undecodable { .. } => true,
+            Cause::NotSynapse { status, .. } | Cause::NotMas { status, .. } => *status >= 500,
+            // A Synapse process returns these while it waits for another one.
+            Cause::Synapse { status, .. } | Cause::Mas { status, .. } => {
+                matches!(status, 502..=504)
+            }
+            _ => false,
+        }
+    }
+
+    /// How long to wait before the next request, according to the server.
     pub(crate) fn retry_after(&self) -> Option<Duration> {
         match &self.cause {
-            Cause::Synapse { retry_after, .. } | Cause::NotSynapse { retry_after, .. } => {
-                *retry_after
-            }
+            Cause::Synapse { retry_after, .. }
+            | Cause::NotSynapse { retry_after, .. }
+            | Cause::Mas { retry_after, .. }
+            | Cause::NotMas { retry_after, .. } => *retry_after,
             _ => None,
         }
     }
 
     /// The status of the response, if there was one with an error status.
-    pub(super) fn status(&self) -> Option<u16> {
+    pub(crate) fn status(&self) -> Option<u16> {
         match self.cause {
-            Cause::Synapse { status, .. } | Cause::NotSynapse { status, .. } => Some(status),
+            Cause::Synapse { status, .. }
+            | Cause::NotSynapse { status, .. }
+            | Cause::Mas { status, .. }
+            | Cause::NotMas { status, .. } => Some(status),
             _ => None,
         }
     }
 
-    /// Whether Synapse did not respond: it is down, or a server in front of it says so.
-    pub(super) fn is_outage(&self) -> bool {
+    /// Whether the server did not respond: it is down, or a server in front of it says so.
+    pub(crate) fn is_outage(&self) -> bool {
         match &self.cause {
             Cause::Unreachable(_) | Cause::Lost(_) => true,
-            Cause::NotSynapse { status, .. } => matches!(status, 502..=504),
+            Cause::NotSynapse { status, .. } | Cause::NotMas { status, .. } => {
+                matches!(status, 502..=504)
+            }
             _ => false,
         }
     }
 
     /// Whether the homeserver may have too much to do: no response, or a status of 429 or 5xx.
-    pub(super) fn is_overload(&self) -> bool {
+    pub(crate) fn is_overload(&self) -> bool {
         match &self.cause {
             Cause::Unreachable(_) | Cause::Lost(_) => true,
             _ => self.status().is_some_and(|status| status == 429 || status >= 500),
         }
     }
 
-    pub(super) fn is_rate_limited(&self) -> bool {
-        matches!(
-            &self.cause,
-            Cause::Synapse { status: 429, .. } | Cause::NotSynapse { status: 429, .. }
-        )
+    pub(crate) fn is_rate_limited(&self) -> bool {
+        self.status() == Some(429)
     }
 
     /// Returns what went wrong, without the request and the advice.
@@ -209,6 +267,13 @@ impl Error {
             Cause::NotSynapse { status, excerpt, .. } => {
                 format!("{status} from a server that is not Synapse: {excerpt}")
             }
+            Cause::Mas { status, errors, .. } => format!("{status} {}", errors.join(": ")),
+            Cause::NotMas { status, excerpt, .. } if excerpt.is_empty() => {
+                format!("{status} with an empty body")
+            }
+            Cause::NotMas { status, excerpt, .. } => {
+                format!("{status} from a listener that is not MAS's Admin API: {excerpt}")
+            }
             Cause::Undecodable { problem, excerpt } => {
                 format!("cannot decode the response ({problem}): {excerpt}")
             }
@@ -220,13 +285,18 @@ impl Error {
     }
 }
 
+pub(super) const INVALID_CLIENT: &str = "invalid_client";
+pub(super) const INVALID_SCOPE: &str = "invalid_scope";
+pub(super) const MISSING_SCOPE: &str = "Missing urn:mas:admin scope";
+pub(super) const USER_LOCKED: &str = "User locked";
+
 /// Whether Synapse reports, with status 500, that it does not have the account that MAS named for the token.
-pub(super) fn is_unknown_account(errcode: &str, error: &str) -> bool {
+pub(crate) fn is_unknown_account(errcode: &str, error: &str) -> bool {
     errcode == "M_FORBIDDEN" && error == "User not found"
 }
 
 /// Whether Synapse reports, with status 403, that the account of the token is not a server admin.
-pub(super) fn is_not_admin(error: &str) -> bool {
+pub(crate) fn is_not_admin(error: &str) -> bool {
     error == "You are not a server admin"
 }
 

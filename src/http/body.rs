@@ -22,6 +22,7 @@ pub(super) fn max_body(endpoint: &str) -> Size {
     match endpoint {
         "/_matrix/client/v3/account/whoami"
         | "/_matrix/client/v1/auth_metadata"
+        | "/oauth2/token"
         | "/_matrix/client/v3/directory/room/{}"
         | "/_synapse/admin/v1/server_version"
         | "/_synapse/admin/v1/rooms/{}/block"

@@ -1,0 +1,67 @@
+//! Changes of links in MAS. Only the runner creates a writer, and never in a dry run.
+
+use reqwest::Method;
+use serde_json::json;
+use tokio_util::sync::CancellationToken;
+
+use super::queries::{LINK, LINKS};
+use super::reader::Reader;
+use super::resources::{Link, Resource, Single};
+use super::ulid::Ulid;
+use crate::http::{Call, Error, Repeat};
+
+#[derive(Debug)]
+pub struct Writer {
+    reader: Reader,
+    cancel: CancellationToken,
+}
+
+/// How a link came to be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CreatedLink {
+    New(Resource<Link>),
+    /// There was a link of nobody for the identity, which now belongs to the user.
+    Adopted(Resource<Link>),
+}
+
+impl Writer {
+    /// Once `cancel` is cancelled, requests that still wait to be sent fail without an effect.
+    pub fn new(reader: Reader, cancel: CancellationToken) -> Self {
+        Self { reader, cancel }
+    }
+
+    /// Deletes a link; one that does not exist is as good as deleted.
+    pub async fn delete_link(&self, id: &Ulid) -> Result<(), Error> {
+        let ids = [id.as_str()];
+        let call = Call { repeat: Repeat::Always, ..self.reader.call(Method::DELETE, LINK, &ids) };
+        match self.reader.send(&call, &self.cancel).await {
+            Err(error) if !error.is_not_found() => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    /// Links an identity to a user. A conflict (409) where it is linked to somebody already, be it to the same user.
+    pub async fn create_link(
+        &self,
+        user: &Ulid,
+        provider: &Ulid,
+        subject: &str,
+        human_account_name: Option<&str>,
+    ) -> Result<CreatedLink, Error> {
+        let mut body = json!({
+            "user_id": user.as_str(),
+            "provider_id": provider.as_str(),
+            "subject": subject,
+        });
+        if let Some(name) = human_account_name {
+            body["human_account_name"] = name.into();
+        }
+        let call = Call { body: Some(body), ..self.reader.call(Method::POST, LINKS, &[]) };
+        let response = self.reader.send(&call, &self.cancel).await?;
+        let link = response.decode::<Single<Link>>()?.data;
+        Ok(match response.status.as_u16() {
+            201 => CreatedLink::New(link),
+            _ => CreatedLink::Adopted(link),
+        })
+    }
+}
