@@ -183,7 +183,7 @@ impl Error {
         }
     }
 
-    pub(super) fn is_rate_limited(&self) -> bool {
+    pub(crate) fn is_rate_limited(&self) -> bool {
         matches!(
             &self.cause,
             Cause::Synapse { status: 429, .. } | Cause::NotSynapse { status: 429, .. }

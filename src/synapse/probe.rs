@@ -9,6 +9,7 @@ use super::identity::{Identity, VERSION_ENDPOINT, Version};
 use super::json::id;
 use super::reader::Reader;
 use super::request::Base;
+use super::response::Response;
 use crate::values::clock::Timestamp;
 
 impl Reader {
@@ -50,11 +51,14 @@ impl Reader {
 
     /// Returns the version as Synapse reports it, which begins with two numbers; does not check the token.
     pub async fn version(&self) -> Result<String, Error> {
+        Self::version_in(&self.get_from(Base::Homeserver, VERSION_ENDPOINT, &[], vec![]).await?)
+    }
+
+    pub(super) fn version_in(response: &Response) -> Result<String, Error> {
         #[derive(Deserialize)]
         struct ServerVersion {
             server_version: String,
         }
-        let response = self.get_from(Base::Homeserver, VERSION_ENDPOINT, &[], vec![]).await?;
         let text = response.decode::<ServerVersion>()?.server_version;
         let text = one_line(&text, 100);
         match Version::parse(&text) {

@@ -251,10 +251,10 @@ impl Transport {
         token: &SecretString,
         clock: &Clock,
     ) -> Result<Response, Error> {
-        let mut request = self
-            .http
-            .request(outgoing.method.clone(), outgoing.url.clone())
-            .bearer_auth(token.expose_secret());
+        let mut request = self.http.request(outgoing.method.clone(), outgoing.url.clone());
+        if !token.expose_secret().is_empty() {
+            request = request.bearer_auth(token.expose_secret());
+        }
         if let Some(body) = outgoing.body {
             request = request.json(body);
         }
