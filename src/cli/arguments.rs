@@ -5,12 +5,12 @@ use std::path::PathBuf;
 use clap::{Parser, Subcommand};
 
 use super::failure::EXIT_CODES;
-use super::{check, history, jobs, kinds, run, runs};
+use super::{check, history, init, jobs, kinds, login, run, runs};
 
 /// Recurring housekeeping for Synapse, the Matrix homeserver.
 ///
-/// Jobs are defined in a TOML file. List the kinds of jobs with `microglia kinds`, write the file, check it with
-/// `microglia check --online`, preview a job with `microglia run JOB --dry-run`, and make its changes with
+/// Jobs are defined in a TOML file. Create a first one with `microglia init`, list the kinds of jobs with
+/// `microglia kinds`, check the file with `microglia check --online`, preview a job with `microglia run JOB --dry-run`, and make its changes with
 /// `microglia run JOB --apply`.
 #[derive(Debug, Parser)]
 #[command(name = "microglia", version, max_term_width = 100, after_help = after_help())]
@@ -40,6 +40,18 @@ fn after_help() -> String {
 pub(super) enum Command {
     /// Runs the scheduler and the HTTP listener in the foreground until SIGTERM or SIGINT
     Serve,
+    /// Creates a first configuration, by questions on a terminal or by options
+    ///
+    /// Asks for what the options leave out, obtains the access token, and writes a commented configuration with the token
+    /// file beside it. Never overwrites a file. All jobs are dry runs. In the end it checks the homeserver, and shows the
+    /// plan of the first job and what to do next.
+    Init(init::Options),
+    /// Obtains an access token and writes it to the homeserver's `access_token_file`
+    ///
+    /// The account has to be a server admin. The device is always MICROGLIA, so that a second login adds no device; Synapse
+    /// accepts earlier tokens of the device until --logout ends them all. A running daemon uses the new token from its next
+    /// request on.
+    Login(login::Options),
     /// Reports every error in the configuration, and when each job is due next
     Check(check::Options),
     /// Runs one job now, in its configured mode, and shows what it did

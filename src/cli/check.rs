@@ -35,6 +35,13 @@ pub(super) struct Options {
     no_secrets: bool,
 }
 
+impl Options {
+    /// As `check --online`.
+    pub(super) fn online() -> Self {
+        Self { online: true, json: false, no_secrets: false }
+    }
+}
+
 pub(super) async fn run(path: &Path, options: &Options) -> Result<(), Failure> {
     let clock = Clock::system();
     let (now, no_secrets) = (clock.now(), options.no_secrets);

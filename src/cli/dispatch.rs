@@ -4,12 +4,14 @@ use std::io;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser};
-use tokio::signal::unix::{SignalKind, signal};
 
 use super::arguments::{Cli, Command};
 use super::failure::Failure;
 use super::output::{print, print_error};
-use super::{check, control, healthcheck, history, jobs, kinds, man, run, runs, serve};
+use super::signals::signalled;
+use super::{
+    check, control, healthcheck, history, init, jobs, kinds, login, man, run, runs, serve,
+};
 use crate::web::Probe;
 
 /// Runs the command line and returns its exit code.
@@ -30,7 +32,10 @@ pub fn main() -> ExitCode {
         .map_err(Failure::from)
         .and_then(|runtime| {
             let result = runtime.block_on(async {
-                let handles_signals = matches!(cli.command, Command::Serve | Command::Run(_));
+                let handles_signals = matches!(
+                    cli.command,
+                    Command::Serve | Command::Run(_) | Command::Init(_) | Command::Login(_)
+                );
                 tokio::select! {
                     result = Box::pin(dispatch(cli)) => result,
                     () = signalled(), if !handles_signals => Err(Failure::Unsuccessful),
@@ -69,16 +74,6 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
     error.is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
 }
 
-/// Waits for SIGTERM or SIGINT, which the first process of a container would otherwise ignore.
-async fn signalled() {
-    let (Ok(mut terminate), Ok(mut interrupt)) =
-        (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
-    else {
-        return std::future::pending().await;
-    };
-    tokio::select! { _ = terminate.recv() => {} _ = interrupt.recv() => {} }
-}
-
 async fn dispatch(cli: Cli) -> Result<(), Failure> {
     let path = cli.config;
     match cli.command {
@@ -91,6 +86,8 @@ async fn dispatch(cli: Cli) -> Result<(), Failure> {
             let probe = if ready { Probe::Readiness } else { Probe::Health };
             healthcheck::run(&path, probe).await
         }
+        Command::Init(options) => Box::pin(init::run(&path, options)).await,
+        Command::Login(options) => Box::pin(login::run(&path, options)).await,
         Command::Check(options) => Box::pin(check::run(&path, &options)).await,
         Command::Run(options) => Box::pin(run::run(&path, &options)).await,
         Command::Jobs(options) => Box::pin(jobs::run(&path, &options)).await,

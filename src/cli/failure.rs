@@ -5,7 +5,10 @@ use crate::config::LoadError;
 /// Printed by `--help` and in the man page.
 pub(super) const EXIT_CODES: [(&str, &str); 3] = [
     ("0", "success (including a successful dry run)"),
-    ("1", "the run, the reload or `check --online` did not succeed, or the job is already running"),
+    (
+        "1",
+        "the run, the reload, the login or `check --online` did not succeed, or the job is already running",
+    ),
     ("2", "usage error, or an error in the configuration file"),
 ];
 

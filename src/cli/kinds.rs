@@ -69,7 +69,7 @@ fn key_described(key: &Key) -> String {
     format!("  {} ({default}): {value}{range}\n{}\n", key.name, wrapped(key.about, "      "))
 }
 
-fn wrapped(text: &str, indent: &str) -> String {
+pub(super) fn wrapped(text: &str, indent: &str) -> String {
     let mut lines = String::new();
     let mut width = usize::MAX;
     for word in text.split_whitespace() {

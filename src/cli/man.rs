@@ -8,7 +8,15 @@ use super::failure::{EXIT_CODES, Failure};
 use super::output::print;
 use crate::jobs::KINDS;
 
-const EXAMPLES: [(&str, &str); 5] = [
+const EXAMPLES: [(&str, &str); 7] = [
+    (
+        "microglia init",
+        "Asks for what a first configuration needs, writes it, and shows the plan of its first job.",
+    ),
+    (
+        "microglia login --user microglia",
+        "Asks for the password, and replaces the token file of the homeserver.",
+    ),
     (
         "microglia check --online",
         "Reports every error in the configuration at once, checks each homeserver, and lists when each job is due next.",

@@ -18,6 +18,7 @@ use crate::plan::report::{Mode, Outcome, Report};
 use crate::runner::{Extent, RunParams, WindowRule};
 use crate::scheduler::RunOverrides;
 use crate::values::clock::{Clock, Timestamp};
+use crate::values::duration::HumanDuration;
 use crate::values::schema::Limit;
 
 #[derive(Debug, clap::Args)]
@@ -84,6 +85,29 @@ pub(super) async fn run(path: &Path, options: &Options) -> Result<(), Failure> {
         Some(Outcome::Succeeded) => Ok(()),
         _ => Err(Failure::Unsuccessful),
     }
+}
+
+/// Prints the plan of a job, made within `time_limit`; `None` where a daemon runs, which has another configuration.
+pub(super) async fn preview(
+    config: &Config,
+    job: &str,
+    time_limit: HumanDuration,
+    clock: &Clock,
+) -> Result<Option<Outcome>, Failure> {
+    let mut spec = find_job(config, job)?.clone();
+    Arc::make_mut(&mut spec.common).time_limit = time_limit;
+    if connect(config).await?.is_some() {
+        print_message(
+            "A daemon is running: `microglia reload`, and `microglia run` shows the plan.",
+        );
+        return Ok(None);
+    }
+    start_log();
+    let params = RunParams { mode: Mode::DryRun, ..RunParams::manual(&spec) };
+    let left_alone = Arc::new(LeftAloneList::default());
+    let report = run_in_process::run(config, &spec, &params, clock, left_alone).await?;
+    print(&(summary(&report, spec.zone.0) + &changes(&report, CHANGES_PRINTED)))?;
+    Ok(report.outcome)
 }
 
 /// Connects to the daemon that owns the state directory; `None` where there is none.

@@ -35,6 +35,25 @@ impl Config {
     ) -> Result<Self, LoadError> {
         load(path, environment, now, Reading::Nothing)
     }
+
+    /// As [`load_without_secrets`](Self::load_without_secrets), with certificates: for commands that obtain a token.
+    pub fn load_for_login(
+        path: &Path,
+        environment: &Environment,
+        now: Timestamp,
+    ) -> Result<Self, LoadError> {
+        load(path, environment, now, Reading::Certificates)
+    }
+
+    /// Parses what is to be written to `path`, with the certificates that it names and without secrets; blocks the thread.
+    pub fn parse(
+        text: &str,
+        path: &Path,
+        environment: &Environment,
+        now: Timestamp,
+    ) -> Result<Self, LoadError> {
+        parse(text, path, environment, now, Reading::Certificates)
+    }
 }
 
 fn load(
@@ -43,15 +62,24 @@ fn load(
     now: Timestamp,
     reading: Reading,
 ) -> Result<Config, LoadError> {
-    let text = read_text(path)?;
-    let (root, syntax_errors) = DeTable::parse_recoverable(&text);
+    parse(&read_text(path)?, path, environment, now, reading)
+}
+
+fn parse(
+    text: &str,
+    path: &Path,
+    environment: &Environment,
+    now: Timestamp,
+    reading: Reading,
+) -> Result<Config, LoadError> {
+    let (root, syntax_errors) = DeTable::parse_recoverable(text);
     let mut root = root.into_inner();
     let (mut errors, mut warnings) = (Vec::new(), Vec::new());
     let included = read_included(path, &root, &mut errors, &mut warnings);
     // Without one of the files, what the others refer to would look wrong.
     let mut is_broken = is_incomplete(&syntax_errors) || !errors.is_empty();
     errors.extend(syntax_errors.iter().map(syntax_error));
-    let mut sources = Sources::new(path, &text);
+    let mut sources = Sources::new(path, text);
     let mut tables = Vec::new();
     for file in &included {
         let base = sources.add(&file.path, &file.text);

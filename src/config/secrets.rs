@@ -32,6 +32,8 @@ pub(super) struct Secrets<'a> {
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) enum Reading {
     Files,
+    /// No secrets: for commands that obtain a token.
+    Certificates,
     Nothing,
 }
 
@@ -49,7 +51,7 @@ impl<'a> Secrets<'a> {
     ) -> Self {
         let credentials = match reading {
             Reading::Files => environment.credentials_directory.clone(),
-            Reading::Nothing => None,
+            Reading::Certificates | Reading::Nothing => None,
         };
         Self { sources, credentials, reading, from_credentials: Vec::new() }
     }
@@ -70,7 +72,7 @@ impl<'a> Secrets<'a> {
 
     /// Whether commands do without secrets that their user may not read.
     pub(super) fn are_optional(&self) -> bool {
-        self.reading == Reading::Nothing
+        self.reading != Reading::Files
     }
 
     /// Reads a secret; `key` is the one that names the file, at `span`.

@@ -163,6 +163,11 @@ impl Homeserver {
         Address::of(&self.url)
     }
 
+    /// The file of its token; `None` where the configuration itself contains it.
+    pub fn token_file(&self) -> Option<&Path> {
+        self.token_file.as_deref()
+    }
+
     fn limit_values(&self) -> LimitValues {
         LimitValues {
             max_concurrent_requests: self.max_concurrent_requests,

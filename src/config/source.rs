@@ -22,7 +22,7 @@ pub(super) fn read_text(path: &Path) -> Result<String, LoadError> {
     let bytes = read_bytes(path).map_err(|error| {
         let problem = match error.kind() {
             ErrorKind::NotFound => {
-                "no such file: create it (in a container: mount its directory), or specify another file with --config FILE or $MICROGLIA_CONFIG"
+                "no such file: create it with `microglia init` (in a container: mount its directory), or specify another file with --config FILE or $MICROGLIA_CONFIG"
                     .to_owned()
             }
             ErrorKind::FileTooLarge => {

@@ -24,6 +24,10 @@ pub(super) fn max_body(endpoint: &str) -> Size {
         | "/_matrix/client/v1/auth_metadata"
         | "/oauth2/token"
         | "/_matrix/client/v3/directory/room/{}"
+        | "/_matrix/client/v3/login"
+        | "/_matrix/client/v3/logout"
+        | "/_matrix/client/versions"
+        | "/.well-known/matrix/client"
         | "/_synapse/admin/v1/server_version"
         | "/_synapse/admin/v1/rooms/{}/block"
         | JOIN_ENDPOINT

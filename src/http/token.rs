@@ -46,6 +46,11 @@ impl Token {
         Self(Source::Inline(token))
     }
 
+    /// For requests before there is a token: none is sent.
+    pub fn none() -> Self {
+        Self::inline(SecretString::default())
+    }
+
     /// A token that has just been read from `file`.
     ///
     /// A file that is not readable at the first request is not logged: root read it, and has become a user who may not,

@@ -282,7 +282,20 @@ impl Transport {
         token: Option<&SecretString>,
         clock: &Clock,
     ) -> Result<Response, Error> {
+<<<<<<< HEAD:src/http/transport.rs
         let request = self.request(outgoing, token);
+=======
+        let mut request = self.http.request(outgoing.method.clone(), outgoing.url.clone());
+        if !token.expose_secret().is_empty() {
+            request = request.bearer_auth(token.expose_secret());
+        }
+        if let Some(body) = outgoing.body {
+            request = request.json(body);
+        }
+        if let Some(timeout) = outgoing.timeout {
+            request = request.timeout(timeout);
+        }
+>>>>>>> login:src/synapse/transport.rs
         #[expect(clippy::disallowed_methods, reason = "this is the one place")]
         let sent = request.send();
         let response = match outgoing.stream {

@@ -6,7 +6,12 @@ use serde::Deserialize;
 use super::identity::{Identity, VERSION_ENDPOINT, Version};
 use super::json::id;
 use super::reader::Reader;
+<<<<<<< HEAD
 use crate::http::{Base, Cause, Error, one_line};
+=======
+use super::request::Base;
+use super::response::Response;
+>>>>>>> login
 use crate::values::clock::Timestamp;
 
 impl Reader {
@@ -48,11 +53,14 @@ impl Reader {
 
     /// Returns the version as Synapse reports it, which begins with two numbers; does not check the token.
     pub async fn version(&self) -> Result<String, Error> {
+        Self::version_in(&self.get_from(Base::Homeserver, VERSION_ENDPOINT, &[], vec![]).await?)
+    }
+
+    pub(super) fn version_in(response: &Response) -> Result<String, Error> {
         #[derive(Deserialize)]
         struct ServerVersion {
             server_version: String,
         }
-        let response = self.get_from(Base::Homeserver, VERSION_ENDPOINT, &[], vec![]).await?;
         let text = response.decode::<ServerVersion>()?.server_version;
         let text = one_line(&text, 100);
         match Version::parse(&text) {

@@ -45,9 +45,9 @@ async fn every_command_has_help_and_the_program_a_version() {
     insta::assert_snapshot!(shown.join("\n"), @r#"
     Recurring housekeeping for Synapse, the Matrix homeserver.
 
-    Jobs are defined in a TOML file. List the kinds of jobs with `microglia kinds`, write the file,
-    check it with `microglia check --online`, preview a job with `microglia run JOB --dry-run`, and make
-    its changes with `microglia run JOB --apply`.
+    Jobs are defined in a TOML file. Create a first one with `microglia init`, list the kinds of jobs
+    with `microglia kinds`, check the file with `microglia check --online`, preview a job with
+    `microglia run JOB --dry-run`, and make its changes with `microglia run JOB --apply`.
 
     Usage: microglia [OPTIONS] <COMMAND>
 
@@ -64,9 +64,9 @@ async fn every_command_has_help_and_the_program_a_version() {
       -V, --version
               Print version
 
-    Exit codes: 0 success (including a successful dry run); 1 the run, the reload or `check --online`
-    did not succeed, or the job is already running; 2 usage error, or an error in the configuration
-    file.
+    Exit codes: 0 success (including a successful dry run); 1 the run, the reload, the login or `check
+    --online` did not succeed, or the job is already running; 2 usage error, or an error in the
+    configuration file.
     Environment: RUST_LOG sets the levels of the log on stderr, MICROGLIA_LOG_FORMAT=json selects JSON.
     "#);
     let commands: Vec<&str> = help
@@ -81,6 +81,8 @@ async fn every_command_has_help_and_the_program_a_version() {
         commands,
         [
             "serve",
+            "init",
+            "login",
             "check",
             "run",
             "jobs",
@@ -232,7 +234,7 @@ async fn the_configuration_is_the_option_or_else_the_environment_variable() {
         (
             2,
             format!(
-                "error: {NO_CONFIG}: no such file: create it (in a container: mount its directory), or specify another file with --config FILE or $MICROGLIA_CONFIG\n"
+                "error: {NO_CONFIG}: no such file: create it with `microglia init` (in a container: mount its directory), or specify another file with --config FILE or $MICROGLIA_CONFIG\n"
             )
         )
     );

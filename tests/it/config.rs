@@ -1017,7 +1017,7 @@ async fn the_error_for_a_file_that_is_not_a_configuration_says_what_it_is() {
     std::fs::write(program.path("microglia.toml"), b"[daemon]\n# \xc3\xbc caf\xe9\n").unwrap();
     insta::assert_snapshot!(refusal(&program).await, @r#"error: microglia.toml: line 2, column 8: invalid UTF-8: save the file as UTF-8"#);
     std::fs::remove_file(program.path("microglia.toml")).unwrap();
-    insta::assert_snapshot!(refusal(&program).await, @r#"error: microglia.toml: no such file: create it (in a container: mount its directory), or specify another file with --config FILE or $MICROGLIA_CONFIG"#);
+    insta::assert_snapshot!(refusal(&program).await, @r#"error: microglia.toml: no such file: create it with `microglia init` (in a container: mount its directory), or specify another file with --config FILE or $MICROGLIA_CONFIG"#);
     std::fs::create_dir(program.path("microglia.toml")).unwrap();
     insta::assert_snapshot!(refusal(&program).await, @r#"error: microglia.toml: this is a directory: specify the configuration file in it"#);
 }
