@@ -50,17 +50,11 @@
 //!
 //! Most of them forbid something, and so cannot be seen in the code.
 //!
-<<<<<<< HEAD
 //! 1. Only `http::transport` sends HTTP to a homeserver or to MAS. It holds the token, encodes path segments, limits rate
 //!    and concurrency, retries, bounds and decodes responses, and names endpoint templates for the metrics.
 //! 2. A job has a `synapse::Reader` and a `mas::Reader`, which can only read. Only the runner creates a `synapse::Writer`
-//!    or a `mas::Writer`, and never in a dry run. `mas::PersonalSessions` is for the program's own token alone.
-=======
-//! 1. Only `synapse::transport` sends HTTP to a homeserver. It holds the token, encodes path segments, limits rate and
-//!    concurrency, retries, bounds and decodes responses, and names endpoint templates for the metrics.
-//! 2. A job has a `synapse::Reader`, which can only read. Only the runner creates a `synapse::Writer`, and never in a
-//!    dry run. Only `cli` creates a `synapse::Authenticator`, which logs in and out.
->>>>>>> login
+//!    or a `mas::Writer`, and never in a dry run. Only `cli` creates a `synapse::Authenticator`, which logs in and out, and
+//!    `mas::PersonalSessions` is for the program's own token alone.
 //! 3. Within an attempt all reading ends before the first change, except that a change reads its own target again just
 //!    before it is applied ([`plan::change::Change::check`]).
 //! 4. What a run does reaches the log, the metrics, the progress display and the event stream only as

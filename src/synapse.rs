@@ -17,20 +17,8 @@ mod writer;
 
 pub(crate) use account::{ExternalId, User, UserRow};
 pub use identity::Version;
-<<<<<<< HEAD
 pub(crate) use identity::{Identity, VERSION_ENDPOINT};
-=======
 pub(crate) use login::{Authenticator, Credentials, DEVICE_ID, NewSession, Responder, sso_url};
-pub(crate) use pace::Limits;
-pub use reader::Reader;
-pub(crate) use token::{Token, trim_newline, validate_token};
-pub use transport::Transport;
-pub(crate) use transport::{CompletedRequest, Observer, Settings};
-pub(crate) use writer::Writer;
-
-pub(crate) use account::UserRow;
-pub(crate) use identity::VERSION_ENDPOINT;
->>>>>>> login
 pub(crate) use media::{File, MediaOwner};
 pub use reader::Reader;
 pub(crate) use rooms::{MemberEvent, Membership, Permissions};

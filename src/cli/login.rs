@@ -14,7 +14,8 @@ use super::output::{print, print_message, print_warning};
 use super::session::{LoginOptions, Session, begin, reader, refuse_mas};
 use super::signals::signalled;
 use crate::config::{Config, Homeserver};
-use crate::synapse::{Authenticator, Token};
+use crate::http::Token;
+use crate::synapse::Authenticator;
 use crate::values::clock::Clock;
 
 #[derive(Debug, clap::Args)]

@@ -11,10 +11,8 @@ use super::output::{print, print_error, print_message, print_warning};
 use super::prompt::{ask, ask_secret, is_interactive};
 use super::sso;
 use crate::config::Homeserver;
-use crate::synapse::{
-    Authenticator, Cause, Credentials, DEVICE_ID, Error, NewSession, Reader, Settings, Token,
-    Transport,
-};
+use crate::http::{Cause, Error, Settings, Token, TokenSource, Transport};
+use crate::synapse::{Authenticator, Credentials, DEVICE_ID, NewSession, Reader};
 use crate::values::clock::Clock;
 use crate::values::duration::format_duration;
 
@@ -47,7 +45,7 @@ pub(super) fn reader(
     token: Token,
     clock: &Clock,
 ) -> Result<Reader, Failure> {
-    let settings = Settings { token, ..homeserver.settings() };
+    let settings = Settings { token: TokenSource::Configured(token), ..homeserver.settings() };
     let transport =
         Transport::new(settings, std::sync::Arc::new(|_| {})).map_err(anyhow::Error::msg)?;
     Ok(Reader::new(std::sync::Arc::new(transport), clock.clone()))

@@ -245,14 +245,7 @@ impl Error {
     }
 
     pub(crate) fn is_rate_limited(&self) -> bool {
-<<<<<<< HEAD:src/http/error.rs
         self.status() == Some(429)
-=======
-        matches!(
-            &self.cause,
-            Cause::Synapse { status: 429, .. } | Cause::NotSynapse { status: 429, .. }
-        )
->>>>>>> login:src/synapse/error.rs
     }
 
     /// Returns what went wrong, without the request and the advice.

@@ -282,20 +282,7 @@ impl Transport {
         token: Option<&SecretString>,
         clock: &Clock,
     ) -> Result<Response, Error> {
-<<<<<<< HEAD:src/http/transport.rs
         let request = self.request(outgoing, token);
-=======
-        let mut request = self.http.request(outgoing.method.clone(), outgoing.url.clone());
-        if !token.expose_secret().is_empty() {
-            request = request.bearer_auth(token.expose_secret());
-        }
-        if let Some(body) = outgoing.body {
-            request = request.json(body);
-        }
-        if let Some(timeout) = outgoing.timeout {
-            request = request.timeout(timeout);
-        }
->>>>>>> login:src/synapse/transport.rs
         #[expect(clippy::disallowed_methods, reason = "this is the one place")]
         let sent = request.send();
         let response = match outgoing.stream {
@@ -350,7 +337,7 @@ impl Transport {
         let mut request = self.http.request(outgoing.method.clone(), outgoing.url.clone());
         if let Some((id, secret)) = outgoing.basic {
             request = request.basic_auth(id, Some(secret.expose_secret()));
-        } else if let Some(token) = token {
+        } else if let Some(token) = token.filter(|token| !token.expose_secret().is_empty()) {
             request = request.bearer_auth(token.expose_secret());
         }
         match outgoing.body {

@@ -6,12 +6,9 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
-use super::error::{Cause, Error};
 use super::json::id;
 use super::reader::Reader;
-use super::request::{Base, Call, Pacing, Repeat};
-use super::response::Response;
-use super::token::validate_token;
+use crate::http::{Base, Call, Cause, Error, Pacing, Repeat, Response, validate_token};
 
 /// The device of every login: one that exists already is used again.
 ///

@@ -6,12 +6,7 @@ use serde::Deserialize;
 use super::identity::{Identity, VERSION_ENDPOINT, Version};
 use super::json::id;
 use super::reader::Reader;
-<<<<<<< HEAD
-use crate::http::{Base, Cause, Error, one_line};
-=======
-use super::request::Base;
-use super::response::Response;
->>>>>>> login
+use crate::http::{Base, Cause, Error, Response, one_line};
 use crate::values::clock::Timestamp;
 
 impl Reader {

@@ -15,7 +15,8 @@ use super::draft::{Draft, HOMESERVER, TOKEN_FILE};
 use super::options::Options;
 use super::setup::{Setup, TokenSource};
 use crate::config::Homeserver;
-use crate::synapse::{Reader, Responder, Token, trim_newline, validate_token};
+use crate::http::{Token, trim_newline, validate_token};
+use crate::synapse::{Reader, Responder};
 use crate::values::bounded_file::read_bounded;
 
 /// Where Synapse listens unless it is told otherwise.
