@@ -17,14 +17,14 @@ use std::{
     env,
     io::{BufRead, BufReader, Read, Write, stdin},
     net::{Ipv4Addr, TcpStream},
-    sync::Mutex,
+    sync::{Arc, Mutex},
     thread,
     time::Instant,
 };
 
 use tokio::net::TcpListener;
 
-use crate::fake::{SERVER_NAME, User, World};
+use crate::fake::{Process, SERVER_NAME, Shared, User, World};
 
 fn main() {
     let arguments: Vec<String> = env::args().skip(1).collect();
@@ -120,8 +120,9 @@ async fn serve(world: World, addresses: u16) {
     }
     println!("http://{own}");
     let gone = tokio::task::spawn_blocking(|| stdin().read_to_end(&mut Vec::new()));
+    let shared = Arc::new(Shared::of(world));
     tokio::select! {
-        never = fake::serve_forever(world, listeners) => match never {},
+        never = fake::serve(shared, Process::Main, listeners) => match never {},
         _ = gone => {}
     }
 }

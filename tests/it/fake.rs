@@ -331,9 +331,10 @@ impl Server {
                 .build()
                 .expect("a runtime for the fake");
             runtime.block_on(async {
-                let listener = TcpListener::from_std(listener).expect("a listener for tokio");
+                let listeners =
+                    vec![TcpListener::from_std(listener).expect("a listener for tokio")];
                 tokio::select! {
-                    never = serve(shared, process, listener) => match never {},
+                    never = serve(shared, process, listeners) => match never {},
                     _ = stopped => {}
                 }
             });
@@ -352,7 +353,7 @@ impl Drop for Server {
     }
 }
 
-struct Shared(Mutex<State>);
+pub struct Shared(Mutex<State>);
 
 struct State {
     world: World,
@@ -366,7 +367,7 @@ struct State {
 }
 
 impl Shared {
-    fn of(world: World) -> Self {
+    pub fn of(world: World) -> Self {
         Self(Mutex::new(State {
             world,
             faults: Vec::new(),
@@ -384,17 +385,19 @@ impl Shared {
     }
 }
 
-/// Serves a world to a bench in a process of its own, at one address or several.
-#[cfg(not(test))]
-pub async fn serve_forever(world: World, listeners: Vec<TcpListener>) -> Infallible {
-    let shared = Arc::new(Shared::of(world));
+/// Serves a world at one address or several; the benches do so in a process of its own.
+pub async fn serve(
+    shared: Arc<Shared>,
+    process: Process,
+    listeners: Vec<TcpListener>,
+) -> Infallible {
     for listener in listeners {
-        tokio::spawn(serve(Arc::clone(&shared), Process::Main, listener));
+        tokio::spawn(accept(Arc::clone(&shared), process, listener));
     }
-    std::future::pending().await
+    pending().await
 }
 
-async fn serve(shared: Arc<Shared>, process: Process, listener: TcpListener) -> Infallible {
+async fn accept(shared: Arc<Shared>, process: Process, listener: TcpListener) -> Infallible {
     for connection in 1.. {
         let Ok((stream, _)) = listener.accept().await else {
             sleep(Duration::from_millis(10)).await;
