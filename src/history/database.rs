@@ -91,12 +91,13 @@ pub(super) enum Reading {
     Postgres(Connections),
 }
 
-// Each begins a transaction and bounds it. A server may turn off what lets a record survive a power failure.
+// Each begins a transaction and bounds it. A server may turn off what lets a record survive a power failure. A replica that
+// is frozen or cut off in mid-transaction keeps its locks for as long as a session may be idle, and nobody takes its leases.
 const WRITE_SQLITE: &str = "BEGIN IMMEDIATE";
 const WRITE_POSTGRES: &str = "\
     BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE;
     SET LOCAL statement_timeout = '30s';
-    SET LOCAL idle_in_transaction_session_timeout = '60s';
+    SET LOCAL idle_in_transaction_session_timeout = '5s';
     SELECT set_config('synchronous_commit', 'on', true)
         WHERE current_setting('synchronous_commit') = 'off'";
 const READ_SQLITE: &str = "BEGIN";
