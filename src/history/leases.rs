@@ -12,6 +12,7 @@ use sqlx::{AnyConnection, AssertSqlSafe, Row};
 use super::columns::{ROWS_PER_STATEMENT, query};
 use super::error::Error;
 use super::spread::{Lease, LeaseState, Replica, shares};
+use crate::values::clock::Timestamp;
 
 /// What a process found out about leases, and has of them now.
 #[derive(Debug, Clone, Default)]
@@ -24,6 +25,8 @@ pub struct Renewal {
     pub elsewhere: BTreeSet<String>,
     /// Every daemon that was seen lately.
     pub replicas: Vec<Replica>,
+    /// The time by the clock of the database.
+    pub now: Option<Timestamp>,
 }
 
 /// The daemons that share a history, and what they work on.
@@ -84,7 +87,8 @@ const TERM: &str = "\
 const COMMAND_LINE: &str = "a run of the command line";
 const SEEN: &str = "\
     INSERT INTO replicas (id, name, config, seen_at) VALUES ($1, $2, $3, now())
-    ON CONFLICT (id) DO UPDATE SET name = excluded.name, config = excluded.config, seen_at = now()";
+    ON CONFLICT (id) DO UPDATE SET name = excluded.name, config = excluded.config, seen_at = now()
+    RETURNING (EXTRACT(EPOCH FROM now()) * 1000)::BIGINT AS now";
 const FORGET: &str = "DELETE FROM replicas WHERE id = $1 OR seen_at < now() - interval '1 hour'";
 const REPLICAS: &str = "\
     SELECT id, name, config FROM replicas
@@ -156,7 +160,8 @@ pub(super) async fn renew(
         query(FORGET).bind(me).execute(&mut *connection).await?;
         return Ok(Renewal { held, ..Renewal::default() });
     }
-    query(SEEN).bind(me).bind(name).bind(config).execute(&mut *connection).await?;
+    let row = query(SEEN).bind(me).bind(name).bind(config).fetch_one(&mut *connection).await?;
+    let now = Timestamp::from_timestamp_millis(row.try_get("now")?);
     let replicas = seen(connection, seconds).await?;
     let leases = all(connection, seconds).await?;
     let shares = shares(me, homeservers, &leases, &replicas);
@@ -166,7 +171,7 @@ pub(super) async fn renew(
         .filter(|lease| lease.state == LeaseState::Valid && lease.holder != me)
         .map(|lease| lease.homeserver)
         .collect();
-    Ok(Renewal { held, surplus: shares.surplus, elsewhere, replicas })
+    Ok(Renewal { held, surplus: shares.surplus, elsewhere, replicas, now })
 }
 
 /// The daemons that were seen within so many seconds.

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Instant;
 
+use chrono::TimeDelta;
 use tokio::sync::Notify;
 
 use super::held::Leases;
@@ -11,6 +12,10 @@ use super::lease_times::LeaseTimes;
 use super::message::Message;
 use super::supervisor::Supervisor;
 use crate::history::{self, Others, Renewal, Replica, Wanted};
+use crate::values::clock::Timestamp;
+
+/// How far clocks may be apart; the answer of the database may take some seconds.
+const MAX_CLOCK_DIFFERENCE: TimeDelta = TimeDelta::seconds(10);
 
 /// The task that renews leases, spreads them over the replicas, and sends the owner of the jobs those that are held.
 pub struct LeaseKeeper {
@@ -25,6 +30,7 @@ pub struct LeaseKeeper {
     /// What was free after the last renewal, and is others' to take.
     left_free: BTreeSet<String>,
     differing: BTreeSet<String>,
+    clock_differs: bool,
     is_failing: bool,
     is_stopping: bool,
     /// What the owner of the jobs wakes it with.
@@ -43,6 +49,7 @@ impl LeaseKeeper {
             is_current: false,
             left_free: BTreeSet::new(),
             differing: BTreeSet::new(),
+            clock_differs: false,
             is_failing: false,
             is_stopping: false,
             wake: Arc::default(),
@@ -136,6 +143,9 @@ impl LeaseKeeper {
         sent: Instant,
     ) -> Result<(), String> {
         self.compare(&renewal.replicas, wanted);
+        if let Some(now) = renewal.now {
+            self.compare_clocks(now);
+        }
         let Renewal { held, surplus, elsewhere, .. } = renewal;
         self.trusted_until = sent + self.times.ttl.saturating_sub(self.times.margin);
         self.left_free = wanted
@@ -196,6 +206,20 @@ impl LeaseKeeper {
             self.left_free.insert(homeserver.clone());
         }
         self.supervisor.history().resign_leases(&given).await
+    }
+
+    /// Warns once where the clock of this machine is wrong, or that of the database.
+    fn compare_clocks(&mut self, database: Timestamp) {
+        let ahead = self.supervisor.now() - database;
+        let differs = ahead.abs() > MAX_CLOCK_DIFFERENCE;
+        if differs && !self.clock_differs {
+            let (seconds, direction) = (
+                ahead.num_seconds().abs(),
+                if ahead > TimeDelta::zero() { "ahead of" } else { "behind" },
+            );
+            tracing::warn!(target: "microglia::scheduler", "the clock of this machine is {seconds} s {direction} that of the database: jobs start at other times on each replica, and not again at the times that another one has run already; synchronize the clocks (`timedatectl`)");
+        }
+        self.clock_differs = differs;
     }
 
     /// Warns once of each replica with another configuration.

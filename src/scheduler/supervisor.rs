@@ -59,6 +59,10 @@ impl Supervisor {
         (Arc::new(supervisor), owner)
     }
 
+    pub(super) fn now(&self) -> Timestamp {
+        self.clock.now()
+    }
+
     /// Returns what the ticker calls with what is due.
     pub fn wakes(&self) -> impl Fn(Due) + Send + Sync + use<> {
         let messages = self.messages.clone();

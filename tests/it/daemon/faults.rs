@@ -250,12 +250,15 @@ async fn a_pause_can_be_read_even_if_the_disk_is_full_at_the_start() {
     }
 }
 
-/// Starts the daemon where a minute passes in each second, by Debian's faketime(1).
-async fn serve_sixty_times_as_fast(program: &Program) -> Daemon {
+/// A minute passes in each second.
+const SIXTY_TIMES_AS_FAST: &str = "+0 x60";
+
+/// Starts the daemon with another clock, by Debian's faketime(1).
+pub(super) async fn serve_with_clock(program: &Program, clock: &str) -> Daemon {
     let serve = program.command(&["serve"]);
     let mut command = tokio::process::Command::new("faketime");
     command
-        .args(["-f", "+0 x60", "setpriv", "--pdeathsig", "KILL"])
+        .args(["-f", clock, "setpriv", "--pdeathsig", "KILL"])
         .arg(serve.as_std().get_program())
         .args(serve.as_std().get_args())
         .stderr(std::process::Stdio::piped())
@@ -290,7 +293,7 @@ async fn an_outage_of_an_hour_needs_no_intervention() {
         })
         .collect();
     let program = Program::new(&fake.url(), TOKEN, &jobs);
-    let mut daemon = serve_sixty_times_as_fast(&program).await;
+    let mut daemon = serve_with_clock(&program, SIXTY_TIMES_AS_FAST).await;
     let failing = async |daemon: &Daemon| {
         let mut failing = 0;
         for number in 0..JOBS {

@@ -8,6 +8,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, UnixStream};
 use tokio::sync::watch;
 
+use super::faults::serve_with_clock;
 use super::replicas::{held, replica};
 use super::*;
 use crate::postgres::Postgres;
@@ -360,4 +361,28 @@ async fn replicas_of_which_one_loses_the_database_but_not_the_homeserver_do_ever
         group.proxies[victim].set(Line::Open);
     })
     .await;
+}
+
+#[tokio::test]
+#[ignore = "it needs faketime(1), which `apt-get install faketime` brings"]
+async fn replicas_whose_clocks_are_an_hour_apart_run_no_occurrence_twice_and_warn() {
+    let mut group = Group::start(2).await;
+    group.daemons[1].take().expect("the replica runs").stop().await;
+    group.daemons[1] = Some(serve_with_clock(&group.programs[1], "+1h").await);
+    group.until_even().await;
+    let warning = "the clock of this machine is 36";
+    until_log(group.daemon(1), warning).await;
+    assert!(!group.daemon(0).log().contains(warning), "{}", group.daemon(0).log());
+    group.some_joins().await;
+    group.daemons[1].take().expect("the replica runs").kill().await;
+    until("the takeover", 60, async || held(group.daemon(0)).await == 2).await;
+    // For an hour it only meets occurrences that the other one has run.
+    let twice = "SELECT job, scheduled_for FROM runs WHERE outcome <> 'interrupted'
+        GROUP BY 1, 2 HAVING COUNT(*) > 1";
+    for _ in 0..5 {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert_eq!(group.sql(twice).await, "");
+    }
+    group.daemons[0].take().expect("the replica runs").stop().await;
+    assert_eq!(group.sql("SELECT id FROM runs WHERE outcome IS NULL").await, "");
 }
