@@ -12,8 +12,8 @@ use super::context::blocking;
 use super::failure::Failure;
 use super::output::{print, print_json, print_warning};
 use super::table::format_local;
-use crate::config::{Config, Diagnostic, Homeserver, JobSpec};
-use crate::http::{Clients, Transport};
+use crate::config::{Config, Connections, Diagnostic, Homeserver, JobSpec};
+use crate::http::{Clients, Observer};
 use crate::jobs::job::{self, Budget};
 use crate::plan::report::Mode;
 use crate::scheduler::job_list::{Sharing, job_list, upcoming};
@@ -107,12 +107,14 @@ async fn check_all(
         0 | 1 => Printing::Immediately,
         _ => Printing::Together,
     };
-    let mut clients = Clients::default();
+    let (mut clients, limits) = (Clients::default(), config.new_limits());
+    let observer: Observer = Arc::new(|_| {});
     let mut checks = Vec::new();
     for homeserver in config.homeservers.values() {
-        let transport = Transport::sharing(&mut clients, homeserver.settings(), Arc::new(|_| {}))
+        let Connections { transport, mas } = homeserver
+            .connect(&mut clients, &observer, clock, |address| limits.get(address).cloned())
             .map_err(anyhow::Error::msg)?;
-        let reader = Reader::new(Arc::new(transport), clock.clone());
+        let reader = Reader::new(transport, clock.clone()).with_mas(mas.as_ref());
         checks.push(async move {
             let mut results = Results { homeserver: &homeserver.name, printing, list: Vec::new() };
             results.check(config, homeserver, &reader).await?;

@@ -10,7 +10,7 @@ use crate::config::Config;
 impl Owner {
     /// All or nothing: a homeserver that cannot be set up leaves everything as it was.
     pub(super) fn adopt(&mut self, config: &Config) -> Result<Adopted, anyhow::Error> {
-        let prepared = self.homeservers.prepare(config, &self.metrics)?;
+        let prepared = self.homeservers.prepare(config, &self.metrics, &self.clock)?;
         self.homeservers.adopt(config, prepared, &self.metrics);
         let mut adopted = Adopted::default();
         let removed: Vec<String> =
