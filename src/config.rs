@@ -1,5 +1,6 @@
 //! The configuration files: TOML text to settings and job specs, or every error with its location.
 
+mod connect;
 mod diagnostics;
 mod include;
 mod job_spec;
@@ -13,6 +14,7 @@ mod source;
 mod sources;
 mod tables;
 
+pub(crate) use connect::{ConnectFor, Connections};
 pub(crate) use diagnostics::{Diagnostic, LoadError};
 pub(crate) use job_spec::JobSpec;
 pub(crate) use keys::{Overlap, Retries};

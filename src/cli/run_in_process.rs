@@ -10,10 +10,10 @@ use super::left_alone::LeftAloneList;
 use super::output::{print_error, print_message};
 use super::progress::Progress;
 use super::run_lease;
-use crate::config::{Config, JobSpec};
+use crate::config::{Config, ConnectFor, Connections, JobSpec};
 use crate::history::state_dir::StateDir;
 use crate::history::{self, History};
-use crate::http::{Limits, Settings, Transport};
+use crate::http::{Clients, Observer};
 use crate::observe::run_log;
 use crate::plan::report::{Event, Outcome, Report};
 use crate::runner::{HomeserverHandle, LostCallWait, RunParams, RunSlots, Runner, Stop};
@@ -38,10 +38,23 @@ pub(super) async fn run(
         .limits()
         .remove(&homeserver.address())
         .ok_or_else(|| anyhow::anyhow!("no homeserver {}", spec.homeserver))?;
-    let settings = Settings { limits: Arc::new(Limits::new(limits)), ..homeserver.settings() };
-    let transport = Transport::new(settings, Arc::new(|_| {})).map_err(anyhow::Error::msg)?;
+    let all_limits = config.new_limits();
+    let observer: Observer = Arc::new(|_| {});
+    let Connections { transport, mas } = homeserver
+        .connect(
+            &mut Clients::default(),
+            ConnectFor {
+                observer: &observer,
+                clock,
+                state_dir: &config.daemon.state_dir,
+                expiry_observer: Arc::new(|_| {}),
+            },
+            |address| all_limits.get(address).cloned(),
+        )
+        .map_err(anyhow::Error::msg)?;
     let homeserver = HomeserverHandle {
-        transport: Arc::new(transport),
+        transport,
+        mas,
         slots: RunSlots::Locks(runs),
         max_concurrent_requests: limits.max_concurrent_requests,
     };

@@ -7,6 +7,7 @@ use tokio::sync::Semaphore;
 
 use crate::config::JobSpec;
 use crate::http::Transport;
+use crate::mas;
 use crate::plan::report::{Event, Mode, Trigger};
 use crate::values::clock::Timestamp;
 use crate::values::schedule::Window;
@@ -46,6 +47,8 @@ pub enum Extent {
 #[derive(Debug, Clone)]
 pub struct HomeserverHandle {
     pub transport: Arc<Transport>,
+    /// `None` where no MAS is configured.
+    pub mas: Option<Arc<mas::Connection>>,
     pub slots: RunSlots,
     pub max_concurrent_requests: u32,
 }

@@ -100,7 +100,8 @@ impl Runner {
             spec,
             homeserver,
             params,
-            reader: Reader::new(Arc::clone(&homeserver.transport), self.clock.clone()),
+            reader: Reader::new(Arc::clone(&homeserver.transport), self.clock.clone())
+                .with_mas(homeserver.mas.as_ref()),
             limits: Limits {
                 stop,
                 deadline: Instant::now() + spec.common.time_limit.0,

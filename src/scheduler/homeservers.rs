@@ -2,11 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
+use std::path::Path;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use crate::config::{Config, Homeserver};
-use crate::http::{Address, Clients, Limits, Settings, Slots, Transport};
+use crate::config::{Config, ConnectFor, Connections};
+use crate::http::{Address, Clients, Limits, Slots, Transport};
 use crate::observe::metrics::Metrics;
 use crate::runner::{HomeserverHandle, RunSlots};
 use crate::synapse::Reader;
@@ -54,23 +55,44 @@ impl Homeservers {
         &self,
         config: &Config,
         metrics: &Arc<Metrics>,
+        clock: &Clock,
+        state_dir: &Path,
     ) -> Result<Prepared, anyhow::Error> {
         let (mut new, mut addresses) = (Vec::new(), self.addresses.clone());
         let (all_limits, mut clients) = (config.limits(), Clients::default());
         for homeserver in config.homeservers.values() {
-            let address = homeserver.address();
-            let Some((runs, limits)) = all_limits.get(&address).copied() else { continue };
-            let shared = addresses.entry(address).or_insert_with(|| Shared {
-                slots: Arc::new(Slots::new(runs)),
-                limits: Arc::new(Limits::new(limits)),
-            });
+            let mut shared = |address: &Address| {
+                let (runs, limits) = all_limits.get(address).copied()?;
+                let shared = addresses.entry(address.clone()).or_insert_with(|| Shared {
+                    slots: Arc::new(Slots::new(runs)),
+                    limits: Arc::new(Limits::new(limits)),
+                });
+                Some(shared.clone())
+            };
+            let Some(Shared { slots, .. }) = shared(&homeserver.address()) else { continue };
             let fingerprint = homeserver.connection_fingerprint();
             let is_unchanged = self
                 .live
                 .get(&homeserver.name)
                 .is_some_and(|live| live.connection_fingerprint == fingerprint);
             if !is_unchanged {
-                let handle = shared.handle(homeserver, &mut clients, metrics)?;
+                let observer = metrics.homeservers.observer(&homeserver.name);
+                let limits = |address: &Address| shared(address).map(|shared| shared.limits);
+                let made_for = ConnectFor {
+                    observer: &observer,
+                    clock,
+                    state_dir,
+                    expiry_observer: metrics.homeservers.expiry_observer(&homeserver.name),
+                };
+                let Connections { transport, mas } = homeserver
+                    .connect(&mut clients, made_for, limits)
+                    .map_err(|error| anyhow::anyhow!("{}: {error}", homeserver.name))?;
+                let handle = HomeserverHandle {
+                    transport,
+                    mas,
+                    slots: RunSlots::Shared(Arc::clone(slots.semaphore())),
+                    max_concurrent_requests: homeserver.max_concurrent_requests,
+                };
                 new.push((homeserver.name.clone(), fingerprint, handle));
             }
         }
@@ -86,6 +108,9 @@ impl Homeservers {
             .collect();
         metrics.homeservers.remove(&gone);
         for (name, connection_fingerprint, handle) in prepared.new {
+            if handle.mas.is_none() {
+                metrics.homeservers.remove_token_expiry(&name);
+            }
             self.live
                 .insert(name, Live { connection_fingerprint, handle, probing: Arc::default() });
         }
@@ -192,23 +217,6 @@ async fn probe(
 }
 
 impl Shared {
-    fn handle(
-        &self,
-        homeserver: &Homeserver,
-        clients: &mut Clients,
-        metrics: &Arc<Metrics>,
-    ) -> Result<HomeserverHandle, anyhow::Error> {
-        let settings = Settings { limits: Arc::clone(&self.limits), ..homeserver.settings() };
-        let observer = metrics.homeservers.observer(&homeserver.name);
-        let transport = Transport::sharing(clients, settings, observer)
-            .map_err(|error| anyhow::anyhow!("{}: {error}", homeserver.name))?;
-        Ok(HomeserverHandle {
-            transport: Arc::new(transport),
-            slots: RunSlots::Shared(Arc::clone(self.slots.semaphore())),
-            max_concurrent_requests: homeserver.max_concurrent_requests,
-        })
-    }
-
     /// Whether a run that continues with an earlier configuration still counts.
     fn is_in_use(&self) -> bool {
         Arc::strong_count(&self.limits) > 1 || Arc::strong_count(self.slots.semaphore()) > 1

@@ -13,6 +13,7 @@ use crate::http::{
     Address, Base, Call, Error, Pacing, PageSizes, Repeat, Response, ResponseMonitor, Session,
     Silence, Transport,
 };
+use crate::mas;
 use crate::values::clock::Clock;
 use crate::values::schema::RateLimit;
 
@@ -24,6 +25,7 @@ pub struct Reader {
     pub(super) clock: Clock,
     pub(super) identity: Arc<OnceCell<Identity>>,
     pub(super) page_sizes: Arc<PageSizes>,
+    mas: Option<mas::Reader>,
     completed_requests: Arc<AtomicU64>,
 }
 
@@ -35,8 +37,20 @@ impl Reader {
             clock,
             identity: Arc::default(),
             page_sizes: Arc::default(),
+            mas: None,
             completed_requests: Arc::default(),
         }
+    }
+
+    /// Reads the homeserver's MAS, too, where one is configured.
+    pub(crate) fn with_mas(self, connection: Option<&Arc<mas::Connection>>) -> Self {
+        let reader = |connection| mas::Reader::new(Arc::clone(connection), self.clock.clone());
+        Self { mas: connection.map(reader), ..self }
+    }
+
+    /// The MAS that manages the accounts; `None` where none is configured.
+    pub(crate) fn mas(&self) -> Option<&mas::Reader> {
+        self.mas.as_ref()
     }
 
     pub(crate) fn address(&self) -> &Address {

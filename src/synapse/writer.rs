@@ -12,18 +12,27 @@ use crate::http::retry::{self, Attempts, Retry, TokenState};
 use crate::http::{
     Base, Call, Error, JOIN_ENDPOINT, Pacing, RawRequest, Repeat, Response, unless_cancelled,
 };
+use crate::mas;
 use crate::values::clock::Timestamp;
 
 #[derive(Debug)]
 pub struct Writer {
     reader: Reader,
+    mas: Option<mas::Writer>,
     cancel: CancellationToken,
 }
 
 impl Writer {
     /// Once `cancel` is cancelled, requests that still wait to be sent fail with [`super::Cause::Cancelled`].
     pub(crate) fn new(reader: Reader, cancel: CancellationToken) -> Self {
-        Self { reader, cancel }
+        let mas = reader.mas().map(|mas| mas::Writer::new(mas.clone(), cancel.clone()));
+        Self { reader, mas, cancel }
+    }
+
+    /// Changes in the MAS that manages the accounts; `None` where none is configured.
+    #[expect(dead_code, reason = "no kind changes MAS yet")]
+    pub(crate) fn mas(&self) -> Option<&mas::Writer> {
+        self.mas.as_ref()
     }
 
     /// Deletes local files last used before `before` and larger than `larger_than` bytes; returns the ids of those deleted.

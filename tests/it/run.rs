@@ -208,6 +208,7 @@ async fn a_window_that_ends_while_a_run_reads_says_how_far_it_got() {
     let transport = Transport::new(config.homeservers["main"].settings(), Arc::new(|_| {}));
     let handle = HomeserverHandle {
         transport: Arc::new(transport.unwrap()),
+        mas: None,
         slots: RunSlots::Locks(1),
         max_concurrent_requests: 4,
     };

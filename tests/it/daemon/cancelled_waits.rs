@@ -141,6 +141,7 @@ async fn run_at(
     let transport = Arc::new(Transport::new(homeserver.settings(), Arc::new(|_| {})).unwrap());
     let handle = HomeserverHandle {
         transport: Arc::clone(&transport),
+        mas: None,
         slots: RunSlots::Locks(1),
         max_concurrent_requests: homeserver.max_concurrent_requests,
     };

@@ -41,6 +41,7 @@ pub async fn apply(program: &Program, job: &str) -> Ran {
     let transport = Transport::new(homeserver.settings(), Arc::new(|_| {})).unwrap();
     let handle = HomeserverHandle {
         transport: Arc::new(transport),
+        mas: None,
         slots: RunSlots::Locks(homeserver.max_concurrent_runs),
         max_concurrent_requests: homeserver.max_concurrent_requests,
     };

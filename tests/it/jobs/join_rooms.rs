@@ -905,6 +905,7 @@ async fn the_end_of_the_window_ends_a_run_between_two_joins() {
     let transport = Transport::new(config.homeservers["main"].settings(), Arc::new(|_| {}));
     let handle = HomeserverHandle {
         transport: Arc::new(transport.unwrap()),
+        mas: None,
         slots: RunSlots::Locks(1),
         max_concurrent_requests: 4,
     };
