@@ -3,6 +3,7 @@
 mod batch_size;
 pub mod job;
 mod join_rooms;
+mod mas_accounts;
 mod portion;
 mod purge_local_media;
 mod purge_remote_media;

@@ -130,6 +130,11 @@
 //!   file (`config::sources`): everything after that works on one text, and an error still has its own file and line.
 //! - Homeservers that trust the same certificates share an HTTP client, and their probes are spread over five minutes:
 //!   hundreds of homeservers must not cost everything at the same time.
+//! - Under MAS, `remove-external-ids` reads all links and the accounts in the selected states in each run, not in rounds: whether
+//!   a link is the last one of its account shows only in all of them, and a request returns 1,000. Each link is a change of its
+//!   own, checked again with its account just before it is deleted; changes of links need no lane, because MAS is one database.
+//! - Who is locked, deactivated or admin under MAS is what MAS says (`jobs::mas_accounts`, and `remove-external-ids`): Synapse
+//!   repeats what it was told, and knows no admins there. `join-rooms` leaves an account out that either of them has locked.
 //! - MAS ignores parameters that it does not know, so that a misspelt filter lists everything: every list compares its
 //!   filters with those that the response repeats in `links.self`. Pages continue after the last id, because `links.next`
 //!   leads back in some lists.

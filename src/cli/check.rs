@@ -323,7 +323,13 @@ impl Results<'_> {
             (None, Some(_)) => self.yes("clocks agree", "yes")?,
             (None, None) => self.yes("clocks agree", "unknown: the Date header is missing or cannot be read, so a proxy has changed it")?,
         }
-        let mas = if identity.mas { "yes: remove-external-ids is refused" } else { "no" };
+        let mas = match (identity.mas, reader.mas()) {
+            (false, _) => "no",
+            (true, Some(_)) => "yes",
+            (true, None) => {
+                "yes, and [homeservers.NAME.mas] is missing: who is locked or deactivated is what Synapse was told, which may be wrong, and remove-external-ids is refused"
+            }
+        };
         self.yes("accounts in MAS", mas)?;
         match reader.serves_media(&identity.server_name).await {
             Ok(true) => self.yes("media endpoints", "yes")?,
@@ -356,7 +362,8 @@ impl Results<'_> {
                 &format!("{} requires Synapse {} or later", job.job.kind().name, needs.synapse),
             )?;
         }
-        if let Some(why) = needs.not_under_mas.filter(|_| identity.mas) {
+        let mas_is_unknown = identity.mas && reader.mas().is_none();
+        if let Some(why) = needs.without_mas_client.filter(|_| mas_is_unknown) {
             self.no(&format!("{} under MAS", job.name), why)?;
         }
         let budget = Budget {

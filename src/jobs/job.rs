@@ -79,8 +79,8 @@ pub struct Needs {
     pub synapse: Version,
     /// The kind sends timestamps: with a wrong local clock, it would delete the wrong items.
     pub clock: bool,
-    /// Why the kind is refused if MAS manages the accounts.
-    pub not_under_mas: Option<&'static str>,
+    /// Why the kind is refused if MAS manages the accounts and no `[homeservers.NAME.mas]` is configured.
+    pub without_mas_client: Option<&'static str>,
     /// The kind plans without any request: a dry run sends nothing at all.
     pub plans_offline: bool,
     /// The kind uses endpoints that the process behind `media_url` serves.

@@ -7,6 +7,7 @@ use futures_util::future::BoxFuture;
 use serde_json::Value;
 
 use super::job::{CheckResult, Context, Job, Needs, PlanError};
+use super::mas_accounts::{GoneAccounts, is_gone};
 use super::portion::{Next, PortionProgress, in_order};
 use crate::plan::change::{Change, ChangeResult, Check, Lane, Plan, Work};
 use crate::plan::facts::{Fact, Topic};
@@ -59,6 +60,7 @@ impl Job for JoinRooms {
     const KIND: &'static str = "join-rooms";
     const ABOUT: &'static str = "Joins local users to rooms that they are not in. Skips users who left or were kicked or banned (from the room, or from the one that it replaced), \
         deactivated, locked and suspended accounts, guests, bridge ghosts, bots and the daemon's own account. \
+        Where [homeservers.NAME.mas] is configured, accounts that MAS has locked or deactivated, too, whatever Synapse says. \
         To a room that is not public, the daemon's account invites the users: it must be a member with the power to invite.";
     const KEYS: &'static [Key] = Keys::KEYS;
     const ACTION: Action = Action::JoinRoom;
@@ -66,7 +68,7 @@ impl Job for JoinRooms {
     const NEEDS: Needs = Needs {
         synapse: Version(1, 123),
         clock: false,
-        not_under_mas: None,
+        without_mas_client: None,
         plans_offline: false,
         media: false,
     };
@@ -110,6 +112,7 @@ impl Job for JoinRooms {
             job: self,
             context,
             identity,
+            gone: GoneAccounts::read(context.reader, &identity.server_name).await?,
             rooms: self.open_rooms(context, identity, plan).await?,
             matched: findings
                 .and_then(|found| serde_json::from_value(found).ok())
@@ -191,6 +194,7 @@ struct Reading<'a> {
     job: &'a JoinRooms,
     context: &'a Context<'a>,
     identity: &'a Identity,
+    gone: GoneAccounts,
     rooms: Vec<TargetRoom>,
     /// The patterns that have matched an account in this round.
     matched: Matched,
@@ -226,6 +230,7 @@ impl Reading<'_> {
         let to_read: HashSet<String> = rows
             .iter()
             .filter(|row| job.is_chosen(row, identity) && !ghosts.contains_key(&row.name))
+            .filter(|row| self.gone.exempt(&row.name).is_none())
             .filter(|row| !self.missing_in(&row.name).is_empty())
             .map(|row| row.name.clone())
             .collect();
@@ -308,7 +313,10 @@ impl Reading<'_> {
         let exempt = match select(&row.name, users, except_users, &mut self.matched) {
             Selection::Unmatched => return Ok(Verdict::Ignore),
             Selection::Excluded => Some(Exempt::Excluded),
-            Selection::Chosen => self.job.exempt(row, self.identity),
+            Selection::Chosen => {
+                let exempt = self.job.exempt(row, self.identity);
+                exempt.or_else(|| self.gone.exempt(&row.name))
+            }
         };
         let ghost = || ghosts.contains_key(&row.name).then_some(Exempt::Bridge);
         if let Some(exempt) = exempt.or_else(ghost) {
@@ -652,7 +660,8 @@ impl Change for Join {
         Box::pin(async move {
             // A paced run takes long, and Synapse would join even a deactivated account, which could never leave again.
             let user = reader.user(&self.user_id).await?;
-            if user.deactivated || user.locked || user.suspended {
+            let is_gone_in_synapse = user.deactivated || user.locked || user.suspended;
+            if is_gone_in_synapse || is_gone(reader, &self.user_id).await? {
                 return Ok(Check::Skip(
                     "the account was deactivated, locked or suspended since the plan".to_owned(),
                 ));

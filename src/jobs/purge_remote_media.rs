@@ -45,7 +45,7 @@ impl Job for PurgeRemoteMedia {
     const NEEDS: Needs = Needs {
         synapse: Version(1, 78),
         clock: true,
-        not_under_mas: None,
+        without_mas_client: None,
         plans_offline: false,
         media: true,
     };

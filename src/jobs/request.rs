@@ -74,7 +74,7 @@ impl Job for Request {
     const NEEDS: Needs = Needs {
         synapse: Version(0, 0),
         clock: true,
-        not_under_mas: None,
+        without_mas_client: None,
         plans_offline: true,
         media: false,
     };

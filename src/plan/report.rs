@@ -108,6 +108,10 @@ string_enum! {
         NotSelected = "not-selected",
         /// The only external id of an active account (`keep_last`).
         LastId = "last-id",
+        /// An account that was deactivated not long ago (`deactivated_for`).
+        RecentlyDeactivated = "recently-deactivated",
+        /// A link of no account (`orphans`).
+        Orphan = "orphan",
         Quarantined = "quarantined",
         Protected = "protected",
         /// Synapse kept the file before, most likely as an avatar.

@@ -81,7 +81,8 @@ async fn check_homeserver(run: &RunContext<'_>) -> Result<String, PlanError> {
             identity.version_text, kind.name, kind.needs.synapse
         )));
     }
-    if let Some(why) = kind.needs.not_under_mas.filter(|_| identity.mas) {
+    let mas_is_unknown = identity.mas && run.reader.mas().is_none();
+    if let Some(why) = kind.needs.without_mas_client.filter(|_| mas_is_unknown) {
         return Err(PlanError::Refused(why.to_owned()));
     }
     if let Some(off) = identity.clock_error().filter(|_| kind.needs.clock) {

@@ -30,7 +30,6 @@ impl Writer {
     }
 
     /// Changes in the MAS that manages the accounts; `None` where none is configured.
-    #[expect(dead_code, reason = "no kind changes MAS yet")]
     pub(crate) fn mas(&self) -> Option<&mas::Writer> {
         self.mas.as_ref()
     }

@@ -6,4 +6,5 @@ mod purge_local_media;
 mod purge_remote_media;
 mod purge_rounds;
 mod remove_external_ids;
+mod remove_upstream_links;
 mod request;

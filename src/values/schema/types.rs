@@ -162,12 +162,6 @@ impl<T: Value> Value for Vec<T> {
 #[derive(Debug, Clone)]
 pub struct NonEmpty<T>(Vec<T>);
 
-impl<T> NonEmpty<T> {
-    pub(crate) fn into_vec(self) -> Vec<T> {
-        self.0
-    }
-}
-
 impl<T> Deref for NonEmpty<T> {
     type Target = [T];
 

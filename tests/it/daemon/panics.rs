@@ -30,7 +30,7 @@ impl Job for Panics {
     const NEEDS: Needs = Needs {
         synapse: Version(0, 0),
         clock: false,
-        not_under_mas: None,
+        without_mas_client: None,
         plans_offline: true,
         media: false,
     };

@@ -8,7 +8,8 @@ use std::{
 use microglia::config::{Config, Environment};
 use microglia::history::History;
 use microglia::history::state_dir::StateDir;
-use microglia::http::Transport;
+use microglia::http::{Observer, Transport};
+use microglia::mas::Connection;
 use microglia::plan::report::{Event, Mode};
 use microglia::runner::{HomeserverHandle, LostCallWait, RunParams, RunSlots, Runner, Stop};
 use microglia::values::clock::Clock;
@@ -32,6 +33,11 @@ pub struct Ran {
 
 /// Makes the changes of the program's job, in its state directory.
 pub async fn apply(program: &Program, job: &str) -> Ran {
+    run(program, job, Mode::Apply).await
+}
+
+/// Runs the program's job in its state directory, with the MAS of the homeserver `mas` where that is configured.
+pub async fn run(program: &Program, job: &str, mode: Mode) -> Ran {
     let clock = Clock::system();
     let config =
         Config::load(&program.path("microglia.toml"), &Environment::default(), clock.now())
@@ -41,14 +47,18 @@ pub async fn apply(program: &Program, job: &str) -> Ran {
     let transport = Transport::new(homeserver.settings(), Arc::new(|_| {})).unwrap();
     let handle = HomeserverHandle {
         transport: Arc::new(transport),
-        mas: None,
+        mas: config.homeservers.get("mas").map(|homeserver| {
+            let settings = homeserver.mas_settings(|_| None).unwrap();
+            let observer: Observer = Arc::new(|_| {});
+            Arc::new(Connection::new(settings, &observer, clock.clone()).unwrap())
+        }),
         slots: RunSlots::Locks(homeserver.max_concurrent_runs),
         max_concurrent_requests: homeserver.max_concurrent_requests,
     };
     let dir = StateDir::open(&config.daemon.state_dir).unwrap();
     let history = History::open(program.place(), clock.clone()).await.unwrap();
     let runner = Runner { history: history.clone(), dir: Some(dir), clock, lost_call_wait: SOON };
-    let params = RunParams { mode: Mode::Apply, ..RunParams::manual(spec) };
+    let params = RunParams { mode, ..RunParams::manual(spec) };
     let waited = Arc::new(Mutex::new(Vec::new()));
     let events = Arc::clone(&waited);
     let observe = Arc::new(move |event: Event| {

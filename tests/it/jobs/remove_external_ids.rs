@@ -835,7 +835,7 @@ async fn under_mas_the_job_is_refused_and_the_message_says_where_the_links_are()
     let program = Program::new(&fake.url(), TOKEN, &ids(""));
     let report = program.dry_run("ids").await;
     assert_eq!(figures(&report), "refused: null/0/0/0/null");
-    insta::assert_snapshot!(message(&report), @"the accounts of this homeserver and the links to their identities are stored in the Matrix Authentication Service: remove the links there (Admin API, upstream-oauth-links, or `mas-cli`); those in Synapse are not used");
+    insta::assert_snapshot!(message(&report), @"the accounts of this homeserver and the links to their identities are stored in the Matrix Authentication Service: configure [homeservers.NAME.mas], so that the links are removed there; those in Synapse are not used");
     assert_eq!(
         fake.count("*", "/_synapse/admin/v2/users"),
         1,
