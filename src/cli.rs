@@ -2,6 +2,7 @@
 
 mod arguments;
 mod check;
+mod check_mas;
 mod client;
 mod context;
 mod control;

@@ -14,7 +14,7 @@ mod source;
 mod sources;
 mod tables;
 
-pub(crate) use connect::Connections;
+pub(crate) use connect::{ConnectFor, Connections};
 pub(crate) use diagnostics::{Diagnostic, LoadError};
 pub(crate) use job_spec::JobSpec;
 pub(crate) use keys::{Overlap, Retries};

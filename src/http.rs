@@ -32,6 +32,6 @@ pub(crate) use page_size::{MIN_PAGE_ROWS, PageSizes};
 pub(crate) use request::{Base, BodyStream, Call, Form, JOIN_ENDPOINT, Pacing, RawRequest, Repeat};
 pub(crate) use response::Response;
 pub(crate) use token::{Token, trim_newline, validate_token};
-pub(crate) use token_source::{Issuer, TokenSource};
+pub use token_source::{Issuer, TokenSource};
 pub use transport::{CompletedRequest, Observer, Transport};
 pub(crate) use transport::{Session, Settings};

@@ -135,6 +135,16 @@
 //!   leads back in some lists.
 //! - The client secret is sent only to `admin_url` and `url`, at MAS's fixed path: its discovery document names public URLs,
 //!   which need not be reachable, and is not trusted with the secret.
+//! - Under MAS each state directory has a personal session with a device of its own: replicas share the history, which must
+//!   contain no secret, but no files, and a token that one of them renews must not end the other's. The device is random
+//!   and kept in `tokens/HOMESERVER` before the session exists, so that a session whose response was lost is found again by
+//!   its device. Its token, which MAS does not show again, is then replaced. Who shares a state directory shares the token:
+//!   a lock beside the file makes one process renew it, and the others read it.
+//! - A renewal runs in a task of its own, because a request that is given up in the middle would lose the new token. While
+//!   the old token is valid, other requests go on with it.
+//! - Synapse remembers for two minutes that MAS refused a token. A token that is refused within two minutes of being issued
+//!   is therefore tried once more after that, and renewed only then; one that is refused later is renewed at once. If a
+//!   renewed token is refused, too, Synapse has lost the device, which only a new session creates again.
 //! - The daemon shares the run slots of a homeserver through a semaphore, the command line through locks in the state
 //!   directory: only one of them runs jobs at a time.
 

@@ -5,15 +5,19 @@
 mod client_credentials;
 mod connection;
 mod list;
+mod own_token;
 mod personal_sessions;
 mod queries;
 mod reader;
 mod resources;
+mod token_file;
 mod ulid;
 mod writer;
 
 pub use connection::{Connection, Settings};
 pub use list::Page;
+pub(crate) use own_token::REFUSALS_CACHED_FOR;
+pub use own_token::{ExpiryObserver, OwnToken, OwnTokenSettings};
 pub use personal_sessions::{IssuedToken, PersonalSessions};
 pub use queries::{Links, UserStatus};
 pub use reader::Reader;

@@ -20,6 +20,7 @@ pub use identity::Version;
 pub(crate) use identity::{Identity, VERSION_ENDPOINT};
 pub(crate) use login::{Authenticator, Credentials, DEVICE_ID, NewSession, Responder, sso_url};
 pub(crate) use media::{File, MediaOwner};
+pub(crate) use probe::Whoami;
 pub use reader::Reader;
 pub(crate) use rooms::{MemberEvent, Membership, Permissions};
 pub(crate) use user_map::{UserMap, UserSet};

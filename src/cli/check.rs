@@ -8,11 +8,11 @@ use futures_util::StreamExt;
 use serde::Serialize;
 use serde_json::json;
 
-use super::context::blocking;
+use super::context::{become_owner, blocking};
 use super::failure::Failure;
 use super::output::{print, print_json, print_warning};
 use super::table::format_local;
-use crate::config::{Config, Connections, Diagnostic, Homeserver, JobSpec};
+use crate::config::{Config, ConnectFor, Connections, Diagnostic, Homeserver, JobSpec};
 use crate::http::{Clients, Observer};
 use crate::jobs::job::{self, Budget};
 use crate::plan::report::Mode;
@@ -107,18 +107,39 @@ async fn check_all(
         0 | 1 => Printing::Immediately,
         _ => Printing::Together,
     };
+    if config.homeservers.values().any(|homeserver| homeserver.mas.is_some()) {
+        // The token is kept there.
+        become_owner(&config.daemon.state_dir)?;
+    }
     let (mut clients, limits) = (Clients::default(), config.new_limits());
     let observer: Observer = Arc::new(|_| {});
     let mut checks = Vec::new();
     for homeserver in config.homeservers.values() {
         let Connections { transport, mas } = homeserver
-            .connect(&mut clients, &observer, clock, |address| limits.get(address).cloned())
+            .connect(
+                &mut clients,
+                ConnectFor {
+                    observer: &observer,
+                    clock,
+                    state_dir: &config.daemon.state_dir,
+                    expiry_observer: Arc::new(|_| {}),
+                },
+                |address| limits.get(address).cloned(),
+            )
             .map_err(anyhow::Error::msg)?;
         let reader = Reader::new(transport, clock.clone()).with_mas(mas.as_ref());
         checks.push(async move {
-            let mut results = Results { homeserver: &homeserver.name, printing, list: Vec::new() };
+            let mut results = Results {
+                homeserver: &homeserver.name,
+                printing,
+                list: Vec::new(),
+                settings: None,
+            };
             results.check(config, homeserver, &reader).await?;
             results.print_together()?;
+            if let Some(settings) = results.settings.take().filter(|_| !options.json) {
+                print(&settings)?;
+            }
             Ok::<_, Failure>(results.list)
         });
     }
@@ -208,27 +229,29 @@ impl CheckResult {
 }
 
 /// The results of one homeserver so far.
-struct Results<'a> {
+pub(super) struct Results<'a> {
     homeserver: &'a str,
     printing: Printing,
     list: Vec<CheckResult>,
+    /// What to put into the configuration of MAS.
+    pub(super) settings: Option<String>,
 }
 
 impl Results<'_> {
-    fn yes(&mut self, question: &str, answer: &str) -> Result<(), Failure> {
+    pub(super) fn yes(&mut self, question: &str, answer: &str) -> Result<(), Failure> {
         self.add(question, Some(true), answer)
     }
 
-    fn no(&mut self, question: &str, answer: &str) -> Result<(), Failure> {
+    pub(super) fn no(&mut self, question: &str, answer: &str) -> Result<(), Failure> {
         self.add(question, Some(false), answer)
     }
 
-    fn unknown(&mut self, question: &str, why: &str) -> Result<(), Failure> {
+    pub(super) fn unknown(&mut self, question: &str, why: &str) -> Result<(), Failure> {
         self.add(question, None, why)
     }
 
     /// No, where Synapse rejects the token; unknown otherwise.
-    fn failed(&mut self, question: &str, error: &Error) -> Result<(), Failure> {
+    pub(super) fn failed(&mut self, question: &str, error: &Error) -> Result<(), Failure> {
         let text = error.to_string();
         if error.is_about_token() {
             self.no(question, &text)
@@ -266,16 +289,23 @@ impl Results<'_> {
             Ok(version) => self.yes("reachable", &format!("yes, Synapse {version}"))?,
             Err(error) => return self.no("reachable", &error.to_string()),
         }
-        match reader.whoami().await {
-            Ok((account, _)) => self.yes("token valid", &format!("yes, of {account}"))?,
-            Err(error) => return self.failed("token valid", &error),
+        if homeserver.mas.is_some() && !self.check_mas(homeserver, reader).await? {
+            return Ok(());
         }
+        let whoami = match reader.whoami().await {
+            Ok(whoami) => whoami,
+            Err(error) => return self.failed("token valid", &error),
+        };
+        self.yes("token valid", &format!("yes, of {}", whoami.user_id))?;
         let identity = match reader.identity().await {
             Ok(identity) => identity,
             Err(error) => return self.failed("server admin", &error),
         };
         self.yes("server admin", "yes")?;
         self.check_identity(reader, identity).await?;
+        if identity.mas {
+            self.check_under_mas(homeserver, &whoami, identity)?;
+        }
         for job in config.jobs.iter().filter(|job| job.homeserver == homeserver.name) {
             self.check_job(job, homeserver, reader, identity).await?;
         }

@@ -9,11 +9,35 @@ use crate::values::clock::Timestamp;
 /// Returns the settings for both, with a new client id; `mas_url` is `None` where MAS did not tell its own.
 pub(super) fn mas_settings(homeserver: &str, mas_url: Option<&Url>, now: Timestamp) -> String {
     let client_id = new_client_id(now);
+    let settings_of_mas = settings_of_mas(&client_id.to_string());
     let url = mas_url.map_or("https://account.example.com", |url| url.as_str());
     format!(
         r#"1. Add this to the configuration of MAS, keep the listeners that it has, and restart it:
 
-clients:
+{settings_of_mas}
+2. Create the secret, for example with `openssl rand -hex 32`: in the file above, readable by MAS, and in a file
+   `mas-client-secret` beside the configuration of microglia, readable by microglia alone (mode 0600).
+
+3. Create the account, unless it exists: mas-cli manage register-user microglia
+
+4. In the configuration of microglia, remove `access_token_file` and `access_token` of the homeserver, and add:
+
+[homeservers.{homeserver}.mas]
+url = "{url}"
+admin_url = "http://127.0.0.1:8081"
+client_id = "{client_id}"
+client_secret_file = "mas-client-secret"
+account = "microglia"
+
+5. Run `microglia check --online`.
+"#
+    )
+}
+
+/// What the configuration of MAS must have for a client.
+pub(super) fn settings_of_mas(client_id: &str) -> String {
+    format!(
+        r"clients:
   - client_id: {client_id}
     client_auth_method: client_secret_basic
     client_secret_file: /etc/mas/microglia-client-secret
@@ -32,23 +56,7 @@ http:
       binds:
         - host: 127.0.0.1
           port: 8081
-
-2. Create the secret, for example with `openssl rand -hex 32`: in the file above, readable by MAS, and in a file
-   `mas-client-secret` beside the configuration of microglia, readable by microglia alone (mode 0600).
-
-3. Create the account, unless it exists: mas-cli manage register-user microglia
-
-4. In the configuration of microglia, remove `access_token_file` and `access_token` of the homeserver, and add:
-
-[homeservers.{homeserver}.mas]
-url = "{url}"
-admin_url = "http://127.0.0.1:8081"
-client_id = "{client_id}"
-client_secret_file = "mas-client-secret"
-account = "microglia"
-
-5. Run `microglia check --online`.
-"#
+"
     )
 }
 

@@ -10,7 +10,7 @@ use super::left_alone::LeftAloneList;
 use super::output::{print_error, print_message};
 use super::progress::Progress;
 use super::run_lease;
-use crate::config::{Config, Connections, JobSpec};
+use crate::config::{Config, ConnectFor, Connections, JobSpec};
 use crate::history::state_dir::StateDir;
 use crate::history::{self, History};
 use crate::http::{Clients, Observer};
@@ -41,9 +41,16 @@ pub(super) async fn run(
     let all_limits = config.new_limits();
     let observer: Observer = Arc::new(|_| {});
     let Connections { transport, mas } = homeserver
-        .connect(&mut Clients::default(), &observer, clock, |address| {
-            all_limits.get(address).cloned()
-        })
+        .connect(
+            &mut Clients::default(),
+            ConnectFor {
+                observer: &observer,
+                clock,
+                state_dir: &config.daemon.state_dir,
+                expiry_observer: Arc::new(|_| {}),
+            },
+            |address| all_limits.get(address).cloned(),
+        )
         .map_err(anyhow::Error::msg)?;
     let homeserver = HomeserverHandle {
         transport,

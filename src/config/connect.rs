@@ -1,10 +1,11 @@
 //! The connections to a homeserver and to its MAS.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
 
 use super::settings::{Config, Homeserver};
-use crate::http::{Address, Clients, Limits, Observer, Settings, Transport};
+use crate::http::{Address, Clients, Limits, Observer, Settings, TokenSource, Transport};
 use crate::mas;
 use crate::values::clock::Clock;
 
@@ -14,6 +15,14 @@ pub(crate) struct Connections {
     pub transport: Arc<Transport>,
     /// `None` where no MAS is configured.
     pub mas: Option<Arc<mas::Connection>>,
+}
+
+/// What a connection is made for.
+pub(crate) struct ConnectFor<'a> {
+    pub observer: &'a Observer,
+    pub clock: &'a Clock,
+    pub state_dir: &'a Path,
+    pub expiry_observer: mas::ExpiryObserver,
 }
 
 impl Config {
@@ -26,11 +35,12 @@ impl Config {
 
 impl Homeserver {
     /// Connects both; `limits` are those of an address, which are new ones where it returns `None`.
+    ///
+    /// Under MAS the access token is issued when it is needed, and kept in the state directory.
     pub(crate) fn connect(
         &self,
         clients: &mut Clients,
-        observer: &Observer,
-        clock: &Clock,
+        ConnectFor { observer, clock, state_dir, expiry_observer }: ConnectFor<'_>,
         mut limits: impl FnMut(&Address) -> Option<Arc<Limits>>,
     ) -> Result<Connections, String> {
         let mut settings = self.settings();
@@ -46,6 +56,17 @@ impl Homeserver {
             )?)),
             None => None,
         };
+        if let Some(connection) = &mas {
+            let own_token = mas::OwnToken::new(mas::OwnTokenSettings {
+                homeserver: self.name.clone(),
+                connection: Arc::clone(connection),
+                state_dir: state_dir.to_owned(),
+                clock: clock.clone(),
+                observer: expiry_observer,
+                refusals_cached_for: mas::REFUSALS_CACHED_FOR,
+            });
+            settings.token = TokenSource::Issued(Arc::new(own_token));
+        }
         let transport = Transport::sharing(clients, settings, Arc::clone(observer))?;
         Ok(Connections { transport: Arc::new(transport), mas })
     }

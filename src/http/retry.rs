@@ -32,15 +32,17 @@ pub(crate) enum TokenState {
 
 /// Retries of one request after failures other than rate limiting.
 const MAX_RETRIES: u32 = 3;
+/// Retries of one request after its token was rejected: with a new one, and when Synapse's memory of a refusal is over.
+const MAX_TOKEN_REJECTIONS: u32 = 2;
 /// Retries of one request after rate limiting.
 const MAX_RATE_LIMITED: u32 = 8;
 /// A longer wait is left to the retries of the run.
 const MAX_WAIT: Duration = Duration::from_mins(1);
 
 impl Attempts {
-    /// Whether no earlier attempt had its token rejected, so that another token may be tried.
-    pub(crate) fn token_was_not_rejected(self) -> bool {
-        self.token_rejected == 0
+    /// Whether another token may be tried, or the same one once more.
+    pub(crate) fn may_renew_token(self) -> bool {
+        self.token_rejected < MAX_TOKEN_REJECTIONS
     }
 
     /// Adds the attempt that failed with `error`.
@@ -69,7 +71,7 @@ pub(crate) fn decide(
     if matches!(error.cause, Cause::Cancelled) {
         return Retry::Stop;
     }
-    let token_renewed = token == TokenState::Renewed && previous.token_rejected == 0;
+    let token_renewed = token == TokenState::Renewed && previous.may_renew_token();
     if error.is_about_token() && token_renewed {
         return Retry::Now;
     }

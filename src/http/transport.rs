@@ -194,13 +194,14 @@ impl Transport {
                 Ok(response) => return Ok(response),
                 Err(error) => error,
             };
-            let decision = retry::decide(
-                &error,
-                outgoing.repeat,
-                attempts,
-                self.token_state(&error, token.as_ref(), attempts).await,
-                fastrand::f64(),
-            );
+            let token_state = unless_cancelled(
+                session.cancel,
+                self.token_state(&error, token.as_ref(), attempts),
+            )
+            .await
+            .unwrap_or(TokenState::Unchanged);
+            let decision =
+                retry::decide(&error, outgoing.repeat, attempts, token_state, fastrand::f64());
             attempts.add(&error);
             let wait = match decision {
                 Retry::Stop => return Err(more_certain(error, uncertain)),
@@ -218,7 +219,7 @@ impl Transport {
         }
     }
 
-    /// Reads the token again, or has another one issued, only if it was rejected, and only once for a request.
+    /// Reads the token again, or has another one issued, only if it was rejected, and at most twice for a request.
     async fn token_state(
         &self,
         error: &Error,
@@ -226,7 +227,7 @@ impl Transport {
         attempts: Attempts,
     ) -> TokenState {
         match used {
-            Some(used) if attempts.token_was_not_rejected() && error.is_about_token() => {
+            Some(used) if attempts.may_renew_token() && error.is_about_token() => {
                 self.token.state_after_refusal(error, used).await
             }
             _ => TokenState::Unchanged,

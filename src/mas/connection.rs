@@ -33,6 +33,8 @@ pub struct Settings {
 #[derive(Debug)]
 pub struct Connection {
     pub(super) admin_api: Transport,
+    /// The public one.
+    pub(super) url: Url,
     pub client_id: Ulid,
     /// The localpart of the account that the program acts as on the homeserver.
     pub account: String,
@@ -82,6 +84,11 @@ impl Connection {
         let credentials =
             ClientCredentials::new(client_id.clone(), client_secret, listeners, clock);
         let token = TokenSource::Issued(Arc::new(credentials));
-        Ok(Self { admin_api: transport(&admin_url, &admin_limits, token)?, client_id, account })
+        Ok(Self {
+            admin_api: transport(&admin_url, &admin_limits, token)?,
+            url,
+            client_id,
+            account,
+        })
     }
 }

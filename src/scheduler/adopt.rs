@@ -6,11 +6,15 @@ use super::job_state::Event;
 use super::owner::{Entry, Owner, timing};
 use super::request::Adopted;
 use crate::config::Config;
+use crate::history::state_dir::StateDir;
 
 impl Owner {
     /// All or nothing: a homeserver that cannot be set up leaves everything as it was.
     pub(super) fn adopt(&mut self, config: &Config) -> Result<Adopted, anyhow::Error> {
-        let prepared = self.homeservers.prepare(config, &self.metrics, &self.clock)?;
+        // One that the configuration changed stays in use until a restart.
+        let in_use = self.runner.dir.as_ref().map(StateDir::directory);
+        let state_dir = in_use.unwrap_or(&config.daemon.state_dir);
+        let prepared = self.homeservers.prepare(config, &self.metrics, &self.clock, state_dir)?;
         self.homeservers.adopt(config, prepared, &self.metrics);
         let mut adopted = Adopted::default();
         let removed: Vec<String> =

@@ -2,10 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
+use std::path::Path;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use crate::config::{Config, Connections};
+use crate::config::{Config, ConnectFor, Connections};
 use crate::http::{Address, Clients, Limits, Slots, Transport};
 use crate::observe::metrics::Metrics;
 use crate::runner::{HomeserverHandle, RunSlots};
@@ -55,6 +56,7 @@ impl Homeservers {
         config: &Config,
         metrics: &Arc<Metrics>,
         clock: &Clock,
+        state_dir: &Path,
     ) -> Result<Prepared, anyhow::Error> {
         let (mut new, mut addresses) = (Vec::new(), self.addresses.clone());
         let (all_limits, mut clients) = (config.limits(), Clients::default());
@@ -76,8 +78,14 @@ impl Homeservers {
             if !is_unchanged {
                 let observer = metrics.homeservers.observer(&homeserver.name);
                 let limits = |address: &Address| shared(address).map(|shared| shared.limits);
+                let made_for = ConnectFor {
+                    observer: &observer,
+                    clock,
+                    state_dir,
+                    expiry_observer: metrics.homeservers.expiry_observer(&homeserver.name),
+                };
                 let Connections { transport, mas } = homeserver
-                    .connect(&mut clients, &observer, clock, limits)
+                    .connect(&mut clients, made_for, limits)
                     .map_err(|error| anyhow::anyhow!("{}: {error}", homeserver.name))?;
                 let handle = HomeserverHandle {
                     transport,
@@ -100,6 +108,9 @@ impl Homeservers {
             .collect();
         metrics.homeservers.remove(&gone);
         for (name, connection_fingerprint, handle) in prepared.new {
+            if handle.mas.is_none() {
+                metrics.homeservers.remove_token_expiry(&name);
+            }
             self.live
                 .insert(name, Live { connection_fingerprint, handle, probing: Arc::default() });
         }

@@ -9,6 +9,20 @@ use super::reader::Reader;
 use crate::http::{Base, Cause, Error, Response, one_line};
 use crate::values::clock::Timestamp;
 
+/// Whose token it is.
+#[derive(Debug, Deserialize)]
+pub struct Whoami {
+    #[serde(deserialize_with = "id")]
+    pub user_id: String,
+    #[serde(default)]
+    pub device_id: Option<String>,
+    /// The `Date` header of the response.
+    #[serde(skip)]
+    pub(crate) date: Option<String>,
+}
+
+const AUTH_METADATA: &str = "/_matrix/client/v1/auth_metadata";
+
 impl Reader {
     /// Returns account, admin rights, version, MAS and clock; requested once per run.
     ///
@@ -19,7 +33,7 @@ impl Reader {
 
     async fn read_identity(&self) -> Result<Identity, Error> {
         let sent_at = self.clock.now();
-        let (user_id, date) = self.whoami().await?;
+        let Whoami { user_id, date, .. } = self.whoami().await?;
         let received_at = self.clock.now();
         let version_text = self.version().await?;
         let version = Version::parse(&version_text).unwrap_or(Version(0, 0));
@@ -33,17 +47,12 @@ impl Reader {
         Ok(Identity { account, server_name, version, version_text, mas, clock_ahead })
     }
 
-    /// Returns the account of the token, and the `Date` header of the response.
-    pub(crate) async fn whoami(&self) -> Result<(String, Option<String>), Error> {
-        #[derive(Deserialize)]
-        struct Whoami {
-            #[serde(deserialize_with = "id")]
-            user_id: String,
-        }
+    /// Returns whose token it is.
+    pub async fn whoami(&self) -> Result<Whoami, Error> {
         let response = self
             .get_from(Base::Homeserver, "/_matrix/client/v3/account/whoami", &[], vec![])
             .await?;
-        Ok((response.decode::<Whoami>()?.user_id, response.date))
+        Ok(Whoami { date: response.date.clone(), ..response.decode()? })
     }
 
     /// Returns the version as Synapse reports it, which begins with two numbers; does not check the token.
@@ -66,15 +75,20 @@ impl Reader {
         }
     }
 
-    /// Whether MAS manages the accounts: only a Synapse that delegates to it serves this endpoint (stable since 1.123).
-    pub(crate) async fn delegates_to_mas(&self) -> Result<bool, Error> {
-        match self.get_from(Base::Homeserver, "/_matrix/client/v1/auth_metadata", &[], vec![]).await
-        {
-            // With status 500 Synapse delegates as well: it requests the metadata from MAS, which did not respond.
-            Ok(_) | Err(Error { cause: Cause::Synapse { status: 500, .. }, .. }) => Ok(true),
-            Err(error) if error.is_unrecognized() || error.is_not_found() => Ok(false),
+    /// Whether Synapse reaches the MAS that it delegates to; `None` where it delegates to none.
+    pub(crate) async fn reaches_mas(&self) -> Result<Option<bool>, Error> {
+        match self.get_from(Base::Homeserver, AUTH_METADATA, &[], vec![]).await {
+            Ok(_) => Ok(Some(true)),
+            // It requests the metadata from MAS, which did not respond since Synapse was started.
+            Err(Error { cause: Cause::Synapse { status: 500, .. }, .. }) => Ok(Some(false)),
+            Err(error) if error.is_unrecognized() || error.is_not_found() => Ok(None),
             Err(error) => Err(error),
         }
+    }
+
+    /// Whether MAS manages the accounts: only a Synapse that delegates to it serves this endpoint (stable since 1.123).
+    pub(crate) async fn delegates_to_mas(&self) -> Result<bool, Error> {
+        Ok(self.reaches_mas().await?.is_some())
     }
 }
 

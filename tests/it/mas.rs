@@ -3,6 +3,7 @@
 mod errors;
 mod lists;
 mod openapi;
+mod own_token;
 mod sessions;
 mod token;
 
@@ -31,7 +32,7 @@ impl Setup {
         let homeserver = Fake::start();
         let (public, internal) = homeserver.mas();
         let config = format!(
-            "[homeservers.main]\nurl = \"{}\"\nmax_requests_per_second = \"unlimited\"\nrequest_timeout = \"5s\"\n[homeservers.main.mas]\nurl = \"{}\"\nadmin_url = \"{}\"\nclient_id = \"{CLIENT_ID}\"\nclient_secret_file = \"mas-client-secret\"\naccount = \"microglia\"\n",
+            "[daemon]\nstate_dir = \"state\"\n[homeservers.main]\nurl = \"{}\"\nmax_requests_per_second = \"unlimited\"\nrequest_timeout = \"5s\"\n[homeservers.main.mas]\nurl = \"{}\"\nadmin_url = \"{}\"\nclient_id = \"{CLIENT_ID}\"\nclient_secret_file = \"mas-client-secret\"\naccount = \"microglia\"\n",
             homeserver.url(),
             public.url(),
             internal.url(),

@@ -5,7 +5,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use prometheus::{GaugeVec, HistogramVec, IntCounterVec};
 
+use super::seconds::seconds;
 use crate::http::{Api, CompletedRequest, Observer};
+use crate::mas::ExpiryObserver;
 use crate::synapse::VERSION_ENDPOINT;
 
 /// What the last request or probe showed of a homeserver; `None` before the first one.
@@ -32,6 +34,7 @@ pub(crate) struct Homeservers {
     pub(super) lease_held: GaugeVec,
     pub(super) info: GaugeVec,
     pub(super) rate_limit: GaugeVec,
+    pub(super) token_expiry: GaugeVec,
     pub(super) requests: IntCounterVec,
     pub(super) request_duration: HistogramVec,
 }
@@ -49,6 +52,18 @@ impl Homeservers {
         let (metrics, homeserver) = (Arc::clone(self), homeserver.to_owned());
         metrics.lock().entry(homeserver.clone()).or_default();
         Arc::new(move |answered: &CompletedRequest| metrics.observe(&homeserver, answered))
+    }
+
+    /// Returns an observer of when the token that the program issues itself expires.
+    pub(crate) fn expiry_observer(self: &Arc<Self>, homeserver: &str) -> ExpiryObserver {
+        let (metrics, homeserver) = (Arc::clone(self), homeserver.to_owned());
+        Arc::new(move |expires_at| {
+            // Held to the end: nothing is added behind a removal.
+            let configured = metrics.lock();
+            if configured.contains_key(&homeserver) {
+                metrics.token_expiry.with_label_values(&[&homeserver]).set(seconds(expires_at));
+            }
+        })
     }
 
     fn observe(&self, homeserver: &str, answered: &CompletedRequest) {
@@ -87,6 +102,11 @@ impl Homeservers {
     /// Returns the configured homeservers by name.
     pub(crate) fn states(&self) -> Vec<(String, HomeserverState)> {
         self.lock().iter().map(|(name, it)| (name.clone(), it.state)).collect()
+    }
+
+    /// To be called for a homeserver whose token is not issued by the program any more.
+    pub(crate) fn remove_token_expiry(&self, homeserver: &str) {
+        let _ = self.token_expiry.remove_label_values(&[homeserver]);
     }
 
     /// Sets the allowed requests per second of a configured homeserver; without a limit there is no series.
@@ -128,7 +148,9 @@ impl Homeservers {
         }
         let mut configured = self.lock();
         configured.retain(|name, _| !homeservers.contains(name));
-        for gauges in [&self.up, &self.token_valid, &self.lease_held, &self.rate_limit] {
+        let by_name =
+            [&self.up, &self.token_valid, &self.lease_held, &self.rate_limit, &self.token_expiry];
+        for gauges in by_name {
             remove_series(gauges, homeservers, &UP_LABELS, |labels| {
                 drop(gauges.remove_label_values(labels));
             });

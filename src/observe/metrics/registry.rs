@@ -196,6 +196,11 @@ impl Add<'_> {
                 "Requests per second that are allowed at present; absent without a limit.",
                 &RATE_LABELS,
             )?,
+            token_expiry: self.gauges(
+                "microglia_homeserver_token_expiry_timestamp_seconds",
+                "When the access token that MAS issued to microglia expires.",
+                &UP_LABELS,
+            )?,
             requests: self.register(IntCounterVec::new(requests, &REQUEST_LABELS)?)?,
             request_duration: self.histograms(
                 "microglia_homeserver_request_duration_seconds",
