@@ -37,7 +37,7 @@ account = "microglia"
 /// What the configuration of MAS must have for a client.
 pub(super) fn settings_of_mas(client_id: &str) -> String {
     format!(
-        r#"clients:
+        r"clients:
   - client_id: {client_id}
     client_auth_method: client_secret_basic
     client_secret_file: /etc/mas/microglia-client-secret
@@ -56,7 +56,7 @@ http:
       binds:
         - host: 127.0.0.1
           port: 8081
-"#
+"
     )
 }
 
