@@ -23,6 +23,7 @@ use crate::values::clock::Clock;
 const RESIGN_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Runs the job in this process.
+#[expect(clippy::too_many_lines, reason = "composition, in one straight line")]
 pub(super) async fn run(
     config: &Config,
     spec: &JobSpec,

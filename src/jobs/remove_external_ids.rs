@@ -108,11 +108,10 @@ impl Keys {
                 None => Ok(()),
             },
             (false, true) => Err("[homeservers.NAME.mas] is configured, but this Synapse does not delegate to MAS, and uses its own external ids: remove the table, or configure `matrix_authentication_service` in Synapse".to_owned()),
-            // Refused already, with advice.
-            (true, false) => Ok(()),
             (false, false) if self.deactivated_for.is_some() => Err("`deactivated_for` needs the Matrix Authentication Service: Synapse does not store when an account was deactivated; remove the key".to_owned()),
             (false, false) if self.orphans => Err("`orphans` needs the Matrix Authentication Service: in Synapse each external id belongs to an account; remove the key".to_owned()),
-            (false, false) => Ok(()),
+            // MAS without its table is refused already, with advice.
+            (_, false) => Ok(()),
         }
     }
 }

@@ -147,13 +147,11 @@ impl OwnToken {
                 return true;
             }
             let until = state.received_at.map(|at| at + inner.refusals_cached_for);
-            match until.filter(|until| Instant::now() < *until) {
-                Some(until) => until,
-                None => {
-                    state.is_refused = true;
-                    return true;
-                }
-            }
+            let Some(until) = until.filter(|until| Instant::now() < *until) else {
+                state.is_refused = true;
+                return true;
+            };
+            until
         };
         tracing::warn!(target: "microglia::homeserver", homeserver = %inner.homeserver, "{}: the homeserver refuses a token that was just issued; it may remember a refusal for two minutes, which are waited for", inner.homeserver);
         tokio::time::sleep_until(cached_until).await;
@@ -212,7 +210,7 @@ impl Inner {
 
     /// What is kept; a token that was issued for something else is left out.
     async fn read(self: &Arc<Self>) -> Result<Option<Kept>, Error> {
-        let mut kept = self.blocking(|file| file.read()).await?;
+        let mut kept = self.blocking(TokenFile::read).await?;
         if let Some(kept) = &mut kept
             && kept.issued.as_ref().is_some_and(|issued| issued.bound_to != self.bound_to)
         {
@@ -351,7 +349,7 @@ impl Inner {
     async fn lock(self: &Arc<Self>) -> Result<FileLock, Error> {
         let deadline = Instant::now() + LOCK_TIMEOUT;
         loop {
-            if let Some(lock) = self.blocking(|file| file.try_lock()).await? {
+            if let Some(lock) = self.blocking(TokenFile::try_lock).await? {
                 return Ok(lock);
             }
             if Instant::now() >= deadline {

@@ -104,11 +104,11 @@ impl TokenFile {
             OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         let mode = Mode::from_bits_truncate(0o600);
         let created = openat(&directory, new.as_str(), flags, mode);
-        let mut file = File::from(created.map_err(|errno| Self::refused(errno))?);
+        let mut file = File::from(created.map_err(Self::refused)?);
         file.write_all(&serde_json::to_vec(&stored)?)?;
         file.sync_all()?;
         renameat(&directory, new.as_str(), &directory, self.name.as_str())
-            .map_err(|errno| Self::refused(errno))?;
+            .map_err(Self::refused)?;
         // Not every file system can do this; the name then survives with the next write to the disk.
         File::from(directory).sync_all().ok();
         Ok(())
@@ -123,7 +123,7 @@ impl TokenFile {
             | OFlag::O_CLOEXEC;
         let mode = Mode::from_bits_truncate(0o600);
         let opened = openat(&self.directory()?, self.hidden("lock").as_str(), flags, mode);
-        let file = File::from(opened.map_err(|errno| Self::refused(errno))?);
+        let file = File::from(opened.map_err(Self::refused)?);
         match file.try_lock() {
             Ok(()) => Ok(Some(FileLock { _file: file })),
             Err(TryLockError::WouldBlock) => Ok(None),
@@ -145,7 +145,7 @@ impl TokenFile {
             Err(errno) => return Err(errno.into()),
         }
         openat(state.as_fd(), DIRECTORY, flags | OFlag::O_NOFOLLOW, Mode::empty())
-            .map_err(|errno| Self::refused(errno))
+            .map_err(Self::refused)
     }
 
     fn refused(errno: Errno) -> io::Error {

@@ -30,7 +30,8 @@ pub struct LeaseKeeper {
     /// What was free after the last renewal, and is others' to take.
     left_free: BTreeSet<String>,
     differing: BTreeSet<String>,
-    clock_differs: bool,
+    /// How far this machine's clock is ahead of the database's, where that is too far.
+    clock_ahead: Option<TimeDelta>,
     is_failing: bool,
     is_stopping: bool,
     /// What the owner of the jobs wakes it with.
@@ -49,7 +50,7 @@ impl LeaseKeeper {
             is_current: false,
             left_free: BTreeSet::new(),
             differing: BTreeSet::new(),
-            clock_differs: false,
+            clock_ahead: None,
             is_failing: false,
             is_stopping: false,
             wake: Arc::default(),
@@ -211,15 +212,13 @@ impl LeaseKeeper {
     /// Warns once where the clock of this machine is wrong, or that of the database.
     fn compare_clocks(&mut self, database: Timestamp) {
         let ahead = self.supervisor.now() - database;
-        let differs = ahead.abs() > MAX_CLOCK_DIFFERENCE;
-        if differs && !self.clock_differs {
-            let (seconds, direction) = (
-                ahead.num_seconds().abs(),
-                if ahead > TimeDelta::zero() { "ahead of" } else { "behind" },
-            );
+        let too_far = Some(ahead).filter(|ahead| ahead.abs() > MAX_CLOCK_DIFFERENCE);
+        if too_far.is_some() && self.clock_ahead.is_none() {
+            let seconds = ahead.num_seconds().abs();
+            let direction = if ahead > TimeDelta::zero() { "ahead of" } else { "behind" };
             tracing::warn!(target: "microglia::scheduler", "the clock of this machine is {seconds} s {direction} that of the database: jobs start at other times on each replica, and not again at the times that another one has run already; synchronize the clocks (`timedatectl`)");
         }
-        self.clock_differs = differs;
+        self.clock_ahead = too_far;
     }
 
     /// Warns once of each replica with another configuration.

@@ -151,21 +151,18 @@ async fn read_users(
             }
         }
     };
-    match criteria.statuses() {
-        Some(statuses) => {
-            for status in statuses {
-                add(mas.users(status).await?);
-            }
+    if let Some(statuses) = criteria.statuses() {
+        for status in statuses {
+            add(mas.users(status).await?);
         }
-        None => {
-            let mut after = None;
-            loop {
-                let page = mas.users_page(after.as_ref()).await?;
-                add(page.rows);
-                after = page.next;
-                if after.is_none() {
-                    break;
-                }
+    } else {
+        let mut after = None;
+        loop {
+            let page = mas.users_page(after.as_ref()).await?;
+            add(page.rows);
+            after = page.next;
+            if after.is_none() {
+                break;
             }
         }
     }

@@ -120,6 +120,7 @@ impl Setup {
     }
 }
 
+#[expect(clippy::disallowed_methods, reason = "the program under test has the real clock")]
 fn days_before_now(days: i64) -> String {
     (Utc::now() - TimeDelta::days(days)).to_rfc3339_opts(SecondsFormat::Micros, true)
 }
