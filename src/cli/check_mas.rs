@@ -117,9 +117,10 @@ impl Results<'_> {
     ) -> Result<(), Failure> {
         match &whoami.device_id {
             Some(device) => self.yes("device of the token", device)?,
-            None => self.no(
+            // No kind needs it.
+            None => self.yes(
                 "device of the token",
-                "none: such a token cannot send messages, and works for up to two minutes after it is revoked; issue one with the scope urn:matrix:client:device:DEVICE",
+                "none: such a token cannot send messages, and works for up to two minutes after it is revoked; better issue one with the scope urn:matrix:client:device:DEVICE",
             )?,
         }
         if homeserver.mas.is_none() {

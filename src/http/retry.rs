@@ -177,13 +177,15 @@ mod tests {
     }
 
     #[test]
-    fn a_rejected_token_is_replaced_once() {
+    fn a_rejected_token_is_replaced_at_most_twice() {
         let rejected = synapse(401, "M_UNKNOWN_TOKEN", None);
         let mut previous = Attempts::default();
         for repeat in [Always, IfNotApplied, Never] {
             assert_eq!(decide(&rejected, repeat, previous, Unchanged, 0.0), Stop);
             assert_eq!(decide(&rejected, repeat, previous, Renewed, 0.0), Now);
         }
+        previous.add(&rejected);
+        assert_eq!(decide(&rejected, Always, previous, Renewed, 0.0), Now);
         previous.add(&rejected);
         assert_eq!(decide(&rejected, Always, previous, Renewed, 0.0), Stop);
         let unrelated = synapse(400, "M_UNKNOWN", None);

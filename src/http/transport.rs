@@ -181,14 +181,16 @@ impl Transport {
         let mut uncertain: Option<Error> = None;
         loop {
             // A token that cannot be obtained is an error of its own, which was retried where that is safe.
-            let token = match outgoing.basic {
-                None => Some(
+            let needs_token =
+                outgoing.basic.is_none() && self.token.is_needed_for(outgoing.endpoint);
+            let token = match needs_token {
+                true => Some(
                     self.token
                         .current(outgoing)
                         .await
                         .map_err(|error| more_certain(error, uncertain.take()))?,
                 ),
-                Some(_) => None,
+                false => None,
             };
             let error = match self.attempt(outgoing, token.as_ref(), session).await {
                 Ok(response) => return Ok(response),

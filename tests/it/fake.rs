@@ -19,7 +19,7 @@ use std::{
     error::Error,
     fmt,
     future::{pending, poll_fn},
-    mem,
+    io, mem,
     net::SocketAddr,
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -37,7 +37,7 @@ use hyper::{
 };
 use hyper_util::rt::TokioIo;
 use tokio::{
-    net::TcpListener,
+    net::{TcpListener, TcpSocket},
     sync::oneshot,
     task::JoinHandle,
     time::{Sleep, sleep},
@@ -55,6 +55,8 @@ pub struct Fake {
     process: Process,
     address: SocketAddr,
     server: Mutex<Option<Server>>,
+    /// Keeps the port while the server is down: another fake must not get it.
+    reserved: Mutex<Option<TcpSocket>>,
 }
 
 impl Fake {
@@ -83,7 +85,13 @@ impl Fake {
     fn serving(shared: Arc<Shared>, process: Process) -> Self {
         let anywhere = SocketAddr::from(([127, 0, 0, 1], 0));
         let (server, address) = Server::launch(&shared, process, anywhere);
-        Self { shared, process, address, server: Mutex::new(Some(server)) }
+        Self {
+            shared,
+            process,
+            address,
+            server: Mutex::new(Some(server)),
+            reserved: Mutex::default(),
+        }
     }
 
     /// Without a slash at the end.
@@ -139,14 +147,20 @@ impl Fake {
     /// Closes all connections and refuses new ones. What had not vanished by then stays.
     pub fn go_down(&self) {
         drop(self.server().take());
+        *self.reserved() = Some(reserve(self.address));
     }
 
     /// Listens on the same port again, with the same world.
     pub fn come_up(&self) {
         let mut server = self.server();
         if server.is_none() {
+            drop(self.reserved().take());
             *server = Some(Server::launch(&self.shared, self.process, self.address).0);
         }
+    }
+
+    fn reserved(&self) -> MutexGuard<'_, Option<TcpSocket>> {
+        self.reserved.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn server(&self) -> MutexGuard<'_, Option<Server>> {
@@ -154,9 +168,33 @@ impl Fake {
     }
 }
 
+/// A socket that has an address and refuses connections.
+fn reserve(address: SocketAddr) -> TcpSocket {
+    let end = Instant::now() + Duration::from_secs(10);
+    loop {
+        match try_reserve(address) {
+            Ok(socket) => return socket,
+            // A process that is being started has the server's socket until it is the other program.
+            Err(error) => {
+                assert!(Instant::now() < end, "the port of a server that is down: {error}")
+            }
+        }
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
+fn try_reserve(address: SocketAddr) -> io::Result<TcpSocket> {
+    let socket = TcpSocket::new_v4()?;
+    // The connections of the server may not be forgotten yet.
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.set_reuseaddr(false)?;
+    Ok(socket)
+}
+
 impl Drop for Fake {
     fn drop(&mut self) {
-        self.go_down();
+        drop(self.server().take());
         let complaints = self.complaints();
         assert!(
             complaints.is_empty() || thread::panicking(),

@@ -1,5 +1,6 @@
 //! The client for the Matrix Authentication Service, against a fake whose every answer fits the OpenAPI file.
 
+mod check;
 mod errors;
 mod lists;
 mod openapi;

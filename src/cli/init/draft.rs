@@ -234,8 +234,9 @@ mod tests {
     kind = "remove-external-ids"
     schedule = "30 3 * * *"  # every night at 03:30
     mode = "dry-run"  # only plans and reports; "apply" makes the changes
-    # The providers of the identities to remove, as Synapse stores them: an OIDC provider is "oidc-"
-    # and its `idp_id`.
+    # The providers of the identities to remove: on classic Synapse as it stores them (an OIDC
+    # provider is "oidc-" and its `idp_id`), under MAS the exact id, issuer, `human_name` or
+    # `brand_name` of an upstream provider.
     providers = ["oidc-google"]
     # The accounts to process: "all", or one or more of "active", "deactivated", "locked" (locked or
     # suspended).

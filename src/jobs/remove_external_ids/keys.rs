@@ -13,7 +13,7 @@ use crate::values::text::invalid_value;
 
 schema! {
     pub struct Keys {
-        /// The providers of the identities to remove. Classic Synapse: as it stores them, an OIDC provider is "oidc-" and its `idp_id`. MAS: the id, issuer, `human_name` or `brand_name` of an upstream provider, exactly.
+        /// The providers of the identities to remove: on classic Synapse as it stores them (an OIDC provider is "oidc-" and its `idp_id`), under MAS the exact id, issuer, `human_name` or `brand_name` of an upstream provider.
         pub providers: NonEmpty<Provider>,
         /// The accounts to process: "all", or one or more of "active", "deactivated", "locked" (locked or suspended). Under MAS, which knows no suspension, a locked account may be deactivated, too, and is then processed by either word.
         pub accounts: Accounts,
