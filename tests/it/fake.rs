@@ -176,7 +176,7 @@ fn reserve(address: SocketAddr) -> TcpSocket {
             Ok(socket) => return socket,
             // A process that is being started has the server's socket until it is the other program.
             Err(error) => {
-                assert!(Instant::now() < end, "the port of a server that is down: {error}")
+                assert!(Instant::now() < end, "the port of a server that is down: {error}");
             }
         }
         thread::sleep(Duration::from_millis(5));
