@@ -44,6 +44,9 @@ pub(super) fn for_unreachable(problem: &str, origin: &str, api: Api) -> String {
     }
 }
 
+/// Synapse 1.163 asks MAS about each token without a timeout, and all requests with a token wait for the same question.
+pub(super) const WAITS_FOR_MAS: &str = "Synapse may be waiting for MAS, which it asks about each token: check that MAS responds; if requests go on hanging when it does, restart Synapse";
+
 /// The advice for a response that exceeds the limit of its endpoint.
 pub(super) const TOO_LARGE: &str = "Check that the URL of the homeserver is that of Synapse's own listener; if it is, please report this as a bug in microglia";
 

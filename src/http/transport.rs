@@ -391,7 +391,13 @@ impl Transport {
             return outgoing.error(Cause::NotSent(problem), None);
         }
         if !error.is_connect() {
-            return outgoing.error(Cause::Lost(problem), None);
+            let advice = match &self.token {
+                TokenSource::Issued(_) if problem == client::NO_RESPONSE => {
+                    Some(advice::WAITS_FOR_MAS.to_owned())
+                }
+                _ => None,
+            };
+            return outgoing.error(Cause::Lost(problem), advice);
         }
         let origin = outgoing.url.origin().ascii_serialization();
         let advice = advice::for_unreachable(&problem, &origin, self.api);

@@ -1,5 +1,6 @@
 //! The program's own token: issued, kept in the state directory, renewed, and given back to nobody else.
 
+use std::collections::BTreeSet;
 use std::os::unix::fs::PermissionsExt;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -190,6 +191,27 @@ async fn many_requests_at_once_issue_one_token() {
     let tokens = futures_util::future::join_all((0..20).map(|_| token(&own_token))).await;
     assert!(tokens.iter().all(|token| *token == tokens[0]));
     assert_eq!(mas.issued(), (1, 0));
+}
+
+#[tokio::test]
+async fn a_homeserver_that_hangs_while_it_asks_mas_is_told_to_wait_for_it() {
+    let mas = setup();
+    let config = mas.program.read("microglia.toml");
+    let config = config.replace("request_timeout = \"5s\"", "request_timeout = \"1s\"");
+    mas.program.write("microglia.toml", &config);
+    let whoami = "/_matrix/client/v3/account/whoami";
+    mas.homeserver.fault(Fault::new("GET", whoami, Trouble::Hang).always());
+    let synapse = mas.synapse(mas.own_token());
+    let error = synapse.whoami().await.unwrap_err();
+    insta::assert_snapshot!(mas.text(&error));
+    // Each attempt has a connection of its own, and the next one works as soon as MAS responds.
+    let requests = mas.homeserver.requests();
+    let requests = requests.iter().filter(|seen| seen.path == whoami);
+    let connections: Vec<u64> = requests.map(|seen| seen.connection).collect();
+    let different: BTreeSet<&u64> = connections.iter().collect();
+    assert_eq!((different.len(), connections.len()), (4, 4));
+    mas.homeserver.no_more_faults();
+    assert_eq!(synapse.whoami().await.unwrap().user_id, "@microglia:fake.test");
 }
 
 #[tokio::test]
