@@ -23,7 +23,6 @@ mod new_file;
 mod output;
 mod progress;
 mod prompt;
-mod random;
 mod recorded;
 mod report_text;
 mod run;

@@ -3,8 +3,8 @@
 use reqwest::Url;
 use ulid::Ulid;
 
-use super::random::random_bytes;
 use crate::values::clock::Timestamp;
+use crate::values::random::random_bytes;
 
 /// Returns the settings for both, with a new client id; `mas_url` is `None` where MAS did not tell its own.
 pub(super) fn mas_settings(homeserver: &str, mas_url: Option<&Url>, now: Timestamp) -> String {

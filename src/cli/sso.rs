@@ -17,9 +17,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::failure::Failure;
 use super::output::print_message;
-use super::random::random_bytes;
 use crate::synapse::sso_url;
 use crate::values::duration::format_duration;
+use crate::values::random::random_bytes;
 
 /// How long a person may take in the browser.
 const TIME_LIMIT: Duration = Duration::from_mins(10);

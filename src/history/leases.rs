@@ -4,7 +4,6 @@
 //! holder, gets a new term.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::hash::{BuildHasher, Hasher, RandomState};
 use std::time::Duration;
 
 use sqlx::{AnyConnection, AssertSqlSafe, Row};
@@ -13,6 +12,7 @@ use super::columns::{ROWS_PER_STATEMENT, query};
 use super::error::Error;
 use super::spread::{Lease, LeaseState, Replica, shares};
 use crate::values::clock::Timestamp;
+use crate::values::random::random_bytes;
 
 /// What a process found out about leases, and has of them now.
 #[derive(Debug, Clone, Default)]
@@ -117,11 +117,7 @@ const HOLDER: &str = "\
 
 /// An id that no other process has.
 pub(super) fn random_id() -> String {
-    // The keys come from the operating system, and differ each time.
-    let random = || u128::from(RandomState::new().build_hasher().finish());
-    uuid::Builder::from_random_bytes((random() << 64 | random()).to_be_bytes())
-        .into_uuid()
-        .to_string()
+    uuid::Builder::from_random_bytes(random_bytes()).into_uuid().to_string()
 }
 
 /// Fails unless the lease of a run is valid, and keeps others from taking it until the transaction ends.

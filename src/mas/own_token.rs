@@ -18,6 +18,7 @@ use super::reader::Reader;
 use super::token_file::{FileLock, Kept, KeptToken, TokenFile};
 use crate::http::{Cause, Error, Issuer};
 use crate::values::clock::{Clock, Timestamp};
+use crate::values::random::random_bytes;
 
 /// Called with the time at which the token expires, whenever that changes.
 pub type ExpiryObserver = Arc<dyn Fn(Timestamp) + Send + Sync>;
@@ -416,8 +417,8 @@ fn has_scopes(scope: &str, wanted: &str) -> bool {
 
 /// A device that no other state directory has.
 fn new_device() -> String {
-    let random = std::iter::repeat_with(|| fastrand::char('A'..='Z')).take(8);
-    format!("MICROGLIA{}", random.collect::<String>())
+    let random = random_bytes::<8>().map(|byte| char::from(b'A' + byte % 26));
+    format!("MICROGLIA{}", String::from_iter(random))
 }
 
 /// MAS creates the device of a session in Synapse, and fails if it cannot.

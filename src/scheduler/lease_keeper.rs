@@ -61,17 +61,18 @@ impl LeaseKeeper {
     pub async fn keep(mut self) {
         let mut renewed = Instant::now();
         loop {
-            tokio::select! {
-                () = tokio::time::sleep(self.times.poll_every) => {}
-                () = self.wake.notified() => {}
-            }
+            let is_woken = tokio::select! {
+                () = tokio::time::sleep(self.times.poll_every) => false,
+                () = self.wake.notified() => true,
+            };
             let stops = !self.is_stopping && self.wanted().await.stopping;
             let due = renewed.elapsed() >= self.times.renew_every || self.is_failing || stops;
             if due || self.check_others().await {
                 self.is_stopping |= stops;
                 renewed = Instant::now();
                 self.renew().await;
-            } else if let Err(error) = self.give(None).await {
+            } else if is_woken && let Err(error) = self.give(None).await {
+                // They end by themselves, or the next renewal finds them again.
                 tracing::debug!(target: "microglia::scheduler", "cannot resign leases: {error}");
             }
         }
@@ -165,7 +166,7 @@ impl LeaseKeeper {
             self.gain(held).await.map_err(|error| error.to_string())?;
         }
         let surplus = if wanted.stopping { usize::MAX } else { surplus };
-        self.give(Some(surplus)).await.map_err(|error| error.to_string())
+        self.give(Some(surplus)).await
     }
 
     fn leases(&self) -> Leases {
@@ -198,7 +199,7 @@ impl LeaseKeeper {
     }
 
     /// Gives away what others should have and where nothing runs.
-    pub async fn give(&mut self, surplus: Option<usize>) -> Result<(), history::Error> {
+    pub async fn give(&mut self, surplus: Option<usize>) -> Result<(), String> {
         let given = self.supervisor.ask(|reply| Message::StandDown { surplus, reply }).await;
         let given = given.unwrap_or_default();
         for homeserver in &given {
@@ -206,7 +207,11 @@ impl LeaseKeeper {
             self.sent_terms.remove(homeserver);
             self.left_free.insert(homeserver.clone());
         }
-        self.supervisor.history().resign_leases(&given).await
+        let history = self.supervisor.history();
+        match tokio::time::timeout(self.times.renew_every, history.resign_leases(&given)).await {
+            Ok(resigned) => resigned.map_err(|error| error.to_string()),
+            Err(_) => Err("no answer in time".to_owned()),
+        }
     }
 
     /// Warns once where the clock of this machine is wrong, or that of the database.

@@ -96,9 +96,13 @@ impl Owner {
         if let Some(surplus) = surplus {
             leases.surplus = surplus.saturating_sub(given.intersection(&known).count());
         }
-        let held: Vec<String> = leases.held.keys().cloned().collect();
-        for address in held {
-            self.leave(&address, !known.contains(&address), None);
+        let idle: Vec<String> = {
+            let busy = self.busy(None);
+            let held = self.leases.iter().flat_map(|leases| leases.held.keys());
+            held.filter(|address| !busy.contains(address.as_str())).cloned().collect()
+        };
+        for address in idle {
+            self.leave(&address, !known.contains(&address));
         }
         let more = self.leases.as_mut().map(|leases| std::mem::take(&mut leases.given));
         given.into_iter().chain(more.unwrap_or_default()).collect()
@@ -106,22 +110,33 @@ impl Owner {
 
     /// Leaves the homeserver of a job whose run has ended to another replica, if one should have it.
     pub(super) fn leave_after(&mut self, job: &str) {
-        if let Some(address) = self.jobs.get(job).map(|entry| entry.address().to_owned()) {
-            self.leave(&address, false, Some(job));
+        if self.leases.as_ref().is_none_or(|leases| leases.surplus == 0) {
+            return;
+        }
+        let Some(address) = self.jobs.get(job).map(|entry| entry.address().to_owned()) else {
+            return;
+        };
+        if !self.busy(Some(job)).contains(address.as_str()) {
+            self.leave(&address, false);
         }
     }
 
-    /// Leaves a homeserver to others, where nothing runs (but a job that is ending) and it is unneeded or one too many.
-    fn leave(&mut self, address: &str, is_unneeded: bool, ending: Option<&str>) {
-        let draining = self.draining;
-        let is_busy = self.jobs.iter().chain(&self.leaving).any(|(job, entry)| {
-            entry.address() == address
-                && Some(job.as_str()) != ending
-                && (entry.running.is_some() || (entry.state.is_running() && !draining))
-        });
+    /// Addresses at which jobs run, or are about to; `ended` is a job whose run has ended.
+    fn busy(&self, ended: Option<&str>) -> BTreeSet<&str> {
+        let entries = self.jobs.iter().chain(&self.leaving);
+        entries
+            .filter(|(job, _)| Some(job.as_str()) != ended)
+            .filter(|(_, entry)| {
+                entry.running.is_some() || (entry.state.is_running() && !self.draining)
+            })
+            .map(|(_, entry)| entry.address())
+            .collect()
+    }
+
+    /// Leaves a homeserver where nothing runs to others, if it is unneeded or one too many.
+    fn leave(&mut self, address: &str, is_unneeded: bool) {
         let Some(leases) = &mut self.leases else { return };
-        if is_busy || (!is_unneeded && leases.surplus == 0) || leases.held.remove(address).is_none()
-        {
+        if (!is_unneeded && leases.surplus == 0) || leases.held.remove(address).is_none() {
             return;
         }
         if !is_unneeded {

@@ -90,7 +90,7 @@ fn list<'a>(providers: impl IntoIterator<Item = &'a Resource<mas::Provider>>) ->
 /// `01J… ("Google", "google", https://accounts.google.com)`
 fn describe(provider: &Resource<mas::Provider>) -> String {
     let mas::Provider { issuer, human_name, brand_name, disabled_at } = &provider.attributes;
-    let quoted = |name: &String| format!("{:?}", one_line(name, 100));
+    let quoted = |name: &String| format!("\"{}\"", one_line(name, 100));
     let mut names: Vec<String> = human_name.iter().chain(brand_name).map(quoted).collect();
     names.dedup();
     names.extend(issuer.as_ref().map(|issuer| one_line(issuer, 200)));
