@@ -12,7 +12,7 @@ use super::error::Error;
 use super::leases::Replicas;
 use super::media_calls::LostMediaCall;
 use super::pause::Pause;
-use super::requests::WaitingRequest;
+use super::requests::{RequestState, WaitingRequest};
 use super::runs::Standing;
 use super::{changes, facts, interrupted, leases, media_calls, pause, requests, rounds, runs};
 use crate::plan::facts::Topic;
@@ -229,6 +229,12 @@ impl HistoryReader {
         server: &str,
     ) -> Result<Option<LostMediaCall>, Error> {
         self.read(|connection| work(media_calls::get(connection, server))).await
+    }
+
+    /// Returns how far a request for another replica has come; `None` without a history.
+    pub(crate) async fn request_state(&self, id: i64) -> Result<Option<RequestState>, Error> {
+        self.read(|connection| work(async move { requests::state(connection, id).await.map(Some) }))
+            .await
     }
 
     /// Returns whether scheduled runs are paused.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::database::work;
 use super::error::Error;
 use super::leases::{self, Holder, Renewal, Wanted};
-use super::requests::{self, RequestState, TakenRequest};
+use super::requests::{self, TakenRequest};
 use super::writer::History;
 
 impl History {
@@ -103,11 +103,6 @@ impl History {
     pub(crate) async fn answer_request(&self, id: i64, answer: &str) -> Result<(), Error> {
         let me = self.replica();
         self.required_at_once(|connection| work(requests::answer(connection, me, id, answer))).await
-    }
-
-    /// Says how far a request has come.
-    pub(crate) async fn request_state(&self, id: i64) -> Result<RequestState, Error> {
-        self.required_at_once(|connection| work(requests::state(connection, id))).await
     }
 
     /// Takes a request back; returns whether nobody has taken it, and nobody can any more.

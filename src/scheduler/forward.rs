@@ -15,7 +15,9 @@ const TAKE_TIMEOUT: Duration = Duration::from_secs(30);
 const ANSWER_TIMEOUT: Duration = Duration::from_mins(1);
 /// How often a request follows a lease that moved while it was asked for.
 const MAX_MOVES: u32 = 3;
-const POLL_INTERVAL: Duration = Duration::from_millis(250);
+const POLL_INTERVAL: Duration = Duration::from_millis(500);
+/// How long the answer of a replica may take that has lost or left the lease since it took the request.
+const PARTING_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often to read how far a run on another replica has come.
 const FOLLOW_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -127,13 +129,19 @@ impl Supervisor {
         homeserver: &str,
     ) -> Result<(String, String), Refusal> {
         let history = self.history();
-        let mut taken: Option<Instant> = None;
+        let (mut taken, mut parted): (Option<Instant>, Option<Instant>) = (None, None);
         loop {
-            match history.request_state(id).await.map_err(|error| unusable(&error))? {
+            let state = history.request_state(id).await.map_err(|error| unusable(&error))?;
+            match state.unwrap_or(RequestState::Expired) {
                 RequestState::Answered { by, answer } => return Ok((by, answer)),
                 RequestState::Taken { by, is_holder } => {
                     let since = *taken.get_or_insert_with(Instant::now);
-                    if !is_holder || since.elapsed() > ANSWER_TIMEOUT {
+                    if is_holder {
+                        parted = None;
+                    }
+                    let gone = !is_holder
+                        && parted.get_or_insert_with(Instant::now).elapsed() > PARTING_TIMEOUT;
+                    if gone || since.elapsed() > ANSWER_TIMEOUT {
                         return Err(Refusal::Unanswered(format!(
                             "the replica {by} took the request and has not answered: `microglia runs {job}` shows whether it was carried out"
                         )));

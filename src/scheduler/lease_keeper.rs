@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use chrono::TimeDelta;
-use tokio::sync::Notify;
 
 use super::held::Leases;
 use super::lease_times::LeaseTimes;
@@ -27,15 +26,13 @@ pub struct LeaseKeeper {
     trusted_until: Instant,
     /// Whether the owner of the jobs counts on the database.
     is_current: bool,
-    /// What was free after the last renewal, and is others' to take.
-    left_free: BTreeSet<String>,
+    /// What others held at the last renewal: free, it may be this replica's to take.
+    elsewhere: BTreeSet<String>,
     differing: BTreeSet<String>,
     /// How far this machine's clock is ahead of the database's, where that is too far.
     clock_ahead: Option<TimeDelta>,
     is_failing: bool,
     is_stopping: bool,
-    /// What the owner of the jobs wakes it with.
-    wake: Arc<Notify>,
 }
 
 impl LeaseKeeper {
@@ -48,12 +45,11 @@ impl LeaseKeeper {
             sent_terms: BTreeMap::new(),
             trusted_until: Instant::now(),
             is_current: false,
-            left_free: BTreeSet::new(),
+            elsewhere: BTreeSet::new(),
             differing: BTreeSet::new(),
             clock_ahead: None,
             is_failing: false,
             is_stopping: false,
-            wake: Arc::default(),
         })
     }
 
@@ -63,24 +59,25 @@ impl LeaseKeeper {
         loop {
             let is_woken = tokio::select! {
                 () = tokio::time::sleep(self.times.poll_every) => false,
-                () = self.wake.notified() => true,
+                () = self.supervisor.wake_keeper.notified() => true,
             };
-            let stops = !self.is_stopping && self.wanted().await.stopping;
+            let stops = is_woken && !self.is_stopping && self.wanted().await.stopping;
+            // Before requests are taken, which the next holder carries out.
+            if is_woken && let Err(error) = self.give(None).await {
+                self.failed(&error).await;
+            }
             let due = renewed.elapsed() >= self.times.renew_every || self.is_failing || stops;
             if due || self.check_others().await {
                 self.is_stopping |= stops;
                 renewed = Instant::now();
                 self.renew().await;
-            } else if is_woken && let Err(error) = self.give(None).await {
-                // They end by themselves, or the next renewal finds them again.
-                tracing::debug!(target: "microglia::scheduler", "cannot resign leases: {error}");
             }
         }
     }
 
     /// Checks what other replicas did and request; returns whether leases became free.
     async fn check_others(&mut self) -> bool {
-        let Self { supervisor, times, left_free, .. } = self;
+        let Self { supervisor, times, elsewhere, .. } = self;
         let (mut free, mut requests) = (None, Vec::new());
         let look = supervisor.follow_pause(async || {
             let state = supervisor.history().shared_state().await.ok()?;
@@ -88,7 +85,7 @@ impl LeaseKeeper {
             Some(state.pause)
         });
         let looked = tokio::time::timeout(times.renew_every, look).await;
-        let became_free = looked.is_ok() && free.is_some_and(|free| !free.is_subset(left_free));
+        let became_free = looked.is_ok() && free.is_some_and(|free| !free.is_disjoint(elsewhere));
         for request in requests {
             // The successor of a replica that is stopping takes them.
             if !self.is_stopping && self.sent_terms.contains_key(&request.homeserver) {
@@ -133,8 +130,7 @@ impl LeaseKeeper {
                 tracing::error!(target: "microglia::scheduler", "the leases of all homeservers have ended: nothing runs on schedule here until they can be renewed");
             }
             self.sent_terms.clear();
-            let wake_keeper = Arc::clone(&self.wake);
-            self.send_leases(Leases { wake_keeper, ..Leases::default() }).await;
+            self.send_leases(Leases::default()).await;
         }
     }
 
@@ -150,14 +146,7 @@ impl LeaseKeeper {
         }
         let Renewal { held, surplus, elsewhere, .. } = renewal;
         self.trusted_until = sent + self.times.ttl.saturating_sub(self.times.margin);
-        self.left_free = wanted
-            .homeservers
-            .iter()
-            .filter(|homeserver| {
-                !held.contains_key(*homeserver) && !elsewhere.contains(*homeserver)
-            })
-            .cloned()
-            .collect();
+        self.elsewhere = elsewhere.intersection(&wanted.homeservers).cloned().collect();
         // One with another term was lost in between, and another replica may have worked.
         self.sent_terms.retain(|homeserver, term| held.get(homeserver) == Some(term));
         self.is_current = true;
@@ -172,8 +161,7 @@ impl LeaseKeeper {
     fn leases(&self) -> Leases {
         let held =
             self.sent_terms.keys().map(|homeserver| (homeserver.clone(), self.trusted_until));
-        let (held, wake_keeper) = (held.collect(), Arc::clone(&self.wake));
-        Leases { held, is_current: true, wake_keeper, ..Leases::default() }
+        Leases { held: held.collect(), is_current: true }
     }
 
     async fn send_leases(&self, leases: Leases) {
@@ -205,10 +193,16 @@ impl LeaseKeeper {
         for homeserver in &given {
             tracing::info!(target: "microglia::scheduler", "this replica leaves the jobs on {homeserver} to another one");
             self.sent_terms.remove(homeserver);
-            self.left_free.insert(homeserver.clone());
         }
-        let history = self.supervisor.history();
-        match tokio::time::timeout(self.times.renew_every, history.resign_leases(&given)).await {
+        if given.is_empty() {
+            return Ok(());
+        }
+        let resign = async {
+            // The next holder reads which occurrences were skipped.
+            self.supervisor.ask(|reply| Message::Flush { reply }).await;
+            self.supervisor.history().resign_leases(&given).await
+        };
+        match tokio::time::timeout(self.times.renew_every, resign).await {
             Ok(resigned) => resigned.map_err(|error| error.to_string()),
             Err(_) => Err("no answer in time".to_owned()),
         }

@@ -47,9 +47,11 @@ impl Owner {
 
     /// Takes over which leases are held. Runs whose lease was lost end at their next change boundary.
     pub(super) fn take_leases(&mut self, mut leases: Leases) {
-        let before = self.leases.take().unwrap_or_default();
-        leases.held.retain(|address, _| !before.given.contains(address));
-        self.leases = Some(Leases { surplus: before.surplus, given: before.given, ..leases });
+        leases.held.retain(|address, _| !self.handover.given.contains(address));
+        if leases.held.is_empty() {
+            self.handover.surplus = 0;
+        }
+        let before = self.leases.replace(leases).unwrap_or_default();
         let held = self.leases.iter().flat_map(|leases| leases.held.keys());
         let held: BTreeSet<String> = held.cloned().collect();
         let had: BTreeSet<String> = before.held.into_keys().collect();
@@ -58,7 +60,7 @@ impl Owner {
         let entries = self.jobs.values().chain(self.leaving.values());
         for entry in entries {
             if let Some(running) = &entry.running
-                && lost.iter().any(|address| *address == entry.address())
+                && lost.iter().any(|address| **address == running.address)
             {
                 running.stop.lease_lost();
             }
@@ -91,10 +93,9 @@ impl Owner {
     /// Where too few are idle, those follow whose runs end first. Returns what is left to others since the last call.
     pub(super) fn stand_down(&mut self, surplus: Option<usize>) -> Vec<String> {
         let known: BTreeSet<String> = self.wanted().homeservers;
-        let Some(leases) = &mut self.leases else { return Vec::new() };
-        let given = std::mem::take(&mut leases.given);
+        let handover = &mut self.handover;
         if let Some(surplus) = surplus {
-            leases.surplus = surplus.saturating_sub(given.intersection(&known).count());
+            handover.surplus = surplus.saturating_sub(handover.given.intersection(&known).count());
         }
         let idle: Vec<String> = {
             let busy = self.busy(None);
@@ -104,21 +105,14 @@ impl Owner {
         for address in idle {
             self.leave(&address, !known.contains(&address));
         }
-        let more = self.leases.as_mut().map(|leases| std::mem::take(&mut leases.given));
-        given.into_iter().chain(more.unwrap_or_default()).collect()
+        std::mem::take(&mut self.handover.given).into_iter().collect()
     }
 
-    /// Leaves the homeserver of a job whose run has ended to another replica, if one should have it.
-    pub(super) fn leave_after(&mut self, job: &str) {
-        if self.leases.as_ref().is_none_or(|leases| leases.surplus == 0) {
-            return;
-        }
-        let Some(address) = self.jobs.get(job).map(|entry| entry.address().to_owned()) else {
-            return;
-        };
-        if !self.busy(Some(job)).contains(address.as_str()) {
-            self.leave(&address, false);
-        }
+    /// The homeserver of a job whose run has ended, if another replica should have it and no other run needs it.
+    pub(super) fn to_leave_after(&self, job: &str) -> Option<String> {
+        let address = self.jobs.get(job).filter(|_| self.handover.surplus > 0)?.address();
+        let is_held = self.leases.as_ref().is_some_and(|leases| leases.held.contains_key(address));
+        (is_held && !self.busy(Some(job)).contains(address)).then(|| address.to_owned())
     }
 
     /// Addresses at which jobs run, or are about to; `ended` is a job whose run has ended.
@@ -129,21 +123,25 @@ impl Owner {
             .filter(|(_, entry)| {
                 entry.running.is_some() || (entry.state.is_running() && !self.draining)
             })
-            .map(|(_, entry)| entry.address())
+            .map(|(_, entry)| match &entry.running {
+                Some(running) => running.address.as_str(),
+                None => entry.address(),
+            })
             .collect()
     }
 
     /// Leaves a homeserver where nothing runs to others, if it is unneeded or one too many.
-    fn leave(&mut self, address: &str, is_unneeded: bool) {
+    pub(super) fn leave(&mut self, address: &str, is_unneeded: bool) {
         let Some(leases) = &mut self.leases else { return };
-        if (!is_unneeded && leases.surplus == 0) || leases.held.remove(address).is_none() {
+        let handover = &mut self.handover;
+        if (!is_unneeded && handover.surplus == 0) || leases.held.remove(address).is_none() {
             return;
         }
         if !is_unneeded {
-            leases.surplus -= 1;
+            handover.surplus -= 1;
         }
-        leases.given.insert(address.to_owned());
-        leases.wake_keeper.notify_one();
+        handover.given.insert(address.to_owned());
+        handover.wake_keeper.notify_one();
         self.moved(&BTreeSet::from([address.to_owned()]));
         self.show_leases();
     }

@@ -3,11 +3,11 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tokio::sync::{broadcast, mpsc};
+use tokio::sync::{Notify, broadcast, mpsc};
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
 use super::agenda::{Agenda, Due};
-use super::held::Leases;
+use super::held::{Handover, Leases};
 use super::homeservers::Homeservers;
 use super::job_event::JobEvent;
 use super::job_list::ListedWait;
@@ -50,6 +50,7 @@ pub struct Owner {
     pub(super) draining: bool,
     /// `None` where nobody shares the history.
     pub(super) leases: Option<Leases>,
+    pub(super) handover: Handover,
     /// The fingerprint of all jobs and homeservers.
     pub(super) config: String,
     /// For subscribers to the events of all runs.
@@ -72,6 +73,8 @@ pub(super) struct Entry {
 
 pub(super) struct Running {
     pub stop: Stop,
+    /// The address of the homeserver that it works on, whatever a reload makes of the job.
+    pub address: String,
     /// `None` before it is recorded.
     pub run: Option<i64>,
     /// Whether its `Started` event has arrived.
@@ -88,11 +91,13 @@ pub(super) struct Parts {
     pub messages: mpsc::UnboundedReceiver<Message>,
     pub sender: mpsc::WeakUnboundedSender<Message>,
     pub events: broadcast::Sender<JobEvent>,
+    pub wake_keeper: Arc<Notify>,
 }
 
 impl Owner {
     pub(super) fn new(parts: Parts) -> Self {
-        let Parts { runner, metrics, clock, agenda, tasks, messages, sender, events } = parts;
+        let Parts { runner, metrics, clock, agenda, tasks, messages, sender, events, wake_keeper } =
+            parts;
         let is_shared = runner.history.is_shared();
         Self {
             runner,
@@ -112,6 +117,7 @@ impl Owner {
             pause_assumed: false,
             draining: false,
             leases: is_shared.then(Leases::default),
+            handover: Handover { wake_keeper, ..Handover::default() },
             config: String::new(),
         }
     }
@@ -233,8 +239,13 @@ impl Owner {
 
     /// Has a job decide what follows from an event, and carries that out.
     pub(super) fn on(&mut self, job: &str, event: StateEvent) {
+        self.react(job, event, self.draining);
+    }
+
+    /// As [`on`](Self::on); `draining` starts nothing.
+    fn react(&mut self, job: &str, event: StateEvent, draining: bool) {
         let Some(entry) = self.jobs.get(job).or_else(|| self.leaving.get(job)) else { return };
-        let now = self.now(entry);
+        let now = Now { draining, ..self.now(entry) };
         let entry = match self.jobs.get_mut(job) {
             Some(entry) => entry,
             None => match self.leaving.get_mut(job) {
@@ -301,7 +312,8 @@ impl Owner {
             listener = Some(asker);
         }
         let stop = Stop::default();
-        entry.running = Some(Running { stop: stop.clone(), run: None, started: false });
+        let address = entry.address().to_owned();
+        entry.running = Some(Running { stop: stop.clone(), address, run: None, started: false });
         let Some(messages) = self.sender.upgrade() else { return };
         let run = RunTask {
             runner: self.runner.clone(),
@@ -390,8 +402,12 @@ impl Owner {
         if let Some(entry) = self.jobs.get_mut(job) {
             entry.running = None;
         }
-        self.leave_after(job);
-        self.on(job, StateEvent::Ended(ending));
+        let Some(address) = self.to_leave_after(job) else {
+            return self.on(job, StateEvent::Ended(ending));
+        };
+        // What was skipped is remembered before the next holder reads it, and nothing more starts.
+        self.react(job, StateEvent::Ended(ending), true);
+        self.leave(&address, false);
     }
 
     fn recall(&mut self, recollection: &Recollection, reopened: bool) {
@@ -487,9 +503,7 @@ impl Owner {
 
     fn drain(&mut self) -> Vec<Stop> {
         self.draining = true;
-        if let Some(leases) = &self.leases {
-            leases.wake_keeper.notify_one();
-        }
+        self.handover.wake_keeper.notify_one();
         let entries = self.jobs.values().chain(self.leaving.values());
         let running = entries.filter_map(|entry| entry.running.as_ref());
         running.map(|running| running.stop.clone()).collect()

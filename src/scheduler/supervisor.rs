@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use tokio::sync::{broadcast, mpsc, oneshot};
+use tokio::sync::{Notify, broadcast, mpsc, oneshot};
 use tokio_util::task::TaskTracker;
 
 use super::agenda::{Agenda, Due};
@@ -32,6 +32,8 @@ pub struct Supervisor {
     pub agenda: Arc<Mutex<Agenda>>,
     pub(super) tasks: TaskTracker,
     events: broadcast::Sender<JobEvent>,
+    /// Wakes the lease keeper.
+    pub(super) wake_keeper: Arc<Notify>,
 }
 
 /// How far a subscriber to the events of all runs may fall behind before it misses some.
@@ -44,7 +46,7 @@ impl Supervisor {
     pub fn new(runner: Runner, metrics: Arc<Metrics>, clock: Clock) -> (Arc<Self>, Owner) {
         let (messages, received) = mpsc::unbounded_channel();
         let (agenda, tasks) = (Arc::<Mutex<Agenda>>::default(), TaskTracker::new());
-        let events = broadcast::Sender::new(EVENTS_KEPT);
+        let (events, wake_keeper) = (broadcast::Sender::new(EVENTS_KEPT), Arc::<Notify>::default());
         let owner = Owner::new(Parts {
             runner: runner.clone(),
             metrics: Arc::clone(&metrics),
@@ -54,8 +56,10 @@ impl Supervisor {
             messages: received,
             sender: messages.downgrade(),
             events: events.clone(),
+            wake_keeper: Arc::clone(&wake_keeper),
         });
-        let supervisor = Self { messages, runner, metrics, clock, agenda, tasks, events };
+        let supervisor =
+            Self { messages, runner, metrics, clock, agenda, tasks, events, wake_keeper };
         (Arc::new(supervisor), owner)
     }
 

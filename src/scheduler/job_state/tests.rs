@@ -326,6 +326,32 @@ fn rules() -> Vec<Row> {
             ],
         ),
         (
+            "what was skipped during a run is settled though the homeserver is left when it ends",
+            hourly(),
+            "23 00:30",
+            vec![
+                ("23 01:00", WAKE, "start schedule 23 01:00"),
+                ("23 01:00", STARTED, ""),
+                ("23 02:00", WAKE, "skip overlap"),
+                ("23 02:10", Draining(Event::Ended(Ending::Finished)), "remember 23 02:00"),
+                ("23 02:10", Standby(Event::Wake), ""),
+                ("23 02:11", Restart, ""),
+            ],
+        ),
+        (
+            "what is queued when the homeserver is left is caught up by the next holder",
+            queueing(hourly()),
+            "23 00:30",
+            vec![
+                ("23 01:00", WAKE, "start schedule 23 01:00"),
+                ("23 01:00", STARTED, ""),
+                ("23 02:00", WAKE, ""),
+                ("23 02:10", Draining(Event::Ended(Ending::Finished)), ""),
+                ("23 02:10", Standby(Event::Wake), ""),
+                ("23 02:11", Restart, "missed 23 02:00, start catch-up 23 02:00"),
+            ],
+        ),
+        (
             "on standby nothing starts, and nothing is remembered or skipped",
             hourly(),
             "23 00:30",

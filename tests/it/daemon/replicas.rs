@@ -269,3 +269,50 @@ async fn after_an_outage_of_the_database_the_work_goes_on_and_nothing_was_done_t
     let unended = "SELECT COUNT(*) FROM runs WHERE outcome IS NULL";
     assert_eq!(server.psql(&name, unended).1, "0");
 }
+
+#[tokio::test]
+async fn a_run_keeps_its_lease_until_its_end_when_a_reload_moves_its_job_to_another_address() {
+    if on_postgres() {
+        return;
+    }
+    let (old, new) = (with_lobby(150), with_lobby(0));
+    let url = database().await;
+    let program = replica(&url, &[("main", &old)], &sweep("lobby", 20, ""));
+    let daemon = program.serve().await;
+    let run = program.command(&["run", "lobby", "--json"]).spawn().unwrap();
+    until("some joins", 20, async || joined(&old) >= 10).await;
+    edit(&program, &old.url(), &new.url());
+    assert_eq!(program.run(&["reload"]).await.code, 0);
+    let run = run.wait_with_output().await.unwrap();
+    let report: Value = serde_json::from_slice(&run.stdout).unwrap();
+    assert_eq!((&report["outcome"], joined(&old)), (&"succeeded".into(), 150), "{report}");
+    // Nothing runs there any more, and nothing is to.
+    let free = "SELECT homeserver FROM leases WHERE expires_at <= now()";
+    until("the old lease is left", 30, async || {
+        sql(&url, free).await.contains(old.url().trim_start_matches("http://"))
+    })
+    .await;
+    assert_eq!(held(&daemon).await, 1);
+    daemon.stop().await;
+}
+
+#[tokio::test]
+async fn a_lease_that_nobody_here_wants_is_not_looked_at_again_and_again() {
+    if on_postgres() {
+        return;
+    }
+    let fake = Fake::start();
+    let url = database().await;
+    let program = replica(&url, &[("main", &fake)], &ping("looks", EVERY_SECOND));
+    program.serve().await.stop().await;
+    let gone = "INSERT INTO leases (homeserver, holder, term, expires_at) VALUES ('http://gone', 'x', 1, now() - interval '1 day')";
+    sql(&url, gone).await;
+    let renewals = "CREATE TABLE renewals (at TIMESTAMPTZ); CREATE FUNCTION count_renewal() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN INSERT INTO renewals VALUES (now()); RETURN NULL; END'; CREATE TRIGGER counted AFTER INSERT OR UPDATE ON replicas FOR EACH ROW EXECUTE FUNCTION count_renewal()";
+    sql(&url, renewals).await;
+    let daemon = program.serve().await;
+    // Each second it looks for leases that became free, and at these moments it runs the job.
+    until("many looks", 60, async || fake.count("GET", PING) >= 12).await;
+    let seldom = "SELECT COUNT(*) * 2 < EXTRACT(EPOCH FROM MAX(at) - MIN(at)) + 4 FROM renewals";
+    assert_eq!(sql(&url, seldom).await, "t", "renewals, of which one is due every 5 s");
+    daemon.stop().await;
+}
