@@ -121,6 +121,8 @@
 //!   asked. That only spares work: what decides is the check in the transaction.
 //! - A replica without the lease lets occurrences pass and remembers nothing (`Now::standby`). With the lease it reads what
 //!   the history knows, as at a start.
+//!   A lease that another replica should have is left as soon as no run needs it, which under constant work is only the
+//!   moment at which a run ends; what was skipped during that run is remembered before the lease is resigned.
 //! - What a person requests of a job on a replica without the lease is a row that the holder of the lease takes
 //!   (`scheduler::forward`). It is taken once, under the lease, and never after it expired or was withdrawn, so that who
 //!   asked knows whether it may have been carried out. The run is followed through its record: replicas need no
