@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::*;
-use crate::fake::{Seen, TOKEN};
+use crate::fake::{Fault, Seen, TOKEN, Trouble};
 use crate::homeserver::Synapse;
 use crate::program::until;
 
@@ -229,12 +229,18 @@ async fn killed_at_random(
     assert!(unknown_in_all > 0, "no kill hit a change in progress: the test showed nothing");
 }
 
+/// Delays the responses to changes, so that a kill at a random time most likely hits one in progress.
+fn mostly_in_flight(method: &str, path_prefix: &str) -> Fault {
+    Fault::new(method, path_prefix, Trouble::Delay(Duration::from_millis(16))).always()
+}
+
 #[tokio::test]
 async fn the_history_contains_every_removal_that_may_have_been_made_before_a_kill() {
     let mut world = World::new();
     world.users(500, |number| User::default().external("saml", &format!("s{number}")));
     world.latency = Duration::from_millis(4);
     let fake = Fake::of(world);
+    fake.fault(mostly_in_flight("PUT", "/"));
     let job = "[jobs.ids]\nkind = \"remove-external-ids\"\nmode = \"apply\"\nproviders = [\"saml\"]\naccounts = \"all\"\n";
     killed_at_random(&fake, job, |seen| seen.method == "PUT", 4).await;
     fake.world(|world| assert!(world.users.values().all(|user| user.external_ids.is_empty())));
@@ -244,6 +250,7 @@ async fn the_history_contains_every_removal_that_may_have_been_made_before_a_kil
 async fn the_history_contains_every_join_that_may_have_been_made_before_a_kill() {
     let fake = with_lobby(500);
     fake.world(|world| world.latency = Duration::from_millis(4));
+    fake.fault(mostly_in_flight("POST", JOIN));
     let joins = |seen: &Seen| seen.method == "POST" && seen.path.starts_with(JOIN);
     killed_at_random(&fake, &sweep("lobby", 1000, ""), joins, 1).await;
     assert_eq!((joined(&fake), fake.count("POST", JOIN)), (500, 500), "nobody was joined twice");
