@@ -1,5 +1,6 @@
 //! The command line: one command per file, no logic of its own.
 
+mod approve;
 mod arguments;
 mod check;
 mod check_mas;

@@ -16,7 +16,7 @@ mod tables;
 
 pub(crate) use connect::{ConnectFor, Connections};
 pub(crate) use diagnostics::{Diagnostic, LoadError};
-pub(crate) use job_spec::JobSpec;
+pub(crate) use job_spec::{JobSpec, changed_keys};
 pub(crate) use keys::{Overlap, Retries};
 pub(crate) use load::{files_fingerprint, listen, state_dir, state_dir_or_default};
 pub use settings::{Config, Environment, HistoryPlace};

@@ -144,6 +144,7 @@ pub(crate) async fn serve(
     chores.spawn("history opener", open_history(history.clone(), Arc::clone(&supervisor)));
     chores
         .spawn("history clean-up", delete_old_runs(history.clone(), Arc::clone(&reloader), clock));
+    chores.spawn("plans", Arc::clone(&supervisor).tend_plans());
     if let Some(keeper) = keeper {
         chores.spawn("leases", keeper.keep());
     }

@@ -1,5 +1,6 @@
 //! The history: runs, their changes and what must survive a restart, in SQLite or PostgreSQL.
 
+mod approvals;
 mod changes;
 mod columns;
 mod copy;
@@ -25,6 +26,7 @@ mod sqlite;
 pub mod state_dir;
 mod writer;
 
+pub(crate) use approvals::{Claim, Decision, WaitingPlan};
 pub(crate) use changes::Page;
 pub(crate) use copy::copy;
 pub use database::Place;

@@ -26,7 +26,7 @@ mod unanswered;
 mod waiting;
 mod watch;
 
+pub use params::{ApprovedPlan, HomeserverHandle, LostCallWait, RunParams, RunSlots};
 pub(crate) use params::{Extent, WindowRule};
-pub use params::{HomeserverHandle, LostCallWait, RunParams, RunSlots};
 pub use run::{NotBegun, Runner};
 pub use stop::Stop;

@@ -2,6 +2,7 @@
 
 mod adopt;
 pub(crate) mod agenda;
+mod approve;
 mod forward;
 mod forwarded;
 mod held;
@@ -15,6 +16,7 @@ pub(crate) mod lease_times;
 mod leases;
 mod message;
 mod owner;
+mod plans;
 mod recollection;
 pub(crate) mod reload;
 mod request;
@@ -23,6 +25,7 @@ pub mod supervisor;
 pub mod ticker;
 mod watermarks;
 
+pub(crate) use approve::{Approved, above_max_changes, not_waiting};
 pub(crate) use job_event::JobEvent;
 pub use request::RunOverrides;
-pub(crate) use request::{Adopted, Refusal};
+pub(crate) use request::{Adopted, ApproveRequest, Refusal};

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Parser, Subcommand};
 
 use super::failure::EXIT_CODES;
-use super::{check, history, init, jobs, kinds, login, run, runs};
+use super::{approve, check, history, init, jobs, kinds, login, run, runs};
 
 /// Recurring housekeeping for Synapse, the Matrix homeserver.
 ///
@@ -56,6 +56,16 @@ pub(super) enum Command {
     Check(check::Options),
     /// Runs one job now, in its configured mode, and shows what it did
     Run(run::Options),
+    /// Approves the plan of a run in approve mode, and has it applied
+    ///
+    /// A run plans again, and changes only what the approved plan contains and is still needed. Outside the job's window the
+    /// daemon waits until it opens. A plan whose job was changed since cannot be approved.
+    Approve(approve::Options),
+    /// Rejects the plan of a run in approve mode
+    Reject {
+        /// The run that made the plan.
+        run: i64,
+    },
     /// Shows the jobs with their next occurrence and last run
     Jobs(jobs::Options),
     /// Shows recorded runs, newest first

@@ -76,6 +76,11 @@ impl Client {
         Reply::read(self.send(Method::POST, path, Body::empty(), "*/*").await?).await
     }
 
+    /// Sends JSON.
+    pub(super) async fn post_with(self, path: &[&str], body: Vec<u8>) -> Result<Reply, Failure> {
+        Reply::read(self.send(Method::POST, path, body.into(), "*/*").await?).await
+    }
+
     /// Sends JSON, and returns the event stream of the response, or the reply if it is not one.
     pub(super) async fn post_for_events(
         self,

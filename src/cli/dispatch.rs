@@ -10,7 +10,7 @@ use super::failure::Failure;
 use super::output::{print, print_error};
 use super::signals::signalled;
 use super::{
-    check, control, healthcheck, history, init, jobs, kinds, login, man, run, runs, serve,
+    approve, check, control, healthcheck, history, init, jobs, kinds, login, man, run, runs, serve,
 };
 use crate::web::Probe;
 
@@ -34,7 +34,11 @@ pub fn main() -> ExitCode {
             let result = runtime.block_on(async {
                 let handles_signals = matches!(
                     cli.command,
-                    Command::Serve | Command::Run(_) | Command::Init(_) | Command::Login(_)
+                    Command::Serve
+                        | Command::Run(_)
+                        | Command::Approve(_)
+                        | Command::Init(_)
+                        | Command::Login(_)
                 );
                 tokio::select! {
                     result = Box::pin(dispatch(cli)) => result,
@@ -90,6 +94,8 @@ async fn dispatch(cli: Cli) -> Result<(), Failure> {
         Command::Login(options) => Box::pin(login::run(&path, options)).await,
         Command::Check(options) => Box::pin(check::run(&path, &options)).await,
         Command::Run(options) => Box::pin(run::run(&path, &options)).await,
+        Command::Approve(options) => Box::pin(approve::approve(&path, &options)).await,
+        Command::Reject { run } => approve::reject(&path, run).await,
         Command::Jobs(options) => Box::pin(jobs::run(&path, &options)).await,
         Command::Runs(options) => Box::pin(runs::run(&path, &options)).await,
         Command::History(options) => Box::pin(history::run(&path, options)).await,

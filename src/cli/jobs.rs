@@ -16,7 +16,7 @@ use super::table::{format_counts, format_local, format_wait, new_table, status, 
 use crate::config::{Config, Homeserver};
 use crate::daemon::REPLICA;
 use crate::history::Replicas;
-use crate::plan::report::{Mode, Report};
+use crate::plan::report::{ApprovalState, Mode, Report};
 use crate::plan::round::Round;
 use crate::scheduler::job_list::{ListedWait, Sharing, job_list, upcoming};
 use crate::scheduler::lease_times::LeaseTimes;
@@ -150,7 +150,17 @@ fn job_table(
         let last = last_run.map_or_else(
             || "never".to_owned(),
             |run| {
-                let mode = if run.mode == Mode::DryRun { " (dry run)" } else { "" };
+                let mode = match run.mode {
+                    Mode::DryRun => " (dry run)",
+                    Mode::Approve => " (plan)",
+                    Mode::Apply => "",
+                };
+                let approval = run.approval.as_ref().map(|approval| match approval.state {
+                    ApprovalState::Pending => {
+                        format!("; waits for `microglia approve {}`", run.id.unwrap_or_default())
+                    }
+                    state => format!("; {state}"),
+                });
                 let wait = run.waiting.as_ref();
                 let wait = wait.map(|wait| format!(" {}", format_wait(wait, zone)));
                 let replica = runs_on.filter(|_| run.outcome.is_none());
@@ -159,13 +169,14 @@ fn job_table(
                 });
                 let replica = replica.map(|name| format!(" on {}", line(name)));
                 format!(
-                    "{} {}{mode}{}{}: {}{}",
+                    "{} {}{mode}{}{}: {}{}{}",
                     format_local(run.started_at, zone),
                     status(run),
                     replica.unwrap_or_default(),
                     wait.unwrap_or_default(),
                     format_counts(run),
-                    run.round.map(format_progress).unwrap_or_default()
+                    run.round.map(format_progress).unwrap_or_default(),
+                    approval.unwrap_or_default()
                 )
             },
         );

@@ -3,14 +3,18 @@
 use chrono_tz::Tz;
 
 use super::table::{format_counts, format_local, format_wait};
-use crate::plan::report::{Mode, Outcome, Report};
+use crate::plan::report::{Approval, ApprovalState, Mode, Outcome, Report};
 use crate::values::escape::line;
 use crate::values::size::Size;
 use crate::values::text::format_number;
 
 /// What a run did, in a few lines.
 pub(super) fn summary(run: &Report, zone: Tz) -> String {
-    let mode = if run.mode == Mode::DryRun { "dry run" } else { "apply" };
+    let mode = match run.mode {
+        Mode::DryRun => "dry run",
+        Mode::Approve => "plan for approval",
+        Mode::Apply => "apply",
+    };
     let mut text = format!(
         "{}{} ({} on {}), {mode}, {}{}\n",
         run.id.map(|id| format!("run {id}: ")).unwrap_or_default(),
@@ -31,12 +35,12 @@ pub(super) fn summary(run: &Report, zone: Tz) -> String {
         ),
     };
     let bytes = match (run.mode, run.bytes_planned, run.bytes_freed) {
-        (Mode::DryRun, Some(bytes), _) => format!(", {}", Size(bytes)),
+        (Mode::DryRun | Mode::Approve, Some(bytes), _) => format!(", {}", Size(bytes)),
         (Mode::Apply, _, Some(bytes)) => format!(", {} freed", Size(bytes)),
         _ => String::new(),
     };
     let succeeded = run.outcome == Some(Outcome::Succeeded);
-    let planned = if run.planned.is_none() && run.mode == Mode::DryRun && succeeded {
+    let planned = if run.planned.is_none() && run.mode != Mode::Apply && succeeded {
         "this kind cannot count items in advance".to_owned()
     } else {
         format_counts(run)
@@ -44,6 +48,9 @@ pub(super) fn summary(run: &Report, zone: Tz) -> String {
     text.push_str(&format!("  {result}: {planned}{bytes}\n"));
     if let Some(message) = &run.message {
         text.push_str(&format!("  {}\n", line(message)));
+    }
+    if let Some(approval) = run.approval.as_ref() {
+        text.push_str(&format!("  {}\n", line(&approval_text(approval, zone))));
     }
     if !run.left_alone.is_empty() {
         let reasons: Vec<String> = run
@@ -65,6 +72,18 @@ pub(super) fn summary(run: &Report, zone: Tz) -> String {
         }
     }
     text
+}
+
+/// `approved by uid 0 at 2026-11-30 10:00:00 UTC, applied by run 43`.
+fn approval_text(approval: &Approval, zone: Tz) -> String {
+    if approval.state == ApprovalState::Pending {
+        return format!("approval: pending until {}", format_local(approval.expires_at, zone));
+    }
+    let by = approval.by.as_ref().map(|by| format!(" by {by}")).unwrap_or_default();
+    let at = approval.decided_at.map(|at| format!(" at {}", format_local(at, zone)));
+    let detail = approval.detail.as_ref().map(|why| format!(": {why}")).unwrap_or_default();
+    let run = approval.run.map(|run| format!(", applied by run {run}")).unwrap_or_default();
+    format!("approval: {}{by}{}{detail}{run}", approval.state, at.unwrap_or_default())
 }
 
 /// The first changes of a run, one per line; with what they replaced where `limit` is `usize::MAX`.

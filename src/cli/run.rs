@@ -50,7 +50,7 @@ pub(super) struct Options {
 }
 
 /// How many changes the summary is followed by.
-const CHANGES_PRINTED: usize = 20;
+pub(super) const CHANGES_PRINTED: usize = 20;
 
 /// Stands in place of the list of `--verbose`.
 const ELSEWHERE: &str =
@@ -111,7 +111,7 @@ pub(super) async fn preview(
 }
 
 /// Connects to the daemon that owns the state directory; `None` where there is none.
-async fn connect(config: &Config) -> Result<Option<Client>, Failure> {
+pub(super) async fn connect(config: &Config) -> Result<Option<Client>, Failure> {
     let dir = &config.daemon.state_dir;
     Client::connect(dir).await.map_err(|error| {
         Failure::Error(anyhow!(
@@ -122,7 +122,7 @@ async fn connect(config: &Config) -> Result<Option<Client>, Failure> {
 }
 
 /// On a terminal the progress bar and the summary show what the log would.
-fn start_log() {
+pub(super) fn start_log() {
     log::start(match std::io::stderr().is_terminal() {
         true => "warn,sqlx=error,microglia::run=off",
         false => "warn,sqlx=error,microglia::audit=info",
@@ -184,7 +184,7 @@ impl Options {
 fn report_text(report: &Report, spec: &JobSpec, options: &Options, now: Timestamp) -> String {
     let mut text = summary(report, spec.zone.0);
     text.push_str(&changes(report, CHANGES_PRINTED));
-    if report.mode == Mode::DryRun && report.outcome == Some(Outcome::Succeeded) {
+    if report.mode != Mode::Apply && report.outcome == Some(Outcome::Succeeded) {
         text.push_str(&advice(report, spec, options, now));
     }
     text
@@ -194,6 +194,11 @@ fn report_text(report: &Report, spec: &JobSpec, options: &Options, now: Timestam
 fn advice(report: &Report, spec: &JobSpec, options: &Options, now: Timestamp) -> String {
     if report.planned == Some(0) {
         return "Nothing was changed, and there is nothing to change.\n".to_owned();
+    }
+    if let (Some(id), Some(_)) = (report.id, &report.approval) {
+        return format!(
+            "Nothing was changed. To make these changes: microglia approve {id}; not to make them: microglia reject {id}\n"
+        );
     }
     let mut flags =
         options.max_changes.map(|limit| format!(" --max-changes {limit}")).unwrap_or_default();

@@ -1,5 +1,6 @@
 //! A job on one homeserver, as the configuration describes it.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -26,6 +27,8 @@ pub struct JobSpec {
     pub splay_seed: u64,
     /// Of the kind and its own keys: what the job selects and does, whatever the common keys say.
     pub selection: Fingerprint,
+    /// Of the kind's own keys, each for itself.
+    pub(super) own_keys: Arc<BTreeMap<&'static str, Fingerprint>>,
     /// Of all keys in the job's table, with defaults filled in.
     pub(super) definition: Fingerprint,
 }
@@ -40,6 +43,16 @@ impl JobSpec {
             "splay_seed": self.splay_seed,
             "definition": self.definition,
         }))
+    }
+
+    /// What decides which changes the job plans on the homeserver at `address`, as JSON: hashes, because a value may be secret.
+    pub fn plan_definition(&self, address: &str) -> String {
+        let of = |value: &str| Fingerprint::of(&json!(value));
+        let mut keys: BTreeMap<&str, &Fingerprint> =
+            self.own_keys.iter().map(|(name, value)| (*name, value)).collect();
+        let (kind, address) = (of(self.job.kind().name), of(address));
+        keys.extend([("kind", &kind), ("homeserver", &address)]);
+        json!(keys).to_string()
     }
 
     /// Whether `time` is outside the job's window; false without a window.
@@ -61,4 +74,14 @@ impl JobSpec {
         let bound = u64::try_from(self.common.splay.0.as_millis()).unwrap_or(u64::MAX);
         Duration::from_millis(self.splay_seed.checked_rem(bound).unwrap_or(0))
     }
+}
+
+/// The keys in which two [definitions](JobSpec::plan_definition) differ, for a message.
+pub fn changed_keys(before: &str, now: &str) -> String {
+    let keys =
+        |text: &str| -> BTreeMap<String, String> { serde_json::from_str(text).unwrap_or_default() };
+    let (before, now) = (keys(before), keys(now));
+    let names: BTreeSet<&String> = before.keys().chain(now.keys()).collect();
+    let changed = names.into_iter().filter(|name| before.get(*name) != now.get(*name));
+    changed.map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ")
 }

@@ -90,8 +90,10 @@ schema! {
     pub struct CommonKeys, entries CommonEntries {
         /// The homeserver, or a list of names and globs such as ["customer-*"] for one job per homeserver, named job@homeserver; optional if there is only one.
         pub homeserver: Option<HomeserverNames>,
-        /// "dry-run" only plans and reports, "apply" makes the changes.
+        /// "dry-run" only plans and reports, "approve" plans and waits until a person approves the plan, "apply" makes the changes.
         pub mode: Mode = "\"dry-run\"",
+        /// How long a plan waits for approval in approve mode; a newer plan of the job replaces it.
+        pub approval_ttl: HumanDuration where "\"1s\"" to "\"365d\"" = "\"3d\"",
         /// The time zone of schedule and window; default: that of the daemon.
         pub timezone: Option<Zone>,
         /// false keeps the job but never runs it on schedule.

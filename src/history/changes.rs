@@ -1,7 +1,9 @@
 //! Changes of a run and their states, and the files that they deleted.
 
 use std::borrow::Cow;
+use std::collections::HashSet;
 
+use futures_util::TryStreamExt;
 use serde_json::Value;
 use sqlx::any::AnyRow;
 use sqlx::{AnyConnection, AssertSqlSafe, Row};
@@ -54,6 +56,8 @@ const FAIL_UNANSWERED: &str = "\
 const EXPLAIN_PLANNED: &str = "\
     UPDATE changes SET detail = $2 WHERE run = $1 AND state = 'planned' AND detail IS NULL";
 const SELECT_PAGE: &str = "SELECT * FROM changes WHERE run = $1 ORDER BY seq LIMIT $2 OFFSET $3";
+const SELECT_PLANNED: &str =
+    "SELECT action, target FROM changes WHERE run = $1 AND state = 'planned'";
 const SELECT_FILES: &str = "SELECT media_id, bytes FROM files WHERE run = $1 ORDER BY media_id";
 
 /// Replaces what a run had planned and not attempted, or failed to apply, by a new plan.
@@ -189,6 +193,19 @@ pub(super) async fn page(
         .fetch_all(connection)
         .await?;
     rows.iter().map(from_row).collect()
+}
+
+/// Returns what a run has planned and not attempted.
+pub(super) async fn planned(
+    connection: &mut AnyConnection,
+    run: i64,
+) -> Result<HashSet<(Action, String)>, Error> {
+    let mut rows = query(SELECT_PLANNED).bind(run).fetch(&mut *connection);
+    let mut planned = HashSet::new();
+    while let Some(row) = rows.try_next().await? {
+        planned.insert((parsed(&row, "action")?, row.try_get("target")?));
+    }
+    Ok(planned)
 }
 
 /// Returns the files that a run deleted.

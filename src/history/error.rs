@@ -22,12 +22,15 @@ pub enum Error {
     /// An occurrence that has its run.
     #[error("another replica has run this occurrence")]
     Claimed,
+    /// The plan is decided otherwise, is applied already, or the job was changed since.
+    #[error("the plan of run {plan} is not to be applied")]
+    NotApproved { plan: i64 },
 }
 
 impl Error {
     /// Whether the database worked, and said that this process is not to go on.
     pub(super) fn is_refusal(&self) -> bool {
-        matches!(self, Self::LeaseLost { .. } | Self::Claimed)
+        matches!(self, Self::LeaseLost { .. } | Self::Claimed | Self::NotApproved { .. })
     }
 
     /// Whether PostgreSQL, or what is between, ended the connection: another one may work.

@@ -1,10 +1,11 @@
 //! The history as everybody may read it; there is nothing here to write with.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::path::Path;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
+use super::approvals::WaitingPlan;
 use super::changes::{DeletedFile, Page};
 use super::database::{Reading, Statements, on_heap, work};
 use super::database_url::DatabaseUrl;
@@ -14,9 +15,11 @@ use super::media_calls::LostMediaCall;
 use super::pause::Pause;
 use super::requests::{RequestState, WaitingRequest};
 use super::runs::Standing;
-use super::{changes, facts, interrupted, leases, media_calls, pause, requests, rounds, runs};
+use super::{
+    approvals, changes, facts, interrupted, leases, media_calls, pause, requests, rounds, runs,
+};
 use crate::plan::facts::Topic;
-use crate::plan::report::{Mode, Report};
+use crate::plan::report::{Action, Mode, Report};
 use crate::plan::round::RoundState;
 use crate::values::clock::Timestamp;
 
@@ -94,6 +97,16 @@ impl HistoryReader {
             })
         })
         .await
+    }
+
+    /// Returns what a run has planned and not attempted, by action and target.
+    pub(crate) async fn planned(&self, run: i64) -> Result<HashSet<(Action, String)>, Error> {
+        self.read(|connection| work(changes::planned(connection, run))).await
+    }
+
+    /// Returns the plans that wait for a decision or for their run, oldest first.
+    pub(crate) async fn waiting_plans(&self) -> Result<Vec<WaitingPlan>, Error> {
+        self.read(|connection| work(approvals::waiting(connection))).await
     }
 
     /// Returns the newest run of each job.

@@ -8,16 +8,20 @@ use crate::values::clock::Timestamp;
 
 const DELETE_CHANGES: &str = "\
     DELETE FROM changes WHERE run IN (
-        SELECT id FROM runs WHERE started_at < $1 AND outcome IS NOT NULL)";
+        SELECT id FROM runs WHERE started_at < $1 AND outcome IS NOT NULL
+            AND (approval_state IS NULL OR approval_state <> 'pending'))";
 const DELETE_FILES: &str = "\
     DELETE FROM files WHERE run IN (
-        SELECT id FROM runs WHERE started_at < $1 AND outcome IS NOT NULL)";
+        SELECT id FROM runs WHERE started_at < $1 AND outcome IS NOT NULL
+            AND (approval_state IS NULL OR approval_state <> 'pending'))";
 const CLEAR_SAMPLES: &str = "\
     UPDATE runs SET sample = NULL
-    WHERE started_at < $1 AND outcome IS NOT NULL AND sample IS NOT NULL";
-/// Keeps the last run of a scheduled job in each mode, and the last one that succeeded.
+    WHERE started_at < $1 AND outcome IS NOT NULL AND sample IS NOT NULL
+        AND (approval_state IS NULL OR approval_state <> 'pending')";
+/// Keeps the last run of a scheduled job in each mode, and the last one that succeeded, and plans that wait for a decision.
 const DELETE_RUNS: &str = "\
     DELETE FROM runs WHERE started_at < $1 AND outcome IS NOT NULL
+    AND (approval_state IS NULL OR approval_state <> 'pending')
     AND NOT (job IN (SELECT name FROM jobs) AND (
         NOT EXISTS (
             SELECT 1 FROM runs AS later WHERE later.job = runs.job AND later.mode = runs.mode

@@ -11,7 +11,7 @@ use super::columns::{from_millis, if_present, parsed, query, signed, storable, u
 use super::error::Error;
 use super::leases::IS_VALID;
 use super::per_job::with_jobs_and_modes;
-use crate::plan::report::{Mode, Outcome, Report, Waiting};
+use crate::plan::report::{Approval, Mode, Outcome, Report, Waiting};
 use crate::values::clock::Timestamp;
 
 /// How a job's runs in one mode went.
@@ -55,10 +55,14 @@ pub(super) fn last_of_each_job_sql() -> String {
     )
 }
 
+/// A plan that waits for approval is not a success of the job yet, unless there is nothing to change.
 pub(super) fn standings_sql() -> String {
     with_jobs_and_modes(
         "SELECT job, mode,
-            (SELECT finished_at FROM runs WHERE id = success) AS last_success,
+            (SELECT finished_at FROM runs WHERE id = CASE
+                WHEN each.mode = 'approve' THEN (SELECT MAX(id) FROM runs WHERE runs.job = each.job
+                    AND runs.mode = each.mode AND outcome = 'succeeded' AND planned = 0)
+                ELSE success END) AS last_success,
             (SELECT COUNT(*) FROM runs WHERE runs.job = each.job AND runs.mode = each.mode
                 AND outcome <> 'succeeded' AND id > COALESCE(success, 0)) AS failures
         FROM (
@@ -276,6 +280,22 @@ pub(super) fn from_row(row: &AnyRow) -> Result<Report, Error> {
             .unwrap_or_default(),
         round: if_present::<String>(row, "round")?
             .and_then(|text| serde_json::from_str(&text).ok()),
+        approval: approval_of(row)?,
         changes: None,
     })
+}
+
+fn approval_of(row: &AnyRow) -> Result<Option<Approval>, Error> {
+    if if_present::<String>(row, "approval_state")?.is_none() {
+        return Ok(None);
+    }
+    let time = |column| row.try_get::<Option<i64>, _>(column).map(|it| it.map(from_millis));
+    Ok(Some(Approval {
+        state: parsed(row, "approval_state")?,
+        expires_at: time("approval_expires_at")?.unwrap_or_default(),
+        by: row.try_get("approval_by")?,
+        decided_at: time("approval_decided_at")?,
+        run: row.try_get("approval_run")?,
+        detail: row.try_get("approval_detail")?,
+    }))
 }

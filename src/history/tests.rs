@@ -112,7 +112,9 @@ fn standings_by_reading(runs: &[Recorded]) -> BTreeMap<String, Standing> {
         match run.outcome {
             Some(Outcome::Succeeded) => {
                 let end = NOW + TimeDelta::milliseconds(run.started_ms + 1);
-                *standing = Standing { last_success: Some(end), failures: 0 };
+                // A plan that waits for approval is none; these runs say nothing of how much they planned.
+                let last_success = Some(end).filter(|_| run.mode != Mode::Approve);
+                *standing = Standing { last_success, failures: 0 };
             }
             Some(_) => standing.failures += 1,
             None => {}

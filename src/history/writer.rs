@@ -7,6 +7,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use sqlx::AnyConnection;
 
+use super::approvals::{Claim, Decision};
 use super::changes::{DeletedFile, Page};
 use super::database::{Database, Place, Reading, Statements, Work, on_heap, work};
 use super::error::Error;
@@ -17,7 +18,8 @@ use super::runs::{Overwrite, Under};
 use super::schedules::{Others, ScheduleState};
 use super::state_dir::StateDir;
 use super::{
-    changes, facts, interrupted, leases, media_calls, pause, retention, rounds, runs, schedules,
+    approvals, changes, facts, interrupted, leases, media_calls, pause, retention, rounds, runs,
+    schedules,
 };
 use crate::plan::change::MediaStore;
 use crate::plan::facts::Fact;
@@ -209,15 +211,29 @@ impl History {
 /// Runs and their changes.
 impl History {
     /// Records that a run starts, and returns its id; where the history is shared, only under the homeserver's lease.
-    pub(crate) async fn begin_run(&self, report: &Report, homeserver: &str) -> Result<i64, Error> {
-        let holder = self.holder.as_deref();
+    ///
+    /// One that applies an approved plan claims it, and fails if it must not.
+    pub(crate) async fn begin_run(
+        &self,
+        report: &Report,
+        homeserver: &str,
+        claim: Option<&Claim>,
+    ) -> Result<i64, Error> {
+        let (holder, now) = (self.holder.as_deref(), self.clock.now());
         self.required(|connection| {
             work(async move {
-                let Some(holder) = holder else {
-                    return runs::insert(connection, report, None).await;
+                let run = match holder {
+                    None => runs::insert(connection, report, None).await?,
+                    Some(holder) => {
+                        let term = leases::term(connection, homeserver, holder).await?;
+                        let under = Under { homeserver, holder, term };
+                        runs::insert(connection, report, Some(under)).await?
+                    }
                 };
-                let term = leases::term(connection, homeserver, holder).await?;
-                runs::insert(connection, report, Some(Under { homeserver, holder, term })).await
+                if let Some(claim) = claim {
+                    approvals::claim(connection, claim, run, now).await?;
+                }
+                Ok(run)
             })
         })
         .await
@@ -225,12 +241,39 @@ impl History {
 
     /// Records where a run stands, or how it ended.
     pub(crate) async fn update_run(&self, report: &Report) -> Result<(), Error> {
-        let outcome = match self.holder {
-            Some(_) => Overwrite::UnlessTakenOver,
-            None => Overwrite::Any,
-        };
+        let outcome = self.overwrite();
         self.optional_of_run(report.id, |connection, run| {
             work(runs::update(connection, run, report, outcome))
+        })
+        .await
+    }
+
+    fn overwrite(&self) -> Overwrite {
+        match self.holder {
+            Some(_) => Overwrite::UnlessTakenOver,
+            None => Overwrite::Any,
+        }
+    }
+
+    /// Records the end of a run in approve mode: its plan replaces older ones, and waits for a decision if it has an
+    /// [`approval`](Report::approval).
+    pub(crate) async fn end_planning(
+        &self,
+        report: &Report,
+        definition: &str,
+    ) -> Result<(), Error> {
+        let now = self.clock.now();
+        self.optional_of_run(report.id, |connection, run| {
+            work(async move {
+                runs::update(connection, run, report, self.overwrite()).await?;
+                approvals::supersede_older(connection, report, run, now).await?;
+                match &report.approval {
+                    Some(approval) => {
+                        approvals::wait(connection, run, approval.expires_at, definition).await
+                    }
+                    None => Ok(()),
+                }
+            })
         })
         .await
     }
@@ -378,6 +421,27 @@ impl History {
                 .await?;
         }
         Ok(deleted)
+    }
+}
+
+/// Decisions about plans.
+impl History {
+    /// Records what a person decided about the plan of a run; whether the plan waited for it.
+    pub(crate) async fn decide(&self, run: i64, decision: &Decision) -> Result<bool, Error> {
+        let now = self.clock.now();
+        self.required(|connection| work(approvals::decide(connection, run, decision, now))).await
+    }
+
+    /// Ends the wait of a plan that can no longer be applied.
+    pub(crate) async fn supersede_plan(&self, run: i64, why: &str) -> Result<(), Error> {
+        let now = self.clock.now();
+        self.required(|connection| work(approvals::supersede(connection, run, why, now))).await
+    }
+
+    /// Ends the wait of plans that nobody decided about in time; returns their runs and jobs.
+    pub(crate) async fn expire_plans(&self) -> Result<Vec<(i64, String)>, Error> {
+        let now = self.clock.now();
+        self.optional(|connection| work(approvals::expire(connection, now))).await
     }
 }
 

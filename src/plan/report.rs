@@ -14,6 +14,8 @@ string_enum! {
     /// Whether a run applies its changes or only plans them.
     pub enum Mode {
         DryRun = "dry-run",
+        /// The plan waits for a person, who has it applied by another run.
+        Approve = "approve",
         Apply = "apply",
     }
 }
@@ -24,7 +26,39 @@ string_enum! {
         Schedule = "schedule",
         Manual = "manual",
         CatchUp = "catch-up",
+        /// A person approved a plan.
+        Approval = "approval",
+        /// A person undoes what another run changed.
+        Undo = "undo",
     }
+}
+
+string_enum! {
+    /// What became of a plan that a person decides about.
+    pub enum ApprovalState {
+        Pending = "pending",
+        Approved = "approved",
+        Rejected = "rejected",
+        /// Nobody decided within `approval_ttl`.
+        Expired = "expired",
+        /// By a newer plan, or because the job was changed since.
+        Superseded = "superseded",
+    }
+}
+
+/// The decision about the plan of a run in approve mode.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Approval {
+    pub state: ApprovalState,
+    pub expires_at: Timestamp,
+    /// Who or what decided; reads well after "approved by". May name a person.
+    pub by: Option<String>,
+    pub decided_at: Option<Timestamp>,
+    /// The run that applies the plan; `None` until it was started.
+    pub run: Option<i64>,
+    /// Why the plan was superseded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub detail: Option<String>,
 }
 
 string_enum! {
@@ -164,6 +198,9 @@ pub struct Report {
     /// `None` for a kind that reads everything in each run, and before there is a plan.
     #[serde(default)]
     pub round: Option<Round>,
+    /// `None` unless the run is in approve mode and planned something.
+    #[serde(default)]
+    pub approval: Option<Approval>,
     /// Left out of lists of reports, and where no person may be named.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub changes: Option<Vec<ChangeRecord>>,

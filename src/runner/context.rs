@@ -60,12 +60,33 @@ impl RunContext<'_> {
         self.spec.common.at_most.filter(|_| self.params.extent == Extent::Portion)
     }
 
+    /// Whether the run ends with its plan; in approve mode another run applies that.
+    pub fn only_plans(&self) -> bool {
+        self.params.mode != Mode::Apply
+    }
+
+    /// Whether the run goes on without a record.
     pub fn is_dry_run(&self) -> bool {
         self.params.mode == Mode::DryRun
+    }
+
+    /// The moment from which ages count back: an approved plan is applied as of the moment at which it was made.
+    pub fn as_of(&self, started_at: Timestamp) -> Timestamp {
+        self.params.approved.as_ref().map_or(started_at, |plan| plan.planned_at)
+    }
+
+    /// What decides which changes the job plans.
+    pub fn plan_definition(&self) -> String {
+        self.spec.plan_definition(self.homeserver.transport.address.as_str())
     }
 }
 
 pub(super) fn unrecorded(error: &history::Error) -> String {
+    if let history::Error::NotApproved { .. } = error {
+        return format!(
+            "{error}: it was decided otherwise, applied already, or its job was changed"
+        );
+    }
     if let history::Error::LeaseLost { .. } | history::Error::Claimed = error {
         return format!("{error}, and two never work on the same");
     }

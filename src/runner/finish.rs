@@ -6,10 +6,10 @@ use super::context::{Abort, RunContext, truncated};
 use super::limits::Stopped;
 use super::portion;
 use super::stop::LEASE_LOST;
-use super::tally::{Activity, Tally};
+use super::tally::{Activity, PlanFigures, Tally};
 use super::waiting;
-use crate::history::History;
-use crate::plan::report::{Mode, Outcome, Report};
+use crate::history::{self, History};
+use crate::plan::report::{Approval, ApprovalState, Mode, Outcome, Report};
 use crate::values::text::{format_count, format_number};
 
 /// The detail of a change that was sent and got no response before the run ended.
@@ -85,7 +85,7 @@ fn finished(tally: &Tally) -> Verdict {
     // Targets that need nothing count as a success only if no change was tried and failed.
     let rest_is_up_to_date = report.failed == plan.problems
         && (plan.some_up_to_date
-            || (report.mode == Mode::DryRun && report.planned > Some(plan.problems)));
+            || (report.mode != Mode::Apply && report.planned > Some(plan.problems)));
     let outcome = if changed || rest_is_up_to_date { Outcome::Partial } else { Outcome::Failed };
     let targets = format_count(report.failed, "target", "targets");
     Verdict::new(outcome, format!("{targets} failed: see the changes for the reasons"))
@@ -111,7 +111,7 @@ fn position(tally: &Tally, applying: &str) -> String {
         Activity::Waiting(what) => format!("while waiting for {what}"),
         Activity::Applying => applying.to_owned(),
     };
-    if report.mode == Mode::DryRun {
+    if report.mode != Mode::Apply {
         return activity;
     }
     if !tally.approved {
@@ -158,7 +158,7 @@ pub(super) async fn finish(run: &RunContext<'_>, mut tally: Tally, verdict: Verd
         tracing::warn!(target: "microglia::audit", %job, run = id, "{job}: run {id}: {items} may have been changed: no response arrived");
     }
     tally.count_remaining();
-    let not_attempted = not_attempted(outcome).filter(|_| !run.is_dry_run());
+    let not_attempted = not_attempted(outcome).filter(|_| !run.only_plans());
     if let Some(why) = not_attempted {
         tally.changes.explain_planned(why);
     }
@@ -167,37 +167,89 @@ pub(super) async fn finish(run: &RunContext<'_>, mut tally: Tally, verdict: Verd
     report.waited_seconds = (report.waited_seconds * 10.0).round() / 10.0;
     report.finished_at = Some(truncated(run.clock.now()));
     report.outcome = Some(outcome);
-    let sentences: Vec<String> =
-        message.into_iter().chain(plan.notes).chain(run.reader.rate_summary()).collect();
+    let planned = approval_of(run, &report, &plan);
+    let waits = planned.as_ref().map(|planned| waits_for_approval(run, &report, planned));
+    report.approval = planned;
+    let sentences: Vec<String> = message
+        .into_iter()
+        .chain(waits)
+        .chain(plan.notes)
+        .chain(run.reader.rate_summary())
+        .collect();
     report.message = (!sentences.is_empty()).then(|| sentences.join("; "));
-    record_end(run.history, &report, not_attempted).await;
+    let definition =
+        (report.mode == Mode::Approve && is_plan(outcome)).then(|| run.plan_definition());
+    record_end(run.history, &report, not_attempted, definition.as_deref()).await;
     report.changes = Some(changes.into_records());
     report
 }
 
-async fn record_end(history: &History, report: &Report, not_attempted: Option<&str>) {
+/// Whether a run in approve mode ended with a plan that replaces older ones.
+fn is_plan(outcome: Outcome) -> bool {
+    matches!(outcome, Outcome::Succeeded | Outcome::Partial)
+}
+
+/// What a person has to decide about the plan of a run in approve mode; `None` where it would change nothing.
+fn approval_of(run: &RunContext<'_>, report: &Report, plan: &PlanFigures) -> Option<Approval> {
+    let has_changes = report.planned != Some(plan.problems);
+    let waits = report.mode == Mode::Approve && report.outcome.is_some_and(is_plan) && has_changes;
+    waits.then(|| Approval {
+        state: ApprovalState::Pending,
+        expires_at: truncated(run.clock.now() + run.spec.common.approval_ttl.0),
+        by: None,
+        decided_at: None,
+        run: None,
+        detail: None,
+    })
+}
+
+fn waits_for_approval(run: &RunContext<'_>, report: &Report, approval: &Approval) -> String {
+    let (id, zone) = (report.id.unwrap_or_default(), run.spec.zone.0);
+    let until = approval.expires_at.with_timezone(&zone).format("%Y-%m-%d %H:%M %Z");
+    format!("the plan waits until {until} for `microglia approve {id}` or `microglia reject {id}`")
+}
+
+async fn record_end(
+    history: &History,
+    report: &Report,
+    not_attempted: Option<&str>,
+    definition: Option<&str>,
+) {
     let unanswered = match report.mode {
         Mode::Apply => history.fail_unanswered(report.id, UNANSWERED).await.map(|_| ()),
-        Mode::DryRun => Ok(()),
+        Mode::DryRun | Mode::Approve => Ok(()),
     };
     if let Some(why) = not_attempted
         && let Err(error) = history.explain_planned(report.id, why).await
     {
         tracing::debug!(target: "microglia::history", "cannot record why changes were not attempted: {error}");
     }
-    if let Err(error) = unanswered.and(history.update_run(report).await) {
+    if let Err(error) = unanswered.and(record(history, report, definition).await) {
         let id = report.id.unwrap_or_default();
         tracing::error!(target: "microglia::history", job = %report.job, "cannot record the end of run {id}, trying again every {} s: {error}", SAVE_RETRY_DELAY.as_secs());
-        tokio::spawn(record_end_later(history.clone(), report.clone()));
+        let definition = definition.map(str::to_owned);
+        tokio::spawn(record_end_later(history.clone(), report.clone(), definition));
+    }
+}
+
+/// Records the end of a run; `definition` is that of its job, if its plan is to be decided about.
+async fn record(
+    history: &History,
+    report: &Report,
+    definition: Option<&str>,
+) -> Result<(), history::Error> {
+    match definition {
+        Some(definition) => history.end_planning(report, definition).await,
+        None => history.update_run(report).await,
     }
 }
 
 /// Records the end of a run as soon as that is possible; until then it is listed as running.
-async fn record_end_later(history: History, report: Report) {
+async fn record_end_later(history: History, report: Report, definition: Option<String>) {
     loop {
         tokio::time::sleep(SAVE_RETRY_DELAY).await;
         let unanswered = history.fail_unanswered(report.id, UNANSWERED).await;
-        if unanswered.is_ok() && history.update_run(&report).await.is_ok() {
+        if unanswered.is_ok() && record(&history, &report, definition.as_deref()).await.is_ok() {
             return;
         }
     }

@@ -31,15 +31,24 @@ pub(super) async fn guard(
     if let (Some(round), Some(portion)) = (&mut tally.round, plan.portion.take()) {
         round.plan_made(portion, tally.report.started_at);
     }
-    let cut = cut(plan, run.at_most(), applied);
+    let unapproved = keep_approved(run, tally, plan).await?;
+    // Whoever approves the plan decides about all of it.
+    let at_most = run.at_most().filter(|_| run.params.mode != Mode::Approve);
+    let cut = cut(plan, at_most, applied);
     // Only of what this run would change.
     let mut notes = plan.warnings();
     notes.append(&mut plan.notes);
     notes.extend(cut.note);
+    if unapproved > 0 {
+        let items = format_count(unapproved, "item", "items");
+        notes.push(format!(
+            "{items} of this plan were not in the approved one, and are left for the next plan"
+        ));
+    }
     tally.plan = PlanFigures {
         problems,
         some_up_to_date: plan.some_up_to_date,
-        left_by_at_most: cut.left,
+        left_for_later: cut.left + unapproved,
         notes,
     };
     let items = cut.kept.map(|kept| applied + kept);
@@ -51,14 +60,19 @@ pub(super) async fn guard(
         let more = all.saturating_sub(named.len() as u64);
         run.emit(Event::LeftAlone { named, more });
     }
-    let refusal = cut.refusal.or_else(|| above_max_changes(run, items?));
+    let mut refusal = cut.refusal.or_else(|| above_max_changes(run, items?));
+    if run.params.mode == Mode::Approve {
+        tally.plan.notes.extend(refusal.take());
+    }
     let first_seq = record_plan(run, tally, plan).await?;
     if let Some(refusal) = refusal {
         return Err(Abort::Refused(refusal));
     }
     tally.approved = true;
-    if run.is_dry_run() {
-        settle_all(tally, &read.plan);
+    if run.only_plans() {
+        if run.is_dry_run() {
+            settle_all(tally, &read.plan);
+        }
         return Ok(None);
     }
     Ok(Some(Approved { read, first_seq }))
@@ -69,6 +83,38 @@ fn settle_all(tally: &mut Tally, plan: &Plan) {
     if let (Some(round), Work::Changes(changes)) = (&mut tally.round, &plan.work) {
         (0..changes.len()).for_each(|index| round.settle(index, Attempted::Made));
     }
+}
+
+/// Keeps what a person approved, if the run applies an approved plan; returns the number of the other items.
+///
+/// A plan whose changes are sized while it is applied is limited by the moment at which it was made.
+async fn keep_approved(
+    run: &RunContext<'_>,
+    tally: &mut Tally,
+    plan: &mut Plan,
+) -> Result<u64, Abort> {
+    let (Some(approved), Work::Changes(changes)) = (&run.params.approved, &mut plan.work) else {
+        return Ok(0);
+    };
+    let planned = run.history.planned(approved.run).await;
+    let planned = planned
+        .map_err(|error| Abort::Failed(format!("cannot read the approved plan: {error}")))?;
+    let (mut kept, mut unapproved) = (Vec::new(), 0);
+    let mut index = 0;
+    changes.retain(|change| {
+        let is_approved = planned.contains(&(change.action(), change.target()));
+        if is_approved {
+            kept.push(index);
+        } else {
+            unapproved += change.count();
+        }
+        index += 1;
+        is_approved
+    });
+    if let Some(round) = &mut tally.round {
+        round.keep(kept);
+    }
+    Ok(unapproved)
 }
 
 /// What `at_most` does to a plan.
@@ -113,7 +159,7 @@ fn left_for_later(items: u64, bytes: u64) -> String {
 fn report_plan(tally: &mut Tally, plan: &Plan, items: Option<u64>) {
     let Tally { report, plan: figures, .. } = tally;
     report.failed = figures.problems;
-    report.remaining = items.map(|_| figures.left_by_at_most);
+    report.remaining = items.map(|_| figures.left_for_later);
     report.sample.clone_from(&plan.sample);
     report.left_alone.clone_from(&plan.left_alone);
     report.planned = items.map(|items| items + figures.problems);
@@ -131,6 +177,12 @@ fn above_max_changes(run: &RunContext<'_>, items: u64) -> Option<String> {
     }
     let preview = match run.params.mode {
         Mode::DryRun => "in apply mode none of it would be applied".to_owned(),
+        Mode::Approve => {
+            return Some(format!(
+                "the plan has {}, more than max_changes = {max_changes}: if it is correct, approve it with `--max-changes {items}`",
+                format_count(items, "item", "items"),
+            ));
+        }
         Mode::Apply => format!("preview it with `microglia run {} --dry-run`", run.spec.name),
     };
     Some(format!(

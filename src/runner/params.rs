@@ -24,6 +24,19 @@ pub struct RunParams {
     pub scheduled_for: Option<Timestamp>,
     /// Attempts of the interrupted run that this one continues.
     pub attempts_made: u32,
+    /// The approved plan that the run applies; it changes nothing else.
+    pub approved: Option<ApprovedPlan>,
+}
+
+/// A plan that a person approved, or approves by starting the run that applies it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ApprovedPlan {
+    /// The run that made the plan.
+    pub run: i64,
+    /// When it started: ages count back from then, so that nothing younger than the plan can go.
+    pub planned_at: Timestamp,
+    /// Completes "approved by"; `None` where the decision is recorded already.
+    pub by: Option<String>,
 }
 
 /// Whether a run keeps to its job's window.
@@ -99,6 +112,18 @@ impl RunParams {
             trigger: Trigger::Manual,
             scheduled_for: None,
             attempts_made: 0,
+            approved: None,
+        }
+    }
+
+    /// The run that applies an approved plan.
+    pub fn of_approved(spec: &JobSpec, plan: ApprovedPlan, max_changes: Option<u32>) -> Self {
+        Self {
+            mode: Mode::Apply,
+            max_changes: max_changes.map_or(spec.common.max_changes, Limit::Of),
+            trigger: Trigger::Approval,
+            approved: Some(plan),
+            ..Self::manual(spec)
         }
     }
 

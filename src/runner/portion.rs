@@ -18,7 +18,9 @@ fn round_mode(run: &RunContext<'_>) -> (Mode, bool) {
     let configured = run.spec.common.mode;
     match (run.params.mode, configured) {
         // A person previews the next run.
-        (Mode::DryRun, Mode::Apply) => (Mode::Apply, false),
+        (Mode::DryRun, Mode::Apply | Mode::Approve) => (configured, false),
+        // What plans and what applies an approved plan read the same round.
+        (_, Mode::Approve) => (Mode::Approve, true),
         (mode, _) => (mode, true),
     }
 }
@@ -30,7 +32,7 @@ pub(super) async fn begin(
     server: &str,
 ) -> Result<Portion, Abort> {
     tally.round = None;
-    let whole_list = Portion::whole_list(tally.report.started_at);
+    let whole_list = Portion::whole_list(run.as_of(tally.report.started_at));
     let Some(rounds) = run.spec.job.kind().rounds else { return Ok(whole_list) };
     let definition = Fingerprint::of(&json!([run.spec.selection, server])).to_string();
     let recorded = match run.history.round(&run.spec.name, round_mode(run).0).await {
@@ -46,7 +48,7 @@ pub(super) async fn begin(
     let before = recorded.filter(|round| round.position.is_some() && !is_full);
     let before = before.unwrap_or(RoundState {
         definition,
-        started_at: tally.report.started_at,
+        started_at: run.as_of(tally.report.started_at),
         finished_at,
         read: 0,
         total: 0,

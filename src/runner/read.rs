@@ -41,12 +41,12 @@ pub(super) async fn read(run: &RunContext<'_>, tally: &mut Tally) -> Result<Read
     }
     let reading = async {
         let needs = run.spec.job.kind().needs;
-        let server = if needs.plans_offline && run.is_dry_run() {
+        let server = if needs.plans_offline && run.only_plans() {
             String::new()
         } else {
             check_homeserver(run).await?
         };
-        let media_lock = if needs.media && !run.is_dry_run() {
+        let media_lock = if needs.media && !run.only_plans() {
             media_lock(run, tally, &server).await?
         } else {
             None
@@ -102,7 +102,7 @@ async fn make_plan(run: &RunContext<'_>, tally: &mut Tally, server: &str) -> Res
     let store = RecordedFacts { history: run.history, server };
     let portion = portion::begin(run, tally, server).await?;
     let context = Context {
-        started_at: tally.report.started_at,
+        started_at: run.as_of(tally.report.started_at),
         reader: &run.reader,
         facts: Facts::new(known_facts(run, server).await?, &store),
         portion,

@@ -14,6 +14,8 @@ pub(super) struct RoundInProgress {
     read: Option<PortionRead>,
     /// What became of the changes of the portion.
     changes: Vec<Attempted>,
+    /// Which of them the run makes, in its order; `None` for all.
+    kept: Option<Vec<usize>>,
 }
 
 /// Whether a change of the portion needs no other attempt in this round.
@@ -27,7 +29,7 @@ pub(super) enum Attempted {
 
 impl RoundInProgress {
     pub fn new(before: RoundState, rounds: Rounds) -> Self {
-        Self { before, rounds, read: None, changes: Vec::new() }
+        Self { before, rounds, read: None, changes: Vec::new(), kept: None }
     }
 
     /// Takes over what the plan of a run that started at `started_at` read.
@@ -38,11 +40,19 @@ impl RoundInProgress {
                 RoundState { started_at, read, position, findings, ..self.before.clone() };
         }
         self.changes = vec![Attempted::No; read.changes.len()];
+        self.kept = None;
         self.read = Some(read);
     }
 
-    /// Records what became of the change at `index` of the plan.
+    /// Reduces the changes that the run makes to those at `indices`.
+    pub fn keep(&mut self, indices: Vec<usize>) {
+        self.kept = Some(indices);
+    }
+
+    /// Records what became of the change at `index` of what the run makes.
     pub fn settle(&mut self, index: usize, attempted: Attempted) {
+        let kept = self.kept.as_ref().map(|kept| kept.get(index).copied());
+        let index = kept.map_or(index, |kept| kept.unwrap_or(usize::MAX));
         if let Some(change) = self.changes.get_mut(index) {
             *change = attempted;
         }

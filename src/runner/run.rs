@@ -24,7 +24,7 @@ use super::waiting::wait_for;
 use super::watch::watch_homeserver;
 use crate::config::JobSpec;
 use crate::history::state_dir::{Lock, StateDir};
-use crate::history::{self, History};
+use crate::history::{self, Claim, History};
 use crate::plan::report::{Event, Mode, Outcome, Report, Trigger, WaitReason};
 use crate::synapse::{self, Reader};
 use crate::values::clock::{Clock, Timestamp, format_time};
@@ -49,6 +49,11 @@ pub enum NotBegun {
     /// Another replica has run the occurrence.
     #[error("{job}: the occurrence was run by another replica")]
     Claimed { job: String },
+    /// The plan was decided otherwise, is applied already, or the job was changed since.
+    #[error(
+        "{job}: the plan of run {plan} is not to be applied: it was decided otherwise, applied already, or the job was changed since"
+    )]
+    NotApproved { job: String, plan: i64 },
     /// Another replica works on the homeserver now.
     #[error("{job}: {error}")]
     LeaseLost { job: String, error: history::Error },
@@ -79,10 +84,18 @@ impl Runner {
         let mut report = new_report(spec, params);
         report.started_at = truncated(started_at);
         let address = homeserver.transport.address.as_str();
-        let begun = self.begin(&mut report, &job_lock, address).await;
+        let claim = params.approved.as_ref().map(|plan| Claim {
+            plan: plan.run,
+            definition: spec.plan_definition(address),
+            by: plan.by.clone(),
+        });
+        let begun = self.begin(&mut report, &job_lock, address, claim.as_ref()).await;
         let begun = match begun {
             Err(history::Error::Claimed) => {
                 return Err(NotBegun::Claimed { job: spec.name.clone() });
+            }
+            Err(history::Error::NotApproved { plan }) => {
+                return Err(NotBegun::NotApproved { job: spec.name.clone(), plan });
             }
             // A person is told in the report.
             Err(error @ history::Error::LeaseLost { .. }) if params.trigger != Trigger::Manual => {
@@ -135,6 +148,7 @@ impl Runner {
         report: &mut Report,
         lock: &JobLock,
         address: &str,
+        claim: Option<&Claim>,
     ) -> Result<(), history::Error> {
         let begun = match lock {
             // Without the job's lock it is unknown whether another run of it is in progress.
@@ -143,13 +157,13 @@ impl Runner {
                 Err(history::Error::Unavailable(problem.into()))
             }
             Ok(_) => match self.history.mark_interrupted(&report.job).await {
-                Ok(()) => self.history.begin_run(report, address).await,
+                Ok(()) => self.history.begin_run(report, address, claim).await,
                 Err(error) => Err(error),
             },
         };
         match begun {
             Ok(id) => report.id = Some(id),
-            Err(error) if report.mode == Mode::Apply || is_taken(&error, report.trigger) => {
+            Err(error) if report.mode != Mode::DryRun || is_taken(&error, report.trigger) => {
                 return Err(error);
             }
             Err(error) => {
@@ -193,6 +207,7 @@ fn new_report(spec: &JobSpec, params: &RunParams) -> Report {
         left_alone: BTreeMap::new(),
         sample: Vec::new(),
         round: None,
+        approval: None,
         changes: None,
     }
 }

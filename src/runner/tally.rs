@@ -43,8 +43,8 @@ pub(super) struct PlanFigures {
     pub problems: u64,
     /// Whether some target could be read and needs nothing.
     pub some_up_to_date: bool,
-    /// Items that `at_most` leaves for later runs.
-    pub left_by_at_most: u64,
+    /// Items that `at_most` or an approval leaves for later runs.
+    pub left_for_later: u64,
     /// Sentences for the message.
     pub notes: Vec<String>,
 }
@@ -91,7 +91,7 @@ impl Tally {
             && let Some(planned) = report.planned
         {
             let unmade = planned.saturating_sub(report.done + report.failed + report.skipped);
-            report.remaining = Some(unmade + self.plan.left_by_at_most);
+            report.remaining = Some(unmade + self.plan.left_for_later);
         }
         // Nobody knows what the rest of the list holds.
         if report.remaining == Some(0)

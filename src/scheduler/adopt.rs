@@ -57,6 +57,7 @@ impl Owner {
         let timing = timing(&entry.spec);
         if let Some(leaving) = self.leaving.remove(&name) {
             (entry.state, entry.running) = (leaving.state, leaving.running);
+            entry.approved = leaving.approved;
         }
         self.jobs.insert(name.clone(), Box::new(entry));
         self.on(&name, Event::Redefined(Box::new(timing)));

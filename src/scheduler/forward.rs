@@ -67,7 +67,7 @@ impl Supervisor {
     }
 
     /// Has the holder of a homeserver's lease carry out a request, and returns the id of the run that it started.
-    async fn forward(
+    pub(super) async fn forward(
         &self,
         job: &str,
         homeserver: &str,
@@ -160,7 +160,7 @@ impl Supervisor {
     }
 }
 
-fn unusable(error: &history::Error) -> Refusal {
+pub(super) fn unusable(error: &history::Error) -> Refusal {
     Refusal::Unanswered(format!(
         "another replica runs the jobs of this homeserver, and cannot be asked: {error}"
     ))

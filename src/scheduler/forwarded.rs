@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::request::{Answer, ForwardedRequest, Refusal};
+use super::request::{Answer, ApproveRequest, ForwardedRequest, Refusal};
 use super::supervisor::Supervisor;
 use crate::history::TakenRequest;
 use crate::plan::report::Event;
@@ -47,6 +47,11 @@ impl Supervisor {
             ForwardedRequest::Cancel { by } => {
                 let by = format!("{by} on the replica {asked_by}");
                 return self.cancel_here(job, &by).await.map(|()| None);
+            }
+            ForwardedRequest::Approve(request) => {
+                let by = format!("{} on the replica {asked_by}", request.by);
+                let approved = self.approve_plan_of(ApproveRequest { by, ..request }).await?;
+                return Ok(approved.run);
             }
         };
         tracing::info!(target: "microglia::scheduler", job, "{job}: a run was requested on the replica {asked_by}");

@@ -47,15 +47,23 @@ impl Owner {
             let outcome = report.outcome.unwrap_or(Outcome::Failed);
             *series.runs.entry((report.mode, outcome)).or_default() += 1;
             series.bytes_freed += report.bytes_freed.unwrap_or(0);
+            if report.mode == Mode::Approve {
+                series.approval_pending = report.approval.is_some();
+            }
             series.last_run = Some(Report { changes: None, sample: Vec::new(), ..report.clone() });
             // A manual dry run says nothing about a job that is to make changes.
-            if report.mode == series.mode {
+            let counts = report.mode == series.mode
+                || (report.mode, series.mode) == (Mode::Apply, Mode::Approve);
+            if counts {
                 if let (Some(metrics), Some(round)) = (&mut series.round, report.round) {
                     metrics.progress = round.progress();
                     metrics.finished_at = round.finished_at.or(metrics.finished_at);
                 }
                 if outcome == Outcome::Succeeded {
-                    series.last_success = report.finished_at;
+                    // A plan that nobody looks at must not pass for work.
+                    if report.approval.is_none() {
+                        series.last_success = report.finished_at;
+                    }
                     series.consecutive_failures = 0;
                 } else {
                     series.consecutive_failures += 1;
@@ -145,8 +153,12 @@ fn recall(series: &mut JobMetrics, job: &str, mode: Mode, standings: &mut Standi
     series.last_run = series.last_run.take().or_else(|| standings.last_runs.remove(job));
     // What could not be recorded came after what was.
     if series.last_success.is_none() {
-        let standing = standings.by_mode.get(&(job.to_owned(), mode)).copied().unwrap_or_default();
+        let of = |mode| standings.by_mode.get(&(job.to_owned(), mode)).copied().unwrap_or_default();
+        let standing = of(mode);
         series.last_success = standing.last_success;
+        if mode == Mode::Approve {
+            series.last_success = standing.last_success.max(of(Mode::Apply).last_success);
+        }
         series.consecutive_failures += standing.failures;
     }
     let recorded = standings.rounds.get(&(job.to_owned(), mode));
@@ -191,6 +203,7 @@ fn blank(entry: &Entry) -> JobMetrics {
         last_success: None,
         success_due: None,
         consecutive_failures: 0,
+        approval_pending: false,
         round: spec.job.kind().rounds.map(|_| RoundMetrics::default()),
         done: 0,
         failed: 0,

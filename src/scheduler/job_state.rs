@@ -50,6 +50,8 @@ pub enum Event {
     Recalled(Recalled),
     /// A user requests a run. Only while no run is in progress.
     Requested,
+    /// A user approved the plan of a run. It is applied as soon as no run is in progress and the window is open.
+    Approved { plan: i64 },
     /// The run that was started has the job's lock; whether it is recorded in the history.
     Started { recorded: bool },
     /// The run that was started has ended.
@@ -113,6 +115,8 @@ pub enum Decision {
 pub struct Start {
     pub trigger: Trigger,
     pub occurrence: Option<Timestamp>,
+    /// The approved plan that it applies.
+    pub plan: Option<i64>,
     /// Attempts of the interrupted run that this one continues.
     pub attempts_made: u32,
 }
@@ -156,6 +160,8 @@ pub struct JobState {
     queued: Option<Timestamp>,
     /// What was missed, until its run can start.
     missed: Option<Interrupted>,
+    /// The approved plan, until the run that applies it can start.
+    approved: Option<i64>,
 }
 
 /// An active run.
@@ -181,6 +187,7 @@ impl JobState {
             skipped: None,
             queued: None,
             missed: None,
+            approved: None,
         };
         state.plan_from(now);
         state
@@ -189,7 +196,8 @@ impl JobState {
     /// When to examine the job again if nothing else happens to it.
     pub fn wake_at(&self, now: Timestamp) -> Option<Timestamp> {
         let held = self.run.and_then(|run| run.held_until);
-        let opens = self.missed.filter(|_| self.run.is_none()).map(|_| self.opens(now));
+        let is_held_up = self.run.is_none() && (self.missed.is_some() || self.approved.is_some());
+        let opens = is_held_up.then(|| self.opens(now));
         [self.next, held, opens.map(|opens| opens.unwrap_or(now))].into_iter().flatten().min()
     }
 
@@ -201,6 +209,11 @@ impl JobState {
     /// Whether the job must not be started: a run is active, or delayed by its splay.
     pub fn is_running(&self) -> bool {
         self.run.is_some()
+    }
+
+    /// Whether this plan is being applied, or will be.
+    pub fn knows_plan(&self, plan: i64) -> bool {
+        self.approved == Some(plan) || self.run.is_some_and(|run| run.start.plan == Some(plan))
     }
 
     /// What a run that was not started yet is waiting for.
@@ -239,6 +252,7 @@ impl JobState {
             Event::Redefined(timing) => self.redefine(*timing, now.time, &mut decisions),
             Event::Recalled(recalled) => self.recall(recalled, now, &mut decisions),
             Event::Requested => self.start(Trigger::Manual, None, 0, &mut decisions),
+            Event::Approved { plan } => self.approved = Some(plan),
             Event::Started { recorded } => self.started(recorded),
             Event::Ended(ending) => self.ended(ending, now, &mut decisions),
             Event::Cancelled => self.cancel(now, &mut decisions),
@@ -249,6 +263,7 @@ impl JobState {
             self.release(now, &mut decisions);
             self.look(now, &mut decisions);
             self.catch_up(now, &mut decisions);
+            self.apply_approved(now, &mut decisions);
         }
         (self, decisions)
     }
@@ -257,6 +272,7 @@ impl JobState {
     fn stand_by(&mut self, now: Timestamp) {
         self.run.take_if(|run| run.held_until.is_some());
         (self.queued, self.skipped, self.missed, self.watermark) = (None, None, None, None);
+        self.approved = None;
         if let Some(first) = self.next.filter(|next| *next <= now) {
             let latest = self.latest(first, now);
             self.last = Some(latest);
@@ -336,7 +352,7 @@ impl JobState {
         attempts_made: u32,
         decisions: &mut Vec<Decision>,
     ) {
-        let start = Start { trigger, occurrence, attempts_made };
+        let start = Start { trigger, occurrence, plan: None, attempts_made };
         self.run = Some(Run { start, held_until: None });
         decisions.push(Decision::Start(start));
     }
@@ -352,8 +368,12 @@ impl JobState {
         if self.timing.splay.is_zero() {
             return self.start(Trigger::Schedule, Some(occurrence), 0, decisions);
         }
-        let start =
-            Start { trigger: Trigger::Schedule, occurrence: Some(occurrence), attempts_made: 0 };
+        let start = Start {
+            trigger: Trigger::Schedule,
+            occurrence: Some(occurrence),
+            plan: None,
+            attempts_made: 0,
+        };
         self.run = Some(Run { start, held_until: Some(now + self.timing.splay) });
     }
 
@@ -505,6 +525,28 @@ impl JobState {
         // A later occurrence has all its attempts.
         let attempts = if latest == missed.occurrence { missed.attempts } else { 0 };
         self.start(Trigger::CatchUp, Some(latest), attempts, decisions);
+    }
+
+    /// Starts the run of an approved plan, paused or not: a person asked for it.
+    fn apply_approved(&mut self, now: Now, decisions: &mut Vec<Decision>) {
+        if self.run.is_some() || self.opens(now.time).is_some() {
+            return;
+        }
+        if let Some(plan) = self.approved.take() {
+            let start = Start {
+                trigger: Trigger::Approval,
+                occurrence: None,
+                plan: Some(plan),
+                attempts_made: 0,
+            };
+            self.run = Some(Run { start, held_until: None });
+            decisions.push(Decision::Start(start));
+        }
+    }
+
+    /// Until when the window keeps an approved plan from being applied.
+    pub fn approved_waits_until(&self, now: Timestamp) -> Option<Timestamp> {
+        self.approved.and_then(|_| self.opens(now))
     }
 
     /// Plans again after the clock went back; otherwise no job would run until the old time comes again.

@@ -12,9 +12,9 @@ use super::job_state::Ending;
 use super::recollection::{Recollection, Standings};
 use super::request::{Adopted, Refusal, RunOverrides};
 use crate::config::{Config, JobSpec};
-use crate::history::{Pause, Wanted};
+use crate::history::{Pause, WaitingPlan, Wanted};
 use crate::plan::report::{Event, Report};
-use crate::runner::Stop;
+use crate::runner::{ApprovedPlan, Stop};
 
 /// A reply that nobody waits for any more is dropped.
 pub(super) enum Message {
@@ -69,6 +69,22 @@ pub(super) enum Message {
         overrides: RunOverrides,
         reply: oneshot::Sender<RunReply>,
     },
+    /// Whether this replica may apply the plan of a job, and what that job is now.
+    PlanDefinition {
+        job: String,
+        reply: oneshot::Sender<Result<(Arc<JobSpec>, String), Refusal>>,
+    },
+    /// A person approved the plan of a job.
+    Approved {
+        job: String,
+        plan: ApprovedRun,
+        reply: oneshot::Sender<Result<Approving, Refusal>>,
+    },
+    /// Which plans wait, by job.
+    WaitingPlans {
+        plans: Vec<WaitingPlan>,
+        reply: oneshot::Sender<Vec<Outdated>>,
+    },
     Cancel {
         job: String,
         by: String,
@@ -117,6 +133,28 @@ pub(super) enum Message {
     Flush {
         reply: oneshot::Sender<()>,
     },
+}
+
+/// An approved plan that is to be applied.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct ApprovedRun {
+    pub plan: ApprovedPlan,
+    pub max_changes: Option<u32>,
+}
+
+/// How an approved plan is applied.
+pub(super) enum Approving {
+    /// Now; the events of the run.
+    Started(mpsc::UnboundedReceiver<Event>),
+    /// Later: completes "waits for".
+    Waits(String),
+}
+
+/// A plan that can no longer be applied, and why.
+pub(super) struct Outdated {
+    pub run: i64,
+    pub job: String,
+    pub why: String,
 }
 
 pub(super) type Listener = mpsc::UnboundedSender<Event>;

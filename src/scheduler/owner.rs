@@ -14,7 +14,7 @@ use super::job_list::ListedWait;
 use super::job_state::{
     Decision, Ending, Event as StateEvent, Interrupted, JobState, Now, Recalled, Start, Timing, Why,
 };
-use super::message::{Listener, Message, RunReply};
+use super::message::{ApprovedRun, Listener, Message, RunReply};
 use super::recollection::Recollection;
 use super::request::{Refusal, RunOverrides};
 use super::run_task::RunTask;
@@ -69,6 +69,8 @@ pub(super) struct Entry {
     pub running: Option<Running>,
     /// The overrides of a requested run, until it is started.
     requested: Option<(RunOverrides, Listener)>,
+    /// The approved plan, until the run that applies it is started, and who waits for that.
+    pub(super) approved: Option<(ApprovedRun, Option<Listener>)>,
 }
 
 pub(super) struct Running {
@@ -180,6 +182,15 @@ impl Owner {
             Message::CountInterrupted { runs } => self.count_interrupted(&runs),
             Message::Run { job, overrides, reply } => {
                 let _ = reply.send(self.request(&job, overrides));
+            }
+            Message::PlanDefinition { job, reply } => {
+                let _ = reply.send(self.plan_definition(&job));
+            }
+            Message::Approved { job, plan, reply } => {
+                let _ = reply.send(self.approved(&job, plan));
+            }
+            Message::WaitingPlans { plans, reply } => {
+                let _ = reply.send(self.waiting_plans(&plans));
             }
             Message::Cancel { job, by, reply } => drop(reply.send(self.cancel(&job, &by))),
             Message::Event { job, event, listener } => {
@@ -311,6 +322,14 @@ impl Owner {
             overrides.apply(&mut params);
             listener = Some(asker);
         }
+        if start.plan.is_some() {
+            let Some((approved, asker)) = entry.approved.take() else {
+                return self.on(job, StateEvent::Ended(Ending::Finished));
+            };
+            let ApprovedRun { plan, max_changes } = approved;
+            params = RunParams::of_approved(&entry.spec, plan, max_changes);
+            listener = asker;
+        }
         let stop = Stop::default();
         let address = entry.address().to_owned();
         entry.running = Some(Running { stop: stop.clone(), address, run: None, started: false });
@@ -411,7 +430,8 @@ impl Owner {
     }
 
     fn recall(&mut self, recollection: &Recollection, reopened: bool) {
-        let Recollection { known, interrupted } = recollection;
+        let Recollection { known, interrupted, plans } = recollection;
+        self.recall_approved(plans);
         let jobs: Vec<String> = self.jobs.keys().cloned().collect();
         for job in jobs {
             let (Some(entry), Some(known)) = (self.jobs.get_mut(&job), known.get(&job)) else {
@@ -517,7 +537,7 @@ impl Entry {
     }
 
     /// Has another replica asked instead of this one.
-    fn elsewhere(&self) -> Refusal {
+    pub(super) fn elsewhere(&self) -> Refusal {
         let (homeserver, fingerprint) = (self.address().to_owned(), self.fingerprint.clone());
         Refusal::Elsewhere { homeserver, fingerprint }
     }
@@ -536,6 +556,7 @@ impl Entry {
             state: JobState::new(timing(spec), now),
             running: None,
             requested: None,
+            approved: None,
         }
     }
 }
@@ -554,7 +575,7 @@ pub(super) fn timing(spec: &JobSpec) -> Timing {
     }
 }
 
-fn entry<'a>(
+pub(super) fn entry<'a>(
     jobs: &'a mut BTreeMap<String, Box<Entry>>,
     job: &str,
 ) -> Result<&'a mut Entry, Refusal> {

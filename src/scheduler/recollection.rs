@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use crate::history::{ScheduleState, Standing};
+use crate::history::{ScheduleState, Standing, WaitingPlan};
 use crate::plan::report::{Mode, Report};
 use crate::plan::round::RoundState;
 
@@ -11,6 +11,7 @@ pub(super) struct Recollection {
     pub known: HashMap<String, ScheduleState>,
     /// The runs that were cut off for the first time.
     pub interrupted: Vec<Report>,
+    pub plans: Vec<WaitingPlan>,
 }
 
 /// How jobs did before the daemon started.

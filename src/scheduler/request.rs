@@ -53,6 +53,11 @@ pub enum Refusal {
     /// Another replica was to be asked, and the reason why nobody knows its answer.
     #[error("{0}")]
     Unanswered(String),
+    #[error("there is no run {0}")]
+    NoRun(i64),
+    /// The plan does not wait for a decision, and why.
+    #[error("{0}")]
+    NotWaiting(String),
     #[error("the daemon is stopping")]
     Draining,
     #[error("{0}")]
@@ -68,10 +73,22 @@ pub(super) enum ForwardedRequest {
         /// Completes "cancelled by".
         by: String,
     },
+    Approve(ApproveRequest),
 }
 
 /// The answer to a [`ForwardedRequest`]: the id of the run that was started.
 pub(super) type Answer = Result<Option<i64>, Refusal>;
+
+/// The approval of a plan.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ApproveRequest {
+    /// The run that made the plan.
+    pub run: i64,
+    /// Completes "approved by".
+    pub by: String,
+    /// Replaces the job's `max_changes` for the run that applies the plan.
+    pub max_changes: Option<u32>,
+}
 
 /// What adopting a configuration did, by the names of the jobs.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -96,8 +113,11 @@ impl RunOverrides {
             ))
         } else if self.full && kind.rounds.is_none() {
             Some(format!("full is not supported by {}, which always reads everything", kind.name))
-        } else if self.full && self.mode.unwrap_or(spec.common.mode) == Mode::Apply {
-            Some("full is only for dry runs: a run in apply mode reads a portion, and the next run continues".to_owned())
+        } else if self.full && self.mode.unwrap_or(spec.common.mode) != Mode::DryRun {
+            Some(
+                "full is only for dry runs: other runs read a portion, and the next run continues"
+                    .to_owned(),
+            )
         } else {
             None
         }

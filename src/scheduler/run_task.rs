@@ -55,6 +55,10 @@ impl RunTask {
                 tracing::debug!(target: "microglia::scheduler", %job, "{claimed}");
                 Ending::Elsewhere
             }
+            Ok(Err(decided @ NotBegun::NotApproved { .. })) => {
+                tracing::warn!(target: "microglia::scheduler", %job, "{decided}");
+                Ending::Finished
+            }
             Ok(Err(lost @ NotBegun::LeaseLost { .. })) => {
                 tracing::debug!(target: "microglia::scheduler", %job, "{lost}");
                 Ending::CutOff

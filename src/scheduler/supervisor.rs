@@ -34,6 +34,8 @@ pub struct Supervisor {
     events: broadcast::Sender<JobEvent>,
     /// Wakes the lease keeper.
     pub(super) wake_keeper: Arc<Notify>,
+    /// Wakes who looks after plans that wait for a person.
+    pub(super) tend_plans: Notify,
 }
 
 /// How far a subscriber to the events of all runs may fall behind before it misses some.
@@ -58,8 +60,17 @@ impl Supervisor {
             events: events.clone(),
             wake_keeper: Arc::clone(&wake_keeper),
         });
-        let supervisor =
-            Self { messages, runner, metrics, clock, agenda, tasks, events, wake_keeper };
+        let supervisor = Self {
+            messages,
+            runner,
+            metrics,
+            clock,
+            agenda,
+            tasks,
+            events,
+            wake_keeper,
+            tend_plans: Notify::new(),
+        };
         (Arc::new(supervisor), owner)
     }
 
@@ -139,11 +150,14 @@ impl Supervisor {
 
     /// Records the scheduled jobs in the history, and sends the owner what the history knows about them.
     async fn recall(&self, reopened: bool) {
-        let (known, interrupted) = match self.recollect(self.others()).await {
-            Ok(Recollection { known, interrupted }) => (Ok(known), Ok(interrupted)),
-            Err(error) => (Err(error), self.interrupted().await),
+        let recollection = match self.recollect(self.others()).await {
+            Ok(recollection) => recollection,
+            Err(error) => Recollection {
+                known: usable(Err(error)),
+                interrupted: usable(self.interrupted().await),
+                plans: usable(self.runner.history.waiting_plans().await),
+            },
         };
-        let recollection = Recollection { known: usable(known), interrupted: usable(interrupted) };
         self.tell_recollection(recollection, reopened).await;
     }
 
@@ -169,7 +183,8 @@ impl Supervisor {
             })
             .collect();
         let known = self.runner.history.upsert_schedules(&scheduled, others).await?;
-        Ok(Recollection { known, interrupted: self.interrupted().await? })
+        let plans = self.runner.history.waiting_plans().await?;
+        Ok(Recollection { known, interrupted: self.interrupted().await?, plans })
     }
 
     /// The runs that were cut off for the first time.

@@ -103,6 +103,10 @@ impl Caller {
                 report.sample.clear();
                 // An error may quote a user id in a path, and a note a pattern of the configuration.
                 report.message = None;
+                if let Some(approval) = &mut report.approval {
+                    // A reaction in a room is a person's.
+                    (approval.by, approval.detail) = (None, None);
+                }
             }
         }
     }

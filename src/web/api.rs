@@ -10,6 +10,7 @@ use axum::extract::{Path, Query, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use serde_json::json;
 
 use super::access::Caller;
@@ -18,7 +19,7 @@ use super::app::App;
 use super::events::{RunEvents, wants_events};
 use crate::history::Page;
 use crate::plan::report::CHANGES_SHOWN;
-use crate::scheduler::RunOverrides;
+use crate::scheduler::{ApproveRequest, Approved, RunOverrides};
 
 const MAX_BODY_BYTES: usize = 64 * 1024;
 /// How long a client may take to send the body of a request.
@@ -101,12 +102,7 @@ pub(super) async fn show_run(
     id: Result<Path<i64>, PathRejection>,
     query: Result<Query<PageQuery>, QueryRejection>,
 ) -> Result<Response, ApiError> {
-    let Path(id) = id.map_err(|rejection| {
-        ApiError::new(
-            rejection.status(),
-            "a run is identified by its number, as in /api/v1/runs/42",
-        )
-    })?;
+    let id = run_id(id)?;
     let Query(query) = query?;
     let page = Page {
         offset: query.offset.unwrap_or(0),
@@ -117,6 +113,16 @@ pub(super) async fn show_run(
         .ok_or_else(|| ApiError::new(StatusCode::NOT_FOUND, format!("there is no run {id}")))?;
     caller.redact(&mut report);
     Ok(Json(report).into_response())
+}
+
+fn run_id(id: Result<Path<i64>, PathRejection>) -> Result<i64, ApiError> {
+    let Path(id) = id.map_err(|rejection| {
+        ApiError::new(
+            rejection.status(),
+            "a run is identified by its number, as in /api/v1/runs/42",
+        )
+    })?;
+    Ok(id)
 }
 
 /// Starts a run, which continues whether or not the client waits for the response.
@@ -132,7 +138,7 @@ pub(super) async fn start_run(
 ) -> Result<Response, ApiError> {
     caller.authorize(&app).await?;
     let Path(job) = job?;
-    let overrides = overrides(body).await?;
+    let overrides: RunOverrides = json_body(body).await?;
     let (supervisor, name) = (Arc::clone(&app.supervisor), job.clone());
     let starting = async move { supervisor.run(&name, overrides).await };
     let receiver = to_completion(starting).await??;
@@ -141,6 +147,39 @@ pub(super) async fn start_run(
         return Ok((StatusCode::ACCEPTED, events.into_sse()).into_response());
     }
     Ok((StatusCode::ACCEPTED, Json(json!({ "id": events.run_id() }))).into_response())
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ApprovalOverrides {
+    max_changes: Option<u32>,
+}
+
+pub(super) async fn approve(
+    State(app): Shared,
+    caller: Caller,
+    id: Result<Path<i64>, PathRejection>,
+    body: Body,
+) -> Result<Response, ApiError> {
+    caller.authorize(&app).await?;
+    let run = run_id(id)?;
+    let ApprovalOverrides { max_changes } = json_body(body).await?;
+    let request = ApproveRequest { run, by: caller.name().await, max_changes };
+    let approved = to_completion(async move { app.supervisor.approve(request).await }).await??;
+    let Approved { job, run, waits_for } = approved;
+    let body = json!({ "job": job, "run": run, "waits_for": waits_for });
+    Ok((StatusCode::ACCEPTED, Json(body)).into_response())
+}
+
+pub(super) async fn reject(
+    State(app): Shared,
+    caller: Caller,
+    id: Result<Path<i64>, PathRejection>,
+) -> Result<Response, ApiError> {
+    caller.authorize(&app).await?;
+    let (run, by) = (run_id(id)?, caller.name().await);
+    let job = to_completion(async move { app.supervisor.reject(run, &by).await }).await??;
+    Ok((StatusCode::ACCEPTED, Json(json!({ "job": job }))).into_response())
 }
 
 pub(super) async fn cancel(
@@ -181,10 +220,11 @@ async fn to_completion<T: Send + 'static>(
     finished.map_err(|error| ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, error))
 }
 
-async fn overrides(body: Body) -> Result<RunOverrides, ApiError> {
+/// Parses a body; none at all overrides nothing.
+async fn json_body<T: Default + DeserializeOwned>(body: Body) -> Result<T, ApiError> {
     let body = read_body(body).await?;
     if body.is_empty() {
-        return Ok(RunOverrides::default());
+        return Ok(T::default());
     }
     serde_json::from_slice(&body).map_err(|error| ApiError::new(StatusCode::BAD_REQUEST, error))
 }

@@ -56,9 +56,10 @@ impl From<PathRejection> for ApiError {
 impl From<Refusal> for ApiError {
     fn from(refusal: Refusal) -> Self {
         let status = match refusal {
-            Refusal::Unknown(_) => StatusCode::NOT_FOUND,
+            Refusal::Unknown(_) | Refusal::NoRun(_) => StatusCode::NOT_FOUND,
             Refusal::Running { .. }
             | Refusal::NotRunning(_)
+            | Refusal::NotWaiting(_)
             | Refusal::Edited(_)
             | Refusal::Elsewhere { .. }
             | Refusal::Differs { .. } => StatusCode::CONFLICT,

@@ -8,7 +8,9 @@ use axum::middleware;
 use axum::routing::{get, post};
 
 use super::access::reject_cross_site;
-use super::api::{cancel, job_list, pause, reload, resume, run_list, show_run, start_run};
+use super::api::{
+    approve, cancel, job_list, pause, reject, reload, resume, run_list, show_run, start_run,
+};
 use super::api_error::ApiError;
 use super::app::App;
 use super::events::all_events;
@@ -26,6 +28,8 @@ const INDEX: &str = "microglia, housekeeping for Synapse\n\n\
     POST /-/reload\n\
     POST /api/v1/jobs/{job}/run       optional overrides: {\"mode\": \"dry-run\", \"max_changes\": 5000, \"ignore_window\": true}\n\
     POST /api/v1/jobs/{job}/cancel\n\
+    POST /api/v1/runs/{id}/approve    has the plan of a run in approve mode applied\n\
+    POST /api/v1/runs/{id}/reject\n\
     POST /api/v1/pause\n\
     POST /api/v1/resume\n";
 
@@ -42,6 +46,8 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .route("/api/v1/events", get(all_events))
         .route("/api/v1/jobs/{job}/run", post(start_run))
         .route("/api/v1/jobs/{job}/cancel", post(cancel))
+        .route("/api/v1/runs/{id}/approve", post(approve))
+        .route("/api/v1/runs/{id}/reject", post(reject))
         .route("/api/v1/pause", post(pause))
         .route("/api/v1/resume", post(resume))
         .fallback(not_found)

@@ -2,6 +2,7 @@
 
 #![expect(clippy::float_cmp, reason = "metrics are whole numbers, or the same ones twice")]
 
+mod approval;
 mod cancelled_waits;
 mod catch_up;
 mod commands;

@@ -4,6 +4,7 @@ use std::process::Command;
 
 /// Names, or parts of them.
 const TESTS: &[&str] = &[
+    "daemon::approval",
     "daemon::cancelled_waits",
     "daemon::catch_up",
     "daemon::commands",

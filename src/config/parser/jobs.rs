@@ -1,7 +1,7 @@
 //! The tables `[defaults]` and `[jobs.NAME]`.
 
 use std::borrow::Cow;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use serde_json::{Value, json};
@@ -110,6 +110,7 @@ impl Parser<'_> {
         let is_list = common.homeserver.as_ref().is_some_and(|names| names.list);
         let name = name.get_ref().as_ref();
         let (all_keys, common) = (table.definition(), Arc::new(common));
+        let own_keys = Arc::new(own_keys(&all_keys, kind));
         let (selection, definition) = (selection(&all_keys, kind), definition(all_keys));
         let spec = |homeserver: String| JobSpec {
             name: if is_list { format!("{name}@{homeserver}") } else { name.to_owned() },
@@ -121,6 +122,7 @@ impl Parser<'_> {
             media_in_object_storage: false,
             splay_seed: 0,
             selection: selection.clone(),
+            own_keys: Arc::clone(&own_keys),
             definition: definition.clone(),
         };
         Some(homeservers?.into_iter().map(spec).collect())
@@ -207,6 +209,12 @@ impl Parser<'_> {
 fn selection(all_keys: &Value, kind: &Kind) -> Fingerprint {
     let own: Vec<_> = kind.keys.iter().map(|key| (key.name, all_keys.get(key.name))).collect();
     Fingerprint::of(&json!([kind.name, own]))
+}
+
+/// What the kind's own keys say, each for itself.
+fn own_keys(all_keys: &Value, kind: &Kind) -> BTreeMap<&'static str, Fingerprint> {
+    let value = |name| all_keys.get(name).map(Fingerprint::of);
+    kind.keys.iter().filter_map(|key| Some((key.name, value(key.name)?))).collect()
 }
 
 /// The definition of the job, without homeserver and time zone, which may be set elsewhere.

@@ -93,7 +93,12 @@ const FAMILIES: &[Family] = &[
             let cells = Mode::ALL
                 .iter()
                 .flat_map(|mode| Outcome::ALL.iter().map(|outcome| (*mode, *outcome)));
+            // Most jobs never use approve mode.
+            let is_used = |cell: &(Mode, Outcome)| {
+                cell.0 != Mode::Approve || job.mode == Mode::Approve || job.runs.contains_key(cell)
+            };
             cells
+                .filter(is_used)
                 .map(|cell| {
                     (
                         vec![("mode", cell.0.as_str().into()), ("outcome", cell.1.as_str().into())],
@@ -130,6 +135,12 @@ const FAMILIES: &[Family] = &[
         help: "Whether a run is in progress.",
         kind: "gauge",
         values: |job| flag(job.running),
+    },
+    Family {
+        name: "microglia_job_approval_pending",
+        help: "Whether a plan waits for a person to approve or reject it.",
+        kind: "gauge",
+        values: |job| flag(job.approval_pending),
     },
     Family {
         name: "microglia_job_waiting",

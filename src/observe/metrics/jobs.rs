@@ -50,6 +50,8 @@ pub(crate) struct JobMetrics {
     pub(crate) last_success: Option<Timestamp>,
     pub(crate) success_due: Option<Timestamp>,
     pub(crate) consecutive_failures: u64,
+    /// Whether a plan waits for a person to decide about it.
+    pub(crate) approval_pending: bool,
     /// `None` for a kind that reads everything in each run.
     pub(crate) round: Option<RoundMetrics>,
     /// Items.

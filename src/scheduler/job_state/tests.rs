@@ -77,6 +77,7 @@ const FINISHED: Step = On(Event::Ended(Ending::Finished));
 const CUT_OFF: Step = On(Event::Ended(Ending::CutOff));
 const BUSY: Step = On(Event::Ended(Ending::Busy));
 const REQUESTED: Step = On(Event::Requested);
+const APPROVED: Step = On(Event::Approved { plan: 7 });
 const CANCELLED: Step = On(Event::Cancelled);
 const SET_BACK: Step = On(Event::ClockSetBack);
 const PAUSED: Step = Paused(Event::Wake);
@@ -95,13 +96,14 @@ fn recalled(since: &str, watermark: &str) -> Step {
 
 fn in_words(decision: Decision) -> String {
     match decision {
-        Decision::Start(Start { trigger, occurrence, attempts_made }) => {
+        Decision::Start(Start { trigger, occurrence, plan, attempts_made }) => {
             let occurrence = occurrence.map_or(String::new(), |time| format!(" {}", text(time)));
             let attempts = match attempts_made {
                 0 => String::new(),
                 made => format!(" after {made}"),
             };
-            format!("start {trigger}{occurrence}{attempts}")
+            let plan = plan.map_or(String::new(), |plan| format!(" of {plan}"));
+            format!("start {trigger}{occurrence}{plan}{attempts}")
         }
         Decision::Skip(reason) => format!("skip {reason}"),
         Decision::Remember(until) => format!("remember {}", text(until)),
@@ -249,6 +251,42 @@ fn rules() -> Vec<Row> {
                 ("24 12:00", STARTED, ""),
                 ("24 12:01", FINISHED, ""),
                 ("24 12:02", Restart, ""),
+            ],
+        ),
+        (
+            "an approved plan is applied, even while paused",
+            nightly(),
+            "23 11:00",
+            vec![
+                ("23 12:00", Paused(Event::Approved { plan: 7 }), "start approval of 7"),
+                ("23 12:00", STARTED, ""),
+                ("23 12:01", FINISHED, ""),
+                ("23 12:02", Restart, ""),
+            ],
+        ),
+        (
+            "an approved plan waits for the end of a run and for the window",
+            in_window(nightly(), "03:00-05:00"),
+            "22 12:00",
+            vec![
+                ("23 03:30", WAKE, "start schedule 23 03:30"),
+                ("23 03:30", STARTED, ""),
+                ("23 04:00", APPROVED, ""),
+                ("23 05:30", FINISHED, ""),
+                ("24 02:59", WAKE, ""),
+                ("24 03:00", WAKE, "start approval of 7"),
+                ("24 03:00", STARTED, ""),
+                ("24 03:30", WAKE, "skip overlap"),
+            ],
+        ),
+        (
+            "an approved plan is left to the next holder of the lease",
+            in_window(nightly(), "03:00-05:00"),
+            "23 11:00",
+            vec![
+                ("23 12:00", APPROVED, ""),
+                ("23 13:00", Standby(Event::Wake), ""),
+                ("24 03:00", WAKE, ""),
             ],
         ),
         (
