@@ -36,5 +36,6 @@ mod session;
 mod signals;
 mod sso;
 mod table;
+mod undo;
 
 pub use dispatch::main;

@@ -23,6 +23,7 @@ mod slots;
 mod stop;
 mod tally;
 mod unanswered;
+mod undo;
 mod waiting;
 mod watch;
 

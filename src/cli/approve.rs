@@ -66,7 +66,7 @@ pub(super) async fn approve(path: &Path, options: &Options) -> Result<(), Failur
 
 /// Approves a plan and applies it in this process, where no daemon runs.
 async fn approve_here(config: &Config, options: &Options, clock: &Clock) -> Result<(), Failure> {
-    let plan = plan_of(config, options.run).await?;
+    let plan = recorded_run(config, options.run).await?;
     let spec = find_job(config, &plan.job)?;
     if plan.approval.as_ref().is_none_or(|approval| approval.state != ApprovalState::Pending) {
         return Err(Failure::Error(anyhow!("{}", not_waiting(&plan))));
@@ -102,7 +102,7 @@ pub(super) async fn reject(path: &Path, run: i64) -> Result<(), Failure> {
         let path = ["api", "v1", "runs", &run.to_string(), "reject"];
         client.post(&path).await?.succeeded()?;
     } else {
-        let plan = plan_of(&config, run).await?;
+        let plan = recorded_run(&config, run).await?;
         let dir = StateDir::open(&config.daemon.state_dir)?;
         let place = config.daemon.history.of(&dir).map_err(|why| anyhow!("{why}"))?;
         let history = History::open(place, clock).await.map_err(|error| anyhow!("{error}"))?;
@@ -117,7 +117,8 @@ pub(super) async fn reject(path: &Path, run: i64) -> Result<(), Failure> {
     print(&format!("the plan of run {run} is rejected"))
 }
 
-async fn plan_of(config: &Config, run: i64) -> Result<Report, Failure> {
+/// The report of a run that was recorded.
+pub(super) async fn recorded_run(config: &Config, run: i64) -> Result<Report, Failure> {
     let history = open_history(config).await?;
     let found = history.run(run, Page { offset: 0, limit: 0 }).await;
     let found = found.map_err(|error| unreadable(&config.daemon.state_dir, &error))?;

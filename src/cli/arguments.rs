@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Parser, Subcommand};
 
 use super::failure::EXIT_CODES;
-use super::{approve, check, history, init, jobs, kinds, login, run, runs};
+use super::{approve, check, history, init, jobs, kinds, login, run, runs, undo};
 
 /// Recurring housekeeping for Synapse, the Matrix homeserver.
 ///
@@ -66,6 +66,11 @@ pub(super) enum Command {
         /// The run that made the plan.
         run: i64,
     },
+    /// Shows what it would take to restore what a run changed, and with --apply restores it
+    ///
+    /// What was changed since by others stays. The limits of the job apply. Files that were deleted and members that joined
+    /// cannot be restored.
+    Undo(undo::Options),
     /// Shows the jobs with their next occurrence and last run
     Jobs(jobs::Options),
     /// Shows recorded runs, newest first

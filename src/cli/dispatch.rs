@@ -11,6 +11,7 @@ use super::output::{print, print_error};
 use super::signals::signalled;
 use super::{
     approve, check, control, healthcheck, history, init, jobs, kinds, login, man, run, runs, serve,
+    undo,
 };
 use crate::web::Probe;
 
@@ -37,6 +38,7 @@ pub fn main() -> ExitCode {
                     Command::Serve
                         | Command::Run(_)
                         | Command::Approve(_)
+                        | Command::Undo(_)
                         | Command::Init(_)
                         | Command::Login(_)
                 );
@@ -96,6 +98,7 @@ async fn dispatch(cli: Cli) -> Result<(), Failure> {
         Command::Run(options) => Box::pin(run::run(&path, &options)).await,
         Command::Approve(options) => Box::pin(approve::approve(&path, &options)).await,
         Command::Reject { run } => approve::reject(&path, run).await,
+        Command::Undo(options) => Box::pin(undo::run(&path, &options)).await,
         Command::Jobs(options) => Box::pin(jobs::run(&path, &options)).await,
         Command::Runs(options) => Box::pin(runs::run(&path, &options)).await,
         Command::History(options) => Box::pin(history::run(&path, options)).await,

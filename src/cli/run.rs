@@ -144,6 +144,7 @@ impl Options {
             max_changes: self.max_changes,
             ignore_window: self.ignore_window,
             full: self.full,
+            undo: None,
             fingerprint: None,
         }
     }

@@ -171,9 +171,9 @@ impl Error {
         }
     }
 
-    /// Whether MAS refuses a change because of something that is there already.
+    /// Whether a change is refused because of something that is there already.
     pub(crate) fn is_conflict(&self) -> bool {
-        matches!(self.cause, Cause::Mas { status: 409, .. })
+        matches!(self.cause, Cause::Mas { status: 409, .. } | Cause::Synapse { status: 409, .. })
     }
 
     /// Whether a smaller page may succeed: the response took too long or was too large, or the server refused or failed.

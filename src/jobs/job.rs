@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 
-use crate::plan::change::Plan;
+use crate::plan::change::{Change, Plan};
 use crate::plan::facts::{Facts, Topic};
-use crate::plan::report::{Action, Event};
+use crate::plan::report::{Action, ChangeRecord, Event};
 use crate::plan::round::{Portion, Rounds};
 use crate::synapse::{self, Identity, Reader, Version};
 use crate::values::clock::Timestamp;
@@ -29,6 +29,8 @@ pub trait Job: Debug + Send + Sync + Sized + 'static {
     const NEEDS: Needs;
     /// The action of all its changes.
     const ACTION: Action;
+    /// How what its runs changed is restored.
+    const UNDO: Undo;
 
     /// Reads the keys of the kind, and checks them against each other.
     fn read(table: &Table<'_, '_>, now: Timestamp, errors: &mut Vec<ConfigError>) -> Option<Self>;
@@ -85,6 +87,15 @@ pub struct Needs {
     pub plans_offline: bool,
     /// The kind uses endpoints that the process behind `media_url` serves.
     pub media: bool,
+}
+
+/// How a kind restores what its runs changed.
+#[derive(Debug, Clone, Copy)]
+pub enum Undo {
+    /// The reason completes "cannot be undone: ".
+    Impossible(&'static str),
+    /// Makes the change that restores what a recorded one changed, or says why there is none.
+    By(fn(&ChangeRecord) -> Result<Box<dyn Change>, String>),
 }
 
 /// The result of one check of `check --online`; the error says what to do.
@@ -242,6 +253,7 @@ pub struct Kind {
     pub rounds: Option<Rounds>,
     pub needs: Needs,
     pub action: Action,
+    pub undo: Undo,
     pub read: Read,
 }
 
@@ -255,6 +267,7 @@ impl Kind {
             rounds: J::ROUNDS,
             needs: J::NEEDS,
             action: J::ACTION,
+            undo: J::UNDO,
             read: |table, now, errors| Some(Arc::new(J::read(table, now, errors)?)),
         }
     }

@@ -6,7 +6,7 @@ use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
 use serde_json::Value;
 
-use super::job::{CheckResult, Context, Job, Needs, PlanError};
+use super::job::{CheckResult, Context, Job, Needs, PlanError, Undo};
 use super::mas_accounts::{GoneAccounts, is_gone};
 use super::portion::{Next, PortionProgress, in_order};
 use crate::plan::change::{Change, ChangeResult, Check, Lane, Plan, Work};
@@ -64,6 +64,7 @@ impl Job for JoinRooms {
         To a room that is not public, the daemon's account invites the users: it must be a member with the power to invite.";
     const KEYS: &'static [Key] = Keys::KEYS;
     const ACTION: Action = Action::JoinRoom;
+    const UNDO: Undo = Undo::Impossible("the members would have to leave themselves");
     const ROUNDS: Option<Rounds> = Some(Rounds { entries: "accounts", plans: Plans::EachPortion });
     const NEEDS: Needs = Needs {
         synapse: Version(1, 123),

@@ -8,7 +8,7 @@ mod round_file;
 
 use serde_json::Value;
 
-use super::job::{Context, Job, Needs, PlanError, ReadEstimate};
+use super::job::{Context, Job, Needs, PlanError, ReadEstimate, Undo};
 use crate::plan::change::{BatchPlan, Plan, Work};
 use crate::plan::facts::Topic;
 use crate::plan::report::{Action, Event};
@@ -62,6 +62,7 @@ impl Job for PurgeLocalMedia {
         If reading the files of all accounts takes several runs, these delete nothing before the last one has read the rest; a file that was accessed since it was read is then planned, kept by Synapse and counted as skipped.";
     const KEYS: &'static [Key] = Keys::KEYS;
     const ACTION: Action = Action::PurgeLocalMedia;
+    const UNDO: Undo = Undo::Impossible("files are gone for good");
     const ROUNDS: Option<Rounds> = Some(Rounds { entries: OWNERS, plans: Plans::WholeList });
     const NEEDS: Needs = Needs {
         synapse: Version(1, 78),

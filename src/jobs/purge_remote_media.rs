@@ -8,7 +8,7 @@ use futures_util::future::BoxFuture;
 use serde_json::Value;
 
 use super::batch_size::{BatchSize, Sample};
-use super::job::{Context, Job, Needs, PlanError};
+use super::job::{Context, Job, Needs, PlanError, Undo};
 use crate::plan::change::{BatchPlan, Change, ChangeResult, Lane, MediaStore, Plan, Work};
 use crate::plan::facts::{Fact, Topic};
 use crate::plan::report::Action;
@@ -41,6 +41,7 @@ impl Job for PurgeRemoteMedia {
         Skips quarantined files. There is no preview: Synapse cannot list its cache, so a dry run only shows the request that it would send.";
     const KEYS: &'static [Key] = Keys::KEYS;
     const ACTION: Action = Action::PurgeRemoteMedia;
+    const UNDO: Undo = Undo::Impossible("files are gone for good");
     const COUNTS: bool = false;
     const NEEDS: Needs = Needs {
         synapse: Version(1, 78),

@@ -8,11 +8,12 @@ mod link_removal;
 mod links;
 mod observed;
 mod removal;
+mod restoration;
 mod upstream_providers;
 
 use std::sync::Arc;
 
-use super::job::{CheckResult, Context, Job, Needs, PlanError, ReadEstimate};
+use super::job::{CheckResult, Context, Job, Needs, PlanError, ReadEstimate, Undo};
 use crate::plan::change::Plan;
 use crate::plan::report::Action;
 use crate::plan::round::{Plans, Rounds};
@@ -38,6 +39,7 @@ impl Job for RemoveExternalIds {
         an active user can no longer log in through it. MAS does not report who has a password, so keep_last counts links only. The external ids in Synapse, `oauth-delegated` among them, mean nothing there and are not changed.";
     const KEYS: &'static [Key] = Keys::KEYS;
     const ACTION: Action = Action::RemoveExternalId;
+    const UNDO: Undo = Undo::By(restoration::restoration);
     const ROUNDS: Option<Rounds> = Some(Rounds { entries: "accounts", plans: Plans::EachPortion });
     const NEEDS: Needs = Needs {
         synapse: Version(1, 46),

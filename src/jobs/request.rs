@@ -7,7 +7,7 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use reqwest::{Method, Url};
 use serde_json::Value;
 
-use super::job::{Context, Job, Needs, PlanError};
+use super::job::{Context, Job, Needs, PlanError, Undo};
 use crate::plan::change::{Change, ChangeResult, Lane, Plan, Work};
 use crate::plan::report::Action;
 use crate::synapse::{self, Base, RawRequest, Version, Writer};
@@ -70,6 +70,7 @@ impl Job for Request {
         {{ ago_ms(\"30d\") }}, {{ ago_seconds(\"30d\") }}, {{ now_ms() }} and the filter urlencode. microglia does not know what the endpoint does, so a dry run only shows the request and sends nothing.";
     const KEYS: &'static [Key] = KeyEntries::KEYS;
     const ACTION: Action = Action::Request;
+    const UNDO: Undo = Undo::Impossible("only who wrote the request knows what it changed");
     const COUNTS: bool = false;
     const NEEDS: Needs = Needs {
         synapse: Version(0, 0),

@@ -96,6 +96,8 @@ string_enum! {
         PurgeRemoteMedia = "purge-remote-media",
         JoinRoom = "join-room",
         RemoveExternalId = "remove-external-id",
+        /// Only to undo a removal.
+        AddExternalId = "add-external-id",
         Request = "request",
     }
 }

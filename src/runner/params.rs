@@ -26,6 +26,8 @@ pub struct RunParams {
     pub attempts_made: u32,
     /// The approved plan that the run applies; it changes nothing else.
     pub approved: Option<ApprovedPlan>,
+    /// The run that this one undoes, instead of what the job would do.
+    pub undoes: Option<i64>,
 }
 
 /// A plan that a person approved, or approves by starting the run that applies it.
@@ -113,7 +115,13 @@ impl RunParams {
             scheduled_for: None,
             attempts_made: 0,
             approved: None,
+            undoes: None,
         }
+    }
+
+    /// The run that undoes another one.
+    pub fn of_undo(spec: &JobSpec, run: i64, mode: Mode) -> Self {
+        Self { mode, trigger: Trigger::Undo, undoes: Some(run), ..Self::manual(spec) }
     }
 
     /// The run that applies an approved plan.

@@ -11,6 +11,7 @@ use super::media_lock::media_lock;
 use super::portion;
 use super::reading_progress::ReadingProgress;
 use super::tally::{Activity, Tally};
+use super::undo;
 use crate::history::state_dir::{Lock, StateDir};
 use crate::jobs::job::{Budget, Context, PlanError};
 use crate::plan::change::Plan;
@@ -51,7 +52,10 @@ pub(super) async fn read(run: &RunContext<'_>, tally: &mut Tally) -> Result<Read
         } else {
             None
         };
-        let plan = make_plan(run, tally, &server).await?;
+        let plan = match run.params.undoes {
+            Some(undoes) => undo::plan(run, undoes).await?,
+            None => make_plan(run, tally, &server).await?,
+        };
         Ok(ReadPlan { plan, server, media_lock })
     };
     let read = run.limits.unless_stopped(reading).await?;

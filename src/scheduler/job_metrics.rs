@@ -28,7 +28,9 @@ impl Owner {
                 series.retries += 1;
             }),
             Event::Resumed => jobs.update(job, |series| series.waiting = false),
+            // What an undo restores is no work of the job.
             Event::Changed(change) => jobs.update(job, |series| match change.state {
+                _ if change.action != series.action => {}
                 ChangeState::Done => series.done += change.count,
                 ChangeState::Failed => series.failed += change.count,
                 ChangeState::Planned | ChangeState::Skipped => {}
@@ -52,8 +54,9 @@ impl Owner {
             }
             series.last_run = Some(Report { changes: None, sample: Vec::new(), ..report.clone() });
             // A manual dry run says nothing about a job that is to make changes.
-            let counts = report.mode == series.mode
+            let is_of_mode = report.mode == series.mode
                 || (report.mode, series.mode) == (Mode::Apply, Mode::Approve);
+            let counts = is_of_mode && report.trigger != Trigger::Undo;
             if counts {
                 if let (Some(metrics), Some(round)) = (&mut series.round, report.round) {
                     metrics.progress = round.progress();

@@ -3,7 +3,8 @@
 use serde::{Deserialize, Serialize};
 
 use crate::config::JobSpec;
-use crate::plan::report::Mode;
+use crate::jobs::job::Undo;
+use crate::plan::report::{Mode, Trigger};
 use crate::runner::{Extent, RunParams, WindowRule};
 use crate::values::fingerprint::Fingerprint;
 use crate::values::schema::Limit;
@@ -20,6 +21,9 @@ pub struct RunOverrides {
     /// Reads everything, for a dry run of a kind that reads in portions.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub full: bool,
+    /// Undoes this run of the job instead of running it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub undo: Option<i64>,
     /// The definition that the caller read: the daemon must not run an older one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fingerprint: Option<Fingerprint>,
@@ -106,7 +110,9 @@ impl RunOverrides {
     /// Returns what is wrong with the overrides for a job.
     pub fn problem(&self, spec: &JobSpec) -> Option<String> {
         let kind = spec.job.kind();
-        if self.max_changes.is_some() && !kind.counts {
+        if let (Some(run), Undo::Impossible(why)) = (self.undo, kind.undo) {
+            Some(format!("run {run} of {} cannot be undone: {why}", spec.name))
+        } else if self.max_changes.is_some() && !kind.counts {
             let name = kind.name;
             Some(format!(
                 "max_changes is not supported by {name}, which cannot count items in advance"
@@ -131,6 +137,9 @@ impl RunOverrides {
         }
         if self.full {
             params.extent = Extent::Full;
+        }
+        if let Some(run) = self.undo {
+            (params.trigger, params.undoes) = (Trigger::Undo, Some(run));
         }
     }
 }

@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet};
 use serde::Deserialize;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::account::{User, UserRow};
+use super::account::{ExternalId, User, UserRow};
 use super::json::{Scalar, optional_count};
 use super::page::MAX_PAGE_ROWS;
 use super::pages::{PageToken, Pages};
@@ -28,6 +28,19 @@ impl Reader {
     /// Returns one account; the error is `M_NOT_FOUND` if there is none.
     pub(crate) async fn user(&self, user_id: &str) -> Result<User, Error> {
         self.get(Self::USER, &[user_id], vec![]).await
+    }
+
+    /// Returns whose external id this is (`GET /v1/auth_providers/…`, Synapse 1.67).
+    ///
+    /// Right after the id was linked; Synapse may repeat the former owner of one that was removed.
+    pub(crate) async fn owner_of(&self, id: &ExternalId) -> Result<String, Error> {
+        #[derive(Deserialize)]
+        struct Owner {
+            user_id: String,
+        }
+        let endpoint = "/_synapse/admin/v1/auth_providers/{}/users/{}";
+        let ids = [id.auth_provider.as_str(), id.external_id.as_str()];
+        Ok(self.get::<Owner>(endpoint, &ids, vec![]).await?.user_id)
     }
 
     /// Returns all accounts except guests, also deactivated and locked ones, page by page.

@@ -29,6 +29,10 @@ impl Writer {
         Self { reader, mas, cancel }
     }
 
+    pub(crate) fn reader(&self) -> &Reader {
+        &self.reader
+    }
+
     /// Changes in the MAS that manages the accounts; `None` where none is configured.
     pub(crate) fn mas(&self) -> Option<&mas::Writer> {
         self.mas.as_ref()

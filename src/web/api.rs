@@ -139,6 +139,10 @@ pub(super) async fn start_run(
     caller.authorize(&app).await?;
     let Path(job) = job?;
     let overrides: RunOverrides = json_body(body).await?;
+    if overrides.undo.is_some() && !caller.is_local() {
+        let error = "a run is undone only on the machine itself: microglia undo RUN";
+        return Err(ApiError::new(StatusCode::FORBIDDEN, error));
+    }
     let (supervisor, name) = (Arc::clone(&app.supervisor), job.clone());
     let starting = async move { supervisor.run(&name, overrides).await };
     let receiver = to_completion(starting).await??;

@@ -8,3 +8,4 @@ mod purge_rounds;
 mod remove_external_ids;
 mod remove_upstream_links;
 mod request;
+mod undo;

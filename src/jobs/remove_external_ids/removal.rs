@@ -70,22 +70,9 @@ impl Change for Removal {
             let current: Vec<ExternalId> = before
                 .and_then(|list| serde_json::from_value(list.clone()).ok())
                 .unwrap_or_default();
-            let (gone, left): (Vec<_>, Vec<_>) =
-                current.iter().cloned().partition(|id| self.gone.contains(id));
-            // Synapse (1.163) invalidates its cache of who owns an id only for ids that a PUT names: without naming them
-            // again, a removed id could still be used to log in for up to half an hour.
-            writer.swap_external_ids(&self.user_id, &current, &current).await?;
-            let answered =
-                writer.swap_external_ids(&self.user_id, &current, &left).await?.external_ids;
-            // An id that a login linked after the list was sent is in the response as well, and stays.
-            if gone.iter().any(|id| answered.contains(id))
-                || left.iter().any(|id| !answered.contains(id))
-            {
-                return Err(synapse::Error::contradicted(
-                    &self.user_id,
-                    "Synapse returned a different list of external ids than it was sent: someone else changed the account at the same time",
-                ));
-            }
+            let gone: Vec<ExternalId> =
+                current.iter().filter(|id| self.gone.contains(id)).cloned().collect();
+            remove(writer, &self.user_id, &current, &gone).await?;
             let (planned, done) = (self.gone.len(), gone.len());
             Ok(ChangeResult {
                 done: done as u64,
@@ -97,4 +84,26 @@ impl Change for Removal {
             })
         })
     }
+}
+
+/// Removes ids from an account that has the `current` ones.
+pub(super) async fn remove(
+    writer: &Writer,
+    user_id: &str,
+    current: &[ExternalId],
+    gone: &[ExternalId],
+) -> Result<(), synapse::Error> {
+    let left: Vec<ExternalId> = current.iter().filter(|id| !gone.contains(id)).cloned().collect();
+    // Synapse (1.163) invalidates its cache of who owns an id only for ids that a PUT names: without naming them
+    // again, a removed id could still be used to log in for up to half an hour.
+    writer.swap_external_ids(user_id, current, current).await?;
+    let answered = writer.swap_external_ids(user_id, current, &left).await?.external_ids;
+    // An id that a login linked after the list was sent is in the response as well, and stays.
+    if gone.iter().any(|id| answered.contains(id)) || left.iter().any(|id| !answered.contains(id)) {
+        return Err(synapse::Error::contradicted(
+            user_id,
+            "Synapse returned a different list of external ids than it was sent: someone else changed the account at the same time",
+        ));
+    }
+    Ok(())
 }

@@ -5,7 +5,7 @@ use std::sync::{Arc, PoisonError};
 use microglia::config::{Config, Environment};
 use microglia::history::History;
 use microglia::history::state_dir::StateDir;
-use microglia::jobs::job::{Context, Job, Needs, PlanError};
+use microglia::jobs::job::{Context, Job, Needs, PlanError, Undo};
 use microglia::observe::metrics::Metrics;
 use microglia::plan::report::Action;
 use microglia::runner::{LostCallWait, Runner};
@@ -27,6 +27,7 @@ impl Job for Panics {
     const ABOUT: &'static str = "Panics.";
     const KEYS: &'static [Key] = &[];
     const ACTION: Action = Action::Request;
+    const UNDO: Undo = Undo::Impossible("it changes nothing");
     const NEEDS: Needs = Needs {
         synapse: Version(0, 0),
         clock: false,
