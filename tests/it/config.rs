@@ -713,7 +713,7 @@ async fn a_secret_is_set_in_one_place_and_its_file_contains_one_word() {
     microglia.toml:3:10: invalid listen address "here": expected an IP address and a port, such as "127.0.0.1:8749" or "[::]:8749"
         3 | listen = "here"
           |          ^^^^^^
-    microglia.toml:6:21: no-such does not exist: create it with the secret, or fix `access_token_file`
+    microglia.toml:6:21: no-such does not exist: create it with `microglia login`, or fix `access_token_file`
         6 | access_token_file = "no-such"
           |                     ^^^^^^^^^
     microglia.toml:9:21: empty is empty
