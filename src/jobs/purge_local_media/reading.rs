@@ -68,7 +68,7 @@ impl<'a> Reading<'a> {
                 states[index] = account.state;
                 left_alone[index] = account.left_alone;
                 for (reason, count) in EXEMPT.into_iter().zip(account.left_alone) {
-                    plan.add_left_alone(reason, count);
+                    plan.add_left_alone(reason, count.into());
                 }
             }
             indices.push(index.and_then(|index| u32::try_from(index).ok()));
@@ -126,7 +126,7 @@ impl<'a> Reading<'a> {
                         if let Some(reason) = exempt(file) {
                             let user_id = owner.user_id.as_deref().unwrap_or_default();
                             plan.leave_alone(EXEMPT[reason], || file_of(&file.media_id, user_id));
-                            left_alone[reason] += 1;
+                            left_alone[reason] = left_alone[reason].saturating_add(1);
                             continue;
                         }
                         add(file, number, records).map_err(|error| unwritable(context, &error))?;

@@ -47,7 +47,7 @@ pub(super) enum AccountState {
 }
 
 /// How many of an account's old files are left alone, for each of [`EXEMPT`].
-pub(super) type LeftAlone = [u64; EXEMPT.len()];
+pub(super) type LeftAlone = [u32; EXEMPT.len()];
 
 /// Why files that a list shows are left alone.
 pub(super) const EXEMPT: [Exempt; 3] = [Exempt::Quarantined, Exempt::Protected, Exempt::Empty];
@@ -234,7 +234,7 @@ fn encode(account: &MediaOwner, state: AccountState, left_alone: LeftAlone, into
     });
     into.extend(account.media_count.to_le_bytes());
     into.extend(account.media_length.unwrap_or(0).to_le_bytes());
-    into.extend(left_alone.map(u64::to_le_bytes).as_flattened());
+    into.extend(left_alone.map(u32::to_le_bytes).as_flattened());
     // Ids in responses are far shorter.
     into.extend(u32::try_from(user_id.len()).unwrap_or(u32::MAX).to_le_bytes());
     into.extend(user_id.as_bytes());
@@ -244,7 +244,7 @@ fn decode(bytes: &[u8]) -> Option<(SavedAccount<'_>, &[u8])> {
     let (state, rest) = bytes.split_first()?;
     let (files, rest) = rest.split_first_chunk()?;
     let (length, rest) = rest.split_first_chunk()?;
-    let (left_alone, rest) = rest.split_first_chunk::<{ EXEMPT.len() * 8 }>()?;
+    let (left_alone, rest) = rest.split_first_chunk::<{ EXEMPT.len() * size_of::<u32>() }>()?;
     let (id_length, rest) = rest.split_first_chunk()?;
     let (user_id, rest) = rest.split_at_checked(u32::from_le_bytes(*id_length) as usize)?;
     let account = SavedAccount {
@@ -257,7 +257,7 @@ fn decode(bytes: &[u8]) -> Option<(SavedAccount<'_>, &[u8])> {
             _ => AccountState::Unread,
         },
         left_alone: std::array::from_fn(|reason| {
-            left_alone.as_chunks().0.get(reason).copied().map_or(0, u64::from_le_bytes)
+            left_alone.as_chunks().0.get(reason).copied().map_or(0, u32::from_le_bytes)
         }),
     };
     Some((account, rest))
