@@ -58,7 +58,7 @@ pub(super) async fn run(path: &Path, options: Options) -> Result<(), Failure> {
         }
     };
     match written {
-        Some(draft) => finish::finish(path, &draft, &setup.clock).await,
+        Some(draft) => Box::pin(finish::finish(path, &draft, &setup.clock)).await,
         None => Ok(()),
     }
 }

@@ -211,13 +211,11 @@ fn set_mas(setup: &Setup<'_>, draft: &mut Draft, url: &str) -> Result<(), String
     let client_id = new_client_id(setup.now()).to_string();
     let mas = Some(MasDraft { url: url.to_owned(), client_id });
     let next = Draft { mas, ..draft.clone() };
-    match setup.problem(&next) {
-        Some(problem) => Err(problem),
-        None => {
-            *draft = next;
-            Ok(())
-        }
+    if let Some(problem) = setup.problem(&next) {
+        return Err(problem);
     }
+    *draft = next;
+    Ok(())
 }
 
 async fn ask_for_token(
