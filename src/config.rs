@@ -20,5 +20,5 @@ pub(crate) use job_spec::{JobSpec, changed_keys};
 pub(crate) use keys::{Overlap, Retries};
 pub(crate) use load::{files_fingerprint, listen, state_dir, state_dir_or_default};
 pub use settings::{Config, Environment, HistoryPlace};
-pub(crate) use settings::{Daemon, Homeserver};
+pub(crate) use settings::{Daemon, Homeserver, Mas};
 pub use tables::TABLES;

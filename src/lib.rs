@@ -147,6 +147,8 @@
 //!   and kept in `tokens/HOMESERVER` before the session exists, so that a session whose response was lost is found again by
 //!   its device. Its token, which MAS does not show again, is then replaced. Who shares a state directory shares the token:
 //!   a lock beside the file makes one process renew it, and the others read it.
+//! - A login that fails late logs out only if it created the device, which it tells by the device's name: a logout ends all
+//!   tokens of a device, and a daemon may be using one.
 //! - A renewal runs in a task of its own, because a request that is given up in the middle would lose the new token. While
 //!   the old token is valid, other requests go on with it.
 //! - Synapse remembers for two minutes that MAS refused a token. A token that is refused within two minutes of being issued

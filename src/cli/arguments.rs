@@ -44,7 +44,8 @@ pub(super) enum Command {
     ///
     /// Asks for what the options leave out, obtains the access token, and writes a commented configuration with the token
     /// file beside it. Never overwrites a file. All jobs are dry runs. In the end it checks the homeserver, and shows the
-    /// plan of the first job and what to do next.
+    /// plan of the first job and what to do next. Where the Matrix Authentication Service (MAS) manages the accounts, it
+    /// creates the secret of a client instead, and prints what the configuration of MAS needs.
     Init(init::Options),
     /// Obtains an access token and writes it to the homeserver's `access_token_file`
     ///

@@ -7,9 +7,9 @@ pub(super) const EXIT_CODES: [(&str, &str); 3] = [
     ("0", "success (including a successful dry run)"),
     (
         "1",
-        "the run, the reload, the login or `check --online` did not succeed, or the job is already running",
+        "the command failed: for example, the run, the reload, the login or `check --online` did not succeed, or the job is already running",
     ),
-    ("2", "usage error, or an error in the configuration file"),
+    ("2", "usage error, such as a missing option or password, or an error in the configuration"),
 ];
 
 #[derive(Debug)]

@@ -32,9 +32,12 @@ pub(super) async fn run(path: &Path, options: Options) -> Result<(), Failure> {
         prepare(path)?;
     }
     if setup.interactive {
+        let what = match options.print {
+            true => "This prints a configuration".to_owned(),
+            false => format!("This creates {}", path.display()),
+        };
         print_message(&format!(
-            "This creates {}. Press Enter for the value in brackets. Ctrl-C stops; nothing is written before the end.\n",
-            path.display()
+            "{what}. Press Enter for the value in brackets. Ctrl-C stops; nothing is written before the end.\n"
         ));
     }
     let mut slot = None;
@@ -45,8 +48,8 @@ pub(super) async fn run(path: &Path, options: Options) -> Result<(), Failure> {
             Err(Failure::Unsuccessful)
         }
     };
-    let job = match (result, slot) {
-        (Ok(job), _) => job,
+    let written = match (result, slot) {
+        (Ok(written), _) => written,
         (Err(failure), slot) => {
             if let Some(session) = slot {
                 session.end().await;
@@ -54,21 +57,22 @@ pub(super) async fn run(path: &Path, options: Options) -> Result<(), Failure> {
             return Err(failure);
         }
     };
-    match job {
-        Some(job) => finish::finish(path, &job, &setup.clock).await,
+    match written {
+        Some(draft) => Box::pin(finish::finish(path, &draft, &setup.clock)).await,
         None => Ok(()),
     }
 }
 
-/// Asks and writes; returns the name of the first job, or `None` where the configuration was only printed.
+/// Asks and writes; returns what was written, or `None` where the configuration was only printed.
 async fn create(
     setup: &Setup<'_>,
     options: &Options,
     slot: &mut Option<Session>,
-) -> Result<Option<String>, Failure> {
+) -> Result<Option<Draft>, Failure> {
     let mut draft = Draft {
         url: String::new(),
         token_file: TOKEN_FILE.to_owned(),
+        mas: None,
         ca_file: options.ca_file.as_deref().map(std::path::absolute).transpose()?,
         state_dir: setup.own_state_dir(),
         timezone: "UTC".to_owned(),
@@ -76,8 +80,9 @@ async fn create(
         jobs: Vec::new(),
     };
     homeserver::choose_url(setup, options, &mut draft).await?;
+    jobs::check_options(setup, options, &draft)?;
     let source = match options.print {
-        true => homeserver::print_token_file(setup, options, &mut draft),
+        true => homeserver::print_token_source(setup, options, &mut draft)?,
         false => homeserver::obtain_token(setup, options, &mut draft, slot).await?,
     };
     let reader = match options.print {
@@ -89,11 +94,12 @@ async fn create(
     setup.parse(&draft)?;
     if options.print {
         print(&draft.text())?;
+        finish::advise_after_print(setup.path, options, &draft);
         return Ok(None);
     }
     setup.write(&draft, &source, slot.as_ref())?;
     *slot = None;
-    Ok(draft.jobs.first().map(|job| job.kind.name.to_owned()))
+    Ok(Some(draft))
 }
 
 /// Checks that the files can be created, before anything is asked.

@@ -9,13 +9,14 @@ use secrecy::{ExposeSecret, SecretString};
 use super::client::Client;
 use super::context::{become_owner, blocking, find_homeserver};
 use super::failure::Failure;
+use super::mas_settings::{mas_settings, settings_of_mas};
 use super::new_file::{Existing, NewFile, become_owner_of_directory};
-use super::output::{print, print_message, print_warning};
-use super::session::{LoginOptions, Session, begin, reader, refuse_mas};
+use super::output::{print, print_error, print_message, print_warning};
+use super::session::{LoginOptions, Session, begin, reader};
 use super::signals::signalled;
-use crate::config::{Config, Homeserver};
+use crate::config::{Config, Homeserver, Mas};
 use crate::http::Token;
-use crate::synapse::Authenticator;
+use crate::synapse::{Authenticator, Reader};
 use crate::values::clock::Clock;
 
 #[derive(Debug, clap::Args)]
@@ -40,6 +41,9 @@ pub(super) async fn run(path: &Path, options: Options) -> Result<(), Failure> {
     let load = move |path: &Path, environment| Config::load_for_login(path, &environment, now);
     let config = blocking(path, load).await??;
     let homeserver = choose(&config, options.homeserver.as_deref())?;
+    if let Some(mas) = &homeserver.mas {
+        return refuse_configured_mas(&homeserver.name, mas);
+    }
     let file = token_file(homeserver)?;
     become_owner_of_directory(&file)?;
     let mut slot = None;
@@ -57,7 +61,7 @@ pub(super) async fn run(path: &Path, options: Options) -> Result<(), Failure> {
     };
     if let Err(failure) = result {
         if let Some(session) = slot {
-            end_unless_shared(session, homeserver, &file, &clock).await?;
+            session.end().await;
         }
         return Err(failure);
     }
@@ -89,6 +93,36 @@ fn token_file(homeserver: &Homeserver) -> Result<PathBuf, Failure> {
     Ok(file.to_owned())
 }
 
+/// Fails with what MAS has to be configured with: the daemon obtains the token itself.
+fn refuse_configured_mas(homeserver: &str, mas: &Mas) -> Result<(), Failure> {
+    print(&format!(
+        "The configuration of MAS needs this; keep what it has besides, and restart it:\n\n{}",
+        settings_of_mas(mas.client_id.as_str())
+    ))?;
+    print_error(&format!(
+        "no login at homeserver `{homeserver}`: with [homeservers.{homeserver}.mas], the daemon issues its own token. `microglia check --online` says whether it can"
+    ));
+    Err(Failure::Unsuccessful)
+}
+
+/// Fails with what to configure instead if MAS manages the accounts.
+async fn refuse_mas(
+    homeserver: &Homeserver,
+    reader: &Reader,
+    clock: &Clock,
+) -> Result<(), Failure> {
+    if !reader.delegates_to_mas().await? {
+        return Ok(());
+    }
+    let url = reader.mas_url().await;
+    print(&mas_settings(&homeserver.name, url.as_ref(), clock.now()))?;
+    print_error(&format!(
+        "no login at homeserver `{}`: the Matrix Authentication Service (MAS) manages its accounts. The daemon issues its own token there, once [homeservers.{}.mas] is configured as above",
+        homeserver.name, homeserver.name
+    ));
+    Err(Failure::Unsuccessful)
+}
+
 /// Logs in and writes the token; if that fails, the caller has to end the session in `slot`.
 async fn log_in(
     config: &Config,
@@ -102,31 +136,12 @@ async fn log_in(
     // Before the login: a file that cannot be written is noticed in time.
     let new_file = NewFile::secret(file, &config.daemon.state_dir, Existing::Replace)?;
     let session = begin(homeserver, options, clock, slot).await?;
-    write_token(new_file, &session.token)?;
+    write_secret(new_file, &session.token)?;
     print(&format!("wrote the access token to {}", file.display()))
 }
 
-/// Ends the new session, unless the token in the file is one of the same: the daemon may be using it.
-async fn end_unless_shared(
-    session: Session,
-    homeserver: &Homeserver,
-    file: &Path,
-    clock: &Clock,
-) -> Result<(), Failure> {
-    let previous = Token::from_file(file.to_owned(), SecretString::default());
-    if reader(homeserver, previous, clock)?.is_session_of(&session.user_id).await {
-        print_message(&format!(
-            "the previous token stays in use: {} was not changed",
-            file.display()
-        ));
-    } else {
-        session.end().await;
-    }
-    Ok(())
-}
-
-pub(super) fn write_token(file: NewFile, token: &SecretString) -> Result<(), Failure> {
-    file.write(&format!("{}\n", token.expose_secret()))
+pub(super) fn write_secret(file: NewFile, secret: &SecretString) -> Result<(), Failure> {
+    file.write(&format!("{}\n", secret.expose_secret()))
 }
 
 async fn log_out(homeserver: &Homeserver, file: &Path, clock: &Clock) -> Result<(), Failure> {

@@ -1,5 +1,7 @@
 //! What to put into the configurations of MAS and of microglia, so that the daemon issues its own token.
 
+use std::path::Path;
+
 use reqwest::Url;
 use ulid::Ulid;
 
@@ -60,8 +62,27 @@ http:
     )
 }
 
+/// What is left to do once `init` has written the configuration of microglia and `secret_file`.
+pub(super) fn mas_steps(client_id: &str, secret_file: &Path, check: &str) -> String {
+    format!(
+        r"
+Next:
+1. Add this to the configuration of MAS, keep the listeners that it has, and restart it:
+
+{}
+2. Copy {} to the file above, readable by MAS.
+
+3. Create the account, unless it exists: mas-cli manage register-user microglia
+
+4. Check everything: {check}
+",
+        settings_of_mas(client_id),
+        secret_file.display()
+    )
+}
+
 /// MAS accepts nothing but a ULID as the id of a client.
-fn new_client_id(now: Timestamp) -> Ulid {
+pub(super) fn new_client_id(now: Timestamp) -> Ulid {
     let milliseconds = u64::try_from(now.timestamp_millis()).unwrap_or_default();
     Ulid::from_parts(milliseconds, u128::from_be_bytes(random_bytes()))
 }

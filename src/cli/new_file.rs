@@ -85,7 +85,7 @@ impl NewFile {
             file.as_file().set_permissions(Permissions::from_mode(access.mode))?;
             Ok::<_, std::io::Error>(file)
         };
-        let file = create().map_err(|error| unwritable(path, &error, existing))?;
+        let file = create().map_err(|error| unwritable(path, error.kind(), existing))?;
         Ok(Self { path: path.to_owned(), file, existing })
     }
 
@@ -212,8 +212,9 @@ fn user_of_group(gid: u32) -> Option<(u32, u32)> {
     fits.then(|| (user.uid.as_raw(), user.gid.as_raw()))
 }
 
-fn unwritable(path: &Path, error: &std::io::Error, existing: Existing) -> Failure {
-    let hint = match (error.kind(), existing) {
+/// The error itself would name a temporary file.
+fn unwritable(path: &Path, error: ErrorKind, existing: Existing) -> Failure {
+    let hint = match (error, existing) {
         (
             ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem,
             Existing::Keep { instead },

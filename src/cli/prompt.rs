@@ -25,24 +25,29 @@ pub(super) fn is_interactive() -> bool {
 
 /// Asks for a line of text; an empty answer is the default.
 pub(super) async fn ask(question: &str, default: Option<&str>) -> Result<String, Failure> {
+    let hint = default.map(|default| format!(" [{default}]")).unwrap_or_default();
     loop {
-        let hint = default.map(|default| format!(" [{default}]")).unwrap_or_default();
-        prompt(&format!("{question}{hint}: "));
-        let line = read_line().await?;
-        match (line.trim(), default) {
-            ("", Some(default)) => return Ok(default.to_owned()),
-            ("", None) => {
+        match (ask_optional(&format!("{question}{hint}")).await?, default) {
+            (Some(answer), _) => return Ok(answer),
+            (None, Some(default)) => return Ok(default.to_owned()),
+            (None, None) => {
                 print_message("this has no default: enter a value, or press Ctrl-C to stop");
             }
-            (answer, _) => return Ok(answer.to_owned()),
         }
     }
 }
 
-/// Asks until the answer is yes or no.
-pub(super) async fn confirm(question: &str) -> Result<bool, Failure> {
+/// Asks for a line of text; `None` if it is empty.
+pub(super) async fn ask_optional(question: &str) -> Result<Option<String>, Failure> {
+    prompt(&format!("{question}: "));
+    let line = read_line().await?;
+    Ok(Some(line.trim().to_owned()).filter(|answer| !answer.is_empty()))
+}
+
+/// Asks until the answer is yes or no; an empty one is the default.
+pub(super) async fn confirm(question: &str, default: &str) -> Result<bool, Failure> {
     loop {
-        match ask(question, Some("yes")).await?.to_ascii_lowercase().as_str() {
+        match ask(question, Some(default)).await?.to_ascii_lowercase().as_str() {
             "y" | "yes" => return Ok(true),
             "n" | "no" => return Ok(false),
             _ => print_message("answer yes or no"),
@@ -59,11 +64,18 @@ pub(super) async fn ask_secret(question: &str) -> Result<SecretString, Failure> 
     if hidden.is_some() {
         prompt(&format!("{question} (not shown): "));
     }
-    let line = read_line().await?;
-    if line.is_empty() {
-        return Err(anyhow!("the {} is empty", question.to_lowercase()).into());
+    let what = question.to_lowercase();
+    let line = match read_line().await {
+        Err(Failure::Error(error)) if hidden.is_none() && error.is::<InputEnded>() => {
+            return Err(Failure::Usage(format!("the {what} is missing: write it to stdin")));
+        }
+        line => line?,
+    };
+    match (line.is_empty(), hidden) {
+        (false, _) => Ok(line.into()),
+        (true, Some(_)) => Err(anyhow!("the {what} is empty").into()),
+        (true, None) => Err(Failure::Usage(format!("the {what} on stdin is empty"))),
     }
-    Ok(line.into())
 }
 
 fn prompt(text: &str) {

@@ -15,6 +15,7 @@ use super::report_text::{changes, summary};
 use super::{log, run_in_daemon, run_in_process};
 use crate::config::{Config, JobSpec};
 use crate::plan::report::{Mode, Outcome, Report};
+use crate::plan::round::Round;
 use crate::runner::{Extent, RunParams, WindowRule};
 use crate::scheduler::RunOverrides;
 use crate::values::clock::{Clock, Timestamp};
@@ -107,6 +108,9 @@ pub(super) async fn preview(
     let left_alone = Arc::new(LeftAloneList::default());
     let report = run_in_process::run(config, &spec, &params, clock, left_alone).await?;
     print(&(summary(&report, spec.zone.0) + &changes(&report, CHANGES_PRINTED)))?;
+    if report.outcome == Some(Outcome::Succeeded) && report.planned == Some(0) {
+        print(nothing_planned(&report))?;
+    }
     Ok(report.outcome)
 }
 
@@ -191,10 +195,20 @@ fn report_text(report: &Report, spec: &JobSpec, options: &Options, now: Timestam
     text
 }
 
+/// Only an empty plan that ends a round says that there is nothing to change.
+fn nothing_planned(report: &Report) -> &'static str {
+    match report.round {
+        Some(Round { finished_at: None, .. }) => {
+            "Nothing was changed, and nothing is planned so far.\n"
+        }
+        _ => "Nothing was changed, and there is nothing to change.\n",
+    }
+}
+
 /// What to do after a successful dry run.
 fn advice(report: &Report, spec: &JobSpec, options: &Options, now: Timestamp) -> String {
     if report.planned == Some(0) {
-        return "Nothing was changed, and there is nothing to change.\n".to_owned();
+        return nothing_planned(report).to_owned();
     }
     if let (Some(id), Some(_)) = (report.id, &report.approval) {
         return format!(

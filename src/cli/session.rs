@@ -6,8 +6,7 @@ use anyhow::anyhow;
 use secrecy::SecretString;
 
 use super::failure::Failure;
-use super::mas_settings::mas_settings;
-use super::output::{print, print_error, print_message, print_warning};
+use super::output::{print_message, print_warning};
 use super::prompt::{ask, ask_secret, is_interactive};
 use super::sso;
 use crate::config::Homeserver;
@@ -31,6 +30,8 @@ pub(super) struct Session {
     pub(super) user_id: String,
     pub(super) token: SecretString,
     pub(super) reader: Reader,
+    /// The name of the device, if the session created it.
+    device_name: String,
 }
 
 /// How long a rate limit is waited for in all; the default of Synapse's `rc_login` makes it 5 min and a half.
@@ -51,24 +52,6 @@ pub(super) fn reader(
     Ok(Reader::new(std::sync::Arc::new(transport), clock.clone()))
 }
 
-/// Fails with what to configure instead if MAS manages the accounts.
-pub(super) async fn refuse_mas(
-    homeserver: &Homeserver,
-    reader: &Reader,
-    clock: &Clock,
-) -> Result<(), Failure> {
-    if !reader.delegates_to_mas().await? {
-        return Ok(());
-    }
-    let url = reader.mas_url().await;
-    print(&mas_settings(&homeserver.name, url.as_ref(), clock.now()))?;
-    print_error(&format!(
-        "no login at homeserver `{}`: the Matrix Authentication Service (MAS) manages its accounts. The daemon issues its own token there, once [homeservers.{}.mas] is configured as above",
-        homeserver.name, homeserver.name
-    ));
-    Err(Failure::Unsuccessful)
-}
-
 /// Logs in, and puts the session into `slot` before it checks that the account is a server admin.
 ///
 /// Whatever goes wrong afterwards, the caller has to end what is in `slot`.
@@ -80,10 +63,10 @@ pub(super) async fn begin<'a>(
 ) -> Result<&'a Session, Failure> {
     let anonymous = reader(homeserver, Token::none(), clock)?;
     let credentials = credentials(homeserver, options, &anonymous).await?;
-    let NewSession { user_id, token, expires_in_ms } =
+    let NewSession { user_id, token, expires_in_ms, device_name } =
         log_in(&Authenticator::new(anonymous), &credentials).await?;
     let reader = reader(homeserver, Token::inline(token.clone()), clock)?;
-    let session = slot.insert(Session { user_id, token, reader });
+    let session = slot.insert(Session { user_id, token, reader, device_name });
     session.check(options.user.as_deref()).await?;
     print_message(&format!("logged in as {}, device {DEVICE_ID}", session.user_id));
     if let Some(expires_in_ms) = expires_in_ms {
@@ -202,23 +185,28 @@ impl Session {
     }
 
     /// Ends the session at the homeserver; prints a warning if that fails.
+    ///
+    /// A device that existed before is left alone: its logout would end the tokens that the daemon uses.
     pub(super) async fn end(self) {
-        let failed = match tokio::time::timeout(
-            END_TIMEOUT,
-            Authenticator::new(self.reader).log_out(),
-        )
-        .await
-        {
-            Ok(Ok(())) => {
-                print_message(&format!("logged out {}", self.user_id));
-                return;
+        let Self { user_id, reader, device_name, .. } = self;
+        let ended = tokio::time::timeout(END_TIMEOUT, async {
+            if reader.device_name().await?.as_deref() != Some(&device_name) {
+                return Ok(false);
+            }
+            Authenticator::new(reader).log_out().await.map(|()| true)
+        });
+        let failed = match ended.await {
+            Ok(Ok(true)) => return print_message(&format!("logged out {user_id}")),
+            Ok(Ok(false)) => {
+                return print_message(&format!(
+                    "the device {DEVICE_ID} of {user_id} existed before: its tokens stay valid"
+                ));
             }
             Ok(Err(error)) => error.to_string(),
             Err(_) => format!("no response within {}", format_duration(END_TIMEOUT)),
         };
         print_warning(&format!(
-            "the new session of {} is still active ({failed}): delete its device {DEVICE_ID} in a Matrix client",
-            self.user_id
+            "the new session of {user_id} is still active ({failed}): unless another program uses its device {DEVICE_ID}, delete that in a Matrix client"
         ));
     }
 }

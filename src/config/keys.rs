@@ -26,7 +26,7 @@ schema! {
         pub listen: Option<Listen>,
         /// The time zone of every schedule without one of its own.
         pub timezone: Zone = "\"UTC\"",
-        /// The directory of history, locks and control socket; default: `$STATE_DIRECTORY`, else /var/lib/microglia.
+        /// The directory of the history, locks, the control socket, tokens that MAS issued, and the lists of unfinished rounds; default: `$STATE_DIRECTORY`, else /var/lib/microglia.
         pub state_dir: Option<PathBuf>,
         /// A PostgreSQL database for the history, in place of SQLite in `state_dir`: `postgresql://USER:PASSWORD@HOST/DATABASE?sslmode=verify-full`; prefer `database_url_file`.
         pub database_url: Option<SecretString>,

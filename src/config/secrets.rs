@@ -104,7 +104,11 @@ impl<'a> Secrets<'a> {
         let bytes = read_bounded(&path, MAX_BYTES, TIME_LIMIT).map_err(|problem| {
             error(match problem.kind() {
                 ErrorKind::NotFound => {
-                    format!("{file} does not exist: create it with the secret, or fix `{key}`")
+                    let how = match key {
+                        "access_token_file" => "`microglia login`",
+                        _ => "the secret",
+                    };
+                    format!("{file} does not exist: create it with {how}, or fix `{key}`")
                 }
                 ErrorKind::PermissionDenied => format!(
                     "{file} is not readable by {}: make it readable for a group of that user (chgrp, chmod 640), or pass it as a systemd credential",

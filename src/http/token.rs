@@ -75,7 +75,7 @@ impl Token {
     pub(super) fn remedy(&self) -> String {
         match &self.0 {
             Source::File(file) => format!(
-                "write a valid token of a server admin to {}; it is used from the next request on",
+                "run `microglia login`, or write a valid token of a server admin to {}; it is used from the next request on",
                 file.path.display()
             ),
             Source::Inline(_) => {

@@ -126,10 +126,12 @@ impl Job for PurgeLocalMedia {
             findings: Value::Null,
         });
         let unlisted = reading.unlisted_files();
-        let Reading { owners, states, records, .. } = reading;
+        let Reading { owners, states, left_alone, records, has_read, .. } = reading;
         let records = records.finish().map_err(|error| unwritable(context, &error))?;
-        if let Some(file) = writable_file(context).filter(|_| unread > 0 || round.saved.is_some()) {
-            let accounts = owners.iter().zip(states);
+        let is_several_runs = unread > 0 || round.saved.is_some();
+        if let Some(file) = writable_file(context).filter(|_| has_read && is_several_runs) {
+            let accounts = owners.iter().zip(states).zip(left_alone);
+            let accounts = accounts.map(|((owner, state), left_alone)| (owner, state, left_alone));
             let written = round_file::write(file, round.started_at, accounts, &records).await;
             written.map_err(|error| unwritable(context, &error))?;
         }
@@ -200,7 +202,7 @@ impl OpenRound {
         let owners = context.reader.media_owners(Some(rules.before)).await?;
         let mut reading = Reading::new(context, rules, owners);
         if let Some(saved) = &self.saved {
-            reading.take_over(saved).await.map_err(|error| unwritable(context, &error))?;
+            reading.take_over(saved, plan).await.map_err(|error| unwritable(context, &error))?;
         }
         let volume = ReadEstimate { what: OWNERS, items: reading.unread() };
         match writable_file(context) {

@@ -289,6 +289,13 @@ impl Plan {
         }
     }
 
+    /// Counts items that earlier runs of the round left out.
+    pub fn add_left_alone(&mut self, reason: Exempt, count: u64) {
+        if count > 0 {
+            *self.left_alone.entry(reason).or_default() += count;
+        }
+    }
+
     pub fn problem(&mut self, action: Action, target: &str, detail: impl Into<String>) {
         self.problems.push(Problem { action, target: target.to_owned(), detail: detail.into() });
     }

@@ -23,26 +23,36 @@ pub(super) fn remove(file: &RoundFile) {
     }
 }
 
-/// Removes the files of all jobs but those to keep, unless one is running at present.
-pub(crate) fn remove_others(dir: &StateDir, keep: impl Fn(&str) -> bool) -> io::Result<()> {
+/// The file of a round of a job that is not running at present.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct IdleFile {
+    pub path: PathBuf,
+    pub job: String,
+    pub mode: Mode,
+}
+
+/// Finds the files of all jobs but those that are running at present.
+pub(crate) fn idle(dir: &StateDir) -> io::Result<Vec<IdleFile>> {
+    let mut files = Vec::new();
     for entry in fs::read_dir(dir.directory())? {
         let entry = entry?;
         let name = entry.file_name();
-        let Some(job) = name.to_str().and_then(job_of) else { continue };
-        if !keep(job) && !is_locked(dir.directory(), job)? {
-            remove_file(&entry.path());
+        let Some((job, mode)) = name.to_str().and_then(owner_of) else { continue };
+        if !is_locked(dir.directory(), job)? {
+            files.push(IdleFile { path: entry.path(), job: job.to_owned(), mode });
         }
     }
-    Ok(())
+    Ok(files)
 }
 
-fn job_of(file: &str) -> Option<&str> {
+fn owner_of(file: &str) -> Option<(&str, Mode)> {
     let name = file.strip_suffix(".new").unwrap_or(file).strip_suffix(ENDING)?;
     let (job, mode) = name.split_once('.')?;
-    Mode::ALL.iter().any(|known| known.as_str() == mode).then_some(job)
+    let mode = Mode::ALL.iter().find(|known| known.as_str() == mode)?;
+    Some((job, *mode))
 }
 
-fn remove_file(path: &Path) {
+pub(crate) fn remove_file(path: &Path) {
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
             tracing::warn!(target: "microglia::history", "cannot remove {}, which is no longer needed: {error}", path.display());
@@ -56,34 +66,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_files_of_rounds_of_other_jobs_are_removed() {
+    fn only_files_of_rounds_of_jobs_that_are_not_running_are_found() {
         let place = tempfile::tempdir().unwrap();
         let dir = StateDir::open(place.path()).unwrap();
-        let there = [
-            "history.db",
-            "a.round",
-            "a.apply.round",
-            "b@main.dry-run.round",
-            "b@main.apply.round.new",
-        ];
-        let also = ["kept.apply.round", "running.apply.round", "notes.new"];
-        for name in there.iter().chain(&also) {
+        let idle_files = ["a.apply.round", "b@main.apply.round.new", "b@main.dry-run.round"];
+        let others = ["history.db", "a.round", "running.apply.round", "notes.new"];
+        for name in idle_files.iter().chain(&others) {
             dir.create(name).unwrap();
         }
         assert_eq!(path(&dir, "a", Mode::Apply), place.path().join("a.apply.round"));
         let _lock = dir.try_lock("running").unwrap().unwrap();
-        remove_others(&dir, |job| job == "kept").unwrap();
-        let entries = fs::read_dir(place.path()).unwrap();
-        let mut left: Vec<_> = entries.map(|entry| entry.unwrap().file_name()).collect();
-        left.sort();
-        let expected = [
-            "a.round",
-            "history.db",
-            "kept.apply.round",
-            "locks",
-            "notes.new",
-            "running.apply.round",
-        ];
-        assert_eq!(left, expected);
+        let mut found = idle(&dir).unwrap();
+        found.sort();
+        let expected = [("a", Mode::Apply), ("b@main", Mode::Apply), ("b@main", Mode::DryRun)];
+        let expected = idle_files.iter().zip(expected).map(|(name, (job, mode))| IdleFile {
+            path: place.path().join(name),
+            job: job.to_owned(),
+            mode,
+        });
+        assert_eq!(found, expected.collect::<Vec<_>>());
     }
 }

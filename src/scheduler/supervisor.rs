@@ -17,9 +17,10 @@ use super::request::{Adopted, Refusal, RunOverrides};
 use crate::config::{Config, JobSpec};
 use crate::history::{self, History, Others, Pause};
 use crate::observe::metrics::Metrics;
-use crate::plan::report::{Event, Outcome, Report};
+use crate::plan::report::{Event, Mode, Outcome, Report};
 use crate::plan::round::Plans;
-use crate::runner::{Runner, Stop, round_files};
+use crate::runner::round_files::{self, IdleFile};
+use crate::runner::{Runner, Stop};
 use crate::values::clock::{Clock, Timestamp};
 use crate::values::text::format_count;
 
@@ -128,19 +129,35 @@ impl Supervisor {
             .ask(|reply| Message::Adopt { config: taken, reply })
             .await
             .unwrap_or_else(|| Err(anyhow::anyhow!("the daemon is stopping")))?;
-        self.remove_round_files(config);
+        self.remove_round_files(config).await;
         Ok(adopted)
     }
 
-    /// Removes what rounds kept of jobs that are gone; one that still ends its run keeps it until the next time.
-    fn remove_round_files(&self, config: &Config) {
+    /// Removes what is kept of rounds that no run continues; a job that still ends its run keeps it until the next time.
+    async fn remove_round_files(&self, config: &Config) {
         let Some(dir) = &self.runner.dir else { return };
-        let keep = |job: &str| {
-            let rounds = config.job(job).and_then(|spec| spec.job.kind().rounds);
-            rounds.is_some_and(|rounds| rounds.plans == Plans::WholeList)
-        };
-        if let Err(error) = round_files::remove_others(dir, keep) {
-            tracing::warn!(target: "microglia::history", "cannot look for files of removed jobs in {}: {error}", dir.directory().display());
+        let files = round_files::idle(dir).unwrap_or_else(|error| {
+            tracing::warn!(target: "microglia::history", "cannot look for files of rounds in {}: {error}", dir.directory().display());
+            Vec::new()
+        });
+        if files.is_empty() {
+            return;
+        }
+        // Read after the files: a run that has ended in the meantime is in it.
+        let rounds = self.runner.history.rounds().await.ok();
+        for IdleFile { path, job, mode } in files {
+            let continues = config.job(&job).is_some_and(|spec| {
+                let rounds = spec.job.kind().rounds;
+                // A dry run of a job in apply mode previews the round of that mode.
+                rounds.is_some_and(|rounds| rounds.plans == Plans::WholeList)
+                    && (mode == Mode::Apply || mode == spec.common.mode)
+            });
+            let is_open = rounds.as_ref().is_none_or(|rounds| {
+                rounds.get(&(job, mode)).is_some_and(|round| round.position.is_some())
+            });
+            if !continues || !is_open {
+                round_files::remove_file(&path);
+            }
         }
     }
 

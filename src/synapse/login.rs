@@ -1,5 +1,6 @@
 //! Logging in to and out of a homeserver that keeps its accounts itself.
 
+use chrono::SecondsFormat;
 use reqwest::{Method, Url};
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
@@ -15,7 +16,6 @@ use crate::http::{Base, Call, Cause, Error, Pacing, Repeat, Response, validate_t
 /// Synapse 1.163 does not end the previous tokens of a device when it issues another one, and ends all of them when any of
 /// them logs out.
 pub(crate) const DEVICE_ID: &str = "MICROGLIA";
-const DEVICE_NAME: &str = "microglia (housekeeping)";
 
 const LOGIN_ENDPOINT: &str = "/_matrix/client/v3/login";
 
@@ -50,6 +50,8 @@ pub(crate) struct NewSession {
     pub token: SecretString,
     /// `None` if the token does not expire by itself.
     pub expires_in_ms: Option<u64>,
+    /// The name that the device has if this login created it: a device that exists keeps its own.
+    pub device_name: String,
 }
 
 /// Returns what to open in a browser for SSO; the browser is sent to `redirect` in the end, with a `loginToken`.
@@ -90,7 +92,9 @@ impl Authenticator {
             }
         };
         body["device_id"] = DEVICE_ID.into();
-        body["initial_device_display_name"] = DEVICE_NAME.into();
+        let now = self.reader.clock.now().to_rfc3339_opts(SecondsFormat::Millis, true);
+        let device_name = format!("microglia, first login {now}");
+        body["initial_device_display_name"] = device_name.as_str().into();
         let response = self.post(LOGIN_ENDPOINT, body).await?;
         // The error must not quote the body, which may contain a token.
         let session: LoggedIn = serde_json::from_slice(&response.body)
@@ -101,6 +105,7 @@ impl Authenticator {
             user_id: session.user_id,
             token: session.access_token.into(),
             expires_in_ms: session.expires_in_ms,
+            device_name,
         })
     }
 
@@ -161,17 +166,16 @@ impl Reader {
         }))
     }
 
-    /// Whether the transport's token is valid, and belongs to the session of `user_id` on [`DEVICE_ID`].
-    pub(crate) async fn is_session_of(&self, user_id: &str) -> bool {
+    /// Returns the name of the device [`DEVICE_ID`] of the transport's account.
+    pub(crate) async fn device_name(&self) -> Result<Option<String>, Error> {
         #[derive(Deserialize)]
-        struct Whoami {
-            user_id: String,
-            device_id: Option<String>,
+        struct Device {
+            display_name: Option<String>,
         }
-        let response = self.get_once("/_matrix/client/v3/account/whoami").await;
-        let whoami = response.and_then(|response| response.decode::<Whoami>());
-        whoami
-            .is_ok_and(|who| who.user_id == user_id && who.device_id.as_deref() == Some(DEVICE_ID))
+        let endpoint = "/_matrix/client/v3/devices/{}";
+        let response =
+            self.get_repeatedly(Repeat::Never, Base::Homeserver, endpoint, &[DEVICE_ID], vec![]);
+        Ok(response.await?.decode::<Device>()?.display_name)
     }
 
     /// Returns where a browser reaches the homeserver, as its `.well-known` says; `None` if it does not say so.

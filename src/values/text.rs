@@ -16,6 +16,7 @@ pub fn unknown(what: &str, name: &str, known: &[&str]) -> String {
 pub(crate) fn one_of_hint(word: &str, known: &[&str], quote: char) -> String {
     match nearest(word, known.iter().copied()) {
         Some(near) => format!(" (did you mean {quote}{near}{quote}?)"),
+        None if known.len() == 1 => format!(": expected {}", join_some(known)),
         None => format!(": expected one of {}", join_some(known)),
     }
 }

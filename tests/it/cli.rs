@@ -64,9 +64,9 @@ async fn every_command_has_help_and_the_program_a_version() {
       -V, --version
               Print version
 
-    Exit codes: 0 success (including a successful dry run); 1 the run, the reload, the login or `check
-    --online` did not succeed, or the job is already running; 2 usage error, or an error in the
-    configuration file.
+    Exit codes: 0 success (including a successful dry run); 1 the command failed: for example, the run,
+    the reload, the login or `check --online` did not succeed, or the job is already running; 2 usage
+    error, such as a missing option or password, or an error in the configuration.
     Environment: RUST_LOG sets the levels of the log on stderr, MICROGLIA_LOG_FORMAT=json selects JSON.
     "#);
     let commands: Vec<&str> = help
@@ -85,6 +85,9 @@ async fn every_command_has_help_and_the_program_a_version() {
             "login",
             "check",
             "run",
+            "approve",
+            "reject",
+            "undo",
             "jobs",
             "runs",
             "history",
@@ -374,6 +377,7 @@ async fn runs_are_listed_newest_first_and_shown_with_their_changes() {
     assert_eq!(
         keys(&report),
         [
+            "approval",
             "attempts",
             "bytes_freed",
             "bytes_planned",

@@ -66,13 +66,13 @@ exept_users = []
     microglia.toml:5:1: unknown key `max_change` (did you mean `max_changes`?)
         5 | max_change = 5
           | ^^^^^^^^^^
-    microglia.toml:6:1: unknown key `older_than`: expected one of homeserver, mode, timezone, enabled, max_changes, at_most, window, time_limit, retries, overlap, catch_up, splay, kind, schedule
+    microglia.toml:6:1: unknown key `older_than`: expected one of homeserver, mode, approval_ttl, timezone, enabled, max_changes, at_most, window, time_limit, retries, overlap, catch_up, splay, kind, schedule
         6 | older_than = "180d"
           | ^^^^^^^^^^
     microglia.toml:10:1: unknown key `max_request_per_second` (did you mean `max_requests_per_second`?)
        10 | max_request_per_second = 5
           | ^^^^^^^^^^^^^^^^^^^^^^
-    microglia.toml:14:1: unknown key `colour`: expected one of kind, schedule, homeserver, mode, timezone, enabled, max_changes, at_most, window, time_limit, retries, overlap, catch_up, splay, older_than, before, allow_recent, larger_than, keep_avatars, batch_files, orphan_objects
+    microglia.toml:14:1: unknown key `colour`: expected one of kind, schedule, homeserver, mode, approval_ttl, timezone, enabled, max_changes, at_most, window, time_limit, retries, overlap, catch_up, splay, older_than, before, allow_recent, larger_than, keep_avatars, batch_files, orphan_objects
        14 | colour = "red"
           | ^^^^^^
     microglia.toml:15:13: unknown key `atempts` (did you mean `attempts`?)
@@ -556,7 +556,7 @@ async fn the_error_for_an_invalid_schedule_time_zone_or_window_explains_it() {
     microglia.toml:42:10: the schedule "30 3 * * *" has no occurrence in the window 04:00-05:00, so the job would never run: change one of them
        42 | window = "04:00-05:00"
           |          ^^^^^^^^^^^^^
-    microglia.toml:46:1: unknown key `watch_config`: expected one of kind, schedule, homeserver, mode, timezone, enabled, max_changes, at_most, window, time_limit, retries, overlap, catch_up, splay, older_than, before, allow_recent, larger_than, keep_avatars, batch_files, orphan_objects
+    microglia.toml:46:1: unknown key `watch_config`: expected one of kind, schedule, homeserver, mode, approval_ttl, timezone, enabled, max_changes, at_most, window, time_limit, retries, overlap, catch_up, splay, older_than, before, allow_recent, larger_than, keep_avatars, batch_files, orphan_objects
        46 | watch_config = "off"
           | ^^^^^^^^^^^^
     microglia.toml:47:12: invalid duration "0s": use "off" to disable it
@@ -713,7 +713,7 @@ async fn a_secret_is_set_in_one_place_and_its_file_contains_one_word() {
     microglia.toml:3:10: invalid listen address "here": expected an IP address and a port, such as "127.0.0.1:8749" or "[::]:8749"
         3 | listen = "here"
           |          ^^^^^^
-    microglia.toml:6:21: no-such does not exist: create it with the secret, or fix `access_token_file`
+    microglia.toml:6:21: no-such does not exist: create it with `microglia login`, or fix `access_token_file`
         6 | access_token_file = "no-such"
           |                     ^^^^^^^^^
     microglia.toml:9:21: empty is empty
@@ -811,7 +811,7 @@ fn fingerprint(config: &str) -> String {
 fn a_fingerprint_is_the_same_in_every_build_and_for_every_spelling() {
     let config = format!("{MAIN}[jobs.media]\n{PURGE}schedule = \"@daily\"\n");
     let first = fingerprint(&config);
-    insta::assert_snapshot!(first, @"2a77170a-f298-5aac-82b7-a13833d5f07a");
+    insta::assert_snapshot!(first, @"f1491461-fadb-5c7a-b39c-6deed82d63b1");
     for other in [
         format!("# A comment.\n[jobs.media]\nschedule = \"0  0 * * *\"\n{PURGE}{MAIN}"),
         config.replace("180d", "4320h"),
@@ -841,6 +841,7 @@ fn every_key_changes_the_fingerprint() {
     let job = [
         "schedule = \"@daily\"",
         "mode = \"apply\"",
+        "approval_ttl = \"4d\"",
         "timezone = \"Europe/Berlin\"",
         "enabled = false",
         "max_changes = \"unlimited\"",

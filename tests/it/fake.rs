@@ -38,7 +38,7 @@ use hyper::{
 use hyper_util::rt::TokioIo;
 use tokio::{
     net::{TcpListener, TcpSocket},
-    sync::oneshot,
+    sync::{Semaphore, oneshot},
     task::JoinHandle,
     time::{Sleep, sleep},
 };
@@ -314,6 +314,8 @@ pub enum Trouble {
     Trickle,
     /// The correct response with one header replaced. Carried out.
     Header(&'static str, &'static str),
+    /// The correct response, once there is a permit. Carried out at once.
+    Held(Arc<Semaphore>),
     /// The correct response, right after which something else happens. Carried out.
     Then(fn(&mut World)),
 }
@@ -520,6 +522,10 @@ async fn reply(
         Some(Trouble::Trickle) => Ok(response(&shared, answer, Pieces::trickle)),
         Some(Trouble::Header(name, value)) => {
             let answer = answer.with_header(header::HeaderName::from_static(name), value);
+            Ok(response(&shared, answer, Pieces::all))
+        }
+        Some(Trouble::Held(release)) => {
+            let _permit = release.acquire().await;
             Ok(response(&shared, answer, Pieces::all))
         }
         Some(Trouble::Then(happens)) => {

@@ -218,7 +218,7 @@ async fn a_relative_path_is_beside_the_file_that_names_it() {
     );
     program.write("a-token", "beside the main file");
     insta::assert_snapshot!(refusal(&program).await, @r#"
-    error: homeservers.d/a.toml:3:21: homeservers.d/a-token does not exist: create it with the secret, or fix `access_token_file`
+    error: homeservers.d/a.toml:3:21: homeservers.d/a-token does not exist: create it with `microglia login`, or fix `access_token_file`
         3 | access_token_file = "a-token"
           |                     ^^^^^^^^^
     microglia.toml and the files that it includes: 1 error

@@ -199,6 +199,7 @@ async fn print_writes_no_file_and_sends_nothing() {
     let check = program.run(&["check", "--no-secrets"]).await;
     assert!(check.stdout.contains("join-rooms: join-rooms on main, manual only"), "{check:?}");
     assert!(check.stdout.contains("no errors, no warnings"), "{check:?}");
+    assert!(init.stderr.contains(" login --user NAME`, and check both with `"), "{init:?}");
 }
 
 #[tokio::test]
@@ -206,8 +207,10 @@ async fn what_is_missing_or_wrong_without_a_terminal_is_a_usage_error() {
     let program = program();
     let nothing = program.run(&["init"]).await;
     assert_eq!(nothing.code, 2);
-    insta::assert_snapshot!(nothing.stderr, @"error: there is no terminal to ask on, so these options are required as well: --url URL, --user NAME (with the password on stdin) or --token-file FILE, --job KIND");
-    let base = ["init", "--print", "--url", "http://127.0.0.1:1"];
+    insta::assert_snapshot!(nothing.stderr, @"error: there is no terminal to ask on, so these options are required as well: --url URL, --user NAME (with the password on stdin), --token-file FILE or, under MAS, --mas URL, --job KIND");
+    let fake = Fake::start();
+    let url = fake.url();
+    let base = ["init", "--url", &url, "--user", "x"];
     for (options, problem) in [
         (vec!["--job", "join-rooms"], "--room ROOM"),
         (vec!["--job", "remove-external-ids"], "--provider NAME"),
@@ -227,10 +230,11 @@ async fn what_is_missing_or_wrong_without_a_terminal_is_a_usage_error() {
         ),
         (vec!["--job", "delete-rooms"], "invalid value 'delete-rooms' for '--job <KIND>'"),
     ] {
-        let init = program.run(&[&base[..], &options].concat()).await;
+        let init = program.run_with_input(&[&base[..], &options].concat(), "y\n").await;
         assert_eq!(init.code, 2, "{options:?}: {init:?}");
         assert!(init.stderr.contains(problem), "{options:?}: {init:?}");
     }
+    assert_eq!(fake.count("POST", "/"), 0, "nobody logged in");
     let init = program
         .run(&["init", "--print", "--url", "127.0.0.1:8008", "--job", "purge-local-media"])
         .await;
@@ -266,30 +270,80 @@ async fn what_responds_is_told_apart() {
 }
 
 #[tokio::test]
-async fn under_mas_the_settings_are_printed_and_a_token_that_exists_is_used() {
+async fn under_mas_a_client_is_configured_and_a_token_that_exists_is_used() {
     let fake = Fake::start();
     fake.world(|world| world.mas = true);
     let program = program();
     let url = fake.url();
-    let init = program
-        .run_with_input(
-            &["init", "--url", &url, "--user", "x", "--job", "purge-local-media"],
-            "y\n",
-        )
-        .await;
-    assert_eq!(init.code, 1);
+    let base = ["init", "--url", &url, "--job", "purge-local-media"];
+    let with = |options: &[&'static str]| [&base[..], options].concat();
+    let init = program.run_with_input(&with(&["--user", "x"]), "y\n").await;
+    assert_eq!(init.code, 2);
     assert!(
-        init.stdout.contains("[homeservers.main.mas]\nurl = \"https://auth.fake.test/\""),
+        init.stderr.contains("use --mas https://auth.fake.test/, or --token-file FILE"),
         "{init:?}"
     );
-    assert!(init.stderr.contains("microglia init --token-file FILE"), "{init:?}");
+    let init = program.run(&with(&["--mas", "auth.fake.test"])).await;
+    assert!(init.code == 2 && init.stderr.contains("--mas: invalid URL"), "{init:?}");
     assert_eq!((files(&program), fake.count("POST", "/")), (vec![], 0));
+
+    let init = program.run(&with(&["--mas", "https://auth.fake.test/"])).await;
+    assert_eq!(init.code, 0, "{init:?}");
+    assert_eq!(files(&program), ["mas-client-secret", "microglia.toml"]);
+    assert_eq!(mode(&program, "mas-client-secret"), 0o600);
+    let secret = program.read("mas-client-secret");
+    assert_eq!(secret.trim_end().len(), 64);
+    assert!(!format!("{init:?}").contains(secret.trim_end()), "{init:?}");
+    let config: toml::Table = program.read("microglia.toml").parse().unwrap();
+    let main = config["homeservers"]["main"].as_table().unwrap();
+    assert!(!main.contains_key("access_token_file"), "{main:?}");
+    assert_eq!(main["mas"]["url"].as_str(), Some("https://auth.fake.test/"));
+    let client_id = main["mas"]["client_id"].as_str().unwrap();
+    for part in [
+        &format!("  - client_id: {client_id}\n"),
+        &format!("    admin_clients:\n      - {client_id}\n"),
+        "mas-cli manage register-user microglia",
+        "check --online",
+    ] {
+        assert!(init.stdout.contains(part), "{part} is not in {}", init.stdout);
+    }
+    let check = program.run(&["check"]).await;
+    assert!(check.stdout.contains("no errors, no warnings"), "{check:?}");
+    std::fs::remove_file(program.path("microglia.toml")).unwrap();
+    let again = program.run(&with(&["--mas", "https://auth.fake.test/"])).await;
+    assert_eq!(again.code, 1);
+    assert!(again.stderr.contains("mas-client-secret exists already"), "{again:?}");
+    assert_eq!(program.read("mas-client-secret"), secret);
+
     program.write("token", TOKEN);
     let file = program.path("token").to_str().unwrap().to_owned();
-    let init = program
-        .run(&["init", "--url", &url, "--token-file", &file, "--job", "purge-local-media"])
-        .await;
+    let init = program.run(&[&base[..], &["--token-file", &file]].concat()).await;
     assert_eq!(init.code, 0, "{init:?}");
+    fake.world(|world| world.mas = false);
+    std::fs::remove_file(program.path("microglia.toml")).unwrap();
+    let init = program.run(&with(&["--mas", "https://auth.fake.test/"])).await;
+    assert_eq!(init.code, 2);
+    assert!(init.stderr.contains("manages its accounts itself: leave out --mas"), "{init:?}");
+}
+
+#[tokio::test]
+async fn under_mas_a_terminal_is_asked_for_its_url() {
+    let fake = Fake::start();
+    fake.world(|world| world.mas = true);
+    let program = program();
+    let mut terminal = Terminal::start(&program, &["init", "--url", &fake.url()]);
+    terminal.answer("URL of MAS [https://auth.fake.test/]: ", "nonsense");
+    terminal.expect("invalid URL");
+    terminal.answer("URL of MAS [https://auth.fake.test/]: ", "");
+    terminal.answer("Set up purge-local-media? [yes]: ", "");
+    terminal.answer("older_than [180d]: ", "");
+    terminal.answer("Set up join-rooms? [no]: ", "");
+    terminal.answer("Set up remove-external-ids? [no]: ", "");
+    terminal.answer("Schedule [every night at 03:30]: ", "never");
+    assert_eq!(terminal.end(), 0, "{}", terminal.screen());
+    terminal.expect("client_auth_method: client_secret_basic");
+    let config = program.read("microglia.toml");
+    assert!(config.contains("runs only by hand: microglia run purge-local-media\n"), "{config}");
 }
 
 #[tokio::test]
@@ -312,7 +366,8 @@ async fn a_failed_check_keeps_the_files_and_exits_with_1() {
     let init = program.run(&arguments).await;
     assert_eq!(init.code, 1, "{init:?}");
     assert!(init.stdout.contains("join-rooms may join users to #none:fake.test: NO"), "{init:?}");
-    assert!(init.stderr.contains("Fix what is NO above, then: microglia --config"), "{init:?}");
+    assert!(init.stderr.contains("Fix what is NO above."), "{init:?}");
+    assert!(init.stdout.contains("check --online  # check again\n"), "{init:?}");
     assert!(program.path("microglia.toml").exists());
 }
 
@@ -337,13 +392,14 @@ async fn a_terminal_is_asked_and_bad_answers_are_explained() {
     terminal.expect("logged in as @admin:hs.test");
     terminal.answer("Set up purge-local-media? [yes]: ", "perhaps");
     terminal.answer("Set up purge-local-media? [yes]: ", "no");
-    terminal.answer("Set up join-rooms? [yes]: ", "");
-    terminal.answer("rooms: ", "lobby");
+    terminal.answer("Set up join-rooms? [no]: ", "yes");
+    terminal.answer("rooms (Enter for none): ", "lobby");
     terminal.expect("\"lobby\" is not a valid room: expected an alias");
-    terminal.answer("rooms: ", "#lobby:hs.test");
-    terminal.answer("Set up remove-external-ids? [yes]: ", "y");
+    terminal.answer("rooms (Enter for none): ", "#lobby:hs.test");
+    terminal.answer("Set up remove-external-ids? [no]: ", "y");
     terminal.expect("Seen on this homeserver: oidc-google");
-    terminal.answer("providers: ", "oidc-google");
+    terminal.answer("providers (Enter for none): ", "");
+    terminal.expect("remove-external-ids is not set up");
     terminal.answer("Schedule [every night at 03:30]: ", "when I sleep");
     terminal.expect("cannot read the schedule");
     terminal.answer("Schedule [every night at 03:30]: ", "every sunday at 4:00");
@@ -356,11 +412,11 @@ async fn a_terminal_is_asked_and_bad_answers_are_explained() {
     assert!(!terminal.screen().contains("wordpass"), "{}", terminal.screen());
     let config = program.read("microglia.toml");
     assert!(config.contains("schedule = \"0 4 * * 0\"  # every sunday at 4:00"), "{config}");
-    assert!(!config.contains("[jobs.purge-local-media]"), "{config}");
+    assert_eq!(config.matches("[jobs.").count(), 1, "{config}");
 }
 
 #[tokio::test]
-async fn the_end_of_input_and_ctrl_c_leave_nothing_behind_not_even_a_session() {
+async fn the_end_of_input_and_ctrl_c_leave_no_session_behind_and_end_none_that_existed_before() {
     let synapse = Synapse::start().await;
     let program = program();
     for keys in ["\x04", "\x03"] {
@@ -375,4 +431,17 @@ async fn the_end_of_input_and_ctrl_c_leave_nothing_behind_not_even_a_session() {
         let devices = synapse.get("/_synapse/admin/v2/users/%40admin%3Ahs.test/devices").await;
         assert!(!devices.to_string().contains("MICROGLIA"), "{devices}");
     }
+
+    let working = Program::new(&synapse.url, "none", "");
+    let login = working.run_with_input(&["login", "--user", "admin"], "wordpass\n").await;
+    assert_eq!(login.code, 0, "{login:?}");
+    let mut terminal =
+        Terminal::start(&program, &["init", "--url", &synapse.url, "--user", "admin"]);
+    terminal.answer("Password (not shown): ", "wordpass");
+    terminal.expect("Set up purge-local-media? [yes]: ");
+    terminal.press("\x03");
+    assert_eq!(terminal.end(), 1, "{}", terminal.screen());
+    terminal.expect("the device MICROGLIA of @admin:hs.test existed before: its tokens stay valid");
+    let check = working.run(&["check", "--online"]).await;
+    assert!(check.stdout.contains("main: token valid: yes, of @admin:hs.test"), "{check:?}");
 }

@@ -111,11 +111,11 @@ async fn who_cannot_log_in_or_is_no_server_admin_keeps_the_previous_token() {
     "#);
     assert_eq!(devices(&synapse, &plain.user_id).await, before, "the session was ended again");
     let empty = program.run_with_input(&["login", "--user", "admin"], "\n").await;
-    assert_eq!((empty.code, empty.stderr.as_str()), (1, "error: the password is empty\n"));
+    assert_eq!((empty.code, empty.stderr.as_str()), (2, "error: the password on stdin is empty\n"));
     let nothing = program.run_with_input(&["login", "--user", "admin"], "").await;
     assert_eq!(
         (nothing.code, nothing.stderr.as_str()),
-        (1, "error: stdin ended before the answer\n")
+        (2, "error: the password is missing: write it to stdin\n")
     );
     let long = program.run_with_input(&["login", "--user", "admin"], &"x".repeat(100_000)).await;
     assert_eq!(
@@ -139,7 +139,10 @@ async fn a_login_that_fails_late_leaves_the_session_of_the_previous_token_alone(
     assert_eq!(status, 200);
     let again = program.run_with_input(&["login", "--user", "admin"], "wordpass\n").await;
     assert_eq!(again.code, 1, "{again:?}");
-    assert!(again.stderr.starts_with("the previous token stays in use"), "{again:?}");
+    assert!(
+        again.stderr.starts_with("the device MICROGLIA of @admin:hs.test existed before"),
+        "{again:?}"
+    );
     assert_eq!(program.read("token").trim_end(), token);
     assert_eq!(whoami(&synapse, &token).await.0, 200);
 }
@@ -334,6 +337,23 @@ async fn under_mas_the_settings_are_printed_and_nothing_is_sent_to_log_in() {
     assert!(down.stdout.contains("url = \"https://account.example.com\""), "{down:?}");
     assert_eq!(fake.count("POST", "/"), 0);
     assert_eq!(program.read("token"), "the-previous-token");
+}
+
+#[tokio::test]
+async fn where_mas_is_configured_login_prints_what_mas_needs_for_this_client() {
+    let program = Program::with_config(
+        "[homeservers.main]\nurl = \"http://127.0.0.1:1\"\n[homeservers.main.mas]\nurl = \"http://127.0.0.1:1\"\nclient_id = \"01J44RKQYM4G3TNVANTMTDYTX6\"\nclient_secret = \"secret\"\naccount = \"microglia\"\n",
+    );
+    for arguments in [&["login", "--user", "microglia"][..], &["login", "--logout"]] {
+        let login = program.run(arguments).await;
+        assert_eq!(login.code, 1);
+        insta::allow_duplicates! {
+            insta::assert_snapshot!(login.stderr, @"error: no login at homeserver `main`: with [homeservers.main.mas], the daemon issues its own token. `microglia check --online` says whether it can");
+        }
+        for part in ["- client_id: 01J44RKQYM4G3TNVANTMTDYTX6", "admin_clients:", "port: 8081"] {
+            assert!(login.stdout.contains(part), "{part} is not in {}", login.stdout);
+        }
+    }
 }
 
 #[tokio::test]

@@ -202,7 +202,7 @@ async fn a_preview_of_an_apply_job_shows_the_next_portion_and_moves_nothing() {
     ");
     let wrong = program.run(&["run", "ids", "--full"]).await;
     assert_eq!(wrong.code, 2);
-    insta::assert_snapshot!(wrong.stderr.trim(), @"error: full is only for dry runs: a run in apply mode reads a portion, and the next run continues");
+    insta::assert_snapshot!(wrong.stderr.trim(), @"error: full is only for dry runs: other runs read a portion, and the next run continues");
 }
 
 #[tokio::test]

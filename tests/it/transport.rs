@@ -126,9 +126,9 @@ async fn each_kind_of_refusal_says_who_refused_and_what_to_do() {
     failed: GET /_synapse/admin/v2/users/@microglia:fake.test: 404 M_NOT_FOUND: User not found
     failed: GET /_synapse/admin/v2/users/@microglia:fake.test: 400 M_INVALID_PARAM: Query parameter limit must be an integer
     failed: GET /_synapse/admin/v2/users/@microglia:fake.test: 302 from a server that is not Synapse: 302 Found. Redirects are not followed (to https://example.com/login): set `url` to Synapse's own listener
-    failed: GET /_matrix/client/v3/account/whoami: 401 M_UNKNOWN_TOKEN: Invalid access token passed. The access token is not valid: write a valid token of a server admin to token; it is used from the next request on
+    failed: GET /_matrix/client/v3/account/whoami: 401 M_UNKNOWN_TOKEN: Invalid access token passed. The access token is not valid: run `microglia login`, or write a valid token of a server admin to token; it is used from the next request on
     failed: GET /_matrix/client/v3/account/whoami: 401 M_USER_LOCKED: User account has been locked. The account of the token is locked: unlock it, or use the token of another server admin
-    failed: GET /_matrix/client/v3/account/whoami: 401 M_MISSING_TOKEN: Missing access token. The access token is not valid: write a valid token of a server admin to token; it is used from the next request on
+    failed: GET /_matrix/client/v3/account/whoami: 401 M_MISSING_TOKEN: Missing access token. The access token is not valid: run `microglia login`, or write a valid token of a server admin to token; it is used from the next request on
     failed: GET /_matrix/client/v3/account/whoami: 500 M_FORBIDDEN: Invalid username claim in the introspection result. Synapse does not accept MAS client-credentials tokens such as this one: use a personal or compatibility token
     failed: GET /_synapse/admin/v2/users/@microglia:fake.test: 403 M_FORBIDDEN: You are not a server admin. The account of the token is not a server admin: make it one (under MAS the token needs the scope urn:synapse:admin:*), or use the token of a server admin
     failed: GET /_synapse/admin/v2/users/@microglia:fake.test: cannot decode the response (EOF while parsing a string at line 1 column 193): {"name":"@microglia:fake.test","admin":true,"deactivated":false,"locked":false,"shadow_banned":false,"creation_ts":1700000000,"appservice_id":null,"consent_serv…
@@ -164,7 +164,7 @@ async fn an_invalid_locked_or_non_admin_token_stops_the_run_at_once() {
     insta::assert_snapshot!(said.join("\n"), @r#"
     failed, 1 requests: GET /_matrix/client/v3/account/whoami: 401 M_USER_LOCKED: User account has been locked. The account of the token is locked: unlock it, or use the token of another server admin
     failed, 4 requests: GET /_synapse/admin/v2/users/@microglia:fake.test: 403 M_FORBIDDEN: You are not a server admin. The account of the token is not a server admin: make it one (under MAS the token needs the scope urn:synapse:admin:*), or use the token of a server admin
-    failed, 1 requests: GET /_matrix/client/v3/account/whoami: 401 M_UNKNOWN_TOKEN: Invalid access token passed. The access token is not valid: write a valid token of a server admin to token; it is used from the next request on
+    failed, 1 requests: GET /_matrix/client/v3/account/whoami: 401 M_UNKNOWN_TOKEN: Invalid access token passed. The access token is not valid: run `microglia login`, or write a valid token of a server admin to token; it is used from the next request on
     "#);
 }
 

@@ -18,11 +18,16 @@ pub(super) const HOMESERVER: &str = "main";
 /// The name of the token file, beside the configuration.
 pub(super) const TOKEN_FILE: &str = "token";
 
+/// The name of the file with the secret of microglia's client in MAS, beside the configuration.
+pub(super) const SECRET_FILE: &str = "mas-client-secret";
+
 /// The answers so far.
 #[derive(Debug, Clone)]
 pub(super) struct Draft {
     pub url: String,
     pub token_file: String,
+    /// Instead of a token.
+    pub mas: Option<MasDraft>,
     pub ca_file: Option<PathBuf>,
     /// Where the default state directory cannot be used.
     pub state_dir: Option<&'static str>,
@@ -30,6 +35,13 @@ pub(super) struct Draft {
     /// In cron, and as it was written; `None` for jobs that are only run by hand.
     pub schedule: Option<(String, String)>,
     pub jobs: Vec<JobDraft>,
+}
+
+/// The Matrix Authentication Service (MAS), which manages the accounts.
+#[derive(Debug, Clone)]
+pub(super) struct MasDraft {
+    pub url: String,
+    pub client_id: String,
 }
 
 /// A job, named as its kind.
@@ -80,13 +92,16 @@ impl Draft {
             text.push_str(&format!("state_dir = {}\n", quoted(state_dir)));
         }
         text.push_str(&format!("\n[homeservers.{HOMESERVER}]\nurl = {}\n", quoted(&self.url)));
-        text.push_str(&comment(
-            "A new token is used from the next request on; `microglia login` obtains one.",
-        ));
-        text.push_str(&format!("access_token_file = {}\n", quoted(&self.token_file)));
+        if self.mas.is_none() {
+            text.push_str(&comment(
+                "A new token is used from the next request on; `microglia login` obtains one.",
+            ));
+            text.push_str(&format!("access_token_file = {}\n", quoted(&self.token_file)));
+        }
         if let Some(file) = &self.ca_file {
             text.push_str(&format!("ca_file = {}\n", quoted(&file.to_string_lossy())));
         }
+        text.extend(self.mas.as_ref().map(MasDraft::table));
         text.extend(self.jobs.iter().map(|job| self.job(job)));
         text
     }
@@ -97,7 +112,9 @@ impl Draft {
         text.push_str(&match &self.schedule {
             Some((cron, words)) if cron == words => format!("schedule = {}\n", quoted(cron)),
             Some((cron, words)) => format!("schedule = {}  # {words}\n", quoted(cron)),
-            None => "# Without a schedule it runs only by hand: microglia run\n".to_owned(),
+            None => {
+                format!("# Without a schedule it runs only by hand: microglia run {}\n", kind.name)
+            }
         });
         text.push_str(
             "mode = \"dry-run\"  # only plans and reports; \"apply\" makes the changes\n",
@@ -111,6 +128,20 @@ impl Draft {
         text.push_str(&comment("Per run; the rest follows in the next runs. A plan of more than max_changes is refused."));
         text.push_str(&format!("at_most = {at_most}\nmax_changes = {at_most}\n"));
         text
+    }
+}
+
+impl MasDraft {
+    fn table(&self) -> String {
+        let about = comment(
+            "The Matrix Authentication Service (MAS) manages the accounts: microglia issues its own token there. `microglia login` prints what the configuration of MAS needs.",
+        );
+        format!(
+            "\n{about}[homeservers.{HOMESERVER}.mas]\nurl = {}\nadmin_url = \"http://127.0.0.1:8081\"\nclient_id = {}\nclient_secret_file = {}\naccount = \"microglia\"\n",
+            quoted(&self.url),
+            quoted(&self.client_id),
+            quoted(SECRET_FILE)
+        )
     }
 }
 
@@ -149,6 +180,7 @@ mod tests {
         Draft {
             url: "http://127.0.0.1:8008".to_owned(),
             token_file: TOKEN_FILE.to_owned(),
+            mas: None,
             ca_file: None,
             state_dir: None,
             timezone: "Europe/Berlin".to_owned(),

@@ -4,20 +4,23 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::anyhow;
+use reqwest::Url;
 use secrecy::{ExposeSecret, SecretString};
 
 use super::super::failure::Failure;
+use super::super::mas_settings::new_client_id;
 use super::super::new_file::{exists, parent};
 use super::super::output::{print_error, print_message};
 use super::super::prompt::{InputEnded, ask, ask_secret};
-use super::super::session::{Session, begin, reader, refuse_mas};
-use super::draft::{Draft, HOMESERVER, TOKEN_FILE};
+use super::super::session::{Session, begin, reader};
+use super::draft::{Draft, HOMESERVER, MasDraft, SECRET_FILE, TOKEN_FILE};
 use super::options::Options;
-use super::setup::{Setup, TokenSource};
+use super::setup::{OTHER_CONFIG, OTHER_TOKEN, Setup, TokenSource};
 use crate::config::Homeserver;
 use crate::http::{Token, trim_newline, validate_token};
 use crate::synapse::{Reader, Responder};
 use crate::values::bounded_file::read_bounded;
+use crate::values::random::random_bytes;
 
 /// Where Synapse listens unless it is told otherwise.
 const DEFAULT_URL: &str = "http://127.0.0.1:8008";
@@ -91,16 +94,20 @@ fn homeserver(setup: &Setup<'_>, draft: &Draft) -> Result<Homeserver, Failure> {
     homeservers.remove(HOMESERVER).ok_or_else(|| anyhow!("there is no homeserver").into())
 }
 
-/// Names the token file as it would be with the same options without `--print`.
-pub(super) fn print_token_file(
+/// Names MAS or the token file as they would be with the same options without `--print`.
+pub(super) fn print_token_source(
     setup: &Setup<'_>,
     options: &Options,
     draft: &mut Draft,
-) -> TokenSource {
+) -> Result<TokenSource, Failure> {
+    if let Some(url) = &options.mas {
+        set_mas(setup, draft, url)
+            .map_err(|problem| Failure::Usage(format!("--mas: {problem}")))?;
+    }
     if let Some(name) = options.token_file.as_deref().and_then(|file| beside(setup.path, file)) {
         draft.token_file = name;
     }
-    TokenSource::InPlace
+    Ok(TokenSource::InPlace)
 }
 
 /// Returns read access with the token that was obtained.
@@ -112,6 +119,8 @@ pub(super) fn reader_of(
 ) -> Result<Option<Reader>, Failure> {
     let token = match source {
         TokenSource::Session => return Ok(session.map(|session| session.reader.clone())),
+        // Until MAS knows the client, it issues no token.
+        TokenSource::Mas(_) => return Ok(None),
         TokenSource::Copied(token) => Token::inline(token.clone()),
         TokenSource::InPlace => {
             Token::from_file(parent(setup.path).join(&draft.token_file), SecretString::default())
@@ -131,15 +140,25 @@ pub(super) async fn obtain_token(
     if let Some(file) = &options.token_file {
         return use_file(setup, &homeserver, file, draft).await;
     }
-    not_there(setup)?;
     let anonymous = reader(&homeserver, Token::none(), &setup.clock)?;
-    if let Err(failure) = refuse_mas(&homeserver, &anonymous, &setup.clock).await {
-        print_message(
-            "To continue with a token that MAS has issued: microglia init --token-file FILE",
-        );
-        return Err(failure);
-    }
     let is_chosen = options.login.user.is_some() || options.login.sso;
+    match (anonymous.delegates_to_mas().await?, &options.mas) {
+        (true, None) if is_chosen || !setup.interactive => {
+            return Err(Failure::Usage(format!(
+                "the Matrix Authentication Service (MAS) manages the accounts of {}, and microglia issues its own token there: use --mas {}, or --token-file FILE for a token that MAS has issued",
+                draft.url,
+                anonymous.mas_url().await.as_ref().map_or("URL", Url::as_str)
+            )));
+        }
+        (true, _) => return choose_mas(setup, options, draft, &anonymous).await,
+        (false, Some(_)) => {
+            return Err(Failure::Usage(format!(
+                "{} manages its accounts itself: leave out --mas",
+                draft.url
+            )));
+        }
+        (false, None) => not_there(setup, TOKEN_FILE, OTHER_TOKEN)?,
+    }
     loop {
         let result = match is_chosen || !setup.interactive {
             true => log_in(setup, options, &homeserver, slot).await,
@@ -157,6 +176,46 @@ pub(super) async fn obtain_token(
             Err(failure) => return Err(failure),
         }
     }
+}
+
+/// Chooses the MAS that manages the accounts, with a new client.
+async fn choose_mas(
+    setup: &Setup<'_>,
+    options: &Options,
+    draft: &mut Draft,
+    anonymous: &Reader,
+) -> Result<TokenSource, Failure> {
+    not_there(setup, SECRET_FILE, OTHER_CONFIG)?;
+    let secret: String = random_bytes::<32>().iter().map(|byte| format!("{byte:02x}")).collect();
+    let source = TokenSource::Mas(secret.into());
+    if let Some(url) = &options.mas {
+        set_mas(setup, draft, url)
+            .map_err(|problem| Failure::Usage(format!("--mas: {problem}")))?;
+        return Ok(source);
+    }
+    print_message(
+        "The Matrix Authentication Service (MAS) manages the accounts: microglia will issue its own token there.",
+    );
+    let default = anonymous.mas_url().await;
+    loop {
+        let url = ask("URL of MAS", default.as_ref().map(Url::as_str)).await?;
+        match set_mas(setup, draft, &url) {
+            Ok(()) => return Ok(source),
+            Err(problem) => print_error(&problem),
+        }
+    }
+}
+
+/// Puts MAS into the draft, unless the URL is not valid.
+fn set_mas(setup: &Setup<'_>, draft: &mut Draft, url: &str) -> Result<(), String> {
+    let client_id = new_client_id(setup.now()).to_string();
+    let mas = Some(MasDraft { url: url.to_owned(), client_id });
+    let next = Draft { mas, ..draft.clone() };
+    if let Some(problem) = setup.problem(&next) {
+        return Err(problem);
+    }
+    *draft = next;
+    Ok(())
 }
 
 async fn ask_for_token(
@@ -196,7 +255,7 @@ async fn use_file(
 ) -> Result<TokenSource, Failure> {
     let in_place = beside(setup.path, file);
     if in_place.is_none() {
-        not_there(setup)?;
+        not_there(setup, TOKEN_FILE, OTHER_TOKEN)?;
     }
     let bytes = read_bounded(file, MAX_TOKEN, READ_TIME_LIMIT)
         .map_err(|error| anyhow!("cannot read {}: {error}", file.display()))?;
@@ -224,10 +283,11 @@ fn beside(config: &Path, file: &Path) -> Option<String> {
     (is_beside && is_regular).then(|| Some(file.file_name()?.to_str()?.to_owned()))?
 }
 
-fn not_there(setup: &Setup<'_>) -> Result<(), Failure> {
-    let file = parent(setup.path).join(TOKEN_FILE);
+/// Fails if there is such a file beside the configuration; `instead` says how to do without.
+fn not_there(setup: &Setup<'_>, name: &str, instead: &str) -> Result<(), Failure> {
+    let file = parent(setup.path).join(name);
     match fs::symlink_metadata(&file) {
-        Ok(_) => Err(exists(&file, "use it with --token-file FILE")),
+        Ok(_) => Err(exists(&file, instead)),
         Err(_) => Ok(()),
     }
 }

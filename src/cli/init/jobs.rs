@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use super::super::failure::Failure;
 use super::super::output::{print_error, print_message};
-use super::super::prompt::{ask, confirm};
+use super::super::prompt::{ask, ask_optional, confirm};
 use super::super::table::format_local;
 use super::draft::{Draft, JobDraft, KINDS, about, first_sentence};
 use super::options::Options;
@@ -18,6 +18,42 @@ use crate::values::schedule::Zone;
 
 const OLDER_THAN: &str = "180d";
 const SCHEDULE: &str = "every night at 03:30";
+
+/// Checks the values that options give, before anybody logs in.
+pub(super) fn check_options(
+    setup: &Setup<'_>,
+    options: &Options,
+    draft: &Draft,
+) -> Result<(), Failure> {
+    for job in KINDS.into_iter().filter_map(|name| job_of_options(options, name)) {
+        let name = job.kind.name;
+        if let Some(problem) = setup.problem(&Draft { jobs: vec![job], ..draft.clone() }) {
+            return Err(Failure::Usage(format!("{name}: {problem}")));
+        }
+    }
+    if let Some(Err(problem)) = options.schedule.as_deref().map(parse_schedule) {
+        return Err(Failure::Usage(format!("--schedule: {problem}")));
+    }
+    if let Some(Err(problem)) = options.timezone.as_deref().map(str::parse::<Zone>) {
+        return Err(Failure::Usage(format!("--timezone: {problem}")));
+    }
+    Ok(())
+}
+
+/// The job as the options describe it; `None` if they lack its values.
+fn job_of_options(options: &Options, kind: &str) -> Option<JobDraft> {
+    let Options { jobs, older_than, rooms, providers, .. } = options;
+    match kind {
+        "purge-local-media" => {
+            // Whoever named the jobs does without questions that have a default.
+            let default = (!jobs.is_empty()).then_some(OLDER_THAN);
+            JobDraft::purge_local_media(older_than.as_deref().or(default)?)
+        }
+        "join-rooms" if !rooms.is_empty() => JobDraft::join_rooms(rooms),
+        "remove-external-ids" if !providers.is_empty() => JobDraft::remove_external_ids(providers),
+        _ => None,
+    }
+}
 
 /// Adds the jobs to the draft, each valid.
 pub(super) async fn choose_jobs(
@@ -36,12 +72,16 @@ pub(super) async fn choose_jobs(
             let is_chosen = match options.jobs.is_empty() {
                 true => {
                     print_message(&format!("\n{}: {}", kind.name, first_sentence(kind.about)));
-                    confirm(&format!("Set up {}?", kind.name)).await?
+                    let default = if kind.name == "purge-local-media" { "yes" } else { "no" };
+                    confirm(&format!("Set up {}?", kind.name), default).await?
                 }
                 false => options.jobs.iter().any(|chosen| chosen == kind.name),
             };
             if is_chosen {
-                add_job(setup, options, draft, kind, reader).await?;
+                match job_of_options(options, kind.name) {
+                    Some(job) => draft.jobs.push(job),
+                    None => ask_for_job(setup, draft, kind, reader).await?,
+                }
             }
         }
         if !draft.jobs.is_empty() {
@@ -51,44 +91,30 @@ pub(super) async fn choose_jobs(
     }
 }
 
-/// Asks for the values of a job until they are valid.
-async fn add_job(
+/// Asks for the values of a job until they are valid; without an answer, the job is left out.
+async fn ask_for_job(
     setup: &Setup<'_>,
-    options: &Options,
     draft: &mut Draft,
     kind: &'static Kind,
     reader: Option<&Reader>,
 ) -> Result<(), Failure> {
-    let mut is_asked = false;
     loop {
-        let job = match kind.name {
-            "purge-local-media" => {
-                let older_than = match &options.older_than {
-                    Some(age) => age.clone(),
-                    None if setup.interactive && options.jobs.is_empty() => {
-                        is_asked = true;
-                        question(kind, "older_than", Some(OLDER_THAN)).await?
-                    }
-                    None => OLDER_THAN.to_owned(),
-                };
-                JobDraft::purge_local_media(&older_than)
+        let job = if kind.name == "purge-local-media" {
+            explain(kind, "older_than");
+            JobDraft::purge_local_media(&ask("older_than", Some(OLDER_THAN)).await?)
+        } else {
+            let name = if kind.name == "join-rooms" { "rooms" } else { "providers" };
+            explain(kind, name);
+            if name == "providers" {
+                offer_providers(reader).await;
             }
-            "join-rooms" => {
-                let rooms = match options.rooms.is_empty() {
-                    true => words(&ask_after(&mut is_asked, question(kind, "rooms", None)).await?),
-                    false => options.rooms.clone(),
-                };
-                JobDraft::join_rooms(&rooms)
-            }
-            _ => {
-                let providers = match options.providers.is_empty() {
-                    true => {
-                        offer_providers(reader).await;
-                        words(&ask_after(&mut is_asked, question(kind, "providers", None)).await?)
-                    }
-                    false => options.providers.clone(),
-                };
-                JobDraft::remove_external_ids(&providers)
+            let Some(answer) = ask_optional(&format!("{name} (Enter for none)")).await? else {
+                print_message(&format!("{} is not set up", kind.name));
+                return Ok(());
+            };
+            match name {
+                "rooms" => JobDraft::join_rooms(&words(&answer)),
+                _ => JobDraft::remove_external_ids(&words(&answer)),
             }
         };
         let mut next = draft.clone();
@@ -98,23 +124,16 @@ async fn add_job(
                 *draft = next;
                 return Ok(());
             }
-            Some(problem) if is_asked => print_error(&problem),
-            Some(problem) => return Err(Failure::Usage(format!("{}: {problem}", kind.name))),
+            Some(problem) => print_error(&problem),
         }
     }
 }
 
-async fn ask_after<T>(is_asked: &mut bool, answer: impl Future<Output = T>) -> T {
-    *is_asked = true;
-    answer.await
-}
-
-/// Asks for the value of a key, explained as `kinds` does.
-async fn question(kind: &Kind, name: &str, default: Option<&str>) -> Result<String, Failure> {
+/// Explains a key as `kinds` does.
+fn explain(kind: &Kind, name: &str) {
     if let Some(key) = kind.keys.iter().find(|key| key.name == name) {
         print_message(&about(key));
     }
-    ask(name, default).await
 }
 
 /// The items of an answer, separated by spaces or commas.
@@ -151,7 +170,6 @@ pub(super) async fn choose_schedule(
     options: &Options,
     draft: &mut Draft,
 ) -> Result<(), Failure> {
-    // Whoever named the jobs does without questions that have a default.
     let asks = setup.interactive && options.jobs.is_empty();
     let schedule = loop {
         let words = match &options.schedule {
@@ -164,8 +182,7 @@ pub(super) async fn choose_schedule(
         };
         match parse_schedule(&words) {
             Ok(schedule) => break schedule.map(|schedule| (schedule, words)),
-            Err(problem) if asks && options.schedule.is_none() => print_error(&problem),
-            Err(problem) => return Err(Failure::Usage(format!("--schedule: {problem}"))),
+            Err(problem) => print_error(&problem),
         }
     };
     let zone: Zone = loop {
@@ -176,8 +193,7 @@ pub(super) async fn choose_schedule(
         };
         match name.parse() {
             Ok(zone) => break zone,
-            Err(problem) if asks && options.timezone.is_none() => print_error(&problem),
-            Err(problem) => return Err(Failure::Usage(format!("--timezone: {problem}"))),
+            Err(problem) => print_error(&problem),
         }
     };
     draft.timezone = zone.to_string();

@@ -23,6 +23,9 @@ pub(in super::super) struct Options {
     /// A file that contains the access token of a server admin; copied, unless it is beside the configuration.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["user", "sso"])]
     pub(super) token_file: Option<PathBuf>,
+    /// The Matrix Authentication Service (MAS) that manages the accounts: microglia will issue its own token there.
+    #[arg(long, value_name = "URL", conflicts_with_all = ["user", "sso", "token_file"])]
+    pub(super) mas: Option<String>,
     /// PEM certificates to trust in addition to those of the system.
     #[arg(long, value_name = "FILE")]
     pub(super) ca_file: Option<PathBuf>,
@@ -44,7 +47,7 @@ pub(in super::super) struct Options {
     /// The IANA time zone of the schedule [default: that of this machine].
     #[arg(long, value_name = "ZONE")]
     pub(super) timezone: Option<String>,
-    /// Print the configuration to stdout, and write and log in to nothing.
+    /// Print the configuration to stdout; write no file, and log in nowhere.
     #[arg(long)]
     pub(super) print: bool,
 }
@@ -59,9 +62,11 @@ impl Options {
             }
         };
         require(self.url.is_some(), "--url URL");
-        let token =
-            self.print || self.login.user.is_some() || self.login.sso || self.token_file.is_some();
-        require(token, "--user NAME (with the password on stdin) or --token-file FILE");
+        let has_login = self.login.user.is_some() || self.login.sso;
+        let token = self.print || has_login || self.token_file.is_some() || self.mas.is_some();
+        let options =
+            "--user NAME (with the password on stdin), --token-file FILE or, under MAS, --mas URL";
+        require(token, options);
         require(!self.jobs.is_empty(), "--job KIND");
         let has = |kind: &str| self.jobs.iter().any(|job| job == kind);
         require(!has("join-rooms") || !self.rooms.is_empty(), "--room ROOM");

@@ -9,11 +9,11 @@ use nix::unistd::geteuid;
 use secrecy::SecretString;
 
 use super::super::failure::Failure;
-use super::super::login::write_token;
+use super::super::login::write_secret;
 use super::super::new_file::{Existing, NewFile, parent};
 use super::super::output::print_message;
 use super::super::session::Session;
-use super::draft::Draft;
+use super::draft::{Draft, SECRET_FILE};
 use crate::config::{Config, Environment, state_dir_or_default};
 use crate::values::clock::{Clock, Timestamp};
 
@@ -31,7 +31,14 @@ pub(super) enum TokenSource {
     InPlace,
     Copied(SecretString),
     Session,
+    /// MAS, whose client has this secret.
+    Mas(SecretString),
 }
+
+/// What to do instead of moving a file away.
+pub(super) const OTHER_TOKEN: &str = "use it with --token-file FILE";
+pub(super) const OTHER_CONFIG: &str =
+    "specify another file for the configuration with --config FILE";
 
 impl Setup<'_> {
     pub(super) fn now(&self) -> Timestamp {
@@ -63,7 +70,7 @@ impl Setup<'_> {
         Some(texts.join("\n"))
     }
 
-    /// Writes the token first: a configuration without one would be of no use.
+    /// Writes the secret first: a configuration without one would be of no use.
     pub(super) fn write(
         &self,
         draft: &Draft,
@@ -72,33 +79,37 @@ impl Setup<'_> {
     ) -> Result<(), Failure> {
         make_directory(self.path)?;
         let config = NewFile::config(self.path)?;
-        let token_path = parent(self.path).join(&draft.token_file);
-        let token = match (source, session) {
-            (TokenSource::Copied(token), _) => Some(token),
-            (TokenSource::Session, Some(session)) => Some(&session.token),
-            _ => None,
+        let (name, instead) = match source {
+            TokenSource::Mas(_) => (SECRET_FILE, OTHER_CONFIG),
+            _ => (draft.token_file.as_str(), OTHER_TOKEN),
         };
-        let written = match token {
-            Some(token) => {
+        let secret = match source {
+            TokenSource::Copied(secret) | TokenSource::Mas(secret) => Some(secret),
+            TokenSource::Session => session.map(|session| &session.token),
+            TokenSource::InPlace => None,
+        };
+        let secret_path = parent(self.path).join(name);
+        let written = match secret {
+            Some(secret) => {
                 let state_dir = match draft.state_dir {
                     Some(dir) => parent(self.path).join(dir),
                     None => self.state_dir(),
                 };
-                let existing = Existing::Keep { instead: "use it with --token-file FILE" };
-                write_token(NewFile::secret(&token_path, &state_dir, existing)?, token)?;
+                let existing = Existing::Keep { instead };
+                write_secret(NewFile::secret(&secret_path, &state_dir, existing)?, secret)?;
                 true
             }
             None => false,
         };
         if let Err(failure) = config.write(&draft.text()) {
             if written {
-                let _ = fs::remove_file(&token_path);
+                let _ = fs::remove_file(&secret_path);
             }
             return Err(failure);
         }
         print_message(&format!("wrote {}", self.path.display()));
         if written {
-            print_message(&format!("wrote {}", token_path.display()));
+            print_message(&format!("wrote {}", secret_path.display()));
         }
         Ok(())
     }

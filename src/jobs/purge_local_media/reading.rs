@@ -10,10 +10,9 @@ use tokio::task::yield_now;
 
 use super::batch::{Rules, file_of};
 use super::file_spool::{Record, SpoolWriter};
-use super::round_file::{AccountState, Saved};
+use super::round_file::{AccountState, EXEMPT, LeftAlone, Saved};
 use crate::jobs::job::{Context, PlanError};
 use crate::plan::change::Plan;
-use crate::plan::report::Exempt;
 use crate::synapse::{self, File, MediaOwner};
 
 /// The accounts with files, and the records of the old files of those that were read.
@@ -23,8 +22,11 @@ pub(super) struct Reading<'a> {
     /// In the order of their names, each once.
     pub owners: Vec<MediaOwner>,
     pub states: Vec<AccountState>,
+    pub left_alone: Vec<LeftAlone>,
     /// The owner of each is an index of the accounts.
     pub records: SpoolWriter<'a>,
+    /// Whether this run read any account.
+    pub has_read: bool,
 }
 
 /// What was read of an account's files.
@@ -42,15 +44,16 @@ impl<'a> Reading<'a> {
             None => AccountState::Unlisted,
         };
         let states = owners.iter().map(state).collect();
+        let left_alone = vec![LeftAlone::default(); owners.len()];
         let records = SpoolWriter::new(context.spool_directory);
-        Self { context, rules, owners, states, records }
+        Self { context, rules, owners, states, left_alone, records, has_read: false }
     }
 
     /// Takes over what earlier runs read of accounts that have the same files as then.
     ///
     /// Files were deleted from any other, or a lost call may have deleted them: it is read again.
-    pub async fn take_over(&mut self, saved: &Saved) -> io::Result<()> {
-        let Self { owners, states, records, .. } = self;
+    pub async fn take_over(&mut self, saved: &Saved, plan: &mut Plan) -> io::Result<()> {
+        let Self { owners, states, left_alone, records, .. } = self;
         let mut indices: Vec<Option<u32>> = Vec::new();
         for account in saved.accounts() {
             let find = |owner: &MediaOwner| owner.user_id.as_deref().cmp(&Some(account.user_id));
@@ -61,8 +64,12 @@ impl<'a> Reading<'a> {
                 };
                 account.state != AccountState::Unread && owners.get(*index).is_some_and(is_same)
             });
-            if let Some(state) = index.and_then(|index| states.get_mut(index)) {
-                *state = account.state;
+            if let Some(index) = index {
+                states[index] = account.state;
+                left_alone[index] = account.left_alone;
+                for (reason, count) in EXEMPT.into_iter().zip(account.left_alone) {
+                    plan.add_left_alone(reason, count.into());
+                }
             }
             indices.push(index.and_then(|index| u32::try_from(index).ok()));
         }
@@ -81,7 +88,7 @@ impl<'a> Reading<'a> {
 
     /// Reads accounts that were not read yet, as far as there is time for them, and at least one.
     pub async fn read(&mut self, plan: &mut Plan) -> Result<(), PlanError> {
-        let Self { context, rules, owners, states, records } = self;
+        let Self { context, rules, owners, states, left_alone, records, has_read } = self;
         let (context, owners) = (*context, &*owners);
         let total = files_in(owners.iter());
         let mut unread: Vec<usize> = Vec::new();
@@ -92,6 +99,7 @@ impl<'a> Reading<'a> {
                 AccountState::Read | AccountState::Unlisted => read += owner.media_count,
             }
         }
+        *has_read = !unread.is_empty();
         // Those that take longest first, so that the last ones are read at the same time.
         unread.sort_by_key(|number| {
             std::cmp::Reverse(owners.get(*number).and_then(|owner| owner.media_length))
@@ -106,15 +114,22 @@ impl<'a> Reading<'a> {
             .flatten_unordered(context.concurrency);
         context.reading("files", read.min(total), total);
         while let Some((number, listed)) = lists.try_next().await? {
-            let (Some(owner), Some(state)) = (owners.get(number), states.get_mut(number)) else {
+            let (Some(owner), Some(state), Some(left_alone)) =
+                (owners.get(number), states.get_mut(number), left_alone.get_mut(number))
+            else {
                 continue;
             };
             match listed {
                 Listed::Page(files) => {
                     let number = u32::try_from(number).unwrap_or(u32::MAX);
                     for file in files.iter().filter(|file| is_old(file, *rules)) {
-                        add(file, owner, number, records, plan)
-                            .map_err(|error| unwritable(context, &error))?;
+                        if let Some(reason) = exempt(file) {
+                            let user_id = owner.user_id.as_deref().unwrap_or_default();
+                            plan.leave_alone(EXEMPT[reason], || file_of(&file.media_id, user_id));
+                            left_alone[reason] = left_alone[reason].saturating_add(1);
+                            continue;
+                        }
+                        add(file, number, records).map_err(|error| unwritable(context, &error))?;
                     }
                 }
                 Listed::Unlisted => *state = AccountState::Unlisted,
@@ -169,20 +184,9 @@ fn listed<'a>(
     pages.chain(stream::once(async { Ok(Listed::End) })).boxed()
 }
 
-fn add(
-    file: &File,
-    owner: &MediaOwner,
-    number: u32,
-    records: &mut SpoolWriter<'_>,
-    plan: &mut Plan,
-) -> io::Result<()> {
-    if let Some(exempt) = exempt(file) {
-        let user_id = owner.user_id.as_deref().unwrap_or_default();
-        plan.leave_alone(exempt, || file_of(&file.media_id, user_id));
-        return Ok(());
-    }
+fn add(file: &File, owner: u32, records: &mut SpoolWriter<'_>) -> io::Result<()> {
     let (bytes, id) = (file.media_length.unwrap_or(0), file.media_id.as_str().into());
-    let record = Record { used_ms: file.last_used_ms(), bytes, owner: number, id };
+    let record = Record { used_ms: file.last_used_ms(), bytes, owner, id };
     records.push(&record).map(drop)
 }
 
@@ -192,15 +196,14 @@ fn is_old(file: &File, rules: Rules) -> bool {
         && file.media_length.is_none_or(|bytes| bytes == 0 || bytes > rules.larger_than.0)
 }
 
+/// Why a file is left alone, as an index of [`EXEMPT`].
+///
 /// Synapse's own rule (1.163, `get_local_media_ids`), except for avatars, which no list shows.
-fn exempt(file: &File) -> Option<Exempt> {
-    if file.quarantined_by.is_some() {
-        Some(Exempt::Quarantined)
-    } else if file.safe_from_quarantine {
-        Some(Exempt::Protected)
-    } else if file.media_length.is_none_or(|bytes| bytes == 0) {
-        Some(Exempt::Empty)
-    } else {
-        None
-    }
+fn exempt(file: &File) -> Option<usize> {
+    let applies = [
+        file.quarantined_by.is_some(),
+        file.safe_from_quarantine,
+        file.media_length.is_none_or(|bytes| bytes == 0),
+    ];
+    applies.iter().position(|applies| *applies)
 }

@@ -14,12 +14,13 @@ use serde::{Deserialize, Serialize};
 use tokio::task::{spawn_blocking, yield_now};
 
 use super::file_spool::Spool;
+use crate::plan::report::Exempt;
 use crate::plan::round::RoundFile;
 use crate::synapse::MediaOwner;
 use crate::values::clock::Timestamp;
 
 /// Changes with the format, so that no version of microglia reads what it does not understand.
-const FORMAT: &str = "microglia purge-local-media round 1";
+const FORMAT: &str = "microglia purge-local-media round 2";
 const CRC: Crc<u64> = Crc::<u64>::new(&CRC_64_XZ);
 const CRC_LENGTH: u64 = 8;
 /// In bytes.
@@ -45,12 +46,19 @@ pub(super) enum AccountState {
     Unlisted,
 }
 
+/// How many of an account's old files are left alone, for each of [`EXEMPT`].
+pub(super) type LeftAlone = [u32; EXEMPT.len()];
+
+/// Why files that a list shows are left alone.
+pub(super) const EXEMPT: [Exempt; 3] = [Exempt::Quarantined, Exempt::Protected, Exempt::Empty];
+
 /// An account as an earlier run found it.
 pub(super) struct SavedAccount<'a> {
     pub user_id: &'a str,
     pub files: u64,
     pub bytes: u64,
     pub state: AccountState,
+    pub left_alone: LeftAlone,
 }
 
 /// What earlier runs of the round saved.
@@ -64,6 +72,13 @@ pub(super) struct Saved {
 impl Saved {
     /// Opens the file of a round that started at `started_at`; the error says why it is of no use.
     pub async fn open(place: &RoundFile, started_at: Timestamp) -> Result<Self, String> {
+        let place = place.clone();
+        spawn_blocking(move || Self::read(&place, started_at))
+            .await
+            .unwrap_or_else(|error| Err(error.to_string()))
+    }
+
+    fn read(place: &RoundFile, started_at: Timestamp) -> Result<Self, String> {
         let path = place.path.display();
         let mut file = open_regular(&place.path).map_err(|error| match error.kind() {
             io::ErrorKind::NotFound => format!("{path}, which earlier runs wrote, is missing"),
@@ -78,10 +93,10 @@ impl Saved {
         if header.definition != place.definition || header.started_at_ms != written_at {
             return Err(format!("{path} belongs to another round"));
         }
-        Self::checked(file, &header, start).await.map_err(|error| damaged(&error))
+        Self::checked(file, &header, start).map_err(|error| damaged(&error))
     }
 
-    async fn checked(file: File, header: &Header, start: u64) -> io::Result<Self> {
+    fn checked(file: File, header: &Header, start: u64) -> io::Result<Self> {
         let lengths =
             start.checked_add(header.accounts).zip(header.records.checked_add(CRC_LENGTH));
         let length = lengths.and_then(|(accounts, records)| accounts.checked_add(records));
@@ -97,7 +112,6 @@ impl Saved {
             file.read_exact_at(piece, position)?;
             crc.update(piece);
             position += length as u64;
-            yield_now().await;
         }
         let mut written = 0_u64.to_le_bytes();
         file.read_exact_at(&mut written, end)?;
@@ -125,12 +139,12 @@ impl Saved {
 pub(super) async fn write(
     place: &RoundFile,
     started_at: Timestamp,
-    accounts: impl Iterator<Item = (&MediaOwner, AccountState)>,
+    accounts: impl Iterator<Item = (&MediaOwner, AccountState, LeftAlone)>,
     records: &Spool,
 ) -> io::Result<()> {
     let mut encoded = Vec::new();
-    for (account, state) in accounts {
-        encode(account, state, &mut encoded);
+    for (account, state, left_alone) in accounts {
+        encode(account, state, left_alone, &mut encoded);
     }
     let header = Header {
         format: FORMAT.to_owned(),
@@ -211,7 +225,7 @@ fn read_header(file: &mut File) -> io::Result<(Header, u64)> {
     Ok((serde_json::from_slice(&line)?, line.len() as u64))
 }
 
-fn encode(account: &MediaOwner, state: AccountState, into: &mut Vec<u8>) {
+fn encode(account: &MediaOwner, state: AccountState, left_alone: LeftAlone, into: &mut Vec<u8>) {
     let user_id = account.user_id.as_deref().unwrap_or_default();
     into.push(match state {
         AccountState::Unread => 0,
@@ -220,6 +234,7 @@ fn encode(account: &MediaOwner, state: AccountState, into: &mut Vec<u8>) {
     });
     into.extend(account.media_count.to_le_bytes());
     into.extend(account.media_length.unwrap_or(0).to_le_bytes());
+    into.extend(left_alone.map(u32::to_le_bytes).as_flattened());
     // Ids in responses are far shorter.
     into.extend(u32::try_from(user_id.len()).unwrap_or(u32::MAX).to_le_bytes());
     into.extend(user_id.as_bytes());
@@ -229,6 +244,7 @@ fn decode(bytes: &[u8]) -> Option<(SavedAccount<'_>, &[u8])> {
     let (state, rest) = bytes.split_first()?;
     let (files, rest) = rest.split_first_chunk()?;
     let (length, rest) = rest.split_first_chunk()?;
+    let (left_alone, rest) = rest.split_first_chunk::<{ EXEMPT.len() * size_of::<u32>() }>()?;
     let (id_length, rest) = rest.split_first_chunk()?;
     let (user_id, rest) = rest.split_at_checked(u32::from_le_bytes(*id_length) as usize)?;
     let account = SavedAccount {
@@ -240,6 +256,9 @@ fn decode(bytes: &[u8]) -> Option<(SavedAccount<'_>, &[u8])> {
             2 => AccountState::Unlisted,
             _ => AccountState::Unread,
         },
+        left_alone: std::array::from_fn(|reason| {
+            left_alone.as_chunks().0.get(reason).copied().map_or(0, u32::from_le_bytes)
+        }),
     };
     Some((account, rest))
 }
@@ -271,13 +290,14 @@ mod tests {
             media_length: Some(21),
         };
         let owners = [owner("@a:x"), owner("@b:x")];
-        let states = [AccountState::Read, AccountState::Unread];
+        let states = [(AccountState::Read, [1, 2, 3]), (AccountState::Unread, [0; 3])];
         let mut spool = SpoolWriter::new(Some(place.path.parent().unwrap()));
         for number in 0..records {
             spool.push(&record(number)).unwrap();
         }
         let spool = spool.finish().unwrap();
         let accounts = owners.iter().zip(states);
+        let accounts = accounts.map(|(owner, (state, left_alone))| (owner, state, left_alone));
         write(place, Timestamp::default(), accounts, &spool).await.unwrap();
     }
 
@@ -290,10 +310,14 @@ mod tests {
             let saved = Saved::open(&place, Timestamp::default()).await.unwrap();
             let accounts: Vec<_> = saved
                 .accounts()
-                .map(|account| (account.user_id, account.files, account.bytes, account.state))
+                .map(|SavedAccount { user_id, files, bytes, state, left_alone }| {
+                    (user_id, files, bytes, state, left_alone)
+                })
                 .collect();
-            let expected =
-                [("@a:x", 3, 21, AccountState::Read), ("@b:x", 3, 21, AccountState::Unread)];
+            let expected = [
+                ("@a:x", 3, 21, AccountState::Read, [1, 2, 3]),
+                ("@b:x", 3, 21, AccountState::Unread, [0; 3]),
+            ];
             assert_eq!(accounts, expected);
             let mut next = 0;
             saved
@@ -331,7 +355,7 @@ mod tests {
         flipped[bytes.len() - 20] ^= 1;
         fs::write(&place.path, flipped).unwrap();
         assert_eq!(reason(&place).await, "/job.apply.round is damaged (wrong checksum)");
-        let newer = String::from_utf8_lossy(&bytes).replacen("round 1", "round 2", 1);
+        let newer = String::from_utf8_lossy(&bytes).replacen("round 2", "round 3", 1);
         fs::write(&place.path, newer).unwrap();
         assert_eq!(
             reason(&place).await,

@@ -56,7 +56,10 @@ async fn commands_need_no_secrets_while_a_daemon_is_running() {
     assert_eq!(program.run(&["runs"]).await.code, 0);
     let alone = program.run(&["run", "a"]).await;
     assert_eq!(alone.code, 2, "{alone:?}");
-    assert!(alone.stderr.contains("token does not exist: create it with the secret"), "{alone:?}");
+    assert!(
+        alone.stderr.contains("token does not exist: create it with `microglia login`"),
+        "{alone:?}"
+    );
 }
 
 #[tokio::test]

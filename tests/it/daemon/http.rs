@@ -132,8 +132,8 @@ async fn every_documented_metric_exists_from_the_start_and_is_restored_after_a_r
     let (_, text) = daemon.get("/metrics").await;
     let idle = series(&text, "idle");
     // Two modes by eight outcomes, four reasons, eight last outcomes, five states of things, two of changes,
-    // and one each of info, retries, running, waiting, next run, success due, failures, bytes.
-    assert_eq!(idle.len(), 16 + 4 + 8 + 5 + 2 + 8, "{idle:#?}");
+    // and one each of info, retries, running, waiting, approval, next run, success due, failures, bytes.
+    assert_eq!(idle.len(), 16 + 4 + 8 + 5 + 2 + 9, "{idle:#?}");
     assert_eq!(series(&text, "manual").len(), idle.len() - 2);
     assert_eq!(program.run(&["run", "lobby"]).await.code, 0);
     assert_eq!(program.run(&["run", "lobby", "--dry-run"]).await.code, 0);

@@ -2,12 +2,12 @@
 
 use std::{
     collections::BTreeMap,
-    os::unix::fs::PermissionsExt,
+    os::unix::fs::{MetadataExt, PermissionsExt},
     path::PathBuf,
     process::{Output, Stdio},
 };
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::process::Command;
 
 use super::in_process;
@@ -83,6 +83,26 @@ async fn files_are_deleted_once_the_runs_of_a_round_have_read_all_accounts() {
 }
 
 #[tokio::test]
+async fn the_last_run_of_a_round_counts_what_all_its_runs_left_alone() {
+    let (fake, program) = homeserver(ACCOUNTS, "");
+    fake.world(|world| {
+        for n in 0..ACCOUNTS {
+            let (owner, file) = (format!("@u{n:03}:fake.test"), format!("protected{n:03}"));
+            world.media(&owner, &file, 10, LONG_AGO_MS, None);
+            world.file_mut(&file).unwrap().protected = true;
+        }
+    });
+    let report = program.apply("purge").await;
+    let read = &report["round"]["read"];
+    assert!(read.as_u64().unwrap() < 400, "{report}");
+    assert_eq!(report["left_alone"], json!({ "protected": read }));
+    configure(&program, &[(SLOW, FAST), (SHORT, LONG)]);
+    let report = program.apply("purge").await;
+    assert_eq!(figures(&report), "succeeded: 400/400/0/0/0");
+    assert_eq!(report["left_alone"], json!({ "protected": 400 }));
+}
+
+#[tokio::test]
 async fn a_run_that_is_killed_loses_what_it_read_itself_and_nothing_else() {
     let (fake, program) = homeserver(ACCOUNTS, "");
     program.apply("purge").await;
@@ -124,9 +144,12 @@ async fn what_at_most_left_is_planned_again_without_reading_accounts_that_stayed
     assert_eq!(printed.code, 0, "{printed:?}");
     fake.forget();
     configure(&program, &[("at_most = 150", "max_changes = 5")]);
+    let mut files = Vec::new();
     for _ in 0..2 {
         assert_eq!(figures(&program.apply("purge").await), "refused: 251/0/0/0/251");
+        files.push(std::fs::metadata(kept(&program)).unwrap().ino());
     }
+    assert_eq!(files[0], files[1], "a run that read nothing replaced the file");
     let report = program.json(&["run", "purge", "--apply", "--max-changes", "251", "--json"]).await;
     assert_eq!(figures(&report), "succeeded: 251/251/0/0/0");
     assert_eq!(round(&report), "251 of 251");
@@ -190,7 +213,7 @@ async fn a_round_whose_file_is_lost_or_damaged_starts_anew_and_says_so() {
                 std::fs::write(&file, kept).unwrap();
             }
             "newer" => {
-                let newer = String::from_utf8_lossy(&kept).replacen("round 1", "round 9", 1);
+                let newer = String::from_utf8_lossy(&kept).replacen("round 2", "round 9", 1);
                 std::fs::write(&file, newer).unwrap();
             }
             _ => {
@@ -311,6 +334,23 @@ async fn the_daemon_shows_how_far_a_round_is_and_removes_the_files_of_jobs_that_
     configure(&program, &[("[jobs.purge]", "[jobs.other]")]);
     assert_eq!(program.run(&["reload"]).await.code, 0);
     assert!(!kept(&program).exists());
+    daemon.stop().await;
+}
+
+#[tokio::test]
+async fn the_daemon_keeps_only_the_files_of_open_rounds_that_the_mode_of_the_job_continues() {
+    let (_fake, program) = homeserver(ACCOUNTS, "");
+    configure(&program, &[("kind", "mode = \"dry-run\"\nkind")]);
+    program.json(&["run", "purge", "--json"]).await;
+    let file = program.path("state/purge.dry-run.round");
+    // Of a round that ended, or never began.
+    std::fs::copy(&file, kept(&program)).unwrap();
+    let daemon = program.serve().await;
+    until("the file without a round to be gone", 10, || async { !kept(&program).exists() }).await;
+    assert!(file.exists());
+    configure(&program, &[("\"dry-run\"", "\"apply\"")]);
+    assert_eq!(program.run(&["reload"]).await.code, 0);
+    assert!(!file.exists());
     daemon.stop().await;
 }
 

@@ -612,7 +612,7 @@ async fn a_revoked_token_stops_the_run_at_once_and_the_message_says_what_to_do()
     let report = report(&output);
     assert_eq!((output.code, figures(&report)), (1, "failed: 3/0/1/0/2".to_owned()));
     let file = program.path("token").display().to_string();
-    insta::assert_snapshot!(message(&report).replace(&file, "TOKEN_FILE"), @"GET /_synapse/admin/v2/users/@a:fake.test: 401 M_UNKNOWN_TOKEN: Invalid access token passed. The access token is not valid: write a valid token of a server admin to TOKEN_FILE; it is used from the next request on; 3 of the planned ids are the only ones of active accounts, which then need a password or another identity to log in (`keep_last = true` leaves those alone)");
+    insta::assert_snapshot!(message(&report).replace(&file, "TOKEN_FILE"), @"GET /_synapse/admin/v2/users/@a:fake.test: 401 M_UNKNOWN_TOKEN: Invalid access token passed. The access token is not valid: run `microglia login`, or write a valid token of a server admin to TOKEN_FILE; it is used from the next request on; 3 of the planned ids are the only ones of active accounts, which then need a password or another identity to log in (`keep_last = true` leaves those alone)");
     // The PUT that repeats the ids got a response; the GET before the removal did not.
     assert_eq!(fake.count("PUT", USER), 1);
     assert_eq!(fake.requests().last().unwrap().method, "GET");

@@ -50,7 +50,7 @@ async fn a_token_that_cannot_be_checked_is_unknown_rather_than_invalid() {
     --
     main: token valid: unknown: GET /_matrix/client/v3/account/whoami: the response was lost: connection closed before message completed
     --
-    main: token valid: NO: GET /_matrix/client/v3/account/whoami: 401 M_UNKNOWN_TOKEN: Token is not active. The access token is not valid: write a valid token of a server admin to TOKEN_FILE; it is used from the next request on
+    main: token valid: NO: GET /_matrix/client/v3/account/whoami: 401 M_UNKNOWN_TOKEN: Token is not active. The access token is not valid: run `microglia login`, or write a valid token of a server admin to TOKEN_FILE; it is used from the next request on
     --
     main: token valid: NO: GET /_matrix/client/v3/account/whoami: 500 M_FORBIDDEN: User not found. MAS knows the account of the token, but Synapse does not have it yet: log in once with this account, with any Matrix client
     --
