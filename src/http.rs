@@ -28,7 +28,7 @@ pub use error::Error;
 pub(crate) use excerpt::one_line;
 pub(crate) use monitor::{ResponseMonitor, Silence};
 pub(crate) use pace::{LimitValues, Limits, Slots, unless_cancelled};
-pub(crate) use page_size::{MIN_PAGE_ROWS, PageSizes};
+pub(crate) use page_size::PageSizes;
 pub(crate) use request::{Base, BodyStream, Call, Form, JOIN_ENDPOINT, Pacing, RawRequest, Repeat};
 pub(crate) use response::Response;
 pub(crate) use token::{Token, trim_newline, validate_token};
