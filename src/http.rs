@@ -24,7 +24,7 @@ pub(crate) use address::Address;
 pub(crate) use api::Api;
 pub(crate) use client::Clients;
 pub(crate) use error::Cause;
-pub use error::Error;
+pub use error::{Error, NoToken};
 pub(crate) use excerpt::one_line;
 pub(crate) use monitor::{ResponseMonitor, Silence};
 pub(crate) use pace::{LimitValues, Limits, Slots, unless_cancelled};

@@ -92,9 +92,7 @@ impl Authenticator {
         body["device_id"] = DEVICE_ID.into();
         body["initial_device_display_name"] = DEVICE_NAME.into();
         let response = self.post(LOGIN_ENDPOINT, body).await?;
-        // The error must not quote the body, which may contain a token.
-        let session: LoggedIn = serde_json::from_slice(&response.body)
-            .map_err(|_| response.unexpected("the response to the login has no valid session"))?;
+        let session: LoggedIn = response.decode_secret()?;
         validate_token(&session.access_token)
             .map_err(|problem| response.unexpected(format!("the new access token {problem}")))?;
         Ok(NewSession {
