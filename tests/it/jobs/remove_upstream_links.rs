@@ -405,6 +405,9 @@ async fn two_jobs_that_keep_the_last_link_do_not_remove_both_links_of_an_account
     let other = job("other", "GitLab");
     let program =
         mas.program(&google(&format!("accounts = \"active\"\nkeep_last = true\n{other}")));
+    let side_by_side = "max_concurrent_runs = 2\naccess_token_file";
+    let config = program.read("microglia.toml").replace("access_token_file", side_by_side);
+    program.write("microglia.toml", &config);
     // Both read all links before either removes one, if nothing makes one wait for the other.
     let slow = Trouble::Delay(std::time::Duration::from_millis(300));
     mas.internal.fault(Fault::new("GET", LINKS, slow).always());
