@@ -36,7 +36,7 @@ pub(super) async fn finish(path: &Path, job: &str, clock: &Clock) -> Result<(), 
     print_message(&format!("\nThe plan of {job}, in {PLAN_TIME_LIMIT} at most:"));
     let config = load(path, clock).await?;
     become_owner(&config.daemon.state_dir)?;
-    let outcome = run::preview(&config, job, PLAN_TIME_LIMIT, clock).await?;
+    let outcome = Box::pin(run::preview(&config, job, PLAN_TIME_LIMIT, clock)).await?;
     if outcome == Some(Outcome::TimedOut) {
         print_message("This is a large homeserver: a run may take longer than this preview.");
     }

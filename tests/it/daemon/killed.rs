@@ -188,18 +188,18 @@ fn random() -> fastrand::Rng {
 
 /// Kills a run again and again, at random times, and compares the homeserver's state with the history.
 ///
-/// `changed` is the user that a request changes, as in [`user_in`].
+/// `user_of` is the user that a request changes, as in [`user_in`].
 async fn killed_at_random(
     fake: &Fake,
     program: &Program,
     name: &str,
-    changed: impl Fn(&Seen) -> Option<String>,
+    user_of: impl Fn(&Seen) -> Option<String>,
     in_flight: usize,
 ) {
     let mut random = random();
     let mut seen: Vec<BTreeSet<String>> = Vec::new();
     let seen_since = |start: usize| {
-        fake.requests()[start..].iter().filter_map(&changed).collect::<BTreeSet<_>>()
+        fake.requests()[start..].iter().filter_map(&user_of).collect::<BTreeSet<_>>()
     };
     for _ in 0..10 {
         let start = fake.requests().len();
