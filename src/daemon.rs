@@ -13,7 +13,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{Config, Environment};
-use crate::history::state_dir::{DaemonLock, LockState, StateDir, identity, this_user};
+use crate::history::state_dir::{DaemonLock, LockState, StateDir, this_user};
 use crate::history::{self, History};
 use crate::observe::metrics::Metrics;
 use crate::runner::{LostCallWait, Runner};
@@ -23,6 +23,7 @@ use crate::scheduler::reload::Reloader;
 use crate::scheduler::supervisor::{RECORD_TIMEOUT, Supervisor};
 use crate::scheduler::ticker::Ticker;
 use crate::values::clock::Clock;
+use crate::values::lock_file::identity;
 use crate::web::{self, App, Health};
 use tasks::Tasks;
 

@@ -73,9 +73,9 @@
 //! 9. A change that only waits to be sent has done nothing: it is given up when its run has to end, and stays planned. A
 //!    change that was sent is waited for.
 //! 10. Media calls to a homeserver are made one at a time, and none while a lost call may be in progress, across restarts.
-//! 11. Changes of external ids on a homeserver are made one at a time, whatever the limits, across runs and processes:
-//!     each is read and written under the lock of [`plan::change::Lane::ExternalIds`]. Where a response was lost, the lock is
-//!     held for another minute.
+//! 11. Changes of external ids on a homeserver, and of links in its MAS with `keep_last`, are made one at a time, whatever
+//!     the limits, across runs and processes: each is read and written under the lock of
+//!     [`plan::change::Lane::ExternalIds`]. Where a response was lost, the lock is held for another minute.
 //! 12. Limits belong to the address of a server, not to the name of its homeserver; a MAS has its own, of the same size. Two names for one address share them, and so does a
 //!     run that continues while a reload renames its homeserver. Leases belong to addresses, too: no two replicas work on
 //!     one, so that limits hold across replicas.
@@ -132,9 +132,12 @@
 //!   file (`config::sources`): everything after that works on one text, and an error still has its own file and line.
 //! - Homeservers that trust the same certificates share an HTTP client, and their probes are spread over five minutes:
 //!   hundreds of homeservers must not cost everything at the same time.
-//! - Under MAS, `remove-external-ids` reads all links and the accounts in the selected states in each run, not in rounds: whether
-//!   a link is the last one of its account shows only in all of them, and a request returns 1,000. Each link is a change of its
-//!   own, checked again with its account just before it is deleted; changes of links need no lane, because MAS is one database.
+//! - Under MAS, `remove-external-ids` reads all links in each run, not in rounds: whether a link is the last one of its
+//!   account shows only in all of them, and a request returns 1,000. Of the accounts it reads those in the selected states,
+//!   or all where `users` or `except_users` name some. Each link is a change of its own, checked again with its account just
+//!   before it is deleted; changes of links need no lane, because MAS is one database. With `keep_last` they are made one at a
+//!   time (`Lane::ExternalIds`): two links of one account, removed by two jobs, must not each count the other as the one that
+//!   remains.
 //! - Who is locked, deactivated or admin under MAS is what MAS says (`jobs::mas_accounts`, and `remove-external-ids`): Synapse
 //!   repeats what it was told, and knows no admins there. `join-rooms` leaves an account out that either of them has locked.
 //! - MAS ignores parameters that it does not know, so that a misspelt filter lists everything: every list compares its

@@ -2,6 +2,7 @@
 //!
 //! Shapes and errors were measured with MAS 1.22; personal sessions need MAS 1.5.
 
+mod account;
 mod client_credentials;
 mod connection;
 mod list;
@@ -14,6 +15,7 @@ mod token_file;
 mod ulid;
 mod writer;
 
+pub(crate) use account::usable_account;
 pub use connection::{Connection, Settings};
 pub use list::Page;
 pub(crate) use own_token::REFUSALS_CACHED_FOR;

@@ -304,7 +304,7 @@ impl Results<'_> {
         self.yes("server admin", "yes")?;
         self.check_identity(reader, identity).await?;
         if identity.mas {
-            self.check_under_mas(homeserver, &whoami, identity)?;
+            self.check_under_mas(homeserver, reader, &whoami, identity).await?;
         }
         for job in config.jobs.iter().filter(|job| job.homeserver == homeserver.name) {
             self.check_job(job, homeserver, reader, identity).await?;

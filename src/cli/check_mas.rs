@@ -4,7 +4,7 @@ use super::check::Results;
 use super::failure::Failure;
 use super::mas_settings::settings_of_mas;
 use crate::config::Homeserver;
-use crate::http::{Cause, Error};
+use crate::http::{Cause, Error, NoToken};
 use crate::mas;
 use crate::synapse::{Identity, Reader, Version, Whoami};
 
@@ -81,40 +81,41 @@ impl Results<'_> {
         account: &str,
     ) -> Result<bool, Failure> {
         let question = "account in MAS";
-        let user = match mas.user_by_name(account).await {
-            Ok(Some(user)) => user.attributes,
-            Ok(None) => {
-                let answer = format!(
-                    "there is no `{account}`: create it (mas-cli manage register-user {account}), or correct `account` in [homeservers.{}.mas]",
-                    homeserver.name
-                );
-                self.no(question, &answer)?;
-                return Ok(false);
-            }
+        let found = match mas.user_by_name(account).await {
+            Ok(found) => found,
             Err(error) => {
                 self.failed(question, &error)?;
                 return Ok(true);
             }
         };
-        let problem = match (user.deactivated_at, user.locked_at) {
-            (Some(_), _) => Some("deactivated: reactivate it"),
-            (None, Some(_)) => Some("locked: unlock it"),
-            (None, None) => None,
-        };
-        match problem {
-            Some(problem) => self.no(question, &format!("`{account}` is {problem} in MAS"))?,
-            None => self.yes(question, &format!("yes, `{account}`"))?,
+        let usable = mas::usable_account(found, account, &homeserver.name);
+        match &usable {
+            Ok(_) => self.yes(question, &format!("yes, `{account}`"))?,
+            Err(problem) => self.no(question, problem)?,
         }
-        Ok(problem.is_none())
+        Ok(usable.is_ok())
     }
 
     /// Checks what the token and Synapse's version mean under MAS.
-    pub(super) fn check_under_mas(
+    pub(super) async fn check_under_mas(
         &mut self,
         homeserver: &Homeserver,
+        reader: &Reader,
         whoami: &Whoami,
         identity: &Identity,
     ) -> Result<(), Failure> {
+        if let Some(mas) = reader.mas()
+            && let Ok(config) = mas.site_config().await
+        {
+            let (of_mas, question) = (&config.server_name, "server name of MAS");
+            match *of_mas == identity.server_name {
+                true => self.yes(question, of_mas)?,
+                false => self.no(
+                    question,
+                    &format!("{of_mas}, but that of Synapse is {}: correct `homeserver` of matrix in the configuration of MAS, or `url` and `admin_url`", identity.server_name),
+                )?,
+            }
+        }
         match &whoami.device_id {
             Some(device) => self.yes("device of the token", device)?,
             // No kind needs it.
@@ -138,7 +139,11 @@ impl Results<'_> {
 
 /// What an error of the first request to the Admin API answers, and whether the answer is no.
 fn question(error: &Error) -> (&'static str, bool) {
-    match &error.cause {
+    let cause = match &error.cause {
+        Cause::NoToken(NoToken::Request(error)) => &error.cause,
+        cause => cause,
+    };
+    match cause {
         Cause::Mas { status: 401 | 403, errors, .. }
             if errors.iter().any(|it| it == "invalid_scope") =>
         {

@@ -11,8 +11,9 @@ use toml::Spanned;
 use toml::de::DeTable;
 
 use super::source::{MAX_BYTES, beside, read_bytes};
-use crate::history::state_dir::{identity, this_user};
+use crate::history::state_dir::this_user;
 use crate::values::glob::{Glob, is_glob};
+use crate::values::lock_file::identity;
 use crate::values::schema::{ConfigError, Table, schema, text_values};
 use crate::values::text::format_number;
 

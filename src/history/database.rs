@@ -15,7 +15,8 @@ use super::database_url::DatabaseUrl;
 use super::error::Error;
 use super::postgres::{self, Connections};
 use super::sqlite::{self, Queued};
-use super::state_dir::{StateDir, identity};
+use super::state_dir::StateDir;
+use crate::values::lock_file::identity;
 
 /// Where a history is kept.
 #[derive(Debug, Clone)]

@@ -13,6 +13,8 @@ use nix::fcntl::{OFlag, openat};
 use nix::sys::stat::{Mode, mkdirat};
 use nix::unistd::{self, Gid, Uid, User};
 
+use crate::values::lock_file::{self, identity, identity_of};
+
 /// A directory that holds the history, the locks and the control socket.
 #[derive(Debug, Clone)]
 pub struct StateDir(PathBuf);
@@ -183,20 +185,8 @@ impl StateDir {
     }
 
     fn lock_file(&self, name: &str) -> io::Result<Option<File>> {
-        let path = self.path(LOCKS).join(name);
-        for _ in 0..LOCK_TRIES {
-            let file = open_regular(&self.locks()?, name, &path, Mode::from_bits_truncate(0o644))?;
-            match file.try_lock() {
-                Ok(()) => {}
-                Err(TryLockError::WouldBlock) => return Ok(None),
-                Err(TryLockError::Error(error)) => return Err(error),
-            }
-            // A file that was deleted since it was opened excludes nobody.
-            if identity(&path) == Some(identity_of(&file.metadata()?)) {
-                return Ok(Some(file));
-            }
-        }
-        Err(refused(&path, "is being deleted or replaced repeatedly"))
+        let (path, mode) = (self.path(LOCKS).join(name), Mode::from_bits_truncate(0o644));
+        lock_file::try_lock(&path, || open_regular(&self.locks()?, name, &path, mode))
     }
 
     /// Locks the directory for a daemon; `None` if another daemon holds it.
@@ -289,20 +279,9 @@ pub(crate) fn is_locked(dir: &Path, name: &str) -> io::Result<bool> {
     }
 }
 
-/// Returns device and inode of a file, which distinguish it from another one of the same name; `None` if there is none.
-pub(crate) fn identity(path: &Path) -> Option<(u64, u64)> {
-    fs::symlink_metadata(path).ok().as_ref().map(identity_of)
-}
-
-fn identity_of(file: &Metadata) -> (u64, u64) {
-    (file.dev(), file.ino())
-}
-
 const LOCKS: &str = "locks";
 /// The name that a daemon locks; the dot keeps it apart from those of jobs.
 const DAEMON: &str = "serve.daemon";
-/// How often a lock file may be deleted or replaced while it is being locked before that is an error.
-const LOCK_TRIES: u32 = 100;
 
 /// Creates a directory with mode 0750, and its missing parents with the default mode.
 fn create(path: &Path) -> io::Result<()> {

@@ -24,8 +24,10 @@ pub enum Cause {
     Unreachable(String),
     /// The request could not be built, for example with a token that is not valid in a header, and was never sent.
     NotSent(String),
-    /// The run ended while the request waited for a limit or for its next attempt: it had no effect.
+    /// The run ended while the request waited for a token, a limit or its next attempt: it had no effect.
     Cancelled,
+    /// There is no access token for the request, which was not sent.
+    NoToken(NoToken),
     /// The request was sent, but no complete response arrived: the server may have processed it, or may still be doing so.
     Lost(String),
     /// The response exceeds the limit of its endpoint and was not read completely.
@@ -46,6 +48,37 @@ pub enum Cause {
     Contradicted(String),
     /// The target changed since its state was recorded; the change was not made.
     Changed,
+}
+
+/// Why no access token could be obtained.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum NoToken {
+    /// A request that is needed for it failed.
+    #[error("{0}")]
+    Request(Box<Error>),
+    /// Something on this machine, or about the account, that a person has to change.
+    #[error("{0}")]
+    Problem(String),
+    /// Another process has been obtaining it for long.
+    #[error("{0}")]
+    Busy(String),
+}
+
+impl From<Error> for NoToken {
+    fn from(error: Error) -> Self {
+        Self::Request(Box::new(error))
+    }
+}
+
+impl NoToken {
+    /// Whether another attempt may succeed.
+    pub(crate) fn is_transient(&self) -> bool {
+        match self {
+            Self::Request(error) => error.is_transient(),
+            Self::Problem(_) => false,
+            Self::Busy(_) => true,
+        }
+    }
 }
 
 impl Error {
@@ -86,6 +119,7 @@ impl Error {
             | Cause::Cancelled
             | Cause::Lost(_)
             | Cause::Undecodable { .. } => true,
+            Cause::NoToken(why) => why.is_transient(),
             Cause::Synapse { status, .. } => {
                 matches!(status, 429 | 502..=504)
                     || (*status == 500 && self.method == Method::GET && !self.is_about_token())
@@ -142,6 +176,7 @@ impl Error {
                 [INVALID_CLIENT, INVALID_SCOPE, "unauthorized_client"].contains(&error.as_str())
                     || error.ends_with(" authorization header")
             }),
+            Cause::NoToken(NoToken::Request(error)) => error.is_about_token(),
             _ => false,
         }
     }
@@ -210,6 +245,7 @@ impl Error {
             | Cause::NotSynapse { retry_after, .. }
             | Cause::Mas { retry_after, .. }
             | Cause::NotMas { retry_after, .. } => *retry_after,
+            Cause::NoToken(NoToken::Request(error)) => error.retry_after(),
             _ => None,
         }
     }
@@ -256,6 +292,7 @@ impl Error {
                 format!("the request could not be built and was not sent: {problem}")
             }
             Cause::Cancelled => "the run ended before the request was sent".to_owned(),
+            Cause::NoToken(why) => format!("no access token: {why}"),
             Cause::Lost(problem) => format!("the response was lost: {problem}"),
             Cause::TooLarge(max) => {
                 format!("the response exceeds {max}, the limit for this endpoint")
@@ -302,11 +339,64 @@ pub(crate) fn is_not_admin(error: &str) -> bool {
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Cause::NoToken(why) = &self.cause {
+            // It names the request that failed.
+            return write!(f, "{why}");
+        }
         let message = self.message();
         write!(f, "{} {}: ", self.method, self.path)?;
         match &self.advice {
             Some(advice) => write!(f, "{}. {advice}", message.trim_end_matches('.')),
             None => f.write_str(&message),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_of_a_request_for_a_token_says_nothing_about_the_request_that_needs_it() {
+        let error =
+            |cause| Error { method: Method::DELETE, path: "/link".to_owned(), cause, advice: None };
+        let mas = |status| Cause::Mas { status, errors: vec!["x".to_owned()], retry_after: None };
+        let synapse = |status, errcode: &str| Cause::Synapse {
+            status,
+            errcode: errcode.to_owned(),
+            error: String::new(),
+            retry_after: None,
+        };
+        let not_mas = Cause::NotMas { status: 504, excerpt: String::new(), retry_after: None };
+        for (cause, is_transient) in [
+            (mas(400), false),
+            (mas(404), false),
+            (mas(409), false),
+            (mas(500), false),
+            (mas(503), true),
+            (not_mas, true),
+            (synapse(404, "M_NOT_FOUND"), false),
+            (synapse(404, "M_UNRECOGNIZED"), false),
+            (Cause::Contradicted(String::new()), false),
+            (Cause::Lost("cut".to_owned()), true),
+            (Cause::TooLarge(Size(1)), false),
+        ] {
+            let token_request = Error { path: "/oauth2/token".to_owned(), ..error(cause) };
+            let text = token_request.to_string();
+            let error = error(Cause::NoToken(token_request.into()));
+            assert_eq!(error.is_transient(), is_transient, "{error}");
+            let judgements = [
+                error.is_about_target(),
+                error.is_not_found(),
+                error.is_conflict(),
+                error.is_unrecognized(),
+                error.may_have_taken_effect(),
+                error.is_about_size(Duration::MAX, Duration::ZERO),
+                error.is_overload(),
+            ];
+            assert_eq!(judgements, [false; 7], "{error}");
+            assert_eq!(error.to_string(), text);
+            assert_eq!(error.message(), format!("no access token: {text}"));
         }
     }
 }

@@ -226,7 +226,7 @@ fn interval(rate: Limit<Rate>) -> Option<Duration> {
     rate.number().map(Rate::interval)
 }
 
-/// Waits for `ready`, which must not send anything, or fails as soon as `cancel` is cancelled.
+/// Waits for `ready`, which must not change anything on the server, or fails as soon as `cancel` is cancelled.
 pub(crate) async fn unless_cancelled<T>(
     cancel: &CancellationToken,
     ready: impl Future<Output = T>,

@@ -104,10 +104,9 @@ pub(crate) fn refusal(status: StatusCode, headers: &Headers, body: &[u8], now: T
     }
 }
 
-/// As [`refusal`], for a response of MAS.
+/// As [`refusal`], for a response of MAS's Admin API.
 ///
-/// Its Admin API reports titles without codes, its token endpoint reports codes (RFC 6749), and a request that it cannot
-/// read is answered with plain text.
+/// It reports titles without codes, and a request that it cannot read is answered with plain text.
 pub(crate) fn mas_refusal(
     status: StatusCode,
     headers: &Headers,
@@ -119,29 +118,62 @@ pub(crate) fn mas_refusal(
         title: String,
     }
     #[derive(Deserialize)]
-    #[serde(untagged)]
-    enum Envelope {
-        AdminApi { errors: Vec<Title> },
-        OAuth { error: String, error_description: Option<String> },
+    struct Envelope {
+        errors: Vec<Title>,
     }
+    let errors = match serde_json::from_slice::<Envelope>(body) {
+        Ok(Envelope { errors }) => Some(errors.into_iter().map(|error| error.title).collect()),
+        Err(_) if matches!(status.as_u16(), 400 | 415 | 422) && headers.is_plain_text() => {
+            Some(vec![UNREADABLE_REQUEST.to_owned(), String::from_utf8_lossy(body).into_owned()])
+        }
+        Err(_) => None,
+    };
+    of_mas(errors, status, headers, body, now)
+}
+
+/// As [`refusal`], for a response of MAS's token endpoint, which reports codes (RFC 6749).
+///
+/// Other servers have a field `error` as well, Synapse among them, but hardly with these statuses at this path.
+pub(crate) fn token_refusal(
+    status: StatusCode,
+    headers: &Headers,
+    body: &[u8],
+    now: Timestamp,
+) -> Cause {
+    #[derive(Deserialize)]
+    struct Envelope {
+        error: String,
+        error_description: Option<String>,
+    }
+    let is_possible = matches!(status.as_u16(), 400 | 401 | 403 | 429 | 500..=599);
+    let envelope = serde_json::from_slice::<Envelope>(body).ok().filter(|_| is_possible);
+    let errors = envelope.map(|Envelope { error, error_description }| {
+        std::iter::once(error).chain(error_description).collect()
+    });
+    of_mas(errors, status, headers, body, now)
+}
+
+/// The cause of a response with these errors of MAS; another server responded if there are none.
+fn of_mas(
+    errors: Option<Vec<String>>,
+    status: StatusCode,
+    headers: &Headers,
+    body: &[u8],
+    now: Timestamp,
+) -> Cause {
     const MAX_ERRORS: usize = 5;
     let retry_after = headers
         .retry_after
         .as_deref()
         .and_then(|value| retry_after::from_header(value, headers.date.as_deref(), now));
-    let code = status.as_u16();
-    let errors = match serde_json::from_slice::<Envelope>(body) {
-        Ok(Envelope::AdminApi { errors }) => errors.into_iter().map(|error| error.title).collect(),
-        Ok(Envelope::OAuth { error, error_description }) => {
-            std::iter::once(error).chain(error_description).collect()
+    let status = status.as_u16();
+    match errors {
+        Some(errors) => {
+            let errors = errors.iter().take(MAX_ERRORS).map(|error| one_line(error, 300));
+            Cause::Mas { status, errors: errors.collect(), retry_after }
         }
-        Err(_) if matches!(code, 400 | 415 | 422) && headers.is_plain_text() => {
-            vec![UNREADABLE_REQUEST.to_owned(), String::from_utf8_lossy(body).into_owned()]
-        }
-        Err(_) => return Cause::NotMas { status: code, excerpt: page_title(body), retry_after },
-    };
-    let errors = errors.iter().take(MAX_ERRORS).map(|error: &String| one_line(error, 300));
-    Cause::Mas { status: code, errors: errors.collect(), retry_after }
+        None => Cause::NotMas { status, excerpt: page_title(body), retry_after },
+    }
 }
 
 impl Headers {

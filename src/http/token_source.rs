@@ -6,7 +6,7 @@ use std::sync::Arc;
 use futures_util::future::BoxFuture;
 use secrecy::{ExposeSecret, SecretString};
 
-use super::error::{Cause, Error};
+use super::error::{Cause, Error, NoToken};
 use super::request::Outgoing;
 use super::retry::TokenState;
 use super::token::Token;
@@ -24,7 +24,7 @@ pub enum TokenSource {
 /// Has access tokens issued, and keeps them as long as they are valid.
 pub trait Issuer: fmt::Debug + Send + Sync {
     /// The token now; a new one where there is none that is valid.
-    fn token(&self) -> BoxFuture<'_, Result<SecretString, Error>>;
+    fn token(&self) -> BoxFuture<'_, Result<SecretString, NoToken>>;
 
     /// Takes note that the server refused `token` with `error`; returns whether [`Self::token`] should be asked again.
     fn refused<'a>(&'a self, token: &'a SecretString, error: &'a Error) -> BoxFuture<'a, bool>;
@@ -47,7 +47,10 @@ impl TokenSource {
     pub(super) async fn current(&self, outgoing: &Outgoing<'_>) -> Result<SecretString, Error> {
         match self {
             Self::Configured(token) => Ok(token.current().await),
-            Self::Issued(issuer) => issuer.token().await,
+            Self::Issued(issuer) => {
+                let token = issuer.token().await;
+                token.map_err(|why| outgoing.error(Cause::NoToken(why), None))
+            }
             Self::Absent => {
                 let problem = "there is no access token for it".to_owned();
                 Err(outgoing.error(Cause::NotSent(problem), None))

@@ -76,7 +76,7 @@ pub struct Transport {
 #[derive(Clone, Copy)]
 pub(crate) struct Session<'a> {
     pub monitor: &'a ResponseMonitor,
-    /// Ends the wait for a slot, for the rate limit and for a retry; a response is always waited for.
+    /// Ends the wait for a token, for a slot, for the rate limit and for a retry; a response is always waited for.
     pub cancel: &'a CancellationToken,
     pub clock: &'a Clock,
 }
@@ -185,9 +185,9 @@ impl Transport {
                 outgoing.basic.is_none() && self.token.is_needed_for(outgoing.endpoint);
             let token = match needs_token {
                 true => Some(
-                    self.token
-                        .current(outgoing)
+                    unless_cancelled(session.cancel, self.token.current(outgoing))
                         .await
+                        .unwrap_or_else(|cause| Err(outgoing.error(cause, None)))
                         .map_err(|error| more_certain(error, uncertain.take()))?,
                 ),
                 false => None,
@@ -294,7 +294,7 @@ impl Transport {
                 .await
                 .map_err(|_| outgoing.error(Cause::Lost(client::NO_RESPONSE.to_owned()), None))?,
         };
-        let response = response.map_err(|error| self.no_response(outgoing, &error))?;
+        let response = response.map_err(|error| self.no_response(outgoing, token, &error))?;
         let status = response.status();
         let header = |name| {
             let value: Option<&header::HeaderValue> = response.headers().get(name);
@@ -376,7 +376,12 @@ impl Transport {
                 (cause, advice)
             }
             Api::Mas => {
-                let cause = response::mas_refusal(status, headers, body, clock.now());
+                // Only a request for a token brings credentials of its own.
+                let refusal = match outgoing.basic {
+                    Some(_) => response::token_refusal,
+                    None => response::mas_refusal,
+                };
+                let cause = refusal(status, headers, body, clock.now());
                 let advice = mas_advice::for_refusal(&cause, path);
                 (cause, advice)
             }
@@ -385,18 +390,22 @@ impl Transport {
     }
 
     /// Returns the error for an attempt that got no response.
-    fn no_response(&self, outgoing: &Outgoing<'_>, error: &reqwest::Error) -> Error {
+    fn no_response(
+        &self,
+        outgoing: &Outgoing<'_>,
+        token: Option<&SecretString>,
+        error: &reqwest::Error,
+    ) -> Error {
         let problem = client::root_cause(error);
         if error.is_builder() {
             return outgoing.error(Cause::NotSent(problem), None);
         }
         if !error.is_connect() {
-            let advice = match &self.token {
-                TokenSource::Issued(_) if problem == client::NO_RESPONSE => {
-                    Some(advice::WAITS_FOR_MAS.to_owned())
-                }
-                _ => None,
-            };
+            let may_wait_for_mas = self.api == Api::Synapse
+                && token.is_some()
+                && matches!(self.token, TokenSource::Issued(_))
+                && problem == client::NO_RESPONSE;
+            let advice = may_wait_for_mas.then(|| advice::WAITS_FOR_MAS.to_owned());
             return outgoing.error(Cause::Lost(problem), advice);
         }
         let origin = outgoing.url.origin().ascii_serialization();
@@ -450,12 +459,11 @@ fn sign(outgoing: &Outgoing<'_>, outcome: &Result<Response, Error>, took: Durati
 }
 
 /// Returns the error to report: an earlier one that left the effect uncertain, unless `last` does so itself or is final.
+///
+/// An attempt without a token was not made, and is final for nothing.
 fn more_certain(last: Error, uncertain: Option<Error>) -> Error {
-    if last.is_transient() && !last.may_have_taken_effect() {
-        uncertain.unwrap_or(last)
-    } else {
-        last
-    }
+    let is_final = !last.is_transient() && !matches!(last.cause, Cause::NoToken(_));
+    if !is_final && !last.may_have_taken_effect() { uncertain.unwrap_or(last) } else { last }
 }
 
 impl std::fmt::Debug for Transport {
@@ -467,6 +475,7 @@ impl std::fmt::Debug for Transport {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::http::error::NoToken;
     use crate::http::pace::LimitValues;
     use crate::http::request::Repeat;
     use crate::http::token::Token;
@@ -511,5 +520,17 @@ mod tests {
             error.message(),
             "the request could not be built and was not sent: failed to parse header value"
         );
+    }
+
+    #[test]
+    fn an_attempt_for_which_there_was_no_token_leaves_an_earlier_one_uncertain() {
+        let error =
+            |cause| Error { method: Method::DELETE, path: "/link".to_owned(), cause, advice: None };
+        let lost = || error(Cause::Lost("cut".to_owned()));
+        let no_token = || error(Cause::NoToken(NoToken::Problem("locked".to_owned())));
+        assert!(more_certain(no_token(), Some(lost())).may_have_taken_effect());
+        assert!(!more_certain(no_token(), None).may_have_taken_effect());
+        let gone = Cause::Mas { status: 404, errors: Vec::new(), retry_after: None };
+        assert!(more_certain(error(gone), Some(lost())).is_not_found());
     }
 }

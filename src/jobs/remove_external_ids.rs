@@ -36,7 +36,7 @@ impl Job for RemoveExternalIds {
         because Synapse cannot check that a list is unchanged when it replaces it, an id linked within these few milliseconds is lost. A user who has no password and loses their only id can no longer log in. \
         Where the Matrix Authentication Service manages the accounts, removes its upstream links instead, by the state of its accounts; it needs [homeservers.NAME.mas]. \
         Each link is read again right before it is deleted. Sessions continue. With `on_conflict: add` at the provider, a removed link returns at the next login; with `fail`, the default, \
-        an active user can no longer log in through it. MAS does not report who has a password, so keep_last counts links only. The external ids in Synapse, `oauth-delegated` among them, mean nothing there and are not changed.";
+        an active user can no longer log in through it. MAS does not report who has a password, so keep_last counts links only; with it, links are deleted one at a time. The external ids in Synapse, `oauth-delegated` among them, mean nothing there and are not changed.";
     const KEYS: &'static [Key] = Keys::KEYS;
     const ACTION: Action = Action::RemoveExternalId;
     const UNDO: Undo = Undo::By(restoration::restoration);

@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::ulid::Ulid;
 use crate::http::{
-    Cause, Error, Form, Issuer, Response, ResponseMonitor, Session, Token, Transport,
+    Cause, Error, Form, Issuer, NoToken, Response, ResponseMonitor, Session, Token, Transport,
     validate_token,
 };
 use crate::values::clock::Clock;
@@ -33,7 +33,7 @@ pub(super) struct ClientCredentials {
 #[derive(Default)]
 struct State {
     token: Option<Issued>,
-    /// Why MAS does not accept the credentials.
+    /// Why the last request for a token failed.
     failure: Option<Failure>,
     /// When a token was last replaced because MAS refused it.
     replaced_at: Option<Instant>,
@@ -78,8 +78,9 @@ impl ClientCredentials {
         Self { client_id, secret, listeners, clock, state: Mutex::default() }
     }
 
-    /// Concurrent requests wait for the one that asks MAS, and share its result.
+    /// Concurrent requests wait for the one that asks MAS, and share its result, be it a failure.
     async fn current(&self) -> Result<SecretString, Error> {
+        let asked_at = Instant::now();
         let mut state = self.state.lock().await;
         let now = Instant::now();
         if let Some(issued) = state.token.as_ref().filter(|issued| now < issued.renew_at) {
@@ -87,8 +88,7 @@ impl ClientCredentials {
         }
         let secret = self.secret.current().await;
         if let Some(failure) = &state.failure
-            && now < failure.at + RETRY_INTERVAL
-            && failure.secret.expose_secret() == secret.expose_secret()
+            && (failure.at >= asked_at || failure.is_final(now, &secret))
         {
             return Err(failure.error.clone());
         }
@@ -96,10 +96,8 @@ impl ClientCredentials {
         match self.issue(&mut state.listener, &secret).await {
             Ok(issued) => Ok(state.token.insert(issued).token.clone()),
             Err(error) => {
-                if !error.is_transient() {
-                    let at = Instant::now();
-                    state.failure = Some(Failure { error: error.clone(), at, secret });
-                }
+                let at = Instant::now();
+                state.failure = Some(Failure { error: error.clone(), at, secret });
                 Err(error)
             }
         }
@@ -140,6 +138,15 @@ impl ClientCredentials {
     }
 }
 
+impl Failure {
+    /// Whether MAS does not accept these credentials, and need not be asked again yet.
+    fn is_final(&self, now: Instant, secret: &SecretString) -> bool {
+        !self.error.is_transient()
+            && now < self.at + RETRY_INTERVAL
+            && self.secret.expose_secret() == secret.expose_secret()
+    }
+}
+
 /// The token in a response to a request that was sent at `asked_at`.
 fn issued(response: &Response, asked_at: Instant) -> Result<Issued, Error> {
     #[derive(Deserialize)]
@@ -161,8 +168,8 @@ fn issued(response: &Response, asked_at: Instant) -> Result<Issued, Error> {
 }
 
 impl Issuer for ClientCredentials {
-    fn token(&self) -> BoxFuture<'_, Result<SecretString, Error>> {
-        self.current().boxed()
+    fn token(&self) -> BoxFuture<'_, Result<SecretString, NoToken>> {
+        async { Ok(self.current().await?) }.boxed()
     }
 
     fn refused<'a>(&'a self, token: &'a SecretString, error: &'a Error) -> BoxFuture<'a, bool> {

@@ -5,12 +5,11 @@ use std::collections::BTreeSet;
 use percent_encoding::percent_decode_str;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
-use tokio::time::Instant;
 
 use super::reader::Reader;
 use super::resources::Resource;
 use super::ulid::Ulid;
-use crate::http::{Error, MIN_PAGE_ROWS, Repeat, Response};
+use crate::http::{Error, Response};
 
 /// Part of a list.
 #[derive(Debug)]
@@ -102,40 +101,23 @@ impl Reader {
         Ok((response, Page { rows: list.data, next }))
     }
 
-    /// Fetches a page, as large as MAS can serve it; returns also the most rows that it may have.
+    /// Fetches a page; returns also the most rows that it may have.
     async fn fetch_page(
         &self,
         endpoint: &'static str,
         filters: &[Filter<'_>],
         after: Option<&Ulid>,
     ) -> Result<(usize, Response), Error> {
-        // A page that takes too long would take as long again; any other failure is retried as usual.
-        let mut repeat = Repeat::IfNotApplied;
-        loop {
-            let rows = self.page_sizes.of(endpoint, MAX_PAGE_ROWS);
-            if rows == MIN_PAGE_ROWS {
-                repeat = Repeat::Always;
-            }
+        let timeout = self.connection.admin_api.request_timeout();
+        let fetched = self.page_sizes.fetch(endpoint, MAX_PAGE_ROWS, timeout, |repeat, rows| {
             let mut query: Vec<(&'static str, String)> =
                 filters.iter().map(|(name, value)| (*name, (*value).to_owned())).collect();
             query.push(("count", "false".to_owned()));
             query.push(("page[first]", rows.to_string()));
             query.extend(after.map(|id| ("page[after]", id.to_string())));
-            let start = Instant::now();
-            let error = match self.get_repeatedly(repeat, endpoint, &[], query).await {
-                Ok(response) => return Ok((rows, response)),
-                Err(error) => error,
-            };
-            let timeout = self.connection.admin_api.request_timeout();
-            if rows > MIN_PAGE_ROWS && error.is_about_size(start.elapsed(), timeout) {
-                self.page_sizes.halve(endpoint, rows);
-                tracing::debug!(target: "microglia::homeserver", "a page of {rows} rows is too large for MAS: {error}");
-            } else if repeat == Repeat::IfNotApplied && error.is_transient() {
-                repeat = Repeat::Always;
-            } else {
-                return Err(error);
-            }
-        }
+            self.get_repeatedly(repeat, endpoint, &[], query)
+        });
+        fetched.await
     }
 }
 

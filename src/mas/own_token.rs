@@ -1,22 +1,23 @@
 //! The token with which the program acts as its account on the homeserver: a personal session of a device of its own.
 
 use std::fmt;
+use std::io::ErrorKind;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
-use reqwest::Method;
 use secrecy::{ExposeSecret, SecretString};
 use tokio::time::Instant;
 
+use super::account::usable_account;
 use super::connection::Connection;
 use super::personal_sessions::{IssuedToken, PersonalSessions};
-use super::queries::SESSIONS;
 use super::reader::Reader;
 use super::token_file::{FileLock, Kept, KeptToken, TokenFile};
-use crate::http::{Cause, Error, Issuer};
+use super::ulid::Ulid;
+use crate::http::{Cause, Error, Issuer, NoToken};
 use crate::values::clock::{Clock, Timestamp};
 use crate::values::random::random_bytes;
 
@@ -63,7 +64,7 @@ struct State {
     received_at: Option<Instant>,
     /// Whether the token was renewed because the one before was refused.
     replaces_refused: bool,
-    failure: Option<(Error, Instant)>,
+    failure: Option<(NoToken, Instant)>,
 }
 
 /// What a request finds.
@@ -71,7 +72,7 @@ enum Found {
     Valid(SecretString),
     /// It is valid, and should be renewed.
     Due(SecretString),
-    Failed(Error),
+    Failed(NoToken),
     Nothing,
 }
 
@@ -114,10 +115,11 @@ impl OwnToken {
         }))
     }
 
-    async fn current(&self) -> Result<SecretString, Error> {
+    async fn current(&self) -> Result<SecretString, NoToken> {
+        let asked_at = Instant::now();
         Inner::load(&self.0).await?;
         let inner = &self.0;
-        match inner.found() {
+        match inner.found(asked_at) {
             Found::Valid(token) => Ok(token),
             Found::Failed(error) => Err(error),
             // One request renews it; the others go on with the old one.
@@ -127,7 +129,7 @@ impl OwnToken {
             },
             Found::Nothing => {
                 let guard = Arc::clone(&inner.renewing).lock_owned().await;
-                match inner.found() {
+                match inner.found(asked_at) {
                     Found::Valid(token) | Found::Due(token) => Ok(token),
                     Found::Failed(error) => Err(error),
                     Found::Nothing => Inner::renew(inner, guard).await,
@@ -175,7 +177,8 @@ impl Inner {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn found(&self) -> Found {
+    /// What a request finds that needs a token since `asked_at`.
+    fn found(&self, asked_at: Instant) -> Found {
         let (state, now) = (self.state(), self.clock.now());
         let issued = state.kept.as_ref().and_then(|kept| kept.issued.as_ref());
         let failure =
@@ -185,15 +188,16 @@ impl Inner {
                 Found::Valid(issued.token.clone())
             }
             Some(issued) => Found::Due(issued.token.clone()),
-            None => match failure.filter(|(error, _)| !error.is_transient()) {
-                Some((error, _)) => Found::Failed(error.clone()),
+            // Those who waited for a renewal share its failure, also one that may pass.
+            None => match failure.filter(|(why, at)| !why.is_transient() || *at >= asked_at) {
+                Some((why, _)) => Found::Failed(why.clone()),
                 None => Found::Nothing,
             },
         }
     }
 
     /// Reads the file at the first request.
-    async fn load(self: &Arc<Self>) -> Result<(), Error> {
+    async fn load(self: &Arc<Self>) -> Result<(), NoToken> {
         if self.state().is_loaded {
             return Ok(());
         }
@@ -210,7 +214,7 @@ impl Inner {
     }
 
     /// What is kept; a token that was issued for something else is left out.
-    async fn read(self: &Arc<Self>) -> Result<Option<Kept>, Error> {
+    async fn read(self: &Arc<Self>) -> Result<Option<Kept>, NoToken> {
         let mut kept = self.blocking(TokenFile::read).await?;
         if let Some(kept) = &mut kept
             && kept.issued.as_ref().is_some_and(|issued| issued.bound_to != self.bound_to)
@@ -223,17 +227,23 @@ impl Inner {
     async fn blocking<T: Send + 'static>(
         self: &Arc<Self>,
         work: impl FnOnce(&TokenFile) -> std::io::Result<T> + Send + 'static,
-    ) -> Result<T, Error> {
+    ) -> Result<T, NoToken> {
         let inner = Arc::clone(self);
         let done = tokio::task::spawn_blocking(move || work(&inner.file)).await;
-        let why = match done {
+        let error = match done {
             Ok(Ok(done)) => return Ok(done),
-            Ok(Err(error)) => error.to_string(),
-            Err(error) => error.to_string(),
+            Ok(Err(error)) => error,
+            Err(error) => error.into(),
+        };
+        let advice = match error.kind() {
+            ErrorKind::PermissionDenied | ErrorKind::NotFound => {
+                ". Run microglia as the owner of the state directory, which must exist"
+            }
+            _ => "",
         };
         let path = self.file.path();
-        Err(problem(format!(
-            "cannot keep the program's own token in {}: {why}. Run microglia as the owner of the state directory, which must exist",
+        Err(NoToken::Problem(format!(
+            "cannot keep the program's own token in {}: {error}{advice}",
             path.display()
         )))
     }
@@ -242,30 +252,32 @@ impl Inner {
     async fn renew(
         inner: &Arc<Self>,
         guard: tokio::sync::OwnedMutexGuard<()>,
-    ) -> Result<SecretString, Error> {
+    ) -> Result<SecretString, NoToken> {
         let inner = Arc::clone(inner);
         let renewal = tokio::spawn(async move {
             let renewed = inner.renewed().await;
-            if let Err(error) = &renewed {
-                inner.failed(error);
+            if let Err(why) = &renewed {
+                inner.failed(why);
             }
             drop(guard);
             renewed
         });
-        renewal.await.unwrap_or_else(|error| Err(problem(format!("the renewal failed: {error}"))))
+        renewal.await.unwrap_or_else(|error| {
+            Err(NoToken::Problem(format!("the renewal of the access token failed: {error}")))
+        })
     }
 
-    fn failed(&self, error: &Error) {
+    fn failed(&self, why: &NoToken) {
         let mut state = self.state();
-        let text = error.to_string();
+        let text = why.to_string();
         let is_new = state.failure.as_ref().is_none_or(|(last, _)| last.to_string() != text);
-        state.failure = Some((error.clone(), Instant::now()));
+        state.failure = Some((why.clone(), Instant::now()));
         if is_new {
             tracing::warn!(target: "microglia::homeserver", homeserver = %self.homeserver, "{}: cannot obtain an access token from MAS: {text}", self.homeserver);
         }
     }
 
-    async fn renewed(self: &Arc<Self>) -> Result<SecretString, Error> {
+    async fn renewed(self: &Arc<Self>) -> Result<SecretString, NoToken> {
         let _lock = self.lock().await?;
         let kept = self.read().await?;
         // Another process may have renewed it.
@@ -321,8 +333,8 @@ impl Inner {
         let token = self.adopt(Some(kept), &issued, what);
         self.state().replaces_refused = was_refused;
         // It is valid all the same; the next start looks for its session and renews it.
-        if let Err(error) = saved {
-            self.failed(&error);
+        if let Err(why) = saved {
+            self.failed(&why);
         }
         Ok(token)
     }
@@ -347,44 +359,32 @@ impl Inner {
         issued.token.clone()
     }
 
-    async fn lock(self: &Arc<Self>) -> Result<FileLock, Error> {
+    async fn lock(self: &Arc<Self>) -> Result<FileLock, NoToken> {
         let deadline = Instant::now() + LOCK_TIMEOUT;
         loop {
             if let Some(lock) = self.blocking(TokenFile::try_lock).await? {
                 return Ok(lock);
             }
             if Instant::now() >= deadline {
-                return Err(problem(
-                    "another process of microglia has been renewing the token for two minutes"
-                        .to_owned(),
-                ));
+                return Err(NoToken::Busy(format!(
+                    "another process of microglia has been renewing the access token in {} for two minutes",
+                    self.file.path().display()
+                )));
             }
             tokio::time::sleep(LOCK_POLL).await;
         }
     }
 
     /// The account, if it can have a token.
-    async fn actor(&self) -> Result<super::ulid::Ulid, Error> {
-        let account = &self.account;
-        let Some(user) = self.reader.user_by_name(account).await? else {
-            return Err(problem(format!(
-                "MAS has no account `{account}`: create it (mas-cli manage register-user {account}), or correct `account` in [homeservers.{}.mas]",
-                self.homeserver
-            )));
-        };
-        let state = if user.attributes.deactivated_at.is_some() {
-            "deactivated: reactivate it"
-        } else if user.attributes.locked_at.is_some() {
-            "locked: unlock it"
-        } else {
-            return Ok(user.id);
-        };
-        Err(problem(format!("the account `{account}` is {state} in MAS, or use another one")))
+    async fn actor(&self) -> Result<Ulid, NoToken> {
+        let found = self.reader.user_by_name(&self.account).await?;
+        let user = usable_account(found, &self.account, &self.homeserver);
+        Ok(user.map_err(NoToken::Problem)?.id)
     }
 }
 
 impl Issuer for OwnToken {
-    fn token(&self) -> BoxFuture<'_, Result<SecretString, Error>> {
+    fn token(&self) -> BoxFuture<'_, Result<SecretString, NoToken>> {
         self.current().boxed()
     }
 
@@ -428,15 +428,6 @@ fn no_session(error: Error) -> Error {
     }
     let advice = "MAS could not create the device of the session in Synapse: check that Synapse is running, and that the account has logged in once, so that Synapse has it";
     Error { advice: Some(advice.to_owned()), ..error }
-}
-
-fn problem(text: String) -> Error {
-    Error {
-        method: Method::POST,
-        path: SESSIONS.to_owned(),
-        cause: Cause::Unexpected(text),
-        advice: None,
-    }
 }
 
 impl fmt::Debug for OwnToken {

@@ -22,7 +22,6 @@ pub enum UserStatus {
 #[derive(Debug, Clone, Copy)]
 pub enum Links<'a> {
     All,
-    OfProvider(&'a Ulid),
     OfUser(&'a Ulid),
 }
 
@@ -72,7 +71,7 @@ impl Reader {
         self.list("/api/admin/v1/upstream-oauth-providers", &[]).await
     }
 
-    /// Links with all identities, or those of one provider or user; an error if that does not exist.
+    /// Links with all identities, or those of one user; an error if that does not exist.
     pub async fn links(&self, links: Links<'_>) -> Result<Vec<Resource<Link>>, Error> {
         self.list(LINKS, links.filter().as_slice()).await
     }
@@ -166,7 +165,6 @@ impl<'a> Links<'a> {
     fn filter(self) -> Option<(&'static str, &'a str)> {
         match self {
             Self::All => None,
-            Self::OfProvider(id) => Some(("filter[provider]", id.as_str())),
             Self::OfUser(id) => Some(("filter[user]", id.as_str())),
         }
     }

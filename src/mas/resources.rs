@@ -45,6 +45,7 @@ pub struct Provider {
 /// The link between an identity at a provider and an account.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct Link {
+    pub created_at: Timestamp,
     pub provider_id: Ulid,
     /// The identity; unique at its provider.
     #[serde(deserialize_with = "bounded")]

@@ -1,6 +1,6 @@
 //! The file that keeps the program's own token across restarts, in the directory `tokens` of the state directory.
 
-use std::fs::{File, TryLockError};
+use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
@@ -14,6 +14,7 @@ use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
 
 use super::ulid::Ulid;
+use crate::values::lock_file;
 
 /// A file that only its owner can read, which is never reached through a link, and replaced as a whole.
 #[derive(Debug)]
@@ -121,14 +122,13 @@ impl TokenFile {
             | OFlag::O_NOFOLLOW
             | OFlag::O_NONBLOCK
             | OFlag::O_CLOEXEC;
-        let mode = Mode::from_bits_truncate(0o600);
-        let opened = openat(&self.directory()?, self.hidden("lock").as_str(), flags, mode);
-        let file = File::from(opened.map_err(Self::refused)?);
-        match file.try_lock() {
-            Ok(()) => Ok(Some(FileLock { _file: file })),
-            Err(TryLockError::WouldBlock) => Ok(None),
-            Err(TryLockError::Error(error)) => Err(error),
-        }
+        let (name, mode) = (self.hidden("lock"), Mode::from_bits_truncate(0o600));
+        let path = self.state_dir.join(DIRECTORY).join(&name);
+        let file = lock_file::try_lock(&path, || {
+            let opened = openat(&self.directory()?, name.as_str(), flags, mode);
+            Ok(File::from(opened.map_err(Self::refused)?))
+        })?;
+        Ok(file.map(|file| FileLock { _file: file }))
     }
 
     /// The name of a file beside it, which no homeserver can have: names do not begin with a dot.

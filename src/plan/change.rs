@@ -113,7 +113,8 @@ pub enum Lane {
     /// A change of external ids: one at a time for the whole homeserver, whatever the limits, the job or the process.
     ///
     /// Each process of Synapse caches the owner of an id. When changes overlap, some are announced to its workers out of
-    /// order and dropped there, and a removed id can still log in (measured with 1.163).
+    /// order and dropped there, and a removed id can still log in (measured with 1.163). Also a link in MAS whose removal
+    /// depends on the others of its account.
     ExternalIds,
     /// A media call: one at a time for the whole homeserver, whatever the job or the process, and none while a lost one may
     /// still be in progress.

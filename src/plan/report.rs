@@ -148,6 +148,8 @@ string_enum! {
         RecentlyDeactivated = "recently-deactivated",
         /// A link of no account (`orphans`).
         Orphan = "orphan",
+        /// A link of no account that was created within the last day.
+        RecentOrphan = "recent-orphan",
         Quarantined = "quarantined",
         Protected = "protected",
         /// Synapse kept the file before, most likely as an avatar.

@@ -146,8 +146,10 @@ impl Sender<'_> {
                 return Step::Unanswered(task, record, error);
             }
             Err(error) => {
-                // Not applied: it is planned again by the next attempt, if there is one.
-                (record.state, record.detail) = if error.is_transient() {
+                // Not applied: it is planned again by the next attempt, if there is one, or by the next run.
+                let stays_planned =
+                    error.is_transient() || matches!(error.cause, Cause::NoToken(_));
+                (record.state, record.detail) = if stays_planned {
                     (State::Planned, None)
                 } else {
                     (State::Failed, Some(error.message()))

@@ -96,9 +96,7 @@ impl Authenticator {
         let device_name = format!("microglia, first login {now}");
         body["initial_device_display_name"] = device_name.as_str().into();
         let response = self.post(LOGIN_ENDPOINT, body).await?;
-        // The error must not quote the body, which may contain a token.
-        let session: LoggedIn = serde_json::from_slice(&response.body)
-            .map_err(|_| response.unexpected("the response to the login has no valid session"))?;
+        let session: LoggedIn = response.decode_secret()?;
         validate_token(&session.access_token)
             .map_err(|problem| response.unexpected(format!("the new access token {problem}")))?;
         Ok(NewSession {

@@ -1,6 +1,6 @@
 //! One file per kind: what it must do, and what it must leave alone.
 
-mod in_process;
+pub mod in_process;
 mod join_rooms;
 mod purge_local_media;
 mod purge_remote_media;

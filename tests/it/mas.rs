@@ -74,7 +74,7 @@ impl Setup {
     }
 
     /// An error with names in place of addresses.
-    fn text(&self, error: &microglia::http::Error) -> String {
+    fn text(&self, error: &impl std::fmt::Display) -> String {
         error
             .to_string()
             .replace(&self.public.url(), "PUBLIC")

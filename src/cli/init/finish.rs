@@ -45,7 +45,7 @@ pub(super) async fn finish(path: &Path, draft: &Draft, clock: &Clock) -> Result<
     print_message(&format!("\nThe plan of {job} (this takes at most {limit}):"));
     let config = load(path, clock).await?;
     become_owner(&config.daemon.state_dir)?;
-    let outcome = run::preview(&config, job, PLAN_TIME_LIMIT, clock).await?;
+    let outcome = Box::pin(run::preview(&config, job, PLAN_TIME_LIMIT, clock)).await?;
     if outcome == Some(Outcome::TimedOut) {
         print_message("This is a large homeserver: a run may take longer than this preview.");
     }

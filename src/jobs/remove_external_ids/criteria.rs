@@ -18,6 +18,11 @@ impl Keys {
             && self.external_ids.iter().any(|glob| glob.matches(&id.external_id))
     }
 
+    /// Whether neither `users` nor `except_users` restricts the accounts.
+    pub(super) fn names_all_users(&self) -> bool {
+        self.users.iter().any(|glob| glob.0.text == "*") && self.except_users.is_empty()
+    }
+
     /// Why an account is not even read, as far as the list of accounts shows.
     pub(super) fn exempt(&self, row: &UserRow) -> Option<Exempt> {
         if row.admin && !self.include_admins {

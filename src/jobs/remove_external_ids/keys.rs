@@ -29,7 +29,7 @@ schema! {
         pub keep_last: bool = "false",
         /// MAS only: processes deactivated accounts only after they have been deactivated for this long.
         pub deactivated_for: Option<HumanDuration> where "\"0s\"" to "\"3650d\"",
-        /// MAS only: also removes links of the providers that belong to no account, which a login that was not completed leaves behind.
+        /// MAS only: also removes links of the providers that belong to no account and are older than a day, which a login that was not completed leaves behind.
         pub orphans: bool = "false",
     }
 }
@@ -77,10 +77,6 @@ impl AccountState {
 pub struct Accounts(Vec<AccountState>);
 
 impl Accounts {
-    pub(super) fn is_all(&self) -> bool {
-        AccountState::ALL.iter().all(|state| self.include(*state))
-    }
-
     pub(super) fn include(&self, state: AccountState) -> bool {
         self.0.contains(&state)
     }

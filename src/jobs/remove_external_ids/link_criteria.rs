@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use chrono::TimeDelta;
+
 use super::keys::{AccountState, Keys};
 use super::upstream_providers::UpstreamProviders;
 use crate::mas::{Link, Resource, User, UserStatus};
@@ -13,12 +15,15 @@ use crate::values::glob::{Matched, Selection, select};
 pub(super) struct LinkCriteria {
     pub keys: Arc<Keys>,
     pub providers: UpstreamProviders,
-    /// The start of the run, from which `deactivated_for` counts back.
+    /// The start of the run, from which `deactivated_for` and the age of orphans count back.
     pub started_at: Timestamp,
     pub server_name: String,
     /// The Matrix id of the account of the token.
     pub own: String,
 }
+
+/// How old a link without an account must be: a person may take long to complete a registration.
+const MIN_ORPHAN_AGE: TimeDelta = TimeDelta::days(1);
 
 /// What the job does with the links of an account.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,9 +50,10 @@ impl LinkCriteria {
         let exempt = match select(&user_id, &keys.users, &keys.except_users, seen) {
             Selection::Unmatched => return Verdict::Ignore,
             Selection::Excluded => Some(Exempt::Excluded),
+            // First, because accounts in other states are not always read.
+            Selection::Chosen if !self.is_in_selected_state(user) => Some(Exempt::NotSelected),
             Selection::Chosen if user_id == self.own => Some(Exempt::OwnAccount),
             Selection::Chosen if user.admin && !keys.include_admins => Some(Exempt::Admin),
-            Selection::Chosen if !self.is_in_selected_state(user) => Some(Exempt::NotSelected),
             Selection::Chosen if self.is_recently_deactivated(user) => {
                 Some(Exempt::RecentlyDeactivated)
             }
@@ -70,6 +76,11 @@ impl LinkCriteria {
         at > self.started_at - least.as_chrono()
     }
 
+    /// Whether a login may be in progress that created the link and has not created its account yet.
+    pub fn is_recent_orphan(&self, link: &Link) -> bool {
+        link.user_id.is_none() && link.created_at > self.started_at - MIN_ORPHAN_AGE
+    }
+
     /// Whether `link` is one of those that remain and with which its user can log in.
     pub fn remains_usable(&self, link: &Link) -> bool {
         !self.matches(link) && self.providers.is_enabled(&link.provider_id)
@@ -87,7 +98,12 @@ impl LinkCriteria {
     }
 
     /// The lists that together have all accounts in the selected states; `None` for the list of all accounts.
+    ///
+    /// Which accounts the patterns name shows only in the list of all.
     pub fn statuses(&self) -> Option<Vec<UserStatus>> {
+        if !self.keys.names_all_users() {
+            return None;
+        }
         let accounts = &self.keys.accounts;
         let selected = [
             (AccountState::Active, UserStatus::Active),

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::link_criteria::{LinkCriteria, Verdict};
 use crate::http::Cause;
 use crate::mas::{self, Link, Links, Resource};
-use crate::plan::change::{Change, ChangeResult, Check, Warning};
+use crate::plan::change::{Change, ChangeResult, Check, Lane, Warning};
 use crate::plan::report::Action;
 use crate::synapse::{Error, Reader, Writer};
 use crate::values::glob::Matched;
@@ -35,7 +35,10 @@ impl LinkRemoval {
         if !is_same(&now) {
             return Ok(Some("the link changed since the plan"));
         }
-        let Some(user_id) = &planned.user_id else { return Ok(None) };
+        let Some(user_id) = &planned.user_id else {
+            let is_recent = self.criteria.is_recent_orphan(&now);
+            return Ok(is_recent.then_some("the link was created within the last day"));
+        };
         let Some(user) = mas.user(user_id).await? else {
             return Ok(Some("the account of the link no longer exists"));
         };
@@ -62,6 +65,11 @@ impl Change for LinkRemoval {
         self.target.clone()
     }
 
+    /// With `keep_last`, two links of one account, of two jobs or processes, must not each count the other as what remains.
+    fn lane(&self) -> Lane {
+        if self.criteria.keys.keep_last { Lane::ExternalIds } else { Lane::Free }
+    }
+
     fn warning(&self) -> Option<Warning> {
         self.warning
     }
@@ -72,7 +80,8 @@ impl Change for LinkRemoval {
             if let Some(obstacle) = self.obstacle(mas).await? {
                 return Ok(Check::Skip(obstacle.to_owned()));
             }
-            let Link { provider_id, subject, user_id, human_account_name } = &self.link.attributes;
+            let Link { provider_id, subject, user_id, human_account_name, .. } =
+                &self.link.attributes;
             Ok(Check::Proceed(Some(json!({
                 "link_id": self.link.id.as_str(),
                 "user_id": user_id.as_ref().map(mas::Ulid::as_str),

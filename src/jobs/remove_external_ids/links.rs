@@ -1,4 +1,4 @@
-//! Plans the removal of links in MAS: all links are read once, and joined in memory with the accounts in the selected states.
+//! Plans the removal of links in MAS: all links are read once, and joined in memory with the accounts.
 //!
 //! Not in rounds: whether a link is its account's last one shows only in all of them, and a page has a thousand.
 
@@ -118,7 +118,7 @@ impl FoundLinks {
     }
 }
 
-/// The accounts in the selected states that have a matching link.
+/// The accounts that have a matching link; those in the selected states at least.
 struct Users {
     by_id: HashMap<Ulid, User>,
     /// Which patterns matched an account that was read.
@@ -185,14 +185,16 @@ impl Planning<'_> {
         let identity = format!("{provider}:{}", link.attributes.subject);
         let Some(user_id) = &link.attributes.user_id else {
             let target = format!("no account -> {identity}");
-            if criteria.keys.orphans {
-                self.remove(link, target, None);
-            } else {
+            if !criteria.keys.orphans {
                 plan.leave_alone(Exempt::Orphan, || target);
+            } else if criteria.is_recent_orphan(&link.attributes) {
+                plan.leave_alone(Exempt::RecentOrphan, || target);
+            } else {
+                self.remove(link, target, None);
             }
             return;
         };
-        // Its state is another one, or the account is new.
+        // It is in another state, or new.
         let Some(user) = self.users.by_id.get(user_id) else {
             plan.leave_alone(Exempt::NotSelected, || format!("account {user_id} -> {identity}"));
             return;
@@ -234,12 +236,8 @@ fn note(
     {
         plan.notes.push(format!("`{}` matched no id of these providers", glob.text));
     }
-    let among = match keys.accounts.is_all() {
-        true => "no account",
-        false => "no account in these states",
-    };
     for pattern in unmatched(&keys.users, &keys.except_users, users) {
-        plan.notes.push(format!("`{pattern}` matched {among}"));
+        plan.notes.push(format!("`{pattern}` matched no account"));
     }
     if keys.keep_last && plan.left_alone.contains_key(&Exempt::LastId) {
         plan.notes.push(

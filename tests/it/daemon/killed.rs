@@ -1,10 +1,10 @@
 //! The daemon killed by kill -9: no change is lost, none is made twice, and the next start finishes the work.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::*;
-use crate::fake::{Fault, Seen, TOKEN, Trouble};
+use crate::fake::{CLIENT_ID, CLIENT_SECRET, Fault, Provider, Seen, TOKEN, Trouble};
 use crate::homeserver::Synapse;
 use crate::program::until;
 
@@ -187,20 +187,19 @@ fn random() -> fastrand::Rng {
 }
 
 /// Kills a run again and again, at random times, and compares the homeserver's state with the history.
+///
+/// `user_of` is the user that a request changes, as in [`user_in`].
 async fn killed_at_random(
     fake: &Fake,
-    job: &str,
-    change: impl Fn(&Seen) -> bool,
+    program: &Program,
+    name: &str,
+    user_of: impl Fn(&Seen) -> Option<String>,
     in_flight: usize,
 ) {
-    let program = Program::new(&fake.url(), TOKEN, job);
-    let name = job.split(['.', ']']).nth(1).unwrap();
     let mut random = random();
     let mut seen: Vec<BTreeSet<String>> = Vec::new();
     let seen_since = |start: usize| {
-        let requests = fake.requests();
-        let fitting = requests[start..].iter().filter(|seen| change(seen));
-        fitting.map(|seen| user_in(&format!("{}{}", seen.path, seen.body))).collect::<BTreeSet<_>>()
+        fake.requests()[start..].iter().filter_map(&user_of).collect::<BTreeSet<_>>()
     };
     for _ in 0..10 {
         let start = fake.requests().len();
@@ -218,7 +217,7 @@ async fn killed_at_random(
     seen.push(seen_since(start));
     let (mut made_so_far, mut unknown_in_all) = (BTreeSet::new(), 0);
     for (seen, run) in seen.iter().zip(1..) {
-        let (made, unknown) = named(&program, run).await;
+        let (made, unknown) = named(program, run).await;
         assert!(seen.is_subset(&(&made | &unknown)), "run {run}: {seen:?}, {made:?}, {unknown:?}");
         assert!(made.is_subset(seen), "run {run}: {made:?} of {seen:?}");
         assert!(unknown.len() <= in_flight, "run {run}: {unknown:?}");
@@ -242,7 +241,9 @@ async fn the_history_contains_every_removal_that_may_have_been_made_before_a_kil
     let fake = Fake::of(world);
     fake.fault(mostly_in_flight("PUT", "/"));
     let job = "[jobs.ids]\nkind = \"remove-external-ids\"\nmode = \"apply\"\nproviders = [\"saml\"]\naccounts = \"all\"\n";
-    killed_at_random(&fake, job, |seen| seen.method == "PUT", 4).await;
+    let program = Program::new(&fake.url(), TOKEN, job);
+    let removal = |seen: &Seen| (seen.method == "PUT").then(|| user_in(&seen.path));
+    killed_at_random(&fake, &program, "ids", removal, 4).await;
     fake.world(|world| assert!(world.users.values().all(|user| user.external_ids.is_empty())));
 }
 
@@ -251,9 +252,48 @@ async fn the_history_contains_every_join_that_may_have_been_made_before_a_kill()
     let fake = with_lobby(500);
     fake.world(|world| world.latency = Duration::from_millis(4));
     fake.fault(mostly_in_flight("POST", JOIN));
-    let joins = |seen: &Seen| seen.method == "POST" && seen.path.starts_with(JOIN);
-    killed_at_random(&fake, &sweep("lobby", 1000, ""), joins, 1).await;
+    let program = Program::new(&fake.url(), TOKEN, &sweep("lobby", 1000, ""));
+    let join = |seen: &Seen| {
+        (seen.method == "POST" && seen.path.starts_with(JOIN)).then(|| user_in(&seen.body))
+    };
+    killed_at_random(&fake, &program, "lobby", join, 1).await;
     assert_eq!((joined(&fake), fake.count("POST", JOIN)), (500, 500), "nobody was joined twice");
+}
+
+#[tokio::test]
+async fn the_history_contains_every_link_that_may_have_been_removed_from_mas_before_a_kill() {
+    const LINKS: &str = "/api/admin/v1/upstream-oauth-links/";
+    let fake = Fake::start();
+    let (public, internal) = fake.mas();
+    let subjects: BTreeMap<String, String> = fake.world(|world| {
+        world.latency = Duration::from_millis(2);
+        let service = &mut world.auth_service;
+        service.user("microglia");
+        let google = Provider { human_name: Some("Google".to_owned()), ..Provider::default() };
+        let provider = service.provider(google);
+        let links = (0..500).map(|number| {
+            let name = format!("user{number:06}");
+            let user = service.user(&name);
+            let at = Some("2026-01-01T00:00:00Z".to_owned());
+            service.users.get_mut(&user).unwrap().deactivated_at = at;
+            (service.link(&provider, &name, Some(&user)), name)
+        });
+        links.collect()
+    });
+    let program = Program::with_config(&format!(
+        "[daemon]\nstate_dir = \"state\"\n[homeservers.main]\nurl = \"{}\"\nmax_requests_per_second = \"unlimited\"\n[homeservers.main.mas]\nurl = \"{}\"\nadmin_url = \"{}\"\nclient_id = \"{CLIENT_ID}\"\nclient_secret_file = \"mas-client-secret\"\naccount = \"microglia\"\n[jobs.ids]\nkind = \"remove-external-ids\"\nmode = \"apply\"\nproviders = [\"Google\"]\naccounts = \"deactivated\"\n",
+        fake.url(),
+        public.url(),
+        internal.url()
+    ));
+    program.write("mas-client-secret", CLIENT_SECRET);
+    let removal = |seen: &Seen| {
+        let id = seen.path.strip_prefix(LINKS).filter(|_| seen.method == "DELETE")?;
+        Some(subjects[id].clone())
+    };
+    killed_at_random(&fake, &program, "ids", removal, 4).await;
+    let left = fake.world(|world| world.auth_service.links.len());
+    assert_eq!((left, fake.count("DELETE", LINKS)), (0, 500), "no link is deleted twice");
 }
 
 const PURGE: &str =

@@ -71,6 +71,7 @@ pub struct Provider {
 
 #[derive(Clone, Debug)]
 pub struct Link {
+    pub created_at: String,
     pub provider_id: String,
     pub subject: String,
     pub user_id: Option<String>,
@@ -153,9 +154,11 @@ impl Mas {
         id
     }
 
+    /// A link that was created long ago.
     pub fn link(&mut self, provider_id: &str, subject: &str, user_id: Option<&str>) -> String {
         let id = self.ulid();
         let link = Link {
+            created_at: "2024-01-01T00:00:00Z".to_owned(),
             provider_id: provider_id.to_owned(),
             subject: subject.to_owned(),
             user_id: user_id.map(str::to_owned),

@@ -108,10 +108,10 @@ fn carried_out(
         ("GET", ["upstream-oauth-providers"]) => {
             list.of(mas.providers.keys(), |id| provider_of(mas, id, now))
         }
-        ("GET", ["upstream-oauth-links"]) => list.of(mas.links.keys(), |id| link_of(mas, id, now)),
+        ("GET", ["upstream-oauth-links"]) => list.of(mas.links.keys(), |id| link_of(mas, id)),
         ("POST", ["upstream-oauth-links"]) => create_link(mas, seen, now),
         ("GET", ["upstream-oauth-links", id]) => match mas.links.contains_key(valid(id)?) {
-            true => Ok(single(200, seen, &link_of(mas, id, now))),
+            true => Ok(single(200, seen, &link_of(mas, id))),
             false => refused(404, &format!("Upstream OAuth 2.0 Link ID {id} not found")),
         },
         ("DELETE", ["upstream-oauth-links", id]) => match mas.links.remove(valid(id)?) {
@@ -180,10 +180,10 @@ fn provider_of(mas: &Mas, id: &str, now: DateTime<Utc>) -> Value {
     resource("upstream-oauth-provider", "upstream-oauth-providers", id, &attributes)
 }
 
-fn link_of(mas: &Mas, id: &str, now: DateTime<Utc>) -> Value {
+fn link_of(mas: &Mas, id: &str) -> Value {
     let link = &mas.links[id];
     let attributes = json!({
-        "created_at": time(now), "provider_id": link.provider_id, "subject": link.subject,
+        "created_at": link.created_at, "provider_id": link.provider_id, "subject": link.subject,
         "user_id": link.user_id, "human_account_name": link.human_account_name,
     });
     resource("upstream-oauth-link", "upstream-oauth-links", id, &attributes)
@@ -240,12 +240,13 @@ fn create_link(mas: &mut Mas, seen: &Seen, now: DateTime<Utc>) -> Answered {
         }
         link.user_id = Some(user_id);
         let id = id.clone();
-        return Ok(single(200, seen, &link_of(mas, &id, now)));
+        return Ok(single(200, seen, &link_of(mas, &id)));
     }
     let id = mas.ulid();
-    let link = Link { provider_id, subject, user_id: Some(user_id), human_account_name };
+    let (created_at, user_id) = (time(now), Some(user_id));
+    let link = Link { created_at, provider_id, subject, user_id, human_account_name };
     mas.links.insert(id.clone(), link);
-    Ok(single(201, seen, &link_of(mas, &id, now)))
+    Ok(single(201, seen, &link_of(mas, &id)))
 }
 
 fn create_session(mas: &mut Mas, seen: &Seen, caller: &str, now: DateTime<Utc>) -> Answered {
@@ -351,7 +352,7 @@ impl List<'_> {
 
     fn of<'i>(
         &self,
-        ids: impl Iterator<Item = &'i String>,
+        ids: impl Iterator<Item = &'i String> + Clone,
         resource: impl Fn(&str) -> Value,
     ) -> Answered {
         let filters: Vec<(&str, &str)> = self
@@ -369,13 +370,16 @@ impl List<'_> {
             Some(Ok(first)) if first > 0 => first,
             Some(_) => return refused(400, "Invalid pagination parameters"),
         };
-        let matching: Vec<Value> = ids
-            .map(|id| resource(id))
-            .filter(|row| filters.iter().all(|(name, value)| fits(row, name, value)))
-            .collect();
+        let is_asked = |row: &Value| filters.iter().all(|(name, value)| fits(row, name, value));
         let after = self.text("page[after]").unwrap_or_default();
-        let rest: Vec<&Value> =
-            matching.iter().filter(|row| row["id"].as_str().unwrap_or_default() > after).collect();
+        // No further than the page goes: a list may be long.
+        let rest: Vec<Value> = ids
+            .clone()
+            .filter(|id| id.as_str() > after)
+            .map(|id| resource(id))
+            .filter(is_asked)
+            .take(first + 1)
+            .collect();
         let page: Vec<Value> = rest.iter().take(first).map(|row| self.with_cursor(row)).collect();
         // Without encoding, as MAS writes them.
         let echo: String = filters.iter().map(|(name, value)| format!("&{name}={value}")).collect();
@@ -392,7 +396,8 @@ impl List<'_> {
         }
         let mut body = json!({ "data": page, "links": links });
         if self.text("count") != Some("false") {
-            body["meta"] = json!({ "count": matching.len() });
+            let count = ids.map(|id| resource(id)).filter(is_asked).count();
+            body["meta"] = json!({ "count": count });
         }
         Ok(Answer::json(&body))
     }

@@ -38,13 +38,16 @@ pub async fn apply(program: &Program, job: &str) -> Ran {
 
 /// Runs the program's job in its state directory, with the MAS of the homeserver `mas` where that is configured.
 pub async fn run(program: &Program, job: &str, mode: Mode) -> Ran {
-    let clock = Clock::system();
-    let config =
-        Config::load(&program.path("microglia.toml"), &Environment::default(), clock.now())
-            .unwrap_or_else(|error| panic!("{error}"));
+    let config = config(program);
+    let settings = config.homeservers[&config.job(job).unwrap().homeserver].settings();
+    run_over(Transport::new(settings, Arc::new(|_| {})).unwrap(), program, job, mode).await
+}
+
+/// As [`run`], over a connection of the test's own.
+pub async fn run_over(transport: Transport, program: &Program, job: &str, mode: Mode) -> Ran {
+    let (clock, config) = (Clock::system(), config(program));
     let spec = config.job(job).unwrap();
     let homeserver = &config.homeservers[&spec.homeserver];
-    let transport = Transport::new(homeserver.settings(), Arc::new(|_| {})).unwrap();
     let handle = HomeserverHandle {
         transport: Arc::new(transport),
         mas: config.homeservers.get("mas").map(|homeserver| {
@@ -71,4 +74,10 @@ pub async fn run(program: &Program, job: &str, mode: Mode) -> Ran {
     history.close().await;
     let waited = waited.lock().unwrap().clone();
     Ran { report: serde_json::to_value(report).unwrap(), waited }
+}
+
+fn config(program: &Program) -> Config {
+    let path = program.path("microglia.toml");
+    Config::load(&path, &Environment::default(), Clock::system().now())
+        .unwrap_or_else(|error| panic!("{error}"))
 }

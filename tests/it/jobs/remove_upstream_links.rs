@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::in_process;
 use crate::fake::{CLIENT_ID, CLIENT_SECRET, Fake, Fault, Provider, TOKEN, Trouble, User, World};
-use crate::program::{Program, changes, figures, until};
+use crate::program::{Program, changes, figures};
 
 const LINKS: &str = "/api/admin/v1/upstream-oauth-links";
 const USERS: &str = "/api/admin/v1/users";
@@ -319,15 +319,10 @@ async fn a_provider_is_named_by_id_issuer_or_name_and_never_guessed() {
     assert_eq!(mas.links(), ["Google:alice"]);
 }
 
-/// Runs the job, with `meanwhile` after the plan was made and before the first link is read again.
-async fn with_change_after_the_plan(mas: &Setup, keys: &str, meanwhile: impl FnOnce()) -> Value {
-    let slow = Trouble::Delay(std::time::Duration::from_secs(1));
-    mas.internal.fault(Fault::new("GET", USERS, slow));
-    let change = async {
-        until("the accounts are read", 20, || async { mas.internal.count("GET", USERS) > 0 }).await;
-        meanwhile();
-    };
-    tokio::join!(mas.apply(keys), change).0
+/// Runs the job, with `meanwhile` after the accounts were read for the plan and before the first link is read again.
+async fn with_change_after_the_plan(mas: &Setup, keys: &str, meanwhile: fn(&mut World)) -> Value {
+    mas.internal.fault(Fault::new("GET", USERS, Trouble::Then(meanwhile)));
+    mas.apply(keys).await
 }
 
 #[tokio::test]
@@ -337,25 +332,29 @@ async fn a_link_that_changed_since_the_plan_is_left_alone() {
     let back = mas.linked("back", &mas.google);
     let deleted = mas.linked("deleted", &mas.google);
     let gone = mas.linked("gone", &mas.google);
-    let heir = mas.user("heir");
+    mas.user("heir");
     mas.link(&mas.google, "orphan", None);
+    mas.link(&mas.google, "new orphan", None);
     for user in [&moved, &back, &deleted, &gone] {
         mas.deactivated(user, 40);
     }
     let report = with_change_after_the_plan(
         &mas,
         &google("accounts = \"deactivated\"\norphans = true"),
-        || {
-            mas.homeserver.world(|world| {
-                let service = &mut world.auth_service;
-                service.users.get_mut(&back).unwrap().deactivated_at = None;
-                service.links.retain(|_, link| link.subject != "deleted");
-                for link in service.links.values_mut() {
-                    if ["moved", "orphan"].contains(&link.subject.as_str()) {
-                        link.user_id = Some(heir.clone());
-                    }
+        |world| {
+            let service = &mut world.auth_service;
+            let heir = service.users.iter().find(|(_, user)| user.username == "heir");
+            let heir = heir.unwrap().0.clone();
+            let mut users = service.users.values_mut();
+            users.find(|user| user.username == "back").unwrap().deactivated_at = None;
+            service.links.retain(|_, link| link.subject != "deleted");
+            for link in service.links.values_mut() {
+                match link.subject.as_str() {
+                    "moved" | "orphan" => link.user_id = Some(heir.clone()),
+                    "new orphan" => link.created_at = days_before_now(0),
+                    _ => {}
                 }
-            });
+            }
         },
     )
     .await;
@@ -366,7 +365,7 @@ async fn a_link_that_changed_since_the_plan_is_left_alone() {
         .collect();
     seen.sort();
     insta::assert_snapshot!(seen.join("\n"));
-    assert_eq!(mas.links(), ["Google:back", "Google:moved", "Google:orphan"]);
+    assert_eq!(mas.links(), ["Google:back", "Google:moved", "Google:new orphan", "Google:orphan"]);
     assert_eq!(mas.deletes(), 1);
 }
 
@@ -378,9 +377,9 @@ async fn the_last_link_is_kept_even_if_the_others_go_after_the_plan() {
     mas.homeserver.world(|world| {
         world.auth_service.providers.get_mut(&mas.gitlab).unwrap().disabled = false;
     });
-    let other = mas.link(&mas.gitlab, "alice", Some(&alice));
-    let report = with_change_after_the_plan(&mas, &keys, || {
-        mas.homeserver.world(|world| world.auth_service.links.remove(&other));
+    mas.link(&mas.gitlab, "other", Some(&alice));
+    let report = with_change_after_the_plan(&mas, &keys, |world| {
+        world.auth_service.links.retain(|_, link| link.subject != "other");
     })
     .await;
     assert_eq!(
@@ -388,6 +387,63 @@ async fn the_last_link_is_kept_even_if_the_others_go_after_the_plan() {
         "the account has no other link any more (`keep_last`)"
     );
     assert_eq!((mas.links(), mas.deletes()), (vec!["Google:alice".to_owned()], 0));
+}
+
+#[tokio::test]
+async fn two_jobs_that_keep_the_last_link_do_not_remove_both_links_of_an_account() {
+    let mas = Setup::new();
+    mas.homeserver.world(|world| {
+        world.auth_service.providers.get_mut(&mas.gitlab).unwrap().disabled = false;
+    });
+    let alice = mas.linked("alice", &mas.google);
+    mas.link(&mas.gitlab, "alice", Some(&alice));
+    let job = |name: &str, provider: &str| {
+        format!(
+            "[jobs.{name}]\nkind = \"remove-external-ids\"\nhomeserver = \"main\"\nproviders = [\"{provider}\"]\naccounts = \"active\"\nkeep_last = true\n"
+        )
+    };
+    let other = job("other", "GitLab");
+    let program =
+        mas.program(&google(&format!("accounts = \"active\"\nkeep_last = true\n{other}")));
+    let side_by_side = "max_concurrent_runs = 2\naccess_token_file";
+    let config = program.read("microglia.toml").replace("access_token_file", side_by_side);
+    program.write("microglia.toml", &config);
+    // Both read all links before either removes one, if nothing makes one wait for the other.
+    let slow = Trouble::Delay(std::time::Duration::from_millis(300));
+    mas.internal.fault(Fault::new("GET", LINKS, slow).always());
+    let (one, other) =
+        tokio::join!(in_process::apply(&program, "ids"), in_process::apply(&program, "other"));
+    assert_eq!(mas.links().len(), 1, "{} {}", one.report, other.report);
+    assert_eq!(mas.deletes(), 1);
+}
+
+#[tokio::test]
+async fn a_link_without_an_account_is_left_alone_on_its_first_day() {
+    let mas = Setup::new();
+    for (subject, days) in [("today", 0), ("yesterday", 2)] {
+        mas.link(&mas.google, subject, None);
+        mas.homeserver.world(|world| {
+            let mut links = world.auth_service.links.values_mut();
+            let link = links.find(|link| link.subject == subject).unwrap();
+            link.created_at = days_before_now(days);
+        });
+    }
+    let report = mas.apply(&google("accounts = \"deactivated\"\norphans = true")).await;
+    assert_eq!(changes(&report), ["done no account -> Google:yesterday (1)"]);
+    assert_eq!(report["left_alone"], json!({"recent-orphan": 1}));
+    assert_eq!(mas.links(), ["Google:today"]);
+}
+
+#[tokio::test]
+async fn who_is_excluded_counts_as_such_whatever_the_state_and_who_is_not_named_does_not_count() {
+    let mas = everybody();
+    let keys = google(
+        "accounts = \"deactivated\"\nusers = [\"@t*:fake.test\", \"@gone:*\", \"@lo*\"]\nexcept_users = [\"@two:*\", \"@nobody:*\"]",
+    );
+    let report = mas.dry_run(&keys).await;
+    assert_eq!(planned(&report), ["@gone:fake.test -> Google:gone"]);
+    assert_eq!(report["left_alone"], json!({"excluded": 2, "not-selected": 1, "orphan": 1}));
+    assert!(message(&report).contains("`@nobody:*` matched no account"), "{report}");
 }
 
 /// That many deactivated accounts with a link each.
@@ -418,6 +474,24 @@ async fn a_mas_that_fails_during_a_run_leads_to_another_attempt_for_the_rest() {
     assert_eq!(mas.links(), Vec::<String>::new());
     // 404 is as good as deleted, so that none is missing and none is deleted for anybody else.
     assert!(mas.deletes() >= 20);
+}
+
+#[tokio::test]
+async fn a_token_that_cannot_be_renewed_during_a_run_fails_no_change() {
+    let mas = many(20);
+    let revoke: fn(&mut World) =
+        |world| world.auth_service.tokens.values_mut().for_each(|token| token.revoked = true);
+    mas.internal.fault(Fault::new("DELETE", LINKS, Trouble::Then(revoke)).after(5));
+    // It is an answer about the request for a token, not about a link.
+    let body = json!({"error": "invalid_request"}).to_string();
+    let refused = Trouble::Answer { status: 400, headers: vec![], body };
+    mas.internal.fault(Fault::new("POST", "/oauth2/token", refused).after(1).always());
+    let report = mas.apply(&google("accounts = \"deactivated\"")).await;
+    let done = report["done"].as_u64().unwrap();
+    assert!(done >= 6, "{report}");
+    assert_eq!(figures(&report), format!("failed: 20/{done}/0/0/{}", 20 - done), "{report}");
+    assert!(message(&report).contains("POST /oauth2/token: 400 invalid_request"), "{report}");
+    assert_eq!(mas.links().len() as u64, 20 - done);
 }
 
 #[tokio::test]

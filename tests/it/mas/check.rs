@@ -1,6 +1,7 @@
 //! `check --online` where MAS manages the accounts.
 
 use super::Setup;
+use crate::fake::{Fault, Trouble};
 
 /// A homeserver whose account can have a token, after a change that breaks something.
 fn setup(breaks: impl FnOnce(&Setup)) -> Setup {
@@ -121,4 +122,24 @@ async fn a_mas_without_personal_sessions_is_too_old() {
         })
         .await
     );
+}
+
+#[tokio::test]
+async fn the_homeserver_in_place_of_mas_is_recognized() {
+    insta::assert_snapshot!(
+        checked(|mas| edit(mas, &mas.internal.url(), &mas.homeserver.url())).await
+    );
+}
+
+#[tokio::test]
+async fn a_mas_of_another_server_name_is_wrong() {
+    let online = checked(|mas| {
+        let body = serde_json::json!({"server_name": "other.test", "password_login_enabled": true});
+        let body = body.to_string();
+        let other = Trouble::Answer { status: 200, headers: vec![], body };
+        mas.internal.fault(Fault::new("GET", "/api/admin/v1/site-config", other).always());
+    });
+    let online = online.await;
+    let line = online.lines().find(|line| line.contains("server name")).unwrap();
+    insta::assert_snapshot!(line, @"main: server name of MAS: NO: other.test, but that of Synapse is fake.test: correct `homeserver` of matrix in the configuration of MAS, or `url` and `admin_url`");
 }

@@ -84,3 +84,22 @@ async fn what_does_not_exist_is_none_and_not_an_error() {
     mas.internal.fault(Fault::new("GET", "/api/admin/v1/users", Trouble::Proxy(404)).always());
     assert!(reader.user(&id).await.unwrap_err().to_string().contains("`admin_url`"));
 }
+
+#[tokio::test]
+async fn an_error_of_another_server_is_not_one_of_mas() {
+    let mut all = String::new();
+    for body in
+        [r#"{"error": "nothing here"}"#, r#"{"errcode": "M_NOT_FOUND", "error": "User not found"}"#]
+    {
+        for status in [401, 404] {
+            let body = body.to_owned();
+            all.push_str(&told(Trouble::Answer { status, headers: vec![], body }).await);
+        }
+    }
+    insta::assert_snapshot!(all, @r#"
+    1: GET /api/admin/v1/version: 401 from a listener that is not MAS's Admin API: {"error": "nothing here"}. A proxy responded: set `admin_url` to MAS's own listener, such as http://127.0.0.1:8081
+    1: GET /api/admin/v1/version: 404 from a listener that is not MAS's Admin API: {"error": "nothing here"}. The listener that responded does not serve MAS's Admin API: set `admin_url` to the listener with the resource `adminapi`, such as http://127.0.0.1:8081
+    1: GET /api/admin/v1/version: 401 from a listener that is not MAS's Admin API: {"errcode": "M_NOT_FOUND", "error": "User not found"}. A proxy responded: set `admin_url` to MAS's own listener, such as http://127.0.0.1:8081
+    1: GET /api/admin/v1/version: 404 from a listener that is not MAS's Admin API: {"errcode": "M_NOT_FOUND", "error": "User not found"}. The listener that responded does not serve MAS's Admin API: set `admin_url` to the listener with the resource `adminapi`, such as http://127.0.0.1:8081
+    "#);
+}

@@ -8,15 +8,17 @@ use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use microglia::config::{Config, Environment};
-use microglia::http::{Issuer, TokenSource, Transport};
+use microglia::http::{Issuer, NoToken, TokenSource, Transport};
 use microglia::mas::{OwnToken, OwnTokenSettings};
+use microglia::plan::report::Mode;
 use microglia::synapse::Reader;
 use microglia::values::clock::{Clock, Timestamp};
 use secrecy::ExposeSecret;
 
 use super::Setup;
-use crate::fake::{Fault, Trouble};
-use crate::program::until;
+use crate::fake::{Fault, Trouble, World};
+use crate::jobs::in_process;
+use crate::program::{figures, until};
 
 const EXPIRY: &str = "microglia_homeserver_token_expiry_timestamp_seconds";
 const JOIN: &str = "/_synapse/admin/v1/join/";
@@ -32,14 +34,18 @@ fn setup() -> Setup {
 
 impl Setup {
     fn own_token_at(&self, state_dir: &str, clock: Clock, expires: Expiry) -> OwnToken {
-        OwnToken::new(OwnTokenSettings {
+        OwnToken::new(self.settings(state_dir, clock, expires))
+    }
+
+    fn settings(&self, state_dir: &str, clock: Clock, expires: Expiry) -> OwnTokenSettings {
+        OwnTokenSettings {
             homeserver: "main".to_owned(),
             connection: self.connection(),
             state_dir: self.program.path(state_dir),
             clock,
             observer: Arc::new(move |at| *expires.lock().unwrap() = Some(at)),
             refusals_cached_for: Duration::from_secs(2),
-        })
+        }
     }
 
     fn own_token(&self) -> OwnToken {
@@ -58,14 +64,18 @@ impl Setup {
         (sessions, regenerated)
     }
 
-    /// Synapse, with a token that MAS issues.
-    fn synapse(&self, own_token: OwnToken) -> Reader {
-        let clock = Clock::system();
+    /// The connection to Synapse, with a token that MAS issues.
+    fn transport(&self, own_token: OwnToken) -> Transport {
         let path = self.program.path("microglia.toml");
-        let config = Config::load(&path, &Environment::default(), clock.now()).unwrap();
+        let now = Clock::system().now();
+        let config = Config::load(&path, &Environment::default(), now).unwrap();
         let mut settings = config.homeservers["main"].settings();
         settings.token = TokenSource::Issued(Arc::new(own_token));
-        Reader::new(Arc::new(Transport::new(settings, Arc::new(|_| {})).unwrap()), clock)
+        Transport::new(settings, Arc::new(|_| {})).unwrap()
+    }
+
+    fn synapse(&self, own_token: OwnToken) -> Reader {
+        Reader::new(Arc::new(self.transport(own_token)), Clock::system())
     }
 }
 
@@ -212,6 +222,14 @@ async fn a_homeserver_that_hangs_while_it_asks_mas_is_told_to_wait_for_it() {
     assert_eq!((different.len(), connections.len()), (4, 4));
     mas.homeserver.no_more_faults();
     assert_eq!(synapse.whoami().await.unwrap().user_id, "@microglia:fake.test");
+    // Neither a request without a token nor one to MAS itself waits for that.
+    mas.homeserver.fault(Fault::new("GET", "/", Trouble::Hang).always());
+    let reader = mas.reader();
+    let (synapse, mas_itself) = tokio::join!(synapse.version(), reader.version());
+    insta::assert_snapshot!(format!("{}\n{}", synapse.unwrap_err(), mas_itself.unwrap_err()), @r"
+    GET /_synapse/admin/v1/server_version: the response was lost: no response within the timeout
+    GET /api/admin/v1/version: the response was lost: no response within the timeout
+    ");
 }
 
 #[tokio::test]
@@ -239,28 +257,27 @@ async fn a_session_that_was_revoked_is_replaced_for_the_request_that_notices_it(
 
 #[tokio::test]
 async fn a_refusal_that_synapse_remembers_is_waited_out_once() {
+    const WHOAMI: &str = "/_matrix/client/v3/account/whoami";
     let mas = setup();
-    let own_token = mas.own_token();
+    // Longer than it takes until the token is refused.
+    let refusals_cached_for = Duration::from_secs(5);
+    let settings = mas.settings("state", Clock::system(), Expiry::default());
+    let own_token = OwnToken::new(OwnTokenSettings { refusals_cached_for, ..settings });
     token(&own_token).await;
     mas.homeserver.world(|world| {
-        world.auth_service.introspection_life = Duration::from_secs(1);
         for user in world.auth_service.users.values_mut() {
             user.locked_at = Some("2026-11-24T15:50:10Z".to_owned());
         }
     });
-    let synapse = mas.synapse(own_token);
-    let whoami = synapse.whoami();
-    let unlock = async {
-        let asked = async || mas.homeserver.count("GET", "/_matrix/client/v3/account/whoami") > 0;
-        until("the refusal", 10, asked).await;
-        mas.homeserver.world(|world| {
-            world.auth_service.users.values_mut().for_each(|user| user.locked_at = None);
-        });
+    let unlock: fn(&mut World) = |world| {
+        let service = &mut world.auth_service;
+        service.users.values_mut().for_each(|user| user.locked_at = None);
+        service.introspection_life = Duration::ZERO;
     };
-    let (whoami, ()) = tokio::join!(whoami, unlock);
-    whoami.unwrap();
+    mas.homeserver.fault(Fault::new("GET", WHOAMI, Trouble::Then(unlock)));
+    mas.synapse(own_token).whoami().await.unwrap();
     assert_eq!(mas.issued(), (1, 0));
-    assert_eq!(mas.homeserver.count("GET", "/_matrix/client/v3/account/whoami"), 2);
+    assert_eq!(mas.homeserver.count("GET", WHOAMI), 2);
 }
 
 #[tokio::test]
@@ -272,11 +289,11 @@ async fn an_account_that_can_have_no_token_is_not_asked_about_again_within_a_min
         }
     });
     let own_token = mas.own_token();
-    insta::assert_snapshot!(error(&mas, &own_token).await, @"POST /api/admin/v1/personal-sessions: the account `microglia` is locked: unlock it in MAS, or use another one");
+    insta::assert_snapshot!(error(&mas, &own_token).await, @"the account `microglia` is locked in MAS: unlock it, or use another one");
     error(&mas, &own_token).await;
     assert_eq!(mas.internal.count("GET", "/api/admin/v1/users"), 1);
     mas.homeserver.world(|world| world.auth_service.users.clear());
-    insta::assert_snapshot!(error(&mas, &mas.own_token()).await, @"POST /api/admin/v1/personal-sessions: MAS has no account `microglia`: create it (mas-cli manage register-user microglia), or correct `account` in [homeservers.main.mas]");
+    insta::assert_snapshot!(error(&mas, &mas.own_token()).await, @"MAS has no account `microglia`: create it (mas-cli manage register-user microglia), or correct `account` in [homeservers.main.mas]");
     assert_eq!(mas.issued(), (0, 0));
 }
 
@@ -299,7 +316,7 @@ async fn a_link_in_place_of_the_token_file_is_not_followed() {
     std::fs::create_dir(mas.program.path("state/tokens")).unwrap();
     std::os::unix::fs::symlink(mas.program.path("target"), mas.program.path("state/tokens/main"))
         .unwrap();
-    insta::assert_snapshot!(error(&mas, &mas.own_token()).await, @"POST /api/admin/v1/personal-sessions: cannot keep the program's own token in STATE/tokens/main: there is a link or another kind of file: remove it. Run microglia as the owner of the state directory, which must exist");
+    insta::assert_snapshot!(error(&mas, &mas.own_token()).await, @"cannot keep the program's own token in STATE/tokens/main: there is a link or another kind of file: remove it");
     assert_eq!(mas.program.read("target"), "untouched");
     assert_eq!(mas.issued(), (0, 0));
 }
@@ -326,18 +343,7 @@ async fn a_daemon_issues_its_token_shows_its_expiry_and_starts_again_while_mas_i
 
 #[tokio::test]
 async fn a_token_that_is_replaced_during_a_run_of_a_thousand_changes_fails_none_and_repeats_none() {
-    let mas = setup();
-    mas.homeserver.world(|world| {
-        world.users(1000, |_| crate::fake::User::default());
-        world.room("!lobby:fake.test");
-    });
-    let config = mas.program.read("microglia.toml");
-    let fast = "max_joins_per_second = \"unlimited\"\nrequest_timeout";
-    let config = config.replace("request_timeout", fast);
-    mas.program.write(
-        "microglia.toml",
-        &format!("{config}\n[jobs.sweep]\nkind = \"join-rooms\"\nmode = \"apply\"\nrooms = [\"!lobby:fake.test\"]\njoins_per_second = 1000\n"),
-    );
+    let mas = with_thousand_to_join();
     // The token is that of an earlier process.
     token(&mas.own_token()).await;
     let run = mas.program.apply("sweep");
@@ -350,8 +356,79 @@ async fn a_token_that_is_replaced_during_a_run_of_a_thousand_changes_fails_none_
         });
     };
     let (report, ()) = tokio::join!(run, renew);
-    assert_eq!(crate::program::figures(&report), "succeeded: 1000/1000/0/0/0");
+    assert_eq!(figures(&report), "succeeded: 1000/1000/0/0/0");
     assert_eq!(mas.issued(), (2, 0));
     let sent = mas.homeserver.count("POST", JOIN);
     assert!((1000..=1004).contains(&sent), "{sent}: only what was refused is sent again");
+}
+
+/// A thousand accounts, and the job `sweep` that joins them to a room.
+fn with_thousand_to_join() -> Setup {
+    let mas = setup();
+    mas.homeserver.world(|world| {
+        world.users(1000, |_| crate::fake::User::default());
+        world.room("!lobby:fake.test");
+    });
+    let config = mas.program.read("microglia.toml");
+    let fast = "max_joins_per_second = \"unlimited\"\nrequest_timeout";
+    let config = config.replace("request_timeout", fast);
+    mas.program.write(
+        "microglia.toml",
+        &format!("{config}\n[jobs.sweep]\nkind = \"join-rooms\"\nmode = \"apply\"\nrooms = [\"!lobby:fake.test\"]\njoins_per_second = 1000\n"),
+    );
+    mas
+}
+
+#[tokio::test]
+async fn a_token_that_is_renewed_during_a_run_of_a_thousand_changes_fails_none_and_repeats_none() {
+    let mas = with_thousand_to_join();
+    let (clock, ahead) = clock();
+    let own_token = mas.own_token_at("state", clock, Expiry::default());
+    let transport = mas.transport(own_token);
+    let run = in_process::run_over(transport, &mas.program, "sweep", Mode::Apply);
+    let renew = async {
+        until("half of the joins", 60, async || mas.homeserver.count("POST", JOIN) > 500).await;
+        ahead.store(17 * 60, Ordering::Relaxed);
+    };
+    let (ran, ()) = tokio::join!(run, renew);
+    assert_eq!(figures(&ran.report), "succeeded: 1000/1000/0/0/0");
+    assert_eq!(mas.issued(), (1, 1));
+    assert_eq!(mas.homeserver.count("POST", JOIN), 1000);
+    let requests = mas.homeserver.requests();
+    let renewed = requests.iter().position(|seen| seen.path.ends_with("/regenerate")).unwrap();
+    let later = requests[renewed..].iter().filter(|seen| seen.path.starts_with(JOIN)).count();
+    assert!(later > 0, "the run was over");
+}
+
+#[tokio::test]
+async fn requests_that_wait_for_a_renewal_share_its_failure() {
+    let mas = setup();
+    mas.internal.fault(Fault::new("POST", SESSIONS, Trouble::Proxy(502)).always());
+    let own_token = mas.own_token();
+    let all = futures_util::future::join_all((0..20).map(|_| own_token.token())).await;
+    assert!(all.iter().all(Result::is_err));
+    assert_eq!(mas.internal.count("POST", SESSIONS), 1);
+    // It may pass, so that the next request asks again.
+    mas.internal.no_more_faults();
+    token(&own_token).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_renewal_by_another_process_is_waited_for_and_then_an_error_that_may_pass() {
+    let mas = setup();
+    std::fs::create_dir(mas.program.path("state/tokens")).unwrap();
+    let lock = std::fs::File::create(mas.program.path("state/tokens/.main.lock")).unwrap();
+    lock.lock().unwrap();
+    let why = mas.own_token().token().await.unwrap_err();
+    assert!(matches!(why, NoToken::Busy(_)), "{why:?}");
+    let state = mas.program.path("state").display().to_string();
+    insta::assert_snapshot!(why.to_string().replace(&state, "STATE"), @"another process of microglia has been renewing the access token in STATE/tokens/main for two minutes");
+    assert_eq!(mas.internal.requests().len(), 0);
+}
+
+#[tokio::test]
+async fn a_state_directory_that_does_not_exist_is_named_with_what_to_do() {
+    let mas = setup();
+    std::fs::remove_dir(mas.program.path("state")).unwrap();
+    insta::assert_snapshot!(error(&mas, &mas.own_token()).await, @"cannot keep the program's own token in STATE/tokens/main: No such file or directory (os error 2). Run microglia as the owner of the state directory, which must exist");
 }

@@ -1,7 +1,11 @@
 //! The token for the Admin API: issued once, kept, and replaced once where MAS refuses it.
 
-use super::{CLIENT_SECRET, Setup, TOKEN_200};
-use crate::fake::{CLIENT_ID, Fault, Trouble};
+use microglia::mas::Writer;
+use tokio_util::sync::CancellationToken;
+
+use super::{CLIENT_SECRET, Setup, TOKEN_200, ulid};
+use crate::fake::{CLIENT_ID, Fault, Provider, Trouble};
+use crate::program::until;
 
 const VERSION_200: &str = "GET /api/admin/v1/version 200";
 
@@ -26,15 +30,21 @@ async fn a_token_is_asked_for_at_the_public_listener_where_the_internal_one_has_
     let mas = Setup::new();
     mas.homeserver.world(|world| {
         world.auth_service.internal_oauth = false;
-        // Used for 0.8 s, so that a second one is needed.
+        // Used for 0.8 s, so that a second one is needed soon.
         world.auth_service.token_life = 1;
     });
     let reader = mas.reader();
     reader.version().await.unwrap();
     assert_eq!(mas.sent(), ["POST /oauth2/token 404", TOKEN_200, VERSION_200]);
-    tokio::time::sleep(std::time::Duration::from_millis(900)).await;
-    reader.version().await.unwrap();
-    assert_eq!(mas.sent(), [TOKEN_200, VERSION_200], "the listener is remembered");
+    let requests = || mas.internal.count("POST", "/oauth2/token");
+    until("another token", 10, async || {
+        reader.version().await.unwrap();
+        requests() > 2
+    })
+    .await;
+    let mut sent = mas.sent();
+    sent.retain(|line| line.contains("/oauth2/token"));
+    assert_eq!(sent, [TOKEN_200], "the listener is remembered");
 }
 
 #[tokio::test]
@@ -114,4 +124,67 @@ async fn no_secret_is_in_an_error_or_in_debug_output() {
     insta::assert_snapshot!(mas.text(&error), @"POST /oauth2/token: cannot decode the response (line 1 column 57): not shown, because it may contain a token");
     let shown = format!("{reader:?} {error:?}");
     assert!(!shown.contains("s3cret"), "{shown}");
+}
+
+/// A response of the token endpoint that is no token.
+fn refusal(status: u16, error: &str) -> Trouble {
+    let body = serde_json::json!({ "error": error }).to_string();
+    Trouble::Answer { status, headers: vec![], body }
+}
+
+#[tokio::test]
+async fn a_failed_request_for_a_token_is_not_taken_for_an_answer_about_a_link_or_an_account() {
+    let mas = Setup::new();
+    let (link, user) = mas.homeserver.world(|world| {
+        let service = &mut world.auth_service;
+        let (provider, user) = (service.provider(Provider::default()), service.user("alice"));
+        (service.link(&provider, "alice", Some(&user)), user)
+    });
+    for (trouble, expected) in [
+        (refusal(404, "not_found"), "POST /oauth2/token: 404 "),
+        (refusal(400, "invalid_request"), "POST /oauth2/token: 400 invalid_request"),
+        (Trouble::CutAfter, "POST /oauth2/token: the response was lost"),
+    ] {
+        mas.internal.fault(Fault::new("POST", "/oauth2/token", trouble).always());
+        let (reader, writer) = (mas.reader(), mas.writer());
+        for error in [
+            writer.delete_link(&ulid(&link)).await.unwrap_err(),
+            reader.link(&ulid(&link)).await.unwrap_err(),
+            reader.user(&ulid(&user)).await.unwrap_err(),
+            reader.user_by_name("alice").await.unwrap_err(),
+        ] {
+            assert!(error.to_string().starts_with(expected), "{error}");
+        }
+        mas.internal.no_more_faults();
+    }
+    assert_eq!(mas.internal.count("*", "/api/"), 0);
+}
+
+#[tokio::test]
+async fn requests_that_wait_for_a_token_share_the_failure_to_obtain_it() {
+    let mas = Setup::new();
+    mas.internal.fault(Fault::new("POST", "/oauth2/token", Trouble::Proxy(502)).always());
+    let reader = mas.reader();
+    let all = futures_util::future::join_all((0..20).map(|_| reader.version())).await;
+    assert!(all.iter().all(Result::is_err));
+    assert_eq!(mas.sent(), ["POST /oauth2/token 502"]);
+    // It may pass, so that the next request asks again.
+    mas.internal.no_more_faults();
+    reader.version().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_change_that_waits_for_a_token_is_given_up_when_the_run_ends() {
+    let mas = Setup::new();
+    mas.internal.fault(Fault::new("POST", "/oauth2/token", Trouble::Hang).always());
+    let cancel = CancellationToken::new();
+    let writer = Writer::new(mas.reader(), cancel.clone());
+    let id = ulid("01J44RKQYM4G3TNVANTMTDYTX7");
+    let end = async {
+        let asked = async || mas.internal.count("POST", "/oauth2/token") > 0;
+        until("the request for a token", 10, asked).await;
+        cancel.cancel();
+    };
+    let (deleted, ()) = tokio::join!(writer.delete_link(&id), end);
+    insta::assert_snapshot!(mas.text(&deleted.unwrap_err()), @"DELETE /api/admin/v1/upstream-oauth-links/01J44RKQYM4G3TNVANTMTDYTX7: the run ended before the request was sent");
 }
