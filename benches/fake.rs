@@ -6,6 +6,12 @@
 //! deactivated accounts without ids, `fake members MEMBERS` with
 //! one room of that many members. `fake load URL TOKEN CONCURRENCY` reads account ids from its standard input,
 //! GETs each once over connections that are kept open, and prints the seconds that took.
+//!
+//! `fake mas LINKS REMOVED` serves a homeserver and its MAS, which responds after 5 ms. It has that many accounts with a link
+//! each, of which as many as are to be removed are deactivated. It prints the URLs of the homeserver, of MAS and of its Admin
+//! API, and in a second line each link to remove with its account, as `LINK:USER`. For each line of its standard input it
+//! prints how many requests arrived since the last one, and the seconds from the first to the last about a single link or
+//! account. `fake remove URL TOKEN CONCURRENCY LINK:USER …` reads and deletes these links: the requests that a run sends for each.
 
 #![expect(clippy::print_stdout, reason = "this is a command line")]
 
@@ -19,12 +25,12 @@ use std::{
     net::{Ipv4Addr, TcpStream},
     sync::{Arc, Mutex},
     thread,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use tokio::net::TcpListener;
 
-use crate::fake::{Process, SERVER_NAME, Shared, User, World};
+use crate::fake::{Fake, Process, Provider, SERVER_NAME, Seen, Shared, User, World};
 
 fn main() {
     let arguments: Vec<String> = env::args().skip(1).collect();
@@ -47,8 +53,17 @@ fn main() {
             let address = url.strip_prefix("http://").expect("a plain http URL");
             load(address, token, concurrency.parse().expect("a number of requests at a time"));
         }
+        ["mas", links, removed] => serve_mas(
+            links.parse().expect("a number of links"),
+            removed.parse().expect("a number of links"),
+        ),
+        ["remove", url, token, concurrency, ref links @ ..] => {
+            let address = url.strip_prefix("http://").expect("a plain http URL");
+            let concurrency = concurrency.parse().expect("a number of requests at a time");
+            remove(address, token, concurrency, links);
+        }
         _ => panic!(
-            "usage: fake serve ACCOUNTS [ADDRESSES] | fake members MEMBERS | fake load URL TOKEN CONCURRENCY"
+            "usage: fake serve ACCOUNTS [ADDRESSES] | fake members MEMBERS | fake load URL TOKEN CONCURRENCY | fake mas LINKS REMOVED | fake remove URL TOKEN CONCURRENCY LINK:USER …"
         ),
     }
 }
@@ -130,8 +145,36 @@ async fn serve(world: World, addresses: u16) {
 /// Distributes the ids over threads with one connection each, on which they use minimal HTTP.
 fn load(address: &str, token: &str, concurrency: usize) {
     let ids: Vec<String> = stdin().lock().lines().collect::<Result<_, _>>().expect("account ids");
-    let left = Mutex::new(ids.iter());
     let start = Instant::now();
+    side_by_side(address, token, concurrency, &ids, |id| {
+        let id = id.replace('@', "%40").replace(':', "%3A");
+        vec![format!("GET /_synapse/admin/v2/users/{id}")]
+    });
+    println!("{}", start.elapsed().as_secs_f64());
+}
+
+/// Reads each link and its account, and deletes the link.
+fn remove(address: &str, token: &str, concurrency: usize, links: &[&str]) {
+    const API: &str = "/api/admin/v1";
+    side_by_side(address, token, concurrency, links, |link| {
+        let (link, user) = link.split_once(':').expect("a link and a user");
+        vec![
+            format!("GET {API}/upstream-oauth-links/{link}"),
+            format!("GET {API}/users/{user}"),
+            format!("DELETE {API}/upstream-oauth-links/{link}"),
+        ]
+    });
+}
+
+/// Sends the requests of each item, one after the other, over a connection for each thread.
+fn side_by_side<T: Sync>(
+    address: &str,
+    token: &str,
+    concurrency: usize,
+    items: &[T],
+    requests: impl Fn(&T) -> Vec<String> + Sync,
+) {
+    let left = Mutex::new(items.iter());
     thread::scope(|scope| {
         for _ in 0..concurrency {
             scope.spawn(|| {
@@ -139,21 +182,57 @@ fn load(address: &str, token: &str, concurrency: usize) {
                 stream.set_nodelay(true).expect("no delay");
                 let (mut answers, mut stream) = (BufReader::new(&stream), &stream);
                 loop {
-                    let Some(id) = left.lock().expect("a queue").next() else { return };
-                    let id = id.replace('@', "%40").replace(':', "%3A");
-                    let request = format!(
-                        "GET /_synapse/admin/v2/users/{id} HTTP/1.1\r\nHost: {address}\r\nAuthorization: Bearer {token}\r\n\r\n"
-                    );
-                    stream.write_all(request.as_bytes()).expect("a request");
-                    skip_answer(&mut answers);
+                    let Some(item) = left.lock().expect("a queue").next() else { return };
+                    for request in requests(item) {
+                        let request = format!(
+                            "{request} HTTP/1.1\r\nHost: {address}\r\nAuthorization: Bearer {token}\r\n\r\n"
+                        );
+                        stream.write_all(request.as_bytes()).expect("a request");
+                        skip_answer(&mut answers);
+                    }
                 }
             });
         }
     });
-    println!("{}", start.elapsed().as_secs_f64());
 }
 
-/// Reads a successful response to its end; Synapse sends all of them in chunks.
+fn serve_mas(links: usize, removed: usize) {
+    let mut world = World::new();
+    world.latency = Duration::from_millis(5);
+    let service = &mut world.auth_service;
+    service.user("microglia");
+    let google = Provider { human_name: Some("Google".to_owned()), ..Provider::default() };
+    let provider = service.provider(google);
+    let mut pairs = Vec::new();
+    for number in 0..links {
+        let user = service.user(&format!("user{number:06}"));
+        let link = service.link(&provider, &format!("subject-{number}"), Some(&user));
+        // Spread over all pages.
+        if number % (links / removed) == 0 {
+            let at = Some("2026-01-01T00:00:00Z".to_owned());
+            service.users.get_mut(&user).expect("a user").deactivated_at = at;
+            pairs.push(format!("{link}:{user}"));
+        }
+    }
+    let homeserver = Fake::of(world);
+    let (public, internal) = homeserver.mas();
+    println!("{} {} {}", homeserver.url(), public.url(), internal.url());
+    println!("{}", pairs.join(" "));
+    for _ in stdin().lines() {
+        let requests = homeserver.requests();
+        let is_about_one = |seen: &&Seen| {
+            let path = seen.path.strip_prefix("/api/admin/v1/").unwrap_or_default();
+            path.starts_with("upstream-oauth-links/") || path.starts_with("users/0")
+        };
+        let mut about_one = requests.iter().filter(is_about_one).map(|seen| seen.at);
+        let first = about_one.next();
+        let span = first.zip(about_one.next_back()).map(|(first, last)| last - first);
+        println!("{} {}", requests.len(), span.unwrap_or_default().as_secs_f64());
+        homeserver.forget();
+    }
+}
+
+/// Reads a successful response to its end; Synapse and MAS send all of them in chunks.
 fn skip_answer(answers: &mut impl BufRead) {
     let mut line = String::new();
     let mut next = || {
@@ -161,8 +240,12 @@ fn skip_answer(answers: &mut impl BufRead) {
         answers.read_line(&mut line).expect("an answer");
         line.trim_end().to_owned()
     };
-    assert_eq!(next(), "HTTP/1.1 200 OK");
+    let status = next();
     while !next().is_empty() {}
+    if status == "HTTP/1.1 204 No Content" {
+        return;
+    }
+    assert_eq!(status, "HTTP/1.1 200 OK");
     loop {
         // Chunks of JSON on one line: a size, a line of text, and so on until an empty chunk.
         let chunk = next();
