@@ -81,7 +81,9 @@
 //!     one, so that limits hold across replicas.
 //! 13. Only `scheduler::owner::Owner` changes the state of jobs, and only by carrying out what
 //!     `JobState::decide` decides.
-//! 14. No permanent task ends unnoticed: the daemon stops with an error when one does.
+//! 14. A run that applies an approved plan changes nothing that the plan did not contain, and claims the plan in the same
+//!     transaction that records its start: a plan is applied by one run, and by one more only if that was cut off.
+//! 15. No permanent task ends unnoticed: the daemon stops with an error when one does.
 //!
 //! # Decisions
 //!
@@ -128,6 +130,14 @@
 //!   asked knows whether it may have been carried out. The run is followed through its record: replicas need no
 //!   connection to each other. While the database cannot be used, a replica starts what is requested itself, as one
 //!   alone would: only a dry run gets far without a lease.
+//! - A plan that waits for a person is columns of the run that made it: one row tells what was planned, who decided and
+//!   which run applied it. A run that applies it plans again, as of the moment of the plan (`RunContext::as_of`), and keeps
+//!   what the plan contains by action and target. A media plan has no list of its files: there, the moment alone limits it,
+//!   since the last access of a file only moves forward. What decides which changes a job plans is recorded as a hash for
+//!   each key (`JobSpec::plan_definition`): with another one, nothing is applied. Planning moves a round only up to its
+//!   first change.
+//! - Undo works on records, not on changes: a kind makes the inverse of a record ([`jobs::job::Undo`]), and the runner
+//!   plans, guards and applies it like any other change. What is in place already is left out.
 //! - The files of a configuration are parsed one by one and put together as one table, whose spans count on from file to
 //!   file (`config::sources`): everything after that works on one text, and an error still has its own file and line.
 //! - Homeservers that trust the same certificates share an HTTP client, and their probes are spread over five minutes:

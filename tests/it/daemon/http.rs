@@ -22,6 +22,7 @@ microglia_homeserver_request_rate_limit gauge homeserver
 microglia_homeserver_requests_total counter api,endpoint,homeserver,method,status
 microglia_homeserver_token_valid gauge homeserver
 microglia_homeserver_up gauge homeserver
+microglia_job_approval_pending gauge homeserver,job_name
 microglia_job_bytes_freed_total counter homeserver,job_name
 microglia_job_changes_total counter action,homeserver,job_name,state
 microglia_job_consecutive_failures gauge homeserver,job_name

@@ -230,7 +230,7 @@ async fn killed_at_random(
 
 /// Delays the responses to changes, so that a kill at a random time most likely hits one in progress.
 fn mostly_in_flight(method: &str, path_prefix: &str) -> Fault {
-    Fault::new(method, path_prefix, Trouble::Delay(Duration::from_millis(16))).always()
+    Fault::new(method, path_prefix, Trouble::Delay(Duration::from_millis(8))).always()
 }
 
 #[tokio::test]
