@@ -26,6 +26,8 @@ pub struct JobSpec {
     pub splay_seed: u64,
     /// Of the kind and its own keys: what the job selects and does, whatever the common keys say.
     pub selection: Fingerprint,
+    /// The keys of the job's table and of `[defaults]` as they are written, with their values as TOML.
+    pub written: Arc<[(String, String)]>,
     /// Of all keys in the job's table, with defaults filled in.
     pub(super) definition: Fingerprint,
 }
