@@ -39,6 +39,8 @@ struct Confirm {
     is_danger: bool,
     /// Where the form is sent.
     to: String,
+    /// What the person may allow in addition.
+    ignore_window: Option<String>,
     /// Where nothing is done.
     back: String,
     error: Option<String>,
@@ -56,6 +58,8 @@ struct ReloadView {
 pub(super) struct ActionForm {
     #[serde(default)]
     csrf: String,
+    /// Present where it is checked.
+    ignore_window: Option<String>,
 }
 
 type AnyForm = Result<Form<ActionForm>, FormRejection>;
@@ -69,6 +73,8 @@ struct Question {
     text: Vec<String>,
     button: &'static str,
     is_danger: bool,
+    /// Asks whether to run outside the window.
+    ignore_window: Option<String>,
     back: String,
 }
 
@@ -77,7 +83,7 @@ async fn ask(frame: &Frame<'_>, question: Question, error: Option<&PageError>) -
     if frame.caller.session().is_none() {
         return Redirect::to(&format!("/login?next={}", frame.uri.path())).into_response();
     }
-    let Question { title, section, text, button, is_danger, back } = question;
+    let Question { title, section, text, button, is_danger, ignore_window, back } = question;
     let shell = frame.shell(&title, section).await;
     let result = match frame.uri.path() {
         "/reload" => frame.app.pages.last_reload().map(|reload| reload_view(frame, reload)),
@@ -89,6 +95,7 @@ async fn ask(frame: &Frame<'_>, question: Question, error: Option<&PageError>) -
         text,
         button,
         is_danger,
+        ignore_window,
         back,
         error: error.map(|error| error.text().to_owned()),
         result,
@@ -124,6 +131,7 @@ fn dry_run_question(view: &JobView) -> Question {
         ],
         button: "Start dry run",
         is_danger: false,
+        ignore_window: None,
         back: format!("/jobs/{job}"),
     }
 }
@@ -135,12 +143,17 @@ pub(super) async fn start_dry_run(
     job: JobPath,
     form: AnyForm,
 ) -> Result<Response, PageError> {
-    let (Path(job), Form(ActionForm { csrf })) = (job?, form?);
+    let (Path(job), Form(ActionForm { csrf, .. })) = (job?, form?);
     signed_in(&caller, &csrf)?;
     let frame = Frame::new(&app, &caller, &uri).await;
     let view = job::find(&frame, &job)?;
     let definition = view.fingerprint.clone();
-    match start(&app, &job, Mode::DryRun, definition.clone()).await {
+    let overrides = RunOverrides {
+        mode: Some(Mode::DryRun),
+        fingerprint: Some(definition.clone()),
+        ..RunOverrides::default()
+    };
+    match start(&app, &job, overrides).await {
         Ok(Some(run)) => {
             app.pages.dry_run_started(run, definition);
             Ok(Redirect::to(&format!("/runs/{run}")).into_response())
@@ -150,15 +163,12 @@ pub(super) async fn start_dry_run(
     }
 }
 
-/// Starts a run of the given definition of a job, and returns its id; `None` for a dry run that could not be recorded.
+/// Starts a run, and returns its id; `None` for a dry run that could not be recorded.
 async fn start(
     app: &Arc<App>,
     job: &str,
-    mode: Mode,
-    definition: Fingerprint,
+    overrides: RunOverrides,
 ) -> Result<Option<i64>, PageError> {
-    let overrides =
-        RunOverrides { mode: Some(mode), fingerprint: Some(definition), ..RunOverrides::default() };
     let (supervisor, name) = (Arc::clone(&app.supervisor), job.to_owned());
     let starting = to_completion(async move { supervisor.run(&name, overrides).await }).await?;
     let receiver = starting.map_err(ApiError::from)?;
@@ -174,11 +184,14 @@ pub(super) async fn confirm_apply(
     let Path(id) = id?;
     let frame = Frame::new(&app, &caller, &uri).await;
     let plan = run::find(&app, id).await?;
-    Ok(ask(&frame, apply_question(&plan, id), None).await)
+    Ok(ask(&frame, apply_question(&frame, &plan, id), None).await)
 }
 
-fn apply_question(plan: &Report, id: i64) -> Question {
+fn apply_question(frame: &Frame<'_>, plan: &Report, id: i64) -> Question {
     let (job, homeserver) = (&plan.job, &plan.homeserver);
+    let spec = frame.view(job).map(|view| &view.spec);
+    let window = spec.filter(|spec| spec.is_outside_window(frame.now));
+    let window = window.and_then(|spec| spec.common.window);
     Question {
         title: format!("Apply {job}"),
         section: "jobs",
@@ -190,6 +203,8 @@ fn apply_question(plan: &Report, id: i64) -> Question {
         ],
         button: "Make the changes",
         is_danger: true,
+        ignore_window: window
+            .map(|window| format!("Change something although it is outside the window {window}")),
         back: format!("/runs/{id}"),
     }
 }
@@ -201,18 +216,26 @@ pub(super) async fn apply(
     id: RunPath,
     form: AnyForm,
 ) -> Result<Response, PageError> {
-    let (Path(id), Form(ActionForm { csrf })) = (id?, form?);
+    let (Path(id), Form(ActionForm { csrf, ignore_window })) = (id?, form?);
     signed_in(&caller, &csrf)?;
     let frame = Frame::new(&app, &caller, &uri).await;
     let plan = run::find(&app, id).await?;
     let started = match definition_to_apply(&app, &plan, id) {
-        Ok(definition) => start(&app, &plan.job, Mode::Apply, definition).await,
+        Ok(definition) => {
+            let overrides = RunOverrides {
+                mode: Some(Mode::Apply),
+                ignore_window: ignore_window.is_some(),
+                fingerprint: Some(definition),
+                ..RunOverrides::default()
+            };
+            start(&app, &plan.job, overrides).await
+        }
         Err(error) => Err(error),
     };
     match started {
         Ok(Some(run)) => Ok(Redirect::to(&format!("/runs/{run}")).into_response()),
         Ok(None) => Ok(Redirect::to(&format!("/jobs/{}", plan.job)).into_response()),
-        Err(error) => Ok(ask(&frame, apply_question(&plan, id), Some(&error)).await),
+        Err(error) => Ok(ask(&frame, apply_question(&frame, &plan, id), Some(&error)).await),
     }
 }
 
@@ -251,6 +274,7 @@ fn cancel_question(job: &str) -> Question {
         ],
         button: "Cancel the run",
         is_danger: true,
+        ignore_window: None,
         back: format!("/jobs/{job}"),
     }
 }
@@ -262,7 +286,7 @@ pub(super) async fn cancel(
     job: JobPath,
     form: AnyForm,
 ) -> Result<Response, PageError> {
-    let (Path(job), Form(ActionForm { csrf })) = (job?, form?);
+    let (Path(job), Form(ActionForm { csrf, .. })) = (job?, form?);
     signed_in(&caller, &csrf)?;
     let by = caller.name().await;
     let (supervisor, name) = (Arc::clone(&app.supervisor), job.clone());
@@ -291,6 +315,7 @@ pub(super) async fn confirm_pause(
         text,
         button: "Pause",
         is_danger: false,
+        ignore_window: None,
         back: "/".to_owned(),
     };
     Ok(ask(&frame, question, None).await)
@@ -311,6 +336,7 @@ pub(super) async fn confirm_resume(
         text,
         button: "Resume",
         is_danger: false,
+        ignore_window: None,
         back: "/".to_owned(),
     };
     Ok(ask(&frame, question, None).await)
@@ -338,7 +364,7 @@ async fn set_paused(
     form: AnyForm,
     paused: bool,
 ) -> Result<Response, PageError> {
-    let Form(ActionForm { csrf }) = form?;
+    let Form(ActionForm { csrf, .. }) = form?;
     signed_in(caller, &csrf)?;
     let recorded = to_completion(async move { app.supervisor.pause(paused).await }).await?;
     recorded.map_err(|error| {
@@ -363,6 +389,7 @@ pub(super) async fn confirm_reload(
         text,
         button: "Reload",
         is_danger: false,
+        ignore_window: None,
         back: "/".to_owned(),
     };
     Ok(ask(&frame, question, None).await)
@@ -373,7 +400,7 @@ pub(super) async fn reload(
     caller: Caller,
     form: AnyForm,
 ) -> Result<Response, PageError> {
-    let Form(ActionForm { csrf }) = form?;
+    let Form(ActionForm { csrf, .. }) = form?;
     signed_in(&caller, &csrf)?;
     let (channel, reloading) = (caller.channel(), Arc::clone(&app));
     let result = to_completion(async move { reloading.reloader.reload(channel).await }).await?;

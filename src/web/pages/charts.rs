@@ -26,8 +26,10 @@ const STRIP_BASE: u64 = 23;
 const STRIP_HEIGHT: u64 = 21;
 
 impl Strip {
-    pub(super) fn of(marks: &[RunMark]) -> Self {
+    /// Runs in another mode than the job's are marks without a height.
+    pub(super) fn of(marks: &[RunMark], job_mode: Mode) -> Self {
         let items = |mark: &RunMark| match mark.mode {
+            mode if mode != job_mode => 0,
             Mode::Apply => mark.done,
             _ => mark.planned,
         };
@@ -37,6 +39,7 @@ impl Strip {
         for (index, mark) in marks.iter().enumerate() {
             let (x, items) = ((offset + index) * 6 + 3, items(mark));
             let class = match (tone(mark.outcome), items) {
+                ("ok", 0) if mark.mode != job_mode => "off",
                 ("ok", 0) => "idle",
                 (tone, _) => tone,
             };
@@ -152,7 +155,7 @@ pub(super) fn size_unit(value: u64) -> String {
     Size(value).to_string()
 }
 
-/// A day of one job, in a box of 1440 by 16: a unit for each minute.
+/// A day of one job, in a box of 1500 by 16: a unit for each minute, from the beginning of the present hour.
 pub(super) struct Lane {
     /// The occurrences as dots.
     pub(super) dots: String,
@@ -164,7 +167,8 @@ pub(super) struct Lane {
     pub(super) count: String,
 }
 
-pub(super) const LANE_MINUTES: i64 = 1440;
+/// A day, and the part of the present hour that is over.
+pub(super) const LANE_MINUTES: i64 = 25 * 60;
 /// More occurrences in a day are one bar.
 const MAX_DOTS: usize = 49;
 
@@ -236,7 +240,7 @@ mod tests {
             mark(Some(Outcome::Failed), 5),
             mark(None, 0),
         ];
-        let strip = Strip::of(&marks);
+        let strip = Strip::of(&marks, Mode::Apply);
         assert_eq!(
             strip.paths,
             [
@@ -262,11 +266,11 @@ mod tests {
             )
         };
         let few = lane(720, Some("22:00-04:00"));
-        assert_eq!((few.dots.as_str(), few.count.as_str()), ("M1 8h0M721 8h0", "2"));
+        assert_eq!((few.dots.as_str(), few.count.as_str()), ("M1 8h0M721 8h0M1441 8h0", "3"));
         assert_eq!(few.windows, [(240, 360)]);
-        assert_eq!(lane(720, Some("10:00-20:00")).windows, [(0, 120), (960, 480)]);
+        assert_eq!(lane(720, Some("10:00-20:00")).windows, [(0, 120), (960, 540)]);
         let many = lane(1, None);
-        assert_eq!((many.dense, many.dots.as_str()), (Some((1, 1439)), ""));
+        assert_eq!((many.dense, many.dots.as_str()), (Some((1, 1499)), ""));
         assert_eq!(many.count, "more than 49");
     }
 }

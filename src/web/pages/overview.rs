@@ -68,7 +68,7 @@ struct JobRow {
     mode: &'static str,
     tone: &'static str,
     schedule: String,
-    /// The time zone, where the schedule has times of day.
+    /// The time zone of its times, where it is not that of the daemon.
     zone: Option<&'static str>,
     next: Next,
     strip: Option<Strip>,
@@ -176,6 +176,7 @@ pub(super) async fn show(
         let run = last_runs.get(&view.spec.name)?;
         Some(run_alert(&frame, run, marks.get(&view.spec.name).map_or(&[], Vec::as_slice)))
     }));
+    alerts.sort_by_key(|alert| alert.tone != "bad");
     let more_alerts = alerts.len().saturating_sub(MAX_ALERTS);
     alerts.truncate(MAX_ALERTS);
     let lanes = lanes(&frame, &shown);
@@ -233,7 +234,8 @@ fn job_tone(view: &JobView, last: Option<&Report>) -> &'static str {
         Some(run) if run.outcome.is_none() || is_trouble(run.outcome) => tone(run.outcome),
         _ if view.is_running => "run",
         _ if !view.spec.common.enabled => "off",
-        Some(run) if run.mode == Mode::Apply => "ok",
+        // What only plans is neither good nor bad.
+        Some(_) if view.spec.common.mode != Mode::DryRun => "ok",
         Some(_) | None => "off",
     }
 }
@@ -289,7 +291,9 @@ fn run_alert(frame: &Frame<'_>, run: &Report, marks: &[RunMark]) -> Alert {
     let row = same_mode().take_while(|mark| is_trouble(mark.outcome)).count();
     let times = match row {
         0 | 1 => String::new(),
-        _ if row == same_mode().count() => format!(" at least {row} times in a row"),
+        _ if row == same_mode().count() && marks.len() >= STRIP_RUNS as usize => {
+            format!(" at least {row} times in a row")
+        }
         _ => format!(" {row} times in a row"),
     };
     let what = match run.outcome {
@@ -386,10 +390,10 @@ fn job_row(
         homeserver: spec.homeserver.clone(),
         mode: spec.common.mode.as_str(),
         tone: job_tone(view, last),
-        zone: words.contains(" at ").then(|| zone.name()),
+        zone: (zone != frame.zone && words.contains(" at ")).then(|| zone.name()),
         schedule: words,
         next,
-        strip: marks.map(|marks| Strip::of(marks)),
+        strip: marks.map(|marks| Strip::of(marks, spec.common.mode)),
         last: last_run,
         advice,
     }
@@ -401,7 +405,9 @@ fn lanes(frame: &Frame<'_>, shown: &[&JobView]) -> Vec<LaneRow> {
     let lane = |view: &&JobView| {
         let spec = &view.spec;
         let schedule = spec.schedule.as_ref().filter(|_| spec.common.enabled)?;
+        let end = frame.now + TimeDelta::hours(24);
         let all = schedule.after(frame.now, spec.zone).map(|next| next.to_utc());
+        let all = all.take_while(|time| *time <= end);
         let in_window = all.filter(|time| {
             spec.common.window.is_none_or(|window| window.contains(*time, spec.zone))
         });
