@@ -61,10 +61,10 @@ async fn hostile_text_is_text_in_each_place_that_shows_it() {
 
 #[tokio::test]
 async fn what_a_client_sends_is_text_on_the_page_that_shows_it() {
-    let program = program(&with_lobby(1), LOBBY);
+    let fake = with_lobby(1);
+    let program = program(&fake, LOBBY);
     let daemon = program.serve().await;
-    let ran = program.run(&["run", "lobby"]).await;
-    assert_eq!(ran.code, 0, "{ran:?}");
+    assert_eq!(program.run(&["run", "lobby"]).await.code, 0);
     let visitor = Visitor::sign_in(&daemon).await;
     let encoded = "%22%27%3E%3Cscript%3Ealert(1)%3C%2Fscript%3E";
     for path in [

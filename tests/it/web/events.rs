@@ -75,15 +75,15 @@ async fn events_name_people_only_to_who_has_the_token_or_a_session() {
 
 #[tokio::test]
 async fn a_browser_that_comes_back_is_told_to_reload_if_it_missed_something() {
-    let program = program(&with_lobby(1), LOBBY);
+    let fake = with_lobby(1);
+    let program = program(&fake, LOBBY);
     let daemon = program.serve().await;
     let first = Stream::open(&daemon, "/api/v1/events", "").await;
     let id = first.text.rsplit_once("\nid: ").unwrap().1.lines().next().unwrap().to_owned();
     let since = format!("Last-Event-ID: {id}\r\n");
     let same = Stream::open(&daemon, "/api/v1/events", &since).await;
     assert!(!same.text.contains("event: reload"), "{}", same.text);
-    let ran = program.run(&["run", "lobby"]).await;
-    assert_eq!(ran.code, 0, "{ran:?}");
+    assert_eq!(program.run(&["run", "lobby"]).await.code, 0);
     let mut later = Stream::open(&daemon, "/api/v1/events", &since).await;
     later.until("event: reload\ndata: {}\n\n").await;
     daemon.stop().await;
