@@ -55,7 +55,7 @@ pub(super) async fn run(path: &Path, options: Options) -> Result<(), Failure> {
         }
     };
     match job {
-        Some(job) => finish::finish(path, &job, &setup.clock).await,
+        Some(job) => Box::pin(finish::finish(path, &job, &setup.clock)).await,
         None => Ok(()),
     }
 }

@@ -1,6 +1,6 @@
 //! Chromium, driven through chromedriver.
 //!
-//! By the few requests of the WebDriver protocol that these tests need: the crates for it need second versions of a dozen
+//! By the few requests of the `WebDriver` protocol that these tests need: the crates for it need second versions of a dozen
 //! others.
 
 use std::path::{Path, PathBuf};
@@ -13,7 +13,7 @@ use tempfile::TempDir;
 use tokio::time::{Instant, sleep};
 
 /// How long a page may take to show something.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 /// The key under which the protocol names an element.
 const ELEMENT: &str = "element-6066-11e4-a52e-4f735466cecf";
 
@@ -110,7 +110,7 @@ impl Browser {
         self.try_call(method, path, body).await.unwrap_or_else(|error| panic!("{path}: {error}"))
     }
 
-    /// A command of the DevTools protocol.
+    /// A command of the `DevTools` protocol.
     async fn command(&self, name: &str, parameters: Value) -> Value {
         let body = json!({ "cmd": name, "params": parameters });
         self.call(Method::POST, "/goog/cdp/execute", Some(body)).await
@@ -251,7 +251,7 @@ async fn call(
     body: Option<Value>,
 ) -> Result<Value, String> {
     let request = client.request(method, url);
-    let request = body.iter().fold(request, |request, body| request.json(body));
+    let request = body.iter().fold(request, reqwest::RequestBuilder::json);
     let response = request.send().await.map_err(|error| error.to_string())?;
     let is_success = response.status().is_success();
     let answer: Value = response.json().await.map_err(|error| error.to_string())?;

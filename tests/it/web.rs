@@ -92,7 +92,7 @@ impl<'a> Visitor<'a> {
         assert_eq!(page.location(), "/");
         let cookie = page.header("set-cookie").unwrap().split(';').next().unwrap().to_owned();
         let mut visitor = Self { daemon, cookie, csrf: String::new() };
-        visitor.csrf = visitor.get("/").await.csrf().to_owned();
+        visitor.get("/").await.csrf().clone_into(&mut visitor.csrf);
         visitor
     }
 

@@ -31,7 +31,7 @@ impl Strip {
         let items = |mark: &RunMark| match mark.mode {
             mode if mode != job_mode => 0,
             Mode::Apply => mark.done,
-            _ => mark.planned,
+            Mode::DryRun => mark.planned,
         };
         let greatest = marks.iter().map(items).max().unwrap_or(0).max(1);
         let mut paths: Vec<(&'static str, String)> = Vec::new();
@@ -44,13 +44,11 @@ impl Strip {
                 (tone, _) => tone,
             };
             let height = 3 + (STRIP_HEIGHT - 3) * items / greatest;
-            let index = match paths.iter().position(|(known, _)| *known == class) {
-                Some(index) => index,
-                None => {
-                    paths.push((class, String::new()));
-                    paths.len() - 1
-                }
-            };
+            let known = paths.iter().position(|(known, _)| *known == class);
+            let index = known.unwrap_or_else(|| {
+                paths.push((class, String::new()));
+                paths.len() - 1
+            });
             let path = &mut paths[index].1;
             let _ = write!(path, "M{x} {STRIP_BASE}v-{height}");
             // Not by the colour alone.
@@ -78,7 +76,7 @@ impl Strip {
 /// Figures of runs as bars.
 pub(super) struct Bars {
     pub(super) title: &'static str,
-    pub(super) bars: Vec<Bar>,
+    pub(super) list: Vec<Bar>,
     pub(super) greatest: String,
     pub(super) first: String,
     pub(super) last: String,
@@ -131,7 +129,7 @@ impl Bars {
         let sum = runs.iter().map(|(_, value)| *value).fold(0, u64::saturating_add);
         Some(Self {
             title,
-            bars: bars.collect(),
+            list: bars.collect(),
             greatest: unit(greatest),
             label: format!(
                 "{title}: {} runs since {}, {} in all, at most {} in a run, {} in the last one",

@@ -53,8 +53,7 @@ fn rough(duration: Duration) -> String {
     let (seconds, minute, hour, day) = (duration.as_secs(), 60, 3600, 86_400);
     let unit = match seconds {
         0..60 => 1,
-        60..3600 => minute,
-        3600..36_000 => minute,
+        60..36_000 => minute,
         36_000..604_800 => hour,
         _ => day,
     };
@@ -85,7 +84,10 @@ pub(super) fn status(run: &Report) -> &'static str {
 /// What a run did, or planned: `41 external ids removed`, `12,408 files, 31.2 GiB planned`.
 pub(super) fn figures(run: &Report) -> String {
     if run.mode == Mode::Apply {
-        let mut parts = vec![changed(&run.kind, run.done)];
+        let mut parts = vec![match (run.done, run.outcome) {
+            (0, Some(outcome)) if outcome != Outcome::Succeeded => "nothing was changed".to_owned(),
+            (done, _) => changed(&run.kind, done),
+        }];
         for (count, name) in [(run.failed, "failed"), (run.skipped, "skipped")] {
             if count > 0 {
                 parts.push(format!("{} {name}", format_number(count)));

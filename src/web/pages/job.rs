@@ -20,6 +20,7 @@ use crate::plan::report::{Mode, Report};
 use crate::scheduler::job_list::upcoming;
 use crate::scheduler::job_view::JobView;
 use crate::values::escape::line;
+use crate::values::schedule::Schedule;
 use crate::values::schema::Key;
 
 #[derive(Template)]
@@ -28,7 +29,9 @@ struct JobPage {
     shell: Shell,
     name: String,
     kind: &'static str,
+    /// What the kind does, in a sentence, and the rest.
     about: &'static str,
+    more_about: &'static str,
     homeserver: String,
     mode: &'static str,
     enabled: bool,
@@ -73,9 +76,12 @@ pub(super) async fn show(
     let charts = charts(spec.common.mode, &runs, zone);
     let shell = frame.shell(&job, "jobs").await;
     let (keys, keys_withheld) = keys(&frame, view);
+    let about = spec.job.kind().about;
+    let (about, more_about) = about.find(". ").map_or((about, ""), |end| about.split_at(end + 1));
     Ok(rendered(&JobPage {
         kind: spec.job.kind().name,
-        about: spec.job.kind().about,
+        about,
+        more_about: more_about.trim_start(),
         homeserver: spec.homeserver.clone(),
         mode: spec.common.mode.as_str(),
         enabled: spec.common.enabled,
@@ -83,7 +89,7 @@ pub(super) async fn show(
         schedule: spec
             .schedule
             .as_ref()
-            .map_or_else(|| "manual only".to_owned(), |schedule| schedule.in_words()),
+            .map_or_else(|| "manual only".to_owned(), Schedule::in_words),
         pattern: spec.schedule.as_ref().map(|schedule| schedule.as_str().to_owned()),
         zone: zone.name(),
         window: spec.common.window.map(|window| window.to_string()),
@@ -140,7 +146,7 @@ fn charts(mode: Mode, runs: &[Report], zone: chrono_tz::Tz) -> Vec<Bars> {
             Bars::of("Items per run", number_unit, &figures(|run| Some(run.done)), zone),
             Bars::of("Freed per run", size_unit, &figures(|run| run.bytes_freed), zone),
         ],
-        _ => [
+        Mode::DryRun => [
             Bars::of("Items planned per run", number_unit, &figures(|run| run.planned), zone),
             Bars::of("Size planned per run", size_unit, &figures(|run| run.bytes_planned), zone),
         ],

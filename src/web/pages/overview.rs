@@ -23,6 +23,7 @@ use crate::observe::metrics::HomeserverView;
 use crate::plan::report::{Mode, Outcome, Report};
 use crate::scheduler::job_view::JobView;
 use crate::values::escape::line;
+use crate::values::schedule::Schedule;
 use crate::values::size::Size;
 use crate::values::text::format_number;
 
@@ -160,34 +161,17 @@ pub(super) async fn show(
     let number = page.clamp(1, count);
     let shown: Vec<&JobView> =
         views.into_iter().skip((number - 1) * JOBS_PER_PAGE).take(JOBS_PER_PAGE).collect();
-    let troubled: Vec<&JobView> = frame
-        .views
-        .iter()
-        .filter(|view| last_runs.get(&view.spec.name).is_some_and(|run| is_trouble(run.outcome)))
-        .collect();
+    let troubled = troubled(&frame, &last_runs);
     let mut names: Vec<&str> = shown.iter().map(|view| view.spec.name.as_str()).collect();
     names.extend(troubled.iter().take(MAX_ALERTS).map(|view| view.spec.name.as_str()));
     names.sort_unstable();
     names.dedup();
     let marks = app.history.marks(&names, STRIP_RUNS).await?;
-    let mut alerts = daemon_alerts(&frame, &shell);
-    alerts.extend(homeserver_alerts(&frame));
-    alerts.extend(troubled.iter().filter_map(|view| {
-        let run = last_runs.get(&view.spec.name)?;
-        Some(run_alert(&frame, run, marks.get(&view.spec.name).map_or(&[], Vec::as_slice)))
-    }));
-    alerts.sort_by_key(|alert| alert.tone != "bad");
+    let mut alerts = alerts(&frame, &shell, &troubled, &last_runs, &marks);
     let more_alerts = alerts.len().saturating_sub(MAX_ALERTS);
     alerts.truncate(MAX_ALERTS);
     let lanes = lanes(&frame, &shown);
-    let mut homeservers: Vec<HomeserverRow> = app
-        .metrics
-        .homeservers
-        .views()
-        .into_iter()
-        .map(|(name, view)| homeserver_row(&frame, name, view))
-        .collect();
-    homeservers.sort_by_key(|row| row.tone != "bad");
+    let mut homeservers = homeservers(&frame);
     let more_homeservers = homeservers.len().saturating_sub(MAX_HOMESERVERS);
     let several_homeservers = homeservers.len() > 1;
     homeservers.truncate(MAX_HOMESERVERS);
@@ -225,6 +209,13 @@ async fn last_runs(app: &App) -> Result<HashMap<String, Report>, PageError> {
     Ok(last_runs)
 }
 
+/// The jobs whose last run did not succeed.
+fn troubled<'a>(frame: &'a Frame<'_>, last_runs: &HashMap<String, Report>) -> Vec<&'a JobView> {
+    let last_run = |view: &JobView| last_runs.get(&view.spec.name);
+    let is_troubled = |view: &&JobView| last_run(view).is_some_and(|run| is_trouble(run.outcome));
+    frame.views.iter().filter(is_troubled).collect()
+}
+
 fn is_trouble(outcome: Option<Outcome>) -> bool {
     outcome.is_some() && tone(outcome) != "ok" && outcome != Some(Outcome::Cancelled)
 }
@@ -238,6 +229,24 @@ fn job_tone(view: &JobView, last: Option<&Report>) -> &'static str {
         Some(_) if view.spec.common.mode != Mode::DryRun => "ok",
         Some(_) | None => "off",
     }
+}
+
+/// The most urgent first.
+fn alerts(
+    frame: &Frame<'_>,
+    shell: &Shell,
+    troubled: &[&JobView],
+    last_runs: &HashMap<String, Report>,
+    marks: &HashMap<String, Vec<RunMark>>,
+) -> Vec<Alert> {
+    let mut alerts = daemon_alerts(frame, shell);
+    alerts.extend(homeserver_alerts(frame));
+    alerts.extend(troubled.iter().filter_map(|view| {
+        let run = last_runs.get(&view.spec.name)?;
+        Some(run_alert(frame, run, marks.get(&view.spec.name).map_or(&[], Vec::as_slice)))
+    }));
+    alerts.sort_by_key(|alert| alert.tone != "bad");
+    alerts
 }
 
 fn daemon_alerts(frame: &Frame<'_>, shell: &Shell) -> Vec<Alert> {
@@ -355,7 +364,7 @@ fn job_row(
 ) -> JobRow {
     let spec = &view.spec;
     let (zone, schedule) = (spec.zone.0, spec.schedule.as_ref());
-    let words = schedule.map_or_else(|| "manual only".to_owned(), |schedule| schedule.in_words());
+    let words = schedule.map_or_else(|| "manual only".to_owned(), Schedule::in_words);
     let next = match (&view.wait, view.next) {
         (Some(wait), _) => Next::Waiting(format!("waiting for {}", line(&wait.waiting.what))),
         (None, _) if schedule.is_none() => Next::Manual,
@@ -444,6 +453,15 @@ fn hours(frame: &Frame<'_>) -> Vec<String> {
             time.with_timezone(&frame.zone).format("%H:%M").to_string()
         })
         .collect()
+}
+
+/// Those with a problem first.
+fn homeservers(frame: &Frame<'_>) -> Vec<HomeserverRow> {
+    let views = frame.app.metrics.homeservers.views().into_iter();
+    let mut rows: Vec<HomeserverRow> =
+        views.map(|(name, view)| homeserver_row(frame, name, view)).collect();
+    rows.sort_by_key(|row| row.tone != "bad");
+    rows
 }
 
 fn homeserver_row(frame: &Frame<'_>, name: String, view: HomeserverView) -> HomeserverRow {
