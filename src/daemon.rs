@@ -24,7 +24,7 @@ use crate::scheduler::supervisor::{RECORD_TIMEOUT, Supervisor};
 use crate::scheduler::ticker::Ticker;
 use crate::values::clock::Clock;
 use crate::values::lock_file::identity;
-use crate::web::{self, App, Health};
+use crate::web::{self, App, EventsFeed, Health, PageState, Sessions};
 use tasks::Tasks;
 
 /// How often to check that each homeserver responds.
@@ -127,12 +127,17 @@ pub(crate) async fn serve(
     let ticker = Arc::new(ticker);
 
     let stop = CancellationToken::new();
-    let health = Arc::new(Health::new(Arc::clone(&ticker), history.clone(), metrics));
+    let health = Health::new(Arc::clone(&ticker), history.clone(), Arc::clone(&metrics));
+    let feed = Arc::new(EventsFeed::new(clock.now().timestamp_millis()));
     let app = Arc::new(App {
         supervisor: Arc::clone(&supervisor),
         reloader: Arc::clone(&reloader),
         history: history.clone(),
-        health,
+        health: Arc::new(health),
+        metrics,
+        feed: Arc::clone(&feed),
+        sessions: Sessions::default(),
+        pages: PageState::default(),
         clock: clock.clone(),
         stop: stop.clone(),
     });
@@ -140,6 +145,7 @@ pub(crate) async fn serve(
     let address = listener.local_addr()?;
     servers.spawn("HTTP listener", web::serve(listener, router.clone(), stop.clone()));
     servers.spawn("control socket", web::serve(socket, router, stop.clone()));
+    chores.spawn("event feed", feed.run(supervisor.subscribe()));
     chores.spawn("config watcher", Arc::clone(&reloader).watch());
     chores.spawn("homeserver probe", probe(Arc::clone(&supervisor)));
     chores.spawn("history opener", open_history(history.clone(), Arc::clone(&supervisor)));

@@ -11,6 +11,7 @@ mod facts;
 mod interrupted;
 mod leases;
 mod media_calls;
+mod overview;
 mod pause;
 mod per_job;
 mod postgres;
@@ -33,6 +34,10 @@ pub use database::Place;
 pub use database_url::DatabaseUrl;
 pub(crate) use error::Error;
 pub(crate) use leases::{Holder, Renewal, Replicas, Wanted};
+pub(crate) use overview::{
+    ChangeFilter, Difference, FoundChanges, OutcomeFilter, PlanDifference, RunFilter, RunMark,
+    Totals,
+};
 pub(crate) use pause::Pause;
 pub(crate) use reader::HistoryReader;
 pub(crate) use requests::{RequestState, TakenRequest};

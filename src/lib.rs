@@ -15,7 +15,7 @@
 //! |---|---|
 //! | [`cli`] | the command line, one command per file |
 //! | [`daemon`] | the composition of the daemon, its signals, and its orderly end |
-//! | [`web`] | the HTTP service on TCP and on the control socket: metrics, health, API |
+//! | [`web`] | the HTTP service on TCP and on the control socket: metrics, health, API, status page |
 //! | [`scheduler`] | when what runs: the state of each job, the agenda, the task that carries out decisions, adopting a configuration |
 //! | [`runner`] | one run: read, guard, apply, finish |
 //! | [`observe`] | metrics and the log of runs |
@@ -167,6 +167,14 @@
 //! - Synapse remembers for two minutes that MAS refused a token. A token that is refused within two minutes of being issued
 //!   is therefore tried once more after that, and renewed only then; one that is refused later is renewed at once. If a
 //!   renewed token is refused, too, Synapse has lost the device, which only a new session creates again.
+//! - Pages of the status page are typed templates (`web::pages`), and no template turns escaping off: charts are paths of SVG
+//!   whose coordinates are computed here. The policy of each page allows no script and no style in it.
+//! - A browser follows `web::events_feed`, not the events of runs themselves: they are gathered for a quarter of a second and
+//!   made once for all readers, so that neither a run nor another reader waits for one. Who missed something reloads the page.
+//! - The page applies the plan of a dry run only if it was started from there, with the definition that the job still has, and
+//!   shown. Which definition that was is kept in memory: after a restart another dry run is needed.
+//! - The sums on the first page are reused for a hundred times as long as they took to compute (`PageState::totals`), so that
+//!   a history of any length costs at most a hundredth of the time.
 //! - The daemon shares the run slots of a homeserver through a semaphore, the command line through locks in the state
 //!   directory: only one of them runs jobs at a time.
 

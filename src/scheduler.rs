@@ -11,6 +11,7 @@ mod job_event;
 pub(crate) mod job_list;
 mod job_metrics;
 pub(crate) mod job_state;
+pub(crate) mod job_view;
 pub(crate) mod lease_keeper;
 pub(crate) mod lease_times;
 mod leases;

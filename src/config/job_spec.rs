@@ -29,6 +29,8 @@ pub struct JobSpec {
     pub selection: Fingerprint,
     /// Of the kind's own keys, each for itself.
     pub(super) own_keys: Arc<BTreeMap<&'static str, Fingerprint>>,
+    /// The keys of the job's table and of `[defaults]` as they are written, with their values as TOML.
+    pub written: Arc<[(String, String)]>,
     /// Of all keys in the job's table, with defaults filled in.
     pub(super) definition: Fingerprint,
 }

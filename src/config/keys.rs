@@ -22,7 +22,7 @@ use crate::values::text::unknown;
 
 schema! {
     pub entries DaemonKeys {
-        /// Where metrics, health and the API are served; default: `$MICROGLIA_LISTEN`, else 127.0.0.1:8749.
+        /// Where the status page, metrics, health and the API are served; default: `$MICROGLIA_LISTEN`, else 127.0.0.1:8749.
         pub listen: Option<Listen>,
         /// The time zone of every schedule without one of its own.
         pub timezone: Zone = "\"UTC\"",

@@ -6,6 +6,7 @@ mod jobs;
 mod mas;
 mod merge;
 mod secrets;
+mod written;
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;

@@ -222,7 +222,7 @@ pub(super) async fn files(
         .collect()
 }
 
-fn from_row(row: &AnyRow) -> Result<ChangeRecord, Error> {
+pub(super) fn from_row(row: &AnyRow) -> Result<ChangeRecord, Error> {
     // Outside the history a change without a response is still planned.
     let unanswered = row.try_get::<&str, _>("state")? == "making";
     let (state, detail) = if unanswered {

@@ -12,7 +12,7 @@ use super::interrupted::{COUNT, LAST_OF_JOB_AND_MODE, UNENDED, UNENDED_OF_JOB};
 use super::postgres_server;
 use super::runs::{NEWEST_OF_JOB, NEWEST_ON, Standing, last_of_each_job_sql, standings_sql};
 use super::state_dir::StateDir;
-use super::{DatabaseUrl, History, Place, leases, retention};
+use super::{DatabaseUrl, History, OutcomeFilter, Place, RunFilter, leases, retention};
 use crate::plan::report::{Mode, Outcome, Report, Trigger};
 use crate::values::clock::{Clock, Timestamp};
 
@@ -175,6 +175,7 @@ async fn as_computed_by_reading_every_run(on: On, runs: &[Recorded], forget_ms: 
         newest.drain(..newest.len().saturating_sub(3));
         assert_eq!(ids(history.runs(job, 3).await.unwrap()), newest, "{job:?}");
     }
+    as_shown_on_the_status_page(&history, runs, forget_ms).await;
     let succeeded =
         newest(runs, |run| (run.outcome == Some(Outcome::Succeeded)).then(|| of_mode(run)));
     let kept: Vec<i64> = (1..)
@@ -190,6 +191,49 @@ async fn as_computed_by_reading_every_run(on: On, runs: &[Recorded], forget_ms: 
     let gone = history.delete_runs_before(NOW + TimeDelta::milliseconds(forget_ms)).await.unwrap();
     assert_eq!(ids(history.runs(None, 1000).await.unwrap()), kept);
     assert_eq!(gone, (runs.len() - kept.len()) as u64);
+}
+
+async fn as_shown_on_the_status_page(history: &History, runs: &[Recorded], since_ms: i64) {
+    let since = NOW + TimeDelta::milliseconds(since_ms);
+    let ended = || runs.iter().filter(|run| run.started_ms >= since_ms && run.outcome.is_some());
+    let succeeded = ended().filter(|run| run.outcome == Some(Outcome::Succeeded)).count();
+    let totals = history.totals(since).await.unwrap();
+    let sums: Vec<(u64, u64)> =
+        totals.iter().map(|totals| (totals.runs, totals.succeeded)).collect();
+    let expected = (ended().count() as u64, succeeded as u64);
+    assert_eq!(sums, if expected.0 == 0 { Vec::new() } else { vec![expected] });
+    let marks = history.marks(&["a", "c@main", "unknown"], 5).await.unwrap();
+    for job in ["a", "c@main", "b", "unknown"] {
+        let of_job = || runs.iter().filter(|run| run.job == job && job != "b");
+        let first = of_job().count().saturating_sub(5);
+        let expected: Vec<_> =
+            of_job().skip(first).map(|run| (run.mode, run.outcome, run.started_ms)).collect();
+        let found = marks.get(job).into_iter().flatten();
+        let found: Vec<_> = found
+            .map(|mark| (mark.mode, mark.outcome, mark.started_at.timestamp_millis()))
+            .collect();
+        assert_eq!(found, expected, "{job}");
+    }
+    let filter = RunFilter {
+        job: Some("a".to_owned()),
+        homeserver: Some("main".to_owned()),
+        mode: Some(Mode::Apply),
+        outcome: Some(OutcomeFilter::Unsuccessful),
+        since: Some(since),
+        until: Some(since + TimeDelta::milliseconds(500)),
+        before: Some(40),
+    };
+    let expected: Vec<i64> = (1..40)
+        .zip(runs)
+        .filter(|(_, run)| run.job == "a" && run.mode == Mode::Apply)
+        .filter(|(_, run)| run.outcome.is_some_and(|outcome| outcome != Outcome::Succeeded))
+        .filter(|(_, run)| (since_ms..since_ms + 500).contains(&run.started_ms))
+        .map(|(id, _)| id)
+        .collect();
+    assert_eq!(ids(history.find_runs(&filter, 100).await.unwrap()), expected);
+    let filter = RunFilter { outcome: Some(OutcomeFilter::UnderWay), ..RunFilter::default() };
+    let under_way = runs.iter().filter(|run| run.outcome.is_none()).count();
+    assert_eq!(history.find_runs(&filter, 100).await.unwrap().len(), under_way);
 }
 
 proptest! {

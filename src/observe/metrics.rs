@@ -6,7 +6,7 @@ mod jobs;
 mod registry;
 mod seconds;
 
-pub(crate) use homeservers::HomeserverState;
+pub(crate) use homeservers::{HomeserverState, HomeserverView};
 pub(crate) use jobs::{JobMetrics, RoundMetrics, Skipped};
 pub(crate) use registry::CONTENT_TYPE;
 pub use registry::Metrics;

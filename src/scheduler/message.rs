@@ -9,6 +9,7 @@ use super::agenda::Due;
 use super::held::Leases;
 use super::job_list::ListedWait;
 use super::job_state::Ending;
+use super::job_view::JobView;
 use super::recollection::{Recollection, Standings};
 use super::request::{Adopted, Refusal, RunOverrides};
 use crate::config::{Config, JobSpec};
@@ -43,6 +44,10 @@ pub(super) enum Message {
     },
     Specs {
         reply: oneshot::Sender<Vec<Arc<JobSpec>>>,
+    },
+    /// The jobs, sorted by name.
+    Views {
+        reply: oneshot::Sender<Vec<JobView>>,
     },
     /// What runs that were not started yet are waiting for, by job.
     Waits {

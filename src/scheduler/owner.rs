@@ -14,6 +14,7 @@ use super::job_list::ListedWait;
 use super::job_state::{
     Decision, Ending, Event as StateEvent, Interrupted, JobState, Now, Recalled, Start, Timing, Why,
 };
+use super::job_view::JobView;
 use super::message::{ApprovedRun, Listener, Message, RunReply};
 use super::recollection::Recollection;
 use super::request::{Refusal, RunOverrides};
@@ -168,6 +169,7 @@ impl Owner {
                 let specs = self.jobs.values().map(|entry| Arc::clone(&entry.spec));
                 let _ = reply.send(specs.collect());
             }
+            Message::Views { reply } => drop(reply.send(self.views())),
             Message::Waits { reply } => drop(reply.send(self.waits())),
             Message::Addresses { reply } => {
                 let addresses = self.homeservers.addresses();
@@ -496,6 +498,18 @@ impl Owner {
         tracing::warn!(target: "microglia::scheduler", "scheduled runs are {state}");
         self.wake_all();
         self.refresh_due();
+    }
+
+    fn views(&self) -> Vec<JobView> {
+        let now = self.clock.now();
+        let view = |entry: &Entry| JobView {
+            spec: Arc::clone(&entry.spec),
+            fingerprint: entry.fingerprint.clone(),
+            next: entry.state.next(),
+            wait: entry.state.waiting(now).map(Into::into),
+            is_running: entry.running.is_some(),
+        };
+        self.jobs.values().map(|entry| view(entry)).collect()
     }
 
     fn waits(&self) -> HashMap<String, ListedWait> {

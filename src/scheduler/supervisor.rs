@@ -9,6 +9,7 @@ use tokio_util::task::TaskTracker;
 use super::agenda::{Agenda, Due};
 use super::job_event::JobEvent;
 use super::job_list::{ListedJob, job_list};
+use super::job_view::JobView;
 use super::lease_times::LeaseTimes;
 use super::message::Message;
 use super::owner::{Owner, Parts};
@@ -355,6 +356,16 @@ impl Supervisor {
             .filter(|spec| homeserver.is_none_or(|homeserver| spec.homeserver == homeserver));
         let waits = self.ask(|reply| Message::Waits { reply }).await.unwrap_or_default();
         Ok(job_list(listed, last_runs, waits, &(replicas, addresses), self.clock.now()))
+    }
+
+    /// The jobs as the status page shows them, sorted by name.
+    pub async fn views(&self) -> Vec<JobView> {
+        self.ask(|reply| Message::Views { reply }).await.unwrap_or_default()
+    }
+
+    /// Whether scheduled runs are paused.
+    pub async fn is_paused(&self) -> bool {
+        self.ask(|reply| Message::GetPause { reply }).await.unwrap_or_default().paused
     }
 
     /// What runs next, in words.

@@ -1,5 +1,7 @@
 //! When a job is due: cron patterns, time zones and windows, as pure functions of a timestamp.
 
+mod words;
+
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::fmt;

@@ -15,6 +15,7 @@ use super::api_error::ApiError;
 use super::app::App;
 use super::origin;
 use super::peer::Peer;
+use super::session::OpenSession;
 use crate::plan::report::Report;
 
 /// Stands in place of what a change replaced.
@@ -26,10 +27,12 @@ pub(super) struct Caller {
     access: Access,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 enum Access {
     /// Over TCP without the admin token.
     Public,
+    /// Over TCP with the cookie of a session, which a browser sends whoever made it.
+    Session { session: OpenSession, has_csrf: bool },
     /// Over TCP with the admin token.
     Admin,
     /// Over the control socket, which only its owner and root can open.
@@ -49,7 +52,7 @@ impl FromRequestParts<Arc<App>> for Caller {
         let access = match peer {
             Peer::Local { .. } => Access::Local,
             Peer::Tcp(_) if has_admin_token(app, &parts.headers).await => Access::Admin,
-            Peer::Tcp(_) => Access::Public,
+            Peer::Tcp(_) => session(app, &parts.headers).await,
         };
         Ok(Self { peer, access })
     }
@@ -58,25 +61,31 @@ impl FromRequestParts<Arc<App>> for Caller {
 impl Caller {
     /// Reads well after "cancelled by".
     pub(super) async fn name(&self) -> String {
-        self.peer.name().await
+        match (&self.access, self.peer) {
+            (Access::Session { .. }, Peer::Tcp(address)) => {
+                format!("{} (status page)", address.ip())
+            }
+            _ => self.peer.name().await,
+        }
     }
 
     /// What the log names as the origin of a request.
     pub(super) fn channel(&self) -> &'static str {
-        match self.peer {
-            Peer::Tcp(_) => "HTTP",
-            Peer::Local { .. } => "the control socket",
+        match (&self.access, self.peer) {
+            (Access::Session { .. }, _) => "the status page",
+            (_, Peer::Tcp(_)) => "HTTP",
+            (_, Peer::Local { .. }) => "the control socket",
         }
-    }
-
-    pub(super) fn is_local(&self) -> bool {
-        self.access == Access::Local
     }
 
     /// Fails unless the caller may change something.
     pub(super) async fn authorize(&self, app: &App) -> Result<(), ApiError> {
-        match self.access {
-            Access::Local | Access::Admin => Ok(()),
+        match &self.access {
+            Access::Local | Access::Admin | Access::Session { has_csrf: true, .. } => Ok(()),
+            Access::Session { has_csrf: false, .. } => Err(ApiError::new(
+                StatusCode::FORBIDDEN,
+                "a session requires its CSRF token as well: send it as `X-CSRF-Token`",
+            )),
             Access::Public if app.reloader.admin_token().await.is_none() => Err(ApiError::new(
                 StatusCode::FORBIDDEN,
                 "this endpoint requires an admin token, and none is configured: set daemon.admin_token_file",
@@ -88,11 +97,32 @@ impl Caller {
         }
     }
 
+    pub(super) fn is_local(&self) -> bool {
+        matches!(self.access, Access::Local)
+    }
+
+    /// Whether the caller may see names of people.
+    pub(super) fn sees_names(&self) -> bool {
+        !matches!(self.access, Access::Public)
+    }
+
+    /// The session of a person who is signed in to the status page.
+    pub(super) fn session(&self) -> Option<&OpenSession> {
+        match &self.access {
+            Access::Session { session, .. } => Some(session),
+            Access::Public | Access::Admin | Access::Local => None,
+        }
+    }
+
+    pub(super) fn peer(&self) -> Peer {
+        self.peer
+    }
+
     /// Removes what the caller may not see: names of people, and over TCP what a change replaced.
     pub(super) fn redact(&self, report: &mut Report) {
         match self.access {
             Access::Local => {}
-            Access::Admin => {
+            Access::Admin | Access::Session { .. } => {
                 let changes = report.changes.iter_mut().flatten();
                 for before in changes.filter_map(|change| change.before.as_mut()) {
                     *before = json!(BEFORE_WITHHELD);
@@ -110,6 +140,16 @@ impl Caller {
             }
         }
     }
+}
+
+async fn session(app: &App, headers: &HeaderMap) -> Access {
+    let token = app.reloader.admin_token().await;
+    let Some(session) = app.sessions.find(headers, token.as_ref(), app.clock.now()) else {
+        return Access::Public;
+    };
+    let sent = headers.get("x-csrf-token").and_then(|value| value.to_str().ok()).unwrap_or("");
+    let has_csrf = session.has_csrf(sent);
+    Access::Session { session, has_csrf }
 }
 
 async fn has_admin_token(app: &App, headers: &HeaderMap) -> bool {

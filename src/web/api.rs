@@ -217,7 +217,7 @@ async fn set_paused(app: Arc<App>, caller: Caller, paused: bool) -> Result<Respo
 }
 
 /// Runs in a task of its own: what was begun must not end halfway because the client disconnects.
-async fn to_completion<T: Send + 'static>(
+pub(super) async fn to_completion<T: Send + 'static>(
     work: impl Future<Output = T> + Send + 'static,
 ) -> Result<T, ApiError> {
     let finished = tokio::spawn(work).await;

@@ -23,6 +23,14 @@ impl ApiError {
         Self { status, body: json!({ "error": error.to_string() }) }
     }
 
+    pub(super) fn status(&self) -> StatusCode {
+        self.status
+    }
+
+    pub(super) fn text(&self) -> String {
+        self.body["error"].as_str().unwrap_or_default().to_owned()
+    }
+
     /// Also carries every error of a configuration that was rejected.
     pub(super) fn rejected_config(errors: &[String]) -> Self {
         let error = "the configuration has errors; keeping the previous configuration";

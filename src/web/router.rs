@@ -14,28 +14,11 @@ use super::api::{
 use super::api_error::ApiError;
 use super::app::App;
 use super::events::all_events;
+use super::pages;
 use super::probes::{healthz, metrics, readyz};
-
-const INDEX: &str = "microglia, housekeeping for Synapse\n\n\
-    GET  /metrics                     Prometheus metrics\n\
-    GET  /healthz                     200 while the daemon is alive\n\
-    GET  /readyz                      200 while runs can start and be recorded, even if a homeserver is down\n\
-    GET  /api/v1/jobs                 the jobs\n\
-    GET  /api/v1/runs?job=&limit=     recorded runs\n\
-    GET  /api/v1/runs/{id}            one run; its changes require the admin token\n\
-    GET  /api/v1/events?job=          server-sent events of runs, on the control socket only\n\n\
-    These require the admin token, except on the control socket:\n\n\
-    POST /-/reload\n\
-    POST /api/v1/jobs/{job}/run       optional overrides: {\"mode\": \"dry-run\", \"max_changes\": 5000, \"ignore_window\": true}\n\
-    POST /api/v1/jobs/{job}/cancel\n\
-    POST /api/v1/runs/{id}/approve    has the plan of a run in approve mode applied\n\
-    POST /api/v1/runs/{id}/reject\n\
-    POST /api/v1/pause\n\
-    POST /api/v1/resume\n";
 
 pub(crate) fn router(app: Arc<App>) -> Router {
     Router::new()
-        .route("/", get(async || INDEX))
         .route("/metrics", get(metrics))
         .route("/healthz", get(healthz))
         .route("/readyz", get(readyz))
@@ -50,6 +33,7 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .route("/api/v1/runs/{id}/reject", post(reject))
         .route("/api/v1/pause", post(pause))
         .route("/api/v1/resume", post(resume))
+        .merge(pages::routes())
         .fallback(not_found)
         .method_not_allowed_fallback(method_not_allowed)
         .layer(middleware::from_fn_with_state(Arc::clone(&app), reject_cross_site))

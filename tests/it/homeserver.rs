@@ -1,6 +1,8 @@
 //! A real Synapse for tests: installed once, started per test, stopped when the test ends.
 
+#[path = "homeserver/deployment.rs"]
 pub mod deployment;
+#[path = "homeserver/process.rs"]
 mod process;
 
 use std::{

@@ -25,4 +25,5 @@ mod state_dir;
 mod terminal;
 mod transport;
 mod venv;
+mod web;
 mod workers;

@@ -11,6 +11,7 @@ use toml::de::DeTable;
 use super::super::job_spec::JobSpec;
 use super::super::keys::{CommonEntries, CommonKeys, HeadKeys, HomeserverNames};
 use super::merge::merge;
+use super::written::written;
 use super::{MAX_JOBS, NameRule, Parser};
 use crate::jobs::job::Kind;
 use crate::values::clock::Timestamp;
@@ -109,6 +110,7 @@ impl Parser<'_> {
         }
         let is_list = common.homeserver.as_ref().is_some_and(|names| names.list);
         let name = name.get_ref().as_ref();
+        let written: Arc<[(String, String)]> = written(&merged).into();
         let (all_keys, common) = (table.definition(), Arc::new(common));
         let own_keys = Arc::new(own_keys(&all_keys, kind));
         let (selection, definition) = (selection(&all_keys, kind), definition(all_keys));
@@ -123,6 +125,7 @@ impl Parser<'_> {
             splay_seed: 0,
             selection: selection.clone(),
             own_keys: Arc::clone(&own_keys),
+            written: Arc::clone(&written),
             definition: definition.clone(),
         };
         Some(homeservers?.into_iter().map(spec).collect())

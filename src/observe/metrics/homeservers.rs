@@ -9,6 +9,7 @@ use super::seconds::seconds;
 use crate::http::{Api, CompletedRequest, Observer};
 use crate::mas::ExpiryObserver;
 use crate::synapse::VERSION_ENDPOINT;
+use crate::values::clock::Timestamp;
 
 /// What the last request or probe showed of a homeserver; `None` before the first one.
 #[derive(Debug, Clone, Copy, Default)]
@@ -17,13 +18,33 @@ pub(crate) struct HomeserverState {
     pub(crate) token_valid: Option<bool>,
 }
 
+/// What is known of a homeserver, for people.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct HomeserverView {
+    pub(crate) state: HomeserverState,
+    pub(crate) version: Option<String>,
+    pub(crate) uses_mas: bool,
+    /// When the token that the program issued itself expires.
+    pub(crate) token_expires_at: Option<Timestamp>,
+    /// Requests per second that are allowed at present; `None` without a limit.
+    pub(crate) rate_limit: Option<f64>,
+    /// How long it took to respond lately, in seconds.
+    pub(crate) latency: Option<f64>,
+}
+
 /// A configured homeserver.
 #[derive(Debug, Default)]
 pub(super) struct Configured {
     state: HomeserverState,
     /// The labels of its info, after the name.
     info: Option<(String, &'static str)>,
+    token_expires_at: Option<Timestamp>,
+    rate_limit: Option<f64>,
+    latency: Option<f64>,
 }
+
+/// How much a response changes the latency that is shown.
+const LATENCY_WEIGHT: f64 = 0.125;
 
 /// The metrics of the configured homeservers: those of a removed one vanish.
 pub(crate) struct Homeservers {
@@ -59,8 +80,9 @@ impl Homeservers {
         let (metrics, homeserver) = (Arc::clone(self), homeserver.to_owned());
         Arc::new(move |expires_at| {
             // Held to the end: nothing is added behind a removal.
-            let configured = metrics.lock();
-            if configured.contains_key(&homeserver) {
+            let mut configured = metrics.lock();
+            if let Some(configured) = configured.get_mut(&homeserver) {
+                configured.token_expires_at = Some(expires_at);
                 metrics.token_expiry.with_label_values(&[&homeserver]).set(seconds(expires_at));
             }
         })
@@ -69,7 +91,7 @@ impl Homeservers {
     fn observe(&self, homeserver: &str, answered: &CompletedRequest) {
         // Held to the end: nothing is added behind a removal.
         let mut configured = self.lock();
-        let Some(Configured { state, .. }) = configured.get_mut(homeserver) else { return };
+        let Some(configured) = configured.get_mut(homeserver) else { return };
         let status = answered.status.map_or_else(|| "none".to_owned(), |status| status.to_string());
         let api = answered.api.label();
         let request = [homeserver, api, answered.method.as_str(), answered.endpoint, &status];
@@ -80,7 +102,14 @@ impl Homeservers {
         if answered.api == Api::Mas {
             return;
         }
+        configured.rate_limit = answered.rate_limit;
         self.show_rate_limit(homeserver, answered.rate_limit);
+        if answered.status.is_some() {
+            let took = answered.took.as_secs_f64();
+            let before = configured.latency.unwrap_or(took);
+            configured.latency = Some(before + (took - before) * LATENCY_WEIGHT);
+        }
+        let state = &mut configured.state;
         // A proxy in front of a dead Synapse responds with these.
         let up = answered.status.is_some_and(|status| !matches!(status, 502..=504));
         state.up = Some(up);
@@ -104,15 +133,32 @@ impl Homeservers {
         self.lock().iter().map(|(name, it)| (name.clone(), it.state)).collect()
     }
 
+    /// Returns what is known of each configured homeserver, by name.
+    pub(crate) fn views(&self) -> Vec<(String, HomeserverView)> {
+        let view = |it: &Configured| HomeserverView {
+            state: it.state,
+            version: it.info.as_ref().map(|(version, _)| version.clone()),
+            uses_mas: it.info.as_ref().is_some_and(|(_, mas)| *mas == "true"),
+            token_expires_at: it.token_expires_at,
+            rate_limit: it.rate_limit,
+            latency: it.latency,
+        };
+        self.lock().iter().map(|(name, it)| (name.clone(), view(it))).collect()
+    }
+
     /// To be called for a homeserver whose token is not issued by the program any more.
     pub(crate) fn remove_token_expiry(&self, homeserver: &str) {
+        if let Some(configured) = self.lock().get_mut(homeserver) {
+            configured.token_expires_at = None;
+        }
         let _ = self.token_expiry.remove_label_values(&[homeserver]);
     }
 
     /// Sets the allowed requests per second of a configured homeserver; without a limit there is no series.
     pub(crate) fn set_rate_limit(&self, homeserver: &str, limit: Option<f64>) {
-        let states = self.lock();
-        if states.contains_key(homeserver) {
+        let mut states = self.lock();
+        if let Some(configured) = states.get_mut(homeserver) {
+            configured.rate_limit = limit;
             self.show_rate_limit(homeserver, limit);
         }
     }

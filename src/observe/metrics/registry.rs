@@ -30,6 +30,8 @@ pub struct Metrics {
     pub(crate) differing_replicas: Gauge,
     pub(crate) run_duration: HistogramVec,
     pub(crate) start_delay: Histogram,
+    /// Sign-ins to the status page with a wrong token.
+    pub(crate) login_failures: IntCounter,
     last_tick: Gauge,
     history_write_errors: IntCounter,
     /// Of the text, in bytes.
@@ -84,6 +86,10 @@ impl Metrics {
                 "microglia_start_delay_seconds",
                 "Delay between an occurrence and the start of its run.",
                 &DELAY_SECONDS,
+            )?,
+            login_failures: add.counter(
+                "microglia_login_failures_total",
+                "Number of attempts to sign in to the status page with a wrong token.",
             )?,
             last_tick: add.gauge(
                 "microglia_scheduler_last_tick_timestamp_seconds",

@@ -41,6 +41,7 @@ microglia_job_runs_total counter homeserver,job_name,mode,outcome
 microglia_job_skipped_total counter homeserver,job_name,reason
 microglia_job_success_due_timestamp_seconds gauge homeserver,job_name
 microglia_job_waiting gauge homeserver,job_name
+microglia_login_failures_total counter -
 microglia_paused gauge -
 microglia_replicas_with_other_configuration gauge -
 microglia_run_duration_seconds histogram kind
