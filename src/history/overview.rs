@@ -117,7 +117,7 @@ const MARKS: &str = "\
         ORDER BY recent.id DESC LIMIT 1 OFFSET $1), 0)
     GROUP BY runs.job";
 const PLAN_BEFORE: &str = "\
-    SELECT * FROM runs WHERE job = $1 AND outcome = 'succeeded' AND mode = 'dry-run' AND id < $2
+    SELECT * FROM runs WHERE job = $1 AND outcome = 'succeeded' AND mode <> 'apply' AND id < $2
     ORDER BY id DESC LIMIT 1";
 const MISSING: &str = "\
     FROM changes WHERE run = $1 AND target NOT IN (SELECT target FROM changes WHERE run = $2)";

@@ -41,6 +41,8 @@ pub(super) fn routes() -> Router<Arc<App>> {
         .route("/runs", get(runs::show))
         .route("/runs/{id}", get(run::show))
         .route("/runs/{id}/apply", get(actions::confirm_apply).post(actions::apply))
+        .route("/runs/{id}/approve", get(actions::confirm_approve).post(actions::approve))
+        .route("/runs/{id}/reject", get(actions::confirm_reject).post(actions::reject))
         .route("/pause", get(actions::confirm_pause).post(actions::pause))
         .route("/resume", get(actions::confirm_resume).post(actions::resume))
         .route("/reload", get(actions::confirm_reload).post(actions::reload))

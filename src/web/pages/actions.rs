@@ -23,7 +23,7 @@ use super::run;
 use super::state::Reload;
 use crate::plan::report::{Mode, Outcome, Report};
 use crate::scheduler::job_view::JobView;
-use crate::scheduler::{Adopted, RunOverrides};
+use crate::scheduler::{Adopted, ApproveRequest, Approved, RunOverrides};
 use crate::values::escape::line;
 use crate::values::fingerprint::Fingerprint;
 
@@ -248,6 +248,116 @@ fn definition_to_apply(app: &App, plan: &Report, id: i64) -> Result<Fingerprint,
             "Only a dry run that was started from here and looked at can be applied: start one first.",
         )
     })
+}
+
+pub(super) async fn confirm_approve(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    uri: Uri,
+    id: RunPath,
+) -> Result<Response, PageError> {
+    let Path(id) = id?;
+    let frame = Frame::new(&app, &caller, &uri).await;
+    let plan = run::find(&app, id).await?;
+    Ok(ask(&frame, approve_question(&frame, &plan, id), None).await)
+}
+
+fn approve_question(frame: &Frame<'_>, plan: &Report, id: i64) -> Question {
+    let (job, homeserver) = (&plan.job, &plan.homeserver);
+    let mut text = vec![
+        format!("Run {id} planned: {}.", figures(plan).trim_end_matches(" planned")),
+        format!(
+            "This plans again and makes those changes on {homeserver} that are still needed. What is new since the plan is left for the next one."
+        ),
+    ];
+    let spec = frame.view(job).map(|view| &view.spec);
+    if let Some(window) =
+        spec.filter(|spec| spec.is_outside_window(frame.now)).and_then(|spec| spec.common.window)
+    {
+        text.push(format!("It waits until the window {window} opens."));
+    }
+    Question {
+        title: format!("Approve the plan of {job}"),
+        section: "runs",
+        text,
+        button: "Approve the plan",
+        is_danger: true,
+        ignore_window: None,
+        back: format!("/runs/{id}"),
+    }
+}
+
+pub(super) async fn approve(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    uri: Uri,
+    id: RunPath,
+    form: AnyForm,
+) -> Result<Response, PageError> {
+    let (Path(id), Form(ActionForm { csrf, .. })) = (id?, form?);
+    signed_in(&caller, &csrf)?;
+    let (by, supervisor) = (caller.name().await, Arc::clone(&app.supervisor));
+    let request = ApproveRequest { run: id, by, max_changes: None };
+    let approved = to_completion(async move { supervisor.approve(request).await }).await?;
+    match approved {
+        Ok(Approved { run: Some(run), .. }) => {
+            Ok(Redirect::to(&format!("/runs/{run}")).into_response())
+        }
+        Ok(_) => Ok(Redirect::to(&format!("/runs/{id}")).into_response()),
+        Err(refusal) => {
+            let frame = Frame::new(&app, &caller, &uri).await;
+            let plan = run::find(&app, id).await?;
+            let error = PageError::from(ApiError::from(refusal));
+            Ok(ask(&frame, approve_question(&frame, &plan, id), Some(&error)).await)
+        }
+    }
+}
+
+pub(super) async fn confirm_reject(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    uri: Uri,
+    id: RunPath,
+) -> Result<Response, PageError> {
+    let Path(id) = id?;
+    let frame = Frame::new(&app, &caller, &uri).await;
+    let plan = run::find(&app, id).await?;
+    Ok(ask(&frame, reject_question(&plan, id), None).await)
+}
+
+fn reject_question(plan: &Report, id: i64) -> Question {
+    Question {
+        title: format!("Reject the plan of {}", plan.job),
+        section: "runs",
+        text: vec![
+            format!("The plan of run {id} is dropped, and nothing is changed."),
+            "The next run of the job makes a new plan.".to_owned(),
+        ],
+        button: "Reject the plan",
+        is_danger: false,
+        ignore_window: None,
+        back: format!("/runs/{id}"),
+    }
+}
+
+pub(super) async fn reject(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    uri: Uri,
+    id: RunPath,
+    form: AnyForm,
+) -> Result<Response, PageError> {
+    let (Path(id), Form(ActionForm { csrf, .. })) = (id?, form?);
+    signed_in(&caller, &csrf)?;
+    let (by, supervisor) = (caller.name().await, Arc::clone(&app.supervisor));
+    let rejected = to_completion(async move { supervisor.reject(id, &by).await }).await?;
+    if let Err(refusal) = rejected {
+        let frame = Frame::new(&app, &caller, &uri).await;
+        let plan = run::find(&app, id).await?;
+        let error = PageError::from(ApiError::from(refusal));
+        return Ok(ask(&frame, reject_question(&plan, id), Some(&error)).await);
+    }
+    Ok(Redirect::to(&format!("/runs/{id}")).into_response())
 }
 
 pub(super) async fn confirm_cancel(

@@ -28,10 +28,13 @@ const STRIP_HEIGHT: u64 = 21;
 impl Strip {
     /// Runs in another mode than the job's are marks without a height.
     pub(super) fn of(marks: &[RunMark], job_mode: Mode) -> Self {
+        // What was approved was applied, too.
+        let is_own =
+            |mode: Mode| mode == job_mode || (mode, job_mode) == (Mode::Apply, Mode::Approve);
         let items = |mark: &RunMark| match mark.mode {
-            mode if mode != job_mode => 0,
+            mode if !is_own(mode) => 0,
             Mode::Apply => mark.done,
-            Mode::DryRun => mark.planned,
+            Mode::DryRun | Mode::Approve => mark.planned,
         };
         let greatest = marks.iter().map(items).max().unwrap_or(0).max(1);
         let mut paths: Vec<(&'static str, String)> = Vec::new();
@@ -39,7 +42,7 @@ impl Strip {
         for (index, mark) in marks.iter().enumerate() {
             let (x, items) = ((offset + index) * 6 + 3, items(mark));
             let class = match (tone(mark.outcome), items) {
-                ("ok", 0) if mark.mode != job_mode => "off",
+                ("ok", 0) if !is_own(mark.mode) => "off",
                 ("ok", 0) => "idle",
                 (tone, _) => tone,
             };

@@ -137,12 +137,14 @@ fn keys(frame: &Frame<'_>, view: &JobView) -> (Vec<KeyRow>, bool) {
 
 /// Items and bytes of the ended runs in the mode of the job, oldest first.
 fn charts(mode: Mode, runs: &[Report], zone: chrono_tz::Tz) -> Vec<Bars> {
+    // What was approved was applied.
+    let mode = if mode == Mode::Approve { Mode::Apply } else { mode };
     let ended = || runs.iter().rev().filter(|run| run.outcome.is_some() && run.mode == mode);
     let figures = |of: fn(&Report) -> Option<u64>| -> Vec<(&Report, u64)> {
         ended().filter_map(|run| Some((run, of(run)?))).collect()
     };
     let charts = match mode {
-        Mode::Apply => [
+        Mode::Apply | Mode::Approve => [
             Bars::of("Items per run", number_unit, &figures(|run| Some(run.done)), zone),
             Bars::of("Freed per run", size_unit, &figures(|run| run.bytes_freed), zone),
         ],

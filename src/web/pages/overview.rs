@@ -18,7 +18,7 @@ use super::format::{Moment, changed_label, figures, status, tone};
 use super::layout::{Frame, Shell};
 use super::page_error::{PageError, rendered};
 use super::rows::{ProgressBar, progress_bar};
-use crate::history::{RunMark, Totals};
+use crate::history::{RunMark, Totals, WaitingPlan};
 use crate::observe::metrics::HomeserverView;
 use crate::plan::report::{Mode, Outcome, Report};
 use crate::scheduler::job_view::JobView;
@@ -168,6 +168,7 @@ pub(super) async fn show(
     names.dedup();
     let marks = app.history.marks(&names, STRIP_RUNS).await?;
     let mut alerts = alerts(&frame, &shell, &troubled, &last_runs, &marks);
+    alerts.extend(plan_alerts(&frame, &app.history.waiting_plans().await?));
     let more_alerts = alerts.len().saturating_sub(MAX_ALERTS);
     alerts.truncate(MAX_ALERTS);
     let lanes = lanes(&frame, &shown);
@@ -292,6 +293,21 @@ fn homeserver_alerts(frame: &Frame<'_>) -> Vec<Alert> {
         Some(Alert { tone: "bad", subject, text, action: None })
     };
     views.into_iter().filter_map(alert).collect()
+}
+
+/// Plans that wait for a person.
+fn plan_alerts(frame: &Frame<'_>, plans: &[WaitingPlan]) -> Vec<Alert> {
+    let pending = plans.iter().filter(|plan| !plan.is_approved && plan.expires_at > frame.now);
+    let alert = |plan: &WaitingPlan| {
+        let expires = frame.moment(plan.expires_at, frame.zone_of(&plan.job));
+        Alert {
+            tone: "warn",
+            subject: plan.job.clone(),
+            text: format!("has a plan that waits for approval and expires {}", expires.relative),
+            action: Some((format!("/runs/{}", plan.run), "Show plan")),
+        }
+    };
+    pending.map(alert).collect()
 }
 
 /// `remote-media failed 3 times in a row: 502 Bad Gateway`

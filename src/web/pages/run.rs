@@ -18,7 +18,9 @@ use super::layout::{Frame, Shell};
 use super::page_error::{PageError, rendered};
 use super::rows::{ProgressBar, progress_bar};
 use crate::history::{ChangeFilter, Difference, FoundChanges, Page, PlanDifference};
-use crate::plan::report::{ChangeRecord, Mode, Outcome, Report, State as ChangeState};
+use crate::plan::report::{
+    Approval, ApprovalState, ChangeRecord, Mode, Outcome, Report, State as ChangeState,
+};
 use crate::plan::round::Round;
 use crate::values::escape::line;
 use crate::values::size::Size;
@@ -46,8 +48,25 @@ struct RunPage {
     sample: Vec<Usage>,
     difference: Option<DifferenceView>,
     apply: Apply,
+    approval: Option<ApprovalView>,
     /// `None` where they may not be shown.
     changes: Option<Changes>,
+}
+
+impl RunPage {
+    fn waits_for_approval(&self) -> bool {
+        self.approval.as_ref().is_some_and(|approval| approval.is_pending)
+    }
+}
+
+/// What was decided about a plan, or is to be.
+struct ApprovalView {
+    is_pending: bool,
+    /// `waits for approval`, `rejected by uid 0`.
+    text: String,
+    when: Option<Moment>,
+    /// The run that applies the plan.
+    run: Option<i64>,
 }
 
 struct Fact {
@@ -136,7 +155,7 @@ pub(super) async fn show(
         false => None,
     };
     let difference = match run.mode {
-        Mode::DryRun if run.outcome == Some(Outcome::Succeeded) => {
+        Mode::DryRun | Mode::Approve if run.outcome == Some(Outcome::Succeeded) => {
             app.history.plan_difference(&run.job, id).await?
         }
         _ => None,
@@ -157,6 +176,7 @@ pub(super) async fn show(
         sample: run.sample.iter().map(usage).collect(),
         difference: difference.map(|difference| difference_view(&frame, &run, difference, zone)),
         apply: apply(&frame, &run),
+        approval: run.approval.as_ref().map(|approval| approval_view(&frame, approval, zone)),
         changes,
         job: run.job,
         homeserver: run.homeserver,
@@ -216,6 +236,22 @@ fn usage(owner: &crate::plan::report::OwnerUsage) -> Usage {
         user: line(&owner.user_id).into_owned(),
         files: format_number(owner.files),
         size: Size(owner.bytes).to_string(),
+    }
+}
+
+fn approval_view(frame: &Frame<'_>, approval: &Approval, zone: Tz) -> ApprovalView {
+    let is_pending = approval.state == ApprovalState::Pending && approval.expires_at > frame.now;
+    let by = approval.by.as_ref().map(|by| format!(" by {}", line(by))).unwrap_or_default();
+    let detail = approval.detail.as_ref().map(|why| format!(": {}", line(why))).unwrap_or_default();
+    let when = if is_pending { Some(approval.expires_at) } else { approval.decided_at };
+    ApprovalView {
+        is_pending,
+        text: match is_pending {
+            true => "The plan waits for approval, until".to_owned(),
+            false => format!("The plan was {}{by}{detail}", approval.state),
+        },
+        when: when.map(|when| frame.moment(when, zone)),
+        run: approval.run,
     }
 }
 

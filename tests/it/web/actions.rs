@@ -45,6 +45,38 @@ async fn a_plan_is_applied_after_a_dry_run_of_the_same_definition_was_looked_at(
 }
 
 #[tokio::test]
+async fn a_plan_that_waits_is_shown_and_approved_or_rejected() {
+    let fake = with_lobby(3);
+    let program = program(&fake, &format!("{LOBBY}mode = \"approve\"\n"));
+    let daemon = program.serve().await;
+    assert_eq!(program.run(&["run", "lobby"]).await.code, 0);
+    for path in ["/", "/runs/1"] {
+        let page = get(&daemon, path).await;
+        assert!(page.body.contains("waits for approval"), "{}", page.body);
+        assert!(!page.body.contains("href=\"/runs/1/approve\""), "nobody is signed in");
+    }
+    let visitor = Visitor::sign_in(&daemon).await;
+    let page = visitor.get("/runs/1").await;
+    assert!(page.body.contains("href=\"/runs/1/approve\""), "{}", page.body);
+    assert_eq!(visitor.confirm("/runs/1/reject").await.location(), "/runs/1");
+    let page = visitor.get("/runs/1").await;
+    assert!(page.body.contains("The plan was rejected by"), "{}", page.body);
+    let refused = visitor.confirm("/runs/1/approve").await;
+    assert_eq!(refused.status, 409, "{}", refused.body);
+    assert_eq!(joined(&fake), 0);
+    assert_eq!(program.run(&["run", "lobby"]).await.code, 0);
+    assert_eq!(visitor.confirm("/runs/2/approve").await.location(), "/runs/3");
+    until_ended(&program, "lobby", 3).await;
+    assert_eq!(joined(&fake), 3);
+    let page = visitor.get("/runs/2").await;
+    assert!(page.body.contains("and applied by <a href=\"/runs/3\">run 3</a>"), "{}", page.body);
+    // Who decided is named to nobody who is not signed in.
+    let page = get(&daemon, "/runs/2").await;
+    assert!(page.body.contains("The plan was approved <time"), "{}", page.body);
+    daemon.stop().await;
+}
+
+#[tokio::test]
 async fn a_run_is_followed_and_cancelled() {
     let fake = with_lobby(300);
     let slow = LOBBY.replace("1000", "5");
