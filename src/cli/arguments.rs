@@ -38,7 +38,7 @@ fn after_help() -> String {
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
-    /// Runs the scheduler and the HTTP listener with the status page in the foreground until SIGTERM or SIGINT
+    /// Runs the scheduler and the HTTP listener in the foreground until SIGTERM or SIGINT
     Serve,
     /// Creates a first configuration, by questions on a terminal or by options
     ///

@@ -128,9 +128,6 @@ const STATE: &str = "CASE WHEN state = 'making' THEN 'planned' ELSE state END";
 const JOBS_PER_STATEMENT: usize = 500;
 /// How many targets a [`Difference`] names.
 const TARGETS_NAMED: i64 = 10;
-/// Ids are given in the order of starts, except for runs that start at the same time.
-const START_ORDER_SLACK_MS: i64 = 60_000;
-
 impl HistoryReader {
     /// Returns what the runs since a time did, by kind.
     pub(crate) async fn totals(&self, since: Timestamp) -> Result<Vec<Totals>, Error> {
@@ -259,24 +256,21 @@ async fn find_runs(
         }
         Some(OutcomeFilter::UnderWay) => add("outcome IS NULL AND id > ?", Bound::Number(0)),
     }
-    if let Some(since) = since.map(|since| since.timestamp_millis()) {
-        add("started_at >= ?", Bound::Number(since));
-        add(
-            "id >= COALESCE((SELECT id FROM runs WHERE started_at >= ? ORDER BY started_at LIMIT 1), 0)",
-            Bound::Number(since - START_ORDER_SLACK_MS),
-        );
+    if let Some(since) = since {
+        add("started_at >= ?", Bound::Number(since.timestamp_millis()));
     }
-    if let Some(until) = until.map(|until| until.timestamp_millis()) {
-        add("started_at < ?", Bound::Number(until));
-        add(
-            "id <= COALESCE((SELECT id FROM runs WHERE started_at < ? ORDER BY started_at DESC LIMIT 1), 0)",
-            Bound::Number(until + START_ORDER_SLACK_MS),
-        );
+    if let Some(until) = until {
+        add("started_at < ?", Bound::Number(until.timestamp_millis()));
     }
     if let Some(before) = before {
         add("id < ?", Bound::Number(*before));
     }
-    add("1 = 1 ORDER BY id DESC LIMIT ?", Bound::Number(limit.into()));
+    // Both are the order of starts; the index on the time finds a time, and that on the id the newest.
+    let order = match (since, until) {
+        (None, None) => "id DESC",
+        _ => "started_at DESC, id DESC",
+    };
+    add(&format!("1 = 1 ORDER BY {order} LIMIT ?"), Bound::Number(limit.into()));
     let sql = format!("SELECT * FROM runs WHERE {}", conditions.join(" AND "));
     let rows = bind(query(AssertSqlSafe(sql)), bound).fetch_all(&mut *connection).await?;
     rows.iter().map(runs::from_row).collect()

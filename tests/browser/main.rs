@@ -24,7 +24,7 @@ use crate::program::{Daemon, Program};
 use crate::webdriver::{Browser, Look, Scripts, target};
 
 const TOKEN: &str = "secret-of-the-browser-tests";
-const MEMBERS: usize = 60;
+const MEMBERS: usize = 40;
 
 const LOOKS: [Look; 4] = [
     Look { scheme: "light", name: "desktop", width: 1240, height: 900 },

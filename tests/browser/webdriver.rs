@@ -12,8 +12,8 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::time::{Instant, sleep};
 
-/// How long a page may take to show something.
-const PATIENCE: Duration = Duration::from_mins(1);
+/// How long a page may take to show something: joins take a second each where the machine is busy.
+const PATIENCE: Duration = Duration::from_mins(3);
 /// The key under which the protocol names an element.
 const ELEMENT: &str = "element-6066-11e4-a52e-4f735466cecf";
 
@@ -177,8 +177,12 @@ impl Browser {
     /// As [`shows`](Self::shows), for pages without scripts: follows the link that they offer instead.
     pub async fn shows_after_refresh(&self, css: &str, text: &str) {
         let end = Instant::now() + PATIENCE;
-        while !self.text(css).await.is_some_and(|shown| shown.contains(text)) {
-            assert!(Instant::now() < end, "{css} does not show {text:?}");
+        loop {
+            let shown = self.text(css).await;
+            if shown.as_ref().is_some_and(|shown| shown.contains(text)) {
+                return;
+            }
+            assert!(Instant::now() < end, "{css} does not show {text:?}, but {shown:?}");
             self.click("Refresh").await;
         }
     }
