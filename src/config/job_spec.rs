@@ -52,8 +52,9 @@ impl JobSpec {
         let of = |value: &str| Fingerprint::of(&json!(value));
         let mut keys: BTreeMap<&str, &Fingerprint> =
             self.own_keys.iter().map(|(name, value)| (*name, value)).collect();
-        let (kind, address) = (of(self.job.kind().name), of(address));
-        keys.extend([("kind", &kind), ("homeserver", &address)]);
+        let (kind, mode) = (of(self.job.kind().name), of(self.common.mode.as_str()));
+        let homeserver = Fingerprint::of(&json!([address, self.media_in_object_storage]));
+        keys.extend([("kind", &kind), ("mode", &mode), ("homeserver", &homeserver)]);
         json!(keys).to_string()
     }
 

@@ -41,12 +41,14 @@ pub struct Claim {
     pub definition: String,
     /// Who approves it by starting the run; `None` where it is approved already.
     pub by: Option<String>,
+    /// The limit that is raised with that.
+    pub max_changes: Option<u32>,
 }
 
 const WAIT: &str = "\
     UPDATE runs SET approval_state = 'pending', approval_expires_at = $2,
         approval_definition = $3, approval_starts = 0
-    WHERE id = $1 AND approval_state IS NULL";
+    WHERE id = $1 AND approval_state IS NULL AND outcome IN ('succeeded', 'partial')";
 /// `$2` is the newer plan.
 const SUPERSEDE_OLDER: &str = "\
     UPDATE runs SET approval_state = 'superseded', approval_by = $3, approval_decided_at = $4
@@ -59,14 +61,16 @@ const DECIDE: &str = "\
 /// Two approved plans of a job that wait for its window are one too many.
 const SUPERSEDE_UNSTARTED: &str = "\
     UPDATE runs SET approval_state = 'superseded', approval_by = $2, approval_decided_at = $3
-    WHERE job = (SELECT job FROM runs WHERE id = $1) AND id <> $1
-        AND approval_state = 'approved' AND approval_run IS NULL";
+    WHERE job = (SELECT job FROM runs WHERE id = $1) AND id <> $1 AND approval_state = 'approved'
+        AND (approval_run IS NULL OR EXISTS (SELECT 1 FROM runs AS started
+            WHERE started.id = runs.approval_run AND started.outcome = 'interrupted'))";
 /// A plan whose run was cut off is applied once more.
 const CLAIM: &str = "\
     UPDATE runs SET approval_state = 'approved', approval_run = $2,
         approval_starts = approval_starts + 1,
         approval_by = COALESCE(approval_by, $4),
-        approval_decided_at = COALESCE(approval_decided_at, $5)
+        approval_decided_at = COALESCE(approval_decided_at, $5),
+        approval_max_changes = COALESCE(approval_max_changes, $6)
     WHERE id = $1 AND approval_definition = $3
         AND (approval_state = 'pending' AND approval_expires_at > $5
                 AND CAST($4 AS TEXT) IS NOT NULL
@@ -79,7 +83,9 @@ const EXPIRE: &str = "\
 const SUPERSEDE: &str = "\
     UPDATE runs SET approval_state = 'superseded', approval_decided_at = $2, approval_detail = $3
     WHERE id = $1 AND (approval_state = 'pending'
-        OR approval_state = 'approved' AND approval_run IS NULL)";
+        OR approval_state = 'approved' AND (approval_run IS NULL
+            OR EXISTS (SELECT 1 FROM runs AS started
+                WHERE started.id = runs.approval_run AND started.outcome = 'interrupted')))";
 pub(super) const WAITING: &str = "\
     SELECT id, job, approval_state, approval_definition, approval_max_changes, started_at,
         approval_expires_at,
@@ -141,14 +147,25 @@ pub(super) async fn decide(
         .await?;
     let has_effect = decided.rows_affected() > 0;
     if has_effect && decision.state == ApprovalState::Approved {
-        query(SUPERSEDE_UNSTARTED)
-            .bind(run)
-            .bind(storable(&decision.by).into_owned())
-            .bind(now.timestamp_millis())
-            .execute(&mut *connection)
-            .await?;
+        supersede_unstarted(connection, run, &decision.by, now).await?;
     }
     Ok(has_effect)
+}
+
+/// Ends the wait of the other approved plans of a job.
+async fn supersede_unstarted(
+    connection: &mut AnyConnection,
+    run: i64,
+    by: &str,
+    now: Timestamp,
+) -> Result<(), Error> {
+    query(SUPERSEDE_UNSTARTED)
+        .bind(run)
+        .bind(storable(by).into_owned())
+        .bind(now.timestamp_millis())
+        .execute(&mut *connection)
+        .await?;
+    Ok(())
 }
 
 /// Records which run applies a plan, and fails if that run must not.
@@ -164,10 +181,14 @@ pub(super) async fn claim(
         .bind(claim.definition.clone())
         .bind(claim.by.as_deref().map(storable).map(std::borrow::Cow::into_owned))
         .bind(now.timestamp_millis())
+        .bind(claim.max_changes.map(i64::from))
         .execute(&mut *connection)
         .await?;
     if claimed.rows_affected() == 0 {
         return Err(Error::NotApproved { plan: claim.plan });
+    }
+    if let Some(by) = &claim.by {
+        supersede_unstarted(connection, claim.plan, by, now).await?;
     }
     Ok(())
 }
@@ -181,20 +202,20 @@ pub(super) async fn expire(
     rows.iter().map(|row| Ok((row.try_get("id")?, row.try_get("job")?))).collect()
 }
 
-/// Ends the wait of a plan that can no longer be applied.
+/// Ends the wait of a plan that can no longer be applied; whether it waited.
 pub(super) async fn supersede(
     connection: &mut AnyConnection,
     run: i64,
     why: &str,
     now: Timestamp,
-) -> Result<(), Error> {
-    query(SUPERSEDE)
+) -> Result<bool, Error> {
+    let superseded = query(SUPERSEDE)
         .bind(run)
         .bind(now.timestamp_millis())
         .bind(storable(why).into_owned())
         .execute(&mut *connection)
         .await?;
-    Ok(())
+    Ok(superseded.rows_affected() > 0)
 }
 
 /// Returns the plans that wait, oldest first.

@@ -143,8 +143,8 @@ const TABLES: &[Table] = &[
     Table { name: "switches", columns: &[("name", Text), ("value", Number)] },
 ];
 
-/// Rows in one statement: 25 columns of them are within what SQLite can bind.
-const BATCH: usize = 1000;
+/// Rows in one statement: with the columns of the widest table they are within what SQLite can bind.
+const BATCH: usize = 900;
 
 /// Copies everything, and returns the number of rows of each table.
 ///
@@ -322,5 +322,16 @@ async fn keep_out(place: &Place) -> Result<Option<DaemonLock>, NotCopied> {
             true => Err(in_use()),
             false => Ok(None),
         },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_batch_of_the_widest_table_is_within_what_sqlite_can_bind() {
+        let widest = TABLES.iter().map(|table| table.columns.len()).max().unwrap();
+        assert!(widest * BATCH <= 32_766, "{widest} columns");
     }
 }

@@ -9,19 +9,23 @@ use crate::values::clock::Timestamp;
 const DELETE_CHANGES: &str = "\
     DELETE FROM changes WHERE run IN (
         SELECT id FROM runs WHERE started_at < $1 AND outcome IS NOT NULL
-            AND (approval_state IS NULL OR approval_state <> 'pending'))";
+            AND NOT (COALESCE(approval_state, '') = 'pending'
+            OR COALESCE(approval_state, '') = 'approved' AND approval_run IS NULL))";
 const DELETE_FILES: &str = "\
     DELETE FROM files WHERE run IN (
         SELECT id FROM runs WHERE started_at < $1 AND outcome IS NOT NULL
-            AND (approval_state IS NULL OR approval_state <> 'pending'))";
+            AND NOT (COALESCE(approval_state, '') = 'pending'
+            OR COALESCE(approval_state, '') = 'approved' AND approval_run IS NULL))";
 const CLEAR_SAMPLES: &str = "\
     UPDATE runs SET sample = NULL
     WHERE started_at < $1 AND outcome IS NOT NULL AND sample IS NOT NULL
-        AND (approval_state IS NULL OR approval_state <> 'pending')";
-/// Keeps the last run of a scheduled job in each mode, and the last one that succeeded, and plans that wait for a decision.
+        AND NOT (COALESCE(approval_state, '') = 'pending'
+            OR COALESCE(approval_state, '') = 'approved' AND approval_run IS NULL)";
+/// Keeps the last run of a scheduled job in each mode, and the last one that succeeded, and plans that wait for a decision or for their run.
 const DELETE_RUNS: &str = "\
     DELETE FROM runs WHERE started_at < $1 AND outcome IS NOT NULL
-    AND (approval_state IS NULL OR approval_state <> 'pending')
+    AND NOT (COALESCE(approval_state, '') = 'pending'
+            OR COALESCE(approval_state, '') = 'approved' AND approval_run IS NULL)
     AND NOT (job IN (SELECT name FROM jobs) AND (
         NOT EXISTS (
             SELECT 1 FROM runs AS later WHERE later.job = runs.job AND later.mode = runs.mode

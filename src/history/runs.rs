@@ -61,14 +61,16 @@ pub(super) fn standings_sql() -> String {
         "SELECT job, mode,
             (SELECT finished_at FROM runs WHERE id = CASE
                 WHEN each.mode = 'approve' THEN (SELECT MAX(id) FROM runs WHERE runs.job = each.job
-                    AND runs.mode = each.mode AND outcome = 'succeeded' AND planned = 0)
+                    AND runs.mode = each.mode AND outcome = 'succeeded' AND planned = 0
+                    AND cause <> 'undo')
                 ELSE success END) AS last_success,
             (SELECT COUNT(*) FROM runs WHERE runs.job = each.job AND runs.mode = each.mode
-                AND outcome <> 'succeeded' AND id > COALESCE(success, 0)) AS failures
+                AND outcome <> 'succeeded' AND cause <> 'undo'
+                AND id > COALESCE(success, 0)) AS failures
         FROM (
             SELECT names.job, modes.mode,
                 (SELECT MAX(id) FROM runs WHERE runs.job = names.job AND runs.mode = modes.mode
-                    AND outcome = 'succeeded') AS success
+                    AND outcome = 'succeeded' AND cause <> 'undo') AS success
             FROM names, modes WHERE names.job IS NOT NULL) AS each",
     )
 }

@@ -432,8 +432,8 @@ impl History {
         self.required(|connection| work(approvals::decide(connection, run, decision, now))).await
     }
 
-    /// Ends the wait of a plan that can no longer be applied.
-    pub(crate) async fn supersede_plan(&self, run: i64, why: &str) -> Result<(), Error> {
+    /// Ends the wait of a plan that can no longer be applied; whether it waited.
+    pub(crate) async fn supersede_plan(&self, run: i64, why: &str) -> Result<bool, Error> {
         let now = self.clock.now();
         self.required(|connection| work(approvals::supersede(connection, run, why, now))).await
     }

@@ -164,6 +164,7 @@ pub(super) async fn finish(run: &RunContext<'_>, mut tally: Tally, verdict: Verd
     }
     portion::end(run, &mut tally, outcome).await;
     let Tally { mut report, changes, plan, .. } = tally;
+    let only_read = plan.only_read;
     report.waited_seconds = (report.waited_seconds * 10.0).round() / 10.0;
     report.finished_at = Some(truncated(run.clock.now()));
     report.outcome = Some(outcome);
@@ -177,8 +178,8 @@ pub(super) async fn finish(run: &RunContext<'_>, mut tally: Tally, verdict: Verd
         .chain(run.reader.rate_summary())
         .collect();
     report.message = (!sentences.is_empty()).then(|| sentences.join("; "));
-    let definition =
-        (report.mode == Mode::Approve && is_plan(outcome)).then(|| run.plan_definition());
+    let definition = (report.mode == Mode::Approve && is_plan(outcome) && !only_read)
+        .then(|| run.plan_definition());
     record_end(run.history, &report, not_attempted, definition.as_deref()).await;
     report.changes = Some(changes.into_records());
     report

@@ -29,7 +29,12 @@ pub(super) async fn guard(
     let problems = plan.problems.len() as u64 + unknown;
     let applied = tally.report.done + tally.report.skipped;
     if let (Some(round), Some(portion)) = (&mut tally.round, plan.portion.take()) {
-        round.plan_made(portion, tally.report.started_at);
+        // A restart of the round of an approved plan keeps its cut-off.
+        let started_at = match &run.params.approved {
+            Some(_) => round.before.started_at,
+            None => tally.report.started_at,
+        };
+        round.plan_made(portion, started_at);
     }
     let unapproved = keep_approved(run, tally, plan).await?;
     // Whoever approves the plan decides about all of it.
@@ -49,6 +54,7 @@ pub(super) async fn guard(
         problems,
         some_up_to_date: plan.some_up_to_date,
         left_for_later: cut.left + unapproved,
+        only_read: false,
         notes,
     };
     let items = cut.kept.map(|kept| applied + kept);

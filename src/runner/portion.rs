@@ -4,12 +4,14 @@ use serde_json::json;
 use tokio::time::Instant;
 
 use super::context::{Abort, RunContext, truncated};
-use super::params::Extent;
+use super::params::{ApprovedPlan, Extent};
 use super::round::RoundInProgress;
 use super::round_files;
 use super::tally::Tally;
+use crate::history::Page;
 use crate::plan::report::{Mode, Outcome};
 use crate::plan::round::{Plans, Portion, RoundFile, RoundState};
+use crate::values::clock::Timestamp;
 use crate::values::fingerprint::Fingerprint;
 use crate::values::text::format_number;
 
@@ -35,6 +37,10 @@ pub(super) async fn begin(
     let whole_list = Portion::whole_list(run.as_of(tally.report.started_at));
     let Some(rounds) = run.spec.job.kind().rounds else { return Ok(whole_list) };
     let definition = Fingerprint::of(&json!([run.spec.selection, server])).to_string();
+    let plan_round = match &run.params.approved {
+        Some(plan) if rounds.plans == Plans::WholeList => Some(plan_round(run, plan).await?),
+        _ => None,
+    };
     let recorded = match run.history.round(&run.spec.name, round_mode(run).0).await {
         Ok(recorded) => recorded.filter(|round| round.definition == definition),
         Err(error) if run.is_dry_run() => {
@@ -46,19 +52,30 @@ pub(super) async fn begin(
     let finished_at = recorded.as_ref().and_then(|round| round.finished_at);
     let is_full = run.params.extent == Extent::Full;
     let before = recorded.filter(|round| round.position.is_some() && !is_full);
+    let before = before.filter(|round| match plan_round {
+        // Only what that plan was made of has its cut-off.
+        Some(started_at) => round.started_at == started_at,
+        // A plan was made of it already: this one begins anew, with a later cut-off.
+        None => run.params.mode != Mode::Approve || !is_read_to_the_end(round),
+    });
+    // Of another round nothing is touched.
+    let is_apart = plan_round.is_some() && before.is_none();
     let before = before.unwrap_or(RoundState {
         definition,
-        started_at: run.as_of(tally.report.started_at),
+        started_at: plan_round.unwrap_or_else(|| run.as_of(tally.report.started_at)),
         finished_at,
         read: 0,
         total: 0,
         position: None,
         findings: None,
     });
-    let file = file(run, &before.definition).filter(|_| rounds.plans == Plans::WholeList);
+    let file =
+        file(run, &before.definition).filter(|_| rounds.plans == Plans::WholeList && !is_apart);
     let until = match rounds.plans {
         // Nothing can be kept, or what became of a lost call shows only in a plan of everything.
         Plans::WholeList if file.is_none() || !tally.unanswered.is_empty() => None,
+        // The approved plan is applied by this run, or by none.
+        Plans::WholeList if plan_round.is_some() => None,
         _ => Some(Instant::now() + run.limits.time_for_changes() / 2),
     };
     let portion = if is_full {
@@ -74,8 +91,21 @@ pub(super) async fn begin(
             file,
         }
     };
-    tally.round = Some(RoundInProgress::new(before, rounds));
+    tally.round = Some(RoundInProgress { is_apart, ..RoundInProgress::new(before, rounds) });
     Ok(portion)
+}
+
+/// When the round of an approved plan started, which is its cut-off.
+async fn plan_round(run: &RunContext<'_>, plan: &ApprovedPlan) -> Result<Timestamp, Abort> {
+    let report = run.history.run(plan.run, Page { offset: 0, limit: 0 }).await;
+    let report =
+        report.map_err(|error| Abort::Failed(format!("cannot read the history: {error}")))?;
+    Ok(report.and_then(|report| report.round).map_or(plan.planned_at, |round| round.started_at))
+}
+
+/// Whether a plan was made of the round: the next run plans again with what was kept of it.
+fn is_read_to_the_end(round: &RoundState) -> bool {
+    round.position.as_ref().is_some_and(|position| position.after.is_empty())
 }
 
 /// Where the runs of the round keep what they read; `None` without a state directory.
@@ -101,11 +131,17 @@ pub(super) async fn end(run: &RunContext<'_>, tally: &mut Tally, outcome: Outcom
     let Some(round) = tally.round.take().filter(|_| tally.approved) else { return };
     let (mode, moves) = round_mode(run);
     let report = &tally.report;
-    let is_made = run.is_dry_run() || report.remaining == Some(0) && report.failed == 0;
+    let is_made = match run.params.mode {
+        Mode::DryRun => true,
+        // What waits for approval is not made.
+        Mode::Approve => report.planned == Some(0),
+        Mode::Apply => report.remaining == Some(0) && report.failed == 0,
+    };
     let Some(after) = round.after(outcome, is_made, truncated(run.clock.now())) else { return };
     let is_complete = after.position.is_none();
     tally.report.round = Some(after.round());
     let is_planned = round.rounds.plans == Plans::EachPortion || !round.is_incomplete();
+    tally.plan.only_read = !is_planned;
     let (before, entries) = (round.before, round.rounds.entries);
     if !is_complete {
         let (read, total) = (format_number(after.read), format_number(after.total));
@@ -121,7 +157,7 @@ pub(super) async fn end(run: &RunContext<'_>, tally: &mut Tally, outcome: Outcom
         }
     }
     let (id, job) = (tally.report.id, &run.spec.name);
-    if !moves {
+    if !moves || round.is_apart {
         return;
     }
     match run.history.set_round(id, job, mode, &after).await {

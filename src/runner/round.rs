@@ -16,6 +16,8 @@ pub(super) struct RoundInProgress {
     changes: Vec<Attempted>,
     /// Which of them the run makes, in its order; `None` for all.
     kept: Option<Vec<usize>>,
+    /// Whether the run reads for itself, and leaves the job's round as it is.
+    pub is_apart: bool,
 }
 
 /// Whether a change of the portion needs no other attempt in this round.
@@ -29,7 +31,7 @@ pub(super) enum Attempted {
 
 impl RoundInProgress {
     pub fn new(before: RoundState, rounds: Rounds) -> Self {
-        Self { before, rounds, read: None, changes: Vec::new(), kept: None }
+        Self { before, rounds, read: None, changes: Vec::new(), kept: None, is_apart: false }
     }
 
     /// Takes over what the plan of a run that started at `started_at` read.

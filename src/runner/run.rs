@@ -28,6 +28,7 @@ use crate::history::{self, Claim, History};
 use crate::plan::report::{Event, Mode, Outcome, Report, Trigger, WaitReason};
 use crate::synapse::{self, Reader};
 use crate::values::clock::{Clock, Timestamp, format_time};
+use crate::values::schema::Limit;
 use crate::values::text::panic_text;
 
 /// Runs jobs, one run of a job at a time in the whole state directory.
@@ -88,6 +89,10 @@ impl Runner {
             plan: plan.run,
             definition: spec.plan_definition(address),
             by: plan.by.clone(),
+            max_changes: match params.max_changes {
+                Limit::Of(limit) if params.max_changes != spec.common.max_changes => Some(limit),
+                _ => None,
+            },
         });
         let begun = self.begin(&mut report, &job_lock, address, claim.as_ref()).await;
         let begun = match begun {
@@ -98,7 +103,7 @@ impl Runner {
                 return Err(NotBegun::NotApproved { job: spec.name.clone(), plan });
             }
             // A person is told in the report.
-            Err(error @ history::Error::LeaseLost { .. }) if params.trigger != Trigger::Manual => {
+            Err(error @ history::Error::LeaseLost { .. }) if !is_of_a_person(params.trigger) => {
                 return Err(NotBegun::LeaseLost { job: spec.name.clone(), error });
             }
             begun => begun,
@@ -177,7 +182,12 @@ impl Runner {
 /// Whether another replica does what the schedule says.
 fn is_taken(error: &history::Error, trigger: Trigger) -> bool {
     let taken = matches!(error, history::Error::Claimed | history::Error::LeaseLost { .. });
-    taken && trigger != Trigger::Manual
+    taken && !is_of_a_person(trigger)
+}
+
+/// Whether somebody waits for the report of the run.
+fn is_of_a_person(trigger: Trigger) -> bool {
+    matches!(trigger, Trigger::Manual | Trigger::Undo)
 }
 
 fn new_report(spec: &JobSpec, params: &RunParams) -> Report {

@@ -45,6 +45,8 @@ pub(super) struct PlanFigures {
     pub some_up_to_date: bool,
     /// Items that `at_most` or an approval leaves for later runs.
     pub left_for_later: u64,
+    /// Whether the run only read a portion of what a later run plans for.
+    pub only_read: bool,
     /// Sentences for the message.
     pub notes: Vec<String>,
 }

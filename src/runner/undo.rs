@@ -1,6 +1,6 @@
 //! The plan that undoes a run, made of what the history recorded of its changes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
@@ -41,7 +41,14 @@ pub(super) async fn plan(run: &RunContext<'_>, undoes: i64) -> Result<Plan, Abor
     while let Some((change, checked)) = checks.next().await {
         done += 1;
         run.emit(Event::Reading { what: "changes to undo".to_owned(), done, total });
-        match checked.map_err(Abort::Synapse)? {
+        let checked = match checked {
+            Err(error) if error.is_about_target() => {
+                plan.problem(change.action(), &change.target(), error.message());
+                continue;
+            }
+            checked => checked.map_err(Abort::Synapse)?,
+        };
+        match checked {
             Check::Proceed(_) => needed.push(change),
             Check::Skip(why) => *not_needed.entry(why).or_default() += change.count(),
         }
@@ -78,6 +85,13 @@ async fn changed(run: &RunContext<'_>, undoes: i64) -> Result<Vec<ChangeRecord>,
             .ok_or_else(|| {
                 Abort::Refused(format!("there is no run {undoes} of {}", run.spec.name))
             })?;
+        let (kind, homeserver) = (run.spec.job.kind().name, &run.spec.homeserver);
+        if (report.kind.as_str(), &report.homeserver) != (kind, homeserver) {
+            return Err(Abort::Refused(format!(
+                "run {undoes} was of {} on {}, and the job is another one now: {kind} on {homeserver}",
+                report.kind, report.homeserver
+            )));
+        }
         if report.outcome.is_none() {
             return Err(Abort::Refused(format!("run {undoes} is still in progress")));
         }
@@ -105,5 +119,8 @@ async fn changed(run: &RunContext<'_>, undoes: i64) -> Result<Vec<ChangeRecord>,
         offset += PAGE;
     }
     records.reverse();
+    // An attempt that failed may have been followed by one that did not.
+    let mut seen = HashSet::new();
+    records.retain(|record| seen.insert((record.action, record.target.clone())));
     Ok(records)
 }

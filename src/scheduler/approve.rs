@@ -141,7 +141,8 @@ impl Supervisor {
     }
 
     async fn supersede(&self, run: i64, why: &str) -> Result<(), Refusal> {
-        self.history().supersede_plan(run, why).await.map_err(|error| unrecorded(&error))?;
+        let superseded = self.history().supersede_plan(run, why).await;
+        superseded.map_err(|error| unrecorded(&error))?;
         self.tend_plans_now();
         Ok(())
     }
@@ -180,7 +181,9 @@ impl Supervisor {
         let outdated = self.ask(|reply| Message::WaitingPlans { plans, reply }).await;
         for plan in outdated.unwrap_or_default() {
             let (run, job, why) = (plan.run, plan.job, plan.why);
-            self.history().supersede_plan(run, &why).await?;
+            if !self.history().supersede_plan(run, &why).await? {
+                continue;
+            }
             tracing::warn!(target: "microglia::scheduler", %job, run, "{job}: the plan of run {run} can no longer be approved: {why}");
         }
         Ok(())
@@ -198,6 +201,8 @@ pub(crate) fn above_max_changes(
     max_changes: Option<u32>,
 ) -> Option<String> {
     let (Some(planned), true) = (plan.planned, spec.job.kind().counts) else { return None };
+    // Targets that could not be worked on are no changes.
+    let planned = planned.saturating_sub(plan.failed);
     let Limit::Of(limit) = max_changes.map_or(spec.common.max_changes, Limit::Of) else {
         return None;
     };

@@ -72,6 +72,8 @@ pub(super) struct Entry {
     requested: Option<(RunOverrides, Listener)>,
     /// The approved plan, until the run that applies it is started, and who waits for that.
     pub(super) approved: Option<(ApprovedRun, Option<Listener>)>,
+    /// When a run was last started to apply one: one that cannot begin is not tried all the time.
+    pub(super) approved_tried_at: Option<Timestamp>,
 }
 
 pub(super) struct Running {
@@ -328,6 +330,7 @@ impl Owner {
             let Some((approved, asker)) = entry.approved.take() else {
                 return self.on(job, StateEvent::Ended(Ending::Finished));
             };
+            entry.approved_tried_at = Some(self.clock.now());
             let ApprovedRun { plan, max_changes } = approved;
             params = RunParams::of_approved(&entry.spec, plan, max_changes);
             listener = asker;
@@ -571,6 +574,7 @@ impl Entry {
             running: None,
             requested: None,
             approved: None,
+            approved_tried_at: None,
         }
     }
 }

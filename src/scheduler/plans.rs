@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use chrono::TimeDelta;
 use tokio::sync::mpsc;
 
 use super::job_state::Event as StateEvent;
@@ -13,6 +14,9 @@ use crate::config::{JobSpec, changed_keys};
 use crate::history::WaitingPlan;
 use crate::runner::ApprovedPlan;
 use crate::values::clock::format_time;
+
+/// How long after a run that applies a plan could not begin another one is tried.
+const TRY_AGAIN_AFTER: TimeDelta = TimeDelta::seconds(15);
 
 impl Owner {
     /// What the job is now, if this replica runs it.
@@ -50,13 +54,22 @@ impl Owner {
         }))
     }
 
-    /// Applies what was approved before a restart, or on another replica, and not applied yet.
+    /// Applies what was approved before a restart, or on another replica, or could not be applied yet.
     pub(super) fn recall_approved(&mut self, plans: &[WaitingPlan]) {
+        let now = self.clock.now();
         for plan in plans.iter().filter(|plan| plan.is_approved) {
             let Some(found) = self.jobs.get(&plan.job) else { continue };
+            let is_too_early =
+                found.approved_tried_at.is_some_and(|tried| now - tried < TRY_AGAIN_AFTER);
             // What must not be sent twice may have been sent when its run was cut off.
             let may_repeat = plan.attempted == 0 || found.spec.job.is_repeatable();
-            if !may_repeat || found.state.knows_plan(plan.run) || self.is_standby(found) {
+            let is_current = found.plan_definition() == plan.definition;
+            if is_too_early
+                || !is_current
+                || !may_repeat
+                || found.state.knows_plan(plan.run)
+                || self.is_standby(found)
+            {
                 continue;
             }
             let approved = ApprovedRun {
@@ -93,6 +106,8 @@ impl Owner {
         for (job, series) in table.iter_mut() {
             series.approval_pending = pending.contains(job.as_str());
         }
+        drop(table);
+        self.recall_approved(plans);
         outdated
     }
 }

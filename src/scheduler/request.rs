@@ -112,6 +112,11 @@ impl RunOverrides {
         let kind = spec.job.kind();
         if let (Some(run), Undo::Impossible(why)) = (self.undo, kind.undo) {
             Some(format!("run {run} of {} cannot be undone: {why}", spec.name))
+        } else if self.undo.is_some() && self.mode.unwrap_or(spec.common.mode) == Mode::Approve {
+            Some(
+                "an undo is a dry run or applied at once: give the mode \"dry-run\" or \"apply\""
+                    .to_owned(),
+            )
         } else if self.max_changes.is_some() && !kind.counts {
             let name = kind.name;
             Some(format!(

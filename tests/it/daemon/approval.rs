@@ -304,3 +304,39 @@ async fn the_api_approves_with_the_admin_token_and_names_nobody_without_it() {
     );
     daemon.stop().await;
 }
+
+#[tokio::test]
+async fn a_plan_of_a_job_that_is_no_longer_in_approve_mode_is_not_applied() {
+    let fake = with_lobby(2);
+    let program = Program::new(&fake.url(), TOKEN, &approving(""));
+    let run = planned(&program).await;
+    let config = program.read("microglia.toml");
+    program.write("microglia.toml", &config.replace("\"approve\"", "\"dry-run\""));
+    let output = approve(&program, run).await;
+    assert_eq!(output.code, 1, "{output:?}");
+    assert!(output.stderr.contains("the job was changed since"), "{output:?}");
+    let daemon = program.serve().await;
+    until("its end", 20, async || state(&program, run).await == "superseded").await;
+    assert_eq!(fake.count("POST", JOIN), 0);
+    daemon.stop().await;
+}
+
+#[tokio::test]
+async fn an_approved_plan_is_applied_once_another_process_has_let_go_of_the_job() {
+    const MEMBERS: &str = "/_synapse/admin/v1/rooms/";
+    let fake = with_lobby(2);
+    let program = Program::new(&fake.url(), TOKEN, &approving(""));
+    let run = planned(&program).await;
+    fake.fault(Fault::new("GET", MEMBERS, Trouble::Delay(Duration::from_secs(8))));
+    let before = fake.count("GET", MEMBERS);
+    let mut other = program.command(&["run", "lobby", "--dry-run"]).spawn().unwrap();
+    until("the other run", 20, async || fake.count("GET", MEMBERS) > before).await;
+    let daemon = program.serve().await;
+    let output = approve(&program, run).await;
+    assert_eq!(output.code, 0, "{output:?}");
+    assert_eq!(fake.count("POST", JOIN), 0);
+    until("the members", 60, async || joined(&fake) == 2).await;
+    assert!(other.wait().await.unwrap().success());
+    assert_eq!(fake.count("POST", JOIN), 2);
+    daemon.stop().await;
+}

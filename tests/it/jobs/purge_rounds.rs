@@ -103,6 +103,45 @@ async fn the_last_run_of_a_round_counts_what_all_its_runs_left_alone() {
 }
 
 #[tokio::test]
+async fn the_plan_of_a_round_is_applied_with_the_cut_off_of_the_round_and_read_only_once() {
+    let (fake, program) = homeserver(ACCOUNTS, "");
+    configure(&program, &[("older_than", "mode = \"approve\"\nolder_than")]);
+    fake.world(|world| {
+        // Old enough a second after the round has started.
+        let nearly = world.now() - chrono::TimeDelta::days(180) + chrono::TimeDelta::seconds(1);
+        world.media("@u000:fake.test", "nearly", 10, nearly.timestamp_millis(), None);
+    });
+    let portion = program.json(&["run", "purge", "--json"]).await;
+    assert_eq!(portion["approval"], Value::Null, "{portion}");
+    configure(&program, &[(SLOW, FAST), (SHORT, LONG)]);
+    let plan = program.json(&["run", "purge", "--json"]).await;
+    assert_eq!(plan["approval"]["state"], "pending", "{plan}");
+    assert_eq!((&plan["planned"], fake.count("POST", "")), (&json!(400), 0), "{plan}");
+    fake.forget();
+    let output = program.run(&["approve", &plan["id"].to_string()]).await;
+    assert_eq!(output.code, 0, "{output:?}");
+    let left: Vec<String> = fake.world(|world| world.files().keys().cloned().collect());
+    assert_eq!(left, ["nearly"]);
+    assert_eq!(reads(&fake).len(), 0, "the plan was made of what was read");
+    assert_eq!(leftovers(&program), [""; 0]);
+}
+
+#[tokio::test]
+async fn a_plan_that_nobody_approved_is_followed_by_a_round_with_a_later_cut_off() {
+    let (fake, program) = homeserver(ACCOUNTS, "");
+    configure(&program, &[("older_than", "mode = \"approve\"\nolder_than")]);
+    program.json(&["run", "purge", "--json"]).await;
+    configure(&program, &[(SLOW, FAST), (SHORT, LONG)]);
+    let first = program.json(&["run", "purge", "--json"]).await;
+    assert_eq!(program.run(&["reject", &first["id"].to_string()]).await.code, 0);
+    let second = program.json(&["run", "purge", "--json"]).await;
+    assert_eq!(second["approval"]["state"], "pending", "{second}");
+    let started_at = |run: &Value| run["round"]["started_at"].as_str().unwrap().to_owned();
+    assert!(started_at(&second) > started_at(&first), "{second}");
+    assert_eq!(fake.count("POST", ""), 0);
+}
+
+#[tokio::test]
 async fn a_run_that_is_killed_loses_what_it_read_itself_and_nothing_else() {
     let (fake, program) = homeserver(ACCOUNTS, "");
     program.apply("purge").await;

@@ -144,3 +144,23 @@ async fn undo_keeps_to_max_changes_and_is_never_done_over_tcp() {
     assert_eq!(undone["done"], 3, "{undone}");
     daemon.stop().await;
 }
+
+#[tokio::test]
+async fn an_undo_is_no_success_of_the_job_even_after_a_restart() {
+    let mut world = World::new();
+    world.users(1, |_| User::default().external("saml", "s"));
+    let fake = Fake::of(world);
+    let job = JOB.replace("kind", "mode = \"apply\"\nschedule = \"@yearly\"\nkind");
+    let program = Program::new(&fake.url(), TOKEN, &job);
+    let removed = program.apply("ids").await;
+    let undone = undo(&program, &removed["id"], &["--apply"]).await;
+    assert_eq!(undone["done"], 1, "{undone}");
+    let finished_at: chrono::DateTime<chrono::Utc> =
+        removed["finished_at"].as_str().unwrap().parse().unwrap();
+    #[expect(clippy::cast_precision_loss, reason = "milliseconds of this century fit")]
+    let finished_at = finished_at.timestamp_millis() as f64 / 1000.0;
+    let daemon = program.serve().await;
+    let success = daemon.of_job("ids", "microglia_job_last_success_timestamp_seconds", &[]).await;
+    assert!((success - finished_at).abs() < 1e-6, "{success} {finished_at}");
+    daemon.stop().await;
+}
