@@ -1,0 +1,99 @@
+"""The status page: how long its first page takes in a long history, and what browsers that follow events cost."""
+
+import socket
+import sqlite3
+import time
+
+from bench import MIB, Client, Fake, fact, figure, median, shown
+from daemon import Daemon
+
+DAY_MS = 86_400_000
+
+
+def main(microglia, fake, small):
+    homeserver = Fake(fake, 10)
+    try:
+        first_page(microglia, homeserver, small)
+        streams(microglia, homeserver, small)
+    finally:
+        homeserver.stop()
+
+
+def jobs(count, schedule="30 3 * * *"):
+    common = f'kind = "request"\nschedule = "{schedule}"\nmethod = "GET"\npath = "/_matrix/client/versions"\nmode = "apply"\n'
+    return "".join(f"[jobs.job-{number:04}]\n{common}" for number in range(count))
+
+
+def fill(daemon, count, runs):
+    """Records runs of the last 90 days, every hundredth of which failed."""
+    database = sqlite3.connect(daemon.config.parent / "state" / "history.db")
+    start = int(time.time() * 1000) - 90 * DAY_MS
+    step = 90 * DAY_MS // runs
+    rows = (
+        (f"job-{n % count:04}", start + n * step, start + n * step + 900, "failed" if n % 100 == 7 else "succeeded", n % 10)
+        for n in range(runs)
+    )
+    database.executemany(
+        "INSERT INTO runs (job, kind, homeserver, mode, cause, started_at, finished_at, attempts, outcome, planned, done)"
+        " VALUES (?, 'request', 'main', 'apply', 'schedule', ?, ?, 1, ?, ?5, ?5)",
+        rows,
+    )
+    database.commit()
+    database.close()
+
+
+def first_page(microglia, homeserver, small):
+    count, runs = (20, 1000) if small else (200, 1_000_000)
+    daemon = Daemon(microglia, homeserver, "page-of-many", jobs(count))
+    daemon.stop()
+    fill(daemon, count, runs)
+    daemon = Daemon(microglia, homeserver, "page-of-many", jobs(count))
+    time.sleep(2 if small else 10)
+    before = daemon.program.status("VmRSS")
+    client = Client(daemon.url)
+    took, size = [], 0
+    for _ in range(50):
+        start = time.monotonic()
+        size = len(client.call("GET", "/", raw=True))
+        took.append((time.monotonic() - start) * 1000)
+    memory = (daemon.program.status("VmRSS") - before) / MIB
+    what = f"first page with {count} jobs and {runs:,} runs"
+    figure(f"{what}: median of 50", median(took), 20, " ms", note=f"from {min(took):.3g} to {max(took):.3g} ms")
+    figure(f"{what}: size", size / 1000, 50, " kB")
+    figure(f"{what}: memory above that without the page", memory, 4, " MiB")
+    for path in ("/runs", "/runs?outcome=failed", "/runs?outcome=panicked", "/jobs/job-0000", "/runs?mode=dry-run"):
+        start = time.monotonic()
+        client.call("GET", path, raw=True)
+        fact(f"{path}: {(time.monotonic() - start) * 1000:.3g} ms")
+    daemon.stop()
+
+
+def streams(microglia, homeserver, small):
+    """A hundred browsers follow the events of a daemon at rest, and then of one that works."""
+    seconds = 5 if small else 60
+    daemon = Daemon(microglia, homeserver, "page-streams", jobs(10, "0 0 1 1 *"))
+    try:
+        time.sleep(2)
+        alone = used(daemon, seconds)
+        following = [follow(daemon) for _ in range(100)]
+        watched = used(daemon, seconds)
+        more = (watched - alone) * 1000 * 60 / seconds
+        figure("100 event streams at rest: more CPU per minute", more, 60, " ms", note=shown([alone, watched], " s"))
+        for stream in following:
+            stream.close()
+    finally:
+        daemon.stop()
+
+
+def used(daemon, seconds):
+    start = daemon.program.cpu_seconds()
+    time.sleep(seconds)
+    return daemon.program.cpu_seconds() - start
+
+
+def follow(daemon):
+    host, port = daemon.listen.split(":")
+    stream = socket.create_connection((host, int(port)))
+    stream.sendall(f"GET /api/v1/events HTTP/1.1\r\nHost: {daemon.listen}\r\n\r\n".encode())
+    assert stream.recv(12) == b"HTTP/1.1 200"
+    return stream
