@@ -91,7 +91,9 @@ pub(super) async fn begin(
             file,
         }
     };
-    tally.round = Some(RoundInProgress { is_apart, ..RoundInProgress::new(before, rounds) });
+    let mut round = RoundInProgress::new(before, rounds);
+    round.is_apart = is_apart;
+    tally.round = Some(round);
     Ok(portion)
 }
 
