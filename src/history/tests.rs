@@ -107,7 +107,8 @@ async fn fill(history: &History, runs: &[Recorded]) {
 /// How the jobs stand, by reading every run one after the other.
 fn standings_by_reading(runs: &[Recorded]) -> BTreeMap<String, Standing> {
     let mut standings: BTreeMap<String, Standing> = BTreeMap::new();
-    for run in runs {
+    // What an undo restores is no work of the job.
+    for run in runs.iter().filter(|run| run.cause != Trigger::Undo) {
         let standing = standings.entry(format!("{} {}", run.job, run.mode)).or_default();
         match run.outcome {
             Some(Outcome::Succeeded) => {

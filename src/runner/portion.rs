@@ -107,7 +107,7 @@ async fn plan_round(run: &RunContext<'_>, plan: &ApprovedPlan) -> Result<Timesta
 
 /// Whether a plan was made of the round: the next run plans again with what was kept of it.
 fn is_read_to_the_end(round: &RoundState) -> bool {
-    round.position.as_ref().is_some_and(|position| position.after.is_empty())
+    round.position.is_some() && round.read >= round.total
 }
 
 /// Where the runs of the round keep what they read; `None` without a state directory.
