@@ -24,16 +24,7 @@ pub(super) fn summary(run: &Report, zone: Tz) -> String {
         format_local(run.started_at, zone),
         if run.attempts > 1 { format!(", {} attempts", run.attempts) } else { String::new() }
     );
-    let result = match run.outcome {
-        Some(outcome) => match run.format_work_duration() {
-            Some(worked) => format!("{outcome} after {worked}"),
-            None => outcome.to_string(),
-        },
-        None => run.waiting.as_ref().map_or_else(
-            || "running".to_owned(),
-            |waiting| format!("waiting {}", format_wait(waiting, zone)),
-        ),
-    };
+    let result = result(run, zone);
     let bytes = match (run.mode, run.bytes_planned, run.bytes_freed) {
         (Mode::DryRun | Mode::Approve, Some(bytes), _) => format!(", {}", Size(bytes)),
         (Mode::Apply, _, Some(bytes)) => format!(", {} freed", Size(bytes)),
@@ -72,6 +63,20 @@ pub(super) fn summary(run: &Report, zone: Tz) -> String {
         }
     }
     text
+}
+
+/// `succeeded after 1.2 s`, `waiting for a slot since …`.
+fn result(run: &Report, zone: Tz) -> String {
+    match run.outcome {
+        Some(outcome) => match run.format_work_duration() {
+            Some(worked) => format!("{outcome} after {worked}"),
+            None => outcome.to_string(),
+        },
+        None => run.waiting.as_ref().map_or_else(
+            || "running".to_owned(),
+            |waiting| format!("waiting {}", format_wait(waiting, zone)),
+        ),
+    }
 }
 
 /// `approved by uid 0 at 2026-11-30 10:00:00 UTC, applied by run 43`.

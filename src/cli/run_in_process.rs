@@ -82,7 +82,7 @@ pub(super) async fn run(
         true => Some(tokio::spawn(run_lease::keep(history.clone(), address, stop.clone()))),
         false => None,
     };
-    let report = runner.run(spec, &homeserver, order, &stop, emit).await;
+    let report = Box::pin(runner.run(spec, &homeserver, order, &stop, emit)).await;
     signals.abort();
     if let Some(lease) = lease {
         lease.abort();

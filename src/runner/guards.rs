@@ -36,7 +36,7 @@ pub(super) async fn guard(
         };
         round.plan_made(portion, started_at);
     }
-    let unapproved = keep_approved(run, tally, plan).await?;
+    let unapproved = Box::pin(keep_approved(run, tally, plan)).await?;
     // Whoever approves the plan decides about all of it.
     let at_most = run.at_most().filter(|_| run.params.mode != Mode::Approve);
     let cut = cut(plan, at_most, applied);

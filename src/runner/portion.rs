@@ -38,7 +38,9 @@ pub(super) async fn begin(
     let Some(rounds) = run.spec.job.kind().rounds else { return Ok(whole_list) };
     let definition = Fingerprint::of(&json!([run.spec.selection, server])).to_string();
     let plan_round = match &run.params.approved {
-        Some(plan) if rounds.plans == Plans::WholeList => Some(plan_round(run, plan).await?),
+        Some(plan) if rounds.plans == Plans::WholeList => {
+            Some(Box::pin(plan_round(run, plan)).await?)
+        }
         _ => None,
     };
     let recorded = match run.history.round(&run.spec.name, round_mode(run).0).await {
@@ -52,12 +54,7 @@ pub(super) async fn begin(
     let finished_at = recorded.as_ref().and_then(|round| round.finished_at);
     let is_full = run.params.extent == Extent::Full;
     let before = recorded.filter(|round| round.position.is_some() && !is_full);
-    let before = before.filter(|round| match plan_round {
-        // Only what that plan was made of has its cut-off.
-        Some(started_at) => round.started_at == started_at,
-        // A plan was made of it already: this one begins anew, with a later cut-off.
-        None => run.params.mode != Mode::Approve || !is_read_to_the_end(round),
-    });
+    let before = before.filter(|round| continues(run, round, plan_round));
     // Of another round nothing is touched.
     let is_apart = plan_round.is_some() && before.is_none();
     let before = before.unwrap_or(RoundState {
@@ -95,6 +92,16 @@ pub(super) async fn begin(
     round.is_apart = is_apart;
     tally.round = Some(round);
     Ok(portion)
+}
+
+/// Whether the run continues the round, which is not complete; `plan_round` is that of the approved plan that it applies.
+fn continues(run: &RunContext<'_>, round: &RoundState, plan_round: Option<Timestamp>) -> bool {
+    match plan_round {
+        // Only what that plan was made of has its cut-off.
+        Some(started_at) => round.started_at == started_at,
+        // A plan was made of it already: this one begins anew, with a later cut-off.
+        None => run.params.mode != Mode::Approve || !is_read_to_the_end(round),
+    }
 }
 
 /// When the round of an approved plan started, which is its cut-off.

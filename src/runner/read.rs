@@ -53,7 +53,8 @@ pub(super) async fn read(run: &RunContext<'_>, tally: &mut Tally) -> Result<Read
             None
         };
         let plan = match run.params.undoes {
-            Some(undoes) => undo::plan(run, undoes).await?,
+            // On the heap, so that the futures of runs stay small.
+            Some(undoes) => Box::pin(undo::plan(run, undoes)).await?,
             None => make_plan(run, tally, &server).await?,
         };
         Ok(ReadPlan { plan, server, media_lock })

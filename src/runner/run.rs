@@ -85,15 +85,7 @@ impl Runner {
         let mut report = new_report(spec, params);
         report.started_at = truncated(started_at);
         let address = homeserver.transport.address.as_str();
-        let claim = params.approved.as_ref().map(|plan| Claim {
-            plan: plan.run,
-            definition: spec.plan_definition(address),
-            by: plan.by.clone(),
-            max_changes: match params.max_changes {
-                Limit::Of(limit) if params.max_changes != spec.common.max_changes => Some(limit),
-                _ => None,
-            },
-        });
+        let claim = claim(spec, params, address);
         let begun = self.begin(&mut report, &job_lock, address, claim.as_ref()).await;
         let begun = match begun {
             Err(history::Error::Claimed) => {
@@ -177,6 +169,20 @@ impl Runner {
         }
         Ok(())
     }
+}
+
+/// The approved plan that the run applies.
+fn claim(spec: &JobSpec, params: &RunParams, address: &str) -> Option<Claim> {
+    let plan = params.approved.as_ref()?;
+    Some(Claim {
+        plan: plan.run,
+        definition: spec.plan_definition(address),
+        by: plan.by.clone(),
+        max_changes: match params.max_changes {
+            Limit::Of(limit) if params.max_changes != spec.common.max_changes => Some(limit),
+            _ => None,
+        },
+    })
 }
 
 /// Whether another replica does what the schedule says.

@@ -27,7 +27,7 @@ pub(super) async fn plan(run: &RunContext<'_>, undoes: i64) -> Result<Plan, Abor
         match restore(record) {
             Ok(change) => changes.push(change),
             Err(why) => {
-                plan.problem(record.action, &record.target, format!("cannot be undone: {why}"))
+                plan.problem(record.action, &record.target, format!("cannot be undone: {why}"));
             }
         }
     }

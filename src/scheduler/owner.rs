@@ -150,6 +150,7 @@ impl Owner {
         }
     }
 
+    #[expect(clippy::too_many_lines, reason = "an arm for each message")]
     fn take(&mut self, message: Message) {
         match message {
             Message::Wake(due) => self.wake(&due),

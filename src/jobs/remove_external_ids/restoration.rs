@@ -47,13 +47,13 @@ pub(super) fn restoration(record: &ChangeRecord) -> Result<Box<dyn Change>, Stri
     }
     let (user_id, listed) = record.target.split_once(" -> ").ok_or_else(unknown)?;
     let user_id = user_id.to_owned();
-    let (ids, direction) = match serde_json::from_value::<BeforeAdding>(before.clone()) {
-        Ok(BeforeAdding { added, .. }) => (added, Direction::Remove),
-        Err(_) => {
-            let list: Vec<ExternalId> =
-                serde_json::from_value(before.clone()).map_err(|_| unknown())?;
-            (named(listed, list), Direction::Add)
-        }
+    let adding = serde_json::from_value::<BeforeAdding>(before.clone());
+    let (ids, direction) = if let Ok(BeforeAdding { added, .. }) = adding {
+        (added, Direction::Remove)
+    } else {
+        let list: Vec<ExternalId> =
+            serde_json::from_value(before.clone()).map_err(|_| unknown())?;
+        (named(listed, list), Direction::Add)
     };
     if ids.is_empty() {
         return Err(unknown());

@@ -28,6 +28,7 @@ pub(crate) struct RoundMetrics {
 
 /// The metrics of one job.
 #[derive(Debug, Clone)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a metric of its own")]
 pub(crate) struct JobMetrics {
     pub(crate) homeserver: String,
     pub(crate) kind: &'static str,
