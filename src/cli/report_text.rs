@@ -3,7 +3,7 @@
 use chrono_tz::Tz;
 
 use super::table::{format_counts, format_local, format_wait};
-use crate::plan::report::{Approval, ApprovalState, Mode, Outcome, Report};
+use crate::plan::report::{ApprovalState, Mode, Outcome, Report};
 use crate::values::escape::line;
 use crate::values::size::Size;
 use crate::values::text::format_number;
@@ -40,8 +40,8 @@ pub(super) fn summary(run: &Report, zone: Tz) -> String {
     if let Some(message) = &run.message {
         text.push_str(&format!("  {}\n", line(message)));
     }
-    if let Some(approval) = run.approval.as_ref() {
-        text.push_str(&format!("  {}\n", line(&approval_text(approval, zone))));
+    if let Some(approval) = approval_text(run, zone) {
+        text.push_str(&format!("  {}\n", line(&approval)));
     }
     if !run.left_alone.is_empty() {
         let reasons: Vec<String> = run
@@ -79,16 +79,21 @@ fn result(run: &Report, zone: Tz) -> String {
     }
 }
 
-/// `approved by uid 0 at 2026-11-30 10:00:00 UTC, applied by run 43`.
-fn approval_text(approval: &Approval, zone: Tz) -> String {
+/// `the plan was approved by uid 0 at 2026-11-30 10:00:00 UTC, and applied by run 43`.
+pub(super) fn approval_text(run: &Report, zone: Tz) -> Option<String> {
+    let (approval, id) = (run.approval.as_ref()?, run.id?);
     if approval.state == ApprovalState::Pending {
-        return format!("approval: pending until {}", format_local(approval.expires_at, zone));
+        let until = format_local(approval.expires_at, zone);
+        return Some(format!(
+            "the plan waits until {until} for `microglia approve {id}` or `microglia reject {id}`"
+        ));
     }
     let by = approval.by.as_ref().map(|by| format!(" by {by}")).unwrap_or_default();
     let at = approval.decided_at.map(|at| format!(" at {}", format_local(at, zone)));
     let detail = approval.detail.as_ref().map(|why| format!(": {why}")).unwrap_or_default();
-    let run = approval.run.map(|run| format!(", applied by run {run}")).unwrap_or_default();
-    format!("approval: {}{by}{}{detail}{run}", approval.state, at.unwrap_or_default())
+    let run = approval.run.map(|run| format!(", and applied by run {run}")).unwrap_or_default();
+    let state = approval.state;
+    Some(format!("the plan was {state}{by}{}{detail}{run}", at.unwrap_or_default()))
 }
 
 /// The first changes of a run, one per line; with what they replaced where `limit` is `usize::MAX`.

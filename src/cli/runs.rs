@@ -9,7 +9,7 @@ use super::context::{find_homeserver, find_job, load_without_secrets};
 use super::failure::Failure;
 use super::output::{print, print_json, print_message};
 use super::recorded::{current, open_history, unreadable};
-use super::report_text::{changes, summary};
+use super::report_text::{approval_text, changes, summary};
 use super::table::{format_counts, format_local, format_wait, new_table, status, table_text};
 use crate::config::Config;
 use crate::history::{HistoryReader, Page};
@@ -155,6 +155,7 @@ fn run_table(runs: &[Report], zone: Tz) -> String {
             .as_ref()
             .map(|waiting| format_wait(waiting, zone))
             .into_iter()
+            .chain(approval_text(run, zone).map(|text| line(&text).into_owned()))
             .chain(run.message.as_deref().map(|message| line(message).into_owned()))
             .collect();
         rows.add_row([

@@ -128,6 +128,11 @@ fn summary(report: &Report, run: i64, outcome: Outcome) -> String {
         .unwrap_or_default();
     let message = report.message.as_ref().map(|message| format!(": {message}")).unwrap_or_default();
     let dry_run = match report.planned {
+        _ if report.approval.is_some() => {
+            return format!(
+                "{job}: run {run} {outcome} after {worked} ({planned}{done} done, {failed} failed, {skipped} skipped, {remaining}){message}; the plan waits for `microglia approve {run}` or `microglia reject {run}`",
+            );
+        }
         _ if *mode != Mode::DryRun || outcome != Outcome::Succeeded => "",
         Some(0) => "; dry run: nothing to change",
         _ => "; dry run: nothing was changed; set mode = \"apply\" to make the changes",

@@ -168,15 +168,9 @@ pub(super) async fn finish(run: &RunContext<'_>, mut tally: Tally, verdict: Verd
     report.waited_seconds = (report.waited_seconds * 10.0).round() / 10.0;
     report.finished_at = Some(truncated(run.clock.now()));
     report.outcome = Some(outcome);
-    let planned = approval_of(run, &report, &plan);
-    let waits = planned.as_ref().map(|planned| waits_for_approval(run, &report, planned));
-    report.approval = planned;
-    let sentences: Vec<String> = message
-        .into_iter()
-        .chain(waits)
-        .chain(plan.notes)
-        .chain(run.reader.rate_summary())
-        .collect();
+    report.approval = approval_of(run, &report, &plan);
+    let sentences: Vec<String> =
+        message.into_iter().chain(plan.notes).chain(run.reader.rate_summary()).collect();
     report.message = (!sentences.is_empty()).then(|| sentences.join("; "));
     let definition = (report.mode == Mode::Approve && is_plan(outcome) && !only_read)
         .then(|| run.plan_definition());
@@ -202,12 +196,6 @@ fn approval_of(run: &RunContext<'_>, report: &Report, plan: &PlanFigures) -> Opt
         run: None,
         detail: None,
     })
-}
-
-fn waits_for_approval(run: &RunContext<'_>, report: &Report, approval: &Approval) -> String {
-    let (id, zone) = (report.id.unwrap_or_default(), run.spec.zone.0);
-    let until = approval.expires_at.with_timezone(&zone).format("%Y-%m-%d %H:%M %Z");
-    format!("the plan waits until {until} for `microglia approve {id}` or `microglia reject {id}`")
 }
 
 async fn record_end(

@@ -48,10 +48,12 @@ async fn a_plan_changes_nothing_until_it_is_approved_and_is_applied_once() {
         (&json!("approve"), &json!(3), &json!(0))
     );
     assert_eq!(plan["changes"].as_array().unwrap().len(), 3);
-    assert!(
-        plan["message"].as_str().unwrap().contains(&format!("microglia approve {run}")),
-        "{plan}"
-    );
+    let waits = format!("for `microglia approve {run}` or `microglia reject {run}`");
+    for command in [vec!["runs"], vec!["runs", "show", "1"]] {
+        let output = program.run(&command).await;
+        assert!(output.stdout.contains(&waits), "{output:?}");
+    }
+    assert!(daemon.log().contains(&format!("the plan waits {waits}")), "{}", daemon.log());
     assert_eq!(fake.count("POST", JOIN), 0);
     assert_eq!(daemon.of_job("lobby", "microglia_job_approval_pending", &[]).await, 1.0);
     let approved = approve(&program, run).await;
