@@ -25,6 +25,7 @@ const TESTS: &[&str] = &[
 const OF_SQLITE: &[&str] = &[
     "dry_run::",
     "full_disk",
+    "another_process_has_let_go",
     "the_command_line_started_first",
     "disk_is_full",
     "a_history_that_cannot_be_opened_at_the_start",

@@ -1,8 +1,10 @@
 //! Plans that wait for a person: what is approved is done once, and nothing else.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::json;
+use tokio::sync::Semaphore;
 
 use super::*;
 use crate::fake::{Fault, TOKEN, Trouble};
@@ -176,7 +178,9 @@ async fn a_plan_above_max_changes_needs_the_limit_to_be_lifted_once() {
         assert_eq!(output.code, 1, "{output:?}");
         assert!(output.stderr.contains("--max-changes 3"), "{output:?}");
         assert_eq!(state(&program, run).await, "pending");
-        drop(daemon);
+        if let Some(daemon) = daemon {
+            daemon.stop().await;
+        }
     }
     let output = program.run(&["approve", &run.to_string(), "--max-changes", "3"]).await;
     assert_eq!(output.code, 0, "{output:?}");
@@ -254,22 +258,21 @@ async fn a_plan_whose_run_was_killed_is_finished_by_the_next_start() {
 async fn a_media_plan_is_applied_with_the_cut_off_of_the_plan() {
     let mut world = World::new();
     world.user("@a:fake.test");
-    let day = TimeDelta::days(1);
-    let old = (now() - day * 100).timestamp_millis();
-    // Becomes old enough a few seconds after the plan.
-    let nearly = (now() - day * 90 + TimeDelta::seconds(4)).timestamp_millis();
+    let old = (now() - TimeDelta::days(100)).timestamp_millis();
     world.media("@a:fake.test", "old", 100, old, None);
-    world.media("@a:fake.test", "nearly", 100, nearly, None);
     let fake = Fake::of(world);
     let job =
         "[jobs.lobby]\nkind = \"purge-local-media\"\nmode = \"approve\"\nolder_than = \"90d\"\n";
     let program = Program::new(&fake.url(), TOKEN, job);
     let run = planned(&program).await;
-    assert_eq!(shown(&program, run).await["planned"], 1);
-    until("the other file to be old enough", 20, async || {
-        program.dry_run("lobby").await["planned"] == 2
-    })
-    .await;
+    let plan = shown(&program, run).await;
+    assert_eq!(plan["planned"], 1);
+    // Was not old enough for the plan, and is now.
+    let nearly = time_of(&plan, "started_at") - TimeDelta::days(90) + TimeDelta::milliseconds(1);
+    fake.world(|world| {
+        world.media("@a:fake.test", "nearly", 100, nearly.timestamp_millis(), None);
+    });
+    assert_eq!(program.dry_run("lobby").await["planned"], 2);
     let output = approve(&program, run).await;
     assert_eq!(output.code, 0, "{output:?}");
     let left: Vec<String> = fake.world(|world| world.files().keys().cloned().collect());
@@ -329,7 +332,8 @@ async fn an_approved_plan_is_applied_once_another_process_has_let_go_of_the_job(
     let fake = with_lobby(2);
     let program = Program::new(&fake.url(), TOKEN, &approving(""));
     let run = planned(&program).await;
-    fake.fault(Fault::new("GET", MEMBERS, Trouble::Delay(Duration::from_secs(8))));
+    let release = Arc::new(Semaphore::new(0));
+    fake.fault(Fault::new("GET", MEMBERS, Trouble::Held(Arc::clone(&release))));
     let before = fake.count("GET", MEMBERS);
     let mut other = program.command(&["run", "lobby", "--dry-run"]).spawn().unwrap();
     until("the other run", 20, async || fake.count("GET", MEMBERS) > before).await;
@@ -337,6 +341,7 @@ async fn an_approved_plan_is_applied_once_another_process_has_let_go_of_the_job(
     let output = approve(&program, run).await;
     assert_eq!(output.code, 0, "{output:?}");
     assert_eq!(fake.count("POST", JOIN), 0);
+    release.add_permits(1);
     until("the members", 60, async || joined(&fake) == 2).await;
     assert!(other.wait().await.unwrap().success());
     assert_eq!(fake.count("POST", JOIN), 2);

@@ -106,13 +106,15 @@ async fn the_last_run_of_a_round_counts_what_all_its_runs_left_alone() {
 async fn the_plan_of_a_round_is_applied_with_the_cut_off_of_the_round_and_read_only_once() {
     let (fake, program) = homeserver(ACCOUNTS, "");
     configure(&program, &[("older_than", "mode = \"approve\"\nolder_than")]);
-    fake.world(|world| {
-        // Old enough a second after the round has started.
-        let nearly = world.now() - chrono::TimeDelta::days(180) + chrono::TimeDelta::seconds(1);
-        world.media("@u000:fake.test", "nearly", 10, nearly.timestamp_millis(), None);
-    });
     let portion = program.json(&["run", "purge", "--json"]).await;
     assert_eq!(portion["approval"], Value::Null, "{portion}");
+    // Was not old enough when the round started, and is now.
+    let started_at = portion["round"]["started_at"].as_str().unwrap();
+    let started_at: chrono::DateTime<chrono::Utc> = started_at.parse().unwrap();
+    let nearly = (started_at - chrono::TimeDelta::days(180)).timestamp_millis() + 1;
+    fake.world(|world| {
+        world.media("@u000:fake.test", "nearly", 10, nearly, None);
+    });
     configure(&program, &[(SLOW, FAST), (SHORT, LONG)]);
     let plan = program.json(&["run", "purge", "--json"]).await;
     assert_eq!(plan["approval"]["state"], "pending", "{plan}");

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::fake::{Fake, TOKEN, User, World};
+use crate::fake::{CLIENT_ID, CLIENT_SECRET, Fake, Provider, TOKEN, User, World};
 use crate::homeserver::Synapse;
 use crate::program::{Program, changes};
 
@@ -163,4 +163,70 @@ async fn an_undo_is_no_success_of_the_job_even_after_a_restart() {
     let success = daemon.of_job("ids", "microglia_job_last_success_timestamp_seconds", &[]).await;
     assert!((success - finished_at).abs() < 1e-6, "{success} {finished_at}");
     daemon.stop().await;
+}
+
+#[tokio::test]
+async fn links_that_were_removed_from_mas_are_created_again_and_that_is_undone() {
+    let fake = Fake::start();
+    let (public, internal) = fake.mas();
+    let (provider, kept) = fake.world(|world| {
+        let mas = &mut world.auth_service;
+        mas.user("microglia");
+        let google = Provider {
+            issuer: Some("https://google.test".to_owned()),
+            human_name: Some("Google".to_owned()),
+            brand_name: Some("google".to_owned()),
+            disabled: false,
+        };
+        let google = mas.provider(google);
+        let mut kept = String::new();
+        for name in ["alice", "bob", "carol", "dave"] {
+            let user = mas.user(name);
+            mas.link(&google, name, Some(&user));
+            if name == "bob" {
+                kept = user;
+            }
+        }
+        (google, kept)
+    });
+    fake.world(|world| {
+        for name in ["alice", "bob", "carol", "dave"] {
+            world.user(&format!("@{name}:fake.test"));
+        }
+    });
+    let program = Program::with_config(&format!(
+        "[daemon]\nstate_dir = \"state\"\n[homeservers.main]\nurl = \"{}\"\nmax_requests_per_second = \"unlimited\"\n[homeservers.main.mas]\nurl = \"{}\"\nadmin_url = \"{}\"\nclient_id = \"{CLIENT_ID}\"\nclient_secret_file = \"mas-client-secret\"\naccount = \"microglia\"\n[jobs.ids]\nkind = \"remove-external-ids\"\nproviders = [\"Google\"]\naccounts = \"all\"\n",
+        fake.url(),
+        public.url(),
+        internal.url(),
+    ));
+    program.write("mas-client-secret", CLIENT_SECRET);
+    let removed = program.apply("ids").await;
+    assert_eq!(removed["done"], 4, "{removed}");
+    fake.world(|world| {
+        let mas = &mut world.auth_service;
+        // Carol is gone, and dave's identity belongs to bob now.
+        mas.users.retain(|_, user| user.username != "carol");
+        mas.link(&provider, "dave", Some(&kept));
+    });
+    let undone = undo(&program, &removed["id"], &["--apply"]).await;
+    assert_eq!((&undone["outcome"], &undone["done"]), (&json!("succeeded"), &json!(2)), "{undone}");
+    let message = undone["message"].as_str().unwrap();
+    assert!(message.contains("the account no longer exists"), "{message}");
+    assert!(message.contains("the identity belongs to bob now"), "{message}");
+    let subjects = || {
+        fake.world(|world| {
+            let links = world.auth_service.links.values();
+            let mut links: Vec<String> = links.map(|link| link.subject.clone()).collect();
+            links.sort();
+            links
+        })
+    };
+    assert_eq!(subjects(), ["alice", "bob", "dave"]);
+    let redone = undo(&program, &undone["id"], &["--apply"]).await;
+    assert_eq!((&redone["outcome"], &redone["done"]), (&json!("succeeded"), &json!(2)), "{redone}");
+    assert_eq!(subjects(), ["dave"]);
+    let again = undo(&program, &redone["id"], &["--apply"]).await;
+    assert_eq!(again["done"], 2, "{again}");
+    assert_eq!(subjects(), ["alice", "bob", "dave"]);
 }
