@@ -16,11 +16,10 @@ use super::{log, run_in_daemon, run_in_process};
 use crate::config::{Config, JobSpec};
 use crate::plan::report::{Mode, Outcome, Report};
 use crate::plan::round::Round;
-use crate::runner::{Extent, RunParams, WindowRule};
+use crate::runner::RunParams;
 use crate::scheduler::RunOverrides;
 use crate::values::clock::{Clock, Timestamp};
 use crate::values::duration::HumanDuration;
-use crate::values::schema::Limit;
 
 #[derive(Debug, clap::Args)]
 #[expect(clippy::struct_excessive_bools, reason = "flags of the command line")]
@@ -78,7 +77,7 @@ pub(super) async fn run(path: &Path, options: &Options) -> Result<(), Failure> {
     let report = if let Some(client) = daemon {
         run_in_daemon::run(client, &config, spec, options.overrides(), &left_alone).await?
     } else {
-        let params = options.params(spec);
+        let params = options.overrides().params(spec);
         run_in_process::run(&config, spec, &params, &clock, Arc::clone(&left_alone)).await?
     };
     options.print(&report, spec, &left_alone, clock.now())?;
@@ -150,16 +149,6 @@ impl Options {
             full: self.full,
             undo: None,
             fingerprint: None,
-        }
-    }
-
-    fn params(&self, spec: &JobSpec) -> RunParams {
-        RunParams {
-            mode: self.mode().unwrap_or(spec.common.mode),
-            max_changes: self.max_changes.map_or(spec.common.max_changes, Limit::Of),
-            extent: if self.full { Extent::Full } else { Extent::Portion },
-            window: if self.ignore_window { WindowRule::Ignore } else { WindowRule::Keep },
-            ..RunParams::manual(spec)
         }
     }
 

@@ -14,10 +14,8 @@ use super::report_text::{changes, summary};
 use super::run::{CHANGES_PRINTED, connect, start_log};
 use super::{run_in_daemon, run_in_process};
 use crate::plan::report::{Mode, Outcome};
-use crate::runner::RunParams;
 use crate::scheduler::RunOverrides;
 use crate::values::clock::Clock;
-use crate::values::schema::Limit;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Options {
@@ -59,9 +57,7 @@ pub(super) async fn run(path: &Path, options: &Options) -> Result<(), Failure> {
     let report = if let Some(client) = daemon {
         run_in_daemon::run(client, &config, spec, overrides, &left_alone).await?
     } else {
-        let limit = options.max_changes.map_or(spec.common.max_changes, Limit::Of);
-        let params =
-            RunParams { max_changes: limit, ..RunParams::of_undo(spec, options.run, mode) };
+        let params = overrides.params(spec);
         run_in_process::run(&config, spec, &params, &clock, left_alone).await?
     };
     if options.json {

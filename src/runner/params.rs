@@ -119,11 +119,6 @@ impl RunParams {
         }
     }
 
-    /// The run that undoes another one.
-    pub fn of_undo(spec: &JobSpec, run: i64, mode: Mode) -> Self {
-        Self { mode, trigger: Trigger::Undo, undoes: Some(run), ..Self::manual(spec) }
-    }
-
     /// The run that applies an approved plan.
     pub fn of_approved(spec: &JobSpec, plan: ApprovedPlan, max_changes: Option<u32>) -> Self {
         Self {

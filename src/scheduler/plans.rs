@@ -39,6 +39,10 @@ impl Owner {
         }
         let (id, now) = (plan.plan.run, self.clock.now());
         let entry = entry(&mut self.jobs, job)?;
+        if entry.state.knows_plan(id) {
+            // It was found in the history before this message arrived.
+            return Ok(Approving::Waits("its run, which is about to start".to_owned()));
+        }
         let (sender, receiver) = mpsc::unbounded_channel();
         entry.approved = Some((plan, Some(sender)));
         self.on(job, StateEvent::Approved { plan: id });

@@ -134,6 +134,13 @@ impl RunOverrides {
         }
     }
 
+    /// What a requested run of a job is started with.
+    pub(crate) fn params(self, spec: &JobSpec) -> RunParams {
+        let mut params = RunParams::manual(spec);
+        self.apply(&mut params);
+        params
+    }
+
     pub(super) fn apply(self, params: &mut RunParams) {
         params.mode = self.mode.unwrap_or(params.mode);
         params.max_changes = self.max_changes.map_or(params.max_changes, Limit::Of);

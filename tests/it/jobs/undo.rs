@@ -76,7 +76,7 @@ async fn removed_ids_come_back_and_what_was_linked_since_stays() {
 }
 
 #[tokio::test]
-async fn an_undo_on_a_real_synapse_lets_people_log_in_again() {
+async fn an_undo_on_a_real_synapse_links_the_removed_id_again() {
     let synapse = Synapse::start().await;
     let user = synapse.register_many("linked", 1).await[0].clone();
     synapse.external_ids(&user, &[("saml", "s1"), ("oidc", "o1")]).await;
@@ -91,7 +91,6 @@ async fn an_undo_on_a_real_synapse_lets_people_log_in_again() {
     let mut ids = synapse.external_ids_of(&user).await;
     ids.sort();
     assert_eq!(ids, [own("oidc", "o1"), own("saml", "s1")]);
-    // No success of the job, whose mode is dry-run, and over TCP not even with the token.
     daemon.stop().await;
 }
 
