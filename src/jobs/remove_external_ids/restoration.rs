@@ -63,21 +63,27 @@ pub(super) fn restoration(record: &ChangeRecord) -> Result<Box<dyn Change>, Stri
 
 /// Which ids of a list a target names.
 fn named(mut listed: &str, mut list: Vec<ExternalId>) -> Vec<ExternalId> {
-    // `a:1` is not mistaken for the beginning of `a:12`.
+    // An id may contain what separates ids: the longest one that fits is meant.
     list.sort_by_key(|id| std::cmp::Reverse(id.to_string().len()));
     let mut named = Vec::new();
     while !listed.is_empty() {
-        match list.iter().find(|id| listed.starts_with(&id.to_string())) {
-            Some(id) => {
+        let found = list.iter().find_map(|id| Some((id, after(listed, &id.to_string())?)));
+        listed = match found {
+            Some((id, rest)) => {
                 named.push(id.clone());
-                listed = listed.get(id.to_string().len()..).unwrap_or_default();
-                listed = listed.strip_prefix(", ").unwrap_or(listed);
+                rest
             }
             // One that did not exist any more.
-            None => listed = listed.split_once(", ").map_or("", |(_, rest)| rest),
-        }
+            None => listed.split_once(", ").map_or("", |(_, rest)| rest),
+        };
     }
     named
+}
+
+/// What follows an id that a list begins with; `saml:1` is not the beginning of `saml:12`.
+fn after<'a>(listed: &'a str, id: &str) -> Option<&'a str> {
+    let rest = listed.strip_prefix(id)?;
+    if rest.is_empty() { Some(rest) } else { rest.strip_prefix(", ") }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -343,5 +349,6 @@ mod tests {
         assert_eq!(of("saml:12, saml:a, b"), ["saml:12", "saml:a, b"]);
         assert_eq!(of("saml:1, gone:7, oidc:x"), ["saml:1", "oidc:x"]);
         assert_eq!(of("saml:a, b, saml:1"), ["saml:a, b", "saml:1"]);
+        assert_eq!(of("saml:123, oidc:x2"), [""; 0], "neither existed any more");
     }
 }
