@@ -4,6 +4,7 @@ mod approve;
 mod arguments;
 mod check;
 mod check_mas;
+mod check_notifications;
 mod client;
 mod context;
 mod control;

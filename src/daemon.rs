@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use crate::config::{Config, Environment};
 use crate::history::state_dir::{DaemonLock, LockState, StateDir, this_user};
 use crate::history::{self, History};
+use crate::notify::Notifier;
 use crate::observe::metrics::Metrics;
 use crate::runner::{LostCallWait, Runner};
 use crate::scheduler::lease_keeper::LeaseKeeper;
@@ -128,6 +129,13 @@ pub(crate) async fn serve(
 
     let stop = CancellationToken::new();
     let health = Health::new(Arc::clone(&ticker), history.clone(), Arc::clone(&metrics));
+    let notifier = Notifier::new(
+        Arc::clone(&supervisor),
+        Arc::clone(&reloader),
+        history.clone(),
+        Arc::clone(&metrics),
+        clock.clone(),
+    );
     let feed = Arc::new(EventsFeed::new(clock.now().timestamp_millis()));
     let app = Arc::new(App {
         supervisor: Arc::clone(&supervisor),
@@ -152,6 +160,7 @@ pub(crate) async fn serve(
     chores
         .spawn("history clean-up", delete_old_runs(history.clone(), Arc::clone(&reloader), clock));
     chores.spawn("plans", Arc::clone(&supervisor).tend_plans());
+    chores.spawn("notifications", notifier.run());
     if let Some(keeper) = keeper {
         chores.spawn("leases", keeper.keep());
     }

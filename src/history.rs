@@ -11,6 +11,7 @@ mod facts;
 mod interrupted;
 mod leases;
 mod media_calls;
+mod outbox;
 mod overview;
 mod pause;
 mod per_job;
@@ -34,6 +35,7 @@ pub use database::Place;
 pub use database_url::DatabaseUrl;
 pub(crate) use error::Error;
 pub(crate) use leases::{Holder, Renewal, Replicas, Wanted};
+pub(crate) use outbox::{JobTotals, NewMessage, PlanMessage, SentMessage, WaitingMessage};
 pub(crate) use overview::{
     ChangeFilter, Difference, FoundChanges, OutcomeFilter, PlanDifference, RunFilter, RunMark,
     Totals,

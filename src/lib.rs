@@ -16,6 +16,7 @@
 //! | [`cli`] | the command line, one command per file |
 //! | [`daemon`] | the composition of the daemon, its signals, and its orderly end |
 //! | [`web`] | the HTTP service on TCP and on the control socket: metrics, health, API, status page |
+//! | `notify` | reports to Matrix rooms: what is worth a message, sending it, and the decisions of people who react |
 //! | [`scheduler`] | when what runs: the state of each job, the agenda, the task that carries out decisions, adopting a configuration |
 //! | [`runner`] | one run: read, guard, apply, finish |
 //! | [`observe`] | metrics and the log of runs |
@@ -44,6 +45,7 @@
 //!    runner: read -> guard -> apply -> finish -> report
 //!                     |
 //!                     +-- events -> log, metrics, progress, event stream
+//!                     +-- history -> notifications               read after the fact
 //! ```
 //!
 //! # Invariants
@@ -53,7 +55,7 @@
 //! 1. Only `http::transport` sends HTTP to a homeserver or to MAS. It holds the token, encodes path segments, limits rate
 //!    and concurrency, retries, bounds and decodes responses, and names endpoint templates for the metrics.
 //! 2. A job has a `synapse::Reader` and a `mas::Reader`, which can only read. Only the runner creates a `synapse::Writer`
-//!    or a `mas::Writer`, and never in a dry run. Only `cli` creates a `synapse::Authenticator`, which logs in and out, and
+//!    or a `mas::Writer`, and never in a dry run. Only `notify` creates a `synapse::Messenger`, which sends messages. Only `cli` creates a `synapse::Authenticator`, which logs in and out, and
 //!    `mas::PersonalSessions` is for the program's own token alone.
 //! 3. Within an attempt all reading ends before the first change, except that a change reads its own target again just
 //!    before it is applied ([`plan::change::Change::check`]).
@@ -185,6 +187,7 @@ pub mod history;
 pub mod http;
 pub mod jobs;
 pub mod mas;
+pub(crate) mod notify;
 pub mod observe;
 pub mod plan;
 pub mod runner;

@@ -9,6 +9,7 @@
 //! | `microglia::scheduler` | what runs when: skipped, caught up, cancelled, paused |
 //! | `microglia::config` | warnings and errors of the configuration, reloads |
 //! | `microglia::homeserver` | homeservers and their access tokens |
+//! | `microglia::notification` | messages to Matrix rooms, and reactions to them |
 //! | `microglia::history` | the history and the locks in the state directory |
 //! | `microglia::daemon` | start, stop and the tasks of the daemon |
 

@@ -2,5 +2,6 @@
 
 pub mod change;
 pub(crate) mod facts;
+pub(crate) mod notification;
 pub mod report;
 pub(crate) mod round;

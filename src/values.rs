@@ -8,6 +8,7 @@ pub(crate) mod escape;
 pub(crate) mod fingerprint;
 pub(crate) mod glob;
 pub(crate) mod lock_file;
+pub(crate) mod matrix_id;
 pub(crate) mod random;
 pub(crate) mod schedule;
 pub mod schema;

@@ -18,6 +18,7 @@ const ROOMS: &[&str] = &[
     "observe",
     "runner",
     "scheduler",
+    "notify",
     "web",
     "daemon",
     "cli",
@@ -52,7 +53,7 @@ fn no_two_files_import_each_other() {
 
 /// The targets of log lines, which people filter by: `src/observe.rs` says what each is for.
 const LOG_TARGETS: &[&str] =
-    &["audit", "config", "daemon", "history", "homeserver", "run", "scheduler"];
+    &["audit", "config", "daemon", "history", "homeserver", "notification", "run", "scheduler"];
 
 #[test]
 fn every_log_line_has_a_target_that_stays_when_code_moves() {

@@ -24,7 +24,7 @@ use crate::values::text::format_count;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Options {
-    /// Also check each homeserver: reachable, version, token, server admin, media, MAS, rooms.
+    /// Also check each homeserver: reachable, version, token, server admin, media, MAS, rooms, notifications.
     #[arg(long)]
     online: bool,
     /// Print one JSON document: errors, warnings, jobs, and with --online its results.
@@ -305,6 +305,11 @@ impl Results<'_> {
         self.check_identity(reader, identity).await?;
         if identity.mas {
             self.check_under_mas(homeserver, reader, &whoami, identity).await?;
+        }
+        for notification in &config.notifications {
+            if notification.homeserver == homeserver.name {
+                self.check_notification(notification, reader, &whoami).await?;
+            }
         }
         for job in config.jobs.iter().filter(|job| job.homeserver == homeserver.name) {
             self.check_job(job, homeserver, reader, identity).await?;

@@ -42,6 +42,8 @@ schema! {
         pub allowed_hosts: Vec<HostName> = "[]",
         /// A file with the token that HTTP endpoints which change something require, at least 16 characters; without it they respond with 403.
         pub admin_token_file: Option<PathBuf>,
+        /// The URL under which people reach the status page, for links in notifications.
+        pub public_url: Option<PublicUrl>,
     }
 }
 
@@ -181,6 +183,19 @@ impl std::str::FromStr for BaseUrl {
     }
 }
 
+/// The URL under which people reach the status page.
+#[derive(Debug, Clone)]
+pub struct PublicUrl(pub Url);
+
+impl std::str::FromStr for PublicUrl {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let example = "use the URL of the status page, such as \"https://microglia.example.com\"";
+        base_url(text, "the status page", example, &["/api/v1"]).map(Self)
+    }
+}
+
 /// Parses the base URL of a server, under which `endpoints` lie.
 pub fn base_url(
     text: &str,
@@ -305,6 +320,7 @@ text_values! {
     Listen: "an address and a port such as \"127.0.0.1:8749\"", |listen| listen.0.to_string();
     HostName: "a host name such as \"microglia.example.com\"", |name| name.0.clone();
     BaseUrl: "a URL such as \"http://127.0.0.1:8008\"", |url| url.0.to_string();
+    PublicUrl: "a URL such as \"https://microglia.example.com\"", |url| url.0.to_string();
     KindName: "a kind such as \"purge-local-media\"";
 }
 

@@ -5,6 +5,7 @@ mod homeservers;
 mod jobs;
 mod mas;
 mod merge;
+mod notifications;
 mod secrets;
 mod written;
 
@@ -18,6 +19,7 @@ use uuid::Uuid;
 
 use super::keys::{CommonEntries, DaemonKeys, HeadKeys, HomeserverHeadKeys, HomeserverKeys};
 use super::mas_keys::{MAS_TABLE, MasHeadKeys, MasKeys};
+use super::notification_keys::NotificationKeys;
 use super::secrets::Secrets;
 use super::settings::{Config, Environment, Homeserver};
 use super::sources::Sources;
@@ -29,8 +31,15 @@ use crate::values::schema::{ConfigError, Key, unknown_key, wrong_type};
 pub(super) const LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8749);
 pub(super) const STATE_DIR: &str = "/var/lib/microglia";
 
-const TABLES: [&str; 6] =
-    ["include", "daemon", "homeserver_defaults", "homeservers", "defaults", "jobs"];
+const TABLES: [&str; 7] = [
+    "include",
+    "daemon",
+    "homeserver_defaults",
+    "homeservers",
+    "notifications",
+    "defaults",
+    "jobs",
+];
 /// The tables that an included file may have, whose names are unique over all files.
 const INCLUDED_TABLES: [&str; 2] = ["homeservers", "jobs"];
 /// How many jobs there may be, counted once for each homeserver: globs multiply them.
@@ -76,6 +85,9 @@ impl<'a> Parser<'a> {
         let names: Vec<&str> =
             homeservers.iter().flatten().map(|(name, _)| name.as_str()).collect();
         let mut jobs = self.jobs(root, &names, zone);
+        let notifications = self
+            .table(root, "notifications", &empty)
+            .map(|table| self.notifications(table, &names));
         let homeservers: BTreeMap<String, Homeserver> = homeservers?
             .into_iter()
             .map(|(name, homeserver)| Some((name, homeserver?)))
@@ -91,6 +103,7 @@ impl<'a> Parser<'a> {
             daemon: daemon?,
             homeservers,
             jobs,
+            notifications: notifications?,
             included: self.sources.included(),
             warnings: Vec::new(),
             from_credentials: Vec::new(),
@@ -175,6 +188,8 @@ fn table_of(key: &str) -> Option<&'static str> {
         Some("[homeservers.NAME]")
     } else if is_in(MasHeadKeys::KEYS) || is_in(MasKeys::KEYS) {
         Some("[homeservers.NAME.mas]")
+    } else if is_in(NotificationKeys::KEYS) {
+        Some("[notifications.NAME]")
     } else if is_in(HeadKeys::KEYS) {
         Some("[jobs.NAME]")
     } else if is_in(CommonEntries::KEYS) {

@@ -12,13 +12,15 @@ use serde_json::json;
 
 use super::diagnostics::Diagnostic;
 use super::job_spec::JobSpec;
+use super::notification_keys::NotifyOn;
 use crate::history::state_dir::StateDir;
 use crate::history::{DatabaseUrl, Place};
 use crate::http::{Address, Api, LimitValues, Limits, Settings, Token, TokenSource};
 use crate::mas;
 use crate::values::duration::HumanDuration;
 use crate::values::fingerprint::Fingerprint;
-use crate::values::schedule::Zone;
+use crate::values::matrix_id::UserId;
+use crate::values::schedule::{Schedule, Zone};
 use crate::values::schema::{Limit, Rate, RateLimit};
 
 /// A configuration that was read completely and without an error.
@@ -28,6 +30,8 @@ pub struct Config {
     pub homeservers: BTreeMap<String, Homeserver>,
     /// One for each job and homeserver, sorted by name.
     pub jobs: Vec<JobSpec>,
+    /// Sorted by name.
+    pub notifications: Vec<Notification>,
     /// The files that the main file includes, in the order in which they were read.
     pub included: Vec<PathBuf>,
     pub warnings: Vec<Diagnostic>,
@@ -49,6 +53,25 @@ pub struct Daemon {
     pub allowed_hosts: Vec<String>,
     pub admin_token_file: Option<PathBuf>,
     pub admin_token: Option<SecretString>,
+    /// Where people reach the status page.
+    pub public_url: Option<Url>,
+}
+
+/// A Matrix room to which the daemon reports.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Notification {
+    pub name: String,
+    /// The name of the homeserver whose account sends the messages.
+    pub homeserver: String,
+    /// An id or an alias.
+    pub room: String,
+    pub on: Vec<NotifyOn>,
+    /// When a summary is sent, in the daemon's time zone.
+    pub digest: Option<Schedule>,
+    /// Whose reactions decide about plans.
+    pub approvers: Vec<UserId>,
+    /// Whether messages may name accounts and rooms.
+    pub names: bool,
 }
 
 /// Where the configuration puts the history.

@@ -34,6 +34,16 @@ const DELETE_RUNS: &str = "\
             SELECT 1 FROM runs AS later WHERE later.job = runs.job AND later.mode = runs.mode
                 AND later.id > runs.id AND later.outcome = 'succeeded')))";
 
+/// The newest digest says when the next one is due, and people react to the message of a plan that waits. Two days longer than
+/// runs: what was told within a day is not told again.
+const DELETE_MESSAGES: &str = "\
+    DELETE FROM messages WHERE created_at < $1 - 172800000 AND state <> 'waiting'
+        AND NOT (event = 'approval' AND EXISTS (SELECT 1 FROM runs
+            WHERE runs.id = messages.run AND approval_state = 'pending'))
+        AND NOT (event = 'digest'
+        AND created_at = (SELECT MAX(created_at) FROM messages AS newest
+            WHERE newest.notification = messages.notification AND newest.event = 'digest'))";
+
 /// The start of the run that so many finished ones follow, from `$2` on.
 const NEXT_BOUND: &str = "\
     SELECT started_at FROM runs WHERE started_at >= $2 AND started_at < $1
@@ -67,7 +77,7 @@ pub(super) async fn delete_runs_before(
     time: Timestamp,
 ) -> Result<u64, Error> {
     let mut deleted = 0;
-    for statement in STATEMENTS {
+    for statement in [DELETE_MESSAGES].into_iter().chain(STATEMENTS) {
         let result =
             query(statement).bind(time.timestamp_millis()).execute(&mut *connection).await?;
         deleted = result.rows_affected();

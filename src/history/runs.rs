@@ -35,7 +35,9 @@ const UPDATE: &str = "\
     UPDATE runs SET finished_at = $2, attempts = $3, outcome = $4, message = $5, planned = $6,
         done = $7, failed = $8, skipped = $9, remaining = $10, bytes_planned = $11,
         bytes_freed = $12, sample = $13, waited_seconds = $14, waited_for = $15,
-        waiting_for = $16, waiting_since = $17, left_alone = $18, round = $19
+        waiting_for = $16, waiting_since = $17, left_alone = $18, round = $19,
+        unreported = CASE WHEN outcome IS NULL AND CAST($4 AS TEXT) IS NOT NULL THEN 1
+            ELSE unreported END
     WHERE id = $1";
 const SELECT: &str = "SELECT * FROM runs WHERE id = $1";
 // Two statements: with `$1 IS NULL OR job = $1` SQLite would not use the index on the job.

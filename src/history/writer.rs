@@ -318,6 +318,10 @@ impl History {
         .await
     }
 
+    pub(super) fn now(&self) -> Timestamp {
+        self.clock.now()
+    }
+
     /// The id of this process as a holder of leases; `None` where nobody shares the history.
     pub(super) fn holder(&self) -> Option<&str> {
         self.holder.as_deref()

@@ -14,8 +14,9 @@ use crate::plan::round::{Plans, Rounds};
 use crate::synapse::{Identity, Reader, Version};
 use crate::values::clock::Timestamp;
 use crate::values::glob::unmatched;
+use crate::values::matrix_id::RoomName;
 use crate::values::schema::{ConfigError, Key, Table};
-use keys::{Keys, RoomName};
+use keys::Keys;
 use reading::Reading;
 use rooms::{
     RoomError, TargetRoom, check_may_join_others, note_duration, open, open_rooms, resolve,

@@ -1,6 +1,7 @@
 //! The leases of homeservers as the owner of the jobs sees them: what may run here, and until when.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use serde_json::json;
 
@@ -8,6 +9,7 @@ use super::held::Leases;
 use super::job_state::Event;
 use super::owner::{Entry, Owner};
 use crate::history::Wanted;
+use crate::http::Transport;
 use crate::values::fingerprint::Fingerprint;
 
 impl Owner {
@@ -20,6 +22,14 @@ impl Owner {
     pub(super) fn is_elsewhere(&self, entry: &Entry) -> bool {
         let current = self.leases.as_ref().filter(|leases| leases.is_current);
         current.is_some_and(|leases| !leases.is_held(entry.address()))
+    }
+
+    /// The connection to a homeserver, unless another replica works on it.
+    pub(super) fn homeserver(&self, name: &str) -> Option<Arc<Transport>> {
+        let transport = &self.homeservers.handle(name)?.transport;
+        let leases = self.leases.as_ref();
+        let is_standby = leases.is_some_and(|leases| !leases.is_held(transport.address.as_str()));
+        (!is_standby).then(|| Arc::clone(transport))
     }
 
     /// Addresses of all homeservers, and what tells this configuration from another.

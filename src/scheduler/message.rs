@@ -14,6 +14,7 @@ use super::recollection::{Recollection, Standings};
 use super::request::{Adopted, Refusal, RunOverrides};
 use crate::config::{Config, JobSpec};
 use crate::history::{Pause, WaitingPlan, Wanted};
+use crate::http::Transport;
 use crate::plan::report::{Event, Report};
 use crate::runner::{ApprovedPlan, Stop};
 
@@ -121,6 +122,11 @@ pub(super) enum Message {
     StandDown {
         surplus: Option<usize>,
         reply: oneshot::Sender<Vec<String>>,
+    },
+    /// The connection to a homeserver, if this replica works on it.
+    Homeserver {
+        name: String,
+        reply: oneshot::Sender<Option<Arc<Transport>>>,
     },
     ProbeAll,
     /// Replies with the number of homeservers.

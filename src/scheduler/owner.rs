@@ -211,6 +211,7 @@ impl Owner {
                 let _ = reply.send(());
             }
             Message::StandDown { surplus, reply } => drop(reply.send(self.stand_down(surplus))),
+            Message::Homeserver { name, reply } => drop(reply.send(self.homeserver(&name))),
             Message::ProbeAll => self.homeservers.probe_all(&self.metrics, &self.clock),
             Message::ProbeNext { reply } => {
                 let _ = reply.send(self.homeservers.probe_next(&self.metrics, &self.clock));

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use secrecy::SecretString;
 
-use crate::config::{self, Config, Daemon, Environment};
+use crate::config::{self, Config, Daemon, Environment, Notification};
 use crate::http::Token;
 use crate::observe::metrics::{Metrics, seconds};
 use crate::scheduler::Adopted;
@@ -26,6 +26,7 @@ pub struct Reloader {
     clock: Clock,
     one_at_a_time: tokio::sync::Mutex<()>,
     daemon: Mutex<Daemon>,
+    notifications: Mutex<Arc<[Notification]>>,
     admin_token: Mutex<Option<Arc<Token>>>,
     /// The contents of the files when the configuration was last adopted or rejected.
     seen: Mutex<Option<Fingerprint>>,
@@ -50,6 +51,7 @@ impl Reloader {
             clock,
             one_at_a_time: tokio::sync::Mutex::default(),
             daemon: Mutex::new(config.daemon.clone()),
+            notifications: Mutex::new(config.notifications.as_slice().into()),
             admin_token: Mutex::new(admin_token(&config.daemon)),
             seen: Mutex::new(seen),
         };
@@ -156,6 +158,8 @@ impl Reloader {
             format!("{} is a systemd credential: only a restart renews it", file.display())
         }));
         *self.admin_token.lock().unwrap_or_else(PoisonError::into_inner) = admin_token(new);
+        *self.notifications.lock().unwrap_or_else(PoisonError::into_inner) =
+            config.notifications.as_slice().into();
         *daemon = Daemon {
             listen: daemon.listen,
             state_dir: daemon.state_dir.clone(),
@@ -167,6 +171,11 @@ impl Reloader {
 
     pub fn daemon(&self) -> Daemon {
         self.daemon.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The rooms to which the daemon reports, sorted by name.
+    pub(crate) fn notifications(&self) -> Arc<[Notification]> {
+        Arc::clone(&self.notifications.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// The token that endpoints which change something require, as its file contains it now.

@@ -17,6 +17,7 @@ use super::recollection::{Recollection, Standings};
 use super::request::{Adopted, Refusal, RunOverrides};
 use crate::config::{Config, JobSpec};
 use crate::history::{self, History, Others, Pause};
+use crate::http::Transport;
 use crate::observe::metrics::Metrics;
 use crate::plan::report::{Event, Mode, Outcome, Report};
 use crate::plan::round::Plans;
@@ -361,6 +362,12 @@ impl Supervisor {
     /// The jobs as the status page shows them, sorted by name.
     pub async fn views(&self) -> Vec<JobView> {
         self.ask(|reply| Message::Views { reply }).await.unwrap_or_default()
+    }
+
+    /// The connection to a homeserver; `None` where it is not configured, or another replica works on it.
+    pub async fn homeserver(&self, name: &str) -> Option<Arc<Transport>> {
+        let name = name.to_owned();
+        self.ask(|reply| Message::Homeserver { name, reply }).await.flatten()
     }
 
     /// Whether scheduled runs are paused.

@@ -34,11 +34,13 @@ pub struct MemberEvent {
     pub by_self: bool,
 }
 
-/// What decides whether an account may invite into a room.
+/// What decides whether an account may invite into a room, or send messages there.
 #[derive(Debug, Clone)]
 pub struct Permissions {
     pub public: bool,
     invite: i64,
+    /// What it takes to send a message.
+    send: i64,
     default: i64,
     users: HashMap<String, i64>,
     /// In rooms of version 12 and later, creators rank above every power level.
@@ -73,6 +75,10 @@ struct Tombstone {
     replacement_room: Option<String>,
 }
 
+/// Content of which nothing is used.
+#[derive(Debug, Default, Deserialize)]
+struct Anything {}
+
 #[derive(Debug, Default, Deserialize)]
 struct Create {
     #[serde(default, deserialize_with = "optional_text")]
@@ -101,10 +107,16 @@ struct PowerLevels {
     invite: Scalar,
     #[serde(default)]
     users_default: Scalar,
+    #[serde(default)]
+    events_default: Scalar,
+    #[serde(default, deserialize_with = "integers")]
+    events: HashMap<String, i64>,
     #[serde(default, deserialize_with = "integers")]
     users: HashMap<String, i64>,
 }
 
+/// The type of the events that are messages.
+pub(super) const MESSAGE: &str = "m.room.message";
 const ROOM_STATE: &str = "/_synapse/admin/v1/rooms/{}/state";
 /// The most that the ids of a room's members may take: quoted, with a comma.
 const MAX_MEMBERS: Size = Size(MAX_USERS as u64 * 258);
@@ -186,6 +198,11 @@ impl Reader {
         }
         let room: Block = self.get("/_synapse/admin/v1/rooms/{}/block", &[room_id], vec![]).await?;
         Ok(room.block)
+    }
+
+    pub(crate) async fn is_encrypted(&self, room_id: &str) -> Result<bool, Error> {
+        let First::<Anything>(encryption) = self.state(room_id, "m.room.encryption").await?;
+        Ok(encryption.is_some())
     }
 
     /// Reads the state events of one type. Synapse below 1.123 ignores the filter and returns all state.
@@ -323,6 +340,12 @@ impl Permissions {
         Self {
             public: rules.is_some_and(|event| event.content.join_rule.as_deref() == Some("public")),
             invite: levels.invite.to_integer().unwrap_or(0),
+            send: levels
+                .events
+                .get(MESSAGE)
+                .copied()
+                .or(levels.events_default.to_integer())
+                .unwrap_or(0),
             default: levels.users_default.to_integer().unwrap_or(0),
             users: levels.users,
             creators,
@@ -331,8 +354,16 @@ impl Permissions {
     }
 
     pub(crate) fn may_invite(&self, user_id: &str) -> bool {
+        self.reaches(user_id, self.invite)
+    }
+
+    pub(crate) fn may_send_messages(&self, user_id: &str) -> bool {
+        self.reaches(user_id, self.send)
+    }
+
+    fn reaches(&self, user_id: &str, level: i64) -> bool {
         self.creators.iter().any(|creator| creator == user_id)
-            || self.users.get(user_id).copied().unwrap_or(self.default) >= self.invite
+            || self.users.get(user_id).copied().unwrap_or(self.default) >= level
     }
 }
 

@@ -9,6 +9,8 @@ mod endpoints;
 mod mas;
 #[path = "fake/mas_admin.rs"]
 mod mas_admin;
+#[path = "fake/messages.rs"]
+mod messages;
 #[path = "fake/openapi.rs"]
 mod openapi;
 #[path = "fake/world.rs"]
@@ -45,6 +47,7 @@ use tokio::{
 
 use self::endpoints::{Answer, percent_decoded};
 pub use self::mas::{CLIENT_ID, CLIENT_SECRET, Provider};
+pub use self::messages::Message;
 pub use self::openapi::Operation;
 use self::world::Doomed;
 pub use self::world::{Member, SERVER_NAME, TOKEN, User, World};

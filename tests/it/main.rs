@@ -16,6 +16,7 @@ mod jobs;
 mod limits;
 mod login;
 mod mas;
+mod notifications;
 mod on_postgres;
 mod postgres;
 mod program;

@@ -16,6 +16,7 @@ const TESTS: &[&str] = &[
     "daemon::schedule",
     "daemon::waiting",
     "jobs::in_process",
+    "notifications::a",
     "rounds::",
     "run::",
     "state_dir::a_run",

@@ -50,6 +50,7 @@ impl Parser<'_> {
                 .collect(),
             admin_token_file,
             admin_token,
+            public_url: keys.public_url.value?.map(|url| url.0),
         })
     }
 

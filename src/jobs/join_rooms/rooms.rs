@@ -2,12 +2,13 @@
 
 use std::collections::HashSet;
 
-use super::keys::{Keys, RoomName};
+use super::keys::Keys;
 use crate::jobs::job::{Context, PlanError};
 use crate::plan::change::Plan;
 use crate::plan::report::Action;
 use crate::synapse::{self, Identity, MemberEvent, Permissions, Reader, UserMap, UserSet};
 use crate::values::duration::format_duration;
+use crate::values::matrix_id::RoomName;
 use crate::values::text::format_count;
 
 /// More upgrades than any room has had. The predecessor of a room is whatever its creator wrote, so the chain may be endless.

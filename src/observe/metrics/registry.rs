@@ -32,6 +32,9 @@ pub struct Metrics {
     pub(crate) start_delay: Histogram,
     /// Sign-ins to the status page with a wrong token.
     pub(crate) login_failures: IntCounter,
+    /// Messages by notification and result.
+    pub(crate) notifications: IntCounterVec,
+    pub(crate) notifications_pending: GaugeVec,
     last_tick: Gauge,
     history_write_errors: IntCounter,
     /// Of the text, in bytes.
@@ -90,6 +93,18 @@ impl Metrics {
             login_failures: add.counter(
                 "microglia_login_failures_total",
                 "Number of attempts to sign in to the status page with a wrong token.",
+            )?,
+            notifications: add.register(IntCounterVec::new(
+                Opts::new(
+                    "microglia_notifications_total",
+                    "Number of messages that were sent, and of attempts to send one that failed.",
+                ),
+                &["notification", "result"],
+            )?)?,
+            notifications_pending: add.gauges(
+                "microglia_notifications_pending",
+                "Number of messages that wait to be sent.",
+                &["notification"],
             )?,
             last_tick: add.gauge(
                 "microglia_scheduler_last_tick_timestamp_seconds",

@@ -9,7 +9,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::{
-    Process, Seen,
+    Process, Seen, messages,
     world::{Doomed, ListedJob, Media, Room, Token, User, World},
 };
 
@@ -115,19 +115,19 @@ impl Answer {
     }
 }
 
-type Answered = Result<Answer, Answer>;
+pub(super) type Answered = Result<Answer, Answer>;
 
-fn refused<T>(status: u16, errcode: &str, error: &str) -> Result<T, Answer> {
+pub(super) fn refused<T>(status: u16, errcode: &str, error: &str) -> Result<T, Answer> {
     Err(Answer::refusal(status, errcode, error))
 }
 
-struct Call<'a> {
-    seen: &'a Seen,
+pub(super) struct Call<'a> {
+    pub seen: &'a Seen,
     query: Vec<(String, String)>,
     /// The path's variable segments, decoded.
-    args: Vec<String>,
-    caller: String,
-    device_id: Option<String>,
+    pub args: Vec<String>,
+    pub caller: String,
+    pub device_id: Option<String>,
 }
 
 impl Call<'_> {
@@ -319,6 +319,28 @@ static ROUTES: &[Route] = &[
     }),
     Route::new("GET", "/_matrix/client/v3/account/whoami", (1, 0), Gate::User, whoami),
     Route::new("GET", "/_matrix/client/v3/directory/room/*", (1, 0), Gate::Nobody, directory),
+    Route::new(
+        "PUT",
+        "/_matrix/client/v3/rooms/*/send/m.room.message/*",
+        (1, 0),
+        Gate::User,
+        messages::send,
+    ),
+    Route::new("GET", "/_matrix/client/v3/rooms/*/messages", (1, 0), Gate::User, messages::list),
+    Route::new(
+        "GET",
+        "/_matrix/client/v3/rooms/*/state/m.room.member/*",
+        (1, 0),
+        Gate::User,
+        messages::member,
+    ),
+    Route::new(
+        "GET",
+        "/_matrix/client/v1/rooms/*/relations/*/m.annotation/m.reaction",
+        (1, 0),
+        Gate::User,
+        messages::relations,
+    ),
     Route::new("GET", "/_matrix/client/v1/auth_metadata", (1, 0), Gate::Nobody, auth_metadata),
     Route::new("GET", "/_matrix/client/v3/login", (1, 0), Gate::Nobody, login_flows),
     Route::new("GET", "/_matrix/client/versions", (1, 0), Gate::Nobody, |_, _| {

@@ -9,6 +9,7 @@ use std::{
 use chrono::{DateTime, TimeDelta, Utc};
 
 use super::mas::Mas;
+use super::messages::Message;
 
 pub const SERVER_NAME: &str = "fake.test";
 /// The access token of the admin account, `@microglia:<server name>`.
@@ -38,6 +39,8 @@ pub struct World {
     pub users: BTreeMap<String, User>,
     pub rooms: BTreeMap<String, Room>,
     pub remote: BTreeMap<u64, Remote>,
+    /// Oldest first.
+    pub messages: Vec<Message>,
     files: BTreeMap<String, Media>,
     files_by_owner: BTreeMap<String, BTreeSet<String>>,
     /// Recently read lists, by their request.
@@ -67,6 +70,7 @@ impl World {
             users: BTreeMap::new(),
             rooms: BTreeMap::new(),
             remote: BTreeMap::new(),
+            messages: Vec::new(),
             files: BTreeMap::new(),
             files_by_owner: BTreeMap::new(),
             listings: HashMap::new(),
