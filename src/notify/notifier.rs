@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio_util::task::AbortOnDropHandle;
 
@@ -18,8 +18,8 @@ use crate::values::clock::{Clock, Timestamp};
 
 /// How often to look for something to tell, and at reactions.
 const EVERY: Duration = Duration::from_secs(3);
-/// The same where nobody is told.
-const EVERY_WITHOUT_NOTIFICATIONS: Duration = Duration::from_mins(1);
+/// How often runs are marked as reported where nobody is told.
+const REPORT_NOTHING_EVERY: Duration = Duration::from_mins(1);
 
 /// Makes messages of what happened, and has them sent; one task for each notification, so that none waits for another.
 pub(crate) struct Notifier {
@@ -28,6 +28,8 @@ pub(crate) struct Notifier {
     senders: BTreeMap<String, Sender>,
     /// The notifications with a series in the metrics.
     shown: Vec<String>,
+    /// When runs were last marked as reported without telling anybody.
+    reported_nothing: Option<Instant>,
 }
 
 enum Sender {
@@ -48,6 +50,7 @@ impl Notifier {
             reloader,
             senders: BTreeMap::new(),
             shown: Vec::new(),
+            reported_nothing: None,
         }
     }
 
@@ -65,11 +68,8 @@ impl Notifier {
                 }
                 Err(_) => {}
             }
-            let every = match notifications.is_empty() {
-                true => EVERY_WITHOUT_NOTIFICATIONS,
-                false => EVERY,
-            };
-            tokio::time::sleep(every).await;
+            // A reload may add one at any time.
+            tokio::time::sleep(EVERY).await;
         }
     }
 
@@ -78,6 +78,10 @@ impl Notifier {
         let (history, now) = (&parts.history, parts.clock.now());
         if notifications.is_empty() {
             self.show_pending(notifications, &BTreeMap::new());
+            if self.reported_nothing.is_some_and(|at| at.elapsed() < REPORT_NOTHING_EVERY) {
+                return Ok(());
+            }
+            self.reported_nothing = Some(Instant::now());
             return history.report_nothing().await;
         }
         let daemon = self.reloader.daemon();
@@ -87,6 +91,15 @@ impl Notifier {
             zone: daemon.timezone,
             now,
         };
+        // Before what the run that applies the plan did.
+        for plan in history.undecided_plans().await? {
+            match notifications.iter().find(|it| it.name == plan.notification) {
+                Some(notification) => {
+                    plans::tell_decision(history, &made_for(notification), &plan).await?;
+                }
+                None => plans::close(history, &plan).await?,
+            }
+        }
         for run in history.unreported_runs().await? {
             let mut messages = Vec::new();
             for notification in notifications.iter() {
@@ -98,14 +111,6 @@ impl Notifier {
             if let Some(schedule) = &notification.digest {
                 digest::make_due(history, &parts.metrics, &made_for(notification), schedule)
                     .await?;
-            }
-        }
-        for plan in history.undecided_plans().await? {
-            match notifications.iter().find(|it| it.name == plan.notification) {
-                Some(notification) => {
-                    plans::tell_decision(history, &made_for(notification), &plan).await?;
-                }
-                None => plans::close(history, &plan).await?,
             }
         }
         self.drop_old(now).await?;

@@ -16,7 +16,7 @@ mod lifecycle;
 mod panics;
 mod reload;
 mod replica_faults;
-mod replicas;
+pub mod replicas;
 mod schedule;
 mod slow_clients;
 mod stalled_files;

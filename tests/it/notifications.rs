@@ -5,9 +5,10 @@ use std::time::Duration;
 use reqwest::Method;
 use serde_json::{Value, json};
 
+use crate::daemon::replicas::{database, held, replica};
 use crate::fake::{Fake, Fault, Message, TOKEN, Trouble, User, World};
 use crate::homeserver::{Account, Synapse, encoded};
-use crate::program::{Daemon, Program, until};
+use crate::program::{Daemon, Program, on_postgres, until};
 
 const ROOM: &str = "!ops:fake.test";
 const SEND: &str = "/_matrix/client/v3/rooms/!ops:fake.test/send/";
@@ -207,6 +208,58 @@ async fn an_outage_delays_messages_and_no_run_and_loses_none() {
             == Some(0.0)
     })
     .await;
+}
+
+#[tokio::test]
+async fn replicas_tell_everything_once_though_the_one_that_sends_is_killed() {
+    const JOBS: usize = 12;
+    if on_postgres() {
+        return;
+    }
+    let fake = with_rooms(0);
+    let url = database().await;
+    let mut jobs =
+        format!("[notifications.ops]\nroom = \"{ROOM}\"\ndigest = \"*/20 * * * * *\"\n\n");
+    for number in 0..JOBS {
+        jobs.push_str(&ping(&format!("job{number}"), ""));
+    }
+    let programs = [(); 2].map(|()| replica(&url, &[("main", &fake)], &jobs));
+    let first = programs[0].serve().await;
+    let second = programs[1].serve().await;
+    fail(&fake);
+    // Each answer takes longer than the time to the kill: some message is always under way.
+    fake.fault(Fault::new("PUT", SEND, Trouble::Delay(Duration::from_millis(500))).always());
+    for number in 0..JOBS {
+        let job = format!("job{number}");
+        let report = programs[number % 2].json(&["run", &job, "--json"]).await;
+        assert_eq!(report["outcome"], "failed", "{report}");
+    }
+    until_sent(&fake, 3).await;
+    let holder =
+        if held(&first).await == 1 { first } else { panic!("the first replica has the lease") };
+    holder.kill().await;
+    let failures = || {
+        let mut told: Vec<String> = bodies(&fake)
+            .iter()
+            .filter(|body| !body.starts_with("microglia: since"))
+            .map(|body| body.lines().next().unwrap().to_owned())
+            .collect();
+        told.sort_unstable();
+        told
+    };
+    until("the rest", 60, async || failures().len() >= JOBS).await;
+    until("the record", 30, async || {
+        second.metric("microglia_notifications_pending", &["notification=\"ops\""]).await
+            == Some(0.0)
+    })
+    .await;
+    let mut expected: Vec<String> = (0..JOBS).map(|number| format!("job{number} failed")).collect();
+    expected.sort_unstable();
+    assert_eq!(failures(), expected);
+    let digests: Vec<String> =
+        bodies(&fake).into_iter().filter(|body| body.starts_with("microglia: since")).collect();
+    let distinct: std::collections::BTreeSet<&String> = digests.iter().collect();
+    assert_eq!(distinct.len(), digests.len(), "{digests:#?}");
 }
 
 #[tokio::test]

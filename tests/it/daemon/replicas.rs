@@ -7,7 +7,7 @@ use crate::postgres;
 use crate::program::{on_postgres, until};
 
 /// A replica with a state directory of its own, and these homeservers.
-pub(super) fn replica(url: &str, homeservers: &[(&str, &Fake)], jobs: &str) -> Program {
+pub(crate) fn replica(url: &str, homeservers: &[(&str, &Fake)], jobs: &str) -> Program {
     let mut config = format!("[daemon]\nstate_dir = \"state\"\ndatabase_url = \"{url}\"\n\n");
     for (name, fake) in homeservers {
         config.push_str(&format!(
@@ -21,7 +21,7 @@ pub(super) fn replica(url: &str, homeservers: &[(&str, &Fake)], jobs: &str) -> P
     program
 }
 
-pub(super) async fn database() -> String {
+pub(crate) async fn database() -> String {
     tokio::task::spawn_blocking(postgres::database).await.unwrap()
 }
 
@@ -36,7 +36,7 @@ pub(super) async fn sql(url: &str, statement: &str) -> String {
 }
 
 /// How many homeservers a replica runs the jobs of.
-pub(super) async fn held(daemon: &Daemon) -> usize {
+pub(crate) async fn held(daemon: &Daemon) -> usize {
     let (_, metrics) = daemon.get("/metrics").await;
     let lines = metrics.lines().filter(|line| line.starts_with("microglia_homeserver_lease_held{"));
     lines.filter(|line| line.ends_with(" 1")).count()
