@@ -112,10 +112,11 @@ async fn a_job_that_keeps_failing_is_told_once_and_again_when_it_works() {
     let html = told[0].content["formatted_body"].as_str().unwrap();
     assert!(html.contains("No … &lt;b&gt;here&lt;/b&gt;"), "{html}");
     assert!(!told[0].content.to_string().contains("@bob"), "{told:#?}");
-    let sent = daemon
-        .metric("microglia_notifications_total", &["notification=\"ops\"", "result=\"sent\""])
-        .await;
-    assert_eq!(sent, Some(3.0));
+    until("the metric", 30, async || {
+        let labels = ["notification=\"ops\"", "result=\"sent\""];
+        daemon.metric("microglia_notifications_total", &labels).await == Some(3.0)
+    })
+    .await;
 }
 
 #[tokio::test]
