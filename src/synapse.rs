@@ -22,7 +22,7 @@ pub(crate) use login::{Authenticator, Credentials, DEVICE_ID, NewSession, Respon
 pub(crate) use media::{File, MediaOwner};
 pub(crate) use probe::Whoami;
 pub use reader::Reader;
-pub(crate) use rooms::{MemberEvent, Membership, Permissions};
+pub(crate) use rooms::{MemberEvent, Membership, Permissions, RoomDetails};
 pub(crate) use user_map::{UserMap, UserSet};
 pub(crate) use users::{Position, UserPage};
 pub(crate) use writer::Writer;
