@@ -17,6 +17,7 @@ KINDS = {
     "request": 'method = "GET"\npath = "/_synapse/admin/v1/server_version"\n',
 }
 MANY_RUNS = 'max_concurrent_runs = 2000\nmax_requests_per_second = "unlimited"\n'
+TOKEN = "admin-of-the-benchmarks"
 LIFTED = MANY_RUNS + "max_concurrent_requests = 64\n"
 
 
@@ -28,7 +29,7 @@ class Daemon:
         self.config = self.write(jobs)
         admin_token = self.config.parent / "admin-token"
         admin_token.touch(mode=0o600)
-        admin_token.write_text("admin-of-the-benchmarks")
+        admin_token.write_text(TOKEN)
         self.log = self.config.parent / "log"
         start = time.monotonic()
         self.program = Program([microglia, "--config", self.config, "serve"], self.log, {"RUST_LOG": "warn"})
@@ -106,7 +107,7 @@ def idle(microglia, homeserver, kind, count, small):
 
 def asked(microglia, daemon, count):
     """Metrics and reloads, of the daemon that was idle."""
-    client = Client(daemon.url, "admin")
+    client = Client(daemon.url, TOKEN)
 
     def milliseconds(work):
         start = time.monotonic()

@@ -1,11 +1,13 @@
 """The status page: how long its first page takes in a long history, and what browsers that follow events cost."""
 
+import select
 import socket
 import sqlite3
+import threading
 import time
 
-from bench import MIB, Client, Fake, fact, figure, median, shown
-from daemon import Daemon
+from bench import MIB, Client, Fake, fact, figure, median, shown, until
+from daemon import TOKEN, Daemon, moment
 
 DAY_MS = 86_400_000
 
@@ -17,6 +19,7 @@ def main(microglia, fake, small):
         streams(microglia, homeserver, small)
     finally:
         homeserver.stop()
+    watched_run(microglia, fake, small)
 
 
 def jobs(count, schedule="30 3 * * *"):
@@ -85,15 +88,59 @@ def streams(microglia, homeserver, small):
         daemon.stop()
 
 
+def watched_run(microglia, fake, small):
+    """Runs of many changes, by turns with nobody and with ten signed-in browsers that follow the events."""
+    changes, times = (100, 1) if small else (10_000, 3)
+    took = {0: [], 10: []}
+    for number in range(times):
+        for browsers, found in took.items():
+            found.append(run_of_changes(microglia, fake, changes, browsers, number))
+    watched, alone = median(took[10]), median(took[0])
+    note = "; ".join(f"{browsers} browsers: {shown(found, ' s')}" for browsers, found in took.items())
+    figure(f"run of {changes:,} changes with ten browsers, relative to one without", watched / alone, 1.05, note=note)
+
+
+def run_of_changes(microglia, fake, changes, browsers, number):
+    """Returns the seconds from the start of the run to its end."""
+    # Every second account has such an id.
+    homeserver = Fake(fake, changes * 2)
+    job = '[jobs.ids]\nkind = "remove-external-ids"\nmode = "apply"\nproviders = ["saml"]\naccounts = "all"\nmax_changes = "unlimited"\n'
+    daemon = Daemon(microglia, homeserver, f"watched-{browsers}-{number}", job)
+    stop = threading.Event()
+    following = [follow(daemon, TOKEN) for _ in range(browsers)]
+    reader = threading.Thread(target=read_all, args=(following, stop))
+    try:
+        reader.start()
+        Client(daemon.url, TOKEN).call("POST", "/api/v1/jobs/ids/run")
+        until("the run", 1200, lambda: daemon.finished().get("succeeded"), every=0.5)
+        [run] = daemon.runs(10)
+        assert run["done"] == changes, run
+        return moment(run["finished_at"]) - moment(run["started_at"])
+    finally:
+        stop.set()
+        reader.join()
+        for stream in following:
+            stream.close()
+        daemon.stop()
+        homeserver.stop()
+
+
+def read_all(streams, stop):
+    while not stop.is_set():
+        for stream in select.select(streams, [], [], 0.1)[0]:
+            assert stream.recv(1 << 16), "an event stream ended"
+
+
 def used(daemon, seconds):
     start = daemon.program.cpu_seconds()
     time.sleep(seconds)
     return daemon.program.cpu_seconds() - start
 
 
-def follow(daemon):
+def follow(daemon, token=None):
     host, port = daemon.listen.split(":")
     stream = socket.create_connection((host, int(port)))
-    stream.sendall(f"GET /api/v1/events HTTP/1.1\r\nHost: {daemon.listen}\r\n\r\n".encode())
+    authorization = f"Authorization: Bearer {token}\r\n" if token else ""
+    stream.sendall(f"GET /api/v1/events HTTP/1.1\r\nHost: {daemon.listen}\r\n{authorization}\r\n".encode())
     assert stream.recv(12) == b"HTTP/1.1 200"
     return stream

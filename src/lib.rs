@@ -152,6 +152,9 @@
 //!   remains.
 //! - Who is locked, deactivated or admin under MAS is what MAS says (`jobs::mas_accounts`, and `remove-external-ids`): Synapse
 //!   repeats what it was told, and knows no admins there. `join-rooms` leaves an account out that either of them has locked.
+//! - `join-rooms` reads spaces by their own state: Synapse's hierarchy repeats rooms, does not show those that the server is
+//!   not in, and fails on a space without local members. A space without rooms is a problem of the plan, because nothing
+//!   else would show that it was emptied. Anybody may write any alias into a room: rooms of spaces are shown with their ids.
 //! - MAS ignores parameters that it does not know, so that a misspelt filter lists everything: every list compares its
 //!   filters with those that the response repeats in `links.self`. Pages continue after the last id, because `links.next`
 //!   leads back in some lists.

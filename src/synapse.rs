@@ -24,7 +24,7 @@ pub(crate) use media::{File, MediaOwner};
 pub(crate) use messages::{Messenger, Reaction, RoomForMessages};
 pub(crate) use probe::Whoami;
 pub use reader::Reader;
-pub(crate) use rooms::{MemberEvent, Membership, Permissions};
+pub(crate) use rooms::{MemberEvent, Membership, Permissions, RoomDetails};
 pub(crate) use user_map::{UserMap, UserSet};
 pub(crate) use users::{Position, UserPage};
 pub(crate) use writer::Writer;

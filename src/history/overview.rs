@@ -97,16 +97,20 @@ pub struct Difference {
 }
 
 /// A value of a filter.
-enum Bound {
+pub(super) enum Bound {
     Text(String),
     Number(i64),
 }
 
-const TOTALS: &str = "\
-    SELECT kind, COUNT(*) AS runs,
-        CAST(SUM(CASE WHEN outcome = 'succeeded' THEN 1 ELSE 0 END) AS BIGINT) AS succeeded,
-        CAST(SUM(done) AS BIGINT) AS done, CAST(SUM(COALESCE(bytes_freed, 0)) AS BIGINT) AS freed
-    FROM runs WHERE started_at >= $1 AND outcome IS NOT NULL GROUP BY kind ORDER BY kind";
+pub(super) const NEXT_KIND: &str = "SELECT MIN(kind) AS kind FROM runs WHERE kind > $1";
+/// One kind at a time: to group them SQLite would sort all runs of the time in memory.
+pub(super) const TOTALS: &str = "\
+    SELECT COUNT(*) AS runs,
+        CAST(COALESCE(SUM(CASE WHEN outcome = 'succeeded' THEN 1 ELSE 0 END), 0) AS BIGINT)
+            AS succeeded,
+        CAST(COALESCE(SUM(done), 0) AS BIGINT) AS done,
+        CAST(COALESCE(SUM(bytes_freed), 0) AS BIGINT) AS freed
+    FROM runs WHERE kind = $1 AND started_at >= $2 AND outcome IS NOT NULL";
 /// The last runs of each job as one text: rows are several times as slow.
 const MARKS: &str = "\
     SELECT runs.job, string_agg(CAST(runs.started_at AS TEXT) || ' ' || runs.mode || ' '
@@ -116,7 +120,7 @@ const MARKS: &str = "\
         SELECT recent.id FROM runs AS recent WHERE recent.job = names.job
         ORDER BY recent.id DESC LIMIT 1 OFFSET $1), 0)
     GROUP BY runs.job";
-const PLAN_BEFORE: &str = "\
+pub(super) const PLAN_BEFORE: &str = "\
     SELECT * FROM runs WHERE job = $1 AND outcome = 'succeeded' AND mode <> 'apply' AND id < $2
     ORDER BY id DESC LIMIT 1";
 const MISSING: &str = "\
@@ -178,18 +182,24 @@ impl HistoryReader {
 }
 
 async fn totals(connection: &mut AnyConnection, since: Timestamp) -> Result<Vec<Totals>, Error> {
-    let rows = query(TOTALS).bind(since.timestamp_millis()).fetch_all(&mut *connection).await?;
-    rows.iter()
-        .map(|row| {
-            Ok(Totals {
-                kind: row.try_get("kind")?,
-                runs: unsigned(row.try_get("runs")?),
-                succeeded: unsigned(row.try_get("succeeded")?),
-                done: unsigned(row.try_get("done")?),
-                bytes_freed: unsigned(row.try_get("freed")?),
-            })
-        })
-        .collect()
+    let (mut found, mut last) = (Vec::new(), String::new());
+    loop {
+        let next = query(NEXT_KIND).bind(last).fetch_one(&mut *connection).await?;
+        let Some(kind) = next.try_get::<Option<String>, _>("kind")? else { return Ok(found) };
+        let sums = query(TOTALS).bind(kind.clone()).bind(since.timestamp_millis());
+        let sums = sums.fetch_one(&mut *connection).await?;
+        let runs = unsigned(sums.try_get("runs")?);
+        if runs > 0 {
+            found.push(Totals {
+                kind: kind.clone(),
+                runs,
+                succeeded: unsigned(sums.try_get("succeeded")?),
+                done: unsigned(sums.try_get("done")?),
+                bytes_freed: unsigned(sums.try_get("freed")?),
+            });
+        }
+        last = kind;
+    }
 }
 
 async fn marks(
@@ -233,6 +243,13 @@ async fn find_runs(
     filter: &RunFilter,
     limit: u32,
 ) -> Result<Vec<Report>, Error> {
+    let (sql, bound) = find_runs_sql(filter, limit);
+    let rows = bind(query(AssertSqlSafe(sql)), bound).fetch_all(&mut *connection).await?;
+    rows.iter().map(runs::from_row).collect()
+}
+
+/// The indexes of what is rare are chosen by conditions that the statement repeats.
+pub(super) fn find_runs_sql(filter: &RunFilter, limit: u32) -> (String, Vec<Bound>) {
     let RunFilter { job, homeserver, mode, outcome, since, until, before } = filter;
     let (mut conditions, mut bound) = (Vec::new(), Vec::new());
     let mut add = |condition: &str, value: Bound| {
@@ -246,11 +263,16 @@ async fn find_runs(
         add("homeserver = ?", Bound::Text(homeserver.clone()));
     }
     if let Some(mode) = mode {
-        add("mode = ?", Bound::Text(mode.to_string()));
+        let rare = if *mode == Mode::Apply { "" } else { "mode <> 'apply' AND " };
+        add(&format!("{rare}mode = ?"), Bound::Text(mode.to_string()));
     }
     match outcome {
         None => {}
-        Some(OutcomeFilter::Is(outcome)) => add("outcome = ?", Bound::Text(outcome.to_string())),
+        Some(OutcomeFilter::Is(outcome)) => {
+            let is_common = *outcome == Outcome::Succeeded;
+            let rare = if is_common { "" } else { "outcome <> 'succeeded' AND " };
+            add(&format!("{rare}outcome = ?"), Bound::Text(outcome.to_string()));
+        }
         Some(OutcomeFilter::Unsuccessful) => {
             add("outcome <> ?", Bound::Text(Outcome::Succeeded.to_string()));
         }
@@ -271,9 +293,7 @@ async fn find_runs(
         _ => "started_at DESC, id DESC",
     };
     add(&format!("1 = 1 ORDER BY {order} LIMIT ?"), Bound::Number(limit.into()));
-    let sql = format!("SELECT * FROM runs WHERE {}", conditions.join(" AND "));
-    let rows = bind(query(AssertSqlSafe(sql)), bound).fetch_all(&mut *connection).await?;
-    rows.iter().map(runs::from_row).collect()
+    (format!("SELECT * FROM runs WHERE {}", conditions.join(" AND ")), bound)
 }
 
 fn bind(

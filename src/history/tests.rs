@@ -9,6 +9,7 @@ use sqlx::{Executor, Row};
 use super::columns::{query, values};
 use super::database::work;
 use super::interrupted::{COUNT, LAST_OF_JOB_AND_MODE, UNENDED, UNENDED_OF_JOB};
+use super::overview::{NEXT_KIND, PLAN_BEFORE, TOTALS, find_runs_sql};
 use super::postgres_server;
 use super::runs::{NEWEST_OF_JOB, NEWEST_ON, Standing, last_of_each_job_sql, standings_sql};
 use super::state_dir::StateDir;
@@ -89,7 +90,7 @@ async fn fill(history: &History, runs: &[Recorded]) {
             for run in runs {
                 statement = statement
                     .bind(run.job.clone())
-                    .bind("request")
+                    .bind(kind_of(run))
                     .bind("main")
                     .bind(run.mode.as_str())
                     .bind(run.cause.as_str())
@@ -102,6 +103,10 @@ async fn fill(history: &History, runs: &[Recorded]) {
         })
     });
     filled.await.unwrap();
+}
+
+fn kind_of(run: &Recorded) -> &'static str {
+    if run.job == "a" { "request" } else { "join-rooms" }
 }
 
 /// How the jobs stand, by reading every run one after the other.
@@ -196,13 +201,18 @@ async fn as_computed_by_reading_every_run(on: On, runs: &[Recorded], forget_ms: 
 
 async fn as_shown_on_the_status_page(history: &History, runs: &[Recorded], since_ms: i64) {
     let since = NOW + TimeDelta::milliseconds(since_ms);
-    let ended = || runs.iter().filter(|run| run.started_ms >= since_ms && run.outcome.is_some());
-    let succeeded = ended().filter(|run| run.outcome == Some(Outcome::Succeeded)).count();
+    let mut sums: BTreeMap<&str, (u64, u64)> = BTreeMap::new();
+    for run in runs.iter().filter(|run| run.started_ms >= since_ms && run.outcome.is_some()) {
+        let (ended, succeeded) = sums.entry(kind_of(run)).or_default();
+        *ended += 1;
+        *succeeded += u64::from(run.outcome == Some(Outcome::Succeeded));
+    }
     let totals = history.totals(since).await.unwrap();
-    let sums: Vec<(u64, u64)> =
-        totals.iter().map(|totals| (totals.runs, totals.succeeded)).collect();
-    let expected = (ended().count() as u64, succeeded as u64);
-    assert_eq!(sums, if expected.0 == 0 { Vec::new() } else { vec![expected] });
+    let found: Vec<(&str, (u64, u64))> = totals
+        .iter()
+        .map(|totals| (totals.kind.as_str(), (totals.runs, totals.succeeded)))
+        .collect();
+    assert_eq!(found, sums.into_iter().collect::<Vec<_>>());
     let marks = history.marks(&["a", "c@main", "unknown"], 5).await.unwrap();
     for job in ["a", "c@main", "b", "unknown"] {
         let of_job = || runs.iter().filter(|run| run.job == job && job != "b");
@@ -254,9 +264,11 @@ proptest! {
 
 /// The statements of a start and of listings, which must not become slower with each run.
 fn statements() -> Vec<String> {
-    [NEWEST_OF_JOB, NEWEST_ON, LAST_OF_JOB_AND_MODE, UNENDED, UNENDED_OF_JOB, COUNT]
-        .map(str::to_owned)
+    let of_jobs = [NEWEST_OF_JOB, NEWEST_ON, LAST_OF_JOB_AND_MODE, UNENDED, UNENDED_OF_JOB, COUNT];
+    of_jobs
         .into_iter()
+        .chain([NEXT_KIND, TOTALS, PLAN_BEFORE])
+        .map(str::to_owned)
         .chain([last_of_each_job_sql(), standings_sql()])
         .chain(retention::STATEMENTS.map(str::to_owned))
         .collect()
@@ -283,6 +295,26 @@ async fn no_query_at_start_or_for_a_list_reads_every_run() {
         assert_eq!(plan.iter().find(reads_all), None, "{statement}: {plan:#?}");
         assert!(plan.iter().any(|step| step.contains("runs")), "{statement}: {plan:#?}");
     }
+}
+
+#[tokio::test]
+async fn the_sums_of_the_status_page_sort_nothing_and_rare_runs_are_found_by_their_index() {
+    let (_dir, history) = history(On::Sqlite, &[]).await;
+    let plan = async |sql: &str| {
+        explain(&history, format!("EXPLAIN QUERY PLAN {sql}"), "detail").await.join("; ")
+    };
+    insta::assert_snapshot!(plan(TOTALS).await, @"SEARCH runs USING COVERING INDEX runs_by_kind (kind=? AND started_at>?)");
+    insta::assert_snapshot!(plan(PLAN_BEFORE).await, @"SEARCH runs USING INDEX runs_by_job (job=? AND id<?)");
+    let find = async |mode, outcome: Option<Outcome>| {
+        let outcome = outcome.map(OutcomeFilter::Is);
+        plan(&find_runs_sql(&RunFilter { mode, outcome, ..RunFilter::default() }, 50).0).await
+    };
+    let (apply, dry_run) = (Some(Mode::Apply), Some(Mode::DryRun));
+    let failed = Some(Outcome::Failed);
+    insta::assert_snapshot!(find(dry_run, None).await, @"SEARCH runs USING INDEX runs_by_mode_alone (mode=?)");
+    insta::assert_snapshot!(find(dry_run, Some(Outcome::Succeeded)).await, @"SEARCH runs USING INDEX runs_by_mode_alone (mode=?)");
+    insta::assert_snapshot!(find(None, failed).await, @"SEARCH runs USING INDEX runs_by_outcome_alone (outcome=?)");
+    insta::assert_snapshot!(find(apply, failed).await, @"SEARCH runs USING INDEX runs_by_outcome_alone (outcome=?)");
 }
 
 /// Waits until some transaction waits for a lock.

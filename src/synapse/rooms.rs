@@ -8,7 +8,7 @@ use std::time::Duration;
 use serde::de::{Error as _, IgnoredAny, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
-use super::json::{Scalar, id, integers, object_or_default, optional_text, texts};
+use super::json::{Scalar, id, integers, object_or_default, optional_id, optional_text, texts};
 use super::reader::Reader;
 use super::user_map::{MAX_USERS, UserMap, UserMapBuilder, UserSet};
 use crate::http::{Error, one_line};
@@ -49,6 +49,28 @@ pub struct Permissions {
     pub predecessor: Option<String>,
 }
 
+/// A room as the Admin API describes it.
+///
+/// Of one without local members only the creator and the type are known.
+#[derive(Debug, Default, Deserialize)]
+pub struct RoomDetails {
+    #[serde(default, deserialize_with = "optional_text")]
+    pub name: Option<String>,
+    /// What the room says of itself: it may be the alias of another room.
+    #[serde(default, deserialize_with = "optional_id")]
+    pub canonical_alias: Option<String>,
+    #[serde(default, deserialize_with = "optional_id")]
+    pub creator: Option<String>,
+    #[serde(default, deserialize_with = "optional_text")]
+    room_type: Option<String>,
+}
+
+impl RoomDetails {
+    pub(crate) fn is_space(&self) -> bool {
+        self.room_type.as_deref() == Some("m.space")
+    }
+}
+
 /// A state event, of whose content only the fields that are used are kept.
 #[derive(Debug, Deserialize)]
 struct StateEvent<C>
@@ -67,6 +89,12 @@ where
 struct Member {
     #[serde(default)]
     membership: Scalar,
+}
+
+#[derive(Debug, Default, Deserialize)]
+struct SpaceChild {
+    #[serde(default, deserialize_with = "texts")]
+    via: Vec<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -167,6 +195,23 @@ impl Reader {
         let room: State<Members> =
             self.get_streamed(ROOM_STATE, &[room_id], query, bounds, parse).await?;
         Ok(room.state.0)
+    }
+
+    pub(crate) async fn room(&self, room_id: &str) -> Result<RoomDetails, Error> {
+        self.get("/_synapse/admin/v1/rooms/{}", &[room_id], vec![]).await
+    }
+
+    /// Returns the ids of the rooms and spaces that a space names, sorted.
+    ///
+    /// Not from its hierarchy, which leaves out what the server is not in and fails on a space without local members.
+    pub(crate) async fn space_children(&self, room_id: &str) -> Result<Vec<String>, Error> {
+        let events: Vec<StateEvent<SpaceChild>> = self.state(room_id, "m.space.child").await?;
+        // A child that was removed keeps its event, without servers to join through.
+        let children = events.into_iter().filter(|event| !event.content.via.is_empty());
+        let mut children: Vec<String> =
+            children.map(|event| event.state_key).filter(|id| id.starts_with('!')).collect();
+        children.sort();
+        Ok(children)
     }
 
     /// Returns the room that replaced this one if it has a tombstone; an empty string if the tombstone names none.

@@ -24,6 +24,7 @@ use axum::response::Response;
 use axum::routing::{get, post};
 
 use super::app::App;
+use actions::Action;
 
 /// The largest form is a token.
 const MAX_FORM_BYTES: usize = 16 * 1024;
@@ -36,16 +37,16 @@ pub(super) fn routes() -> Router<Arc<App>> {
     Router::new()
         .route("/", get(overview::show))
         .route("/jobs/{job}", get(job::show))
-        .route("/jobs/{job}/run", get(actions::confirm_dry_run).post(actions::start_dry_run))
-        .route("/jobs/{job}/cancel", get(actions::confirm_cancel).post(actions::cancel))
+        .route("/jobs/{job}/run", actions::route(Action::DryRun))
+        .route("/jobs/{job}/cancel", actions::route(Action::Cancel))
         .route("/runs", get(runs::show))
         .route("/runs/{id}", get(run::show))
-        .route("/runs/{id}/apply", get(actions::confirm_apply).post(actions::apply))
-        .route("/runs/{id}/approve", get(actions::confirm_approve).post(actions::approve))
-        .route("/runs/{id}/reject", get(actions::confirm_reject).post(actions::reject))
-        .route("/pause", get(actions::confirm_pause).post(actions::pause))
-        .route("/resume", get(actions::confirm_resume).post(actions::resume))
-        .route("/reload", get(actions::confirm_reload).post(actions::reload))
+        .route("/runs/{id}/apply", actions::route(Action::Apply))
+        .route("/runs/{id}/approve", actions::route(Action::Approve))
+        .route("/runs/{id}/reject", actions::route(Action::Reject))
+        .route("/pause", actions::route(|()| Action::Pause))
+        .route("/resume", actions::route(|()| Action::Resume))
+        .route("/reload", actions::route(|()| Action::Reload))
         .route("/login", get(login::show).post(login::sign_in))
         .route("/logout", post(login::sign_out))
         .route("/static/{file}", get(assets::serve))

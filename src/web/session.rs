@@ -24,7 +24,7 @@ const DELAY: Duration = Duration::from_millis(500);
 const MAX_DELAY: Duration = Duration::from_secs(5);
 /// Beyond it an attempt is refused at once.
 const MAX_WAIT: Duration = Duration::from_secs(10);
-/// How many clients are remembered for their wrong tokens.
+/// How many clients are remembered for their wrong tokens. Beyond it the one that waits least is forgotten for a new one.
 const MAX_CLIENTS: usize = 10_000;
 
 /// The open sessions; they end with the process.
@@ -113,6 +113,12 @@ impl Sessions {
         let (mut attempts, now) = (self.attempts(), Instant::now());
         if attempts.len() >= MAX_CLIENTS && !attempts.contains_key(&client) {
             attempts.retain(|_, attempts| attempts.next > now);
+        }
+        if attempts.len() >= MAX_CLIENTS && !attempts.contains_key(&client) {
+            let first = attempts.iter().min_by_key(|(_, attempts)| attempts.next);
+            if let Some(first) = first.map(|(client, _)| *client) {
+                attempts.remove(&first);
+            }
         }
         let Attempts { wrong, next } =
             attempts.entry(client).or_insert(Attempts { wrong: 0, next: now });
@@ -257,6 +263,26 @@ mod tests {
         let later = Instant::now();
         assert!(attempt("192.0.2.1", "right").await.is_ok());
         assert_eq!(later.elapsed(), Duration::ZERO);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_number_of_clients_that_are_remembered_is_limited() {
+        let (sessions, token) = (Sessions::default(), SecretString::from("right"));
+        let attempt = |client: u32| {
+            let client = IpAddr::from(std::net::Ipv4Addr::from_bits(client));
+            sessions.sign_in(client, "wrong", &token, NOW)
+        };
+        // The first one has to wait longer than all others.
+        for _ in 0..3 {
+            assert_eq!(attempt(0).await, Err(SignInError::WrongToken));
+        }
+        let clients = u32::try_from(MAX_CLIENTS).unwrap();
+        for client in 1..clients + 10 {
+            assert_eq!(attempt(client).await, Err(SignInError::WrongToken));
+        }
+        let attempts = sessions.attempts();
+        assert_eq!(attempts.len(), MAX_CLIENTS);
+        assert!(attempts.contains_key(&IpAddr::from([0, 0, 0, 0])));
     }
 
     #[test]

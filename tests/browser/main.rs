@@ -17,6 +17,7 @@ mod webdriver;
 
 use std::path::PathBuf;
 
+use chrono::Timelike;
 use serde_json::json;
 
 use crate::homeserver::Synapse;
@@ -40,8 +41,16 @@ struct Stage {
     room: String,
 }
 
-/// A homeserver with people who are to be joined to a room, at ten a second.
+/// A 4K screen without scaling.
+const LARGE: [Look; 2] = [
+    Look { scheme: "light", name: "4k", width: 3840, height: 2160 },
+    Look { scheme: "dark", name: "4k", width: 3840, height: 2160 },
+];
+
+/// A homeserver with people who are to be joined to a room, at ten a second, and a job whose window is closed.
 async fn stage() -> Stage {
+    let opens = (chrono::Utc::now().hour() + 6) % 24;
+    let window = format!("{opens:02}:00-{:02}:00", (opens + 5) % 24);
     let synapse = Synapse::start().await;
     let admin = synapse.login(&synapse.admin).await;
     let room = synapse.create_room(&admin, json!({ "preset": "public_chat" })).await;
@@ -51,8 +60,9 @@ async fn stage() -> Stage {
         &admin.token,
         &format!(
             "[jobs.lobby]\nkind = \"join-rooms\"\nrooms = [\"{room}\"]\nschedule = \"30 3 * * *\"\njoins_per_second = 10\n\n\
-             [jobs.nightly-media]\nkind = \"purge-local-media\"\nschedule = \"0 4 * * *\"\nolder_than = \"180d\"\nwindow = \"01:00-06:00\"\nmode = \"apply\"\n\n\
-             [jobs.versions]\nkind = \"request\"\nschedule = \"*/30 * * * *\"\nmethod = \"GET\"\npath = \"/_matrix/client/versions\"\nmode = \"apply\"\n"
+             [jobs.nightly-media]\nkind = \"purge-local-media\"\nschedule = \"0 {} * * *\"\ntimezone = \"UTC\"\nolder_than = \"180d\"\nwindow = \"{window}\"\nmode = \"apply\"\n\n\
+             [jobs.versions]\nkind = \"request\"\nschedule = \"*/30 * * * *\"\nmethod = \"GET\"\npath = \"/_matrix/client/versions\"\nmode = \"apply\"\n",
+            (opens + 3) % 24
         ),
     );
     program.write("admin-token", TOKEN);
@@ -155,8 +165,9 @@ async fn a_person_watches_a_run_and_every_page_can_be_used_by_everybody() {
     record_a_past(&stage.program).await;
     let browser = Browser::open(&stage.daemon.address, Scripts::On).await;
     browser.go("/login").await;
-    survey(&browser, "public", &["/", "/runs/2", "/login", "/jobs/none"]).await;
+    survey(&browser, "public", &["/", "/runs/2", "/login", "/jobs/none"], &LOOKS).await;
     sign_in(&browser).await;
+    let asks = plan_outside_the_window(&browser).await;
     let failed = "/runs?outcome=failed";
     let pages = [
         "/",
@@ -169,11 +180,25 @@ async fn a_person_watches_a_run_and_every_page_can_be_used_by_everybody() {
         "/runs/3",
         "/reload",
         "/jobs/lobby/run",
+        &asks,
         "/runs?job=nothing",
     ];
-    survey(&browser, "signed-in", &pages).await;
+    survey(&browser, "signed-in", &pages, &LOOKS).await;
+    survey(&browser, "signed-in", &["/", "/jobs/nightly-media", "/runs", "/runs/2", &asks], &LARGE)
+        .await;
     browser.close().await;
     stage.daemon.stop().await;
+}
+
+/// Returns the page that asks whether to apply a plan although the window is closed.
+async fn plan_outside_the_window(browser: &Browser) -> String {
+    browser.go("/jobs/nightly-media/run").await;
+    browser.click("Start dry run").await;
+    browser.shows("h1", "succeeded").await;
+    let asks = format!("{}/apply", browser.path().await);
+    browser.go(&asks).await;
+    browser.shows("main", "although it is outside the window").await;
+    asks
 }
 
 /// Runs of the last weeks, for the charts.
@@ -191,12 +216,12 @@ async fn record_a_past(program: &Program) {
 }
 
 /// Looks at each page in each way: nothing that axe-core finds, nothing wider than the window, and a picture.
-async fn survey(browser: &Browser, who: &str, pages: &[&str]) {
+async fn survey(browser: &Browser, who: &str, pages: &[&str], looks: &[Look]) {
     let pictures: PathBuf = target().join("browser");
     std::fs::create_dir_all(&pictures).unwrap();
     let mut problems = Vec::new();
-    for look in LOOKS {
-        browser.look(look).await;
+    for look in looks {
+        browser.look(*look).await;
         for path in pages {
             browser.go(path).await;
             let name = path.trim_matches('/').replace(['/', '?', '='], "-");

@@ -373,10 +373,32 @@ impl Synapse {
 
     /// Gives the member another name in this room than in the profile.
     pub async fn set_nick(&self, account: &Account, room_id: &str, name: &str) {
-        let action = format!("state/m.room.member/{}", encoded(&account.user_id));
-        let body = json!({ "membership": "join", "displayname": name });
-        let path = room_path(room_id, &action);
-        self.expect(account, Method::PUT, &path, body).await;
+        let member = json!({ "membership": "join", "displayname": name });
+        self.set_state(account, room_id, ("m.room.member", &account.user_id), member).await;
+    }
+
+    /// Creates a space with an alias of the same name.
+    pub async fn create_space(&self, account: &Account, name: &str) -> String {
+        let content = json!({ "type": "m.space" });
+        let room = json!({ "preset": "public_chat", "room_alias_name": name, "creation_content": content });
+        self.create_room(account, room).await
+    }
+
+    pub async fn add_to_space(&self, account: &Account, space: &str, room_id: &str) {
+        let via = json!({ "via": ["hs.test"] });
+        self.set_state(account, space, ("m.space.child", room_id), via).await;
+    }
+
+    /// Sends a state event, by its type and state key.
+    pub async fn set_state(
+        &self,
+        account: &Account,
+        room_id: &str,
+        (event_type, state_key): (&str, &str),
+        content: Value,
+    ) {
+        let action = format!("state/{event_type}/{}", encoded(state_key));
+        self.expect(account, Method::PUT, &room_path(room_id, &action), content).await;
     }
 
     /// Returns none for a user whom the room never saw.

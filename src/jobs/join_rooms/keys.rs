@@ -2,7 +2,7 @@
 
 use crate::plan::report::Exempt;
 use crate::synapse::{Identity, MemberEvent, Membership, UserMap, UserRow};
-use crate::values::glob::{Matched, Selection, UserGlob, select};
+use crate::values::glob::{Glob, Matched, Selection, UserGlob, select};
 use crate::values::matrix_id::RoomName;
 use crate::values::schema::schema;
 use crate::values::schema::{NonEmpty, Rate};
@@ -10,8 +10,16 @@ use crate::values::string_enum::string_enum;
 
 schema! {
     pub struct Keys {
-        /// The rooms, as aliases (#room:example.com) or ids (!id).
-        pub rooms: NonEmpty<RoomName>,
+        /// The rooms, as aliases (#room:example.com) or ids (!id). Required unless there are `spaces`.
+        pub rooms: Option<NonEmpty<RoomName>>,
+        /// Spaces, as aliases or ids: the rooms in them and in the spaces below them. Users are not joined to the spaces themselves, unless those are in `rooms`.
+        pub spaces: Option<NonEmpty<RoomName>>,
+        /// Rooms and spaces that are left out of `spaces`: ids, aliases, or globs over ids, main aliases and names. What is below such a space is left out, unless it is in another one.
+        pub except_rooms: Vec<Glob> = "[]",
+        /// How many levels of spaces are read; 1 reads only the given ones.
+        pub max_depth: u32 where "1" to "20" = "5",
+        /// The users whose rooms spaces may bring in: ids or globs over the whole Matrix id of the room's creator. Otherwise, whoever may edit a space can have users joined to any room.
+        pub allow_creators: NonEmpty<UserGlob> = "[\"*\"]",
         /// The users to join: ids or globs over whole Matrix ids.
         pub users: NonEmpty<UserGlob> = "[\"*\"]",
         /// Users who are never joined.
@@ -34,6 +42,14 @@ string_enum! {
 }
 
 impl Keys {
+    pub fn rooms(&self) -> &[RoomName] {
+        self.rooms.as_deref().unwrap_or_default()
+    }
+
+    pub fn spaces(&self) -> &[RoomName] {
+        self.spaces.as_deref().unwrap_or_default()
+    }
+
     /// Whether neither the patterns nor the row of the list rule an account out.
     pub fn is_chosen(&self, row: &UserRow, identity: &Identity) -> bool {
         let Self { users, except_users, .. } = self;

@@ -20,15 +20,76 @@ pub(super) enum RoomError {
     Run(PlanError),
 }
 
+impl RoomError {
+    pub fn into_text(self) -> String {
+        match self {
+            Self::Room(problem) => problem,
+            Self::Run(failure) => failure.to_string(),
+        }
+    }
+}
+
 impl From<synapse::Error> for RoomError {
     fn from(error: synapse::Error) -> Self {
         if error.is_about_target() { Self::Room(error.message()) } else { Self::Run(error.into()) }
     }
 }
 
+/// A room that the job names, or that a space brings in.
+#[derive(Debug, Clone)]
+pub(super) struct NamedRoom {
+    /// What the plan shows.
+    pub name: String,
+    pub id_or_alias: String,
+    pub origin: Origin,
+}
+
+/// Where a room or a space is named.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Origin {
+    Job,
+    Space,
+}
+
+impl Origin {
+    /// How to leave it out; `key` is the list of the job.
+    pub fn leave_out(self, key: &str) -> String {
+        match self {
+            Self::Job => format!("remove it from `{key}`"),
+            Self::Space => "add it to `except_rooms`".to_owned(),
+        }
+    }
+
+    /// Fails if the room or space has a tombstone.
+    pub async fn check_replaced(
+        self,
+        reader: &Reader,
+        room_id: &str,
+        key: &str,
+    ) -> Result<(), RoomError> {
+        let Some(new) = reader.replacement(room_id).await? else { return Ok(()) };
+        let what = if key == "spaces" { "space" } else { "room" };
+        let new = if new.is_empty() { format!("its alias or the new {what}") } else { new };
+        let list = match self {
+            Self::Job => format!("`{key}`"),
+            Self::Space => "the space above it".to_owned(),
+        };
+        Err(RoomError::Room(format!(
+            "the {what} was replaced by an upgrade: replace it in {list} with {new}"
+        )))
+    }
+}
+
+impl NamedRoom {
+    pub fn of_job(RoomName(name): &RoomName) -> Self {
+        Self { name: name.clone(), id_or_alias: name.clone(), origin: Origin::Job }
+    }
+}
+
 /// A room to join users to; what only a room with somebody to join needs is read once there is somebody.
 pub(super) struct TargetRoom {
     pub name: String,
+    pub origin: Origin,
     pub open: OpenRoom,
     /// The membership events of the room and of those that it replaced, newest room first.
     pub chain: Option<Vec<UserMap<MemberEvent>>>,
@@ -60,18 +121,18 @@ impl TargetRoom {
 
 /// Reads the members of all rooms; a room that cannot be used becomes a problem of the plan.
 pub(super) async fn open_rooms(
-    keys: &Keys,
+    named: Vec<NamedRoom>,
     context: &Context<'_>,
     identity: &Identity,
     plan: &mut Plan,
 ) -> Result<Vec<TargetRoom>, PlanError> {
     let (mut rooms, mut known) = (Vec::new(), HashSet::new());
-    let total = keys.rooms.len() as u64;
-    for (index, RoomName(name)) in keys.rooms.iter().enumerate() {
+    let total = named.len() as u64;
+    for (index, room) in named.into_iter().enumerate() {
         context.reading("rooms", index as u64, total);
-        match open_room(context.reader, identity, name, &mut known).await {
+        match open_room(context.reader, identity, &room, &mut known).await {
             Ok(room) => rooms.extend(room),
-            Err(RoomError::Room(problem)) => plan.problem(Action::JoinRoom, name, problem),
+            Err(RoomError::Room(problem)) => plan.problem(Action::JoinRoom, &room.name, problem),
             Err(RoomError::Run(failure)) => return Err(failure),
         }
     }
@@ -79,20 +140,21 @@ pub(super) async fn open_rooms(
     Ok(rooms)
 }
 
-/// Returns `None` if another entry of `rooms` refers to the same room.
+/// Returns `None` if the same room was named before.
 async fn open_room(
     reader: &Reader,
     identity: &Identity,
-    name: &str,
+    room: &NamedRoom,
     known: &mut HashSet<String>,
 ) -> Result<Option<TargetRoom>, RoomError> {
-    let room_id = resolve(reader, name).await?;
+    let room_id = resolve(reader, &room.id_or_alias, "rooms").await?;
     if !known.insert(room_id.clone()) {
         return Ok(None);
     }
     Ok(Some(TargetRoom {
-        name: name.to_owned(),
-        open: open(reader, identity, room_id).await?,
+        name: room.name.clone(),
+        origin: room.origin,
+        open: open(reader, identity, room_id, room.origin).await?,
         chain: None,
         permissions: None,
         access: Access::NotChecked,
@@ -110,7 +172,7 @@ pub(super) async fn check_access(
     let (Access::NotChecked, Some(permissions)) = (room.access, &room.permissions) else {
         return Ok(());
     };
-    match check_may_join_others(reader, identity, &room.open, permissions).await {
+    match check_may_join_others(reader, identity, &room.open, permissions, room.origin).await {
         Ok(()) => room.access = Access::Allowed,
         Err(RoomError::Room(problem)) => room.fail(problem, plan),
         Err(RoomError::Run(failure)) => return Err(failure),
@@ -165,14 +227,14 @@ pub(super) struct OpenRoom {
     pub members: UserSet,
 }
 
-/// Resolves an alias. Done once per run: the alias may point to another room later.
-pub(super) async fn resolve(reader: &Reader, name: &str) -> Result<String, RoomError> {
+/// Resolves an alias in a list of the job. Done once per run: the alias may point to another room later.
+pub(super) async fn resolve(reader: &Reader, name: &str, key: &str) -> Result<String, RoomError> {
     if !name.starts_with('#') {
         return Ok(name.to_owned());
     }
     reader.resolve_alias(name).await.map_err(|error| match error.is_not_found() {
         true => RoomError::Room(format!(
-            "the alias does not exist ({}): fix `rooms`, or create the alias",
+            "the alias does not exist ({}): fix `{key}`, or create the alias",
             error.message()
         )),
         false => alias_error(error),
@@ -184,22 +246,24 @@ pub(super) async fn open(
     reader: &Reader,
     identity: &Identity,
     room_id: String,
+    origin: Origin,
 ) -> Result<OpenRoom, RoomError> {
     let joined = reader.joined_members(&room_id).await.map_err(|error| match error.is_not_found() {
-        true => RoomError::Room("Synapse does not know this room: fix `rooms`; a remote room needs one local member first".to_owned()),
+        true => RoomError::Room(match origin {
+            Origin::Job => "Synapse does not know this room: fix `rooms`; a remote room needs one local member first".to_owned(),
+            Origin::Space => "Synapse does not know this room: let one local user join it first, or add it to `except_rooms`".to_owned(),
+        }),
         false => error.into(),
     })?;
-    if let Some(new) = reader.replacement(&room_id).await? {
-        let new = if new.is_empty() { "its alias or the new room".to_owned() } else { new };
-        return Err(RoomError::Room(format!(
-            "the room was replaced by an upgrade: replace it in `rooms` with {new}"
-        )));
-    }
+    origin.check_replaced(reader, &room_id, "rooms").await?;
     if !joined
         .ids()
         .any(|user| user.split_once(':').is_some_and(|(_, server)| server == identity.server_name))
     {
-        return Err(RoomError::Room("the room has no local members, and Synapse no longer tracks it: let one local user join it first, or remove it from `rooms`".to_owned()));
+        return Err(RoomError::Room(format!(
+            "the room has no local members, and Synapse no longer tracks it: let one local user join it first, or {}",
+            origin.leave_out("rooms")
+        )));
     }
     Ok(OpenRoom { room_id, members: joined })
 }
@@ -210,6 +274,7 @@ pub(super) async fn check_may_join_others(
     identity: &Identity,
     room: &OpenRoom,
     permissions: &Permissions,
+    origin: Origin,
 ) -> Result<(), RoomError> {
     let account = &identity.account.name;
     if !permissions.public && !room.members.contains(account) {
@@ -223,16 +288,16 @@ pub(super) async fn check_may_join_others(
         )));
     }
     if reader.is_blocked(&room.room_id).await? {
-        return Err(RoomError::Room(
-            "the room is blocked on this homeserver: unblock it, or remove it from `rooms`"
-                .to_owned(),
-        ));
+        return Err(RoomError::Room(format!(
+            "the room is blocked on this homeserver: unblock it, or {}",
+            origin.leave_out("rooms")
+        )));
     }
     Ok(())
 }
 
 /// Another server that does not resolve its alias affects only that room, not the run.
-fn alias_error(error: synapse::Error) -> RoomError {
+pub(super) fn alias_error(error: synapse::Error) -> RoomError {
     match &error.cause {
         synapse::Cause::Synapse { status: 502, .. } => RoomError::Room(format!(
             "the alias belongs to another server, which did not resolve it ({}): use the room id, or a local alias",

@@ -18,7 +18,7 @@ use super::format::{Moment, changed_label, figures, status, tone};
 use super::layout::{Frame, Shell};
 use super::page_error::{PageError, rendered};
 use super::rows::{ProgressBar, progress_bar};
-use crate::history::{RunMark, Totals, WaitingPlan};
+use crate::history::{RunFilter, RunMark, Totals, WaitingPlan};
 use crate::observe::metrics::HomeserverView;
 use crate::plan::report::{Mode, Outcome, Report};
 use crate::scheduler::job_view::JobView;
@@ -144,7 +144,7 @@ pub(super) async fn show(
     let Query(OverviewQuery { q: filter, page }) = query?;
     let frame = Frame::new(&app, &caller, &uri).await;
     let shell = frame.shell("Jobs", "jobs").await;
-    let last_runs = last_runs(&app).await?;
+    let last_runs = last_runs(&frame).await?;
     let totals = app.pages.totals(&app.history, frame.now - TOTALS_OF).await?;
     let mut views: Vec<&JobView> =
         frame.views.iter().filter(|view| view.spec.name.contains(filter.trim())).collect();
@@ -199,12 +199,28 @@ pub(super) async fn show(
 }
 
 /// The newest run of each job, completed where nobody works on it any more.
-async fn last_runs(app: &App) -> Result<HashMap<String, Report>, PageError> {
-    let mut last_runs = app.history.last_runs().await?;
+///
+/// If that is a dry run by hand and the run of the job before it failed, that one: it still needs attention.
+async fn last_runs(frame: &Frame<'_>) -> Result<HashMap<String, Report>, PageError> {
+    let history = &frame.app.history;
+    let mut last_runs = history.last_runs().await?;
     for run in last_runs.values_mut().filter(|run| run.outcome.is_none()) {
         // The lease tells whether a run on another replica is in progress.
-        if app.history.is_under_way(run.id.unwrap_or_default()).await? == Some(false) {
-            *run = app.history.as_interrupted(run.clone()).await?;
+        if history.is_under_way(run.id.unwrap_or_default()).await? == Some(false) {
+            *run = history.as_interrupted(run.clone()).await?;
+        }
+    }
+    for JobView { spec, .. } in &frame.views {
+        let Some(run) = last_runs.get_mut(&spec.name) else { continue };
+        let mode = spec.common.mode;
+        if run.outcome.is_none() || run.mode != Mode::DryRun || mode == Mode::DryRun {
+            continue;
+        }
+        let filter =
+            RunFilter { job: Some(spec.name.clone()), mode: Some(mode), ..RunFilter::default() };
+        let in_mode = history.find_runs(&filter, 1).await?.pop();
+        if let Some(failed) = in_mode.filter(|run| is_trouble(run.outcome)) {
+            *run = failed;
         }
     }
     Ok(last_runs)

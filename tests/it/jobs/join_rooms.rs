@@ -547,6 +547,284 @@ async fn a_room_that_cannot_be_joined_fails_alone_and_says_what_to_do() {
     insta::assert_snapshot!(text(&report, "message"), @"9 targets failed: see the changes for the reasons");
 }
 
+/// A job that joins `@new` to the rooms of spaces.
+fn of_spaces(name: &str, spaces: &[&str], keys: &str) -> String {
+    format!(
+        "[jobs.{name}]\nkind = \"join-rooms\"\nmode = \"apply\"\nspaces = {}\nusers = [\"@new:hs.test\"]\njoins_per_second = 1000\n{keys}\n\n",
+        json!(spaces)
+    )
+}
+
+#[tokio::test]
+async fn spaces_bring_in_their_rooms_and_those_of_the_spaces_below_them() {
+    let synapse = Synapse::start().await;
+    let [owner, other, new] = registered(&synapse, ["owner", "other", "new"]).await;
+    let room = async |account: &Account, room: Value| {
+        let mut all = json!({"preset": "public_chat"});
+        all.as_object_mut().unwrap().extend(room.as_object().unwrap().clone());
+        synapse.create_room(account, all).await
+    };
+    let top = synapse.create_space(&owner, "top").await;
+    let middle = synapse.create_space(&other, "middle").await;
+    let bottom = synapse.create_space(&owner, "bottom").await;
+    let closed = synapse.create_space(&owner, "closed").await;
+    let lobby = room(&owner, json!({"room_alias_name": "lobby"})).await;
+    let deep = room(&owner, json!({})).await;
+    let beyond = room(&owner, json!({"room_alias_name": "beyond"})).await;
+    let staff = room(&owner, json!({"room_alias_name": "staff"})).await;
+    let alias = json!({"room_id": staff});
+    let path = format!("/_matrix/client/v3/directory/room/{}", encoded("#second:hs.test"));
+    assert_eq!(synapse.client(&owner, Method::PUT, &path, alias).await.0, 200);
+    let secret = room(&owner, json!({"name": "Secret plans"})).await;
+    let below_closed = room(&owner, json!({})).await;
+    let foreign = room(&other, json!({"room_alias_name": "foreign"})).await;
+    let private = room(&owner, json!({"preset": "private_chat"})).await;
+    let removed = room(&owner, json!({"room_alias_name": "removed"})).await;
+    for child in [&middle, &closed, &lobby, &staff, &secret, &foreign, &private, &removed] {
+        synapse.add_to_space(&owner, &top, child).await;
+    }
+    for (key, content) in [
+        (removed.as_str(), json!({})),
+        ("!without-servers:hs.test", json!({"via": []})),
+        ("#no-room:hs.test", json!({"via": ["hs.test"]})),
+        ("!unknown:remote.test", json!({"via": ["remote.test"]})),
+    ] {
+        synapse.set_state(&owner, &top, ("m.space.child", key), content).await;
+    }
+    // A cycle, and a room that is in two spaces.
+    for child in [&top, &middle, &lobby, &deep, &bottom] {
+        synapse.add_to_space(&other, &middle, child).await;
+    }
+    synapse.add_to_space(&owner, &bottom, &beyond).await;
+    synapse.add_to_space(&owner, &bottom, &middle).await;
+    synapse.add_to_space(&owner, &closed, &below_closed).await;
+    let ids = [
+        (&top, "!top"),
+        (&middle, "!middle"),
+        (&bottom, "!bottom"),
+        (&closed, "!closed"),
+        (&lobby, "!lobby"),
+        (&deep, "!deep"),
+        (&beyond, "!beyond"),
+        (&staff, "!staff"),
+        (&secret, "!secret"),
+        (&below_closed, "!below-closed"),
+        (&foreign, "!foreign"),
+        (&private, "!private"),
+        (&removed, "!removed"),
+    ];
+    let ids: Vec<(&str, &str)> = ids.iter().map(|(id, name)| (id.as_str(), *name)).collect();
+    let shown = |lines: &[String]| {
+        let mut lines: Vec<String> = lines.iter().map(|line| plain(line, &ids)).collect();
+        lines.sort();
+        lines.join("\n")
+    };
+    // The lists of rooms in a message are in the order of the random ids.
+    let message = |report: &Value| {
+        let sentences = text(report, "message").split("; ");
+        let sorted = |sentence: &str| match sentence.split_once(": ") {
+            Some((what, rooms)) => {
+                let rooms: Vec<String> = rooms.split(", ").map(str::to_owned).collect();
+                format!("{}: {}", plain(what, &ids), shown(&rooms).replace('\n', ", "))
+            }
+            None => sentence.to_owned(),
+        };
+        sentences.map(sorted).collect::<Vec<_>>().join("\n")
+    };
+    let except =
+        "except_rooms = [\"#second:hs.test\", \"Secret*\", \"#closed:*\", \"#typo:hs.test\"]\n";
+    let program = on(
+        &synapse,
+        &[
+            of_spaces(
+                "sweep",
+                &["#top:hs.test"],
+                &format!("{except}max_depth = 2\nallow_creators = [\"@owner:*\"]"),
+            ),
+            of_spaces("flat", &[&top], &format!("{except}max_depth = 1")),
+            of_spaces(
+                "all",
+                &["#top:hs.test", "#bottom:hs.test"],
+                &format!("rooms = [\"#lobby:hs.test\"]\n{except}"),
+            ),
+            of_spaces("unclear", &["#top:hs.test"], "except_rooms = [\"#staff:remote.test\"]"),
+        ]
+        .concat(),
+    );
+
+    synapse.forget_requests();
+    let planned = program.dry_run("flat").await;
+    insta::assert_snapshot!(shown(&changes(&planned)), @"
+    failed !private (1): the room is not public and @admin:hs.test is not a member: invite and join @admin:hs.test, and give it the power to invite
+    failed !unknown:remote.test (1): Synapse does not know this room: let one local user join it first, or add it to `except_rooms`
+    planned @new:hs.test -> #foreign:hs.test (!foreign) (1)
+    planned @new:hs.test -> #lobby:hs.test (!lobby) (1)
+    ");
+    insta::assert_snapshot!(message(&planned), @"
+    2 targets failed: see the changes for the reasons
+    !top brings in 4 rooms: !private, !unknown:remote.test, #foreign:hs.test (!foreign), #lobby:hs.test (!lobby)
+    `except_rooms` leaves out of !top: !secret, #closed:hs.test (!closed), #staff:hs.test (!staff)
+    deeper in !top than `max_depth`, and not read: #middle:hs.test (!middle)
+    ");
+    let planned = program.dry_run("all").await;
+    insta::assert_snapshot!(shown(&changes(&planned)), @"
+    failed !private (1): the room is not public and @admin:hs.test is not a member: invite and join @admin:hs.test, and give it the power to invite
+    failed !unknown:remote.test (1): Synapse does not know this room: let one local user join it first, or add it to `except_rooms`
+    planned @new:hs.test -> !deep (1)
+    planned @new:hs.test -> #beyond:hs.test (!beyond) (1)
+    planned @new:hs.test -> #foreign:hs.test (!foreign) (1)
+    planned @new:hs.test -> #lobby:hs.test (1)
+    ");
+    insta::assert_snapshot!(message(&planned), @"
+    2 targets failed: see the changes for the reasons
+    #top:hs.test brings in 6 rooms: !deep, !private, !unknown:remote.test, #beyond:hs.test (!beyond), #foreign:hs.test (!foreign), #lobby:hs.test (!lobby)
+    `except_rooms` leaves out of #top:hs.test: !secret, #closed:hs.test (!closed), #staff:hs.test (!staff)
+    #bottom:hs.test brings in 6 rooms: !deep, !private, !unknown:remote.test, #beyond:hs.test (!beyond), #foreign:hs.test (!foreign), #lobby:hs.test (!lobby)
+    `except_rooms` leaves out of #bottom:hs.test: !secret, #closed:hs.test (!closed), #staff:hs.test (!staff)
+    `#typo:hs.test` in `except_rooms` matched no room
+    ");
+    let output = program.run(&["run", "unclear", "--apply", "--json"]).await;
+    let report: Value = serde_json::from_str(&output.stdout).unwrap();
+    assert_eq!(text(&report, "outcome"), "refused");
+    insta::assert_snapshot!(text(&report, "message"), @"`except_rooms` names #staff:remote.test, and the alias belongs to another server, which did not resolve it (502 M_UNKNOWN: Failed to fetch alias): use the room id, or a local alias");
+    assert_eq!(posts(&synapse), 0);
+
+    let made = program.apply("sweep").await;
+    insta::assert_snapshot!(shown(&changes(&made)), @"
+    done @new:hs.test -> !deep (1)
+    done @new:hs.test -> #lobby:hs.test (!lobby) (1)
+    failed !private (1): the room is not public and @admin:hs.test is not a member: invite and join @admin:hs.test, and give it the power to invite
+    ");
+    insta::assert_snapshot!(message(&made), @"
+    1 target failed: see the changes for the reasons
+    #top:hs.test brings in 3 rooms: !deep, !private, #lobby:hs.test (!lobby)
+    `except_rooms` leaves out of #top:hs.test: !secret, #closed:hs.test (!closed), #staff:hs.test (!staff)
+    nobody in `allow_creators` created these rooms of #top:hs.test: !unknown:remote.test, #foreign:hs.test (!foreign)
+    deeper in #top:hs.test than `max_depth`, and not read: #bottom:hs.test (!bottom)
+    ");
+    let mut after = Vec::new();
+    for (room, name) in &ids {
+        let member = synapse.membership(room, &new.user_id).await;
+        after.push(format!(
+            "{name} {}",
+            member.map_or_else(|| "none".to_owned(), |it| it.membership)
+        ));
+    }
+    insta::assert_snapshot!(after.join("\n"), @"
+    !top none
+    !middle none
+    !bottom none
+    !closed none
+    !lobby join
+    !deep join
+    !beyond none
+    !staff none
+    !secret none
+    !below-closed none
+    !foreign none
+    !private none
+    !removed none
+    ");
+    // Of a room that became empty Synapse knows neither name nor alias.
+    synapse.leave(&owner, &secret).await;
+    let again = program.apply("sweep").await;
+    insta::assert_snapshot!(shown(&changes(&again)), @"
+    failed !private (1): the room is not public and @admin:hs.test is not a member: invite and join @admin:hs.test, and give it the power to invite
+    failed !secret (1): the room has no local members, and Synapse no longer tracks it: let one local user join it first, or add it to `except_rooms`
+    ");
+}
+
+#[tokio::test]
+async fn a_space_without_rooms_is_a_failed_target_and_says_what_to_do() {
+    let synapse = Synapse::start().await;
+    let [owner, _] = registered(&synapse, ["owner", "new"]).await;
+    let room = synapse.create_room(&owner, json!({"preset": "public_chat"})).await;
+    let [good, bare, emptied, below, upgraded] = {
+        let mut spaces = Vec::new();
+        for name in ["good", "bare", "emptied", "below", "upgraded"] {
+            spaces.push(synapse.create_space(&owner, name).await);
+        }
+        <[String; 5]>::try_from(spaces).unwrap()
+    };
+    for (space, child) in [(&good, &room), (&good, &below), (&emptied, &room), (&upgraded, &room)] {
+        synapse.add_to_space(&owner, space, child).await;
+    }
+    synapse.set_state(&owner, &bare, ("m.space.child", &room), json!({})).await;
+    synapse.leave(&owner, &emptied).await;
+    let upgrade = synapse.upgrade_room(&owner, &upgraded, "10").await;
+    let spaces = [
+        "#good:hs.test",
+        "#bare:hs.test",
+        "#emptied:hs.test",
+        &upgraded,
+        &room,
+        "!unknown:hs.test",
+        "#unknown:hs.test",
+    ];
+    let program = on(&synapse, &of_spaces("sweep", &spaces, ""));
+    let ids: [(&str, &str); 4] =
+        [(&room, "!room"), (&below, "!below"), (&upgraded, "!upgraded"), (&upgrade, "!upgrade")];
+    let check = program.run(&["check", "--online"]).await;
+    let asked = ["finds the rooms of", "may join users to"];
+    let lines: Vec<&str> = check
+        .stdout
+        .lines()
+        .filter(|line| asked.iter().any(|question| line.contains(question)))
+        .collect();
+    insta::assert_snapshot!(plain(&lines.join("\n"), &ids), @"
+    main: sweep finds the rooms of #below:hs.test (!below): NO: the space names no rooms: add some, let one local user join it if its last local member left, or add it to `except_rooms`
+    main: sweep finds the rooms of #bare:hs.test: NO: the space names no rooms: add some, let one local user join it if its last local member left, or remove it from `spaces`
+    main: sweep finds the rooms of #emptied:hs.test: NO: the space names no rooms: add some, let one local user join it if its last local member left, or remove it from `spaces`
+    main: sweep finds the rooms of !upgraded: NO: the space was replaced by an upgrade: replace it in `spaces` with !upgrade
+    main: sweep finds the rooms of !room: NO: this is not a space: move it to `rooms`
+    main: sweep finds the rooms of !unknown:hs.test: NO: Synapse does not know this space: fix `spaces`; a remote space needs one local member first
+    main: sweep finds the rooms of #unknown:hs.test: NO: the alias does not exist (404 M_NOT_FOUND: Room alias #unknown:hs.test not found): fix `spaces`, or create the alias
+    main: sweep may join users to !room: yes, the room is public
+    ");
+    let report = program.run(&["run", "sweep", "--apply", "--json"]).await;
+    let report: Value = serde_json::from_str(&report.stdout).unwrap();
+    assert_eq!(figures(&report), "partial: 8/1/7/0/0");
+    let mut lines: Vec<String> = changes(&report).iter().map(|line| plain(line, &ids)).collect();
+    lines.sort();
+    insta::assert_snapshot!(lines.join("\n"), @"
+    done @new:hs.test -> !room (1)
+    failed !room (1): this is not a space: move it to `rooms`
+    failed !unknown:hs.test (1): Synapse does not know this space: fix `spaces`; a remote space needs one local member first
+    failed !upgraded (1): the space was replaced by an upgrade: replace it in `spaces` with !upgrade
+    failed #bare:hs.test (1): the space names no rooms: add some, let one local user join it if its last local member left, or remove it from `spaces`
+    failed #below:hs.test (!below) (1): the space names no rooms: add some, let one local user join it if its last local member left, or add it to `except_rooms`
+    failed #emptied:hs.test (1): the space names no rooms: add some, let one local user join it if its last local member left, or remove it from `spaces`
+    failed #unknown:hs.test (1): the alias does not exist (404 M_NOT_FOUND: Room alias #unknown:hs.test not found): fix `spaces`, or create the alias
+    ");
+}
+
+#[tokio::test]
+async fn a_job_needs_rooms_or_spaces_and_keys_about_spaces_need_spaces() {
+    let keys =
+        "except_rooms = [\"#staff:hs.test\"]\nmax_depth = 2\nallow_creators = [\"@a:hs.test\"]\n";
+    let jobs = format!(
+        "[jobs.neither]\nkind = \"join-rooms\"\n\n{}{}",
+        fast("no-spaces", &["#lobby:hs.test"], keys),
+        of_spaces("right", &["#top:hs.test"], keys)
+    );
+    let program = Program::new("http://127.0.0.1:9", TOKEN, &jobs);
+    let check = program.run(&["check"]).await;
+    assert_eq!(check.code, 2, "{check:?}");
+    let errors: Vec<&str> = check
+        .stderr
+        .lines()
+        .filter_map(|line| line.split_once("microglia.toml:"))
+        .map(|(_, error)| error.split_once(": ").map_or(error, |(_, text)| text))
+        .collect();
+    insta::assert_snapshot!(errors.join("\n"), @r##"
+    `rooms` is missing: add `rooms = …` or `spaces = …`, a list, each item an alias such as "#room:example.com" or a room id
+    `except_rooms` has no effect: it is about rooms of `spaces`
+    `max_depth` has no effect: it is about rooms of `spaces`
+    `allow_creators` has no effect: it is about rooms of `spaces`
+     4 errors
+    "##);
+}
+
 #[tokio::test]
 async fn a_room_that_fails_under_two_names_is_one_failed_target() {
     let fake = fake(&["new"], &["blocked"]);

@@ -68,6 +68,28 @@ async fn the_first_page_shows_what_needs_attention_sums_schedules_and_the_next_d
 }
 
 #[tokio::test]
+async fn a_dry_run_by_hand_does_not_hide_that_a_job_failed() {
+    let jobs = [request("failing", "mode = \"apply\""), request("healthy", "mode = \"apply\"")];
+    let program = program(&Fake::start(), &jobs.concat());
+    program.serve().await.stop().await;
+    for statement in [
+        run("failing", "apply", 3, "failed", 0),
+        run("failing", "apply", 2, "failed", 0),
+        run("failing", "dry-run", 1, "succeeded", 5),
+        run("healthy", "apply", 3, "failed", 0),
+        run("healthy", "apply", 2, "succeeded", 5),
+        run("healthy", "dry-run", 1, "succeeded", 5),
+    ] {
+        program.sql(&statement).await;
+    }
+    let daemon = program.serve().await;
+    let page = get(&daemon, "/").await;
+    assert!(page.body.contains("<b>failing</b> failed 2 times in a row"), "{}", page.body);
+    assert!(!page.body.contains("<b>healthy</b> failed"), "{}", page.body);
+    daemon.stop().await;
+}
+
+#[tokio::test]
 async fn a_daemon_without_jobs_says_how_to_add_one() {
     let program = Program::new(&Fake::start().url(), TOKEN, "");
     let daemon = program.serve().await;
