@@ -180,6 +180,12 @@
 //!   shown. Which definition that was is kept in memory: after a restart another dry run is needed.
 //! - The sums on the first page are reused for a hundred times as long as they took to compute (`PageState::totals`), so that
 //!   a history of any length costs at most a hundredth of the time.
+//! - Notifications are made from the history, not from events: the statement that records the end of a run marks it as
+//!   unreported, and whoever removes the mark records the messages in the same transaction. So nothing is lost by a crash or
+//!   told twice by replicas, and runs of the command line are told, too.
+//! - A message has the id of its transaction before it is sent first. Synapse knows a transaction for a day, and only for the
+//!   device that sent it: whoever sends a message again looks for its id in the room before. Only the replica that works on
+//!   the homeserver sends there.
 //! - The daemon shares the run slots of a homeserver through a semaphore, the command line through locks in the state
 //!   directory: only one of them runs jobs at a time.
 
