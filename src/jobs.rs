@@ -1,6 +1,7 @@
 //! The table of kinds: one file per kind, one line here.
 
 mod batch_size;
+mod delete_rooms;
 pub mod job;
 mod join_rooms;
 mod mas_accounts;
@@ -17,6 +18,7 @@ pub static KINDS: &[Kind] = &[
     Kind::of::<purge_remote_media::PurgeRemoteMedia>(),
     Kind::of::<join_rooms::JoinRooms>(),
     Kind::of::<remove_external_ids::RemoveExternalIds>(),
+    Kind::of::<delete_rooms::DeleteRooms>(),
     Kind::of::<request::Request>(),
 ];
 

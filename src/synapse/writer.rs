@@ -1,5 +1,7 @@
 //! Write access to a homeserver. Only the runner creates a writer, and never in a dry run.
 
+use std::time::Duration;
+
 use reqwest::Method;
 use serde::Deserialize;
 use serde_json::json;
@@ -10,7 +12,7 @@ use super::json::{count, ids};
 use super::reader::Reader;
 use crate::http::retry::{self, Attempts, Retry, TokenState};
 use crate::http::{
-    Base, Call, Error, JOIN_ENDPOINT, Pacing, RawRequest, Repeat, Response, unless_cancelled,
+    Base, Call, Cause, Error, JOIN_ENDPOINT, Pacing, RawRequest, Repeat, Response, unless_cancelled,
 };
 use crate::mas;
 use crate::values::clock::Timestamp;
@@ -21,6 +23,27 @@ pub struct Writer {
     mas: Option<mas::Writer>,
     cancel: CancellationToken,
 }
+
+/// How a room is deleted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Removal {
+    /// Removes local users, invited ones too, so that their clients notice; nothing is deleted.
+    Shutdown,
+    /// Also deletes all that Synapse knows of the room.
+    Purge,
+}
+
+/// The result of a deletion that ended.
+#[derive(Debug)]
+pub(crate) struct EndedDeletion {
+    pub ended_at: Timestamp,
+    /// Local users who were in the room, invited or knocking.
+    pub removed_users: Vec<String>,
+}
+
+/// How often to ask whether a deletion has ended: at first, and at most.
+const FIRST_POLL: Duration = Duration::from_millis(100);
+const MAX_POLL: Duration = Duration::from_secs(1);
 
 impl Writer {
     /// Once `cancel` is cancelled, requests that still wait to be sent fail with [`super::Cause::Cancelled`].
@@ -197,6 +220,79 @@ impl Writer {
             return Err(response.unexpected(format!("Synapse created the account {user_id}, which existed just before: deactivate it and find out who removed the original one")));
         }
         response.decode()
+    }
+
+    /// Has Synapse delete a room, and returns the id of the deletion (`DELETE /v2/rooms/{room_id}`).
+    pub(crate) async fn delete_room(
+        &self,
+        room_id: &str,
+        removal: Removal,
+        block: bool,
+    ) -> Result<String, Error> {
+        #[derive(Deserialize)]
+        struct Accepted {
+            delete_id: String,
+        }
+        let response = self
+            .send(Call {
+                method: Method::DELETE,
+                base: Base::Homeserver,
+                endpoint: "/_synapse/admin/v2/rooms/{}",
+                ids: &[room_id],
+                query: vec![],
+                body: Some(json!({ "purge": removal == Removal::Purge, "block": block })),
+                repeat: Repeat::IfNotApplied,
+                pacing: Pacing::Normal,
+                timeout: Some(self.reader.transport.request_timeout()),
+            })
+            .await?;
+        Ok(response.decode::<Accepted>()?.delete_id)
+    }
+
+    /// Waits until a deletion has ended, however long that takes and however often Synapse is restarted meanwhile.
+    ///
+    /// After a restart in the middle of a purge, Synapse continues two minutes later, and nothing shows that until then.
+    pub(crate) async fn deletion_ended(
+        &self,
+        room_id: &str,
+        delete_id: &str,
+    ) -> Result<EndedDeletion, Error> {
+        let failed = |problem: String| Error {
+            method: Method::DELETE,
+            path: format!("/_synapse/admin/v2/rooms/{room_id}"),
+            cause: Cause::Contradicted(problem),
+            advice: None,
+        };
+        let mut wait = FIRST_POLL;
+        loop {
+            tokio::time::sleep(wait).await;
+            wait = wait.saturating_mul(2).min(MAX_POLL);
+            let removed_users = match self.reader.deletion_status(delete_id).await {
+                Ok(deletion) => match deletion.status.as_str() {
+                    "complete" => deletion.shutdown_room.kicked_users,
+                    "failed" | "cancelled" => {
+                        let why = self.reader.deletion_failure(room_id).await?;
+                        return Err(failed(format!("Synapse could not delete the room: {why}")));
+                    }
+                    _ => continue,
+                },
+                // Synapse forgets a deletion after seven days.
+                Err(error) if error.is_not_found() => {
+                    match self.reader.knows_room(room_id).await? {
+                        true => {
+                            return Err(failed(
+                                "Synapse no longer knows the deletion, and still has the room"
+                                    .to_owned(),
+                            ));
+                        }
+                        false => Vec::new(),
+                    }
+                }
+                Err(error) if error.is_transient() => continue,
+                Err(error) => return Err(error),
+            };
+            return Ok(EndedDeletion { ended_at: self.reader.clock.now(), removed_users });
+        }
     }
 
     /// Sends a request from the configuration and returns the body of the response.

@@ -1,5 +1,6 @@
 //! One file per kind: what it must do, and what it must leave alone.
 
+mod delete_rooms;
 pub mod in_process;
 mod join_rooms;
 mod purge_local_media;

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::{
     Process, Seen,
-    world::{Doomed, ListedJob, Media, Room, Token, User, World},
+    world::{Doomed, ListedJob, Media, Room, Token, User, World, room_event},
 };
 
 /// Responds to one request, and carries it out except for the deletion of files.
@@ -290,6 +290,18 @@ static ROUTES: &[Route] = &[
     Route::new("GET", "/_synapse/admin/v1/rooms/*/members", (1, 18), Gate::Admin, members),
     Route::new("GET", "/_synapse/admin/v1/rooms/*/state", (1, 27), Gate::Admin, state),
     Route::new("GET", "/_synapse/admin/v1/rooms/*/block", (1, 48), Gate::Admin, block),
+    Route::new("GET", "/_synapse/admin/v1/rooms", (1, 0), Gate::Admin, rooms),
+    Route::new("GET", "/_synapse/admin/v1/rooms/*/messages", (1, 68), Gate::Admin, messages),
+    Route::new("GET", "/_synapse/admin/v1/rooms/*/context/*", (1, 22), Gate::Admin, context),
+    Route::new("GET", "/_synapse/admin/v1/scheduled_tasks", (1, 130), Gate::Admin, tasks),
+    Route::new("DELETE", "/_synapse/admin/v2/rooms/*", (1, 48), Gate::Admin, delete_room),
+    Route::new(
+        "GET",
+        "/_synapse/admin/v2/rooms/delete_status/*",
+        (1, 48),
+        Gate::Admin,
+        delete_status,
+    ),
     Route::new("POST", "/_synapse/admin/v1/join/*", (1, 13), Gate::Admin, join),
     Route::new(
         "GET",
@@ -880,6 +892,157 @@ fn state_events(world: &World, room_id: &str, room: &Room, only: Option<&str>) -
         });
     }
     events
+}
+
+/// The list of rooms, of which only empty ones can be asked for.
+fn rooms(world: &mut World, call: &Call) -> Answered {
+    if call.boolean("empty_rooms")? != Some(true) || call.text("search_term").is_some() {
+        world.complain(format!("only empty rooms are listed here: {}", call.seen.query));
+    }
+    let from = usize::try_from(call.integer("from")?.unwrap_or(0)).unwrap_or(0);
+    let limit = usize::try_from(call.integer("limit")?.unwrap_or(100)).unwrap_or(0);
+    let empty: Vec<_> = world.rooms.iter().filter(|(_, room)| !has_state(world, room)).collect();
+    let rows: Vec<_> = empty.iter().skip(from).take(limit).map(|(room_id, room)| json!({
+        "room_id": room_id, "name": null, "canonical_alias": null, "joined_members": 0, "joined_local_members": 0,
+        "version": room.version, "creator": room.creator, "encryption": null, "federatable": true, "public": true,
+        "join_rules": null, "guest_access": null, "history_visibility": null, "state_events": 7, "room_type": null,
+    })).collect();
+    let mut body = json!({"rooms": rows, "offset": from, "total_rooms": empty.len()});
+    if from + limit < empty.len() {
+        body["next_batch"] = (from + limit).into();
+    }
+    Ok(Answer::json(&body))
+}
+
+fn filter_types(call: &Call) -> Vec<String> {
+    let filter: Value =
+        call.text("filter").and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default();
+    serde_json::from_value(filter["types"].clone()).unwrap_or_default()
+}
+
+fn messages(world: &mut World, call: &Call) -> Answered {
+    let types = filter_types(call);
+    let limit = usize::try_from(call.integer("limit")?.unwrap_or(10)).unwrap_or(0);
+    let from: usize = call.text("from").and_then(|from| from.parse().ok()).unwrap_or(0);
+    // Of an unknown room there is nothing to see.
+    let timeline =
+        world.rooms.get(&call.args[0]).map(|room| room.timeline.clone()).unwrap_or_default();
+    let chunk: Vec<_> = timeline
+        .into_iter()
+        .filter(|event| types.iter().any(|kind| event["type"] == kind.as_str()))
+        .skip(from)
+        .take(limit)
+        .collect();
+    let mut body = json!({"start": from.to_string(), "chunk": chunk});
+    if !chunk.is_empty() {
+        body["end"] = (from + chunk.len()).to_string().into();
+    }
+    Ok(Answer::json(&body))
+}
+
+/// The state before an event, from what the room was.
+fn context(world: &mut World, call: &Call) -> Answered {
+    let types = filter_types(call);
+    let (room_id, room) = known_room(world, call)?;
+    let mut state = state_events(world, room_id, room, None);
+    state.retain(|event| types.iter().any(|kind| event["type"] == kind.as_str()));
+    if room.encrypted {
+        state.push(room_event("m.room.encryption", "", &room.creator, 1, &json!({})));
+    }
+    Ok(Answer::json(&json!({"event": {}, "events_before": [], "events_after": [], "state": state})))
+}
+
+fn tasks(world: &mut World, call: &Call) -> Answered {
+    let asked = |name: &str, value: &str| {
+        let mut values = call.query.iter().filter(|(key, _)| key == name).peekable();
+        values.peek().is_none() || values.any(|(_, wanted)| wanted == value)
+    };
+    let tasks: Vec<_> = world
+        .tasks
+        .iter()
+        .filter(|task| asked("action_name", &task.action) && asked("resource_id", &task.room_id))
+        .map(|task| json!({
+            "id": task.id, "action": task.action, "status": task.status, "timestamp_ms": task.at_ms,
+            "resource_id": task.room_id, "result": null, "error": task.error,
+        }))
+        .collect();
+    Ok(Answer::json(&json!({"scheduled_tasks": tasks})))
+}
+
+fn delete_room(world: &mut World, call: &Call) -> Answered {
+    let body = call.object()?;
+    let room_id = &call.args[0];
+    let purge = match body.get("purge") {
+        None => true,
+        Some(Value::Bool(purge)) => *purge,
+        Some(_) => return refused(400, "M_BAD_JSON", "Param 'purge' must be a boolean, if given"),
+    };
+    if world.rooms.get(room_id).is_some_and(|room| has_state(world, room)) {
+        world.complain(format!("{room_id} is deleted, and has local members"));
+    }
+    let under_way = |status: &str| matches!(status, "active" | "scheduled");
+    if let Some(task) = world.tasks.iter().find(|task| under_way(&task.status)) {
+        if task.room_id == *room_id {
+            let error = format!("Purge already in progress for {room_id}");
+            return refused(400, "M_UNKNOWN", &error);
+        }
+        let other = task.room_id.clone();
+        world.complain(format!("{room_id} is deleted at the same time as {other}"));
+    }
+    if body["block"] == true {
+        let admin = call.caller.clone();
+        world.room(room_id).blocked = Some(admin);
+    }
+    let id = world.task("shutdown_and_purge_room", "active", room_id, purge);
+    if world.polls_per_deletion == 0 {
+        end_deletion(world, &id);
+    }
+    Ok(Answer::json(&json!({"delete_id": id})))
+}
+
+/// Returns who was removed from the room.
+fn end_deletion(world: &mut World, id: &str) -> Vec<String> {
+    let (now, error) = (world.now().timestamp_millis(), world.deletion_error.clone());
+    let mut kicked = Vec::new();
+    let Some(task) = world.tasks.iter_mut().find(|task| task.id == id) else { return kicked };
+    task.at_ms = now;
+    task.error = error;
+    if task.error.is_some() {
+        "failed".clone_into(&mut task.status);
+        return kicked;
+    }
+    "complete".clone_into(&mut task.status);
+    let Some(room) = world.rooms.get_mut(&task.room_id) else { return kicked };
+    for (user_id, member) in &mut room.members {
+        if matches!(&*member.membership, "invite" | "knock") {
+            "leave".clone_into(&mut member.membership);
+            kicked.push(user_id.clone());
+            let content = json!({"membership": "leave"});
+            room.timeline.insert(0, room_event("m.room.member", user_id, user_id, now, &content));
+        }
+    }
+    if task.purge {
+        world.rooms.remove(&task.room_id);
+    }
+    kicked
+}
+
+/// Each question brings a deletion nearer to its end.
+fn delete_status(world: &mut World, call: &Call) -> Answered {
+    let Some(task) = world.tasks.iter_mut().find(|task| task.id == call.args[0]) else {
+        return refused(404, "M_NOT_FOUND", &format!("delete id '{}' not found", call.args[0]));
+    };
+    task.polls = task.polls.saturating_sub(1);
+    let ends = task.status == "active" && task.polls == 0;
+    let kicked = if ends { end_deletion(world, &call.args[0]) } else { Vec::new() };
+    let task = world.tasks.iter().find(|task| task.id == call.args[0]);
+    let shutdown = json!({"kicked_users": kicked, "failed_to_kick_users": [], "local_aliases": [], "new_room_id": null});
+    Ok(Answer::json(&json!({
+        "delete_id": call.args[0],
+        "room_id": task.map(|task| &task.room_id),
+        "status": task.map(|task| &task.status),
+        "shutdown_room": task.filter(|task| task.status != "failed").map(|_| shutdown),
+    })))
 }
 
 fn block(world: &mut World, call: &Call) -> Answered {
