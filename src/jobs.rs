@@ -6,10 +6,12 @@ pub mod job;
 mod join_rooms;
 mod mas_accounts;
 mod portion;
+mod purge_history;
 mod purge_local_media;
 mod purge_remote_media;
 mod remove_external_ids;
 mod request;
+mod room_name;
 
 use job::Kind;
 
@@ -19,6 +21,7 @@ pub static KINDS: &[Kind] = &[
     Kind::of::<join_rooms::JoinRooms>(),
     Kind::of::<remove_external_ids::RemoveExternalIds>(),
     Kind::of::<delete_rooms::DeleteRooms>(),
+    Kind::of::<purge_history::PurgeHistory>(),
     Kind::of::<request::Request>(),
 ];
 

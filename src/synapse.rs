@@ -10,6 +10,7 @@ mod page;
 mod pages;
 mod probe;
 mod reader;
+mod room_history;
 mod room_tasks;
 mod rooms;
 mod stream;
@@ -25,6 +26,7 @@ pub(crate) use login::{Authenticator, Credentials, DEVICE_ID, NewSession, Respon
 pub(crate) use media::{File, MediaOwner};
 pub(crate) use probe::Whoami;
 pub use reader::Reader;
+pub(crate) use room_history::{OldHistory, RoomRow};
 pub(crate) use room_tasks::RoomTasks;
 pub(crate) use rooms::{MemberEvent, Membership, Permissions};
 pub(crate) use user_map::{UserMap, UserSet};

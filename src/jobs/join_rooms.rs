@@ -8,6 +8,7 @@ mod rooms;
 use super::job::{CheckResult, Context, Job, Needs, PlanError, Undo};
 use super::mas_accounts::GoneAccounts;
 use super::portion::{Next, PortionProgress};
+use super::room_name::RoomName;
 use crate::plan::change::{Change, Plan, Work};
 use crate::plan::report::Action;
 use crate::plan::round::{Plans, Rounds};
@@ -15,7 +16,7 @@ use crate::synapse::{Identity, Reader, Version};
 use crate::values::clock::Timestamp;
 use crate::values::glob::unmatched;
 use crate::values::schema::{ConfigError, Key, Table};
-use keys::{Keys, RoomName};
+use keys::Keys;
 use reading::Reading;
 use rooms::{
     RoomError, TargetRoom, check_may_join_others, note_duration, open, open_rooms, resolve,

@@ -128,9 +128,12 @@ pub enum Lane {
     /// order and dropped there, and a removed id can still log in (measured with 1.163). Also a link in MAS whose removal
     /// depends on the others of its account.
     ExternalIds,
-    /// The deletion of a room: one at a time for the whole homeserver, whatever the job or the process. Synapse continues
-    /// regardless of who waits for it.
-    RoomDeletion,
+    /// The deletion of a room, or of its history: one at a time for the whole homeserver, whatever the job or the process.
+    /// Synapse continues regardless of who waits for it.
+    RoomDeletion {
+        /// From the end of one to the beginning of the next.
+        pause: Duration,
+    },
     /// A media call: one at a time for the whole homeserver, whatever the job or the process, and none while a lost one may
     /// still be in progress.
     Media(MediaStore),

@@ -100,6 +100,7 @@ string_enum! {
         AddExternalId = "add-external-id",
         ShutDownRoom = "shut-down-room",
         PurgeRoom = "purge-room",
+        PurgeHistory = "purge-history",
         Request = "request",
     }
 }
@@ -165,6 +166,15 @@ string_enum! {
         /// A room of which Synapse has no event.
         NoHistory = "no-history",
         Encrypted = "encrypted",
+        NotEncrypted = "not-encrypted",
+        /// A room in which users of other servers are.
+        Federated = "federated",
+        /// A room without local members.
+        NoMembers = "no-members",
+        /// A room whose own state says how long messages are kept.
+        OwnRetention = "own-retention",
+        /// A room with fewer old events than `min_events`.
+        FewEvents = "few-events",
         /// A room that Synapse purges on its own account.
         PurgeScheduled = "purge-scheduled",
         /// A room that was shut down, and is purged by a later run.

@@ -34,12 +34,12 @@ pub(super) async fn apply(
 ) -> Result<(), Abort> {
     let Approved { read: ReadPlan { plan, server, media_lock }, first_seq } = approved;
     tally.activity = Activity::Applying;
-    let external_ids_lock = if uses(&plan, &Lane::ExternalIds) {
+    let external_ids_lock = if uses(&plan, |lane| matches!(lane, Lane::ExternalIds)) {
         external_ids_lock(run, tally, &server).await?
     } else {
         None
     };
-    let room_deletion_lock = if uses(&plan, &Lane::RoomDeletion) {
+    let room_deletion_lock = if uses(&plan, |lane| matches!(lane, Lane::RoomDeletion { .. })) {
         room_deletion_lock(run, tally, &server).await?
     } else {
         None
@@ -72,9 +72,9 @@ pub(super) async fn apply(
     applied
 }
 
-fn uses(plan: &Plan, lane: &Lane) -> bool {
+fn uses(plan: &Plan, is_it: fn(&Lane) -> bool) -> bool {
     match &plan.work {
-        Work::Changes(changes) => changes.iter().any(|change| change.lane() == *lane),
+        Work::Changes(changes) => changes.iter().any(|change| is_it(&change.lane())),
         Work::BatchPlan(_) => false,
     }
 }

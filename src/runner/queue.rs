@@ -150,7 +150,12 @@ fn lanes(changes: Vec<Box<dyn Change>>, first_seq: i64, concurrency: usize) -> V
         let lane = match change.lane() {
             Lane::Free | Lane::Media(_) => FREE,
             Lane::ExternalIds => EXTERNAL_IDS,
-            Lane::RoomDeletion => ROOM_DELETIONS,
+            Lane::RoomDeletion { pause } => {
+                if let Some(pipe) = lanes.get_mut(ROOM_DELETIONS) {
+                    pipe.interval = pause;
+                }
+                ROOM_DELETIONS
+            }
             Lane::Room { room_id, per_second } => *rooms.entry(room_id).or_insert_with(|| {
                 lanes.push(Pipe::new(1, Rate(per_second).interval()));
                 lanes.len() - 1

@@ -30,6 +30,15 @@ pub(super) struct DeletionStatus {
     pub shutdown_room: Shutdown,
 }
 
+/// How a requested purge of a room's history stands.
+#[derive(Debug, Deserialize)]
+pub(super) struct HistoryPurgeStatus {
+    #[serde(deserialize_with = "id")]
+    pub status: String,
+    #[serde(default, deserialize_with = "optional_text")]
+    pub error: Option<String>,
+}
+
 #[derive(Debug, Default, Deserialize)]
 pub(super) struct Shutdown {
     /// Local users who were in the room, invited or knocking.
@@ -38,7 +47,30 @@ pub(super) struct Shutdown {
 }
 
 const PURGE: &str = "purge_room";
+const HISTORY_PURGE: &str = "purge_history";
 const DELETION: &str = "shutdown_and_purge_room";
+
+#[derive(Debug, Deserialize)]
+struct Task {
+    #[serde(deserialize_with = "id")]
+    id: String,
+    #[serde(deserialize_with = "id")]
+    action: String,
+    #[serde(deserialize_with = "id")]
+    status: String,
+    timestamp_ms: i64,
+    #[serde(default, deserialize_with = "optional_id")]
+    resource_id: Option<String>,
+    #[serde(default, deserialize_with = "optional_text")]
+    error: Option<String>,
+}
+
+impl Task {
+    /// Active, or waiting for its turn.
+    fn is_under_way(&self) -> bool {
+        !matches!(self.status.as_str(), "complete" | "failed" | "cancelled")
+    }
+}
 
 impl Reader {
     /// Returns the tasks of one room, or of all rooms that have any (`GET /v1/scheduled_tasks`, Synapse 1.130).
@@ -46,30 +78,13 @@ impl Reader {
         &self,
         room_id: Option<&str>,
     ) -> Result<HashMap<String, RoomTasks>, Error> {
-        #[derive(Deserialize)]
-        struct List {
-            scheduled_tasks: Vec<Task>,
-        }
-        #[derive(Deserialize)]
-        struct Task {
-            #[serde(deserialize_with = "id")]
-            id: String,
-            #[serde(deserialize_with = "id")]
-            action: String,
-            #[serde(deserialize_with = "id")]
-            status: String,
-            timestamp_ms: i64,
-            #[serde(default, deserialize_with = "optional_id")]
-            resource_id: Option<String>,
-            #[serde(default, deserialize_with = "optional_text")]
-            error: Option<String>,
-        }
         let mut query =
             vec![("action_name", PURGE.to_owned()), ("action_name", DELETION.to_owned())];
         query.extend(room_id.map(|room_id| ("resource_id", room_id.to_owned())));
-        let list: List = self.get("/_synapse/admin/v1/scheduled_tasks", &[], query).await?;
         let mut rooms: HashMap<String, RoomTasks> = HashMap::new();
-        for Task { id, action, status, timestamp_ms, resource_id, error } in list.scheduled_tasks {
+        for Task { id, action, status, timestamp_ms, resource_id, error } in
+            self.tasks(query).await?
+        {
             let tasks = rooms.entry(resource_id.unwrap_or_default()).or_default();
             match (action.as_str(), status.as_str()) {
                 (_, "cancelled") | (PURGE, "complete" | "failed") => {}
@@ -88,6 +103,26 @@ impl Reader {
         Ok(rooms)
     }
 
+    /// Returns the id of a purge of the room's history that has not ended.
+    pub(crate) async fn history_purge_under_way(
+        &self,
+        room_id: &str,
+    ) -> Result<Option<String>, Error> {
+        let query =
+            vec![("action_name", HISTORY_PURGE.to_owned()), ("resource_id", room_id.to_owned())];
+        let mut tasks = self.tasks(query).await?.into_iter();
+        Ok(tasks.find(Task::is_under_way).map(|task| task.id))
+    }
+
+    async fn tasks(&self, query: Vec<(&'static str, String)>) -> Result<Vec<Task>, Error> {
+        #[derive(Deserialize)]
+        struct List {
+            scheduled_tasks: Vec<Task>,
+        }
+        let list: List = self.get("/_synapse/admin/v1/scheduled_tasks", &[], query).await?;
+        Ok(list.scheduled_tasks)
+    }
+
     /// Returns why the last deletion of a room failed.
     pub(super) async fn deletion_failure(&self, room_id: &str) -> Result<String, Error> {
         let failed = self.room_tasks(Some(room_id)).await?.remove(room_id);
@@ -97,6 +132,13 @@ impl Reader {
 
     pub(super) async fn deletion_status(&self, delete_id: &str) -> Result<DeletionStatus, Error> {
         self.get("/_synapse/admin/v2/rooms/delete_status/{}", &[delete_id], vec![]).await
+    }
+
+    pub(super) async fn history_purge_status(
+        &self,
+        purge_id: &str,
+    ) -> Result<HistoryPurgeStatus, Error> {
+        self.get("/_synapse/admin/v1/purge_history_status/{}", &[purge_id], vec![]).await
     }
 
     /// Whether Synapse knows the room, be it only by its id.

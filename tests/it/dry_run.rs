@@ -1,10 +1,11 @@
 //! A dry run sends nothing but GET, for every kind in the table.
 
 use microglia::jobs::KINDS;
+use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::fake::{Fake, TOKEN, User};
-use crate::homeserver::Synapse;
+use crate::homeserver::{Synapse, encoded};
 use crate::program::{Program, changes, figures};
 
 const HOUR_MS: i64 = 60 * 60 * 1000;
@@ -15,6 +16,10 @@ fn jobs(room: &str) -> String {
         "purge-local-media" | "purge-remote-media" => "older_than = \"90d\"".to_owned(),
         "join-rooms" => format!("rooms = [\"{room}\"]"),
         "remove-external-ids" => "providers = [\"saml\"]\naccounts = \"all\"".to_owned(),
+        "purge-history" => {
+            "older_than = \"2d\"\nallow_recent = true\nall_rooms = true\ndelete_local_events = true"
+                .to_owned()
+        }
         "delete-rooms" => "empty_for = \"2d\"".to_owned(),
         "request" => {
             "method = \"DELETE\"\npath = \"/_synapse/admin/v2/rooms/{{ now_ms() }}\"".to_owned()
@@ -54,6 +59,12 @@ async fn a_dry_run_sends_only_get_requests_to_a_real_synapse() {
     let alice = synapse.register("alice").await;
     let empty = synapse.create_room(&alice, json!({})).await;
     synapse.leave(&alice, &empty).await;
+    let talk = synapse.create_room(&alice, json!({})).await;
+    let path = format!("/_matrix/client/v3/rooms/{}/send/m.room.message", encoded(&talk));
+    for _ in 0..2 {
+        let message = json!({"msgtype": "m.text", "body": "old"});
+        assert_eq!(synapse.client(&alice, Method::POST, &path, message).await.0, 200);
+    }
     synapse.return_to_now().await;
     synapse.external_ids(&alice.user_id, &[("saml", "alice")]).await;
     let file = synapse.upload(&alice, b"old").await;
@@ -83,7 +94,9 @@ async fn a_dry_run_sends_only_get_requests_whatever_the_limits_allow() {
     let fake = Fake::start();
     fake.world(|world| {
         world.users(20, |i| User::default().external("saml", &i.to_string()));
-        world.room("!room:fake.test");
+        world.room("!room:fake.test").timeline = ["$new", "$old"]
+            .map(|id| json!({"type": "m.room.message", "event_id": id, "sender": "@a:fake.test", "origin_server_ts": HOUR_MS}))
+            .to_vec();
         world.emptied_room("!empty:fake.test", "@user000000:fake.test", 3);
         for i in 0..20 {
             world.media("@user000000:fake.test", &format!("file{i}"), 10, HOUR_MS, None);

@@ -1,5 +1,7 @@
 //! One step of the deletion of a room: its shutdown, or its purge.
 
+use std::time::Duration;
+
 use futures_util::future::BoxFuture;
 use serde_json::{Value, json};
 
@@ -37,7 +39,7 @@ impl Change for Deletion {
     }
 
     fn lane(&self) -> Lane {
-        Lane::RoomDeletion
+        Lane::RoomDeletion { pause: Duration::ZERO }
     }
 
     fn warning(&self) -> Option<Warning> {

@@ -1,10 +1,10 @@
 //! The keys of `join-rooms`, and which accounts they select.
 
+use crate::jobs::room_name::RoomName;
 use crate::plan::report::Exempt;
 use crate::synapse::{Identity, MemberEvent, Membership, UserMap, UserRow};
 use crate::values::glob::{Matched, Selection, UserGlob, select};
 use crate::values::schema::schema;
-use crate::values::schema::text_values;
 use crate::values::schema::{NonEmpty, Rate};
 use crate::values::string_enum::string_enum;
 
@@ -32,29 +32,6 @@ string_enum! {
         Kicked = "kicked",
     }
 }
-
-/// An alias or a room id; rooms of version 12 have ids without a server name.
-#[derive(Debug, Clone)]
-pub struct RoomName(pub String);
-
-impl std::str::FromStr for RoomName {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text.chars().next() {
-            Some('!') if text.len() > 1 => Ok(Self(text.to_owned())),
-            Some('#') if text.contains(':') => Ok(Self(text.to_owned())),
-            Some('#') => Err(format!(
-                "{text:?} is not a valid alias: an alias includes its server, such as \"{text}:example.com\""
-            )),
-            _ => Err(format!(
-                "{text:?} is not a valid room: expected an alias (\"#room:example.com\") or a room id (\"!…\")"
-            )),
-        }
-    }
-}
-
-text_values! { RoomName: "an alias such as \"#room:example.com\" or a room id"; }
 
 impl Keys {
     /// Whether neither the patterns nor the row of the list rule an account out.

@@ -2,8 +2,9 @@
 
 use std::collections::HashSet;
 
-use super::keys::{Keys, RoomName};
+use super::keys::Keys;
 use crate::jobs::job::{Context, PlanError};
+use crate::jobs::room_name::RoomName;
 use crate::plan::change::Plan;
 use crate::plan::report::Action;
 use crate::synapse::{self, Identity, MemberEvent, Permissions, Reader, UserMap, UserSet};

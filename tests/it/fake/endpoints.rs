@@ -294,6 +294,21 @@ static ROUTES: &[Route] = &[
     Route::new("GET", "/_synapse/admin/v1/rooms/*/messages", (1, 68), Gate::Admin, messages),
     Route::new("GET", "/_synapse/admin/v1/rooms/*/context/*", (1, 22), Gate::Admin, context),
     Route::new("GET", "/_synapse/admin/v1/scheduled_tasks", (1, 130), Gate::Admin, tasks),
+    Route::new(
+        "GET",
+        "/_synapse/admin/v1/rooms/*/timestamp_to_event",
+        (1, 58),
+        Gate::Admin,
+        timestamp_to_event,
+    ),
+    Route::new("POST", "/_synapse/admin/v1/purge_history/*", (1, 0), Gate::Admin, purge_history),
+    Route::new(
+        "GET",
+        "/_synapse/admin/v1/purge_history_status/*",
+        (1, 0),
+        Gate::Admin,
+        purge_history_status,
+    ),
     Route::new("DELETE", "/_synapse/admin/v2/rooms/*", (1, 48), Gate::Admin, delete_room),
     Route::new(
         "GET",
@@ -795,24 +810,29 @@ fn has_state(world: &World, room: &Room) -> bool {
 
 fn room(world: &mut World, call: &Call) -> Answered {
     let (room_id, room) = known_room(world, call)?;
-    let here = has_state(world, room);
-    let joined: Vec<_> =
-        room.members.iter().filter(|(_, member)| here && member.membership == "join").collect();
-    let local = joined.iter().filter(|(user_id, _)| world.is_local(user_id)).count();
-    let mut body = json!({
-        "room_id": room_id, "name": room.name, "avatar": null, "topic": null,
-        "canonical_alias": room.aliases.first(), "joined_members": joined.len(), "joined_local_members": local,
-        "joined_local_devices": local, "version": room.version, "creator": room.creator, "encryption": null,
-        "federatable": true, "public": room.join_rule.as_deref() == Some("public"),
-        "join_rules": room.join_rule.as_ref().filter(|_| here), "guest_access": null,
-        "history_visibility": here.then_some("shared"), "state_events": room.members.len() + 4, "room_type": null,
-        "forgotten": false,
-    });
+    let mut body = room_row(world, room_id, room);
+    body["forgotten"] = false.into();
     if world.at_least((1, 153)) {
         body["tombstoned"] = room.tombstone.is_some().into();
         body["replacement_room"] = room.tombstone.clone().into();
     }
     Ok(Answer::json(&body))
+}
+
+/// A room in lists, and by its id.
+fn room_row(world: &World, room_id: &str, room: &Room) -> Value {
+    let here = has_state(world, room);
+    let joined: Vec<_> =
+        room.members.iter().filter(|(_, member)| here && member.membership == "join").collect();
+    let local = joined.iter().filter(|(user_id, _)| world.is_local(user_id)).count();
+    json!({
+        "room_id": room_id, "name": room.name.as_ref().filter(|_| here), "avatar": null, "topic": null,
+        "canonical_alias": room.aliases.first().filter(|_| here), "joined_members": joined.len(), "joined_local_members": local,
+        "joined_local_devices": local, "version": room.version, "creator": room.creator, "encryption": (here && room.encrypted).then_some("m.megolm.v1.aes-sha2"),
+        "federatable": true, "public": room.join_rule.as_deref() == Some("public"),
+        "join_rules": room.join_rule.as_ref().filter(|_| here), "guest_access": null,
+        "history_visibility": here.then_some("shared"), "state_events": room.members.len() + 4, "room_type": null,
+    })
 }
 
 fn members(world: &mut World, call: &Call) -> Answered {
@@ -881,6 +901,11 @@ fn state_events(world: &World, room_id: &str, room: &Room, only: Option<&str>) -
             || json!({"body": "This room has been replaced", "replacement_room": replacement});
         add("m.room.tombstone", "", &room.creator, &content);
     }
+    for event in &room.extra_state {
+        add(event["type"].as_str().unwrap_or_default(), "", &room.creator, &|| {
+            event["content"].clone()
+        });
+    }
     for (user_id, member) in &room.members {
         let profile = || world.users.get(user_id).map(|user| displayname(user_id, user));
         add("m.room.member", user_id, &member.sender, &|| {
@@ -896,19 +921,22 @@ fn state_events(world: &World, room_id: &str, room: &Room, only: Option<&str>) -
 
 /// The list of rooms, of which only empty ones can be asked for.
 fn rooms(world: &mut World, call: &Call) -> Answered {
-    if call.boolean("empty_rooms")? != Some(true) || call.text("search_term").is_some() {
-        world.complain(format!("only empty rooms are listed here: {}", call.seen.query));
+    if call.text("search_term").is_some() {
+        world.complain(format!("other filters do not count with this: {}", call.seen.query));
     }
+    let only_empty = call.boolean("empty_rooms")? == Some(true);
     let from = usize::try_from(call.integer("from")?.unwrap_or(0)).unwrap_or(0);
     let limit = usize::try_from(call.integer("limit")?.unwrap_or(100)).unwrap_or(0);
-    let empty: Vec<_> = world.rooms.iter().filter(|(_, room)| !has_state(world, room)).collect();
-    let rows: Vec<_> = empty.iter().skip(from).take(limit).map(|(room_id, room)| json!({
-        "room_id": room_id, "name": null, "canonical_alias": null, "joined_members": 0, "joined_local_members": 0,
-        "version": room.version, "creator": room.creator, "encryption": null, "federatable": true, "public": true,
-        "join_rules": null, "guest_access": null, "history_visibility": null, "state_events": 7, "room_type": null,
-    })).collect();
-    let mut body = json!({"rooms": rows, "offset": from, "total_rooms": empty.len()});
-    if from + limit < empty.len() {
+    let listed: Vec<_> =
+        world.rooms.iter().filter(|(_, room)| !(only_empty && has_state(world, room))).collect();
+    let rows: Vec<_> = listed
+        .iter()
+        .skip(from)
+        .take(limit)
+        .map(|(room_id, room)| room_row(world, room_id, room))
+        .collect();
+    let mut body = json!({"rooms": rows, "offset": from, "total_rooms": listed.len()});
+    if from + limit < listed.len() {
         body["next_batch"] = (from + limit).into();
     }
     Ok(Answer::json(&body))
@@ -925,14 +953,12 @@ fn messages(world: &mut World, call: &Call) -> Answered {
     let limit = usize::try_from(call.integer("limit")?.unwrap_or(10)).unwrap_or(0);
     let from: usize = call.text("from").and_then(|from| from.parse().ok()).unwrap_or(0);
     // Of an unknown room there is nothing to see.
-    let timeline =
-        world.rooms.get(&call.args[0]).map(|room| room.timeline.clone()).unwrap_or_default();
-    let chunk: Vec<_> = timeline
-        .into_iter()
-        .filter(|event| types.iter().any(|kind| event["type"] == kind.as_str()))
-        .skip(from)
-        .take(limit)
-        .collect();
+    let timeline = world.rooms.get(&call.args[0]).map(|room| room.timeline.as_slice());
+    let fits = |event: &&Value| {
+        types.is_empty() || types.iter().any(|kind| event["type"] == kind.as_str())
+    };
+    let events = timeline.unwrap_or_default().iter().filter(fits);
+    let chunk: Vec<&Value> = events.skip(from).take(limit).collect();
     let mut body = json!({"start": from.to_string(), "chunk": chunk});
     if !chunk.is_empty() {
         body["end"] = (from + chunk.len()).to_string().into();
@@ -949,7 +975,69 @@ fn context(world: &mut World, call: &Call) -> Answered {
     if room.encrypted {
         state.push(room_event("m.room.encryption", "", &room.creator, 1, &json!({})));
     }
-    Ok(Answer::json(&json!({"event": {}, "events_before": [], "events_after": [], "state": state})))
+    let mut events = room.timeline.iter().enumerate();
+    let Some((index, event)) = events.find(|(_, event)| event["event_id"] == call.args[1].as_str())
+    else {
+        return refused(404, "M_NOT_FOUND", "Event not found.");
+    };
+    Ok(Answer::json(&json!({
+        "event": event, "events_before": [], "events_after": [], "state": state,
+        "start": (index + 1).to_string(), "end": index.to_string(),
+    })))
+}
+
+/// The first event since a time.
+fn timestamp_to_event(world: &mut World, call: &Call) -> Answered {
+    let (_, room) = known_room(world, call)?;
+    let time = call.integer("ts")?.unwrap_or(0);
+    let sent = |event: &&Value| event["origin_server_ts"].as_i64();
+    let later = room.timeline.iter().filter(|event| sent(event) >= Some(time));
+    match later.min_by_key(sent) {
+        Some(event) => Ok(Answer::json(
+            &json!({"event_id": event["event_id"], "origin_server_ts": event["origin_server_ts"]}),
+        )),
+        None => refused(
+            404,
+            "M_NOT_FOUND",
+            &format!("Unable to find event from {time} in direction Direction.FORWARDS"),
+        ),
+    }
+}
+
+fn purge_history(world: &mut World, call: &Call) -> Answered {
+    let (body, room_id) = (call.object()?, &call.args[0]);
+    if !body["delete_local_events"].is_boolean() {
+        world.complain(format!("purge of {room_id} without delete_local_events"));
+    }
+    let (_, room) = known_room(world, call)?;
+    let Some(first_kept) = body["purge_up_to_event_id"].as_str() else {
+        return refused(400, "M_BAD_JSON", "must specify purge_up_to_event_id or purge_up_to_ts");
+    };
+    if !room.timeline.iter().any(|event| event["event_id"] == first_kept) {
+        return refused(404, "M_NOT_FOUND", &format!("Could not find event {first_kept}"));
+    }
+    if world.tasks.iter().any(|task| task.status == "active") {
+        world.complain(format!("{room_id} is purged at the same time as another room"));
+    }
+    let id = world.task("purge_history", "active", room_id, false);
+    if let Some(task) = world.tasks.last_mut() {
+        task.first_kept = Some(first_kept.to_owned());
+    }
+    if world.polls_per_deletion == 0 {
+        end_deletion(world, &id);
+    }
+    Ok(Answer::json(&json!({"purge_id": id})))
+}
+
+fn purge_history_status(world: &mut World, call: &Call) -> Answered {
+    let status: Value =
+        serde_json::from_slice(&delete_status(world, call)?.body).unwrap_or_default();
+    let task = world.tasks.iter().find(|task| task.id == call.args[0]);
+    let mut body = json!({"status": status["status"]});
+    if let Some(error) = task.and_then(|task| task.error.clone()) {
+        body["error"] = error.into();
+    }
+    Ok(Answer::json(&body))
 }
 
 fn tasks(world: &mut World, call: &Call) -> Answered {
@@ -1013,6 +1101,11 @@ fn end_deletion(world: &mut World, id: &str) -> Vec<String> {
     }
     "complete".clone_into(&mut task.status);
     let Some(room) = world.rooms.get_mut(&task.room_id) else { return kicked };
+    if let Some(first_kept) = &task.first_kept {
+        let kept = room.timeline.iter().position(|event| event["event_id"] == first_kept.as_str());
+        room.timeline.truncate(kept.map_or(usize::MAX, |kept| kept + 1));
+        return kicked;
+    }
     for (user_id, member) in &mut room.members {
         if matches!(&*member.membership, "invite" | "knock") {
             "leave".clone_into(&mut member.membership);

@@ -151,6 +151,7 @@ impl World {
             at_ms: self.now().timestamp_millis(),
             room_id: room_id.to_owned(),
             purge,
+            first_kept: None,
             polls: self.polls_per_deletion,
             error: None,
         });
@@ -381,6 +382,8 @@ pub struct Room {
     pub timeline: Vec<Value>,
     /// Whether its state, also where that is not in the timeline, says so.
     pub encrypted: bool,
+    /// More of its state.
+    pub extra_state: Vec<Value>,
 }
 
 impl Room {
@@ -400,6 +403,7 @@ impl Room {
             blocked: None,
             timeline: Vec::new(),
             encrypted: false,
+            extra_state: Vec::new(),
         };
         room.joined(creator);
         room
@@ -479,6 +483,8 @@ pub struct Task {
     pub at_ms: i64,
     pub room_id: String,
     pub purge: bool,
+    /// Of a purge of history: the first event that stays.
+    pub first_kept: Option<String>,
     /// How often it is asked for before it ends.
     pub polls: u32,
     pub error: Option<String>,
