@@ -1,10 +1,12 @@
 //! The table of kinds: one file per kind, one line here.
 
 mod batch_size;
+mod delete_rooms;
 pub mod job;
 mod join_rooms;
 mod mas_accounts;
 mod portion;
+mod purge_history;
 mod purge_local_media;
 mod purge_remote_media;
 mod remove_external_ids;
@@ -17,6 +19,8 @@ pub static KINDS: &[Kind] = &[
     Kind::of::<purge_remote_media::PurgeRemoteMedia>(),
     Kind::of::<join_rooms::JoinRooms>(),
     Kind::of::<remove_external_ids::RemoveExternalIds>(),
+    Kind::of::<delete_rooms::DeleteRooms>(),
+    Kind::of::<purge_history::PurgeHistory>(),
     Kind::of::<request::Request>(),
 ];
 

@@ -78,6 +78,8 @@
 //! 11. Changes of external ids on a homeserver, and of links in its MAS with `keep_last`, are made one at a time, whatever
 //!     the limits, across runs and processes: each is read and written under the lock of
 //!     [`plan::change::Lane::ExternalIds`]. Where a response was lost, the lock is held for another minute.
+//!     Deletions of rooms, and of their history, are requested one at a time, too (`Lane::RoomDeletion`), and each is waited for, but not longer
+//!     than until the time limit.
 //! 12. Limits belong to the address of a server, not to the name of its homeserver; a MAS has its own, of the same size. Two names for one address share them, and so does a
 //!     run that continues while a reload renames its homeserver. Leases belong to addresses, too: no two replicas work on
 //!     one, so that limits hold across replicas.
@@ -106,6 +108,14 @@
 //!   quarantine ended since then is deleted unplanned, as between any plan and its calls. A round of one run saves nothing.
 //! - Tables of the configuration are read key by key (`schema!`), not through serde's derive: each key reports its own
 //!   error with its location, and the same definition is what `kinds` prints.
+//! - The memory of `delete-rooms` is a fact for each empty room, when it was first seen so and when it was shut down: about
+//!   100 bytes each, read at once when a run starts, and deleted when a run no longer finds the room empty. A room is read
+//!   only once its memory alone would allow its deletion: one request, and one more for its state where its timeline may
+//!   lack some. Synapse's list of tasks shows deletions that were requested before a restart or whose response was lost: a
+//!   change finds them by itself, and waits for their end instead of requesting another one.
+//! - `purge-history` names the first event that stays, not a time: Synapse would compare that with when it received events.
+//!   It reads, and purges, only rooms without users of other servers: to read old messages of others makes Synapse fetch
+//!   still older ones from there, in a dry run too, and what was purged comes back in the same way.
 //! - A media purge is a [`plan::change::BatchPlan`]: the sizes of its changes are adapted during the run, so that a call takes 5 to 20 s
 //!   where the part of its time that does not depend on its size allows that.
 //! - Lists of any length are never held as a whole in their JSON form: members of a room are parsed while they arrive, and

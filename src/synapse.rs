@@ -1,6 +1,7 @@
 //! The API of Synapse: what is read from a homeserver and what is changed on it.
 
 mod account;
+mod empty_rooms;
 mod identity;
 mod json;
 mod login;
@@ -10,6 +11,8 @@ mod page;
 mod pages;
 mod probe;
 mod reader;
+mod room_history;
+mod room_tasks;
 mod rooms;
 mod stream;
 mod user_map;
@@ -17,6 +20,7 @@ mod users;
 mod writer;
 
 pub(crate) use account::{ExternalId, User, UserRow};
+pub(crate) use empty_rooms::{EmptyRoom, FormerRoom};
 pub use identity::Version;
 pub(crate) use identity::{Identity, VERSION_ENDPOINT};
 pub(crate) use login::{Authenticator, Credentials, DEVICE_ID, NewSession, Responder, sso_url};
@@ -24,10 +28,13 @@ pub(crate) use media::{File, MediaOwner};
 pub(crate) use messages::{Messenger, Reaction, RoomForMessages};
 pub(crate) use probe::Whoami;
 pub use reader::Reader;
+pub(crate) use room_history::{OldHistory, RoomRow};
+pub(crate) use room_tasks::RoomTasks;
 pub(crate) use rooms::{MemberEvent, Membership, Permissions, RoomDetails};
 pub(crate) use user_map::{UserMap, UserSet};
 pub(crate) use users::{Position, UserPage};
-pub(crate) use writer::Writer;
+pub(crate) use writer::{Removal, Writer};
 
 // Who uses a homeserver handles the errors of its requests, too.
+pub(crate) use crate::http::one_line as display_line;
 pub(crate) use crate::http::{Base, Cause, Error, RawRequest};

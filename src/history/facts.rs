@@ -11,6 +11,7 @@ use crate::plan::facts::{Fact, Topic};
 
 const INSERT: &str = "INSERT INTO facts (server, topic, key, value)";
 const OR_REPLACE: &str = "ON CONFLICT (server, topic, key) DO UPDATE SET value = excluded.value";
+const DELETE: &str = "DELETE FROM facts WHERE server = $1 AND topic = $2";
 const SELECT: &str = "SELECT key, value FROM facts WHERE server = $1 AND topic = $2";
 const SELECT_BETWEEN: &str = "\
     SELECT key, value FROM facts
@@ -56,6 +57,24 @@ pub(super) async fn insert(
                 .bind(*topic)
                 .bind(key.to_string())
                 .bind(storable(value).into_owned());
+        }
+        statement.execute(&mut *connection).await?;
+    }
+    Ok(())
+}
+
+pub(super) async fn delete(
+    connection: &mut AnyConnection,
+    server: &str,
+    topic: Topic,
+    keys: &[String],
+) -> Result<(), Error> {
+    for chunk in keys.chunks(ROWS_PER_STATEMENT) {
+        let places: Vec<String> = (3..chunk.len() + 3).map(|place| format!("${place}")).collect();
+        let sql = format!("{DELETE} AND key IN ({})", places.join(", "));
+        let mut statement = query(AssertSqlSafe(sql)).bind(server.to_owned()).bind(topic.as_str());
+        for key in chunk {
+            statement = statement.bind(key.clone());
         }
         statement.execute(&mut *connection).await?;
     }

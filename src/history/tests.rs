@@ -363,3 +363,25 @@ async fn records_of_a_run_hold_up_a_takeover_of_its_lease_and_no_renewal() {
         assert!(taking.await.unwrap().unwrap(), "{homeserver}");
     }
 }
+
+#[tokio::test]
+async fn what_no_longer_exists_is_forgotten_and_nothing_else() {
+    use crate::plan::facts::{Fact, Topic};
+    for on in [On::Sqlite, On::Postgres] {
+        let (_dir, history) = history(on, &[]).await;
+        let fact = |topic, key: String| Fact { topic, key, value: "1".to_owned() };
+        let rooms = || (0..5000).map(|room| format!("!{room}:hs"));
+        let facts: Vec<Fact> = rooms()
+            .map(|room| fact(Topic::EmptyRoom, room))
+            .chain([fact(Topic::Ghost, "!0:hs".to_owned())])
+            .collect();
+        history.remember("hs", &facts).await.unwrap();
+        history.remember("other", &facts[..1]).await.unwrap();
+        let gone: Vec<String> = rooms().take(4999).collect();
+        history.forget("hs", Topic::EmptyRoom, &gone).await.unwrap();
+        let left = history.facts("hs", Topic::EmptyRoom).await.unwrap();
+        assert_eq!(left.into_keys().collect::<Vec<_>>(), ["!4999:hs"], "{on:?}");
+        assert_eq!(history.facts("hs", Topic::Ghost).await.unwrap().len(), 1);
+        assert_eq!(history.facts("other", Topic::EmptyRoom).await.unwrap().len(), 1);
+    }
+}

@@ -22,7 +22,7 @@ use super::{
     schedules,
 };
 use crate::plan::change::MediaStore;
-use crate::plan::facts::Fact;
+use crate::plan::facts::{Fact, Topic};
 use crate::plan::report::{ChangeRecord, Mode, Report};
 use crate::plan::round::RoundState;
 use crate::values::clock::{Clock, Timestamp};
@@ -454,6 +454,16 @@ impl History {
     /// Stores facts about a homeserver.
     pub(crate) async fn remember(&self, server: &str, facts: &[Fact]) -> Result<(), Error> {
         self.optional(|connection| work(facts::insert(connection, server, facts))).await
+    }
+
+    /// Forgets facts about a homeserver.
+    pub(crate) async fn forget(
+        &self,
+        server: &str,
+        topic: Topic,
+        keys: &[String],
+    ) -> Result<(), Error> {
+        self.optional(|connection| work(facts::delete(connection, server, topic, keys))).await
     }
 
     /// Records where the round of a job in a mode stands after a run.

@@ -73,6 +73,8 @@ impl dyn Change {
 pub enum Warning {
     /// An active account is left without an external id.
     LastIds,
+    /// An encrypted room is purged, and with it every user's backup of its keys on the server.
+    KeyBackups,
 }
 
 impl Warning {
@@ -86,6 +88,16 @@ impl Warning {
                 };
                 format!(
                     "{} of the planned ids {are} a password or another identity to log in (`keep_last = true` leaves those alone)",
+                    format_number(items)
+                )
+            }
+            Self::KeyBackups => {
+                let (are, them, their) = match items {
+                    1 => ("is", "it", "its"),
+                    _ => ("are", "them", "their"),
+                };
+                format!(
+                    "{} of the planned rooms {are} encrypted: to purge {them} also deletes everybody's server-side backup of {their} message keys (`keep_encrypted = true` leaves those alone)",
                     format_number(items)
                 )
             }
@@ -116,6 +128,12 @@ pub enum Lane {
     /// order and dropped there, and a removed id can still log in (measured with 1.163). Also a link in MAS whose removal
     /// depends on the others of its account.
     ExternalIds,
+    /// The deletion of a room, or of its history: one at a time for the whole homeserver, whatever the job or the process.
+    /// Synapse continues regardless of who waits for it.
+    RoomDeletion {
+        /// From the end of one to the beginning of the next.
+        pause: Duration,
+    },
     /// A media call: one at a time for the whole homeserver, whatever the job or the process, and none while a lost one may
     /// still be in progress.
     Media(MediaStore),

@@ -23,6 +23,9 @@ crate::values::string_enum::string_enum! {
         DeactivatedIds = "deactivated-ids",
         /// A file that Synapse kept: the key is its id, the value its last access in milliseconds.
         Kept = "kept",
+        /// A room without local members: the key is its id, the value when it was first seen so and, if it was shut down
+        /// since, when, in milliseconds.
+        EmptyRoom = "empty-room",
         /// The time up to which the remote cache was purged, in milliseconds; the key is empty.
         RemoteCutOff = "remote-cut-off",
     }
@@ -39,6 +42,8 @@ pub trait FactStore: Send + Sync {
     ) -> BoxFuture<'a, HashMap<String, String>>;
 
     fn store(&self, facts: Vec<Fact>) -> BoxFuture<'_, ()>;
+
+    fn forget(&self, topic: Topic, keys: Vec<String>) -> BoxFuture<'_, ()>;
 }
 
 /// The facts of a job's topic, and a way to look up and store more while the job plans.
@@ -66,6 +71,13 @@ impl<'a> Facts<'a> {
     pub async fn store(&self, facts: Vec<Fact>) {
         if !facts.is_empty() {
             self.store.store(facts).await;
+        }
+    }
+
+    /// Forgets what no longer exists.
+    pub async fn forget(&self, topic: Topic, keys: Vec<String>) {
+        if !keys.is_empty() {
+            self.store.forget(topic, keys).await;
         }
     }
 }

@@ -98,6 +98,9 @@ string_enum! {
         RemoveExternalId = "remove-external-id",
         /// Only to undo a removal.
         AddExternalId = "add-external-id",
+        ShutDownRoom = "shut-down-room",
+        PurgeRoom = "purge-room",
+        PurgeHistory = "purge-history",
         Request = "request",
     }
 }
@@ -137,7 +140,7 @@ string_enum! {
         Bridge = "bridge",
         /// The account that microglia itself uses.
         OwnAccount = "own-account",
-        /// Named by `except_users`.
+        /// Named by `except_users` or `except_rooms`.
         Excluded = "excluded",
         Admin = "admin",
         /// An account in a state that `accounts` does not name.
@@ -154,6 +157,28 @@ string_enum! {
         Protected = "protected",
         /// Synapse kept the file before, most likely as an avatar.
         Kept = "kept",
+        /// A room that has not been empty for `empty_for`.
+        RecentlyEmpty = "recently-empty",
+        /// A room in which an invitation or a knock of a local user is pending.
+        Invited = "invited",
+        /// A room of which too many events would have to be read to know whether somebody is invited.
+        LongHistory = "long-history",
+        /// A room of which Synapse has no event.
+        NoHistory = "no-history",
+        Encrypted = "encrypted",
+        NotEncrypted = "not-encrypted",
+        /// A room in which users of other servers are.
+        Federated = "federated",
+        /// A room without local members.
+        NoMembers = "no-members",
+        /// A room whose own state says how long messages are kept.
+        OwnRetention = "own-retention",
+        /// A room with fewer old events than `min_events`.
+        FewEvents = "few-events",
+        /// A room that Synapse purges on its own account.
+        PurgeScheduled = "purge-scheduled",
+        /// A room that was shut down, and is purged by a later run.
+        ShutDown = "shut-down",
         /// An empty file, or an upload that was never finished.
         Empty = "empty",
     }

@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use super::context::{Abort, RunContext};
 use super::guards::Approved;
 use super::limits::Stopped;
-use super::locks::{ensure_held, external_ids_lock, outlast_lost_external_ids};
+use super::locks::{ensure_held, external_ids_lock, outlast_lost_external_ids, room_deletion_lock};
 use super::queue::{Queue, Sent, Task};
 use super::read::ReadPlan;
 use super::round::Attempted;
@@ -34,12 +34,18 @@ pub(super) async fn apply(
 ) -> Result<(), Abort> {
     let Approved { read: ReadPlan { plan, server, media_lock }, first_seq } = approved;
     tally.activity = Activity::Applying;
-    let external_ids_lock = if changes_external_ids(&plan) {
+    let external_ids_lock = if uses(&plan, |lane| matches!(lane, Lane::ExternalIds)) {
         external_ids_lock(run, tally, &server).await?
     } else {
         None
     };
+    let room_deletion_lock = if uses(&plan, |lane| matches!(lane, Lane::RoomDeletion { .. })) {
+        room_deletion_lock(run, tally, &server).await?
+    } else {
+        None
+    };
     let locks = job_lock.into_iter().chain(&media_lock).chain(&external_ids_lock);
+    let locks = locks.chain(&room_deletion_lock);
     let given_up = CancellationToken::new();
     let sender = Sender {
         run,
@@ -66,11 +72,9 @@ pub(super) async fn apply(
     applied
 }
 
-fn changes_external_ids(plan: &Plan) -> bool {
+fn uses(plan: &Plan, is_it: fn(&Lane) -> bool) -> bool {
     match &plan.work {
-        Work::Changes(changes) => {
-            changes.iter().any(|change| matches!(change.lane(), Lane::ExternalIds))
-        }
+        Work::Changes(changes) => changes.iter().any(|change| is_it(&change.lane())),
         Work::BatchPlan(_) => false,
     }
 }

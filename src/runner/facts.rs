@@ -61,4 +61,15 @@ impl FactStore for RecordedFacts<'_> {
         }
         .boxed()
     }
+
+    fn forget(&self, topic: Topic, keys: Vec<String>) -> BoxFuture<'_, ()> {
+        let Self { history, server } = self;
+        async move {
+            if let Err(error) = history.forget(server, topic, &keys).await {
+                let count = keys.len();
+                tracing::warn!(target: "microglia::history", "cannot forget {count} facts about {server}, which the next run will: {error}");
+            }
+        }
+        .boxed()
+    }
 }

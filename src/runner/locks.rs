@@ -39,6 +39,16 @@ pub(super) async fn external_ids_lock(
     homeserver_lock(run, tally, "external-ids", server, waiting).await
 }
 
+/// Waits until no other job or process deletes rooms of the homeserver.
+pub(super) async fn room_deletion_lock(
+    run: &RunContext<'_>,
+    tally: &mut Tally,
+    server: &str,
+) -> Result<Option<Arc<Lock>>, Abort> {
+    let waiting = "another run's deletions of rooms to end";
+    homeserver_lock(run, tally, "room-deletions", server, waiting).await
+}
+
 /// Waits until a change of external ids whose answer was lost is certainly over; hold the lock meanwhile.
 ///
 /// Naming the same ids once more changes nothing that could be read, so only time tells. As a change that was sent is

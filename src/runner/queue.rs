@@ -142,12 +142,20 @@ impl Pipe {
 fn lanes(changes: Vec<Box<dyn Change>>, first_seq: i64, concurrency: usize) -> Vec<Pipe> {
     const FREE: usize = 0;
     const EXTERNAL_IDS: usize = 1;
-    let mut lanes = vec![Pipe::new(concurrency, Duration::ZERO), Pipe::new(1, Duration::ZERO)];
+    const ROOM_DELETIONS: usize = 2;
+    let one_by_one = || Pipe::new(1, Duration::ZERO);
+    let mut lanes = vec![Pipe::new(concurrency, Duration::ZERO), one_by_one(), one_by_one()];
     let mut rooms: HashMap<String, usize> = HashMap::new();
     for (seq, change) in (first_seq..).zip(changes) {
         let lane = match change.lane() {
             Lane::Free | Lane::Media(_) => FREE,
             Lane::ExternalIds => EXTERNAL_IDS,
+            Lane::RoomDeletion { pause } => {
+                if let Some(pipe) = lanes.get_mut(ROOM_DELETIONS) {
+                    pipe.interval = pause;
+                }
+                ROOM_DELETIONS
+            }
             Lane::Room { room_id, per_second } => *rooms.entry(room_id).or_insert_with(|| {
                 lanes.push(Pipe::new(1, Rate(per_second).interval()));
                 lanes.len() - 1

@@ -35,7 +35,7 @@ pub(super) enum Step {
     Unanswered(Task, ChangeRecord, synapse::Error),
     /// The change was not sent.
     NotSent(Task, Abort),
-    /// The time limit was reached while a media call was in progress.
+    /// The time limit was reached while Synapse was working on a media call or a deletion.
     TimedOut(Task),
 }
 
@@ -93,7 +93,7 @@ impl Sender<'_> {
     pub async fn send(&self, task: Task, record: ChangeRecord) -> Step {
         let media = match task.change.lane() {
             Lane::Media(store) => Some(store),
-            Lane::Free | Lane::Room { .. } | Lane::ExternalIds => None,
+            Lane::Free | Lane::Room { .. } | Lane::ExternalIds | Lane::RoomDeletion { .. } => None,
         };
         let call = media.map(|store| (self.server, store));
         let recorded = self.run.history.record_sent(self.run_id, task.seq, &record, call);
@@ -101,8 +101,10 @@ impl Sender<'_> {
             return Step::NotSent(task, error.into());
         }
         let applying = task.change.apply(&self.writer, record.before.as_ref());
-        let answer = if media.is_some() {
-            // Only the time limit ends the wait for a media call: Synapse continues regardless.
+        let is_deletion = matches!(task.change.lane(), Lane::RoomDeletion { .. });
+        let continues_regardless = media.is_some() || is_deletion;
+        let answer = if continues_regardless {
+            // Only the time limit ends the wait for what Synapse finishes on its own.
             let time_limit = async {
                 self.given_up.cancelled().await;
                 tokio::time::sleep_until(self.run.limits.deadline).await;

@@ -1,5 +1,7 @@
 //! Write access to a homeserver. Only the runner creates a writer, and never in a dry run.
 
+use std::time::Duration;
+
 use reqwest::Method;
 use serde::Deserialize;
 use serde_json::json;
@@ -10,7 +12,7 @@ use super::json::{count, ids};
 use super::reader::Reader;
 use crate::http::retry::{self, Attempts, Retry, TokenState};
 use crate::http::{
-    Base, Call, Error, JOIN_ENDPOINT, Pacing, RawRequest, Repeat, Response, unless_cancelled,
+    Base, Call, Cause, Error, JOIN_ENDPOINT, Pacing, RawRequest, Repeat, Response, unless_cancelled,
 };
 use crate::mas;
 use crate::values::clock::Timestamp;
@@ -21,6 +23,27 @@ pub struct Writer {
     mas: Option<mas::Writer>,
     cancel: CancellationToken,
 }
+
+/// How a room is deleted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Removal {
+    /// Removes local users, invited ones too, so that their clients notice; nothing is deleted.
+    Shutdown,
+    /// Also deletes all that Synapse knows of the room.
+    Purge,
+}
+
+/// The result of a deletion that ended.
+#[derive(Debug)]
+pub(crate) struct EndedDeletion {
+    pub ended_at: Timestamp,
+    /// Local users who were in the room, invited or knocking.
+    pub removed_users: Vec<String>,
+}
+
+/// How often to ask whether a task has ended: at first, and at most.
+const FIRST_POLL: Duration = Duration::from_millis(100);
+const MAX_POLL: Duration = Duration::from_secs(1);
 
 impl Writer {
     /// Once `cancel` is cancelled, requests that still wait to be sent fail with [`super::Cause::Cancelled`].
@@ -199,6 +222,122 @@ impl Writer {
         response.decode()
     }
 
+    /// Has Synapse delete a room, and returns the id of the deletion (`DELETE /v2/rooms/{room_id}`).
+    pub(crate) async fn delete_room(
+        &self,
+        room_id: &str,
+        removal: Removal,
+        block: bool,
+    ) -> Result<String, Error> {
+        #[derive(Deserialize)]
+        struct Accepted {
+            delete_id: String,
+        }
+        let response = self
+            .send(Call {
+                method: Method::DELETE,
+                base: Base::Homeserver,
+                endpoint: "/_synapse/admin/v2/rooms/{}",
+                ids: &[room_id],
+                query: vec![],
+                body: Some(json!({ "purge": removal == Removal::Purge, "block": block })),
+                repeat: Repeat::IfNotApplied,
+                pacing: Pacing::Normal,
+                timeout: Some(self.reader.transport.request_timeout()),
+            })
+            .await?;
+        Ok(response.decode::<Accepted>()?.delete_id)
+    }
+
+    /// Waits until a deletion has ended, however long that takes and however often Synapse is restarted meanwhile.
+    ///
+    /// After a restart in the middle of a purge, Synapse continues two minutes later, and nothing shows that until then.
+    pub(crate) async fn deletion_ended(
+        &self,
+        room_id: &str,
+        delete_id: &str,
+    ) -> Result<EndedDeletion, Error> {
+        let failed = |problem: String| Error {
+            method: Method::DELETE,
+            path: format!("/_synapse/admin/v2/rooms/{room_id}"),
+            cause: Cause::Contradicted(problem),
+            advice: None,
+        };
+        let deletion = ended(|| async {
+            let deletion = self.reader.deletion_status(delete_id).await?;
+            let is_over = matches!(deletion.status.as_str(), "complete" | "failed" | "cancelled");
+            Ok(is_over.then_some(deletion))
+        });
+        let removed_users = match deletion.await? {
+            Some(deletion) if deletion.status == "complete" => deletion.shutdown_room.kicked_users,
+            Some(_) => {
+                let why = self.reader.deletion_failure(room_id).await?;
+                return Err(failed(format!("Synapse could not delete the room: {why}")));
+            }
+            // Synapse forgets a deletion after seven days.
+            None if self.reader.knows_room(room_id).await? => {
+                let why = "Synapse no longer knows the deletion, and still has the room";
+                return Err(failed(why.to_owned()));
+            }
+            None => Vec::new(),
+        };
+        Ok(EndedDeletion { ended_at: self.reader.clock.now(), removed_users })
+    }
+
+    /// Has Synapse delete the messages of a room before an event, which stays, and returns the id of the purge
+    /// (`POST /v1/purge_history/{room_id}`).
+    pub(crate) async fn purge_history(
+        &self,
+        room_id: &str,
+        first_kept: &str,
+        delete_local_events: bool,
+    ) -> Result<String, Error> {
+        #[derive(Deserialize)]
+        struct Accepted {
+            purge_id: String,
+        }
+        let response = self
+            .send(Call {
+                method: Method::POST,
+                base: Base::Homeserver,
+                endpoint: "/_synapse/admin/v1/purge_history/{}",
+                ids: &[room_id],
+                query: vec![],
+                body: Some(json!({
+                    "purge_up_to_event_id": first_kept,
+                    "delete_local_events": delete_local_events,
+                })),
+                repeat: Repeat::IfNotApplied,
+                pacing: Pacing::Normal,
+                timeout: Some(self.reader.transport.request_timeout()),
+            })
+            .await?;
+        Ok(response.decode::<Accepted>()?.purge_id)
+    }
+
+    /// Waits until a purge of a room's history has ended, as [`deletion_ended`](Self::deletion_ended) does.
+    pub(crate) async fn history_purge_ended(
+        &self,
+        room_id: &str,
+        purge_id: &str,
+    ) -> Result<(), Error> {
+        let purge = ended(|| async {
+            let purge = self.reader.history_purge_status(purge_id).await?;
+            Ok(matches!(purge.status.as_str(), "complete" | "failed").then_some(purge))
+        });
+        let why = match purge.await? {
+            Some(purge) if purge.status == "complete" => return Ok(()),
+            Some(purge) => purge.error.unwrap_or_else(|| "no reason is given".to_owned()),
+            None => "it no longer knows the purge".to_owned(),
+        };
+        Err(Error {
+            method: Method::POST,
+            path: format!("/_synapse/admin/v1/purge_history/{room_id}"),
+            cause: Cause::Contradicted(format!("Synapse could not purge the history: {why}")),
+            advice: None,
+        })
+    }
+
     /// Sends a request from the configuration and returns the body of the response.
     pub(crate) async fn request(&self, raw: &RawRequest) -> Result<Vec<u8>, Error> {
         let session = self.reader.session(&self.cancel);
@@ -208,5 +347,24 @@ impl Writer {
 
     async fn send(&self, call: Call<'_>) -> Result<Response, Error> {
         self.reader.transport.send(&call, self.reader.session(&self.cancel)).await
+    }
+}
+
+/// Asks for the end of a task until there is one; `None` if Synapse does not know the task.
+async fn ended<T, F>(ask: impl Fn() -> F) -> Result<Option<T>, Error>
+where
+    F: Future<Output = Result<Option<T>, Error>>,
+{
+    let mut wait = FIRST_POLL;
+    loop {
+        tokio::time::sleep(wait).await;
+        wait = wait.saturating_mul(2).min(MAX_POLL);
+        match ask().await {
+            Ok(None) => {}
+            Ok(ended) => return Ok(ended),
+            Err(error) if error.is_not_found() => return Ok(None),
+            Err(error) if error.is_transient() => {}
+            Err(error) => return Err(error),
+        }
     }
 }

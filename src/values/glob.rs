@@ -64,7 +64,28 @@ impl FromStr for UserGlob {
     }
 }
 
-text_values! { Glob: "a glob with * and ?"; UserGlob: "a Matrix id or a glob over whole Matrix ids, starting with @ or *"; }
+/// A room by its id, its alias or its name, or a glob over these.
+#[derive(Debug, Clone)]
+pub struct RoomGlob(pub Glob);
+
+impl FromStr for RoomGlob {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text.is_empty() {
+            return Err("an empty text cannot match any room".to_owned());
+        }
+        if text.starts_with('#') && !text.contains(['*', '?', ':']) {
+            return Err(format!(
+                "{text:?} cannot match any alias, which includes its server: expected a text such as \"{text}:example.com\" or \"{text}:*\""
+            ));
+        }
+        let Ok(glob) = text.parse();
+        Ok(Self(glob))
+    }
+}
+
+text_values! { Glob: "a glob with * and ?"; UserGlob: "a Matrix id or a glob over whole Matrix ids, starting with @ or *"; RoomGlob: "a room id, an alias or a name, or a glob over these"; }
 
 /// The patterns that have matched something so far: one that never does is probably a typo, and reported.
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -146,6 +167,14 @@ mod tests {
     fn a_pattern_that_cannot_match_any_user_is_rejected() {
         insta::assert_snapshot!("bob".parse::<UserGlob>().unwrap_err(), @r#""bob" cannot match any user: expected a Matrix id, or a glob over whole Matrix ids, that starts with `@` or `*`, such as "@bob:example.com" or "@bot-*""#);
         insta::assert_snapshot!("@bob".parse::<UserGlob>().unwrap_err(), @r#""@bob" cannot match any user: expected a whole Matrix id such as "@bob:example.com""#);
+    }
+
+    #[test]
+    fn a_pattern_that_cannot_match_any_room_is_rejected() {
+        insta::assert_snapshot!("#lobby".parse::<RoomGlob>().unwrap_err(), @r##""#lobby" cannot match any alias, which includes its server: expected a text such as "#lobby:example.com" or "#lobby:*""##);
+        for text in ["!id", "#lobby*", "Old *", "*"] {
+            assert!(text.parse::<RoomGlob>().is_ok(), "{text}");
+        }
     }
 
     #[test]

@@ -1,10 +1,11 @@
 //! A dry run sends nothing but GET, for every kind in the table.
 
 use microglia::jobs::KINDS;
+use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::fake::{Fake, TOKEN, User};
-use crate::homeserver::Synapse;
+use crate::homeserver::{Synapse, encoded};
 use crate::program::{Program, changes, figures};
 
 const HOUR_MS: i64 = 60 * 60 * 1000;
@@ -15,6 +16,11 @@ fn jobs(room: &str) -> String {
         "purge-local-media" | "purge-remote-media" => "older_than = \"90d\"".to_owned(),
         "join-rooms" => format!("rooms = [\"{room}\"]"),
         "remove-external-ids" => "providers = [\"saml\"]\naccounts = \"all\"".to_owned(),
+        "purge-history" => {
+            "older_than = \"2d\"\nallow_recent = true\nall_rooms = true\ndelete_local_events = true"
+                .to_owned()
+        }
+        "delete-rooms" => "empty_for = \"2d\"".to_owned(),
         "request" => {
             "method = \"DELETE\"\npath = \"/_synapse/admin/v2/rooms/{{ now_ms() }}\"".to_owned()
         }
@@ -26,6 +32,11 @@ fn jobs(room: &str) -> String {
         format!("[jobs.{kind}]\nkind = \"{kind}\"\nmode = \"apply\"\n{}\n\n", keys(kind))
     };
     KINDS.iter().map(|kind| job(kind.name)).collect()
+}
+
+async fn saw_empty_rooms_long_ago(program: &Program) {
+    program.dry_run("delete-rooms").await;
+    program.sql("UPDATE facts SET value = '0' WHERE topic = 'empty-room'").await;
 }
 
 fn assert_plans_something(kind: &str, report: &Value) {
@@ -44,14 +55,24 @@ fn assert_plans_something(kind: &str, report: &Value) {
 
 #[tokio::test]
 async fn a_dry_run_sends_only_get_requests_to_a_real_synapse() {
-    let synapse = Synapse::start().await;
+    let mut synapse = Synapse::days_ago(3, "").await;
     let alice = synapse.register("alice").await;
+    let empty = synapse.create_room(&alice, json!({})).await;
+    synapse.leave(&alice, &empty).await;
+    let talk = synapse.create_room(&alice, json!({})).await;
+    let path = format!("/_matrix/client/v3/rooms/{}/send/m.room.message", encoded(&talk));
+    for _ in 0..2 {
+        let message = json!({"msgtype": "m.text", "body": "old"});
+        assert_eq!(synapse.client(&alice, Method::POST, &path, message).await.0, 200);
+    }
+    synapse.return_to_now().await;
     synapse.external_ids(&alice.user_id, &[("saml", "alice")]).await;
     let file = synapse.upload(&alice, b"old").await;
     synapse.age_media(&file, 400, None).await;
     synapse.insert_remote_media("far.test", "old", 400).await;
     let room = synapse.create_room(&synapse.admin, json!({ "preset": "public_chat" })).await;
     let program = Program::new(&synapse.url, &synapse.admin.token, &jobs(&room));
+    saw_empty_rooms_long_ago(&program).await;
     for kind in KINDS {
         synapse.forget_requests();
         assert_plans_something(kind.name, &program.dry_run(kind.name).await);
@@ -73,7 +94,10 @@ async fn a_dry_run_sends_only_get_requests_whatever_the_limits_allow() {
     let fake = Fake::start();
     fake.world(|world| {
         world.users(20, |i| User::default().external("saml", &i.to_string()));
-        world.room("!room:fake.test");
+        world.room("!room:fake.test").timeline = ["$new", "$old"]
+            .map(|id| json!({"type": "m.room.message", "event_id": id, "sender": "@a:fake.test", "origin_server_ts": HOUR_MS}))
+            .to_vec();
+        world.emptied_room("!empty:fake.test", "@user000000:fake.test", 3);
         for i in 0..20 {
             world.media("@user000000:fake.test", &format!("file{i}"), 10, HOUR_MS, None);
         }
@@ -83,6 +107,7 @@ async fn a_dry_run_sends_only_get_requests_whatever_the_limits_allow() {
     let defaults = "[defaults]\nretries = { attempts = 1 }\nwindow = \"00:00-00:01\"\n\n";
     let program =
         Program::new(&fake.url(), TOKEN, &format!("{defaults}{}", jobs("!room:fake.test")));
+    saw_empty_rooms_long_ago(&program).await;
     for kind in KINDS {
         fake.forget();
         assert_plans_something(kind.name, &program.dry_run(kind.name).await);

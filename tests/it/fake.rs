@@ -50,7 +50,7 @@ pub use self::mas::{CLIENT_ID, CLIENT_SECRET, Provider};
 pub use self::messages::Message;
 pub use self::openapi::Operation;
 use self::world::Doomed;
-pub use self::world::{Member, SERVER_NAME, TOKEN, User, World};
+pub use self::world::{Member, SERVER_NAME, TOKEN, User, World, room_event};
 
 /// A running homeserver on 127.0.0.1, stopped when dropped.
 pub struct Fake {

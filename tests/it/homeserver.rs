@@ -32,6 +32,8 @@ use crate::{postgres, venv};
 const SERVER_NAME: &str = "hs.test";
 const PASSWORD: &str = "wordpass";
 const APPSERVICE_TOKEN: &str = "appservice-token-of-the-test-bridge";
+/// The file that `synapse.py` reads.
+const DAYS_AGO: &str = "days-ago";
 const DAY_MS: i64 = 24 * 60 * 60 * 1000;
 
 const BACKGROUND_UPDATES_TIMEOUT: Duration = Duration::from_mins(2);
@@ -85,6 +87,23 @@ impl Synapse {
         let token = directory.path().join("admin-token");
         let token = fs::read_to_string(token).expect("read the admin token");
         Self::launch(&prepared.python, directory, extra_yaml, token).await
+    }
+
+    /// Starts a Synapse whose clock is so many days behind, until [`Self::return_to_now`].
+    pub async fn days_ago(days: u32, extra_yaml: &str) -> Self {
+        let prepared = prepared().await;
+        let directory = prepared.instance();
+        fs::write(directory.path().join(DAYS_AGO), days.to_string()).expect("write the days");
+        let token = directory.path().join("admin-token");
+        let token = fs::read_to_string(token).expect("read the admin token");
+        Self::launch(&prepared.python, directory, extra_yaml, token).await
+    }
+
+    /// Starts Synapse again, at another URL and with the right clock.
+    pub async fn return_to_now(&mut self) {
+        self.stop().await;
+        fs::remove_file(self.dir.join(DAYS_AGO)).expect("remove the days");
+        self.run(&prepared().await.python).await;
     }
 
     /// Waits for Synapse to end in good order, as `systemctl stop` does.
@@ -156,11 +175,15 @@ impl Synapse {
     async fn launch(python: &Path, directory: TempDir, extra_yaml: &str, token: String) -> Self {
         let mut synapse = Self::in_directory(directory, token).await;
         fs::write(synapse.dir.join("extra.yaml"), extra_yaml).expect("write extra.yaml");
-        let configs = ["homeserver.yaml", "extra.yaml"];
-        let (process, port) = Process::start(python, &synapse.dir, "homeserver", &configs).await;
-        synapse.process = Some(process);
-        synapse.url = format!("http://127.0.0.1:{port}");
+        synapse.run(python).await;
         synapse
+    }
+
+    async fn run(&mut self, python: &Path) {
+        let configs = ["homeserver.yaml", "extra.yaml"];
+        let (process, port) = Process::start(python, &self.dir, "homeserver", &configs).await;
+        self.process = Some(process);
+        self.url = format!("http://127.0.0.1:{port}");
     }
 
     /// Writes the configuration, and starts nothing yet.

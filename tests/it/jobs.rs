@@ -1,7 +1,9 @@
 //! One file per kind: what it must do, and what it must leave alone.
 
+mod delete_rooms;
 pub mod in_process;
 mod join_rooms;
+mod purge_history;
 mod purge_local_media;
 mod purge_remote_media;
 mod purge_rounds;

@@ -4,6 +4,7 @@ Usage: python -I synapse.py APP --config-path FILE..., in the homeserver's own d
 "homeserver", or a worker's "generic_worker" or "media_repository". The port is written to stdout.
 A line "stop" on stdin stops Synapse in good order; the end of stdin means that the test process is
 gone, however it died, so the process exits and takes the directory with it.
+A file "days-ago" in the directory sets its clock back by that many days.
 """
 
 import importlib
@@ -11,6 +12,7 @@ import os
 import shutil
 import sys
 import threading
+import time
 
 
 def obey_stdin() -> None:
@@ -30,6 +32,12 @@ def obey_stdin() -> None:
 
 # Before the imports, which take a second in which the test can die.
 threading.Thread(target=obey_stdin, daemon=True).start()
+
+if os.path.exists("days-ago"):
+    with open("days-ago") as file:
+        seconds_ago = float(file.read()) * 86400
+    real_time = time.time
+    time.time = lambda: real_time() - seconds_ago
 
 from synapse.app import _base  # noqa: E402
 from synapse.module_api import DirectServeJsonResource, ModuleApi  # noqa: E402

@@ -123,6 +123,8 @@ fn items_of(kind: &str) -> Items {
         "purge-local-media" | "purge-remote-media" => ("file", "files", "deleted"),
         "join-rooms" => ("member", "members", "joined"),
         "remove-external-ids" => ("external id", "external ids", "removed"),
+        "delete-rooms" => ("room", "rooms", "shut down or purged"),
+        "purge-history" => ("room", "rooms", "purged"),
         "request" => ("request", "requests", "sent"),
         _ => ("item", "items", "changed"),
     };

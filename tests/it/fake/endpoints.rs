@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::{
     Process, Seen, messages,
-    world::{Doomed, ListedJob, Media, Room, Token, User, World},
+    world::{Doomed, ListedJob, Media, Room, Token, User, World, room_event},
 };
 
 /// Responds to one request, and carries it out except for the deletion of files.
@@ -290,6 +290,33 @@ static ROUTES: &[Route] = &[
     Route::new("GET", "/_synapse/admin/v1/rooms/*/members", (1, 18), Gate::Admin, members),
     Route::new("GET", "/_synapse/admin/v1/rooms/*/state", (1, 27), Gate::Admin, state),
     Route::new("GET", "/_synapse/admin/v1/rooms/*/block", (1, 48), Gate::Admin, block),
+    Route::new("GET", "/_synapse/admin/v1/rooms", (1, 0), Gate::Admin, rooms),
+    Route::new("GET", "/_synapse/admin/v1/rooms/*/messages", (1, 68), Gate::Admin, messages),
+    Route::new("GET", "/_synapse/admin/v1/rooms/*/context/*", (1, 22), Gate::Admin, context),
+    Route::new("GET", "/_synapse/admin/v1/scheduled_tasks", (1, 130), Gate::Admin, tasks),
+    Route::new(
+        "GET",
+        "/_synapse/admin/v1/rooms/*/timestamp_to_event",
+        (1, 58),
+        Gate::Admin,
+        timestamp_to_event,
+    ),
+    Route::new("POST", "/_synapse/admin/v1/purge_history/*", (1, 0), Gate::Admin, purge_history),
+    Route::new(
+        "GET",
+        "/_synapse/admin/v1/purge_history_status/*",
+        (1, 0),
+        Gate::Admin,
+        purge_history_status,
+    ),
+    Route::new("DELETE", "/_synapse/admin/v2/rooms/*", (1, 48), Gate::Admin, delete_room),
+    Route::new(
+        "GET",
+        "/_synapse/admin/v2/rooms/delete_status/*",
+        (1, 48),
+        Gate::Admin,
+        delete_status,
+    ),
     Route::new("POST", "/_synapse/admin/v1/join/*", (1, 13), Gate::Admin, join),
     Route::new(
         "GET",
@@ -805,24 +832,29 @@ fn has_state(world: &World, room: &Room) -> bool {
 
 fn room(world: &mut World, call: &Call) -> Answered {
     let (room_id, room) = known_room(world, call)?;
-    let here = has_state(world, room);
-    let joined: Vec<_> =
-        room.members.iter().filter(|(_, member)| here && member.membership == "join").collect();
-    let local = joined.iter().filter(|(user_id, _)| world.is_local(user_id)).count();
-    let mut body = json!({
-        "room_id": room_id, "name": room.name, "avatar": null, "topic": null,
-        "canonical_alias": room.aliases.first(), "joined_members": joined.len(), "joined_local_members": local,
-        "joined_local_devices": local, "version": room.version, "creator": room.creator, "encryption": null,
-        "federatable": true, "public": room.join_rule.as_deref() == Some("public"),
-        "join_rules": room.join_rule.as_ref().filter(|_| here), "guest_access": null,
-        "history_visibility": here.then_some("shared"), "state_events": room.members.len() + 4, "room_type": null,
-        "forgotten": false,
-    });
+    let mut body = room_row(world, room_id, room);
+    body["forgotten"] = false.into();
     if world.at_least((1, 153)) {
         body["tombstoned"] = room.tombstone.is_some().into();
         body["replacement_room"] = room.tombstone.clone().into();
     }
     Ok(Answer::json(&body))
+}
+
+/// A room in lists, and by its id.
+fn room_row(world: &World, room_id: &str, room: &Room) -> Value {
+    let here = has_state(world, room);
+    let joined: Vec<_> =
+        room.members.iter().filter(|(_, member)| here && member.membership == "join").collect();
+    let local = joined.iter().filter(|(user_id, _)| world.is_local(user_id)).count();
+    json!({
+        "room_id": room_id, "name": room.name.as_ref().filter(|_| here), "avatar": null, "topic": null,
+        "canonical_alias": room.aliases.first().filter(|_| here), "joined_members": joined.len(), "joined_local_members": local,
+        "joined_local_devices": local, "version": room.version, "creator": room.creator, "encryption": (here && room.encrypted).then_some("m.megolm.v1.aes-sha2"),
+        "federatable": true, "public": room.join_rule.as_deref() == Some("public"),
+        "join_rules": room.join_rule.as_ref().filter(|_| here), "guest_access": null,
+        "history_visibility": here.then_some("shared"), "state_events": room.members.len() + 4, "room_type": null,
+    })
 }
 
 fn members(world: &mut World, call: &Call) -> Answered {
@@ -891,6 +923,11 @@ fn state_events(world: &World, room_id: &str, room: &Room, only: Option<&str>) -
             || json!({"body": "This room has been replaced", "replacement_room": replacement});
         add("m.room.tombstone", "", &room.creator, &content);
     }
+    for event in &room.extra_state {
+        add(event["type"].as_str().unwrap_or_default(), "", &room.creator, &|| {
+            event["content"].clone()
+        });
+    }
     for (user_id, member) in &room.members {
         let profile = || world.users.get(user_id).map(|user| displayname(user_id, user));
         add("m.room.member", user_id, &member.sender, &|| {
@@ -902,6 +939,225 @@ fn state_events(world: &World, room_id: &str, room: &Room, only: Option<&str>) -
         });
     }
     events
+}
+
+/// The list of rooms, of which only empty ones can be asked for.
+fn rooms(world: &mut World, call: &Call) -> Answered {
+    if call.text("search_term").is_some() {
+        world.complain(format!("other filters do not count with this: {}", call.seen.query));
+    }
+    let only_empty = call.boolean("empty_rooms")? == Some(true);
+    let from = usize::try_from(call.integer("from")?.unwrap_or(0)).unwrap_or(0);
+    let limit = usize::try_from(call.integer("limit")?.unwrap_or(100)).unwrap_or(0);
+    let listed: Vec<_> =
+        world.rooms.iter().filter(|(_, room)| !(only_empty && has_state(world, room))).collect();
+    let rows: Vec<_> = listed
+        .iter()
+        .skip(from)
+        .take(limit)
+        .map(|(room_id, room)| room_row(world, room_id, room))
+        .collect();
+    let mut body = json!({"rooms": rows, "offset": from, "total_rooms": listed.len()});
+    if from + limit < listed.len() {
+        body["next_batch"] = (from + limit).into();
+    }
+    Ok(Answer::json(&body))
+}
+
+fn filter_types(call: &Call) -> Vec<String> {
+    let filter: Value =
+        call.text("filter").and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default();
+    serde_json::from_value(filter["types"].clone()).unwrap_or_default()
+}
+
+fn messages(world: &mut World, call: &Call) -> Answered {
+    let types = filter_types(call);
+    let limit = usize::try_from(call.integer("limit")?.unwrap_or(10)).unwrap_or(0);
+    let from: usize = call.text("from").and_then(|from| from.parse().ok()).unwrap_or(0);
+    // Of an unknown room there is nothing to see.
+    let timeline = world.rooms.get(&call.args[0]).map(|room| room.timeline.as_slice());
+    let fits = |event: &&Value| {
+        types.is_empty() || types.iter().any(|kind| event["type"] == kind.as_str())
+    };
+    let events = timeline.unwrap_or_default().iter().filter(fits);
+    let chunk: Vec<&Value> = events.skip(from).take(limit).collect();
+    let mut body = json!({"start": from.to_string(), "chunk": chunk});
+    if !chunk.is_empty() {
+        body["end"] = (from + chunk.len()).to_string().into();
+    }
+    Ok(Answer::json(&body))
+}
+
+/// The state before an event, from what the room was.
+fn context(world: &mut World, call: &Call) -> Answered {
+    let types = filter_types(call);
+    let (room_id, room) = known_room(world, call)?;
+    let mut state = state_events(world, room_id, room, None);
+    state.retain(|event| types.iter().any(|kind| event["type"] == kind.as_str()));
+    if room.encrypted {
+        state.push(room_event("m.room.encryption", "", &room.creator, 1, &json!({})));
+    }
+    let mut events = room.timeline.iter().enumerate();
+    let Some((index, event)) = events.find(|(_, event)| event["event_id"] == call.args[1].as_str())
+    else {
+        return refused(404, "M_NOT_FOUND", "Event not found.");
+    };
+    Ok(Answer::json(&json!({
+        "event": event, "events_before": [], "events_after": [], "state": state,
+        "start": (index + 1).to_string(), "end": index.to_string(),
+    })))
+}
+
+/// The first event since a time.
+fn timestamp_to_event(world: &mut World, call: &Call) -> Answered {
+    let (_, room) = known_room(world, call)?;
+    let time = call.integer("ts")?.unwrap_or(0);
+    let sent = |event: &&Value| event["origin_server_ts"].as_i64();
+    let later = room.timeline.iter().filter(|event| sent(event) >= Some(time));
+    match later.min_by_key(sent) {
+        Some(event) => Ok(Answer::json(
+            &json!({"event_id": event["event_id"], "origin_server_ts": event["origin_server_ts"]}),
+        )),
+        None => refused(
+            404,
+            "M_NOT_FOUND",
+            &format!("Unable to find event from {time} in direction Direction.FORWARDS"),
+        ),
+    }
+}
+
+fn purge_history(world: &mut World, call: &Call) -> Answered {
+    let (body, room_id) = (call.object()?, &call.args[0]);
+    if !body["delete_local_events"].is_boolean() {
+        world.complain(format!("purge of {room_id} without delete_local_events"));
+    }
+    let (_, room) = known_room(world, call)?;
+    let Some(first_kept) = body["purge_up_to_event_id"].as_str() else {
+        return refused(400, "M_BAD_JSON", "must specify purge_up_to_event_id or purge_up_to_ts");
+    };
+    if !room.timeline.iter().any(|event| event["event_id"] == first_kept) {
+        return refused(404, "M_NOT_FOUND", &format!("Could not find event {first_kept}"));
+    }
+    if world.tasks.iter().any(|task| task.status == "active") {
+        world.complain(format!("{room_id} is purged at the same time as another room"));
+    }
+    let id = world.task("purge_history", "active", room_id, false);
+    if let Some(task) = world.tasks.last_mut() {
+        task.first_kept = Some(first_kept.to_owned());
+    }
+    if world.polls_per_deletion == 0 {
+        end_deletion(world, &id);
+    }
+    Ok(Answer::json(&json!({"purge_id": id})))
+}
+
+fn purge_history_status(world: &mut World, call: &Call) -> Answered {
+    let status: Value =
+        serde_json::from_slice(&delete_status(world, call)?.body).unwrap_or_default();
+    let task = world.tasks.iter().find(|task| task.id == call.args[0]);
+    let mut body = json!({"status": status["status"]});
+    if let Some(error) = task.and_then(|task| task.error.clone()) {
+        body["error"] = error.into();
+    }
+    Ok(Answer::json(&body))
+}
+
+fn tasks(world: &mut World, call: &Call) -> Answered {
+    let asked = |name: &str, value: &str| {
+        let mut values = call.query.iter().filter(|(key, _)| key == name).peekable();
+        values.peek().is_none() || values.any(|(_, wanted)| wanted == value)
+    };
+    let tasks: Vec<_> = world
+        .tasks
+        .iter()
+        .filter(|task| asked("action_name", &task.action) && asked("resource_id", &task.room_id))
+        .map(|task| json!({
+            "id": task.id, "action": task.action, "status": task.status, "timestamp_ms": task.at_ms,
+            "resource_id": task.room_id, "result": null, "error": task.error,
+        }))
+        .collect();
+    Ok(Answer::json(&json!({"scheduled_tasks": tasks})))
+}
+
+fn delete_room(world: &mut World, call: &Call) -> Answered {
+    let body = call.object()?;
+    let room_id = &call.args[0];
+    let purge = match body.get("purge") {
+        None => true,
+        Some(Value::Bool(purge)) => *purge,
+        Some(_) => return refused(400, "M_BAD_JSON", "Param 'purge' must be a boolean, if given"),
+    };
+    if world.rooms.get(room_id).is_some_and(|room| has_state(world, room)) {
+        world.complain(format!("{room_id} is deleted, and has local members"));
+    }
+    let under_way = |status: &str| matches!(status, "active" | "scheduled");
+    if let Some(task) = world.tasks.iter().find(|task| under_way(&task.status)) {
+        if task.room_id == *room_id {
+            let error = format!("Purge already in progress for {room_id}");
+            return refused(400, "M_UNKNOWN", &error);
+        }
+        let other = task.room_id.clone();
+        world.complain(format!("{room_id} is deleted at the same time as {other}"));
+    }
+    if body["block"] == true {
+        let admin = call.caller.clone();
+        world.room(room_id).blocked = Some(admin);
+    }
+    let id = world.task("shutdown_and_purge_room", "active", room_id, purge);
+    if world.polls_per_deletion == 0 {
+        end_deletion(world, &id);
+    }
+    Ok(Answer::json(&json!({"delete_id": id})))
+}
+
+/// Returns who was removed from the room.
+fn end_deletion(world: &mut World, id: &str) -> Vec<String> {
+    let (now, error) = (world.now().timestamp_millis(), world.deletion_error.clone());
+    let mut kicked = Vec::new();
+    let Some(task) = world.tasks.iter_mut().find(|task| task.id == id) else { return kicked };
+    task.at_ms = now;
+    task.error = error;
+    if task.error.is_some() {
+        "failed".clone_into(&mut task.status);
+        return kicked;
+    }
+    "complete".clone_into(&mut task.status);
+    let Some(room) = world.rooms.get_mut(&task.room_id) else { return kicked };
+    if let Some(first_kept) = &task.first_kept {
+        let kept = room.timeline.iter().position(|event| event["event_id"] == first_kept.as_str());
+        room.timeline.truncate(kept.map_or(usize::MAX, |kept| kept + 1));
+        return kicked;
+    }
+    for (user_id, member) in &mut room.members {
+        if matches!(&*member.membership, "invite" | "knock") {
+            "leave".clone_into(&mut member.membership);
+            kicked.push(user_id.clone());
+            let content = json!({"membership": "leave"});
+            room.timeline.insert(0, room_event("m.room.member", user_id, user_id, now, &content));
+        }
+    }
+    if task.purge {
+        world.rooms.remove(&task.room_id);
+    }
+    kicked
+}
+
+/// Each question brings a deletion nearer to its end.
+fn delete_status(world: &mut World, call: &Call) -> Answered {
+    let Some(task) = world.tasks.iter_mut().find(|task| task.id == call.args[0]) else {
+        return refused(404, "M_NOT_FOUND", &format!("delete id '{}' not found", call.args[0]));
+    };
+    task.polls = task.polls.saturating_sub(1);
+    let ends = task.status == "active" && task.polls == 0;
+    let kicked = if ends { end_deletion(world, &call.args[0]) } else { Vec::new() };
+    let task = world.tasks.iter().find(|task| task.id == call.args[0]);
+    let shutdown = json!({"kicked_users": kicked, "failed_to_kick_users": [], "local_aliases": [], "new_room_id": null});
+    Ok(Answer::json(&json!({
+        "delete_id": call.args[0],
+        "room_id": task.map(|task| &task.room_id),
+        "status": task.map(|task| &task.status),
+        "shutdown_room": task.filter(|task| task.status != "failed").map(|_| shutdown),
+    })))
 }
 
 fn block(world: &mut World, call: &Call) -> Answered {

@@ -7,6 +7,7 @@ use std::{
 };
 
 use chrono::{DateTime, TimeDelta, Utc};
+use serde_json::{Value, json};
 
 use super::mas::Mas;
 use super::messages::Message;
@@ -41,6 +42,12 @@ pub struct World {
     pub remote: BTreeMap<u64, Remote>,
     /// Oldest first.
     pub messages: Vec<Message>,
+    /// Deletions of rooms, oldest first.
+    pub tasks: Vec<Task>,
+    /// How often a deletion is asked for before it has ended.
+    pub polls_per_deletion: u32,
+    /// Why deletions fail.
+    pub deletion_error: Option<String>,
     files: BTreeMap<String, Media>,
     files_by_owner: BTreeMap<String, BTreeSet<String>>,
     /// Recently read lists, by their request.
@@ -71,6 +78,9 @@ impl World {
             rooms: BTreeMap::new(),
             remote: BTreeMap::new(),
             messages: Vec::new(),
+            tasks: Vec::new(),
+            polls_per_deletion: 1,
+            deletion_error: None,
             files: BTreeMap::new(),
             files_by_owner: BTreeMap::new(),
             listings: HashMap::new(),
@@ -114,6 +124,42 @@ impl World {
     pub fn room(&mut self, room_id: &str) -> &mut Room {
         let admin = self.admin();
         self.rooms.entry(room_id.to_owned()).or_insert_with(|| Room::of(&admin))
+    }
+
+    /// A room of a user who left it so many days ago.
+    pub fn emptied_room(&mut self, room_id: &str, user_id: &str, days: i64) -> &mut Room {
+        let left_ms = (self.now() - TimeDelta::days(days)).timestamp_millis();
+        let room = self.rooms.entry(room_id.to_owned()).or_insert_with(|| Room::of(user_id));
+        room.left(user_id);
+        room.timeline = vec![
+            room_event("m.room.member", user_id, user_id, left_ms, &json!({"membership": "leave"})),
+            room_event(
+                "m.room.member",
+                user_id,
+                user_id,
+                LONG_AGO_MS,
+                &json!({"membership": "join"}),
+            ),
+            room_event("m.room.create", "", user_id, LONG_AGO_MS, &json!({})),
+        ];
+        room
+    }
+
+    /// Starts a task of Synapse about a room.
+    pub fn task(&mut self, action: &str, status: &str, room_id: &str, purge: bool) -> String {
+        let id = format!("task{}", self.tasks.len());
+        self.tasks.push(Task {
+            id: id.clone(),
+            action: action.to_owned(),
+            status: status.to_owned(),
+            at_ms: self.now().timestamp_millis(),
+            room_id: room_id.to_owned(),
+            purge,
+            first_kept: None,
+            polls: self.polls_per_deletion,
+            error: None,
+        });
+        id
     }
 
     /// A local file with no flags.
@@ -336,6 +382,12 @@ pub struct Room {
     pub tombstone: Option<String>,
     /// By whom.
     pub blocked: Option<String>,
+    /// What is left of an emptied room, newest first.
+    pub timeline: Vec<Value>,
+    /// Whether its state, also where that is not in the timeline, says so.
+    pub encrypted: bool,
+    /// More of its state.
+    pub extra_state: Vec<Value>,
 }
 
 impl Room {
@@ -353,6 +405,9 @@ impl Room {
             predecessor: None,
             tombstone: None,
             blocked: None,
+            timeline: Vec::new(),
+            encrypted: false,
+            extra_state: Vec::new(),
         };
         room.joined(creator);
         room
@@ -407,6 +462,36 @@ impl Room {
             self.power.get(user_id).copied().unwrap_or(0)
         }
     }
+}
+
+/// An event of a timeline.
+pub fn room_event(
+    kind: &str,
+    state_key: &str,
+    sender: &str,
+    sent_ms: i64,
+    content: &Value,
+) -> Value {
+    json!({
+        "type": kind, "state_key": state_key, "sender": sender, "origin_server_ts": sent_ms,
+        "event_id": format!("${kind}-{state_key}-{sent_ms}"), "content": content, "unsigned": {"age": 1000},
+    })
+}
+
+/// A task of Synapse that deletes a room.
+#[derive(Clone, Debug)]
+pub struct Task {
+    pub id: String,
+    pub action: String,
+    pub status: String,
+    pub at_ms: i64,
+    pub room_id: String,
+    pub purge: bool,
+    /// Of a purge of history: the first event that stays.
+    pub first_kept: Option<String>,
+    /// How often it is asked for before it ends.
+    pub polls: u32,
+    pub error: Option<String>,
 }
 
 #[derive(Clone, Debug)]
