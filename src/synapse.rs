@@ -9,6 +9,7 @@ mod page;
 mod pages;
 mod probe;
 mod reader;
+mod room_files;
 mod rooms;
 mod stream;
 mod user_map;
@@ -22,6 +23,7 @@ pub(crate) use login::{Authenticator, Credentials, DEVICE_ID, NewSession, Respon
 pub(crate) use media::{File, MediaOwner};
 pub(crate) use probe::Whoami;
 pub use reader::Reader;
+pub(crate) use room_files::FileSet;
 pub(crate) use rooms::{MemberEvent, Membership, Permissions};
 pub(crate) use user_map::{UserMap, UserSet};
 pub(crate) use users::{Position, UserPage};
