@@ -177,6 +177,18 @@ impl Job for PurgeLocalMedia {
             let rules = self.rules(before.map_err(PlanError::Refused)?, ReadIn::OneRun);
             return exact::plan(selection, rules, context, plan).await;
         }
+        self.plan_bulk(context, plan).await
+    }
+}
+
+impl PurgeLocalMedia {
+    fn rules(&self, before: Timestamp, read_in: ReadIn) -> Rules {
+        let Self { larger_than, keep_avatars, .. } = *self;
+        Rules { before, larger_than, keep_avatars, read_in }
+    }
+
+    /// Plans calls that each delete all files up to a cut-off.
+    async fn plan_bulk(&self, context: &Context<'_>, plan: &mut Plan) -> Result<(), PlanError> {
         let round = OpenRound::of(context, plan).await;
         // Of the round: its runs look for the same files.
         let before = self.age.past_cut_off(round.started_at).map_err(PlanError::Refused)?;
@@ -227,13 +239,6 @@ impl Job for PurgeLocalMedia {
         (plan.bytes, plan.sample) = (candidates.bytes(), candidates.sample());
         plan.work = Work::BatchPlan(Box::new(candidates));
         Ok(())
-    }
-}
-
-impl PurgeLocalMedia {
-    fn rules(&self, before: Timestamp, read_in: ReadIn) -> Rules {
-        let Self { larger_than, keep_avatars, .. } = *self;
-        Rules { before, larger_than, keep_avatars, read_in }
     }
 }
 

@@ -15,7 +15,7 @@ use super::selection::{Seen, Selection, Verdict};
 use crate::jobs::mas_accounts::state_of;
 use crate::plan::change::{Change, ChangeResult, Check};
 use crate::plan::report::{Action, Exempt};
-use crate::synapse::{Error, FileSet, Reader, Writer};
+use crate::synapse::{Error, File, FileSet, Reader, Writer};
 
 /// What was read again counts for this long.
 const FRESH: Duration = Duration::from_secs(1);
@@ -114,7 +114,7 @@ impl Account {
         })
     }
 
-    fn verdict(&self, file: &crate::synapse::File) -> Verdict {
+    fn verdict(&self, file: &File) -> Verdict {
         self.exact.selection.judge(file, self.exact.rules, &mut Seen::default())
     }
 
@@ -128,10 +128,10 @@ impl Account {
             Err(error) if error.is_not_found() => None,
             user => Some(user?),
         };
-        if let Some(avatar) = user.as_ref().and_then(|user| user.avatar_url.as_deref()) {
-            if rules.keep_avatars {
-                owner.avatar.add_named(avatar);
-            }
+        if let Some(avatar) = user.as_ref().and_then(|user| user.avatar_url.as_deref())
+            && rules.keep_avatars
+        {
+            owner.avatar.add_named(avatar);
         }
         if let Some(accounts) = &selection.accounts {
             owner.is_selected = match &user {

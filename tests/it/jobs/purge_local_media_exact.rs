@@ -111,8 +111,8 @@ async fn accounts_and_names_select_the_files() {
         let account = synapse.register(name).await;
         for file in ["cat.png", "dog.gif"] {
             let id = old(&synapse, &account, 10, "image/png").await;
-            let named = "UPDATE local_media_repository SET upload_name";
-            synapse.sql(&format!("{named} = '{file}' WHERE media_id = '{id}'")).await;
+            let update = "UPDATE local_media_repository SET upload_name";
+            synapse.sql(&format!("{update} = '{file}' WHERE media_id = '{id}'")).await;
             names.push((id, name, file));
         }
         match name {
