@@ -66,6 +66,7 @@ class Synapse:
         for file in home.glob("*.yaml"):
             file.write_text(file.read_text().replace(str(template), str(home)))
         seeded = json.loads((home / "seeded.json").read_text())
+        self.home = home
         self.token, self.rooms = seeded["token"], seeded["rooms"]
         self.start(python, home)
         self.admin = Client(self.url, self.token)

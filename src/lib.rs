@@ -75,6 +75,8 @@
 //! 9. A change that only waits to be sent has done nothing: it is given up when its run has to end, and stays planned. A
 //!    change that was sent is waited for.
 //! 10. Media calls to a homeserver are made one at a time, and none while a lost call may be in progress, across restarts.
+//!     Files that are deleted by their ids are deleted side by side, since each is a call of its own and safe to repeat; no
+//!     other run makes media calls meanwhile.
 //! 11. Changes of external ids on a homeserver, and of links in its MAS with `keep_last`, are made one at a time, whatever
 //!     the limits, across runs and processes: each is read and written under the lock of
 //!     [`plan::change::Lane::ExternalIds`]. Where a response was lost, the lock is held for another minute.
@@ -96,8 +98,8 @@
 //!   offsets drift while accounts come and go.
 //! - The accounts of `purge-local-media` are read in portions, too, but only the run that reads the last one plans
 //!   (`plan::round::Plans`): one call of Synapse deletes by a cut-off for all accounts at once, so that a plan of a portion
-//!   would leave uncounted what the call deletes of the others. Deleting file by file would do for a portion, but it ignores
-//!   protection, quarantine and avatars, and takes a request for each file.
+//!   would leave uncounted what the call deletes of the others. Deleting file by file does for a portion, and is what its
+//!   exact mode does; but it takes a request for each file, and Synapse then ignores protection, quarantine and avatars.
 //!   The cut-off is that of the round's start. Until then each run keeps what it read in a file of the state directory,
 //!   not in the history: it may have ten million records. The file is replaced as a whole, and one that is missing,
 //!   damaged, or of another round or version, also because another replica took over, starts the round anew.
@@ -106,6 +108,11 @@
 //!   that a plan that was cut off continues from the same file. A file that was used since it was read is still planned:
 //!   Synapse keeps it, as it compares the last access itself, and it counts as skipped. A file whose protection or
 //!   quarantine ended since then is deleted unplanned, as between any plan and its calls. A round of one run saves nothing.
+//! - The exact mode of `purge-local-media` judges each file again just before it is deleted, with what was read of it within
+//!   the last second: sixteen files are listed with one request, because one for each would take half as long again as the
+//!   deletions. What rooms use is known from the plan only: their state takes a request each, and a file that became a
+//!   room's avatar since has been accessed, too. It is read anew in each run, because nothing else tells that an avatar
+//!   was changed (the number of state events stays the same), and any text in it that names a local file counts.
 //! - Tables of the configuration are read key by key (`schema!`), not through serde's derive: each key reports its own
 //!   error with its location, and the same definition is what `kinds` prints.
 //! - The memory of `delete-rooms` is a fact for each empty room, when it was first seen so and when it was shut down: about

@@ -56,6 +56,11 @@ impl Response {
         self.error(Cause::Unexpected(problem.into()))
     }
 
+    /// Returns the error for a response that says that this one target was not changed.
+    pub(crate) fn contradicted(&self, problem: &str) -> Error {
+        self.error(Cause::Contradicted(problem.to_owned()))
+    }
+
     fn error(&self, cause: Cause) -> Error {
         Error { method: self.method.clone(), path: self.path.clone(), cause, advice: None }
     }

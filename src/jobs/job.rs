@@ -40,6 +40,11 @@ pub trait Job: Debug + Send + Sync + Sized + 'static {
         true
     }
 
+    /// How the job reads its list, where that depends on its keys.
+    fn rounds(&self) -> Option<Rounds> {
+        Self::ROUNDS
+    }
+
     /// The facts that the job needs from earlier runs.
     fn topic(&self) -> Option<Topic> {
         None
@@ -222,6 +227,7 @@ impl Context<'_> {
 pub trait AnyJob: Debug + Send + Sync {
     fn kind(&self) -> &'static Kind;
     fn is_repeatable(&self) -> bool;
+    fn rounds(&self) -> Option<Rounds>;
     fn topic(&self) -> Option<Topic>;
     fn warnings(&self) -> Vec<(&'static str, String)>;
     fn check<'a>(
@@ -280,6 +286,10 @@ impl<J: Job> AnyJob for J {
 
     fn is_repeatable(&self) -> bool {
         Job::is_repeatable(self)
+    }
+
+    fn rounds(&self) -> Option<Rounds> {
+        Job::rounds(self)
     }
 
     fn topic(&self) -> Option<Topic> {

@@ -2,10 +2,11 @@
 
 use std::collections::HashMap;
 
+use super::account_state::AccountState;
 use crate::http::Error;
 use crate::mas::{User, UserStatus};
 use crate::plan::report::Exempt;
-use crate::synapse::Reader;
+use crate::synapse::{self, Reader};
 
 /// The accounts that MAS has locked or deactivated; none where no MAS is configured.
 #[derive(Debug, Default)]
@@ -33,11 +34,27 @@ impl GoneAccounts {
 
 /// Whether MAS has locked or deactivated the account by now; false where no MAS is configured.
 pub(super) async fn is_gone(reader: &Reader, user_id: &str) -> Result<bool, Error> {
+    Ok(in_mas(reader, user_id).await?.is_some_and(|user| exempt(&user).is_some()))
+}
+
+/// The state of an account by now: as MAS says, or as Synapse says of one that MAS does not know.
+pub(super) async fn state_of(reader: &Reader, user: &synapse::User) -> Result<AccountState, Error> {
+    Ok(match in_mas(reader, &user.name).await?.map(|user| exempt(&user)) {
+        Some(Some(Exempt::Deactivated)) => AccountState::Deactivated,
+        Some(Some(_)) => AccountState::Locked,
+        // Suspension is Synapse's own.
+        Some(None) if user.suspended => AccountState::Locked,
+        Some(None) => AccountState::Active,
+        None => AccountState::of(user),
+    })
+}
+
+async fn in_mas(reader: &Reader, user_id: &str) -> Result<Option<User>, Error> {
     let localpart = user_id.strip_prefix('@').and_then(|id| id.split_once(':'));
-    let (Some(mas), Some((localpart, _))) = (reader.mas(), localpart) else { return Ok(false) };
+    let (Some(mas), Some((localpart, _))) = (reader.mas(), localpart) else { return Ok(None) };
     // The case of the name does not matter to MAS, but to Synapse.
     let user = mas.user_by_name(localpart).await?.map(|user| user.attributes);
-    Ok(user.is_some_and(|user| user.username == localpart && exempt(&user).is_some()))
+    Ok(user.filter(|user| user.username == localpart))
 }
 
 fn exempt(user: &User) -> Option<Exempt> {

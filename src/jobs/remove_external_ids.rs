@@ -13,6 +13,7 @@ mod upstream_providers;
 
 use std::sync::Arc;
 
+use super::account_state::AccountState;
 use super::job::{CheckResult, Context, Job, Needs, PlanError, ReadEstimate, Undo};
 use crate::plan::change::Plan;
 use crate::plan::report::Action;
@@ -20,7 +21,7 @@ use crate::plan::round::{Plans, Rounds};
 use crate::synapse::{self, Identity, Reader, Version};
 use crate::values::clock::Timestamp;
 use crate::values::schema::{ConfigError, Key, Table};
-use keys::{AccountState, Keys};
+use keys::Keys;
 
 #[derive(Debug)]
 pub struct RemoveExternalIds {

@@ -40,6 +40,11 @@ pub trait Change: Debug + Send + Sync {
         vec![(self.target(), None)]
     }
 
+    /// The account whose file it deletes, and the bytes of that.
+    fn usage(&self) -> Option<(&str, u64)> {
+        None
+    }
+
     /// Reads the target again just before the change, which may no longer be needed or allowed.
     fn check<'a>(&'a self, _reader: &'a Reader) -> BoxFuture<'a, Result<Check, Error>> {
         Box::pin(async { Ok(Check::Proceed(None)) })
@@ -290,6 +295,7 @@ impl Plan {
                     length += 1;
                 }
                 changes.truncate(length);
+                self.add_up_usage();
                 kept
             }
             Work::BatchPlan(batches) => {
@@ -298,6 +304,23 @@ impl Plan {
                 kept
             }
         }
+    }
+
+    /// Sets the bytes and the sample of a plan of single files to those of its changes.
+    pub fn add_up_usage(&mut self) {
+        let (Work::Changes(changes), Some(_)) = (&self.work, self.bytes) else { return };
+        let mut owners: BTreeMap<&str, OwnerUsage> = BTreeMap::new();
+        for (user_id, bytes) in changes.iter().filter_map(|change| change.usage()) {
+            let owner = owners.entry(user_id).or_insert_with(|| OwnerUsage {
+                user_id: user_id.to_owned(),
+                files: 0,
+                bytes: 0,
+            });
+            owner.files += 1;
+            owner.bytes = owner.bytes.saturating_add(bytes);
+        }
+        self.bytes = Some(owners.values().fold(0, |sum, owner| sum.saturating_add(owner.bytes)));
+        self.sample = OwnerUsage::sample(owners.values());
     }
 
     /// Counts an item that the rules of the kind leave out; `target` is only called while names are kept.

@@ -140,7 +140,7 @@ string_enum! {
         Bridge = "bridge",
         /// The account that microglia itself uses.
         OwnAccount = "own-account",
-        /// Named by `except_users` or `except_rooms`.
+        /// Named by `except_users`, `except_rooms` or `except_media_types`.
         Excluded = "excluded",
         Admin = "admin",
         /// An account in a state that `accounts` does not name.
@@ -181,6 +181,10 @@ string_enum! {
         ShutDown = "shut-down",
         /// An empty file, or an upload that was never finished.
         Empty = "empty",
+        /// An avatar, or another file that the state of a room refers to.
+        InUse = "in-use",
+        /// The preview of a link, which Synapse itself deletes.
+        UrlPreview = "url-preview",
     }
 }
 
@@ -265,6 +269,19 @@ pub struct OwnerUsage {
     pub user_id: String,
     pub files: u64,
     pub bytes: u64,
+}
+
+/// Accounts in the sample of a plan.
+const SAMPLE_ACCOUNTS: usize = 10;
+
+impl OwnerUsage {
+    /// Returns the accounts with the most bytes, without those that have no files.
+    pub fn sample<'a>(usage: impl Iterator<Item = &'a Self>) -> Vec<Self> {
+        let mut usage: Vec<&Self> = usage.filter(|owner| owner.files > 0).collect();
+        usage.sort_unstable_by(|a, b| (b.bytes, &a.user_id).cmp(&(a.bytes, &b.user_id)));
+        usage.truncate(SAMPLE_ACCOUNTS);
+        usage.into_iter().cloned().collect()
+    }
 }
 
 /// An item that the rules of a kind left out of a plan.

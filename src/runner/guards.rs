@@ -117,6 +117,7 @@ async fn keep_approved(
         index += 1;
         is_approved
     });
+    plan.add_up_usage();
     if let Some(round) = &mut tally.round {
         round.keep(kept);
     }

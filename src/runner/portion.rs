@@ -35,7 +35,7 @@ pub(super) async fn begin(
 ) -> Result<Portion, Abort> {
     tally.round = None;
     let whole_list = Portion::whole_list(run.as_of(tally.report.started_at));
-    let Some(rounds) = run.spec.job.kind().rounds else { return Ok(whole_list) };
+    let Some(rounds) = run.spec.job.rounds() else { return Ok(whole_list) };
     let definition = Fingerprint::of(&json!([run.spec.selection, server])).to_string();
     let plan_round = match &run.params.approved {
         Some(plan) if rounds.plans == Plans::WholeList => {

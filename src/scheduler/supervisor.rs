@@ -149,7 +149,7 @@ impl Supervisor {
         let rounds = self.runner.history.rounds().await.ok();
         for IdleFile { path, job, mode } in files {
             let continues = config.job(&job).is_some_and(|spec| {
-                let rounds = spec.job.kind().rounds;
+                let rounds = spec.job.rounds();
                 // A dry run of a job in apply mode previews the round of that mode.
                 rounds.is_some_and(|rounds| rounds.plans == Plans::WholeList)
                     && (mode == Mode::Apply || mode == spec.common.mode)

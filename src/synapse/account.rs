@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::json::{flag, id, optional_id};
+use super::json::{flag, id, optional_id, optional_text};
 
 /// An account in the list, which shows neither external ids nor suspension nor the bridge that owns it.
 #[derive(Debug, Clone, Deserialize)]
@@ -19,6 +19,8 @@ pub struct UserRow {
     pub deactivated: bool,
     #[serde(default, deserialize_with = "flag")]
     pub locked: bool,
+    #[serde(default, deserialize_with = "optional_text")]
+    pub avatar_url: Option<String>,
 }
 
 /// An account from `GET /v2/users/<id>`.
@@ -44,6 +46,8 @@ pub struct User {
     /// The bridge that owns the account.
     #[serde(default, deserialize_with = "optional_id")]
     pub appservice_id: Option<String>,
+    #[serde(default, deserialize_with = "optional_text")]
+    pub avatar_url: Option<String>,
     #[serde(default)]
     pub external_ids: Vec<ExternalId>,
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use futures_util::stream::{self, Stream};
 use serde::Deserialize;
 
-use super::json::{count, flag, id, optional_count, optional_id};
+use super::json::{count, flag, id, optional_count, optional_id, optional_text};
 use super::page::{MAX_FILE_ROWS, MAX_PAGE_ROWS};
 use super::pages::{PageToken, Pages};
 use super::reader::Reader;
@@ -39,6 +39,14 @@ pub struct File {
     pub quarantined_by: Option<String>,
     #[serde(default, deserialize_with = "flag")]
     pub safe_from_quarantine: bool,
+    /// As the uploader's client gave it.
+    #[serde(default, deserialize_with = "optional_text")]
+    pub media_type: Option<String>,
+    #[serde(default, deserialize_with = "optional_text")]
+    pub upload_name: Option<String>,
+    /// The URL of which the file is a preview.
+    #[serde(default, deserialize_with = "optional_text")]
+    pub url_cache: Option<String>,
 }
 
 impl File {
@@ -50,6 +58,7 @@ impl File {
 
 const STATISTICS: &str = "/_synapse/admin/v1/statistics/users/media";
 const FILES: &str = "/_synapse/admin/v1/users/{}/media";
+pub(super) const FILE: &str = "/_synapse/admin/v1/media/{}/{}";
 
 impl Reader {
     /// Returns the accounts with files uploaded before `until`, in the order of their names.
@@ -126,13 +135,43 @@ impl Reader {
         })
     }
 
+    /// Returns `limit` of an account's files from the one at `from` on, in the order of [`file_pages`](Self::file_pages).
+    pub(crate) async fn some_files(
+        &self,
+        user_id: &str,
+        from: u32,
+        limit: u32,
+    ) -> Result<Vec<File>, Error> {
+        #[derive(Deserialize)]
+        struct Page {
+            media: Vec<File>,
+        }
+        let query = vec![
+            ("order_by", "created_ts".to_owned()),
+            ("dir", "f".to_owned()),
+            ("from", from.to_string()),
+            ("limit", limit.to_string()),
+        ];
+        let page: Page = self.get_from(Base::Media, FILES, &[user_id], query).await?.decode()?;
+        Ok(page.media)
+    }
+
+    /// Returns one local file (Synapse 1.140); the error is `M_NOT_FOUND` if there is none.
+    pub(crate) async fn file(&self, server_name: &str, media_id: &str) -> Result<File, Error> {
+        #[derive(Deserialize)]
+        struct Info {
+            media_info: File,
+        }
+        let response = self.get_from(Base::Media, FILE, &[server_name, media_id], vec![]).await?;
+        Ok(response.decode::<Info>()?.media_info)
+    }
+
     /// Whether the process behind `media_url` serves the media endpoints.
     ///
     /// Requests a file that cannot exist: Synapse 1.140 and later return `M_NOT_FOUND`, older versions status 405.
     pub(crate) async fn serves_media(&self, server_name: &str) -> Result<bool, Error> {
         let ids = [server_name, "microglia-probe-of-the-media-endpoints"];
-        let response =
-            self.get_from(Base::Media, "/_synapse/admin/v1/media/{}/{}", &ids, vec![]).await;
+        let response = self.get_from(Base::Media, FILE, &ids, vec![]).await;
         match response {
             Ok(_) | Err(Error { cause: Cause::Synapse { status: 405, .. }, .. }) => Ok(true),
             Err(error) if error.is_not_found() => Ok(true),

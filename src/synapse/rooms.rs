@@ -145,13 +145,13 @@ struct PowerLevels {
 
 /// The type of the events that are messages.
 pub(super) const MESSAGE: &str = "m.room.message";
-const ROOM_STATE: &str = "/_synapse/admin/v1/rooms/{}/state";
+pub(super) const ROOM_STATE: &str = "/_synapse/admin/v1/rooms/{}/state";
 /// The most that the ids of a room's members may take: quoted, with a comma.
 const MAX_MEMBERS: Size = Size(MAX_USERS as u64 * 258);
 /// The most that their membership events may take; one of Synapse 1.163 has 600 to 1,500 bytes.
-const MAX_MEMBER_EVENTS: Size = Size(MAX_USERS as u64 * 2048);
+pub(super) const MAX_MEMBER_EVENTS: Size = Size(MAX_USERS as u64 * 2048);
 /// How much longer the list of membership events may take to begin: 20,000 took 3 s where nothing was cached.
-const TIME_PER_MEMBER: Duration = Duration::from_millis(1);
+pub(super) const TIME_PER_MEMBER: Duration = Duration::from_millis(1);
 
 impl Reader {
     /// Returns the room id behind an alias; the error is `M_NOT_FOUND` if there is no such alias.

@@ -49,12 +49,13 @@ impl Reader {
         ids: &[&str],
         query: Vec<(&'static str, String)>,
         (max, extra): (Size, Duration),
-        parse: fn(ChunkReader) -> Result<T, serde_json::Error>,
+        parse: impl Fn(ChunkReader) -> Result<T, serde_json::Error> + Clone + Send + Sync + 'static,
     ) -> Result<T, Error> {
         let parsing: Mutex<Option<Parsing<T>>> = Mutex::new(None);
         let begin = || {
             let (sender, chunks) = mpsc::channel(MAX_WAITING_CHUNKS);
             let reader = ChunkReader { chunks, current: Vec::new(), position: 0 };
+            let parse = parse.clone();
             let parser = tokio::task::spawn_blocking(move || parse(reader));
             *parsing.lock().unwrap_or_else(PoisonError::into_inner) = Some(parser);
             sender

@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::account::{ExternalId, User};
 use super::json::{count, ids};
+use super::media::FILE;
 use super::reader::Reader;
 use crate::http::retry::{self, Attempts, Retry, TokenState};
 use crate::http::{
@@ -95,6 +96,37 @@ impl Writer {
         let query = vec![("before_ts", before.timestamp_millis().to_string())];
         let response = self.purge("/_synapse/admin/v1/purge_media_cache", query).await?;
         Ok(response.decode::<Deleted>()?.deleted)
+    }
+
+    /// Deletes one local file, whatever it is used for (`DELETE /v1/media/…`, Synapse 1.23).
+    ///
+    /// A file that is gone counts as deleted: a lost request may have done it.
+    pub(crate) async fn delete_file(&self, server_name: &str, media_id: &str) -> Result<(), Error> {
+        #[derive(Deserialize)]
+        struct Deleted {
+            #[serde(deserialize_with = "count")]
+            total: u64,
+        }
+        let call = Call {
+            method: Method::DELETE,
+            base: Base::Media,
+            endpoint: FILE,
+            ids: &[server_name, media_id],
+            query: vec![],
+            body: None,
+            repeat: Repeat::Always,
+            pacing: Pacing::Normal,
+            timeout: Some(self.reader.transport.request_timeout()),
+        };
+        let response = match self.send(call).await {
+            Err(error) if error.is_not_found() => return Ok(()),
+            response => response?,
+        };
+        match response.decode::<Deleted>()?.total {
+            // Synapse responds with status 200 all the same.
+            0 => Err(response.contradicted("Synapse did not delete the file: its log says why")),
+            _ => Ok(()),
+        }
     }
 
     async fn purge(

@@ -100,6 +100,10 @@ impl Matched {
     pub fn contains(&self, index: usize) -> bool {
         self.0.contains(&index)
     }
+
+    pub fn merge(&mut self, other: &Self) {
+        self.0.extend(&other.0);
+    }
 }
 
 /// What `users` and `except_users` decide about an id.

@@ -488,10 +488,17 @@ async fn each_kind_shows_every_key_with_its_type_its_default_and_its_meaning() {
       cannot be restored: other servers may have cached copies, but microglia does not request them.
       Skips quarantined and protected files, empty and pending uploads, and (keep_avatars) avatars:
       those in use, and former ones of users in rooms. Does not recognize stickers, custom emoji or
-      other files that rooms refer to: protect those in Synapse first. If reading the files of all
-      accounts takes several runs, these delete nothing before the last one has read the rest; a
-      file that was accessed since it was read is then planned, kept by Synapse and counted as
-      skipped.
+      other files that rooms refer to: protect those in Synapse first. With one of the keys users,
+      except_users, accounts, media_types, except_media_types and upload_names (exact mode), chooses
+      files one by one and deletes them by id: the plan names each file, and is exactly what is
+      deleted. Each file is read again just before, and left alone if it was used, protected or
+      quarantined since. Also skips link previews, and (keep_avatars) what the state of any room
+      refers to, stickers and custom emoji of its image packs among it: for that, the state of every
+      room is read, one request each, as soon as there is a file to delete. Takes a request per
+      file: without these keys, far fewer. Needs Synapse 1.140. If reading the files of all accounts
+      takes several runs, these delete nothing before the last one has read the rest (in exact mode,
+      each deletes what it has read); a file that was accessed since it was read is then planned,
+      kept by Synapse and counted as skipped.
 
       Requires Synapse 1.78 or later.
 

@@ -72,7 +72,7 @@ exept_users = []
     microglia.toml:10:1: unknown key `max_request_per_second` (did you mean `max_requests_per_second`?)
        10 | max_request_per_second = 5
           | ^^^^^^^^^^^^^^^^^^^^^^
-    microglia.toml:14:1: unknown key `colour`: expected one of kind, schedule, homeserver, mode, approval_ttl, timezone, enabled, max_changes, at_most, window, time_limit, retries, overlap, catch_up, splay, older_than, before, allow_recent, larger_than, keep_avatars, batch_files, orphan_objects
+    microglia.toml:14:1: unknown key `colour`: expected one of kind, schedule, homeserver, mode, approval_ttl, timezone, enabled, max_changes, at_most, window, time_limit, retries, overlap, catch_up, splay, older_than, before, allow_recent, larger_than, keep_avatars, batch_files, orphan_objects, users, except_users, accounts, media_types, except_media_types, upload_names
        14 | colour = "red"
           | ^^^^^^
     microglia.toml:15:13: unknown key `atempts` (did you mean `attempts`?)
@@ -556,7 +556,7 @@ async fn the_error_for_an_invalid_schedule_time_zone_or_window_explains_it() {
     microglia.toml:42:10: the schedule "30 3 * * *" has no occurrence in the window 04:00-05:00, so the job would never run: change one of them
        42 | window = "04:00-05:00"
           |          ^^^^^^^^^^^^^
-    microglia.toml:46:1: unknown key `watch_config`: expected one of kind, schedule, homeserver, mode, approval_ttl, timezone, enabled, max_changes, at_most, window, time_limit, retries, overlap, catch_up, splay, older_than, before, allow_recent, larger_than, keep_avatars, batch_files, orphan_objects
+    microglia.toml:46:1: unknown key `watch_config`: expected one of kind, schedule, homeserver, mode, approval_ttl, timezone, enabled, max_changes, at_most, window, time_limit, retries, overlap, catch_up, splay, older_than, before, allow_recent, larger_than, keep_avatars, batch_files, orphan_objects, users, except_users, accounts, media_types, except_media_types, upload_names
        46 | watch_config = "off"
           | ^^^^^^^^^^^^
     microglia.toml:47:12: invalid duration "0s": use "off" to disable it
@@ -811,7 +811,7 @@ fn fingerprint(config: &str) -> String {
 fn a_fingerprint_is_the_same_in_every_build_and_for_every_spelling() {
     let config = format!("{MAIN}[jobs.media]\n{PURGE}schedule = \"@daily\"\n");
     let first = fingerprint(&config);
-    insta::assert_snapshot!(first, @"f1491461-fadb-5c7a-b39c-6deed82d63b1");
+    insta::assert_snapshot!(first, @"4c527ffb-50d5-5953-aadf-a43908859c20");
     for other in [
         format!("# A comment.\n[jobs.media]\nschedule = \"0  0 * * *\"\n{PURGE}{MAIN}"),
         config.replace("180d", "4320h"),
@@ -858,6 +858,12 @@ fn every_key_changes_the_fingerprint() {
         "keep_avatars = false",
         "batch_files = 300",
         "orphan_objects = true",
+        "users = [\"*\"]",
+        "except_users = []",
+        "accounts = [\"active\"]",
+        "media_types = [\"image/*\"]",
+        "except_media_types = []",
+        "upload_names = [\"*\"]",
     ];
     let base = format!("{MAIN}[jobs.media]\n{PURGE}");
     let mut configs = vec![

@@ -5,6 +5,7 @@ pub mod in_process;
 mod join_rooms;
 mod purge_history;
 mod purge_local_media;
+mod purge_local_media_exact;
 mod purge_remote_media;
 mod purge_rounds;
 mod remove_external_ids;

@@ -17,8 +17,6 @@ use crate::synapse::MediaOwner;
 
 /// Files of the first call, and the minimum of later ones: smaller calls would hardly be faster.
 const FIRST_BATCH: i64 = 200;
-/// Accounts in the sample of a plan.
-const SAMPLE_ACCOUNTS: usize = 10;
 
 /// A file that will be deleted: 12 bytes, sorted by its last use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -241,11 +239,7 @@ impl BatchPlan for Candidates {
     }
 
     fn sample(&self) -> Vec<OwnerUsage> {
-        let Ok(usage) = self.remaining_usage() else { return Vec::new() };
-        let mut usage: Vec<&OwnerUsage> = usage.iter().filter(|owner| owner.files > 0).collect();
-        usage.sort_unstable_by(|a, b| (b.bytes, &a.user_id).cmp(&(a.bytes, &b.user_id)));
-        usage.truncate(SAMPLE_ACCOUNTS);
-        usage.into_iter().cloned().collect()
+        self.remaining_usage().map(|usage| OwnerUsage::sample(usage.iter())).unwrap_or_default()
     }
 
     fn next(&mut self, last: Option<Duration>) -> Option<Box<dyn Change>> {

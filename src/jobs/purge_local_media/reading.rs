@@ -15,6 +15,9 @@ use crate::jobs::job::{Context, PlanError};
 use crate::plan::change::Plan;
 use crate::synapse::{self, File, MediaOwner};
 
+/// What is read one by one.
+pub(super) const OWNERS: &str = "accounts with files";
+
 /// The accounts with files, and the records of the old files of those that were read.
 pub(super) struct Reading<'a> {
     context: &'a Context<'a>,
@@ -191,7 +194,7 @@ fn add(file: &File, owner: u32, records: &mut SpoolWriter<'_>) -> io::Result<()>
 }
 
 /// Whether age and size select the file; one without a size is selected and then exempt.
-fn is_old(file: &File, rules: Rules) -> bool {
+pub(super) fn is_old(file: &File, rules: Rules) -> bool {
     file.last_used_ms() < rules.before.timestamp_millis()
         && file.media_length.is_none_or(|bytes| bytes == 0 || bytes > rules.larger_than.0)
 }
@@ -199,7 +202,7 @@ fn is_old(file: &File, rules: Rules) -> bool {
 /// Why a file is left alone, as an index of [`EXEMPT`].
 ///
 /// Synapse's own rule (1.163, `get_local_media_ids`), except for avatars, which no list shows.
-fn exempt(file: &File) -> Option<usize> {
+pub(super) fn exempt(file: &File) -> Option<usize> {
     let applies = [
         file.quarantined_by.is_some(),
         file.safe_from_quarantine,

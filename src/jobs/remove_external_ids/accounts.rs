@@ -7,9 +7,10 @@ use chrono::TimeDelta;
 use futures_util::StreamExt;
 use serde_json::json;
 
+use super::super::account_state::AccountState;
 use super::super::job::{Context, PlanError};
 use super::super::portion::{Next, PortionProgress, in_order};
-use super::keys::{AccountState, Keys};
+use super::keys::Keys;
 use super::observed::Observed;
 use super::removal::Removal;
 use crate::plan::change::{Change, Plan, Warning, Work};

@@ -1,6 +1,7 @@
 //! Which ids of an account on classic Synapse are removed; the plan asks, and its changes ask again.
 
-use super::keys::{AccountState, Keys};
+use super::super::account_state::AccountState;
+use super::keys::Keys;
 use crate::plan::report::Exempt;
 use crate::synapse::{ExternalId, User, UserRow};
 

@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use chrono::TimeDelta;
 
-use super::keys::{AccountState, Keys};
+use super::super::account_state::AccountState;
+use super::keys::Keys;
 use super::upstream_providers::UpstreamProviders;
 use crate::mas::{Link, Resource, User, UserStatus};
 use crate::plan::report::Exempt;

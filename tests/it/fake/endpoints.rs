@@ -286,6 +286,7 @@ static ROUTES: &[Route] = &[
         Gate::Admin,
         user_by_external_id,
     ),
+    Route::new("GET", "/_synapse/admin/v1/rooms", (1, 0), Gate::Admin, rooms),
     Route::new("GET", "/_synapse/admin/v1/rooms/*", (1, 0), Gate::Admin, room),
     Route::new("GET", "/_synapse/admin/v1/rooms/*/members", (1, 18), Gate::Admin, members),
     Route::new("GET", "/_synapse/admin/v1/rooms/*/state", (1, 27), Gate::Admin, state),
@@ -481,6 +482,10 @@ fn local_user<'a>(world: &World, user_id: &'a str, if_remote: &str) -> Result<&'
     if world.is_local(user_id) { Ok(user_id) } else { refused(400, "M_UNKNOWN", if_remote) }
 }
 
+fn avatar_url(world: &World, user: &User) -> Option<String> {
+    Some(format!("mxc://{}/{}", world.server_name, user.avatar.as_ref()?))
+}
+
 fn user(world: &mut World, call: &Call) -> Answered {
     let user_id = local_user(world, &call.args[0], "Can only look up local users")?;
     let Some(user) = world.users.get(user_id) else {
@@ -509,7 +514,7 @@ struct SingleUser<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     suspended: Option<bool>,
     displayname: Option<&'a str>,
-    avatar_url: (),
+    avatar_url: Option<String>,
     threepids: [(); 0],
     external_ids: Vec<ExternalId<'a>>,
     erased: bool,
@@ -539,7 +544,7 @@ impl<'a> SingleUser<'a> {
             is_guest: user.guest,
             suspended: world.at_least((1, 121)).then_some(user.suspended),
             displayname: Some(displayname(name, user)),
-            avatar_url: (),
+            avatar_url: avatar_url(world, user),
             threepids: [],
             external_ids: user
                 .external_ids
@@ -735,7 +740,7 @@ struct UserRow<'a> {
     erased: bool,
     shadow_banned: bool,
     displayname: &'a str,
-    avatar_url: (),
+    avatar_url: Option<String>,
     creation_ts: i64,
     last_seen_ts: Option<i64>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -753,7 +758,7 @@ impl<'a> UserRow<'a> {
             erased: user.erased,
             shadow_banned: false,
             displayname: displayname(name, user),
-            avatar_url: (),
+            avatar_url: avatar_url(world, user),
             creation_ts: user.created_ms,
             last_seen_ts: user.last_seen_ms,
             locked: world.at_least((1, 93)).then_some(user.locked),
@@ -867,6 +872,36 @@ fn members(world: &mut World, call: &Call) -> Answered {
         .map(|(user_id, _)| user_id)
         .collect();
     Ok(Answer::json(&json!({"members": joined, "total": joined.len()})))
+}
+
+/// In the order of the versions, the newest first.
+fn rooms(world: &mut World, call: &Call) -> Answered {
+    if call.one_of("order_by", &["name", "version"])? == "name" {
+        world.complain("rooms are renamed while they are listed by name".to_owned());
+    }
+    let page = Page::of(world, call)?;
+    let listing = world.listing(call.list_key(), |world| {
+        let mut rooms: Vec<_> = world.rooms.iter().collect();
+        rooms.sort_by_key(|(_, room)| std::cmp::Reverse(room.version.parse::<u32>().ok()));
+        rooms.into_iter().map(|(room_id, _)| ListedJob::plain(room_id)).collect()
+    });
+    let rows: Vec<_> = page
+        .of_list(&listing)
+        .iter()
+        .filter_map(|listed| {
+            let room = world.rooms.get(&listed.name)?;
+            let joined = room.members.values().filter(|member| member.membership == "join").count();
+            Some(json!({
+                "room_id": listed.name, "name": room.name, "creator": room.creator, "version": room.version,
+                "joined_members": joined, "joined_local_members": joined, "state_events": 7,
+            }))
+        })
+        .collect();
+    let mut body = json!({"rooms": rows, "offset": page.from, "total_rooms": listing.len()});
+    if let Some(next) = page.next(listing.len(), rows.len()) {
+        body["next_batch"] = next.into();
+    }
+    Ok(Answer::json(&body))
 }
 
 fn state(world: &mut World, call: &Call) -> Answered {
@@ -1338,7 +1373,7 @@ fn user_media(world: &mut World, call: &Call) -> Answered {
 /// With SQLite's numbers where Synapse's documentation has booleans.
 fn media_row(id: &str, media: &Media) -> Value {
     json!({
-        "media_id": id, "user_id": media.owner, "media_type": media.bytes.map(|_| "image/png"),
+        "media_id": id, "user_id": media.owner, "media_type": media.bytes.map(|_| media.media_type),
         "media_length": media.bytes, "upload_name": media.bytes.map(|_| "file.png"), "created_ts": media.created_ms,
         "last_access_ts": media.last_access_ms,
         "quarantined_by": media.quarantined.then_some("@moderator:fake.test"),
@@ -1364,6 +1399,9 @@ fn delete_one_file(world: &mut World, call: &Call) -> Answered {
     }
     if !world.files().contains_key(id) {
         return refused(404, "M_NOT_FOUND", "Unknown media");
+    }
+    if world.files()[id].stuck {
+        return Ok(Answer::json(&json!({"deleted_media": [], "total": 0})));
     }
     let doomed = vec![Doomed::Local(id.clone())];
     Ok(Answer { doomed, ..Answer::json(&json!({"deleted_media": [id], "total": 1})) })

@@ -181,6 +181,7 @@ impl World {
             quarantined: false,
             protected: false,
             stuck: false,
+            media_type: "image/png",
         })
     }
 
@@ -199,6 +200,11 @@ impl World {
 
     pub fn file_mut(&mut self, id: &str) -> Option<&mut Media> {
         self.files.get_mut(id)
+    }
+
+    /// Deletes a file as somebody else would.
+    pub fn remove_file(&mut self, id: &str) {
+        self.delete(&Doomed::Local(id.to_owned()));
     }
 
     /// Who would be logged in by that external id, as Synapse's cache has it.
@@ -322,6 +328,8 @@ pub struct Token {
 )]
 pub struct User {
     pub displayname: Option<String>,
+    /// The id of a file.
+    pub avatar: Option<String>,
     pub created_ms: i64,
     pub last_seen_ms: Option<i64>,
     pub admin: bool,
@@ -340,6 +348,7 @@ impl Default for User {
     fn default() -> Self {
         Self {
             displayname: None,
+            avatar: None,
             created_ms: LONG_AGO_MS,
             last_seen_ms: None,
             admin: false,
@@ -515,6 +524,7 @@ pub struct Media {
     pub protected: bool,
     /// Cannot be unlinked: Synapse skips it and does not say so.
     pub stuck: bool,
+    pub media_type: &'static str,
 }
 
 #[derive(Clone, Debug)]

@@ -1,0 +1,250 @@
+//! Which local files the state of rooms refers to: avatars of rooms and members, image packs and the like.
+
+use std::collections::HashSet;
+use std::fmt;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::io::BufReader;
+use std::sync::Arc;
+
+use serde::de::{DeserializeSeed, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer};
+
+use super::json::{count, id, optional_count};
+use super::page::MAX_PAGE_ROWS;
+use super::pages::{PageToken, Pages};
+use super::reader::Reader;
+use super::rooms::{MAX_MEMBER_EVENTS, ROOM_STATE, TIME_PER_MEMBER};
+use crate::http::{Base, Error};
+
+/// Local files by id, of which only hashes are kept: a homeserver may have a million avatars.
+///
+/// A collision, which is all but impossible, makes a file a member that is none.
+#[derive(Debug, Clone)]
+pub(crate) struct FileSet {
+    /// What URIs of local files begin with.
+    prefix: Arc<str>,
+    hashes: HashSet<u64>,
+}
+
+impl FileSet {
+    pub fn new(server_name: &str) -> Self {
+        Self { prefix: format!("mxc://{server_name}/").into(), hashes: HashSet::new() }
+    }
+
+    pub fn contains(&self, media_id: &str) -> bool {
+        self.hashes.contains(&hash(media_id))
+    }
+
+    /// Adds every local file that the text names.
+    pub fn add_named(&mut self, text: &str) {
+        for (start, prefix) in text.match_indices(&*self.prefix) {
+            let rest = text.get(start + prefix.len()..).unwrap_or_default();
+            let is_end = |letter: char| !letter.is_ascii_alphanumeric() && !"-_".contains(letter);
+            self.hashes.insert(hash(rest.split(is_end).next().unwrap_or_default()));
+        }
+    }
+
+    pub fn extend(&mut self, other: Self) {
+        self.hashes.extend(other.hashes);
+    }
+}
+
+fn hash(media_id: &str) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    media_id.hash(&mut hasher);
+    hasher.finish()
+}
+
+/// A room in the list of rooms.
+#[derive(Debug, Clone, Deserialize)]
+pub(crate) struct RoomRow {
+    #[serde(deserialize_with = "id")]
+    pub room_id: String,
+    /// About: the statistics lag behind.
+    #[serde(default, deserialize_with = "count")]
+    pub joined_members: u64,
+}
+
+const ROOMS: &str = "/_synapse/admin/v1/rooms";
+/// How far rooms may have moved towards the start of the list while it is read.
+const DRIFT: u64 = 100;
+
+impl Reader {
+    /// Returns all rooms, each once.
+    ///
+    /// In the order of what never changes, and with overlapping pages: a room that is purged meanwhile moves others from
+    /// one page to the one before.
+    pub(crate) async fn rooms(&self) -> Result<Vec<RoomRow>, Error> {
+        #[derive(Deserialize)]
+        struct Page {
+            rooms: Vec<RoomRow>,
+            next_batch: Option<PageToken>,
+            #[serde(default, deserialize_with = "optional_count")]
+            total_rooms: Option<u64>,
+        }
+        let mut pages = Pages::new(ROOMS, MAX_PAGE_ROWS);
+        let (mut rooms, mut known) = (Vec::new(), HashSet::new());
+        let mut from: Option<PageToken> = None;
+        loop {
+            let mut query = vec![("order_by", "version".to_owned())];
+            query.extend(
+                from.as_ref()
+                    .and_then(PageToken::offset)
+                    .map(|offset| ("from", offset.saturating_sub(DRIFT).to_string())),
+            );
+            let page: Page = self.page(MAX_PAGE_ROWS, Base::Homeserver, ROOMS, &[], query).await?;
+            from = pages.next(page.rooms.len(), page.total_rooms, page.next_batch)?;
+            rooms.extend(page.rooms.into_iter().filter(|room| known.insert(hash(&room.room_id))));
+            if from.is_none() {
+                return Ok(rooms);
+            }
+        }
+    }
+
+    /// Returns how many rooms there are.
+    pub(crate) async fn count_rooms(&self) -> Result<u64, Error> {
+        #[derive(Deserialize)]
+        struct Page {
+            #[serde(deserialize_with = "count")]
+            total_rooms: u64,
+        }
+        let query = vec![("order_by", "version".to_owned()), ("limit", "1".to_owned())];
+        let page: Page = self.get(ROOMS, &[], query).await?;
+        Ok(page.total_rooms)
+    }
+
+    /// Returns the local files that the current state of a room names, in any event.
+    pub(crate) async fn files_in_state(
+        &self,
+        room: &RoomRow,
+        server_name: &str,
+    ) -> Result<FileSet, Error> {
+        let members = u32::try_from(room.joined_members).unwrap_or(u32::MAX);
+        let bounds = (MAX_MEMBER_EVENTS, TIME_PER_MEMBER.saturating_mul(members));
+        let none = FileSet::new(server_name);
+        let parse = move |body| {
+            let mut files = none.clone();
+            let mut json = serde_json::Deserializer::from_reader(BufReader::new(body));
+            json.deserialize_map(RoomState(&mut files))?;
+            json.end()?;
+            Ok(files)
+        };
+        self.get_streamed(ROOM_STATE, &[&room.room_id], vec![], bounds, parse).await
+    }
+}
+
+/// The response with a room's state, which must contain it.
+struct RoomState<'a>(&'a mut FileSet);
+
+impl<'de> Visitor<'de> for RoomState<'_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object with the state of a room")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<(), A::Error> {
+        let mut has_state = false;
+        while let Some(key) = entries.next_key::<String>()? {
+            if key == "state" {
+                entries.next_value_seed(Named(self.0))?;
+                has_state = true;
+            } else {
+                entries.next_value::<IgnoredAny>()?;
+            }
+        }
+        if has_state { Ok(()) } else { Err(A::Error::missing_field("state")) }
+    }
+}
+
+/// Adds the files that any text within a value names.
+struct Named<'a>(&'a mut FileSet);
+
+impl<'de> DeserializeSeed<'de> for Named<'_> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Named<'_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("any value")
+    }
+
+    fn visit_str<E>(self, text: &str) -> Result<(), E> {
+        self.0.add_named(text);
+        Ok(())
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<(), A::Error> {
+        while items.next_element_seed(Named(self.0))?.is_some() {}
+        Ok(())
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<(), A::Error> {
+        while entries.next_key::<IgnoredAny>()?.is_some() {
+            entries.next_value_seed(Named(self.0))?;
+        }
+        Ok(())
+    }
+
+    fn visit_unit<E>(self) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_bool<E>(self, _: bool) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_u64<E>(self, _: u64) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_i64<E>(self, _: i64) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_f64<E>(self, _: f64) -> Result<(), E> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn named(response: &str) -> Result<FileSet, serde_json::Error> {
+        let mut files = FileSet::new("hs.test");
+        serde_json::Deserializer::from_str(response).deserialize_map(RoomState(&mut files))?;
+        Ok(files)
+    }
+
+    #[test]
+    fn every_local_file_in_any_text_of_the_state_is_found() {
+        let files = named(
+            r#"{"state": [
+                {"type": "m.room.avatar", "content": {"url": "mxc://hs.test/avatar", "info": {"thumbnail_url": "mxc://hs.test/thumb"}}},
+                {"type": "m.room.member", "content": {"avatar_url": "mxc://other.test/remote", "n": [1, -1, 1.5, null, true]}},
+                {"type": "pack", "content": {"images": {"a": {"url": "mxc:\/\/hs.test\/escaped"}}, "html": "<img src='mxc://hs.test/one'> mxc://hs.test/two?x"}}
+            ], "next": "mxc://hs.test/outside"}"#,
+        )
+        .unwrap();
+        for id in ["avatar", "thumb", "escaped", "one", "two"] {
+            assert!(files.contains(id), "{id}");
+        }
+        for id in ["remote", "outside", "ava", ""] {
+            assert!(!files.contains(id), "{id}");
+        }
+    }
+
+    #[test]
+    fn a_response_without_state_is_not_taken_for_a_room_without_files() {
+        assert!(named("{}").unwrap_err().to_string().starts_with("missing field `state`"));
+        assert!(named(r#"{"state": []}"#).is_ok());
+        assert!(named("[]").is_err());
+    }
+}
