@@ -6,6 +6,8 @@ mod reading;
 mod rooms;
 mod spaces;
 
+use std::collections::HashSet;
+
 use super::job::{CheckResult, Context, Job, Needs, PlanError, Undo};
 use super::mas_accounts::GoneAccounts;
 use super::portion::{Next, PortionProgress};
@@ -72,6 +74,8 @@ impl Job for JoinRooms {
     async fn check(&self, reader: &Reader, identity: &Identity) -> Vec<CheckResult> {
         let mut rooms: Vec<NamedRoom> = self.keys.rooms().iter().map(NamedRoom::of_job).collect();
         let mut answers = self.check_spaces(reader, &mut rooms).await;
+        let mut known = HashSet::new();
+        rooms.retain(|room| known.insert(room.id_or_alias.clone()));
         for NamedRoom { name, id_or_alias, origin } in rooms {
             let access = async {
                 let room_id = resolve(reader, &id_or_alias, "rooms").await?;

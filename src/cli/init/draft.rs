@@ -250,7 +250,7 @@ mod tests {
     at_most = 20000
     max_changes = 20000
 
-    # Joins local users to rooms that they are not in.
+    # Joins local users to rooms, or to the rooms of spaces, that they are not in.
     [jobs.join-rooms]
     kind = "join-rooms"
     schedule = "30 3 * * *"  # every night at 03:30

@@ -24,6 +24,8 @@ pub(super) struct Spaces<'a> {
     /// Which items of `except_rooms` matched something.
     matched: Matched,
     details: HashMap<String, RoomDetails>,
+    /// Spaces below others whose problem was reported: they may be below several.
+    failed: HashSet<String>,
 }
 
 /// What a space, and the spaces below it, bring in.
@@ -40,7 +42,7 @@ pub(super) struct SpaceRooms {
 
 impl<'a> Spaces<'a> {
     pub async fn new(keys: &'a Keys, reader: &'a Reader) -> Result<Self, PlanError> {
-        let (mut excepted, matched, details) = (Vec::new(), Matched::default(), HashMap::new());
+        let mut excepted = Vec::new();
         for (index, glob) in keys.except_rooms.iter().enumerate() {
             if !glob.text.starts_with('#') || is_glob(&glob.text) {
                 continue;
@@ -60,7 +62,14 @@ impl<'a> Spaces<'a> {
                 }
             }
         }
-        Ok(Self { keys, reader, excepted, matched, details })
+        Ok(Self {
+            keys,
+            reader,
+            excepted,
+            matched: Matched::default(),
+            details: HashMap::new(),
+            failed: HashSet::new(),
+        })
     }
 
     /// Reads the rooms of all spaces; what cannot be read becomes a problem of the plan.
@@ -122,7 +131,10 @@ impl<'a> Spaces<'a> {
                         }
                     }
                     Err(RoomError::Room(problem)) => {
-                        found.problems.push((space.name.clone(), problem))
+                        let NamedRoom { name, id_or_alias, origin } = space;
+                        if *origin == Origin::Job || self.failed.insert(id_or_alias.clone()) {
+                            found.problems.push((name.clone(), problem));
+                        }
                     }
                     Err(failure) => return Err(failure),
                 }

@@ -739,14 +739,21 @@ async fn a_space_without_rooms_is_a_failed_target_and_says_what_to_do() {
     let synapse = Synapse::start().await;
     let [owner, _] = registered(&synapse, ["owner", "new"]).await;
     let room = synapse.create_room(&owner, json!({"preset": "public_chat"})).await;
-    let [good, bare, emptied, below, upgraded] = {
+    let [good, too, bare, emptied, below, upgraded] = {
         let mut spaces = Vec::new();
-        for name in ["good", "bare", "emptied", "below", "upgraded"] {
+        for name in ["good", "good-too", "bare", "emptied", "below", "upgraded"] {
             spaces.push(synapse.create_space(&owner, name).await);
         }
-        <[String; 5]>::try_from(spaces).unwrap()
+        <[String; 6]>::try_from(spaces).unwrap()
     };
-    for (space, child) in [(&good, &room), (&good, &below), (&emptied, &room), (&upgraded, &room)] {
+    for (space, child) in [
+        (&good, &room),
+        (&good, &below),
+        (&too, &room),
+        (&too, &below),
+        (&emptied, &room),
+        (&upgraded, &room),
+    ] {
         synapse.add_to_space(&owner, space, child).await;
     }
     synapse.set_state(&owner, &bare, ("m.space.child", &room), json!({})).await;
@@ -754,6 +761,7 @@ async fn a_space_without_rooms_is_a_failed_target_and_says_what_to_do() {
     let upgrade = synapse.upgrade_room(&owner, &upgraded, "10").await;
     let spaces = [
         "#good:hs.test",
+        "#good-too:hs.test",
         "#bare:hs.test",
         "#emptied:hs.test",
         &upgraded,
@@ -773,6 +781,7 @@ async fn a_space_without_rooms_is_a_failed_target_and_says_what_to_do() {
         .collect();
     insta::assert_snapshot!(plain(&lines.join("\n"), &ids), @"
     main: sweep finds the rooms of #below:hs.test (!below): NO: the space names no rooms: add some, let one local user join it if its last local member left, or add it to `except_rooms`
+    main: sweep finds the rooms of #good-too:hs.test: 1 room
     main: sweep finds the rooms of #bare:hs.test: NO: the space names no rooms: add some, let one local user join it if its last local member left, or remove it from `spaces`
     main: sweep finds the rooms of #emptied:hs.test: NO: the space names no rooms: add some, let one local user join it if its last local member left, or remove it from `spaces`
     main: sweep finds the rooms of !upgraded: NO: the space was replaced by an upgrade: replace it in `spaces` with !upgrade
