@@ -512,7 +512,11 @@ pub struct Member {
 }
 
 #[derive(Clone, Debug)]
-#[expect(clippy::struct_excessive_bools, reason = "as in Synapse's own table")]
+#[expect(
+    clippy::struct_excessive_bools,
+    clippy::struct_field_names,
+    reason = "as in Synapse's own table"
+)]
 pub struct Media {
     pub owner: String,
     /// `None`: the upload is pending.
