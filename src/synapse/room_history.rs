@@ -161,13 +161,11 @@ impl Reader {
                 let goes_on = event.last_of_thread_ms() >= Some(old.first_kept_ms);
                 old.threads += u64::from(goes_on);
             }
-            match page.end.filter(|_| !is_last) {
-                Some(end) => from = end,
-                None => {
-                    old.has_more = false;
-                    break;
-                }
-            }
+            let Some(end) = page.end.filter(|_| !is_last) else {
+                old.has_more = false;
+                break;
+            };
+            from = end;
         }
         Ok(Some(old))
     }

@@ -75,12 +75,11 @@ impl Change for Purge {
         Box::pin(async move {
             let room_id = &self.row.room_id;
             let under_way = before.and_then(|before| before["purge_id"].as_str());
-            let purge_id = match under_way {
-                Some(purge_id) => purge_id.to_owned(),
-                None => {
-                    let first_kept = &self.old.first_kept;
-                    writer.purge_history(room_id, first_kept, self.delete_local_events).await?
-                }
+            let purge_id = if let Some(purge_id) = under_way {
+                purge_id.to_owned()
+            } else {
+                let first_kept = &self.old.first_kept;
+                writer.purge_history(room_id, first_kept, self.delete_local_events).await?
             };
             writer.history_purge_ended(room_id, &purge_id).await?;
             let detail = under_way.map(|_| "the purge was under way already".to_owned());
