@@ -6,15 +6,13 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::BufReader;
 use std::sync::Arc;
 
+use serde::Deserializer;
 use serde::de::{DeserializeSeed, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
-use serde::{Deserialize, Deserializer};
 
-use super::json::{count, id, optional_count};
-use super::page::MAX_PAGE_ROWS;
-use super::pages::{PageToken, Pages};
 use super::reader::Reader;
+use super::room_list::RoomRow;
 use super::rooms::{MAX_MEMBER_EVENTS, ROOM_STATE, TIME_PER_MEMBER};
-use crate::http::{Base, Error};
+use crate::http::Error;
 
 /// Local files by id, of which only hashes are kept: a homeserver may have a million avatars.
 ///
@@ -55,64 +53,7 @@ fn hash(media_id: &str) -> u64 {
     hasher.finish()
 }
 
-/// A room in the list of rooms.
-#[derive(Debug, Clone, Deserialize)]
-pub(crate) struct RoomRow {
-    #[serde(deserialize_with = "id")]
-    pub room_id: String,
-    /// About: the statistics lag behind.
-    #[serde(default, deserialize_with = "count")]
-    pub joined_members: u64,
-}
-
-const ROOMS: &str = "/_synapse/admin/v1/rooms";
-/// How far rooms may have moved towards the start of the list while it is read.
-const DRIFT: u64 = 100;
-
 impl Reader {
-    /// Returns all rooms, each once.
-    ///
-    /// In the order of what never changes, and with overlapping pages: a room that is purged meanwhile moves others from
-    /// one page to the one before.
-    pub(crate) async fn rooms(&self) -> Result<Vec<RoomRow>, Error> {
-        #[derive(Deserialize)]
-        struct Page {
-            rooms: Vec<RoomRow>,
-            next_batch: Option<PageToken>,
-            #[serde(default, deserialize_with = "optional_count")]
-            total_rooms: Option<u64>,
-        }
-        let mut pages = Pages::new(ROOMS, MAX_PAGE_ROWS);
-        let (mut rooms, mut known) = (Vec::new(), HashSet::new());
-        let mut from: Option<PageToken> = None;
-        loop {
-            let mut query = vec![("order_by", "version".to_owned())];
-            query.extend(
-                from.as_ref()
-                    .and_then(PageToken::offset)
-                    .map(|offset| ("from", offset.saturating_sub(DRIFT).to_string())),
-            );
-            let page: Page = self.page(MAX_PAGE_ROWS, Base::Homeserver, ROOMS, &[], query).await?;
-            from = pages.next(page.rooms.len(), page.total_rooms, page.next_batch)?;
-            rooms.extend(page.rooms.into_iter().filter(|room| known.insert(hash(&room.room_id))));
-            if from.is_none() {
-                return Ok(rooms);
-            }
-        }
-    }
-
-    /// Returns how many rooms there are.
-    pub(crate) async fn count_rooms(&self) -> Result<u64, Error> {
-        #[derive(Deserialize)]
-        struct Page {
-            #[serde(deserialize_with = "count")]
-            total_rooms: u64,
-        }
-        let query = vec![("order_by", "version".to_owned()), ("limit", "1".to_owned())];
-        let page: Page = self.get(ROOMS, &[], query).await?;
-        Ok(page.total_rooms)
-    }
-
     /// Returns the local files that the current state of a room names, in any event.
     pub(crate) async fn files_in_state(
         &self,

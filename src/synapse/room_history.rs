@@ -5,30 +5,10 @@ use std::collections::HashSet;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::json::{count, id, object_or_default, optional_count, optional_text, texts};
-use super::page::MAX_PAGE_ROWS;
-use super::pages::{PageToken, Pages};
+use super::json::{id, object_or_default, optional_count, optional_text, texts};
 use super::reader::Reader;
-use crate::http::{Base, Error};
+use crate::http::Error;
 use crate::values::clock::Timestamp;
-
-/// A room as the list of rooms shows it.
-#[derive(Debug, Clone, Deserialize)]
-pub(crate) struct RoomRow {
-    #[serde(deserialize_with = "id")]
-    pub room_id: String,
-    #[serde(default, deserialize_with = "optional_text")]
-    pub name: Option<String>,
-    #[serde(default, deserialize_with = "optional_text")]
-    pub canonical_alias: Option<String>,
-    /// The algorithm; `None` if the room is not encrypted.
-    #[serde(default, deserialize_with = "optional_text")]
-    pub encryption: Option<String>,
-    #[serde(default, deserialize_with = "count")]
-    pub joined_members: u64,
-    #[serde(default, deserialize_with = "count")]
-    pub joined_local_members: u64,
-}
 
 /// The events before the first one that stays.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -49,7 +29,6 @@ pub(crate) struct OldHistory {
     pub has_newer: bool,
 }
 
-const ROOMS: &str = "/_synapse/admin/v1/rooms";
 const MESSAGES: &str = "/_synapse/admin/v1/rooms/{}/messages";
 const CONTEXT: &str = "/_synapse/admin/v1/rooms/{}/context/{}";
 /// The most that Synapse returns.
@@ -88,35 +67,6 @@ struct EventPage {
 }
 
 impl Reader {
-    /// Returns all rooms that this homeserver is or was in.
-    pub(crate) async fn rooms(&self) -> Result<Vec<RoomRow>, Error> {
-        #[derive(Deserialize)]
-        struct Page {
-            rooms: Vec<RoomRow>,
-            next_batch: Option<PageToken>,
-            #[serde(default, deserialize_with = "optional_count")]
-            total_rooms: Option<u64>,
-        }
-        let mut pages = Pages::new(ROOMS, MAX_PAGE_ROWS);
-        let (mut rooms, mut known) = (Vec::new(), HashSet::new());
-        let mut from: Option<PageToken> = None;
-        loop {
-            let mut query = vec![("order_by", "joined_local_members".to_owned())];
-            query.extend(from.as_ref().map(|from| ("from", from.to_string())));
-            let page: Page = self.page(MAX_PAGE_ROWS, Base::Homeserver, ROOMS, &[], query).await?;
-            from = pages.next(page.rooms.len(), page.total_rooms, page.next_batch)?;
-            rooms.extend(page.rooms.into_iter().filter(|room| known.insert(room.room_id.clone())));
-            if from.is_none() {
-                return Ok(rooms);
-            }
-        }
-    }
-
-    /// Returns one room; the error is `M_NOT_FOUND` if Synapse does not know it.
-    pub(crate) async fn room(&self, room_id: &str) -> Result<RoomRow, Error> {
-        self.get("/_synapse/admin/v1/rooms/{}", &[room_id], vec![]).await
-    }
-
     /// Returns the events of a room before `time`, at most 50,000, or `None` if there is no event at all.
     ///
     /// Only for rooms without users of other servers, from which Synapse would fetch older events to fill the pages.

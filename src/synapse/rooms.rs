@@ -8,7 +8,7 @@ use std::time::Duration;
 use serde::de::{Error as _, IgnoredAny, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
-use super::json::{Scalar, id, integers, object_or_default, optional_id, optional_text, texts};
+use super::json::{Scalar, id, integers, object_or_default, optional_text, texts};
 use super::reader::Reader;
 use super::user_map::{MAX_USERS, UserMap, UserMapBuilder, UserSet};
 use crate::http::{Error, one_line};
@@ -47,28 +47,6 @@ pub struct Permissions {
     creators: Vec<String>,
     /// The room that this one replaced.
     pub predecessor: Option<String>,
-}
-
-/// A room as the Admin API describes it.
-///
-/// Of one without local members only the creator and the type are known.
-#[derive(Debug, Default, Deserialize)]
-pub struct RoomDetails {
-    #[serde(default, deserialize_with = "optional_text")]
-    pub name: Option<String>,
-    /// What the room says of itself: it may be the alias of another room.
-    #[serde(default, deserialize_with = "optional_id")]
-    pub canonical_alias: Option<String>,
-    #[serde(default, deserialize_with = "optional_id")]
-    pub creator: Option<String>,
-    #[serde(default, deserialize_with = "optional_text")]
-    room_type: Option<String>,
-}
-
-impl RoomDetails {
-    pub(crate) fn is_space(&self) -> bool {
-        self.room_type.as_deref() == Some("m.space")
-    }
 }
 
 /// A state event, of whose content only the fields that are used are kept.
@@ -195,10 +173,6 @@ impl Reader {
         let room: State<Members> =
             self.get_streamed(ROOM_STATE, &[room_id], query, bounds, parse).await?;
         Ok(room.state.0)
-    }
-
-    pub(crate) async fn room(&self, room_id: &str) -> Result<RoomDetails, Error> {
-        self.get("/_synapse/admin/v1/rooms/{}", &[room_id], vec![]).await
     }
 
     /// Returns the ids of the rooms and spaces that a space names, sorted.

@@ -7,7 +7,7 @@ use super::rooms::{NamedRoom, Origin, RoomError, alias_error, resolve};
 use crate::jobs::job::PlanError;
 use crate::plan::change::Plan;
 use crate::plan::report::Action;
-use crate::synapse::{Reader, RoomDetails};
+use crate::synapse::{Reader, RoomRow};
 use crate::values::glob::{Matched, is_glob};
 use crate::values::matrix_id::RoomName;
 use crate::values::text::{format_count, join_some};
@@ -23,7 +23,7 @@ pub(super) struct Spaces<'a> {
     excepted: Vec<(usize, String)>,
     /// Which items of `except_rooms` matched something.
     matched: Matched,
-    details: HashMap<String, RoomDetails>,
+    details: HashMap<String, RoomRow>,
     /// Spaces below others whose problem was reported: they may be below several.
     failed: HashSet<String>,
 }
@@ -166,7 +166,7 @@ impl<'a> Spaces<'a> {
         found: &mut SpaceRooms,
         below: &mut Vec<NamedRoom>,
     ) -> Result<(), RoomError> {
-        let unknown = RoomDetails::default();
+        let unknown = RoomRow::default();
         self.details(&room_id).await?;
         let details = self.details.get(&room_id).unwrap_or(&unknown);
         // Whoever may edit a room chooses its alias: only the id tells which room it is.
@@ -189,7 +189,7 @@ impl<'a> Spaces<'a> {
     }
 
     /// What Synapse says of a room; `None` if it does not know it.
-    async fn details(&mut self, room_id: &str) -> Result<Option<&RoomDetails>, RoomError> {
+    async fn details(&mut self, room_id: &str) -> Result<Option<&RoomRow>, RoomError> {
         if !self.details.contains_key(room_id) {
             match self.reader.room(room_id).await {
                 Ok(details) => {
@@ -209,9 +209,9 @@ fn is_excepted(
     aliases: &[(usize, String)],
     matched: &mut Matched,
     room_id: &str,
-    details: &RoomDetails,
+    details: &RoomRow,
 ) -> bool {
-    let RoomDetails { name, canonical_alias, .. } = details;
+    let RoomRow { name, canonical_alias, .. } = details;
     let texts = [Some(room_id), canonical_alias.as_deref(), name.as_deref()];
     let mut is_excepted = false;
     for (index, glob) in keys.except_rooms.iter().enumerate() {

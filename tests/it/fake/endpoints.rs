@@ -291,7 +291,6 @@ static ROUTES: &[Route] = &[
     Route::new("GET", "/_synapse/admin/v1/rooms/*/members", (1, 18), Gate::Admin, members),
     Route::new("GET", "/_synapse/admin/v1/rooms/*/state", (1, 27), Gate::Admin, state),
     Route::new("GET", "/_synapse/admin/v1/rooms/*/block", (1, 48), Gate::Admin, block),
-    Route::new("GET", "/_synapse/admin/v1/rooms", (1, 0), Gate::Admin, rooms),
     Route::new("GET", "/_synapse/admin/v1/rooms/*/messages", (1, 68), Gate::Admin, messages),
     Route::new("GET", "/_synapse/admin/v1/rooms/*/context/*", (1, 22), Gate::Admin, context),
     Route::new("GET", "/_synapse/admin/v1/scheduled_tasks", (1, 130), Gate::Admin, tasks),
@@ -876,6 +875,9 @@ fn members(world: &mut World, call: &Call) -> Answered {
 
 /// In the order of the versions, the newest first.
 fn rooms(world: &mut World, call: &Call) -> Answered {
+    if call.text("empty_rooms").is_some() {
+        return empty_rooms(world, call);
+    }
     if call.one_of("order_by", &["name", "version"])? == "name" {
         world.complain("rooms are renamed while they are listed by name".to_owned());
     }
@@ -890,11 +892,7 @@ fn rooms(world: &mut World, call: &Call) -> Answered {
         .iter()
         .filter_map(|listed| {
             let room = world.rooms.get(&listed.name)?;
-            let joined = room.members.values().filter(|member| member.membership == "join").count();
-            Some(json!({
-                "room_id": listed.name, "name": room.name, "creator": room.creator, "version": room.version,
-                "joined_members": joined, "joined_local_members": joined, "state_events": 7,
-            }))
+            Some(room_row(world, &listed.name, room))
         })
         .collect();
     let mut body = json!({"rooms": rows, "offset": page.from, "total_rooms": listing.len()});
@@ -976,8 +974,7 @@ fn state_events(world: &World, room_id: &str, room: &Room, only: Option<&str>) -
     events
 }
 
-/// The list of rooms, of which only empty ones can be asked for.
-fn rooms(world: &mut World, call: &Call) -> Answered {
+fn empty_rooms(world: &mut World, call: &Call) -> Answered {
     if call.text("search_term").is_some() {
         world.complain(format!("other filters do not count with this: {}", call.seen.query));
     }
