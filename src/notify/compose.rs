@@ -78,18 +78,6 @@ impl For<'_> {
             }
         }
     }
-
-    /// `remove-external-ids on main, run 17, apply, 3 attempts`.
-    fn identity(&self, run: &Report) -> String {
-        let attempts = match run.attempts {
-            0 | 1 => String::new(),
-            attempts => format!(", {attempts} attempts"),
-        };
-        let (kind, homeserver, mode) = (&run.kind, &run.homeserver, run.mode);
-        let undo = if run.trigger == Trigger::Undo { ", undo" } else { "" };
-        let id = run.id.unwrap_or_default();
-        format!("{kind} on {homeserver}, run {id}, {mode}{undo}{attempts}")
-    }
 }
 
 /// Returns the messages about a run that has ended.
@@ -145,6 +133,18 @@ pub(super) async fn about_run(
     Ok(messages)
 }
 
+/// `remove-external-ids on main, run 17, apply, 3 attempts`.
+fn identity(run: &Report) -> String {
+    let attempts = match run.attempts {
+        0 | 1 => String::new(),
+        attempts => format!(", {attempts} attempts"),
+    };
+    let (kind, homeserver, mode) = (&run.kind, &run.homeserver, run.mode);
+    let undo = if run.trigger == Trigger::Undo { ", undo" } else { "" };
+    let id = run.id.unwrap_or_default();
+    format!("{kind} on {homeserver}, run {id}, {mode}{undo}{attempts}")
+}
+
 /// Whether a run with this outcome is one that a person should know about; cancelling is a person's own doing.
 fn is_failure(outcome: Outcome) -> bool {
     !matches!(outcome, Outcome::Succeeded | Outcome::Cancelled)
@@ -167,7 +167,7 @@ async fn failure(
     };
     let mut text = Text::default();
     text.line(&[Bold(&format!("{} {what}", run.job))]);
-    text.line(&[Plain(&made_for.identity(run)), Plain(": "), Plain(&counts(run))]);
+    text.line(&[Plain(&identity(run)), Plain(": "), Plain(&counts(run))]);
     if let Some(message) = &run.message {
         text.line(&[Plain(&made_for.named(message))]);
     }
@@ -214,7 +214,7 @@ async fn result(
     };
     let mut text = Text::default();
     text.line(&[Bold(&format!("{} {what}", run.job))]);
-    text.line(&[Plain(&made_for.identity(run)), Plain(": "), Plain(&counts(run))]);
+    text.line(&[Plain(&identity(run)), Plain(": "), Plain(&counts(run))]);
     if run.mode == Mode::Apply {
         biggest(history, made_for, run, State::Done, &mut text).await?;
     }
@@ -236,7 +236,7 @@ async fn plan(
         Some(planned) => format_count(planned, "item", "items"),
         None => "this kind cannot count items in advance".to_owned(),
     };
-    text.line(&[Plain(&made_for.identity(run)), Plain(": "), Plain(&items), Plain(&bytes)]);
+    text.line(&[Plain(&identity(run)), Plain(": "), Plain(&items), Plain(&bytes)]);
     if let Some(message) = &run.message {
         text.line(&[Plain(&made_for.named(message))]);
     }

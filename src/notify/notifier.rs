@@ -21,6 +21,9 @@ const EVERY: Duration = Duration::from_secs(3);
 /// How often runs are marked as reported where nobody is told.
 const REPORT_NOTHING_EVERY: Duration = Duration::from_mins(1);
 
+/// How often to look for messages that could not be sent for too long.
+const DROP_OLD_EVERY: Duration = Duration::from_hours(1);
+
 /// Makes messages of what happened, and has them sent; one task for each notification, so that none waits for another.
 pub(crate) struct Notifier {
     parts: Parts,
@@ -30,6 +33,8 @@ pub(crate) struct Notifier {
     shown: Vec<String>,
     /// When runs were last marked as reported without telling anybody.
     reported_nothing: Option<Instant>,
+    /// When messages that could not be sent were last given up.
+    dropped_old: Option<Instant>,
 }
 
 enum Sender {
@@ -51,6 +56,7 @@ impl Notifier {
             senders: BTreeMap::new(),
             shown: Vec::new(),
             reported_nothing: None,
+            dropped_old: None,
         }
     }
 
@@ -82,7 +88,11 @@ impl Notifier {
                 return Ok(());
             }
             self.reported_nothing = Some(Instant::now());
-            return history.report_nothing().await;
+            // Nothing is written where nothing ended.
+            return match history.unreported_runs().await?.is_empty() {
+                true => Ok(()),
+                false => history.report_nothing().await,
+            };
         }
         let daemon = self.reloader.daemon();
         let made_for = |notification| For {
@@ -113,7 +123,10 @@ impl Notifier {
                     .await?;
             }
         }
-        self.drop_old(now).await?;
+        if self.dropped_old.is_none_or(|at| at.elapsed() >= DROP_OLD_EVERY) {
+            self.drop_old(now).await?;
+            self.dropped_old = Some(Instant::now());
+        }
         let undecided: Arc<[PlanMessage]> = history.undecided_plans().await?.into();
         for index in 0..notifications.len() {
             self.send(notifications, index, &undecided).await;

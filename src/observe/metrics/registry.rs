@@ -94,13 +94,7 @@ impl Metrics {
                 "microglia_login_failures_total",
                 "Number of attempts to sign in to the status page with a wrong token.",
             )?,
-            notifications: add.register(IntCounterVec::new(
-                Opts::new(
-                    "microglia_notifications_total",
-                    "Number of messages that were sent, and of attempts to send one that failed.",
-                ),
-                &["notification", "result"],
-            )?)?,
+            notifications: add.notifications()?,
             notifications_pending: add.gauges(
                 "microglia_notifications_pending",
                 "Number of messages that wait to be sent.",
@@ -183,6 +177,14 @@ impl Add<'_> {
     ) -> Result<HistogramVec, prometheus::Error> {
         let options = HistogramOpts::new(name, help).buckets(buckets.to_vec());
         self.register(HistogramVec::new(options, labels)?)
+    }
+
+    fn notifications(&self) -> Result<IntCounterVec, prometheus::Error> {
+        let messages = Opts::new(
+            "microglia_notifications_total",
+            "Number of messages that were sent, and of attempts to send one that failed.",
+        );
+        self.register(IntCounterVec::new(messages, &["notification", "result"])?)
     }
 
     fn homeservers(&self) -> Result<Homeservers, prometheus::Error> {

@@ -85,12 +85,12 @@ async fn only_old_messages_of_selected_rooms_are_purged() {
         }
     }
     synapse.leave(&alice, &left).await;
-    let (root, pinned) = (&old[0].1, &old[1].1);
+    let (thread, pinned) = (&old[0].1, &old[1].1);
     let path = format!("/_matrix/client/v3/rooms/{}/state/m.room.pinned_events", encoded(&talk));
     let pins = json!({"pinned": [pinned, "$unknown"]});
     assert_eq!(synapse.client(&alice, Method::PUT, &path, pins).await.0, 200);
     synapse.return_to_now().await;
-    let relation = json!({"rel_type": "m.thread", "event_id": root});
+    let relation = json!({"rel_type": "m.thread", "event_id": thread});
     let reply = json!({"msgtype": "m.text", "body": "reply", "m.relates_to": relation});
     let reply = send(&synapse, &alice, &talk, reply).await;
     let fresh = say(&synapse, &alice, &talk).await;
