@@ -120,8 +120,9 @@ async fn visit(stage: &Stage, scripts: Scripts) {
     browser.click("Apply").await;
     browser.shows("main", "makes the changes on main").await;
     browser.click("Make the changes").await;
-    let run = browser.path().await;
     shows(&browser, scripts, ".progress small", &format!("of {MEMBERS} members")).await;
+    // Before the page of the run is there, the path is still that of the question.
+    let run = browser.path().await;
     let first = browser.text(".progress small").await;
     if scripts == Scripts::On {
         // The page itself moves on.
