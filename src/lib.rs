@@ -98,8 +98,9 @@
 //!   offsets drift while accounts come and go.
 //! - The accounts of `purge-local-media` are read in portions, too, but only the run that reads the last one plans
 //!   (`plan::round::Plans`): one call of Synapse deletes by a cut-off for all accounts at once, so that a plan of a portion
-//!   would leave uncounted what the call deletes of the others. Deleting file by file does for a portion, and is what its
-//!   exact mode does; but it takes a request for each file, and Synapse then ignores protection, quarantine and avatars.
+//!   would leave uncounted what the call deletes of the others. In exact mode each run plans, because files are deleted one
+//!   by one. That takes a request for each, and Synapse ignores protection, quarantine and avatars there, so that the
+//!   program checks them itself, once more just before each request.
 //!   The cut-off is that of the round's start. Until then each run keeps what it read in a file of the state directory,
 //!   not in the history: it may have ten million records. The file is replaced as a whole, and one that is missing,
 //!   damaged, or of another round or version, also because another replica took over, starts the round anew.
