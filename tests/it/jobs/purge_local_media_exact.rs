@@ -256,8 +256,13 @@ async fn files_that_others_delete_meanwhile_do_not_hide_those_that_were_protecte
 #[tokio::test]
 async fn files_are_deleted_side_by_side_with_few_requests_in_addition() {
     let (fake, program) = fake_with_old_files(320, "");
-    fake.world(|world| world.latency = Duration::from_millis(2));
-    let report = program.apply("purge").await;
+    let release = Arc::new(Semaphore::new(0));
+    fake.fault(Fault::new("DELETE", FILES, Trouble::Held(Arc::clone(&release))).times(4));
+    let side_by_side = async {
+        until("four deletions at a time", 20, async || fake.count("DELETE", FILES) == 4).await;
+        release.add_permits(4);
+    };
+    let (report, ()) = join(program.apply("purge"), side_by_side).await;
     assert_eq!(figures(&report), "succeeded: 320/320/0/0/0");
     assert_eq!(fake.count("DELETE", FILES), 320);
     let requests = fake.requests().len();
