@@ -2,6 +2,8 @@
 
 mod account_state;
 mod batch_size;
+mod delete_registration_tokens;
+mod delete_reports;
 mod delete_rooms;
 pub mod job;
 mod join_rooms;
@@ -22,6 +24,9 @@ pub static KINDS: &[Kind] = &[
     Kind::of::<remove_external_ids::RemoveExternalIds>(),
     Kind::of::<delete_rooms::DeleteRooms>(),
     Kind::of::<purge_history::PurgeHistory>(),
+    Kind::of::<delete_registration_tokens::DeleteRegistrationTokens>(),
+    Kind::of::<delete_reports::DeleteReports<delete_reports::OfEvents>>(),
+    Kind::of::<delete_reports::DeleteReports<delete_reports::OfUsers>>(),
     Kind::of::<request::Request>(),
 ];
 

@@ -23,6 +23,8 @@ pub use own_token::{ExpiryObserver, OwnToken, OwnTokenSettings};
 pub use personal_sessions::{IssuedToken, PersonalSessions};
 pub use queries::{Links, UserStatus};
 pub use reader::Reader;
-pub use resources::{Link, PersonalSession, Provider, Resource, SiteConfig, User};
+pub use resources::{
+    Link, PersonalSession, Provider, RegistrationToken, Resource, SiteConfig, User,
+};
 pub use ulid::Ulid;
 pub use writer::{CreatedLink, Writer};

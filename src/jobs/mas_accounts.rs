@@ -4,9 +4,27 @@ use std::collections::HashMap;
 
 use super::account_state::AccountState;
 use crate::http::Error;
-use crate::mas::{User, UserStatus};
+use crate::mas::{self, User, UserStatus};
 use crate::plan::report::Exempt;
-use crate::synapse::{self, Reader};
+use crate::synapse::{self, Identity, Reader};
+
+/// The MAS that manages the accounts; the error says why the configuration does not fit the homeserver.
+///
+/// A homeserver with a MAS that is not configured is refused before, by [`Needs`](super::job::Needs).
+pub(super) fn mas_in_use<'a>(
+    reader: &'a Reader,
+    identity: &Identity,
+) -> Result<Option<&'a mas::Reader>, String> {
+    match reader.mas() {
+        Some(_) if !identity.mas => Err("[homeservers.NAME.mas] is configured, but this Synapse does not delegate to MAS: remove the table, or configure `matrix_authentication_service` in Synapse".to_owned()),
+        mas => Ok(mas),
+    }
+}
+
+/// Returns the error of a change in a MAS that is not configured any more.
+pub(super) fn no_mas() -> Error {
+    Error::not_sent("[homeservers.NAME.mas] is not configured any more".to_owned())
+}
 
 /// The accounts that MAS has locked or deactivated; none where no MAS is configured.
 #[derive(Debug, Default)]

@@ -5,7 +5,9 @@ use serde::de::DeserializeOwned;
 
 use super::list::Page;
 use super::reader::Reader;
-use super::resources::{Link, PersonalSession, Provider, Resource, Single, SiteConfig, User};
+use super::resources::{
+    Link, PersonalSession, Provider, RegistrationToken, Resource, Single, SiteConfig, User,
+};
 use super::ulid::Ulid;
 use crate::http::{Error, Repeat, one_line};
 
@@ -114,6 +116,19 @@ impl Reader {
             return Err(response.unexpected("MAS ignored a filter of this list: upgrade MAS"));
         }
         Ok(data.pop())
+    }
+
+    /// All registration tokens, also those that are revoked.
+    pub async fn registration_tokens(&self) -> Result<Vec<Resource<RegistrationToken>>, Error> {
+        self.list("/api/admin/v1/user-registration-tokens", &[]).await
+    }
+
+    /// A registration token, `None` if there is none with that id.
+    pub async fn registration_token(
+        &self,
+        id: &Ulid,
+    ) -> Result<Option<Resource<RegistrationToken>>, Error> {
+        self.get_single("/api/admin/v1/user-registration-tokens/{}", id.as_str()).await
     }
 
     /// The active sessions of a user that belong to the client of this connection (MAS 1.5).

@@ -69,6 +69,21 @@ pub struct PersonalSession {
     pub expires_at: Option<Timestamp>,
 }
 
+/// A token that people register with.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct RegistrationToken {
+    #[serde(deserialize_with = "bounded")]
+    pub token: String,
+    /// `None` without a limit.
+    pub usage_limit: Option<u64>,
+    pub times_used: u64,
+    pub created_at: Timestamp,
+    pub last_used_at: Option<Timestamp>,
+    /// `None` if it never expires.
+    pub expires_at: Option<Timestamp>,
+    pub revoked_at: Option<Timestamp>,
+}
+
 /// What MAS is configured for.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct SiteConfig {

@@ -26,6 +26,9 @@ crate::values::string_enum::string_enum! {
         /// A room without local members: the key is its id, the value when it was first seen so and, if it was shut down
         /// since, when, in milliseconds.
         EmptyRoom = "empty-room",
+        /// A registration token that is used up: the key is the token, or its id in MAS, the value when it was first seen so
+        /// in milliseconds and how often it had been used.
+        UsedUpToken = "used-up-token",
         /// The time up to which the remote cache was purged, in milliseconds; the key is empty.
         RemoteCutOff = "remote-cut-off",
     }

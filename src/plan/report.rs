@@ -101,6 +101,13 @@ string_enum! {
         ShutDownRoom = "shut-down-room",
         PurgeRoom = "purge-room",
         PurgeHistory = "purge-history",
+        DeleteRegistrationToken = "delete-registration-token",
+        /// Under MAS, which deletes none.
+        RevokeRegistrationToken = "revoke-registration-token",
+        /// Only to undo a revocation.
+        UnrevokeRegistrationToken = "unrevoke-registration-token",
+        DeleteEventReport = "delete-event-report",
+        DeleteUserReport = "delete-user-report",
         Request = "request",
     }
 }
@@ -179,6 +186,12 @@ string_enum! {
         PurgeScheduled = "purge-scheduled",
         /// A room that was shut down, and is purged by a later run.
         ShutDown = "shut-down",
+        /// A registration token that may be used no times at all, which is how it is switched off.
+        SwitchedOff = "switched-off",
+        /// A registration token with which a registration has begun.
+        PendingRegistration = "pending-registration",
+        /// A registration token that has not been expired or used up for `unused_for`.
+        RecentlyInvalid = "recently-invalid",
         /// An empty file, or an upload that was never finished.
         Empty = "empty",
         /// An avatar, or another file that the state of a room refers to.

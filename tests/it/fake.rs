@@ -13,6 +13,10 @@ mod mas_admin;
 mod messages;
 #[path = "fake/openapi.rs"]
 mod openapi;
+#[path = "fake/registration_tokens.rs"]
+mod registration_tokens;
+#[path = "fake/reports.rs"]
+mod reports;
 #[path = "fake/world.rs"]
 mod world;
 
@@ -46,9 +50,11 @@ use tokio::{
 };
 
 use self::endpoints::{Answer, percent_decoded};
-pub use self::mas::{CLIENT_ID, CLIENT_SECRET, Provider};
+pub use self::mas::{CLIENT_ID, CLIENT_SECRET, Provider, RegistrationToken as MasToken};
 pub use self::messages::Message;
 pub use self::openapi::Operation;
+pub use self::registration_tokens::RegistrationToken;
+pub use self::reports::Report;
 use self::world::Doomed;
 pub use self::world::{Member, SERVER_NAME, TOKEN, User, World, room_event};
 

@@ -1,6 +1,9 @@
 //! One file per kind: what it must do, and what it must leave alone.
 
+mod delete_event_reports;
+mod delete_registration_tokens;
 mod delete_rooms;
+mod delete_user_reports;
 pub mod in_process;
 mod join_rooms;
 mod purge_history;

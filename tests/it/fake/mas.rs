@@ -24,6 +24,7 @@ pub struct Mas {
     pub providers: BTreeMap<String, Provider>,
     pub links: BTreeMap<String, Link>,
     pub sessions: BTreeMap<String, Session>,
+    pub registration_tokens: BTreeMap<String, RegistrationToken>,
     /// In seconds.
     pub token_life: u64,
     /// Whether the internal listener has the resource `oauth`.
@@ -91,6 +92,17 @@ pub struct Session {
     pub revoked_at: Option<String>,
 }
 
+/// Times are as MAS writes them.
+#[derive(Clone, Debug, Default)]
+pub struct RegistrationToken {
+    pub token: String,
+    pub usage_limit: Option<u32>,
+    pub times_used: u32,
+    pub last_used_at: Option<String>,
+    pub expires_at: Option<String>,
+    pub revoked_at: Option<String>,
+}
+
 /// What MAS said about a token when Synapse asked.
 #[derive(Clone)]
 struct Introspection {
@@ -117,6 +129,7 @@ impl Default for Mas {
             providers: BTreeMap::new(),
             links: BTreeMap::new(),
             sessions: BTreeMap::new(),
+            registration_tokens: BTreeMap::new(),
             token_life: 300,
             internal_oauth: true,
             is_down: false,
@@ -151,6 +164,12 @@ impl Mas {
     pub fn provider(&mut self, provider: Provider) -> String {
         let id = self.ulid();
         self.providers.insert(id.clone(), provider);
+        id
+    }
+
+    pub fn registration_token(&mut self, token: RegistrationToken) -> String {
+        let id = self.ulid();
+        self.registration_tokens.insert(id.clone(), token);
         id
     }
 

@@ -137,6 +137,29 @@ fn carried_out(
                 Ok(single(200, seen, &session_of(mas, id, now)))
             }
         },
+        ("GET", ["user-registration-tokens"]) => {
+            list.of(mas.registration_tokens.keys(), |id| registration_token_of(mas, id, now))
+        }
+        ("GET", ["user-registration-tokens", id]) => {
+            match mas.registration_tokens.contains_key(valid(id)?) {
+                true => Ok(single(200, seen, &registration_token_of(mas, id, now))),
+                false => refused(404, &format!("Registration token with ID {id} not found")),
+            }
+        }
+        ("POST", ["user-registration-tokens", id, what @ ("revoke" | "unrevoke")]) => {
+            let revokes = *what == "revoke";
+            match mas.registration_tokens.get_mut(valid(id)?) {
+                None => refused(404, &format!("Registration token with ID {id} not found")),
+                Some(token) if token.revoked_at.is_some() == revokes => {
+                    let state = if revokes { "already" } else { "not" };
+                    refused(400, &format!("Registration token with ID {id} is {state} revoked"))
+                }
+                Some(token) => {
+                    token.revoked_at = revokes.then(|| time(now));
+                    Ok(single(200, seen, &registration_token_of(mas, id, now)))
+                }
+            }
+        }
         _ => panic!("the fake MAS has no {} {}", seen.method, seen.path),
     }
 }
@@ -199,6 +222,22 @@ fn session_of(mas: &Mas, id: &str, now: DateTime<Utc>) -> Value {
         "expires_at": session.expires_at.as_ref().map(|(_, at)| at),
     });
     resource("personal-session", "personal-sessions", id, &attributes)
+}
+
+fn registration_token_of(mas: &Mas, id: &str, now: DateTime<Utc>) -> Value {
+    let token = &mas.registration_tokens[id];
+    let is_over = token
+        .expires_at
+        .as_ref()
+        .is_some_and(|at| at.parse::<DateTime<Utc>>().is_ok_and(|at| at <= now));
+    let is_used_up = token.usage_limit.is_some_and(|limit| token.times_used >= limit);
+    let attributes = json!({
+        "token": token.token, "valid": !is_over && !is_used_up && token.revoked_at.is_none(),
+        "usage_limit": token.usage_limit, "times_used": token.times_used,
+        "created_at": "2024-01-01T00:00:00Z", "last_used_at": token.last_used_at,
+        "expires_at": token.expires_at, "revoked_at": token.revoked_at,
+    });
+    resource("user-registration_token", "user-registration-tokens", id, &attributes)
 }
 
 fn site_config() -> Value {
