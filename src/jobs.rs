@@ -1,5 +1,6 @@
 //! The table of kinds: one file per kind, one line here.
 
+mod account;
 mod account_state;
 mod batch_size;
 mod delete_registration_tokens;

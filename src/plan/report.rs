@@ -142,7 +142,10 @@ string_enum! {
         Locked = "locked",
         Suspended = "suspended",
         Guest = "guest",
+        /// An account whose `user_type` is bot or support.
         Bot = "bot",
+        /// An account with another `user_type`.
+        OtherType = "other-type",
         /// The account belongs to a bridge.
         Bridge = "bridge",
         /// The account that microglia itself uses.

@@ -11,7 +11,6 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 use tokio::process::{Child, Command};
 
-use crate::fake::{CLIENT_ID, CLIENT_SECRET};
 use crate::postgres;
 
 /// Whether the tests run on PostgreSQL: `on_postgres` sets this for a second run of those that a history is about.
@@ -43,15 +42,6 @@ impl Program {
             "[daemon]\nstate_dir = \"state\"\n\n[homeservers.main]\nurl = \"{url}\"\naccess_token_file = \"token\"\nmax_requests_per_second = \"unlimited\"\nmax_joins_per_second = \"unlimited\"\n\n{rest}"
         ));
         program.write("token", token);
-        program
-    }
-
-    /// A config with one homeserver `main`, whose accounts are in a MAS with these listeners, followed by `rest`.
-    pub fn under_mas(url: &str, (public, internal): (&str, &str), rest: &str) -> Self {
-        let program = Self::with_config(&format!(
-            "[daemon]\nstate_dir = \"state\"\n\n[homeservers.main]\nurl = \"{url}\"\nmax_requests_per_second = \"unlimited\"\n\n[homeservers.main.mas]\nurl = \"{public}\"\nadmin_url = \"{internal}\"\nclient_id = \"{CLIENT_ID}\"\nclient_secret_file = \"mas-client-secret\"\naccount = \"microglia\"\n\n{rest}"
-        ));
-        program.write("mas-client-secret", CLIENT_SECRET);
         program
     }
 

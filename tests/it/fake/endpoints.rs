@@ -277,6 +277,7 @@ static ROUTES: &[Route] = &[
     Route::new("PUT", "/_synapse/admin/v2/users/*", (1, 0), Gate::Admin, put_user),
     Route::new("GET", "/_synapse/admin/v2/users", (1, 0), Gate::Admin, users),
     Route::new("GET", "/_synapse/admin/v3/users", (1, 103), Gate::Admin, users),
+    Route::new("GET", "/_synapse/admin/v2/users/*/devices", (1, 15), Gate::Admin, devices),
     Route::new("GET", "/_synapse/admin/v1/users/*/media", (1, 23), Gate::MediaAdmin, user_media),
     Route::new("GET", "/_synapse/admin/v1/users/*/memberships", (1, 145), Gate::Admin, memberships),
     Route::new(
@@ -595,6 +596,31 @@ impl<'a> SingleUser<'a> {
     }
 }
 
+fn devices(world: &mut World, call: &Call) -> Answered {
+    let user_id = local_user(world, &call.args[0], "Can only lookup local users")?;
+    let Some(user) = world.users.get(user_id) else {
+        return refused(404, "M_NOT_FOUND", "Unknown user");
+    };
+    let has_dehydrated = user.devices.iter().any(|device| device.dehydrated);
+    let devices: Vec<Value> = user
+        .devices
+        .iter()
+        .map(|device| {
+            let mut row = json!({
+                "user_id": user_id, "device_id": device.id, "display_name": device.name,
+                "last_seen_ip": device.last_seen_ms.map(|_| "127.0.0.1"),
+                "last_seen_user_agent": device.last_seen_ms.map(|_| "Element"),
+                "last_seen_ts": device.last_seen_ms,
+            });
+            if has_dehydrated {
+                row["dehydrated"] = device.dehydrated.into();
+            }
+            row
+        })
+        .collect();
+    Ok(Answer::json(&json!({"total": devices.len(), "devices": devices})))
+}
+
 /// The profile's name, by default the localpart.
 fn displayname<'a>(user_id: &'a str, user: &'a User) -> &'a str {
     let localpart = user_id.split(':').next().unwrap_or_default().trim_start_matches('@');
@@ -798,7 +824,7 @@ impl<'a> UserRow<'a> {
             displayname: displayname(name, user),
             avatar_url: avatar_url(world, user),
             creation_ts: user.created_ms,
-            last_seen_ts: user.last_seen_ms,
+            last_seen_ts: user.listed_last_seen_ms(),
             locked: world.at_least((1, 93)).then_some(user.locked),
         }
     }

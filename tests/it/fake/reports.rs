@@ -30,25 +30,29 @@ fn event_row(world: &World, id: u64, report: &Report) -> Option<Value> {
     }))
 }
 
-fn user_row(_: &World, id: u64, report: &Report) -> Option<Value> {
-    Some(json!({
+fn user_row(id: u64, report: &Report) -> Value {
+    json!({
         "id": id, "received_ts": report.received_ms, "target_user_id": report.about,
         "user_id": report.by, "reason": report.reason,
-    }))
+    })
 }
 
 /// Both lists are sorted by the time, not by the id.
 fn page(world: &mut World, call: &Call, name: &str) -> Answered {
     let page = Page::of(world, call)?;
     let backwards = call.one_of("dir", &["b", "f"])? == "b";
-    let (reports, row): (_, fn(&World, u64, &Report) -> Option<Value>) = match name {
-        "event_reports" => (&world.event_reports, event_row),
-        _ => (&world.user_reports, user_row),
+    let mut rows: Vec<(i64, Value)> = match name {
+        "event_reports" => world
+            .event_reports
+            .iter()
+            .filter_map(|(id, it)| Some((it.received_ms, event_row(world, *id, it)?)))
+            .collect(),
+        _ => world
+            .user_reports
+            .iter()
+            .map(|(id, it)| (it.received_ms, user_row(*id, it)))
+            .collect(),
     };
-    let mut rows: Vec<(i64, Value)> = reports
-        .iter()
-        .filter_map(|(id, report)| Some((report.received_ms, row(world, *id, report)?)))
-        .collect();
     rows.sort_by_key(|(received, _)| if backwards { -received } else { *received });
     let total = rows.len();
     let shown = rows.into_iter().skip(page.from).take(page.limit);

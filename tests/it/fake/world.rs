@@ -339,7 +339,9 @@ pub struct User {
     /// The id of a file.
     pub avatar: Option<String>,
     pub created_ms: i64,
+    /// Of its requests.
     pub last_seen_ms: Option<i64>,
+    pub devices: Vec<Device>,
     pub admin: bool,
     pub deactivated: bool,
     pub erased: bool,
@@ -359,6 +361,7 @@ impl Default for User {
             avatar: None,
             created_ms: LONG_AGO_MS,
             last_seen_ms: None,
+            devices: Vec::new(),
             admin: false,
             deactivated: false,
             erased: false,
@@ -373,10 +376,24 @@ impl Default for User {
 }
 
 impl User {
+    /// What the list shows: one old device hides newer requests without a device.
+    pub fn listed_last_seen_ms(&self) -> Option<i64> {
+        let devices = self.devices.iter().filter_map(|device| device.last_seen_ms);
+        devices.max().or(self.last_seen_ms)
+    }
+
     pub fn external(mut self, provider: &str, external_id: &str) -> Self {
         self.external_ids.push((provider.to_owned(), external_id.to_owned()));
         self
     }
+}
+
+#[derive(Clone, Debug, Default)]
+pub struct Device {
+    pub id: String,
+    pub name: Option<String>,
+    pub last_seen_ms: Option<i64>,
+    pub dehydrated: bool,
 }
 
 /// Once no local member is joined, Synapse knows no state of a room any more.

@@ -4,6 +4,7 @@ use chrono::{SecondsFormat, TimeDelta, Utc};
 use reqwest::Method;
 use serde_json::{Value, json};
 
+use super::{UnderMas, in_process};
 use crate::fake::{Fake, Fault, MasToken, RegistrationToken, TOKEN, Trouble, World};
 use crate::homeserver::Synapse;
 use crate::program::{Program, changes, figures, until};
@@ -298,66 +299,50 @@ async fn a_run_that_is_killed_is_continued_by_the_next_one() {
 }
 
 /// A homeserver whose accounts are in MAS, with a token of each sort there.
-struct Setup {
-    fake: Fake,
-    public: Fake,
-    internal: Fake,
+fn under_mas() -> UnderMas {
+    let mas = UnderMas::start();
+    mas.fake.world(|world| {
+        let service = &mut world.auth_service;
+        let (old, new) = (Some(days_ago(40)), Some(days_ago(3)));
+        let token = |name: &str, limit, uses| MasToken {
+            token: name.to_owned(),
+            usage_limit: limit,
+            times_used: uses,
+            ..MasToken::default()
+        };
+        for token in [
+            MasToken { expires_at: old.clone(), ..token("expired", None, 0) },
+            MasToken { expires_at: new.clone(), ..token("expired-lately", None, 0) },
+            MasToken { last_used_at: old.clone(), ..token("used-up", Some(2), 2) },
+            MasToken { last_used_at: new.clone(), ..token("used-up-lately", Some(2), 2) },
+            MasToken { last_used_at: old.clone(), ..token("limited", Some(3), 2) },
+            MasToken { last_used_at: old.clone(), ..token("unlimited", None, 2) },
+            MasToken { expires_at: old.clone(), ..token("off", Some(0), 0) },
+            // Its last use is not known.
+            token("imported", Some(2), 2),
+            MasToken { expires_at: old.clone(), revoked_at: new, ..token("revoked", None, 0) },
+        ] {
+            service.registration_token(token);
+        }
+    });
+    mas
 }
 
-impl Setup {
-    fn new() -> Self {
-        let fake = Fake::start();
-        let (public, internal) = fake.mas();
-        fake.world(|world| {
-            let mas = &mut world.auth_service;
-            mas.user("microglia");
-            let (old, new) = (Some(days_ago(40)), Some(days_ago(3)));
-            let token = |name: &str, limit, uses| MasToken {
-                token: name.to_owned(),
-                usage_limit: limit,
-                times_used: uses,
-                ..MasToken::default()
-            };
-            for token in [
-                MasToken { expires_at: old.clone(), ..token("expired", None, 0) },
-                MasToken { expires_at: new.clone(), ..token("expired-lately", None, 0) },
-                MasToken { last_used_at: old.clone(), ..token("used-up", Some(2), 2) },
-                MasToken { last_used_at: new.clone(), ..token("used-up-lately", Some(2), 2) },
-                MasToken { last_used_at: old.clone(), ..token("limited", Some(3), 2) },
-                MasToken { last_used_at: old.clone(), ..token("unlimited", None, 2) },
-                MasToken { expires_at: old.clone(), ..token("off", Some(0), 0) },
-                // Its last use is not known.
-                token("imported", Some(2), 2),
-                MasToken { expires_at: old.clone(), revoked_at: new, ..token("revoked", None, 0) },
-            ] {
-                mas.registration_token(token);
-            }
-        });
-        Self { fake, public, internal }
-    }
-
-    fn program(&self, keys: &str) -> Program {
-        let listeners = (self.public.url(), self.internal.url());
-        let listeners = (listeners.0.as_str(), listeners.1.as_str());
-        Program::under_mas(&self.fake.url(), listeners, &format!("{JOB}{keys}\n"))
-    }
-
-    /// The tokens that are revoked, sorted.
-    fn revoked(&self) -> Vec<String> {
-        let mut revoked: Vec<String> = self.fake.world(|world| {
-            let tokens = world.auth_service.registration_tokens.values();
-            let revoked = tokens.filter(|token| token.revoked_at.is_some());
-            revoked.map(|token| token.token.clone()).collect()
-        });
-        revoked.sort();
-        revoked
-    }
+/// The tokens that are revoked, sorted.
+fn revoked(mas: &UnderMas) -> Vec<String> {
+    let mut revoked: Vec<String> = mas.fake.world(|world| {
+        let tokens = world.auth_service.registration_tokens.values();
+        let revoked = tokens.filter(|token| token.revoked_at.is_some());
+        revoked.map(|token| token.token.clone()).collect()
+    });
+    revoked.sort();
+    revoked
 }
 
 #[tokio::test]
 async fn under_mas_tokens_are_revoked_there_and_that_can_be_undone() {
-    let mas = Setup::new();
-    let program = mas.program("");
+    let mas = under_mas();
+    let program = mas.program(JOB);
     let first = program.dry_run("tokens").await;
     assert_eq!(planned(&first), ["planned expired", "planned used-up"]);
     assert_eq!(first["left_alone"], json!({"recently-invalid": 3, "switched-off": 1}));
@@ -368,7 +353,7 @@ async fn under_mas_tokens_are_revoked_there_and_that_can_be_undone() {
     assert!(changed.iter().all(|change| change["action"] == "revoke-registration-token"));
     let expected = " (created on 2024-01-01, used up, 2 of 2 uses, by ";
     assert!(changes(&report)[2].starts_with(&format!("done used-up{expected}")), "{report}");
-    assert_eq!(mas.revoked(), ["expired", "imported", "revoked", "used-up"]);
+    assert_eq!(revoked(&mas), ["expired", "imported", "revoked", "used-up"]);
     assert_eq!(figures(&program.apply("tokens").await), "succeeded: 0/0/0/0/0");
     assert_eq!(mas.fake.count("*", TOKENS), 0, "Synapse has no tokens");
 
@@ -377,7 +362,7 @@ async fn under_mas_tokens_are_revoked_there_and_that_can_be_undone() {
     assert_eq!(figures(&shown), "succeeded: 3/0/0/0/0");
     let undone = program.json(&["undo", &run, "--apply", "--json"]).await;
     assert_eq!(figures(&undone), "succeeded: 3/3/0/0/0");
-    assert_eq!(mas.revoked(), ["revoked"]);
+    assert_eq!(revoked(&mas), ["revoked"]);
     let again = program.json(&["undo", &run, "--apply", "--json"]).await;
     let message = again["message"].as_str().unwrap();
     assert!(
@@ -386,17 +371,17 @@ async fn under_mas_tokens_are_revoked_there_and_that_can_be_undone() {
     );
     let redone = program.json(&["undo", &undone["id"].to_string(), "--apply", "--json"]).await;
     assert_eq!(figures(&redone), "succeeded: 3/3/0/0/0");
-    assert_eq!(mas.revoked(), ["expired", "imported", "revoked", "used-up"]);
+    assert_eq!(revoked(&mas), ["expired", "imported", "revoked", "used-up"]);
 }
 
 #[tokio::test]
 async fn under_mas_a_revocation_is_safe_to_repeat_and_a_token_that_changed_is_left_alone() {
     for trouble in [Trouble::CutAfter, Trouble::CutBefore, Trouble::ProxyAfter(504)] {
-        let mas = Setup::new();
+        let mas = under_mas();
         mas.internal.fault(Fault::new("POST", MAS_TOKENS, trouble.clone()));
-        let report = mas.program("").apply("tokens").await;
+        let report = mas.program(JOB).apply("tokens").await;
         assert_eq!(figures(&report), "succeeded: 2/2/0/0/0", "{trouble:?}");
-        assert_eq!(mas.revoked(), ["expired", "revoked", "used-up"], "{trouble:?}");
+        assert_eq!(revoked(&mas), ["expired", "revoked", "used-up"], "{trouble:?}");
     }
     let happened: [Happened; 3] = [
         (
@@ -413,9 +398,9 @@ async fn under_mas_a_revocation_is_safe_to_repeat_and_a_token_that_changed_is_le
         ),
     ];
     for (happens, why) in happened {
-        let mas = Setup::new();
+        let mas = under_mas();
         mas.internal.fault(Fault::new("GET", MAS_TOKENS, Trouble::Then(happens)));
-        let report = mas.program("").apply("tokens").await;
+        let report = mas.program(JOB).apply("tokens").await;
         assert_eq!(figures(&report), "succeeded: 2/1/0/1/0");
         let skipped = changes(&report).into_iter().find(|line| line.starts_with("skipped"));
         assert!(skipped.unwrap().ends_with(why), "{report}");
@@ -436,13 +421,23 @@ async fn a_configuration_that_does_not_fit_the_homeserver_is_refused() {
     assert_eq!(report["outcome"], "refused");
     let message = report["message"].as_str().unwrap();
     assert!(message.contains("configure [homeservers.NAME.mas]"), "{message}");
-    let mas = Setup::new();
+    let mas = under_mas();
+    let program = mas.program(&format!(
+        "[homeservers.plain]\nurl = \"{}\"\naccess_token = \"{TOKEN}\"\n\n{JOB}homeserver = \"plain\"\n",
+        mas.fake.url()
+    ));
+    // In process, a job has the MAS of the homeserver of that name.
+    let config = program.read("microglia.toml").replace("homeservers.main", "homeservers.mas");
+    program.write("microglia.toml", &config);
     mas.fake.world(|world| world.mas = false);
+    let report = in_process::apply(&program, "tokens").await.report;
+    let message = report["message"].as_str().unwrap();
+    assert!(message.contains("this Synapse does not delegate to MAS"), "{message}");
     for (keys, expected) in [
         ("unused_for = \"30\"", "the unit is missing"),
         ("older_than = \"30d\"", "unknown key `older_than`"),
     ] {
-        let output = on(&mas.fake, keys).run(&["check"]).await;
+        let output = on(&fake, keys).run(&["check"]).await;
         assert_eq!(output.code, 2, "{keys}");
         assert!(output.stderr.contains(expected), "{keys}: {}", output.stderr);
     }
