@@ -47,11 +47,9 @@ fn page(world: &mut World, call: &Call, name: &str) -> Answered {
             .iter()
             .filter_map(|(id, it)| Some((it.received_ms, event_row(world, *id, it)?)))
             .collect(),
-        _ => world
-            .user_reports
-            .iter()
-            .map(|(id, it)| (it.received_ms, user_row(*id, it)))
-            .collect(),
+        _ => {
+            world.user_reports.iter().map(|(id, it)| (it.received_ms, user_row(*id, it))).collect()
+        }
     };
     rows.sort_by_key(|(received, _)| if backwards { -received } else { *received });
     let total = rows.len();
