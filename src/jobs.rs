@@ -6,6 +6,7 @@ mod batch_size;
 mod delete_registration_tokens;
 mod delete_reports;
 mod delete_rooms;
+mod delete_stale_devices;
 pub mod job;
 mod join_rooms;
 mod mas_accounts;
@@ -25,6 +26,7 @@ pub static KINDS: &[Kind] = &[
     Kind::of::<remove_external_ids::RemoveExternalIds>(),
     Kind::of::<delete_rooms::DeleteRooms>(),
     Kind::of::<purge_history::PurgeHistory>(),
+    Kind::of::<delete_stale_devices::DeleteStaleDevices>(),
     Kind::of::<delete_registration_tokens::DeleteRegistrationTokens>(),
     Kind::of::<delete_reports::DeleteReports<delete_reports::OfEvents>>(),
     Kind::of::<delete_reports::DeleteReports<delete_reports::OfUsers>>(),

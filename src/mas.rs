@@ -5,6 +5,7 @@
 mod account;
 mod client_credentials;
 mod connection;
+mod device_sessions;
 mod list;
 mod own_token;
 mod personal_sessions;
@@ -17,6 +18,7 @@ mod writer;
 
 pub(crate) use account::usable_account;
 pub use connection::{Connection, Settings};
+pub use device_sessions::{DeviceSession, SessionKind, SessionPage, SessionRef};
 pub use list::Page;
 pub(crate) use own_token::REFUSALS_CACHED_FOR;
 pub use own_token::{ExpiryObserver, OwnToken, OwnTokenSettings};

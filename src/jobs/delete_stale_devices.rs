@@ -33,7 +33,8 @@ impl Job for DeleteStaleDevices {
         Where the Matrix Authentication Service manages the accounts, finishes their OAuth 2.0 and compatibility sessions there, which deletes their devices, and deletes none in Synapse, where it would return without keys; it needs [homeservers.NAME.mas]. Sessions without a device are left alone.";
     const KEYS: &'static [Key] = Keys::KEYS;
     const ACTION: Action = Action::DeleteDevice;
-    const UNDO: Undo = Undo::Impossible("the tokens and keys of a deleted device are gone for good");
+    const UNDO: Undo =
+        Undo::Impossible("the tokens and keys of a deleted device are gone for good");
     const ROUNDS: Option<Rounds> = Some(Rounds { entries: "accounts", plans: Plans::EachPortion });
     const RUNS_AFTER: Option<&'static str> = Some("lock-inactive-accounts");
     const NEEDS: Needs = Needs {
@@ -52,7 +53,8 @@ impl Job for DeleteStaleDevices {
 
     async fn check(&self, reader: &Reader, identity: &Identity) -> Vec<CheckResult> {
         let problem = mas_in_use(reader, identity).err();
-        let result = |problem| CheckResult { question: "accounts".to_owned(), answer: Err(problem) };
+        let result =
+            |problem| CheckResult { question: "accounts".to_owned(), answer: Err(problem) };
         problem.map(result).into_iter().collect()
     }
 
@@ -68,11 +70,10 @@ impl Job for DeleteStaleDevices {
     async fn plan(&self, context: &Context<'_>, plan: &mut Plan) -> Result<(), PlanError> {
         let identity = context.identity().await?;
         let mas = mas_in_use(context.reader, identity).map_err(PlanError::Refused)?;
-        let own_device = context.reader.whoami().await?.device_id;
         let rules = Arc::new(Rules {
             unused_since: context.started_at - self.keys.unused_for.as_chrono(),
             keep_last: self.keys.keep_last,
-            own_device: own_device.map(|device| (identity.account.name.clone(), device)),
+            own_device: context.reader.whoami().await?.device_id,
         });
         match mas {
             Some(mas) => sessions::plan(&self.keys, &rules, context, mas, plan).await,

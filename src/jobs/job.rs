@@ -26,6 +26,8 @@ pub trait Job: Debug + Send + Sync + Sized + 'static {
     const COUNTS: bool = true;
     /// For a kind that reads a list in portions: see [`Context::portion`].
     const ROUNDS: Option<Rounds> = None;
+    /// A kind that judges by what this one deletes, and so should run before it.
+    const RUNS_AFTER: Option<&'static str> = None;
     const NEEDS: Needs;
     /// The action of all its changes.
     const ACTION: Action;
@@ -257,6 +259,7 @@ pub struct Kind {
     pub keys: &'static [Key],
     pub counts: bool,
     pub rounds: Option<Rounds>,
+    pub runs_after: Option<&'static str>,
     pub needs: Needs,
     pub action: Action,
     pub undo: Undo,
@@ -271,6 +274,7 @@ impl Kind {
             keys: J::KEYS,
             counts: J::COUNTS,
             rounds: J::ROUNDS,
+            runs_after: J::RUNS_AFTER,
             needs: J::NEEDS,
             action: J::ACTION,
             undo: J::UNDO,

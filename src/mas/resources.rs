@@ -69,6 +69,30 @@ pub struct PersonalSession {
     pub expires_at: Option<Timestamp>,
 }
 
+/// A session of a client that logged in with OAuth 2.0.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub(super) struct OAuth2Session {
+    /// `None` for a client that acts for nobody.
+    pub user_id: Option<Ulid>,
+    /// Separated by spaces.
+    #[serde(deserialize_with = "bounded")]
+    pub scope: String,
+    pub last_active_at: Option<Timestamp>,
+    #[serde(default, deserialize_with = "optional")]
+    pub human_name: Option<String>,
+}
+
+/// A session of a client that logged in with Matrix's own login.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub(super) struct CompatSession {
+    pub user_id: Ulid,
+    #[serde(default, deserialize_with = "optional")]
+    pub device_id: Option<String>,
+    pub last_active_at: Option<Timestamp>,
+    #[serde(default, deserialize_with = "optional")]
+    pub human_name: Option<String>,
+}
+
 /// A token that people register with.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct RegistrationToken {

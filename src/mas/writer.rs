@@ -56,7 +56,12 @@ impl Writer {
     }
 
     /// Makes a change that MAS refuses, in words that end with `already`, where it is made already.
-    async fn post(&self, endpoint: &'static str, id: &Ulid, already: &str) -> Result<(), Error> {
+    pub(super) async fn post(
+        &self,
+        endpoint: &'static str,
+        id: &Ulid,
+        already: &str,
+    ) -> Result<(), Error> {
         let ids = [id.as_str()];
         let call =
             Call { repeat: Repeat::Always, ..self.reader.call(Method::POST, endpoint, &ids) };

@@ -80,6 +80,8 @@ pub enum Warning {
     LastIds,
     /// An encrypted room is purged, and with it every user's backup of its keys on the server.
     KeyBackups,
+    /// An account is left without a device.
+    LastDevices,
 }
 
 impl Warning {
@@ -106,6 +108,13 @@ impl Warning {
                     format_number(items)
                 )
             }
+            Self::LastDevices => format!(
+                "{} of accounts that keep none in use: who has no recovery key cannot read old encrypted messages any more (`keep_last = true` leaves the last one of each account alone)",
+                match items {
+                    1 => "1 of the planned devices is".to_owned(),
+                    _ => format!("{} of the planned devices are", format_number(items)),
+                }
+            ),
         }
     }
 }
@@ -136,6 +145,11 @@ pub enum Lane {
     /// The deletion of a room, or of its history: one at a time for the whole homeserver, whatever the job or the process.
     /// Synapse continues regardless of who waits for it.
     RoomDeletion {
+        /// From the end of one to the beginning of the next.
+        pause: Duration,
+    },
+    /// The deletion of an account's devices: one account at a time in each run. Synapse tells every server in the account's rooms.
+    Devices {
         /// From the end of one to the beginning of the next.
         pause: Duration,
     },

@@ -101,6 +101,9 @@ string_enum! {
         ShutDownRoom = "shut-down-room",
         PurgeRoom = "purge-room",
         PurgeHistory = "purge-history",
+        DeleteDevice = "delete-device",
+        /// Under MAS, which deletes the device with the session.
+        FinishSession = "finish-session",
         DeleteRegistrationToken = "delete-registration-token",
         /// Under MAS, which deletes none.
         RevokeRegistrationToken = "revoke-registration-token",
@@ -189,6 +192,14 @@ string_enum! {
         PurgeScheduled = "purge-scheduled",
         /// A room that was shut down, and is purged by a later run.
         ShutDown = "shut-down",
+        /// A device that was never used: it may be new.
+        NeverUsed = "never-used",
+        /// A device that receives keys for a person without another one.
+        Dehydrated = "dehydrated",
+        /// The device that microglia itself uses.
+        OwnDevice = "own-device",
+        /// The device of an account that was used last (`keep_last`).
+        LastDevice = "last-device",
         /// A registration token that may be used no times at all, which is how it is switched off.
         SwitchedOff = "switched-off",
         /// A registration token with which a registration has begun.

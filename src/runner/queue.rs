@@ -143,19 +143,17 @@ fn lanes(changes: Vec<Box<dyn Change>>, first_seq: i64, concurrency: usize) -> V
     const FREE: usize = 0;
     const EXTERNAL_IDS: usize = 1;
     const ROOM_DELETIONS: usize = 2;
+    const DEVICES: usize = 3;
     let one_by_one = || Pipe::new(1, Duration::ZERO);
-    let mut lanes = vec![Pipe::new(concurrency, Duration::ZERO), one_by_one(), one_by_one()];
+    let mut lanes =
+        vec![Pipe::new(concurrency, Duration::ZERO), one_by_one(), one_by_one(), one_by_one()];
     let mut rooms: HashMap<String, usize> = HashMap::new();
     for (seq, change) in (first_seq..).zip(changes) {
         let lane = match change.lane() {
             Lane::Free | Lane::Media(_) => FREE,
             Lane::ExternalIds => EXTERNAL_IDS,
-            Lane::RoomDeletion { pause } => {
-                if let Some(pipe) = lanes.get_mut(ROOM_DELETIONS) {
-                    pipe.interval = pause;
-                }
-                ROOM_DELETIONS
-            }
+            Lane::RoomDeletion { pause } => paused(&mut lanes, ROOM_DELETIONS, pause),
+            Lane::Devices { pause } => paused(&mut lanes, DEVICES, pause),
             Lane::Room { room_id, per_second } => *rooms.entry(room_id).or_insert_with(|| {
                 lanes.push(Pipe::new(1, Rate(per_second).interval()));
                 lanes.len() - 1
@@ -166,4 +164,12 @@ fn lanes(changes: Vec<Box<dyn Change>>, first_seq: i64, concurrency: usize) -> V
         }
     }
     lanes
+}
+
+/// Has the changes of a lane begin with a pause after each; returns the lane.
+fn paused(lanes: &mut [Pipe], lane: usize, pause: Duration) -> usize {
+    if let Some(pipe) = lanes.get_mut(lane) {
+        pipe.interval = pause;
+    }
+    lane
 }

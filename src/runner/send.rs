@@ -93,7 +93,11 @@ impl Sender<'_> {
     pub async fn send(&self, task: Task, record: ChangeRecord) -> Step {
         let media = match task.change.lane() {
             Lane::Media(store) => Some(store),
-            Lane::Free | Lane::Room { .. } | Lane::ExternalIds | Lane::RoomDeletion { .. } => None,
+            Lane::Free
+            | Lane::Room { .. }
+            | Lane::ExternalIds
+            | Lane::RoomDeletion { .. }
+            | Lane::Devices { .. } => None,
         };
         let call = media.map(|store| (self.server, store));
         let recorded = self.run.history.record_sent(self.run_id, task.seq, &record, call);

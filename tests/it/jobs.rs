@@ -3,6 +3,7 @@
 mod delete_event_reports;
 mod delete_registration_tokens;
 mod delete_rooms;
+mod delete_stale_devices;
 mod delete_user_reports;
 pub mod in_process;
 mod join_rooms;

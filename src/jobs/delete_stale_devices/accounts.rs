@@ -6,7 +6,7 @@ use std::sync::Arc;
 use futures_util::StreamExt;
 
 use super::deletion::Deletion;
-use super::judging::{Device, Judged, Rules};
+use super::judging::{Device, Judged, Owner, Rules};
 use super::keys::Keys;
 use crate::jobs::account::{exempt_by_record, exempt_by_row};
 use crate::jobs::job::{Context, PlanError};
@@ -89,11 +89,12 @@ impl Reading<'_> {
             _ => HashMap::new(),
         };
         let last = rows.len().checked_sub(1).filter(|_| ends_list);
-        let (rules, context) = (self.rules, self.context);
+        let (rules, context, own) = (self.rules, self.context, &self.identity.account.name);
+        let owner = |user_id: &str| if user_id == own { Owner::Own } else { Owner::Other };
         let judged = rows.into_iter().map(|row| (self.judge_row(&row, &ghosts), row)).collect();
         let mut records = std::pin::pin!(in_order(judged, context, |(verdict, row)| async move {
             let record = match verdict {
-                RowVerdict::Read => read(context, rules, &row.name).await,
+                RowVerdict::Read => read(context, rules, owner(&row.name), &row.name).await,
                 _ => Ok(Record::NotRead),
             };
             (verdict, row, record)
@@ -105,7 +106,7 @@ impl Reading<'_> {
             if let RowVerdict::LeaveAlone(reason) = verdict {
                 plan.leave_alone(reason, || row.name.clone());
             }
-            let deletion = self.account(&row.name, record, plan, &mut found)?;
+            let deletion = self.account((&row.name, owner(&row.name)), record, plan, &mut found)?;
             let items = deletion.as_ref().map(Change::count);
             self.changes.extend(deletion.map(|deletion| Box::new(deletion) as Box<dyn Change>));
             let after = Position { after: row.name, offset: offset + index as u64 + 1 };
@@ -128,7 +129,8 @@ impl Reading<'_> {
             Selection::Excluded => return RowVerdict::LeaveAlone(Exempt::Excluded),
             Selection::Chosen => {}
         }
-        if let Some(reason) = exempt_by_row(row, self.identity).find(leaves_alone) {
+        if let Some(reason) = exempt_by_row(row, self.identity).find(|reason| leaves_alone(*reason))
+        {
             return RowVerdict::LeaveAlone(reason);
         }
         if ghosts.contains_key(&row.name) {
@@ -148,7 +150,7 @@ impl Reading<'_> {
     /// Returns the change to make to an account.
     fn account(
         &self,
-        user_id: &str,
+        (user_id, owner): (&str, Owner),
         record: Result<Record, Error>,
         plan: &mut Plan,
         found: &mut Vec<Fact>,
@@ -161,7 +163,9 @@ impl Reading<'_> {
                     let (key, value) = (user.name.clone(), appservice.clone());
                     found.push(Fact { topic: Topic::Ghost, key, value });
                 }
-                if let Some(reason) = exempt_by_record(&user, self.identity).find(leaves_alone) {
+                if let Some(reason) =
+                    exempt_by_record(&user, self.identity).find(|reason| leaves_alone(*reason))
+                {
                     plan.leave_alone(reason, || user_id.to_owned());
                     return Ok(None);
                 }
@@ -179,8 +183,7 @@ impl Reading<'_> {
             plan.leave_alone(*reason, || format!("{user_id} -> {}", device.describe()));
         }
         let rules = Arc::clone(self.rules);
-        let deletion = Deletion::new(user_id.to_owned(), judged, rules);
-        Ok(deletion)
+        Ok(Deletion::new(user_id.to_owned(), owner, judged, rules))
     }
 }
 
@@ -198,14 +201,19 @@ const LAST_SEEN_IS_RIGHT: Version = Version(1, 140);
 /// Whether an account's devices are left alone for that reason.
 ///
 /// A deactivated account has none.
-fn leaves_alone(reason: &Exempt) -> bool {
+fn leaves_alone(reason: Exempt) -> bool {
     matches!(reason, Exempt::Locked | Exempt::Bridge)
 }
 
 /// Reads the devices of an account and, if some are stale, the account itself.
-async fn read(context: &Context<'_>, rules: &Rules, user_id: &str) -> Result<Record, Error> {
+async fn read(
+    context: &Context<'_>,
+    rules: &Rules,
+    owner: Owner,
+    user_id: &str,
+) -> Result<Record, Error> {
     let devices = context.reader.devices(user_id).await?;
-    let judged = rules.judge(user_id, devices.into_iter().map(Device::from).collect());
+    let judged = rules.judge(owner, devices.into_iter().map(Device::from));
     if judged.stale.is_empty() {
         return Ok(Record::Read(judged));
     }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 use serde_json::{Value, json};
 
-use super::judging::{Device, Judged, Rules, still_stale};
+use super::judging::{Device, Judged, Owner, Rules, still_stale};
 use crate::http::Cause;
 use crate::plan::change::{Change, ChangeResult, Check, Lane, Warning};
 use crate::plan::report::Action;
@@ -15,13 +15,14 @@ use crate::synapse::{self, Error, Reader, Writer};
 use crate::values::text::{format_count, join_some};
 
 /// Synapse writes a row for each device and each room of the account, and tells every server in them.
-const PAUSE: Duration = Duration::from_millis(200);
+pub(super) const PAUSE: Duration = Duration::from_millis(200);
 /// Devices in a request: fifty take half as long as one at a time takes for a single one.
 const AT_ONCE: usize = 50;
 
 #[derive(Debug)]
 pub(super) struct Deletion {
     user_id: String,
+    owner: Owner,
     devices: Vec<Device>,
     /// Whether the account keeps no device that is in use.
     takes_last: bool,
@@ -31,10 +32,10 @@ pub(super) struct Deletion {
 impl From<synapse::Device> for Device {
     fn from(device: synapse::Device) -> Self {
         Self {
-            id: device.id.clone(),
-            device_id: device.id,
+            id: device.id,
             name: device.display_name,
-            last_seen_at: device.last_seen_at,
+            last_used: device.last_seen_at,
+            session: None,
             is_dehydrated: device.dehydrated,
         }
     }
@@ -42,10 +43,10 @@ impl From<synapse::Device> for Device {
 
 impl Deletion {
     /// `None` if no device is stale.
-    pub fn new(user_id: String, judged: Judged, rules: Arc<Rules>) -> Option<Self> {
+    pub fn new(user_id: String, owner: Owner, judged: Judged, rules: Arc<Rules>) -> Option<Self> {
         let takes_last = !judged.is_in_use && !rules.keep_last;
         let devices = judged.stale;
-        (!devices.is_empty()).then_some(Self { user_id, devices, takes_last, rules })
+        (!devices.is_empty()).then_some(Self { user_id, owner, devices, takes_last, rules })
     }
 }
 
@@ -77,9 +78,8 @@ impl Change for Deletion {
     fn check<'a>(&'a self, reader: &'a Reader) -> BoxFuture<'a, Result<Check, Error>> {
         Box::pin(async move {
             let devices = reader.devices(&self.user_id).await?;
-            let devices = devices.into_iter().map(Device::from).collect();
-            let judged = self.rules.judge(&self.user_id, devices);
-            Ok(proceed_with(still_stale(&self.devices, judged)))
+            let judged = self.rules.judge(self.owner, devices.into_iter().map(Device::from));
+            Ok(proceed_with(&still_stale(&self.devices, judged)))
         })
     }
 
@@ -89,7 +89,7 @@ impl Change for Deletion {
         before: Option<&'a Value>,
     ) -> BoxFuture<'a, Result<ChangeResult, Error>> {
         Box::pin(async move {
-            let ids = recorded_ids(before);
+            let ids: Vec<String> = recorded(before).into_iter().map(|device| device.id).collect();
             let mut sent = 0;
             for some in ids.chunks(AT_ONCE) {
                 if sent > 0 {
@@ -126,38 +126,26 @@ pub(super) fn target(user_id: &str, devices: &[Device]) -> String {
 }
 
 pub(super) fn items(user_id: &str, devices: &[Device]) -> Vec<(String, Option<u64>)> {
-    devices.iter().map(|device| (format!("{user_id} -> {}", device.id), None)).collect()
+    devices.iter().map(|device| (format!("{user_id} -> {}", device.key()), None)).collect()
 }
 
 /// Records which devices are deleted; skips the account if none is stale any more.
-pub(super) fn proceed_with(devices: Vec<Device>) -> Check {
-    if devices.is_empty() {
-        return Check::Skip("the devices were used or deleted since the plan".to_owned());
+pub(super) fn proceed_with(devices: &[Device]) -> Check {
+    match devices.is_empty() {
+        true => Check::Skip("the devices were used or deleted since the plan".to_owned()),
+        false => Check::Proceed(Some(json!({ "devices": devices }))),
     }
-    let devices = devices.into_iter().map(|Device { id, device_id, name, last_seen_at, .. }| {
-        let last_used = last_seen_at.map(|at| at.to_rfc3339());
-        let mut device = json!({ "device_id": device_id, "name": name, "last_used": last_used });
-        if id != device_id {
-            device["session_id"] = id.into();
-        }
-        device
-    });
-    Check::Proceed(Some(json!({ "devices": devices.collect::<Vec<_>>() })))
 }
 
 /// What to delete, as it was recorded.
-pub(super) fn recorded_ids(before: Option<&Value>) -> Vec<String> {
-    let devices = before.and_then(|before| before["devices"].as_array());
-    let id = |device: &Value| {
-        let id = device.get("session_id").unwrap_or(&device["device_id"]);
-        id.as_str().map(str::to_owned)
-    };
-    devices.into_iter().flatten().filter_map(id).collect()
+pub(super) fn recorded(before: Option<&Value>) -> Vec<Device> {
+    let devices = before.and_then(|before| before.get("devices")).cloned();
+    devices.and_then(|devices| serde_json::from_value(devices).ok()).unwrap_or_default()
 }
 
 /// The result where `done` of the planned devices were deleted, and `kept` still exist.
 pub(super) fn made(planned: u64, done: u64, kept: u64, before: Option<&Value>) -> ChangeResult {
-    let changed = planned.saturating_sub(recorded_ids(before).len() as u64);
+    let changed = planned.saturating_sub(recorded(before).len() as u64);
     let mut details = Vec::new();
     if changed > 0 {
         let devices = format_count(changed, "device was", "devices were");

@@ -1,5 +1,8 @@
 //! Which devices of an account are stale; the plan asks, and its changes ask again.
 
+use serde::{Deserialize, Serialize};
+
+use crate::mas::SessionRef;
 use crate::plan::report::Exempt;
 use crate::synapse::display_line;
 use crate::values::clock::Timestamp;
@@ -10,25 +13,34 @@ pub(super) struct Rules {
     /// A device that was used since is not stale.
     pub unused_since: Timestamp,
     pub keep_last: bool,
-    /// The account and the device of the token that the run uses.
-    pub own_device: Option<(String, String)>,
+    /// The device of the token that the run uses, in the account of the token.
+    pub own_device: Option<String>,
 }
 
-/// A device of Synapse, or a session of MAS that has one.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// A device of Synapse, or under MAS a session that has one; the history records it when it is deleted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Device {
-    /// What it is deleted by: the id of the device, or of the session.
+    #[serde(rename = "device_id")]
     pub id: String,
-    /// The id of the device.
-    pub device_id: String,
     pub name: Option<String>,
     /// `None` if it was never used.
-    pub last_seen_at: Option<Timestamp>,
+    pub last_used: Option<Timestamp>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub session: Option<SessionRef>,
+    /// Never recorded, because it is never deleted.
+    #[serde(skip)]
     pub is_dehydrated: bool,
 }
 
+/// Whose devices are judged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Verdict {
+pub(super) enum Owner {
+    /// The account of the token that the run uses.
+    Own,
+    Other,
+}
+
+enum Verdict {
     Stale,
     InUse,
     LeaveAlone(Exempt),
@@ -45,12 +57,10 @@ pub(super) struct Judged {
 
 impl Rules {
     /// Decides about one device, whatever others the account has.
-    pub fn verdict(&self, user_id: &str, device: &Device) -> Verdict {
-        let own = self.own_device.as_ref();
-        match device.last_seen_at {
-            _ if own.is_some_and(|(user, own)| user == user_id && *own == device.device_id) => {
-                Verdict::LeaveAlone(Exempt::OwnDevice)
-            }
+    fn verdict(&self, owner: Owner, device: &Device) -> Verdict {
+        let is_own = owner == Owner::Own && self.own_device.as_ref() == Some(&device.id);
+        match device.last_used {
+            _ if is_own => Verdict::LeaveAlone(Exempt::OwnDevice),
             // Without it, a person without another device loses what arrives meanwhile.
             _ if device.is_dehydrated => Verdict::LeaveAlone(Exempt::Dehydrated),
             // It may be new: Synapse does not record when a device was created.
@@ -61,27 +71,30 @@ impl Rules {
     }
 
     /// Decides about all devices of an account.
-    pub fn judge(&self, user_id: &str, devices: Vec<Device>) -> Judged {
+    pub fn judge(&self, owner: Owner, devices: impl IntoIterator<Item = Device>) -> Judged {
         let mut judged = Judged::default();
-        for device in devices {
-            match self.verdict(user_id, &device) {
-                Verdict::Stale => judged.stale.push(device),
-                Verdict::InUse => judged.is_in_use = true,
-                Verdict::LeaveAlone(reason) => {
-                    judged.is_in_use |= reason == Exempt::OwnDevice;
-                    judged.left_alone.push((reason, device));
-                }
-            }
-        }
+        devices.into_iter().for_each(|device| self.add(&mut judged, owner, device));
         self.keep_last(&mut judged);
         judged
+    }
+
+    /// Adds a device to those of its account.
+    pub fn add(&self, judged: &mut Judged, owner: Owner, device: Device) {
+        match self.verdict(owner, &device) {
+            Verdict::Stale => judged.stale.push(device),
+            Verdict::InUse => judged.is_in_use = true,
+            Verdict::LeaveAlone(reason) => {
+                judged.is_in_use |= reason == Exempt::OwnDevice;
+                judged.left_alone.push((reason, device));
+            }
+        }
     }
 
     /// Leaves the device alone that was used last, if none is in use.
     ///
     /// One that was never used does not count: its person may never have got hold of it.
     pub fn keep_last(&self, judged: &mut Judged) {
-        judged.stale.sort_by(|a, b| (a.last_seen_at, &a.id).cmp(&(b.last_seen_at, &b.id)));
+        judged.stale.sort_by(|a, b| (a.last_used, &a.id).cmp(&(b.last_used, &b.id)));
         if self.keep_last && !judged.is_in_use {
             judged.left_alone.extend(judged.stale.pop().map(|last| (Exempt::LastDevice, last)));
         }
@@ -89,10 +102,15 @@ impl Rules {
 }
 
 impl Device {
+    /// Names the device among those of its account; two sessions may have one of the same id.
+    pub fn key(&self) -> &str {
+        self.session.as_ref().map_or(&self.id, |session| session.id.as_str())
+    }
+
     /// `ABCDEF (last used 2026-01-02)`, for targets.
     pub fn describe(&self) -> String {
-        let id = display_line(&self.device_id, 255);
-        match self.last_seen_at {
+        let id = display_line(&self.id, 255);
+        match self.last_used {
             Some(at) => format!("{id} (last used {})", at.format("%Y-%m-%d")),
             None => id,
         }
@@ -117,25 +135,28 @@ mod tests {
     fn device(id: &str, last_used: Option<i64>) -> Device {
         Device {
             id: id.to_owned(),
-            device_id: id.to_owned(),
             name: None,
-            last_seen_at: last_used.map(at),
+            last_used: last_used.map(at),
+            session: None,
             is_dehydrated: false,
         }
     }
 
     fn rules(keep_last: bool) -> Rules {
-        let own_device = Some(("@microglia:hs".to_owned(), "OWN".to_owned()));
-        Rules { unused_since: at(100), keep_last, own_device }
+        Rules { unused_since: at(100), keep_last, own_device: Some("OWN".to_owned()) }
     }
 
-    /// The stale devices of `@a:hs`, and why others are left alone.
+    fn ids(devices: &[Device]) -> Vec<&str> {
+        devices.iter().map(|device| device.id.as_str()).collect()
+    }
+
+    /// The stale devices of an account, and why others are left alone.
     fn judged(keep_last: bool, devices: Vec<Device>) -> String {
-        let Judged { stale, left_alone, .. } = rules(keep_last).judge("@a:hs", devices);
-        let stale: Vec<&str> = stale.iter().map(|device| device.id.as_str()).collect();
+        let Judged { stale, left_alone, .. } = rules(keep_last).judge(Owner::Other, devices);
+        let left = left_alone.iter();
         let left: Vec<String> =
-            left_alone.iter().map(|(reason, device)| format!("{} {reason}", device.id)).collect();
-        format!("{} | {}", stale.join(" "), left.join(", "))
+            left.map(|(reason, device)| format!("{} {reason}", device.id)).collect();
+        format!("{} | {}", ids(&stale).join(" "), left.join(", "))
     }
 
     #[test]
@@ -167,19 +188,16 @@ mod tests {
 
     #[test]
     fn the_own_device_is_in_use_and_another_account_may_have_one_of_the_same_id() {
-        let devices = || vec![device("OWN", Some(1)), device("A", Some(1))];
-        let ids = |judged: Judged| -> Vec<String> {
-            judged.stale.into_iter().map(|device| device.id).collect()
-        };
-        assert_eq!(ids(rules(true).judge("@microglia:hs", devices())), ["A"]);
-        assert_eq!(ids(rules(false).judge("@a:hs", devices())), ["A", "OWN"]);
+        let devices = || [device("OWN", Some(1)), device("A", Some(1))];
+        assert_eq!(ids(&rules(true).judge(Owner::Own, devices()).stale), ["A"]);
+        assert_eq!(ids(&rules(false).judge(Owner::Other, devices()).stale), ["A", "OWN"]);
     }
 
     #[test]
     fn only_what_was_planned_and_not_used_since_is_still_stale() {
         let planned = [device("A", Some(1)), device("B", Some(1)), device("C", Some(1))];
         let now = vec![device("A", Some(1)), device("B", Some(2)), device("N", Some(1))];
-        let still = still_stale(&planned, rules(false).judge("@a:hs", now));
+        let still = still_stale(&planned, rules(false).judge(Owner::Other, now));
         assert_eq!(still, [device("A", Some(1))]);
     }
 }

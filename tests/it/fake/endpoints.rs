@@ -9,7 +9,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::{
-    Process, Seen, messages, registration_tokens, reports,
+    Process, Seen, devices as device, messages, registration_tokens, reports,
     world::{Doomed, ListedJob, Media, Room, Token, User, World, room_event},
 };
 
@@ -200,7 +200,7 @@ impl Call<'_> {
         )
     }
 
-    fn object(&self) -> Result<Value, Answer> {
+    pub fn object(&self) -> Result<Value, Answer> {
         let Ok(body) = serde_json::from_str::<Value>(&self.seen.body) else {
             return refused(400, "M_NOT_JSON", "Content not JSON.");
         };
@@ -278,6 +278,13 @@ static ROUTES: &[Route] = &[
     Route::new("GET", "/_synapse/admin/v2/users", (1, 0), Gate::Admin, users),
     Route::new("GET", "/_synapse/admin/v3/users", (1, 103), Gate::Admin, users),
     Route::new("GET", "/_synapse/admin/v2/users/*/devices", (1, 15), Gate::Admin, devices),
+    Route::new(
+        "POST",
+        "/_synapse/admin/v2/users/*/delete_devices",
+        (1, 15),
+        Gate::Admin,
+        device::delete,
+    ),
     Route::new("GET", "/_synapse/admin/v1/users/*/media", (1, 23), Gate::MediaAdmin, user_media),
     Route::new("GET", "/_synapse/admin/v1/users/*/memberships", (1, 145), Gate::Admin, memberships),
     Route::new(

@@ -25,6 +25,9 @@ pub struct Mas {
     pub links: BTreeMap<String, Link>,
     pub sessions: BTreeMap<String, Session>,
     pub registration_tokens: BTreeMap<String, RegistrationToken>,
+    /// By their ids.
+    pub oauth2_sessions: BTreeMap<String, ClientSession>,
+    pub compat_sessions: BTreeMap<String, ClientSession>,
     /// In seconds.
     pub token_life: u64,
     /// Whether the internal listener has the resource `oauth`.
@@ -92,6 +95,17 @@ pub struct Session {
     pub revoked_at: Option<String>,
 }
 
+/// A session of a client, OAuth 2.0 or compatibility; times are as MAS writes them.
+#[derive(Clone, Debug, Default)]
+pub struct ClientSession {
+    pub user_id: Option<String>,
+    /// In the scope of an OAuth 2.0 session.
+    pub device_id: Option<String>,
+    pub human_name: Option<String>,
+    pub last_active_at: Option<String>,
+    pub finished_at: Option<String>,
+}
+
 /// Times are as MAS writes them.
 #[derive(Clone, Debug, Default)]
 pub struct RegistrationToken {
@@ -130,6 +144,8 @@ impl Default for Mas {
             links: BTreeMap::new(),
             sessions: BTreeMap::new(),
             registration_tokens: BTreeMap::new(),
+            oauth2_sessions: BTreeMap::new(),
+            compat_sessions: BTreeMap::new(),
             token_life: 300,
             internal_oauth: true,
             is_down: false,

@@ -137,6 +137,15 @@ fn carried_out(
                 Ok(single(200, seen, &session_of(mas, id, now)))
             }
         },
+        ("GET", ["oauth2-sessions"]) => {
+            list.of(mas.oauth2_sessions.keys(), |id| oauth2_session_of(mas, id))
+        }
+        ("GET", ["compat-sessions"]) => {
+            list.of(mas.compat_sessions.keys(), |id| compat_session_of(mas, id))
+        }
+        ("POST", [kind @ ("oauth2-sessions" | "compat-sessions"), id, "finish"]) => {
+            finish_session(mas, seen, (kind, valid(id)?), now)
+        }
         ("GET", ["user-registration-tokens"]) => {
             list.of(mas.registration_tokens.keys(), |id| registration_token_of(mas, id, now))
         }
@@ -222,6 +231,59 @@ fn session_of(mas: &Mas, id: &str, now: DateTime<Utc>) -> Value {
         "expires_at": session.expires_at.as_ref().map(|(_, at)| at),
     });
     resource("personal-session", "personal-sessions", id, &attributes)
+}
+
+fn oauth2_session_of(mas: &Mas, id: &str) -> Value {
+    let session = &mas.oauth2_sessions[id];
+    let device = session.device_id.as_ref();
+    let device = device.map(|device| format!(" urn:matrix:client:device:{device}"));
+    let scope = format!("openid urn:matrix:client:api:*{}", device.unwrap_or_default());
+    let attributes = json!({
+        "created_at": "2024-01-01T00:00:00Z", "finished_at": session.finished_at,
+        "user_id": session.user_id, "user_session_id": null,
+        "client_id": "01J44RKQYM4G3TNVANTMTDYTX6", "scope": scope, "user_agent": null,
+        "last_active_at": session.last_active_at, "last_active_ip": null,
+        "human_name": session.human_name,
+    });
+    resource("oauth2-session", "oauth2-sessions", id, &attributes)
+}
+
+fn compat_session_of(mas: &Mas, id: &str) -> Value {
+    let session = &mas.compat_sessions[id];
+    let attributes = json!({
+        "user_id": session.user_id, "device_id": session.device_id, "user_session_id": null,
+        "redirect_uri": null, "created_at": "2024-01-01T00:00:00Z", "user_agent": null,
+        "last_active_at": session.last_active_at, "last_active_ip": null,
+        "finished_at": session.finished_at, "human_name": session.human_name,
+    });
+    resource("compat-session", "compat-sessions", id, &attributes)
+}
+
+fn finish_session(
+    mas: &mut Mas,
+    seen: &Seen,
+    (kind, id): (&str, &str),
+    now: DateTime<Utc>,
+) -> Answered {
+    let (sessions, name) = match kind {
+        "oauth2-sessions" => (&mut mas.oauth2_sessions, "OAuth 2.0 session"),
+        _ => (&mut mas.compat_sessions, "Compatibility session"),
+    };
+    match sessions.get_mut(id) {
+        None => return refused(404, &format!("{name} with ID {id} not found")),
+        Some(session) if session.finished_at.is_some() => {
+            return refused(400, &format!("{name} with ID {id} is already finished"));
+        }
+        Some(session) => session.finished_at = Some(time(now)),
+    }
+    Ok(single(
+        200,
+        seen,
+        &match kind {
+            "oauth2-sessions" => oauth2_session_of(mas, id),
+            _ => compat_session_of(mas, id),
+        },
+    ))
 }
 
 fn registration_token_of(mas: &Mas, id: &str, now: DateTime<Utc>) -> Value {
@@ -448,9 +510,10 @@ impl List<'_> {
             "filter[provider]" => ("Provider", mas.providers.contains_key(value)),
             "filter[owner_client]" => ("Client", mas.clients.contains_key(value)),
             "filter[status]" => {
-                let known = match self.seen.path.ends_with("/users") {
-                    true => ["active", "locked", "deactivated"].as_slice(),
-                    false => &["active", "revoked"],
+                let known: &[&str] = match self.seen.path.rsplit('/').next() {
+                    Some("users") => &["active", "locked", "deactivated"],
+                    Some("personal-sessions") => &["active", "revoked"],
+                    _ => &["active", "finished"],
                 };
                 return match known.contains(&value) {
                     true => Ok(()),
@@ -495,9 +558,10 @@ fn fits(row: &Value, filter: &str, value: &str) -> bool {
         ("filter[status]", "locked") => is_set("locked_at"),
         ("filter[status]", "deactivated") => is_set("deactivated_at"),
         ("filter[status]", "revoked") => is_set("revoked_at"),
-        ("filter[status]", _) => {
-            !is_set("locked_at") && !is_set("deactivated_at") && !is_set("revoked_at")
-        }
+        ("filter[status]", "finished") => is_set("finished_at"),
+        ("filter[status]", _) => ["locked_at", "deactivated_at", "revoked_at", "finished_at"]
+            .iter()
+            .all(|name| !is_set(name)),
         _ => panic!("the fake MAS has no {filter}"),
     }
 }

@@ -81,12 +81,11 @@ async fn only_tokens_that_were_invalid_for_long_are_deleted() {
         .await;
     // Somebody has begun to register with the last use of a token.
     let register = "/_matrix/client/v3/register";
-    let nobody = crate::homeserver::Account { user_id: String::new(), token: String::new() };
     let mut registration = json!({"username": "newcomer", "password": "wordpass"});
-    let begun = synapse.client(&nobody, Method::POST, register, registration.clone()).await;
+    let begun = synapse.anonymous(Method::POST, register, registration.clone()).await;
     let session = begun.1["session"].as_str().unwrap().to_owned();
     registration["auth"] = json!({"type": "m.login.registration_token", "token": "used-up-pending", "session": session});
-    let stage = synapse.client(&nobody, Method::POST, register, registration.clone()).await;
+    let stage = synapse.anonymous(Method::POST, register, registration.clone()).await;
     assert_eq!(stage.0, 401, "{}", stage.1);
     let pending = synapse.get(&format!("{TOKENS}/used-up-pending")).await;
     assert_eq!(pending["pending"], 1, "{pending}");
@@ -130,7 +129,7 @@ async fn only_tokens_that_were_invalid_for_long_are_deleted() {
 
     // The registration that had begun is completed.
     registration["auth"] = json!({"type": "m.login.dummy", "session": session});
-    let done = synapse.client(&nobody, Method::POST, register, registration).await;
+    let done = synapse.anonymous(Method::POST, register, registration).await;
     assert_eq!((done.0, &done.1["user_id"]), (200, &json!("@newcomer:hs.test")), "{}", done.1);
     assert_eq!(figures(&program.apply("tokens").await), "succeeded: 0/0/0/0/0");
 }
