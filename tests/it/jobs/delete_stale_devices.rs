@@ -113,6 +113,7 @@ async fn only_devices_that_were_not_used_for_long_are_deleted() {
     add_devices(&synapse, &frank.user_id, &many).await;
     let dehydrated = json!({
         "device_id": "DEHY",
+        "initial_device_display_name": "Dehydrated",
         "device_data": {"algorithm": "org.matrix.msc3814.v2", "account": "pickle"},
         "device_keys": {"user_id": dora.user_id, "device_id": "DEHY", "algorithms": [], "keys": {"ed25519:DEHY": "key"}, "signatures": {}},
     });
@@ -265,8 +266,9 @@ async fn devices_that_were_used_since_the_plan_are_left_alone() {
     ];
     for (happens, expected, detail) in happened {
         let fake = fake(&[("alice", &["A", "B"])]);
-        let list = format!("{USERS}{}/devices", id("alice"));
-        fake.fault(Fault::new("GET", &list, Trouble::Then(happens)));
+        // The devices were read for the plan, and then the account.
+        let path = format!("{USERS}{}", id("alice"));
+        fake.fault(Fault::new("GET", &path, Trouble::Then(happens)).after(1));
         let report = on(&fake, "").apply("devices").await;
         assert_eq!(figures(&report), expected);
         assert_eq!(report["changes"][0]["detail"], detail);
@@ -315,7 +317,7 @@ async fn an_account_of_which_a_part_was_deleted_is_completed_by_the_next_attempt
         Fault::new("POST", &path, refusal()).after(1),
         // In the list after the deletion: one before is for the plan, and one for the check.
         Fault::new("GET", &list, refusal()).after(2),
-        Fault::new("GET", &list, Trouble::BrokenJson).after(2).times(4),
+        Fault::new("GET", &list, Trouble::BrokenJson).after(2),
     ] {
         let fake = fake(&[("alice", &stale)]);
         let fault_text = format!("{fault:?}");
@@ -404,8 +406,9 @@ async fn accounts_are_processed_one_at_a_time_within_the_limits_of_the_job() {
     let refused = on(&fake, "max_changes = 4").apply("devices").await;
     assert_eq!((&refused["outcome"], deletions(&fake)), (&json!("refused"), 0));
     let program = on(&fake, "at_most = 3");
-    assert_eq!(figures(&program.apply("devices").await), "succeeded: 2/2/0/0/null");
-    assert_eq!(figures(&program.apply("devices").await), "succeeded: 3/3/0/0/0");
+    assert_eq!(figures(&program.apply("devices").await), "succeeded: 2/2/0/0/2");
+    // Nobody knows what follows in the list.
+    assert_eq!(figures(&program.apply("devices").await), "succeeded: 3/3/0/0/null");
     let posts = fake.requests();
     let posts: Vec<&str> = posts
         .iter()
