@@ -12,6 +12,7 @@ use super::context::{Abort, RunContext};
 use super::tally::Tally;
 use super::waiting::wait_for;
 use crate::plan::report::{Event, WaitReason};
+use crate::synapse::YieldTo;
 use crate::values::clock::format_time;
 
 /// How long what was seen counts. A look takes two requests.
@@ -30,30 +31,44 @@ pub(super) async fn pass(run: &RunContext<'_>, tally: &mut Tally) -> Result<(), 
     if !is_due(run, tally) {
         return Ok(());
     }
-    if let Some(busy) = look(run).await? {
+    let has_plan = tally.approved;
+    let busy = match look(run, has_plan).await {
+        // Who reads fails for the same reason, and has advice. The next look is before the first change.
+        Err(Abort::Synapse(_)) if !has_plan => return Ok(()),
+        busy => busy?,
+    };
+    if let Some(busy) = busy {
         let deadline = format_time(run.clock.now() + run.limits.time_for_changes());
         let what = format!("{busy} before {deadline}");
         run.emit(Event::Waiting(what.clone()));
-        wait_for(run, tally, WaitReason::Synapse, what, until_idle(run)).await?;
+        wait_for(run, tally, WaitReason::Synapse, what, until_idle(run, has_plan)).await?;
         run.emit(Event::Resumed);
     }
     tally.looked_at = Some(Instant::now());
     Ok(())
 }
 
-async fn until_idle(run: &RunContext<'_>) -> Result<(), Abort> {
+async fn until_idle(run: &RunContext<'_>, has_plan: bool) -> Result<(), Abort> {
     let (mut delay, longest) = POLL;
     loop {
         run.limits.sleep(delay).await?;
-        if look(run).await?.is_none() {
+        if look(run, has_plan).await?.is_none() {
             return Ok(());
         }
         delay = (delay * 2).min(longest);
     }
 }
 
-async fn look(run: &RunContext<'_>) -> Result<Option<String>, Abort> {
+/// What Synapse is busy with.
+///
+/// Until its plan is made, a run of a kind that purges rooms does not wait for purges: it may have requested them before it
+/// was cut off.
+async fn look(run: &RunContext<'_>, has_plan: bool) -> Result<Option<String>, Abort> {
+    let follows_purges = run.spec.job.kind().purges_rooms && !has_plan;
+    let yield_to = run.homeserver.yield_to.iter().copied();
+    let yield_to: Vec<YieldTo> =
+        yield_to.filter(|work| !(follows_purges && *work == YieldTo::RoomPurges)).collect();
     // On the heap, so that the futures of runs stay small.
-    let looked = Box::pin(run.reader.background_work(&run.homeserver.yield_to));
+    let looked = Box::pin(run.reader.background_work(&yield_to));
     run.limits.unless_stopped(looked).await?.map_err(Abort::Synapse)
 }

@@ -659,13 +659,16 @@ impl State {
 struct InFlight {
     shared: Arc<Shared>,
     media: bool,
+    is_look: bool,
 }
 
 impl InFlight {
     fn enter(shared: &Arc<Shared>, seen: &Seen) -> Self {
         let media = is_media_call(seen);
         let mut state = shared.state();
-        state.in_flight += 1;
+        // Looks are not part of the run that they precede.
+        let is_look = seen.is_look();
+        state.in_flight += usize::from(!is_look);
         state.max_in_flight = state.max_in_flight.max(state.in_flight);
         if media {
             if state.media_in_flight > 0 || Instant::now() < state.media_busy_until {
@@ -676,14 +679,14 @@ impl InFlight {
             }
             state.media_in_flight += 1;
         }
-        Self { shared: Arc::clone(shared), media }
+        Self { shared: Arc::clone(shared), media, is_look }
     }
 }
 
 impl Drop for InFlight {
     fn drop(&mut self) {
         let mut state = self.shared.state();
-        state.in_flight -= 1;
+        state.in_flight -= usize::from(!self.is_look);
         state.media_in_flight -= usize::from(self.media);
     }
 }
