@@ -3,9 +3,11 @@
 mod account;
 mod account_state;
 mod batch_size;
+mod deactivate_accounts;
 mod delete_rooms;
 pub mod job;
 mod join_rooms;
+mod lock_inactive_accounts;
 mod mas_accounts;
 mod portion;
 mod purge_history;
@@ -13,6 +15,7 @@ mod purge_local_media;
 mod purge_remote_media;
 mod remove_external_ids;
 mod request;
+mod unused_account;
 
 use job::Kind;
 
@@ -23,6 +26,8 @@ pub static KINDS: &[Kind] = &[
     Kind::of::<remove_external_ids::RemoveExternalIds>(),
     Kind::of::<delete_rooms::DeleteRooms>(),
     Kind::of::<purge_history::PurgeHistory>(),
+    Kind::of::<lock_inactive_accounts::LockInactiveAccounts>(),
+    Kind::of::<deactivate_accounts::DeactivateAccounts>(),
     Kind::of::<request::Request>(),
 ];
 

@@ -1,6 +1,7 @@
 //! The API of Synapse: what is read from a homeserver and what is changed on it.
 
 mod account;
+mod belongings;
 mod empty_rooms;
 mod identity;
 mod json;
@@ -21,7 +22,7 @@ mod user_map;
 mod users;
 mod writer;
 
-pub(crate) use account::{ExternalId, User, UserRow};
+pub(crate) use account::{Device, ExternalId, User, UserRow};
 pub(crate) use empty_rooms::{EmptyRoom, FormerRoom};
 pub use identity::Version;
 pub(crate) use identity::{Identity, VERSION_ENDPOINT};

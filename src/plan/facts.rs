@@ -26,6 +26,11 @@ crate::values::string_enum::string_enum! {
         /// A room without local members: the key is its id, the value when it was first seen so and, if it was shut down
         /// since, when, in milliseconds.
         EmptyRoom = "empty-room",
+        /// An account that was not used for long: the key is its id, the value when its user was told and when it was
+        /// locked, in milliseconds, as a JSON object.
+        UnusedAccount = "unused-account",
+        /// A deactivated account: the key is its id, the value when it was first seen so, in milliseconds.
+        DeactivatedAccount = "deactivated-account",
         /// The time up to which the remote cache was purged, in milliseconds; the key is empty.
         RemoteCutOff = "remote-cut-off",
     }

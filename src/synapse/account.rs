@@ -23,11 +23,9 @@ pub struct UserRow {
     #[serde(default, deserialize_with = "optional_text")]
     pub avatar_url: Option<String>,
     #[serde(default, rename = "creation_ts", deserialize_with = "milliseconds")]
-    #[cfg_attr(not(test), expect(dead_code, reason = "for the kinds that judge by it"))]
     pub created_at: Option<Timestamp>,
     /// Of its devices, or only if they show no use, of its requests (since Synapse 1.140).
     #[serde(default, rename = "last_seen_ts", deserialize_with = "milliseconds")]
-    #[cfg_attr(not(test), expect(dead_code, reason = "for the kinds that judge by it"))]
     pub last_seen_at: Option<Timestamp>,
 }
 
