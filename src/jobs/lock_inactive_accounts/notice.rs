@@ -25,14 +25,11 @@ pub(super) struct Notice {
     pub keys: Arc<Keys>,
 }
 
-impl Notice {
-    /// The same for each attempt to tell a user of the same absence, and for nothing else: Synapse sends nothing for an id
-    /// that it knows, even to another user.
-    fn transaction_id(&self) -> String {
-        let seen_ms = self.last_seen_at.map(|seen| seen.timestamp_millis());
-        let about = json!(["inactive", self.user_id, seen_ms, self.text.0]);
-        format!("microglia-{}", Fingerprint::of(&about))
-    }
+/// The same for each attempt to tell a user of the same absence, and for nothing else: Synapse sends nothing for an id
+/// that it knows, even to another user.
+fn transaction_id(user_id: &str, last_seen_at: Option<Timestamp>, text: &str) -> String {
+    let seen_ms = last_seen_at.map(|seen| seen.timestamp_millis());
+    format!("microglia-{}", Fingerprint::of(&json!(["inactive", user_id, seen_ms, text])))
 }
 
 impl Change for Notice {
@@ -60,7 +57,7 @@ impl Change for Notice {
         _before: Option<&'a Value>,
     ) -> BoxFuture<'a, Result<ChangeResult, Error>> {
         Box::pin(async move {
-            let id = self.transaction_id();
+            let id = transaction_id(&self.user_id, self.last_seen_at, &self.text.0);
             let told_at = writer.send_notice(&id, &self.user_id, &self.text.0).await?;
             // Only now: who might not have been told must not be locked.
             let memory = Memory { told_ms: Some(told_at.timestamp_millis()), locked_ms: None };
@@ -80,25 +77,8 @@ mod tests {
 
     #[test]
     fn a_transaction_id_is_of_one_user_one_absence_and_one_text() {
-        let id = |user: &str, seen: i64, text: &str| {
-            let keys = Keys {
-                inactive_for: "30d".parse().unwrap(),
-                never_used_after: None,
-                users: vec!["*".parse().unwrap()].try_into().unwrap(),
-                except_users: vec![],
-                except_rooms: vec![],
-                notice: None,
-                notice_before: "14d".parse().unwrap(),
-            };
-            let notice = Notice {
-                user_id: user.to_owned(),
-                target: String::new(),
-                text: text.parse().unwrap(),
-                last_seen_at: Timestamp::from_timestamp_millis(seen),
-                as_of: Timestamp::default(),
-                keys: Arc::new(keys),
-            };
-            notice.transaction_id()
+        let id = |user: &str, seen_ms: i64, text: &str| {
+            transaction_id(user, Timestamp::from_timestamp_millis(seen_ms), text)
         };
         let first = id("@a:hs", 1, "Hello");
         assert_eq!(id("@a:hs", 1, "Hello"), first);

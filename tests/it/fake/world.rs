@@ -19,6 +19,7 @@ pub const TOKEN: &str = "fake-token";
 /// 2023-11-14, long before any test runs.
 const LONG_AGO_MS: i64 = 1_700_000_000_000;
 
+#[expect(clippy::struct_excessive_bools, reason = "each is a switch of the fake")]
 pub struct World {
     pub server_name: String,
     /// Endpoints and parameters newer than this are unknown.
@@ -44,6 +45,12 @@ pub struct World {
     pub messages: Vec<Message>,
     /// Deletions of rooms, oldest first.
     pub tasks: Vec<Task>,
+    /// Whether `server_notices` is configured.
+    pub server_notices: bool,
+    /// Whom Synapse told what, oldest first.
+    pub notices: Vec<(String, String)>,
+    /// The user and the event of each transaction, until Synapse is restarted.
+    pub notice_transactions: BTreeMap<String, (String, String)>,
     /// How often a deletion is asked for before it has ended.
     pub polls_per_deletion: u32,
     /// Why deletions fail.
@@ -79,6 +86,9 @@ impl World {
             remote: BTreeMap::new(),
             messages: Vec::new(),
             tasks: Vec::new(),
+            server_notices: true,
+            notices: Vec::new(),
+            notice_transactions: BTreeMap::new(),
             polls_per_deletion: 1,
             deletion_error: None,
             files: BTreeMap::new(),
@@ -118,6 +128,18 @@ impl World {
     pub fn users(&mut self, count: usize, mut make: impl FnMut(usize) -> User) {
         let server_name = &self.server_name;
         self.users.extend((0..count).map(|i| (format!("@user{i:06}:{server_name}"), make(i))));
+    }
+
+    /// Deactivates an account, which leaves its rooms.
+    pub fn deactivate(&mut self, user_id: &str, erase: bool) {
+        let user = self.user(user_id);
+        user.deactivated = true;
+        user.erased |= erase;
+        user.devices.clear();
+        for room in self.rooms.values_mut().filter(|room| room.membership(user_id).is_some()) {
+            room.left(user_id);
+        }
+        self.touched();
     }
 
     /// A room, made if it is not there: public, with the admin account as its creator and only member.
@@ -334,6 +356,8 @@ pub struct User {
     /// Of its requests.
     pub last_seen_ms: Option<i64>,
     pub devices: Vec<Device>,
+    /// Whether the key of a key backup is in its account data.
+    pub has_key_backup: bool,
     pub admin: bool,
     pub deactivated: bool,
     pub erased: bool,
@@ -354,6 +378,7 @@ impl Default for User {
             created_ms: LONG_AGO_MS,
             last_seen_ms: None,
             devices: Vec::new(),
+            has_key_backup: false,
             admin: false,
             deactivated: false,
             erased: false,
