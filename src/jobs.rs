@@ -3,12 +3,14 @@
 mod account;
 mod account_state;
 mod batch_size;
+mod deactivate_accounts;
 mod delete_registration_tokens;
 mod delete_reports;
 mod delete_rooms;
 mod delete_stale_devices;
 pub mod job;
 mod join_rooms;
+mod lock_inactive_accounts;
 mod mas_accounts;
 mod portion;
 mod purge_history;
@@ -16,6 +18,7 @@ mod purge_local_media;
 mod purge_remote_media;
 mod remove_external_ids;
 mod request;
+mod unused_account;
 
 use job::Kind;
 
@@ -26,6 +29,8 @@ pub static KINDS: &[Kind] = &[
     Kind::of::<remove_external_ids::RemoveExternalIds>(),
     Kind::of::<delete_rooms::DeleteRooms>(),
     Kind::of::<purge_history::PurgeHistory>(),
+    Kind::of::<lock_inactive_accounts::LockInactiveAccounts>(),
+    Kind::of::<deactivate_accounts::DeactivateAccounts>(),
     Kind::of::<delete_stale_devices::DeleteStaleDevices>(),
     Kind::of::<delete_registration_tokens::DeleteRegistrationTokens>(),
     Kind::of::<delete_reports::DeleteReports<delete_reports::OfEvents>>(),

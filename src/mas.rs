@@ -18,15 +18,15 @@ mod writer;
 
 pub(crate) use account::usable_account;
 pub use connection::{Connection, Settings};
-pub use device_sessions::{DeviceSession, SessionKind, SessionPage, SessionRef};
+pub use device_sessions::{DeviceSession, DeviceSessionKind, SessionPage, SessionRef};
 pub use list::Page;
 pub(crate) use own_token::REFUSALS_CACHED_FOR;
 pub use own_token::{ExpiryObserver, OwnToken, OwnTokenSettings};
 pub use personal_sessions::{IssuedToken, PersonalSessions};
-pub use queries::{Links, UserStatus};
+pub use queries::{Links, SessionKind, UserStatus};
 pub use reader::Reader;
 pub use resources::{
-    Link, PersonalSession, Provider, RegistrationToken, Resource, SiteConfig, User,
+    Link, PersonalSession, Provider, RegistrationToken, Resource, Session, SiteConfig, User,
 };
 pub use ulid::Ulid;
 pub use writer::{CreatedLink, Writer};

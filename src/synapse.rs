@@ -2,6 +2,7 @@
 
 mod account;
 mod background_work;
+mod belongings;
 mod devices;
 mod empty_rooms;
 mod identity;

@@ -2,8 +2,10 @@
 //!
 //! Kinds that select people judge by these rules, each of which answers a trap that was measured with Synapse 1.163.
 
+use super::mas_accounts;
+use crate::mas::{self, Resource, SessionKind, Ulid};
 use crate::plan::report::Exempt;
-use crate::synapse::{Identity, User, UserRow};
+use crate::synapse::{self, Device, Identity, Reader, User, UserRow};
 use crate::values::clock::Timestamp;
 
 /// Why an account may not be that of a person who can use it, by its row in the list, the strongest reason first.
@@ -49,9 +51,101 @@ pub(super) fn exempt_by_record(user: &User, identity: &Identity) -> impl Iterato
 /// The row in the list can be older than the record, since one old device hides newer requests without a device; both lag
 /// some minutes behind the devices. "Never" is `None`, and not long ago: Synapse forgets a use without a device after four
 /// weeks, and knows none of bridges, of devices that only logged in, and of dehydrated ones.
-#[cfg_attr(not(test), expect(dead_code, reason = "for the kinds that judge by it"))]
 pub(super) fn last_seen(sources: impl IntoIterator<Item = Option<Timestamp>>) -> Option<Timestamp> {
     sources.into_iter().flatten().max()
+}
+
+/// An account, as all of its sources show it at one time.
+#[derive(Debug)]
+pub(super) struct Account {
+    pub user: User,
+    pub devices: Vec<Device>,
+    pub in_mas: InMas,
+    /// The newest use that its record, its devices, and its sessions in MAS show.
+    pub last_seen_at: Option<Timestamp>,
+}
+
+/// What MAS says of an account.
+#[derive(Debug)]
+pub(super) enum InMas {
+    /// Synapse manages the accounts.
+    NoMas,
+    /// MAS does not know the account, which may be that of a bridge.
+    Unknown,
+    Known(Resource<mas::User>),
+}
+
+impl Account {
+    /// Reads an account; `None` if it does not exist.
+    ///
+    /// Takes two requests, and four more where MAS manages the accounts.
+    pub async fn read(reader: &Reader, user_id: &str) -> Result<Option<Self>, synapse::Error> {
+        let user = match reader.user(user_id).await {
+            Err(error) if error.is_not_found() => return Ok(None),
+            user => user?,
+        };
+        let devices = reader.devices(user_id).await?;
+        let mut seen: Vec<Option<Timestamp>> =
+            devices.iter().map(|device| device.last_seen_at).collect();
+        seen.push(user.last_seen_at);
+        let mut in_mas = InMas::NoMas;
+        if let Some(mas) = reader.mas() {
+            in_mas = InMas::Unknown;
+            if let Some(found) = mas_accounts::in_mas(reader, user_id).await? {
+                for kind in SessionKind::ALL {
+                    let sessions = mas.sessions(kind, &found.id).await?.into_iter();
+                    // A session that just began has not been active yet.
+                    seen.extend(sessions.flat_map(|Resource { attributes, .. }| {
+                        [Some(attributes.created_at), attributes.last_active_at]
+                    }));
+                }
+                in_mas = InMas::Known(found);
+            }
+        }
+        Ok(Some(Self { user, devices, in_mas, last_seen_at: last_seen(seen) }))
+    }
+
+    /// All reasons why it may not be the account of a person who can use it, by Synapse and by MAS.
+    pub fn exempt(&self, identity: &Identity) -> impl Iterator<Item = Exempt> {
+        let in_mas = match &self.in_mas {
+            InMas::Known(user) => Some(&user.attributes),
+            InMas::NoMas | InMas::Unknown => None,
+        };
+        let says = |is_so: fn(&mas::User) -> bool| in_mas.is_some_and(is_so);
+        let by_mas = [
+            // MAS cannot lock it, and Synapse's own lock would lock nobody out.
+            (matches!(self.in_mas, InMas::Unknown), Exempt::NotInMas),
+            (says(|user| user.deactivated_at.is_some()), Exempt::Deactivated),
+            (says(|user| user.locked_at.is_some()), Exempt::Locked),
+            (says(|user| user.legacy_guest), Exempt::Guest),
+            (says(|user| user.admin), Exempt::Admin),
+        ];
+        exempt_by_record(&self.user, identity).chain(applying(by_mas))
+    }
+
+    /// Whether the account is locked: under MAS a lock in Synapse locks nobody out.
+    pub fn is_locked(&self) -> bool {
+        match &self.in_mas {
+            InMas::NoMas => self.user.locked,
+            InMas::Unknown => false,
+            InMas::Known(user) => user.attributes.locked_at.is_some(),
+        }
+    }
+
+    pub fn locked_at_in_mas(&self) -> Option<Timestamp> {
+        match &self.in_mas {
+            InMas::NoMas | InMas::Unknown => None,
+            InMas::Known(user) => user.attributes.locked_at,
+        }
+    }
+
+    /// The id of the account in MAS, where its changes have to be made; `None` where Synapse manages the accounts.
+    pub fn id_in_mas(&self) -> Option<&Ulid> {
+        match &self.in_mas {
+            InMas::NoMas | InMas::Unknown => None,
+            InMas::Known(user) => Some(&user.id),
+        }
+    }
 }
 
 /// What a source shows of an account.
@@ -69,7 +163,7 @@ struct Shown<'a> {
 
 fn exempt(shown: &Shown<'_>, identity: &Identity) -> impl Iterator<Item = Exempt> + use<> {
     let is_bot = matches!(shown.user_type, Some("bot" | "support"));
-    [
+    applying([
         // Synapse lets an account lock and deactivate itself, and delete its own device.
         (shown.name == identity.account.name, Exempt::OwnAccount),
         // Synapse records no use by a bridge. A lock or a deactivation does not keep the bridge from using its account, and
@@ -88,9 +182,11 @@ fn exempt(shown: &Shown<'_>, identity: &Identity) -> impl Iterator<Item = Exempt
         (!is_bot && shown.user_type.is_some(), Exempt::OtherType),
         // Under MAS Synapse's flag means nothing: there, MAS says who is one.
         (shown.admin, Exempt::Admin),
-    ]
-    .into_iter()
-    .filter_map(|(applies, exempt)| applies.then_some(exempt))
+    ])
+}
+
+fn applying<const N: usize>(reasons: [(bool, Exempt); N]) -> impl Iterator<Item = Exempt> {
+    reasons.into_iter().filter_map(|(applies, exempt)| applies.then_some(exempt))
 }
 
 #[cfg(test)]

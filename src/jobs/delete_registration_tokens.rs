@@ -6,7 +6,7 @@ mod memory;
 mod revocation;
 
 use super::job::{Context, Job, Needs, PlanError, Undo};
-use super::mas_accounts::mas_in_use;
+use super::mas_accounts::without_delegation;
 use crate::plan::change::{Change, Plan, Work};
 use crate::plan::facts::Topic;
 use crate::plan::report::Action;
@@ -39,7 +39,7 @@ impl Job for DeleteRegistrationTokens {
         Where the Matrix Authentication Service manages the accounts, revokes them there, because MAS deletes none; it needs [homeservers.NAME.mas]. `undo` takes a revocation back. A deleted token cannot be restored.";
     const KEYS: &'static [Key] = Keys::KEYS;
     const ACTION: Action = Action::DeleteRegistrationToken;
-    const UNDO: Undo = Undo::By(revocation::reverse);
+    const UNDO: Undo = Undo::By(|record, _| revocation::reverse(record));
     const NEEDS: Needs = Needs {
         synapse: Version(1, 42),
         clock: true,
@@ -59,8 +59,11 @@ impl Job for DeleteRegistrationTokens {
     }
 
     async fn plan(&self, context: &Context<'_>, plan: &mut Plan) -> Result<(), PlanError> {
-        let mas = mas_in_use(context.reader, context.identity().await?);
-        let tokens: Vec<Listed> = match mas.map_err(PlanError::Refused)? {
+        let identity = context.identity().await?;
+        if let Some(problem) = without_delegation(identity, context.reader) {
+            return Err(PlanError::Refused(problem));
+        }
+        let tokens: Vec<Listed> = match context.reader.mas() {
             Some(mas) => Listed::of_mas(mas.registration_tokens().await?),
             None => Listed::of_synapse(context.reader.registration_tokens().await?),
         };

@@ -10,7 +10,7 @@ mod sessions;
 use std::sync::Arc;
 
 use super::job::{CheckResult, Context, Job, Needs, PlanError, ReadEstimate, Undo};
-use super::mas_accounts::mas_in_use;
+use super::mas_accounts::without_delegation;
 use crate::plan::change::Plan;
 use crate::plan::report::Action;
 use crate::plan::round::{Plans, Rounds};
@@ -52,7 +52,7 @@ impl Job for DeleteStaleDevices {
     }
 
     async fn check(&self, reader: &Reader, identity: &Identity) -> Vec<CheckResult> {
-        let problem = mas_in_use(reader, identity).err();
+        let problem = without_delegation(identity, reader);
         let result =
             |problem| CheckResult { question: "accounts".to_owned(), answer: Err(problem) };
         problem.map(result).into_iter().collect()
@@ -69,13 +69,15 @@ impl Job for DeleteStaleDevices {
 
     async fn plan(&self, context: &Context<'_>, plan: &mut Plan) -> Result<(), PlanError> {
         let identity = context.identity().await?;
-        let mas = mas_in_use(context.reader, identity).map_err(PlanError::Refused)?;
+        if let Some(problem) = without_delegation(identity, context.reader) {
+            return Err(PlanError::Refused(problem));
+        }
         let rules = Arc::new(Rules {
             unused_since: context.started_at - self.keys.unused_for.as_chrono(),
             keep_last: self.keys.keep_last,
             own_device: context.reader.whoami().await?.device_id,
         });
-        match mas {
+        match context.reader.mas() {
             Some(mas) => sessions::plan(&self.keys, &rules, context, mas, plan).await,
             None => accounts::plan(&self.keys, &rules, context, plan).await,
         }

@@ -1,5 +1,6 @@
 //! The interface between a kind of job and the runner.
 
+use std::collections::HashMap;
 use std::fmt::Debug;
 use std::path::Path;
 use std::sync::Arc;
@@ -26,6 +27,8 @@ pub trait Job: Debug + Send + Sync + Sized + 'static {
     const COUNTS: bool = true;
     /// Whether the kind purges rooms, and when it reads finds purges under way, its own among them, to follow them to their end.
     const PURGES_ROOMS: bool = false;
+    /// The default of `max_changes`, where the kind has one of its own.
+    const MAX_CHANGES: Option<u32> = None;
     /// For a kind that reads a list in portions: see [`Context::portion`].
     const ROUNDS: Option<Rounds> = None;
     /// A kind that judges by what this one deletes, and so should run before it.
@@ -104,8 +107,13 @@ pub enum Undo {
     /// The reason completes "cannot be undone: ".
     Impossible(&'static str),
     /// Makes the change that restores what a recorded one changed, or says why there is none.
-    By(fn(&ChangeRecord) -> Result<Box<dyn Change>, String>),
+    ///
+    /// The second argument is what is known of the job's [topic](Job::topic), by key.
+    By(Restore),
 }
+
+/// Makes the change that restores what a record says; the error says why there is none.
+pub type Restore = fn(&ChangeRecord, &HashMap<String, String>) -> Result<Box<dyn Change>, String>;
 
 /// The result of one check of `check --online`; the error says what to do.
 #[derive(Debug)]
@@ -261,6 +269,7 @@ pub struct Kind {
     pub keys: &'static [Key],
     pub counts: bool,
     pub purges_rooms: bool,
+    pub max_changes: Option<u32>,
     pub rounds: Option<Rounds>,
     pub runs_after: Option<&'static str>,
     pub needs: Needs,
@@ -277,6 +286,7 @@ impl Kind {
             keys: J::KEYS,
             counts: J::COUNTS,
             purges_rooms: J::PURGES_ROOMS,
+            max_changes: J::MAX_CHANGES,
             rounds: J::ROUNDS,
             runs_after: J::RUNS_AFTER,
             needs: J::NEEDS,

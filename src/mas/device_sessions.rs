@@ -13,7 +13,7 @@ use crate::values::string_enum::string_enum;
 
 string_enum! {
     /// How a client logged in.
-    pub enum SessionKind {
+    pub enum DeviceSessionKind {
         OAuth2 = "oauth2",
         /// With Matrix's own login.
         Compat = "compat",
@@ -23,7 +23,7 @@ string_enum! {
 /// What a session is ended by.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SessionRef {
-    pub kind: SessionKind,
+    pub kind: DeviceSessionKind,
     pub id: Ulid,
 }
 
@@ -55,18 +55,18 @@ impl Reader {
     /// Dates are not compared by MAS: it omits sessions that were never used, and versions before 1.20 ignore the filters.
     pub async fn device_sessions(
         &self,
-        kind: SessionKind,
+        kind: DeviceSessionKind,
         user: Option<&Ulid>,
         after: Option<&Ulid>,
     ) -> Result<SessionPage, Error> {
         let mut filters = vec![("filter[status]", "active")];
         filters.extend(user.map(|id| ("filter[user]", id.as_str())));
         Ok(match kind {
-            SessionKind::OAuth2 => {
+            DeviceSessionKind::OAuth2 => {
                 let page = self.page("/api/admin/v1/oauth2-sessions", &filters, after).await?;
                 SessionPage::of(page, of_oauth2)
             }
-            SessionKind::Compat => {
+            DeviceSessionKind::Compat => {
                 let page = self.page("/api/admin/v1/compat-sessions", &filters, after).await?;
                 SessionPage::of(page, of_compat)
             }
@@ -89,8 +89,8 @@ impl Writer {
     /// Ends a session, and deletes its device; one that has ended, or does not exist, is left as it is.
     pub async fn finish_session(&self, session: &SessionRef) -> Result<(), Error> {
         let endpoint = match session.kind {
-            SessionKind::OAuth2 => "/api/admin/v1/oauth2-sessions/{}/finish",
-            SessionKind::Compat => "/api/admin/v1/compat-sessions/{}/finish",
+            DeviceSessionKind::OAuth2 => "/api/admin/v1/oauth2-sessions/{}/finish",
+            DeviceSessionKind::Compat => "/api/admin/v1/compat-sessions/{}/finish",
         };
         match self.post(endpoint, &session.id, " is already finished").await {
             Err(error) if !error.is_not_found() => Err(error),
@@ -109,7 +109,7 @@ fn of_oauth2(session: Resource<OAuth2Session>) -> Option<DeviceSession> {
         DEVICE_SCOPES.iter().find_map(|prefix| scope.strip_prefix(prefix)).map(str::to_owned)
     };
     Some(DeviceSession {
-        reference: SessionRef { kind: SessionKind::OAuth2, id },
+        reference: SessionRef { kind: DeviceSessionKind::OAuth2, id },
         // Those of clients that act for nobody, such as microglia, have none.
         user_id: attributes.user_id?,
         device_id: attributes.scope.split(' ').find_map(device)?,
@@ -121,7 +121,7 @@ fn of_oauth2(session: Resource<OAuth2Session>) -> Option<DeviceSession> {
 fn of_compat(session: Resource<CompatSession>) -> Option<DeviceSession> {
     let Resource { id, attributes } = session;
     Some(DeviceSession {
-        reference: SessionRef { kind: SessionKind::Compat, id },
+        reference: SessionRef { kind: DeviceSessionKind::Compat, id },
         user_id: attributes.user_id,
         device_id: attributes.device_id?,
         human_name: attributes.human_name,

@@ -50,6 +50,11 @@ pub trait Change: Debug + Send + Sync {
         Box::pin(async { Ok(Check::Proceed(None)) })
     }
 
+    /// What counts as true from the moment it is sent; recorded together with `before`, because the response may be lost.
+    fn facts(&self, _before: Option<&Value>) -> Vec<Fact> {
+        Vec::new()
+    }
+
     /// Changes the homeserver; `before` is what [`check`](Self::check) read, and is already recorded.
     fn apply<'a>(
         &'a self,
@@ -132,6 +137,10 @@ pub enum Check {
 #[derive(Debug, Clone, PartialEq)]
 pub enum Lane {
     Free,
+    /// One at a time, with a pause from the end of one to the beginning of the next.
+    Paced {
+        pause: Duration,
+    },
     Room {
         room_id: String,
         per_second: f64,
@@ -145,11 +154,6 @@ pub enum Lane {
     /// The deletion of a room, or of its history: one at a time for the whole homeserver, whatever the job or the process.
     /// Synapse continues regardless of who waits for it.
     RoomDeletion {
-        /// From the end of one to the beginning of the next.
-        pause: Duration,
-    },
-    /// The deletion of an account's devices: one account at a time in each run. Synapse tells every server in the account's rooms.
-    Devices {
         /// From the end of one to the beginning of the next.
         pause: Duration,
     },

@@ -29,6 +29,11 @@ crate::values::string_enum::string_enum! {
         /// A registration token that is used up: the key is the token, or its id in MAS, the value when it was first seen so
         /// in milliseconds and how often it had been used.
         UsedUpToken = "used-up-token",
+        /// An account that was not used for long: the key is its id, the value when its user was told and when it was
+        /// locked, in milliseconds, as a JSON object.
+        UnusedAccount = "unused-account",
+        /// A deactivated account: the key is its id, the value when it was first seen so, in milliseconds.
+        DeactivatedAccount = "deactivated-account",
         /// The time up to which the remote cache was purged, in milliseconds; the key is empty.
         RemoteCutOff = "remote-cut-off",
     }

@@ -101,6 +101,12 @@ string_enum! {
         ShutDownRoom = "shut-down-room",
         PurgeRoom = "purge-room",
         PurgeHistory = "purge-history",
+        /// Tells a person about what is going to happen to their account.
+        SendNotice = "send-notice",
+        LockAccount = "lock-account",
+        /// Only to undo a lock.
+        UnlockAccount = "unlock-account",
+        DeactivateAccount = "deactivate-account",
         DeleteDevice = "delete-device",
         /// Under MAS, which deletes the device with the session.
         FinishSession = "finish-session",
@@ -151,6 +157,18 @@ string_enum! {
         Bot = "bot",
         /// An account with another `user_type`.
         OtherType = "other-type",
+        /// An account that MAS does not know, such as that of a bridge.
+        NotInMas = "not-in-mas",
+        /// An account of which no use is known (`never_used_after`), or a device, which may be new.
+        NeverUsed = "never-used",
+        /// An account whose user was told not long ago (`notice_before`).
+        Notified = "notified",
+        /// An account that was locked not long ago (`locked_for`).
+        RecentlyLocked = "recently-locked",
+        /// An account that somebody else locked.
+        LockedByOthers = "locked-by-others",
+        /// An account that was used after it was locked.
+        UsedSinceLock = "used-since-lock",
         /// The account belongs to a bridge.
         Bridge = "bridge",
         /// The account that microglia itself uses.
@@ -194,8 +212,6 @@ string_enum! {
         PurgeScheduled = "purge-scheduled",
         /// A room that was shut down, and is purged by a later run.
         ShutDown = "shut-down",
-        /// A device that was never used: it may be new.
-        NeverUsed = "never-used",
         /// A device that receives keys for a person without another one.
         Dehydrated = "dehydrated",
         /// The device that microglia itself uses.

@@ -143,7 +143,7 @@ fn lanes(changes: Vec<Box<dyn Change>>, first_seq: i64, concurrency: usize) -> V
     const FREE: usize = 0;
     const EXTERNAL_IDS: usize = 1;
     const ROOM_DELETIONS: usize = 2;
-    const DEVICES: usize = 3;
+    const PACED: usize = 3;
     let one_by_one = || Pipe::new(1, Duration::ZERO);
     // One more than there are request slots: while one is recorded, the others use them all.
     let free = Pipe::new(concurrency + 1, Duration::ZERO);
@@ -154,7 +154,7 @@ fn lanes(changes: Vec<Box<dyn Change>>, first_seq: i64, concurrency: usize) -> V
             Lane::Free | Lane::Media(_) => FREE,
             Lane::ExternalIds => EXTERNAL_IDS,
             Lane::RoomDeletion { pause } => paused(&mut lanes, ROOM_DELETIONS, pause),
-            Lane::Devices { pause } => paused(&mut lanes, DEVICES, pause),
+            Lane::Paced { pause } => paused(&mut lanes, PACED, pause),
             Lane::Room { room_id, per_second } => *rooms.entry(room_id).or_insert_with(|| {
                 lanes.push(Pipe::new(1, Rate(per_second).interval()));
                 lanes.len() - 1

@@ -94,13 +94,20 @@ impl Sender<'_> {
         let media = match task.change.lane() {
             Lane::Media(store) => Some(store),
             Lane::Free
+            | Lane::Paced { .. }
             | Lane::Room { .. }
             | Lane::ExternalIds
-            | Lane::RoomDeletion { .. }
-            | Lane::Devices { .. } => None,
+            | Lane::RoomDeletion { .. } => None,
         };
         let call = media.map(|store| (self.server, store));
-        let recorded = self.run.history.record_sent(self.run_id, task.seq, &record, call);
+        let facts = task.change.facts(record.before.as_ref());
+        let recorded = self.run.history.record_sent(
+            self.run_id,
+            task.seq,
+            &record,
+            call,
+            (self.server, &facts),
+        );
         if let Err(error) = recorded.await {
             return Step::NotSent(task, error.into());
         }
@@ -153,8 +160,9 @@ impl Sender<'_> {
             }
             Err(error) => {
                 // Not applied: it is planned again by the next attempt, if there is one, or by the next run.
-                let stays_planned =
-                    error.is_transient() || matches!(error.cause, Cause::NoToken(_));
+                let stays_planned = error.is_transient()
+                    || error.is_not_enabled()
+                    || matches!(error.cause, Cause::NoToken(_));
                 (record.state, record.detail) = if stays_planned {
                     (State::Planned, None)
                 } else {

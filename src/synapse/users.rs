@@ -1,12 +1,12 @@
 //! Queries about accounts.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 
 use serde::Deserialize;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::account::{Device, ExternalId, User, UserRow};
-use super::json::{Scalar, optional_count};
+use super::json::optional_count;
 use super::page::MAX_PAGE_ROWS;
 use super::pages::{PageToken, Pages};
 use super::reader::Reader;
@@ -31,7 +31,7 @@ impl Reader {
     }
 
     /// Returns the devices of an account, the hidden ones of cross-signing not; none of one that does not exist.
-    pub async fn devices(&self, user_id: &str) -> Result<Vec<Device>, Error> {
+    pub(crate) async fn devices(&self, user_id: &str) -> Result<Vec<Device>, Error> {
         #[derive(Deserialize)]
         struct Devices {
             devices: Vec<Device>,
@@ -118,14 +118,7 @@ impl Reader {
         user_id: &str,
         room_id: &str,
     ) -> Result<Option<Membership>, Error> {
-        #[derive(Deserialize)]
-        struct Memberships {
-            memberships: HashMap<String, Scalar>,
-        }
-        let mut rooms: Memberships =
-            self.get("/_synapse/admin/v1/users/{}/memberships", &[user_id], vec![]).await?;
-        let membership = rooms.memberships.remove(room_id).and_then(Scalar::into_text);
-        Ok(membership.and_then(|membership| membership.parse().ok()))
+        Ok(self.memberships(user_id).await?.remove(room_id))
     }
 }
 

@@ -21,6 +21,8 @@ fn jobs(room: &str) -> String {
                 .to_owned()
         }
         "delete-rooms" => "empty_for = \"2d\"".to_owned(),
+        "lock-inactive-accounts" => "inactive_for = \"30d\"".to_owned(),
+        "deactivate-accounts" => "locked_for = \"30d\"\nerase = false".to_owned(),
         "delete-stale-devices" => "unused_for = \"30d\"".to_owned(),
         "delete-registration-tokens" => "unused_for = \"1d\"".to_owned(),
         "delete-event-reports" | "delete-user-reports" => {
@@ -37,6 +39,14 @@ fn jobs(room: &str) -> String {
         format!("[jobs.{kind}]\nkind = \"{kind}\"\nmode = \"apply\"\n{}\n\n", keys(kind))
     };
     KINDS.iter().map(|kind| job(kind.name)).collect()
+}
+
+/// Has the job remember a lock of long ago.
+async fn locked_long_ago(program: &Program, server: &str, user_id: &str) {
+    let insert = "INSERT INTO facts (server, topic, key, value)";
+    program
+        .sql(&format!("{insert} VALUES ('{server}', 'unused-account', '{user_id}', '{{\"locked_ms\":1700000000000}}')"))
+        .await;
 }
 
 async fn saw_empty_rooms_long_ago(program: &Program) {
@@ -91,12 +101,22 @@ async fn a_dry_run_sends_only_get_requests_to_a_real_synapse() {
         .await;
     synapse.sql("UPDATE users SET creation_ts = 1").await;
     synapse.external_ids(&alice.user_id, &[("saml", "alice")]).await;
+    let unused = synapse.register("unused").await.user_id;
+    synapse
+        .sql(&format!("UPDATE users SET creation_ts = 1600000000 WHERE name = '{unused}'"))
+        .await;
+    synapse
+        .sql(&format!("UPDATE devices SET last_seen = 1700000000000 WHERE user_id = '{unused}'"))
+        .await;
+    let shut = synapse.register("shut").await.user_id;
+    synapse.lock(&shut).await;
     let file = synapse.upload(&alice, b"old").await;
     synapse.age_media(&file, 400, None).await;
     synapse.insert_remote_media("far.test", "old", 400).await;
     let room = synapse.create_room(&synapse.admin, json!({ "preset": "public_chat" })).await;
     let program = Program::new(&synapse.url, &synapse.admin.token, &jobs(&room));
     saw_empty_rooms_long_ago(&program).await;
+    locked_long_ago(&program, "hs.test", &shut).await;
     for kind in KINDS {
         synapse.forget_requests();
         assert_plans_something(kind.name, &program.dry_run(kind.name).await);
@@ -126,6 +146,8 @@ async fn a_dry_run_sends_only_get_requests_whatever_the_limits_allow() {
             world.media("@user000000:fake.test", &format!("file{i}"), 10, HOUR_MS, None);
         }
         world.remote_media(20, HOUR_MS);
+        world.user("@user000000:fake.test").last_seen_ms = Some(1_700_000_100_000);
+        world.user("@user000001:fake.test").locked = true;
         let token = RegistrationToken { expiry_ms: Some(1), ..RegistrationToken::default() };
         world.registration_tokens.insert("old".to_owned(), token);
         let report = Report {
@@ -147,6 +169,7 @@ async fn a_dry_run_sends_only_get_requests_whatever_the_limits_allow() {
     let program =
         Program::new(&fake.url(), TOKEN, &format!("{defaults}{}", jobs("!room:fake.test")));
     saw_empty_rooms_long_ago(&program).await;
+    locked_long_ago(&program, "fake.test", "@user000001:fake.test").await;
     for kind in KINDS {
         fake.forget();
         assert_plans_something(kind.name, &program.dry_run(kind.name).await);

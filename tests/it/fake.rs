@@ -53,7 +53,7 @@ use tokio::{
 
 use self::endpoints::{Answer, percent_decoded};
 pub use self::mas::{
-    CLIENT_ID, CLIENT_SECRET, ClientSession, Provider, RegistrationToken as MasToken,
+    CLIENT_ID, CLIENT_SECRET, Provider, RegistrationToken as MasToken, SessionKind,
 };
 pub use self::messages::Message;
 pub use self::openapi::Operation;

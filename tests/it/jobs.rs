@@ -1,5 +1,7 @@
 //! One file per kind: what it must do, and what it must leave alone.
 
+mod deactivate_accounts;
+mod deactivated_for;
 mod delete_event_reports;
 mod delete_registration_tokens;
 mod delete_rooms;
@@ -7,6 +9,7 @@ mod delete_stale_devices;
 mod delete_user_reports;
 pub mod in_process;
 mod join_rooms;
+mod lock_inactive_accounts;
 mod purge_history;
 mod purge_local_media;
 mod purge_local_media_exact;

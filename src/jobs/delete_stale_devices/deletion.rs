@@ -64,7 +64,7 @@ impl Change for Deletion {
     }
 
     fn lane(&self) -> Lane {
-        Lane::Devices { pause: PAUSE }
+        Lane::Paced { pause: PAUSE }
     }
 
     fn warning(&self) -> Option<Warning> {

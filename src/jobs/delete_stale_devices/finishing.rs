@@ -9,7 +9,7 @@ use super::deletion::{PAUSE, items, made, partly_made, proceed_with, recorded, t
 use super::judging::{Device, Judged, Owner, Rules, still_stale};
 use crate::http::Cause;
 use crate::jobs::mas_accounts::no_mas;
-use crate::mas::{self, DeviceSession, SessionKind, Ulid};
+use crate::mas::{self, DeviceSession, DeviceSessionKind, Ulid};
 use crate::plan::change::{Change, ChangeResult, Check, Lane, Warning};
 use crate::plan::report::Action;
 use crate::synapse::{Error, Reader, Writer};
@@ -53,7 +53,7 @@ impl Finishing {
     /// The active sessions of the account that have a device.
     async fn sessions(&self, mas: &mas::Reader) -> Result<Vec<Device>, Error> {
         let mut devices = Vec::new();
-        for kind in SessionKind::ALL {
+        for kind in DeviceSessionKind::ALL {
             let mut after = None;
             loop {
                 let user = Some(&self.account.id);
@@ -83,7 +83,7 @@ impl Change for Finishing {
     }
 
     fn lane(&self) -> Lane {
-        Lane::Devices { pause: PAUSE }
+        Lane::Paced { pause: PAUSE }
     }
 
     fn warning(&self) -> Option<Warning> {

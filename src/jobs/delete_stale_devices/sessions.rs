@@ -24,7 +24,7 @@ pub(super) async fn plan(
     let own = own_account(context, mas).await?;
     let owner = |id: &Ulid| if Some(id) == own.as_ref() { Owner::Own } else { Owner::Other };
     let (mut sessions, mut read) = (HashMap::<Ulid, Judged>::new(), 0);
-    for kind in mas::SessionKind::ALL {
+    for kind in mas::DeviceSessionKind::ALL {
         let mut after = None;
         loop {
             let page = mas.device_sessions(*kind, None, after.as_ref()).await?;

@@ -10,6 +10,7 @@ use serde_json::json;
 use super::super::account_state::AccountState;
 use super::super::job::{Context, PlanError};
 use super::super::portion::{Next, PortionProgress, in_order};
+use super::deactivated::recently_deactivated;
 use super::keys::Keys;
 use super::observed::Observed;
 use super::removal::Removal;
@@ -74,6 +75,8 @@ struct Reading<'a> {
 /// What is known of an account after its row and, where needed, its record was read.
 enum Record {
     NotRead,
+    /// A deactivated account that was not read, because it has not been seen so for long.
+    RecentlyDeactivated,
     /// The providers of a deactivated account's ids, as it was read in an earlier run.
     Remembered(Vec<String>),
     Read(Result<User, synapse::Error>),
@@ -90,12 +93,14 @@ impl Reading<'_> {
         self.progress.set_total(total);
         let (keys, context, own) = (self.keys, self.context, self.own);
         let remembered = keys.remembered(context, &rows).await;
+        let recent = recently_deactivated(keys, context, &rows).await;
         let last = rows.len().checked_sub(1).filter(|_| ends_list);
         let mut records = std::pin::pin!(in_order(rows, context, |row| {
-            let remembered = remembered.get(&row.name);
+            let (remembered, is_recent) = (remembered.get(&row.name), recent.contains(&row.name));
             async move {
                 let record = match remembered {
                     _ if !keys.is_to_be_read(&row, own) => Record::NotRead,
+                    _ if is_recent => Record::RecentlyDeactivated,
                     Some(providers) if row.deactivated => Record::Remembered(providers.clone()),
                     _ => Record::Read(context.reader.user(&row.name).await),
                 };
@@ -133,6 +138,10 @@ impl Reading<'_> {
         self.keys.count_row(row, self.own, &mut self.seen, plan);
         let user = match record {
             Record::NotRead => return Ok(None),
+            Record::RecentlyDeactivated => {
+                plan.leave_alone(Exempt::RecentlyDeactivated, || row.name.clone());
+                return Ok(None);
+            }
             Record::Remembered(providers) => {
                 self.seen.count_remembered(&providers);
                 return Ok(None);
@@ -153,6 +162,10 @@ impl Reading<'_> {
         self.unreadable = 0;
         self.seen.unread -= 1;
         facts.extend(remembered(&user, self.context.started_at));
+        if self.keys.is_deactivated_since(row.deactivated, &user) {
+            plan.leave_alone(Exempt::RecentlyDeactivated, || user.name.clone());
+            return Ok(None);
+        }
         Ok(self.keys.removal(&user, &mut self.seen, plan))
     }
 }
@@ -227,7 +240,8 @@ impl Keys {
         let takes_last = left.is_empty() && AccountState::of(user) == AccountState::Active;
         let warning = takes_last.then_some(Warning::LastIds);
         let (user_id, keys) = (user.name.clone(), Arc::clone(self));
-        (!gone.is_empty()).then_some(Removal { user_id, gone, warning, keys })
+        let was_deactivated = user.deactivated;
+        (!gone.is_empty()).then_some(Removal { user_id, gone, was_deactivated, warning, keys })
     }
 
     /// Notes which names matched nothing, which is only known once the round is complete.

@@ -25,9 +25,8 @@ pub struct Mas {
     pub links: BTreeMap<String, Link>,
     pub sessions: BTreeMap<String, Session>,
     pub registration_tokens: BTreeMap<String, RegistrationToken>,
-    /// By their ids.
-    pub oauth2_sessions: BTreeMap<String, ClientSession>,
-    pub compat_sessions: BTreeMap<String, ClientSession>,
+    /// In which people use their accounts.
+    pub user_sessions: BTreeMap<String, UserSession>,
     /// In seconds.
     pub token_life: u64,
     /// Whether the internal listener has the resource `oauth`.
@@ -63,6 +62,7 @@ pub struct MasUser {
     pub locked_at: Option<String>,
     pub deactivated_at: Option<String>,
     pub admin: bool,
+    pub legacy_guest: bool,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -95,13 +95,21 @@ pub struct Session {
     pub revoked_at: Option<String>,
 }
 
-/// A session of a client, OAuth 2.0 or compatibility; times are as MAS writes them.
-#[derive(Clone, Debug, Default)]
-pub struct ClientSession {
-    pub user_id: Option<String>,
-    /// In the scope of an OAuth 2.0 session.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum SessionKind {
+    OAuth2,
+    Compatibility,
+    Browser,
+}
+
+#[derive(Clone, Debug)]
+pub struct UserSession {
+    pub kind: SessionKind,
+    /// Empty where a client acts for nobody.
+    pub user_id: String,
+    /// Of an OAuth 2.0 session, it is in the scope; one of a browser has none.
     pub device_id: Option<String>,
-    pub human_name: Option<String>,
+    pub created_at: String,
     pub last_active_at: Option<String>,
     pub finished_at: Option<String>,
 }
@@ -144,8 +152,7 @@ impl Default for Mas {
             links: BTreeMap::new(),
             sessions: BTreeMap::new(),
             registration_tokens: BTreeMap::new(),
-            oauth2_sessions: BTreeMap::new(),
-            compat_sessions: BTreeMap::new(),
+            user_sessions: BTreeMap::new(),
             token_life: 300,
             internal_oauth: true,
             is_down: false,
@@ -201,6 +208,24 @@ impl Mas {
         };
         self.links.insert(id.clone(), link);
         id
+    }
+
+    /// A session in which nothing happened yet.
+    pub fn user_session(
+        &mut self,
+        kind: SessionKind,
+        user_id: &str,
+        created_at: &str,
+    ) -> &mut UserSession {
+        let id = self.ulid();
+        self.user_sessions.entry(id).or_insert_with(|| UserSession {
+            kind,
+            user_id: user_id.to_owned(),
+            device_id: None,
+            created_at: created_at.to_owned(),
+            last_active_at: None,
+            finished_at: None,
+        })
     }
 
     /// A token of the form that MAS gives it.

@@ -21,6 +21,7 @@ pub const TOKEN: &str = "fake-token";
 /// 2023-11-14, long before any test runs.
 const LONG_AGO_MS: i64 = 1_700_000_000_000;
 
+#[expect(clippy::struct_excessive_bools, reason = "each is a switch of the fake")]
 pub struct World {
     pub server_name: String,
     /// Endpoints and parameters newer than this are unknown.
@@ -48,6 +49,12 @@ pub struct World {
     pub tasks: Vec<Task>,
     /// The name of the change of the database schema that is under way.
     pub background_update: Option<String>,
+    /// Whether `server_notices` is configured.
+    pub server_notices: bool,
+    /// Whom Synapse told what, oldest first.
+    pub notices: Vec<(String, String)>,
+    /// The user and the event of each transaction, until Synapse is restarted.
+    pub notice_transactions: BTreeMap<String, (String, String)>,
     /// How often a deletion is asked for before it has ended.
     pub polls_per_deletion: u32,
     /// Why deletions fail.
@@ -87,6 +94,9 @@ impl World {
             messages: Vec::new(),
             tasks: Vec::new(),
             background_update: None,
+            server_notices: true,
+            notices: Vec::new(),
+            notice_transactions: BTreeMap::new(),
             polls_per_deletion: 1,
             deletion_error: None,
             registration_tokens: BTreeMap::new(),
@@ -129,6 +139,18 @@ impl World {
     pub fn users(&mut self, count: usize, mut make: impl FnMut(usize) -> User) {
         let server_name = &self.server_name;
         self.users.extend((0..count).map(|i| (format!("@user{i:06}:{server_name}"), make(i))));
+    }
+
+    /// Deactivates an account, which leaves its rooms.
+    pub fn deactivate(&mut self, user_id: &str, erase: bool) {
+        let user = self.user(user_id);
+        user.deactivated = true;
+        user.erased |= erase;
+        user.devices.clear();
+        for room in self.rooms.values_mut().filter(|room| room.membership(user_id).is_some()) {
+            room.left(user_id);
+        }
+        self.touched();
     }
 
     /// A room, made if it is not there: public, with the admin account as its creator and only member.
@@ -345,6 +367,8 @@ pub struct User {
     /// Of its requests.
     pub last_seen_ms: Option<i64>,
     pub devices: Vec<Device>,
+    /// Whether the key of a key backup is in its account data.
+    pub has_key_backup: bool,
     pub admin: bool,
     pub deactivated: bool,
     pub erased: bool,
@@ -365,6 +389,7 @@ impl Default for User {
             created_ms: LONG_AGO_MS,
             last_seen_ms: None,
             devices: Vec::new(),
+            has_key_backup: false,
             admin: false,
             deactivated: false,
             erased: false,

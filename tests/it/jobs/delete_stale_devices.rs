@@ -7,7 +7,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 use super::UnderMas;
-use crate::fake::{ClientSession, Device, Fake, Fault, TOKEN, Trouble, User, World};
+use crate::fake::{Device, Fake, Fault, SessionKind, TOKEN, Trouble, User, World};
 use crate::homeserver::{Account, Synapse, encoded};
 use crate::program::{Program, changes, figures, until};
 
@@ -515,60 +515,38 @@ fn under_mas() -> UnderMas {
         for name in ["alice", "bob", "carol", "locked"] {
             // What Synapse shows of devices does not matter.
             world.user(&id(name)).devices = vec![used("A1", 300), used("A2", 300)];
-            let user = world.auth_service.user(name);
             let service = &mut world.auth_service;
-            let session = |device: Option<&str>, days: Option<i64>| ClientSession {
-                user_id: Some(user.clone()),
-                device_id: device.map(str::to_owned),
-                human_name: Some("Client".to_owned()),
-                last_active_at: days.map(days_ago),
-                finished_at: None,
+            let user = service.user(name);
+            let (oauth2, compat) = (SessionKind::OAuth2, SessionKind::Compatibility);
+            let sessions: &[(SessionKind, &str, Option<i64>)] = match name {
+                "alice" => &[
+                    (oauth2, "A1", Some(200)),
+                    (compat, "A2", Some(100)),
+                    (oauth2, "A3", Some(80)),
+                    (oauth2, "A4", None),
+                    (oauth2, "", Some(200)),
+                    (compat, "", Some(200)),
+                    (oauth2, "A5", Some(200)),
+                    (SessionKind::Browser, "", Some(200)),
+                ],
+                "bob" => &[(oauth2, "B1", Some(200)), (compat, "B2", Some(100))],
+                "carol" => &[(oauth2, "C1", Some(200)), (oauth2, "C2", None)],
+                _ => &[(oauth2, "L1", Some(200)), (oauth2, "L2", Some(100))],
             };
-            let sessions: &[(&str, ClientSession)] = &match name {
-                "alice" => vec![
-                    ("oauth2", session(Some("A1"), Some(200))),
-                    ("compat", session(Some("A2"), Some(100))),
-                    ("oauth2", session(Some("A3"), Some(80))),
-                    ("oauth2", session(Some("A4"), None)),
-                    ("oauth2", session(None, Some(200))),
-                    ("compat", session(None, Some(200))),
-                    (
-                        "oauth2",
-                        ClientSession {
-                            finished_at: Some(days_ago(50)),
-                            ..session(Some("A5"), Some(200))
-                        },
-                    ),
-                ],
-                "bob" => vec![
-                    ("oauth2", session(Some("B1"), Some(200))),
-                    ("compat", session(Some("B2"), Some(100))),
-                ],
-                "carol" => vec![
-                    ("oauth2", session(Some("C1"), Some(200))),
-                    ("oauth2", session(Some("C2"), None)),
-                ],
-                _ => vec![
-                    ("oauth2", session(Some("L1"), Some(200))),
-                    ("oauth2", session(Some("L2"), Some(100))),
-                ],
-            };
-            for (kind, session) in sessions {
-                let session_id = service.ulid();
-                match *kind {
-                    "oauth2" => &mut service.oauth2_sessions,
-                    _ => &mut service.compat_sessions,
-                }
-                .insert(session_id, session.clone());
+            for (kind, device, days) in sessions {
+                let session = service.user_session(*kind, &user, "2024-01-01T00:00:00Z");
+                session.device_id = Some((*device).to_owned()).filter(|id| !id.is_empty());
+                session.last_active_at = days.map(days_ago);
+                session.finished_at = (*device == "A5").then(|| days_ago(50));
             }
             if name == "locked" {
                 service.users.get_mut(&user).unwrap().locked_at = Some(days_ago(1));
             }
         }
         // Of a client that acts for nobody, as microglia does at the Admin API.
-        let session_id = world.auth_service.ulid();
-        let nobodys = ClientSession { last_active_at: Some(days_ago(200)), ..Default::default() };
-        world.auth_service.oauth2_sessions.insert(session_id, nobodys);
+        let service = &mut world.auth_service;
+        let nobodys = service.user_session(SessionKind::OAuth2, "", "2024-01-01T00:00:00Z");
+        nobodys.last_active_at = Some(days_ago(200));
     });
     mas
 }
@@ -577,7 +555,7 @@ fn under_mas() -> UnderMas {
 fn finished(mas: &UnderMas) -> Vec<String> {
     let mut finished: Vec<String> = mas.fake.world(|world| {
         let service = &world.auth_service;
-        let sessions = service.oauth2_sessions.values().chain(service.compat_sessions.values());
+        let sessions = service.user_sessions.values();
         sessions
             .filter(|session| session.finished_at.is_some())
             .map(|session| session.device_id.clone().unwrap_or_else(|| "none".to_owned()))
@@ -635,7 +613,7 @@ async fn under_mas_sessions_are_finished_there_and_no_device_is_deleted_in_synap
 #[tokio::test]
 async fn under_mas_a_session_that_was_used_since_is_left_alone_and_a_lost_response_does_no_harm() {
     let last_active: fn(&mut World) = |world| {
-        for session in world.auth_service.oauth2_sessions.values_mut() {
+        for session in world.auth_service.user_sessions.values_mut() {
             if session.device_id.as_deref() == Some("A1") {
                 session.last_active_at = Some(days_ago(0));
             }
