@@ -68,6 +68,13 @@ mod tests {
     }
 
     #[test]
+    fn a_kind_that_runs_after_another_one_names_it() {
+        let named: Vec<&str> = KINDS.iter().filter_map(|kind| kind.runs_after).collect();
+        assert!(named.iter().all(|name| kind(name).is_some()), "{named:?}");
+        assert_eq!(named.len(), 1);
+    }
+
+    #[test]
     fn each_kind_has_its_tests_and_its_row_in_the_readme() {
         let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
         let read = |file: &str| std::fs::read_to_string(root.join(file)).unwrap();

@@ -508,6 +508,35 @@ async fn keys_are_checked_and_a_homeserver_under_mas_needs_its_configuration() {
     );
 }
 
+#[tokio::test]
+async fn check_warns_where_it_runs_before_the_kind_that_judges_by_the_devices() {
+    for (lock, devices, warns) in [
+        ("0 4 * * *", "0 3 * * *", true),
+        ("0 3 * * *", "0 4 * * *", false),
+        ("0 4 * * *", "0 4 * * *", true),
+        ("0 4 * * 7", "0 3 * * *", true),
+        ("0 4 * * 7", "0 5 * * *", false),
+        ("0 4 * * *", "0 3 * * 7", true),
+        ("0 4 * * *", "0 5 * * 7", false),
+        ("", "0 3 * * *", false),
+        ("0 4 * * *", "", false),
+    ] {
+        let schedule = |text: &str| match text {
+            "" => String::new(),
+            text => format!("schedule = \"{text}\"\n"),
+        };
+        let lock = format!(
+            "[jobs.lock]\nkind = \"lock-inactive-accounts\"\ninactive_for = \"180d\"\n{}\n",
+            schedule(lock)
+        );
+        let jobs = format!("{lock}{}", job(&schedule(devices)));
+        let output = Program::new("http://127.0.0.1:9", TOKEN, &jobs).run(&["check"]).await;
+        assert_eq!(output.code, 0, "{output:?}");
+        let warning = "this job runs before `lock` (lock-inactive-accounts) on the same homeserver, which judges by what this one deletes: schedule it after that job";
+        assert_eq!(output.stderr.contains(warning), warns, "{jobs}: {}", output.stderr);
+    }
+}
+
 /// A homeserver whose accounts are in MAS, with sessions of each sort.
 fn under_mas() -> UnderMas {
     let mas = UnderMas::start();
