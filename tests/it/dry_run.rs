@@ -77,12 +77,9 @@ async fn a_dry_run_sends_only_get_requests_to_a_real_synapse() {
     }
     synapse.return_to_now().await;
     synapse.external_ids(&alice.user_id, &[("saml", "alice")]).await;
-    let unused = synapse.register("unused").await.user_id;
+    let unused = synapse.register_many("unused", 1).await.remove(0);
     synapse
-        .sql(&format!("UPDATE users SET creation_ts = 1600000000 WHERE name = '{unused}'"))
-        .await;
-    synapse
-        .sql(&format!("UPDATE devices SET last_seen = 1700000000000 WHERE user_id = '{unused}'"))
+        .sql(&format!("UPDATE users SET creation_ts = 1600000000 WHERE name = '{unused}'; INSERT INTO devices (user_id, device_id, last_seen) VALUES ('{unused}', 'OLD', 1700000000000)"))
         .await;
     let shut = synapse.register("shut").await.user_id;
     synapse.lock(&shut).await;
