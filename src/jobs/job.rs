@@ -27,6 +27,8 @@ pub trait Job: Debug + Send + Sync + Sized + 'static {
     const COUNTS: bool = true;
     /// The default of `max_changes`, where the kind has one of its own.
     const MAX_CHANGES: Option<u32> = None;
+    /// Whether the kind purges rooms, and when it reads finds purges under way, its own among them, to follow them to their end.
+    const PURGES_ROOMS: bool = false;
     /// For a kind that reads a list in portions: see [`Context::portion`].
     const ROUNDS: Option<Rounds> = None;
     const NEEDS: Needs;
@@ -265,6 +267,7 @@ pub struct Kind {
     pub keys: &'static [Key],
     pub counts: bool,
     pub max_changes: Option<u32>,
+    pub purges_rooms: bool,
     pub rounds: Option<Rounds>,
     pub needs: Needs,
     pub action: Action,
@@ -280,6 +283,7 @@ impl Kind {
             keys: J::KEYS,
             counts: J::COUNTS,
             max_changes: J::MAX_CHANGES,
+            purges_rooms: J::PURGES_ROOMS,
             rounds: J::ROUNDS,
             needs: J::NEEDS,
             action: J::ACTION,

@@ -51,6 +51,8 @@ pub struct World {
     pub notices: Vec<(String, String)>,
     /// The user and the event of each transaction, until Synapse is restarted.
     pub notice_transactions: BTreeMap<String, (String, String)>,
+    /// The name of the change of the database schema that is under way.
+    pub background_update: Option<String>,
     /// How often a deletion is asked for before it has ended.
     pub polls_per_deletion: u32,
     /// Why deletions fail.
@@ -89,6 +91,7 @@ impl World {
             server_notices: true,
             notices: Vec::new(),
             notice_transactions: BTreeMap::new(),
+            background_update: None,
             polls_per_deletion: 1,
             deletion_error: None,
             files: BTreeMap::new(),
