@@ -7,6 +7,9 @@
 //! one room of that many members. `fake load URL TOKEN CONCURRENCY` reads account ids from its standard input,
 //! GETs each once over connections that are kept open, and prints the seconds that took.
 //!
+//! `fake unused ACCOUNTS UNUSED` has accounts that were used yesterday, and among them unused ones. For each line of its
+//! standard input it prints how many requests arrived since the last one.
+//!
 //! `fake load-devices URL TOKEN CONCURRENCY` does the same with the lists of their devices. `fake devices ACCOUNTS OWNERS STALE`
 //! serves a homeserver that responds after 5 ms: each account has a device in use, and so many of them so many stale ones. It
 //! prints its URL, and reports its requests as the next one does.
@@ -71,6 +74,10 @@ fn main() {
         ["mas", links, removed] => serve_mas(
             links.parse().expect("a number of links"),
             removed.parse().expect("a number of links"),
+        ),
+        ["unused", accounts, unused] => serve_unused(
+            accounts.parse().expect("a number of accounts"),
+            unused.parse().expect("a number of accounts"),
         ),
         ["remove", url, token, concurrency, ref links @ ..] => {
             let address = url.strip_prefix("http://").expect("a plain http URL");
@@ -211,6 +218,25 @@ fn side_by_side<T: Sync>(
     });
 }
 
+fn serve_unused(accounts: usize, unused: usize) {
+    const DAY_MS: i64 = 24 * 60 * 60 * 1000;
+    let mut world = World::new();
+    let now_ms = world.now().timestamp_millis();
+    world.users(accounts, |number| {
+        // Spread over all pages.
+        let days = if number % (accounts / unused) == 0 { 200 } else { 1 };
+        let seen_ms = Some(now_ms - days * DAY_MS);
+        let device = Device { id: "PHONE".to_owned(), last_seen_ms: seen_ms, ..Device::default() };
+        User { last_seen_ms: seen_ms, devices: vec![device], ..User::default() }
+    });
+    let homeserver = Fake::of(world);
+    println!("{}", homeserver.url());
+    for _ in stdin().lines() {
+        println!("{}", homeserver.requests().len());
+        homeserver.forget();
+    }
+}
+
 fn serve_mas(links: usize, removed: usize) {
     let mut world = World::new();
     world.latency = Duration::from_millis(5);
@@ -260,7 +286,7 @@ fn serve_devices(accounts: usize, owners: usize, stale: usize) {
     println!("{}", homeserver.url());
     report(&homeserver, |seen| {
         let rest = seen.path.strip_prefix("/_synapse/admin/v2/users/").unwrap_or_default();
-        seen.method == "GET" && rest.starts_with("%40user")
+        seen.method == "GET" && rest.trim_start_matches("%40").trim_start_matches('@').starts_with("user")
     });
 }
 

@@ -5,7 +5,7 @@
 use super::mas_accounts;
 use crate::mas::{self, Resource, SessionKind, Ulid};
 use crate::plan::report::Exempt;
-use crate::synapse::{self, Device, Identity, Reader, User, UserRow};
+use crate::synapse::{self, Cause, Device, Identity, Reader, User, UserRow};
 use crate::values::clock::Timestamp;
 
 /// Why an account may not be that of a person who can use it, by its row in the list, the strongest reason first.
@@ -148,6 +148,30 @@ impl Account {
     }
 }
 
+/// Tells an account that cannot be read from a homeserver that cannot be read.
+#[derive(Debug, Default)]
+pub(super) struct Unreadable {
+    in_a_row: u32,
+}
+
+impl Unreadable {
+    /// Whether the error is about this one account, whose row may be damaged or have the name of another server.
+    ///
+    /// After several in a row, it is not.
+    pub fn is_only_this(&mut self, error: &synapse::Error) -> bool {
+        const MAX_IN_A_ROW: u32 = 5;
+        let may_be = matches!(error.cause, Cause::Synapse { status: 400 | 500, .. })
+            && !error.is_about_token();
+        self.in_a_row += u32::from(may_be);
+        may_be && self.in_a_row <= MAX_IN_A_ROW
+    }
+
+    /// An account was read.
+    pub fn reset(&mut self) {
+        self.in_a_row = 0;
+    }
+}
+
 /// What a source shows of an account.
 #[expect(clippy::struct_excessive_bools, reason = "Synapse's own fields")]
 struct Shown<'a> {
@@ -180,7 +204,7 @@ fn exempt(shown: &Shown<'_>, identity: &Identity) -> impl Iterator<Item = Exempt
         (is_bot, Exempt::Bot),
         // A module or another program sets it, and knows what it means.
         (!is_bot && shown.user_type.is_some(), Exempt::OtherType),
-        // Under MAS Synapse's flag means nothing: there, MAS says who is one.
+        // Under MAS, where Synapse's flag grants nothing, MAS says who else is one.
         (shown.admin, Exempt::Admin),
     ])
 }

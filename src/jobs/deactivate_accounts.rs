@@ -8,7 +8,7 @@ use std::collections::HashSet;
 
 use futures_util::{StreamExt, stream};
 
-use super::account::{Account, exempt_by_row};
+use super::account::{Account, Unreadable, exempt_by_row};
 use super::job::{Context, Job, Needs, PlanError, Undo};
 use super::mas_accounts::without_delegation;
 use super::unused_account::{Memory, recall};
@@ -96,9 +96,13 @@ impl Job for DeactivateAccounts {
         };
         let mut reading = stream::iter(due.into_iter().map(read)).buffered(context.concurrency);
         let (mut changes, mut done) = (Vec::<Box<dyn Change>>::new(), 0);
+        let mut unreadable = Unreadable::default();
         while let Some((user_id, memory, found)) = reading.next().await {
             done += 1;
             context.reading("locked accounts", done, total);
+            if found.is_ok() {
+                unreadable.reset();
+            }
             match found {
                 Ok(None) => {}
                 Ok(Some(Ok(target))) => {
@@ -106,7 +110,7 @@ impl Job for DeactivateAccounts {
                     changes.push(Box::new(Deactivation { user_id, target, erase, memory }));
                 }
                 Ok(Some(Err(exempt))) => plan.leave_alone(exempt, || user_id),
-                Err(error) if crate::synapse::Error::is_about_target(&error) => {
+                Err(error) if unreadable.is_only_this(&error) => {
                     plan.problem(Action::DeactivateAccount, &user_id, error.message());
                 }
                 Err(error) => return Err(error.into()),

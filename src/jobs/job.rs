@@ -25,10 +25,10 @@ pub trait Job: Debug + Send + Sync + Sized + 'static {
     const KEYS: &'static [Key];
     /// Whether the kind knows in advance how many items it will change; otherwise `max_changes` and `at_most` are not supported.
     const COUNTS: bool = true;
-    /// Whether the kind purges rooms, and when it reads finds purges under way, its own among them, to follow them to their end.
-    const PURGES_ROOMS: bool = false;
     /// The default of `max_changes`, where the kind has one of its own.
     const MAX_CHANGES: Option<u32> = None;
+    /// Whether the kind purges rooms, and when it reads finds purges under way, its own among them, to follow them to their end.
+    const PURGES_ROOMS: bool = false;
     /// For a kind that reads a list in portions: see [`Context::portion`].
     const ROUNDS: Option<Rounds> = None;
     /// A kind that judges by what this one deletes, and so should run before it.
@@ -268,8 +268,8 @@ pub struct Kind {
     pub about: &'static str,
     pub keys: &'static [Key],
     pub counts: bool,
-    pub purges_rooms: bool,
     pub max_changes: Option<u32>,
+    pub purges_rooms: bool,
     pub rounds: Option<Rounds>,
     pub runs_after: Option<&'static str>,
     pub needs: Needs,
@@ -285,8 +285,8 @@ impl Kind {
             about: J::ABOUT,
             keys: J::KEYS,
             counts: J::COUNTS,
-            purges_rooms: J::PURGES_ROOMS,
             max_changes: J::MAX_CHANGES,
+            purges_rooms: J::PURGES_ROOMS,
             rounds: J::ROUNDS,
             runs_after: J::RUNS_AFTER,
             needs: J::NEEDS,

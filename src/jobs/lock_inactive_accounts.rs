@@ -10,6 +10,7 @@ mod unlock;
 
 use std::sync::Arc;
 
+use super::account::Unreadable;
 use super::job::{CheckResult, Context, Job, Needs, PlanError, Undo};
 use super::mas_accounts::without_delegation;
 use super::portion::{Next, PortionProgress};
@@ -33,7 +34,7 @@ pub struct LockInactiveAccounts {
 
 impl Job for LockInactiveAccounts {
     const KIND: &'static str = "lock-inactive-accounts";
-    const ABOUT: &'static str = "Locks accounts that nobody has used for a long time. A locked user cannot log in or use an open session; nothing is deleted, the account stays in its rooms, and once it is unlocked its devices work again. \
+    const ABOUT: &'static str = "Locks accounts that nobody has used for a long time. A locked user cannot log in or use an open session; nothing is deleted, the account stays in its rooms, and once it is unlocked its devices work again, except those whose clients log out by themselves when they find the account locked. \
         The last use is the newest that the list of accounts, the account's own record, its devices and, under MAS, its sessions there show; each account is read again right before it is locked. \
         An account without any known use is left alone unless `never_used_after` is set. Skips server admins, bots and all other accounts with a `user_type`, guests, users of bridges, deactivated, locked and suspended accounts, the daemon's own account, and the members of `except_rooms`. \
         With `notice`, a run first tells each user, as a server notice, and a later run locks who was told `notice_before` ago and has not come back since. Only a notice that Synapse confirmed counts; one whose response was lost is sent again with the same transaction id, which Synapse recognizes for at least half an hour unless it is restarted: after that, a user may be told twice. \
@@ -98,6 +99,7 @@ impl Job for LockInactiveAccounts {
                 .unwrap_or_default(),
             progress: PortionProgress::new(&context.portion),
             changes: Vec::new(),
+            unreadable: Unreadable::default(),
             first_due: None,
         };
         let mut pages = context.reader.user_pages(context.portion.from.clone());

@@ -467,8 +467,10 @@ async fn each_kind_shows_every_key_with_its_type_its_default_and_its_meaning() {
             kind.counts || !matches!(key.name, "max_changes" | "at_most")
         };
         for key in kind.keys.iter().chain(common.filter(counts)) {
+            let own = kind.max_changes.filter(|_| key.name == "max_changes");
             let default = match key.default {
                 _ if key.required => "required".to_owned(),
+                Some(_) if own.is_some() => format!("default {}", own.unwrap()),
                 Some(default) => format!("default {default}"),
                 None => "optional".to_owned(),
             };

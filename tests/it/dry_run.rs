@@ -63,7 +63,7 @@ fn assert_plans_something(kind: &str, report: &Value) {
     let planned = changes(report);
     assert!(
         !planned.is_empty() && planned.iter().all(|line| line.starts_with("planned ")),
-        "{kind}: {planned:?}"
+        "{kind}: {report}"
     );
     assert!(figures(report).ends_with("/0/0/0/0"), "{kind}: {}", figures(report));
 }
@@ -101,12 +101,9 @@ async fn a_dry_run_sends_only_get_requests_to_a_real_synapse() {
         .await;
     synapse.sql("UPDATE users SET creation_ts = 1").await;
     synapse.external_ids(&alice.user_id, &[("saml", "alice")]).await;
-    let unused = synapse.register("unused").await.user_id;
+    let unused = synapse.register_many("unused", 1).await.remove(0);
     synapse
-        .sql(&format!("UPDATE users SET creation_ts = 1600000000 WHERE name = '{unused}'"))
-        .await;
-    synapse
-        .sql(&format!("UPDATE devices SET last_seen = 1700000000000 WHERE user_id = '{unused}'"))
+        .sql(&format!("UPDATE users SET creation_ts = 1600000000 WHERE name = '{unused}'; INSERT INTO devices (user_id, device_id, last_seen) VALUES ('{unused}', 'OLD', 1700000000000)"))
         .await;
     let shut = synapse.register("shut").await.user_id;
     synapse.lock(&shut).await;

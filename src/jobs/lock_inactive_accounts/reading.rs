@@ -10,7 +10,7 @@ use super::except_rooms::ExceptedMembers;
 use super::keys::Keys;
 use super::lock::Lock;
 use super::notice::Notice;
-use crate::jobs::account::{Account, exempt_by_row, last_seen};
+use crate::jobs::account::{Account, Unreadable, exempt_by_row, last_seen};
 use crate::jobs::job::{Context, PlanError};
 use crate::jobs::portion::{Next, PortionProgress, in_order};
 use crate::jobs::unused_account::{Memory, recall};
@@ -31,6 +31,7 @@ pub(super) struct Reading<'a> {
     pub matched: Matched,
     pub progress: PortionProgress<'a>,
     pub changes: Vec<Box<dyn Change>>,
+    pub unreadable: Unreadable,
     /// When the next user who was told may be locked.
     pub first_due: Option<Timestamp>,
 }
@@ -136,12 +137,13 @@ impl Reading<'_> {
         let account = match account {
             Ok(Some(account)) => account,
             Ok(None) => return Ok(None),
-            Err(error) if error.is_about_target() => {
+            Err(error) if self.unreadable.is_only_this(&error) => {
                 plan.problem(Action::LockAccount, &row.name, error.message());
                 return Ok(None);
             }
             Err(error) => return Err(error.into()),
         };
+        self.unreadable.reset();
         let user = &account.user;
         if let Some(appservice) = &user.appservice_id {
             let (key, value) = (user.name.clone(), appservice.clone());

@@ -7,6 +7,7 @@ use chrono::TimeDelta;
 use futures_util::StreamExt;
 use serde_json::json;
 
+use super::super::account::Unreadable;
 use super::super::account_state::AccountState;
 use super::super::job::{Context, PlanError};
 use super::super::portion::{Next, PortionProgress, in_order};
@@ -17,7 +18,7 @@ use super::removal::Removal;
 use crate::plan::change::{Change, Plan, Warning, Work};
 use crate::plan::facts::{Fact, Topic};
 use crate::plan::report::{Action, Exempt};
-use crate::synapse::{self, Cause, Position, User, UserPage, UserRow};
+use crate::synapse::{self, Position, User, UserPage, UserRow};
 use crate::values::clock::Timestamp;
 use crate::values::glob::{Matched, Selection, select, unmatched};
 
@@ -36,7 +37,7 @@ pub(super) async fn plan(
         seen: findings.and_then(|found| serde_json::from_value(found).ok()).unwrap_or_default(),
         progress: PortionProgress::new(&context.portion),
         changes: Vec::new(),
-        unreadable: 0,
+        unreadable: Unreadable::default(),
     };
     if context.portion.from.is_none() {
         reading.seen.count_ids(account, keys, false);
@@ -68,8 +69,7 @@ struct Reading<'a> {
     seen: Observed,
     progress: PortionProgress<'a>,
     changes: Vec<Removal>,
-    /// Accounts in a row that could not be read.
-    unreadable: u32,
+    unreadable: Unreadable,
 }
 
 /// What is known of an account after its row and, where needed, its record was read.
@@ -150,16 +150,13 @@ impl Reading<'_> {
                 self.seen.unread -= 1;
                 return Ok(None);
             }
-            Record::Read(Err(error))
-                if self.unreadable < MAX_UNREADABLE && is_about_account(&error) =>
-            {
-                self.unreadable += 1;
+            Record::Read(Err(error)) if self.unreadable.is_only_this(&error) => {
                 plan.problem(Action::RemoveExternalId, &row.name, error.message());
                 return Ok(None);
             }
             Record::Read(user) => user?,
         };
-        self.unreadable = 0;
+        self.unreadable.reset();
         self.seen.unread -= 1;
         facts.extend(remembered(&user, self.context.started_at));
         if self.keys.is_deactivated_since(row.deactivated, &user) {
@@ -276,12 +273,4 @@ fn remembered(user: &User, read_at: Timestamp) -> Option<Fact> {
         key: user.name.clone(),
         value: json!([read_at.timestamp_millis(), providers]).to_string(),
     })
-}
-
-/// After this many unreadable accounts in a row, the problem is not with the accounts.
-const MAX_UNREADABLE: u32 = 5;
-
-/// Whether Synapse cannot read this one account: its row is damaged, or has the name of another server.
-fn is_about_account(error: &synapse::Error) -> bool {
-    matches!(error.cause, Cause::Synapse { status: 400 | 500, .. }) && !error.is_about_token()
 }

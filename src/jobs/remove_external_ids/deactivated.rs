@@ -26,8 +26,8 @@ pub(super) async fn recently_deactivated(
     // A database that sorts otherwise has accounts on other pages that would be among these.
     let is_sorted = rows.is_sorted_by(|a, b| a.name <= b.name);
     let is_over = |name: &str| names.get(name).map_or(is_sorted, |deactivated| !deactivated);
-    let over: Vec<String> = known.keys().filter(|name| is_over(name)).cloned().collect();
-    known.retain(|name, _| !over.contains(name));
+    let over = known.keys().filter(|name| is_over(name)).cloned().collect();
+    known.retain(|name, _| !is_over(name));
     context.facts.forget(Topic::DeactivatedAccount, over).await;
     let now = context.started_at;
     let oldest = now - least.as_chrono();

@@ -47,14 +47,14 @@ pub struct World {
     pub messages: Vec<Message>,
     /// Deletions of rooms, oldest first.
     pub tasks: Vec<Task>,
-    /// The name of the change of the database schema that is under way.
-    pub background_update: Option<String>,
     /// Whether `server_notices` is configured.
     pub server_notices: bool,
     /// Whom Synapse told what, oldest first.
     pub notices: Vec<(String, String)>,
     /// The user and the event of each transaction, until Synapse is restarted.
     pub notice_transactions: BTreeMap<String, (String, String)>,
+    /// The name of the change of the database schema that is under way.
+    pub background_update: Option<String>,
     /// How often a deletion is asked for before it has ended.
     pub polls_per_deletion: u32,
     /// Why deletions fail.
@@ -93,10 +93,10 @@ impl World {
             remote: BTreeMap::new(),
             messages: Vec::new(),
             tasks: Vec::new(),
-            background_update: None,
             server_notices: true,
             notices: Vec::new(),
             notice_transactions: BTreeMap::new(),
+            background_update: None,
             polls_per_deletion: 1,
             deletion_error: None,
             registration_tokens: BTreeMap::new(),

@@ -576,6 +576,26 @@ async fn answers_that_make_no_sense_lock_nobody() {
 }
 
 #[tokio::test]
+async fn an_account_that_cannot_be_read_fails_alone_and_six_in_a_row_fail_the_run() {
+    let names = ["a", "b", "c", "d", "e", "f", "g"];
+    let fake = fake(&names);
+    let broken = |name: &str| {
+        let path = format!("{USERS}/{}", id(name));
+        Fault::new("GET", &path, Trouble::Synapse(400, "M_UNKNOWN", "Can only look up local users"))
+            .always()
+    };
+    fake.fault(broken("b"));
+    let report = on(&fake, "").apply("lock").await;
+    assert_eq!(figures(&report), "partial: 7/6/1/0/0");
+    fake.world(|world| names.iter().for_each(|name| world.user(&id(name)).locked = false));
+    for name in &names[2..] {
+        fake.fault(broken(name));
+    }
+    let report = on(&fake, "").apply("lock").await;
+    assert_eq!((&report["outcome"], locked(&fake)), (&json!("failed"), vec![]), "{report}");
+}
+
+#[tokio::test]
 async fn keys_that_would_lock_too_early_or_have_no_effect_are_errors() {
     for (keys, expected) in [
         ("inactive_for = \"29d\"", "inactive_for = "),
