@@ -7,6 +7,7 @@ pub mod job;
 mod join_rooms;
 mod mas_accounts;
 mod portion;
+mod protect_media;
 mod purge_history;
 mod purge_local_media;
 mod purge_remote_media;
@@ -22,6 +23,7 @@ pub static KINDS: &[Kind] = &[
     Kind::of::<remove_external_ids::RemoveExternalIds>(),
     Kind::of::<delete_rooms::DeleteRooms>(),
     Kind::of::<purge_history::PurgeHistory>(),
+    Kind::of::<protect_media::ProtectMedia>(),
     Kind::of::<request::Request>(),
 ];
 

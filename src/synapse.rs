@@ -6,6 +6,7 @@ mod identity;
 mod json;
 mod login;
 mod media;
+mod media_uses;
 mod messages;
 mod page;
 mod pages;
@@ -27,6 +28,7 @@ pub use identity::Version;
 pub(crate) use identity::{Identity, VERSION_ENDPOINT};
 pub(crate) use login::{Authenticator, Credentials, DEVICE_ID, NewSession, Responder, sso_url};
 pub(crate) use media::{File, MediaOwner};
+pub(crate) use media_uses::{HasMedia, MAX_FILES, MediaUses, StatePart, Usage};
 pub(crate) use messages::{Messenger, Reaction, RoomForMessages};
 pub(crate) use probe::Whoami;
 pub use reader::Reader;
@@ -37,7 +39,7 @@ pub(crate) use room_tasks::RoomTasks;
 pub(crate) use rooms::{MemberEvent, Membership, Permissions};
 pub(crate) use user_map::{UserMap, UserSet};
 pub(crate) use users::{Position, UserPage};
-pub(crate) use writer::{Removal, Writer};
+pub(crate) use writer::{Protection, Removal, Writer};
 
 // Who uses a homeserver handles the errors of its requests, too.
 pub(crate) use crate::http::one_line as display_line;

@@ -101,6 +101,8 @@ string_enum! {
         ShutDownRoom = "shut-down-room",
         PurgeRoom = "purge-room",
         PurgeHistory = "purge-history",
+        ProtectMedia = "protect-media",
+        UnprotectMedia = "unprotect-media",
         Request = "request",
     }
 }

@@ -3,6 +3,7 @@
 mod delete_rooms;
 pub mod in_process;
 mod join_rooms;
+mod protect_media;
 mod purge_history;
 mod purge_local_media;
 mod purge_local_media_exact;
