@@ -508,10 +508,10 @@ mod tests {
         ]});
         let uses = of_state(&state.to_string()).unwrap();
         insta::assert_snapshot!(shown(&uses).join("\n"), @r#"
-        avatar RoomAvatar
         thumb AvatarThumbnail
-        cat PackImage { pack: "Cats & dogs", shortcode: "cat" }
+        avatar RoomAvatar
         kitten PackImage { pack: "Cats & dogs", shortcode: "cat" }
+        cat PackImage { pack: "Cats & dogs", shortcode: "cat" }
         odd PackImage { pack: "Cats & dogs", shortcode: "odd" }
         face PackAvatar("Cats & dogs")
         dog PackImage { pack: "b", shortcode: "dog" }
