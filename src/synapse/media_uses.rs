@@ -3,16 +3,12 @@
 use std::collections::HashSet;
 use std::fmt;
 use std::io::{BufReader, Read};
-use std::time::Duration;
 
 use serde::Deserializer;
 use serde::de::{DeserializeSeed, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
 use super::json::Scalar;
-use super::reader::Reader;
-use super::room_list::RoomRow;
-use super::rooms::{MAX_MEMBER_EVENTS, ROOM_STATE, TIME_PER_MEMBER};
-use crate::http::{Error, one_line};
+use crate::http::one_line;
 
 /// What a file is used for; the names are those that users gave, on one line.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,74 +49,19 @@ pub(crate) struct HasMedia {
     pub others: bool,
 }
 
-/// Which part of a room's state to read.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum StatePart {
-    /// One request, for which Synapse loads the memberships, too, and waits until it has joined the room completely.
-    All,
-    /// A request for each type of event that has avatars or image packs.
-    AvatarsAndPacks,
-}
-
 /// The files of a room, or of a user, that are kept in memory. The largest known packs have some hundred images.
 pub(crate) const MAX_FILES: usize = 5000;
 /// Ids of Synapse have 24 characters.
 const MAX_ID: usize = 128;
 const MAX_NAME: usize = 60;
 
-const AVATAR: &str = "m.room.avatar";
+pub(super) const AVATAR: &str = "m.room.avatar";
 /// The second one is the name of MSC2545 when it is stable.
-const ROOM_PACKS: [&str; 2] = ["im.ponies.room_emotes", "m.room.image_pack"];
+pub(super) const ROOM_PACKS: [&str; 2] = ["im.ponies.room_emotes", "m.room.image_pack"];
 const USER_PACKS: [&str; 2] = ["im.ponies.user_emotes", "m.image_pack"];
 
-impl Reader {
-    /// Returns what the current state of a room uses local files for; nothing if no local user is in it.
-    ///
-    /// Avatars of members are left out.
-    pub(crate) async fn media_uses_of_room(
-        &self,
-        room: &RoomRow,
-        server_name: &str,
-        part: StatePart,
-    ) -> Result<MediaUses, Error> {
-        let members = u32::try_from(room.joined_members).unwrap_or(u32::MAX);
-        let (types, extra): (&[Option<&str>], _) = match part {
-            StatePart::All => (&[None], TIME_PER_MEMBER.saturating_mul(members)),
-            StatePart::AvatarsAndPacks => {
-                (&[Some(AVATAR), Some(ROOM_PACKS[0]), Some(ROOM_PACKS[1])], Duration::ZERO)
-            }
-        };
-        let mut uses = MediaUses::default();
-        for event_type in types {
-            let query = event_type.map(|name| ("type", name.to_owned())).into_iter().collect();
-            let finder = Finder::new(server_name);
-            let parse = move |body| finder.clone().of_state(body);
-            let bounds = (MAX_MEMBER_EVENTS, extra);
-            uses.merge(
-                self.get_streamed(ROOM_STATE, &[&room.room_id], query, bounds, parse).await?,
-            );
-        }
-        Ok(uses)
-    }
-
-    /// Returns the files of a user's own image packs (`GET /v1/users/<id>/accountdata`).
-    ///
-    /// The error is `M_NOT_FOUND` for an unknown account.
-    pub(crate) async fn media_uses_of_user(
-        &self,
-        user_id: &str,
-        server_name: &str,
-    ) -> Result<MediaUses, Error> {
-        let finder = Finder::new(server_name);
-        let parse = move |body| finder.clone().of_account_data(body);
-        let endpoint = "/_synapse/admin/v1/users/{}/accountdata";
-        let bounds = (MAX_MEMBER_EVENTS, Duration::ZERO);
-        self.get_streamed(endpoint, &[user_id], vec![], bounds, parse).await
-    }
-}
-
 impl MediaUses {
-    fn merge(&mut self, other: Self) {
+    pub(super) fn merge(&mut self, other: Self) {
         let Self { files, has: HasMedia { packs, avatar, others }, is_cut_off } = other;
         let known: HashSet<String> = self.files.iter().map(|file| file.media_id.clone()).collect();
         self.files.extend(files.into_iter().filter(|file| !known.contains(&file.media_id)));
@@ -133,7 +74,7 @@ impl MediaUses {
 
 /// Gathers uses while the response arrives.
 #[derive(Debug, Clone)]
-struct Finder {
+pub(super) struct Finder {
     /// What URIs of local files begin with.
     prefix: String,
     uses: MediaUses,
@@ -141,19 +82,22 @@ struct Finder {
 }
 
 impl Finder {
-    fn new(server_name: &str) -> Self {
+    pub(super) fn new(server_name: &str) -> Self {
         let prefix = format!("mxc://{server_name}/");
         Self { prefix, uses: MediaUses::default(), known: HashSet::new() }
     }
 
-    fn of_state(mut self, body: impl Read) -> Result<MediaUses, serde_json::Error> {
+    pub(super) fn of_state(mut self, body: impl Read) -> Result<MediaUses, serde_json::Error> {
         let mut json = serde_json::Deserializer::from_reader(BufReader::new(body));
         At("state", Events(&mut self)).deserialize(&mut json)?;
         json.end()?;
         Ok(self.uses)
     }
 
-    fn of_account_data(mut self, body: impl Read) -> Result<MediaUses, serde_json::Error> {
+    pub(super) fn of_account_data(
+        mut self,
+        body: impl Read,
+    ) -> Result<MediaUses, serde_json::Error> {
         let mut json = serde_json::Deserializer::from_reader(BufReader::new(body));
         At("account_data", At("global", AccountData(&mut self))).deserialize(&mut json)?;
         json.end()?;

@@ -1,14 +1,16 @@
-//! Which local files the state of rooms refers to: avatars of rooms and members, image packs and the like.
+//! Which local files rooms and users refer to: avatars of rooms and members, image packs and the like.
 
 use std::collections::HashSet;
 use std::fmt;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::BufReader;
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde::Deserializer;
 use serde::de::{DeserializeSeed, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
+use super::media_uses::{AVATAR, Finder, MediaUses, ROOM_PACKS};
 use super::reader::Reader;
 use super::room_list::RoomRow;
 use super::rooms::{MAX_MEMBER_EVENTS, ROOM_STATE, TIME_PER_MEMBER};
@@ -53,6 +55,15 @@ fn hash(media_id: &str) -> u64 {
     hasher.finish()
 }
 
+/// Which part of a room's state to read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum StatePart {
+    /// One request, for which Synapse loads the memberships, too, and waits until it has joined the room completely.
+    All,
+    /// A request for each type of event that has avatars or image packs.
+    AvatarsAndPacks,
+}
+
 impl Reader {
     /// Returns the local files that the current state of a room names, in any event.
     pub(crate) async fn files_in_state(
@@ -71,6 +82,50 @@ impl Reader {
             Ok(files)
         };
         self.get_streamed(ROOM_STATE, &[&room.room_id], vec![], bounds, parse).await
+    }
+
+    /// Returns what the current state of a room uses local files for; nothing if no local user is in it.
+    ///
+    /// Avatars of members are left out.
+    pub(crate) async fn media_uses_of_room(
+        &self,
+        room: &RoomRow,
+        server_name: &str,
+        part: StatePart,
+    ) -> Result<MediaUses, Error> {
+        let members = u32::try_from(room.joined_members).unwrap_or(u32::MAX);
+        let (types, extra): (&[Option<&str>], _) = match part {
+            StatePart::All => (&[None], TIME_PER_MEMBER.saturating_mul(members)),
+            StatePart::AvatarsAndPacks => {
+                (&[Some(AVATAR), Some(ROOM_PACKS[0]), Some(ROOM_PACKS[1])], Duration::ZERO)
+            }
+        };
+        let mut uses = MediaUses::default();
+        for event_type in types {
+            let query = event_type.map(|name| ("type", name.to_owned())).into_iter().collect();
+            let finder = Finder::new(server_name);
+            let parse = move |body| finder.clone().of_state(body);
+            let bounds = (MAX_MEMBER_EVENTS, extra);
+            uses.merge(
+                self.get_streamed(ROOM_STATE, &[&room.room_id], query, bounds, parse).await?,
+            );
+        }
+        Ok(uses)
+    }
+
+    /// Returns the files of a user's own image packs (`GET /v1/users/<id>/accountdata`).
+    ///
+    /// The error is `M_NOT_FOUND` for an unknown account.
+    pub(crate) async fn media_uses_of_user(
+        &self,
+        user_id: &str,
+        server_name: &str,
+    ) -> Result<MediaUses, Error> {
+        let finder = Finder::new(server_name);
+        let parse = move |body| finder.clone().of_account_data(body);
+        let endpoint = "/_synapse/admin/v1/users/{}/accountdata";
+        let bounds = (MAX_MEMBER_EVENTS, Duration::ZERO);
+        self.get_streamed(endpoint, &[user_id], vec![], bounds, parse).await
     }
 }
 
