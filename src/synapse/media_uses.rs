@@ -40,7 +40,7 @@ pub(crate) struct MediaUses {
     pub is_cut_off: bool,
 }
 
-/// Where a room or a user has files, or may have some later without a new event: by another content of one that is there.
+/// Where a room or a user has files, or may have some later: what is there can be replaced.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct HasMedia {
     pub packs: bool,
@@ -88,9 +88,7 @@ impl Finder {
     }
 
     pub(super) fn of_state(mut self, body: impl Read) -> Result<MediaUses, serde_json::Error> {
-        let mut json = serde_json::Deserializer::from_reader(BufReader::new(body));
-        At("state", Events(&mut self)).deserialize(&mut json)?;
-        json.end()?;
+        parse(body, At("state", Events(&mut self)))?;
         Ok(self.uses)
     }
 
@@ -98,9 +96,7 @@ impl Finder {
         mut self,
         body: impl Read,
     ) -> Result<MediaUses, serde_json::Error> {
-        let mut json = serde_json::Deserializer::from_reader(BufReader::new(body));
-        At("account_data", At("global", AccountData(&mut self))).deserialize(&mut json)?;
-        json.end()?;
+        parse(body, At("account_data", At("global", AccountData(&mut self))))?;
         Ok(self.uses)
     }
 
@@ -154,6 +150,15 @@ impl Finder {
         self.known.insert(media_id.clone());
         self.uses.files.push(UsedFile { media_id, usage });
     }
+}
+
+fn parse<S>(body: impl Read, seed: S) -> Result<(), serde_json::Error>
+where
+    S: for<'de> DeserializeSeed<'de, Value = ()>,
+{
+    let mut json = serde_json::Deserializer::from_reader(BufReader::new(body));
+    seed.deserialize(&mut json)?;
+    json.end()
 }
 
 /// Where in the content of an event a text is.
@@ -463,8 +468,8 @@ mod tests {
         one Other("org.example")
         two Other("org.example")
         "#);
-        assert_eq!(uses.has, HasMedia { packs: true, avatar: true, others: true });
-        assert!(!uses.is_cut_off);
+        let has = HasMedia { packs: true, avatar: true, others: true };
+        assert_eq!((uses.has, uses.is_cut_off), (has, false));
         let plain = json!({"state": [event("m.room.name", "", &json!({"name": "x"}))]});
         assert_eq!(of_state(&plain.to_string()).unwrap(), MediaUses::default());
     }

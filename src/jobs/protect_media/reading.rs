@@ -122,8 +122,12 @@ pub(super) fn to_read(
     }
     let user = |id: String| Source::User { is_selected: keys.selects_user(&id), id };
     found.extend(uploaders.into_iter().map(|id| (id.clone(), user(id))));
-    for (id, known) in memory.users().filter(|(id, _)| !found.contains_key(*id)) {
-        in_turn.push((turn(known), user(id.clone())));
+    for (id, known) in memory.users() {
+        match known.has_files(Mark::Open) {
+            true => drop(found.insert(id.clone(), user(id.clone()))),
+            false if found.contains_key(id) => {}
+            false => in_turn.push((turn(known), user(id.clone()))),
+        }
     }
     in_turn.sort_by_key(|(turn, _)| *turn);
     for (index, ((_, read_ms), source)) in in_turn.into_iter().enumerate() {

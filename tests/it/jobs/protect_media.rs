@@ -226,9 +226,13 @@ async fn a_pack_that_replaces_another_one_is_found_and_files_that_nothing_uses_a
     synapse.set_state(&alice, &room, (PACK, ""), pack_of("", &[("a", second)])).await;
     assert_eq!(synapse.get(&path).await["state_events"], before);
     set_account_data(&synapse, &alice, pack, json!({})).await;
+    let bob = synapse.register("bob").await;
+    let fresh = synapse.upload(&bob, b"fresh").await;
+    set_account_data(&synapse, &bob, pack, pack_of("", &[("f", &fresh)])).await;
     let changed = program.apply("protect").await;
-    assert_eq!(figures(&changed), "succeeded: 3/3/0/0/0", "{changed}");
+    assert_eq!(figures(&changed), "succeeded: 4/4/0/0/0", "{changed}");
     let expected = [
+        format!("done {fresh} (image \"f\" of an image pack of @bob:hs.test) (1)"),
         format!("done {first} (not in use any more in {room}) (1)"),
         format!("done {second} (image \"a\" of an image pack in {room}) (1)"),
         format!("done {user} (not in use any more in @alice:hs.test) (1)"),
@@ -445,7 +449,8 @@ async fn a_room_whose_state_synapse_still_waits_for_does_not_hold_up_the_others(
     let fake = fake(2, 2);
     let program = program(&fake, "");
     let config = program.read("microglia.toml");
-    program.write("microglia.toml", &config.replace("url = ", "request_timeout = \"1s\"\nurl = "));
+    program
+        .write("microglia.toml", &config.replace("\nurl = ", "\nrequest_timeout = \"1s\"\nurl = "));
     let state = format!("{ROOMS}{}/state", room_id(0));
     fake.fault(Fault::new("GET", &state, Trouble::Hang).times(4));
     assert_eq!(figures(&program.apply("protect").await), "succeeded: 2/2/0/0/0");
@@ -658,6 +663,22 @@ async fn limits_count_files_and_the_next_run_continues() {
     assert_eq!(figures(&program.apply("protect").await), "succeeded: 2/2/0/0/0");
     assert_eq!(protected(&fake).len(), 5);
     assert_eq!(fake.count("POST", PROTECT), 2);
+}
+
+#[tokio::test]
+async fn files_of_users_that_are_left_for_later_are_planned_again() {
+    let fake = fake(1, 0);
+    fake.world(|world| {
+        for number in 0..40 {
+            let (user, id) = (format!("@user{number}:{SERVER_NAME}"), format!("img{number}"));
+            world.media(&user, &id, 10, 1_700_000_000_000, None);
+            let data = &mut world.user(&user).account_data;
+            data.insert("im.ponies.user_emotes".to_owned(), images(&[&id]));
+        }
+    });
+    let program = program(&fake, "at_most = 4");
+    assert_eq!(figures(&program.apply("protect").await), "succeeded: 4/4/0/0/36");
+    assert_eq!(figures(&program.apply("protect").await), "succeeded: 4/4/0/0/32");
 }
 
 #[tokio::test]
