@@ -2,12 +2,12 @@
 
 use std::collections::HashSet;
 use std::fmt;
-use std::io::{BufReader, Read};
+use std::io::Read;
 
 use serde::Deserializer;
-use serde::de::{DeserializeSeed, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::de::{DeserializeSeed, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
-use super::json::Scalar;
+use super::json::{At, Scalar, parse};
 use crate::http::one_line;
 
 /// What a file is used for; the names are those that users gave, on one line.
@@ -152,15 +152,6 @@ impl Finder {
     }
 }
 
-fn parse<S>(body: impl Read, seed: S) -> Result<(), serde_json::Error>
-where
-    S: for<'de> DeserializeSeed<'de, Value = ()>,
-{
-    let mut json = serde_json::Deserializer::from_reader(BufReader::new(body));
-    seed.deserialize(&mut json)?;
-    json.end()
-}
-
 /// Where in the content of an event a text is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Place {
@@ -217,39 +208,6 @@ impl Content {
                 self.files.push((place.clone(), id.to_owned()));
             }
         }
-    }
-}
-
-/// The value of one entry of an object, which must be there.
-struct At<S>(&'static str, S);
-
-impl<'de, S: DeserializeSeed<'de>> DeserializeSeed<'de> for At<S> {
-    type Value = S::Value;
-
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<S::Value, D::Error> {
-        deserializer.deserialize_map(self)
-    }
-}
-
-impl<'de, S: DeserializeSeed<'de>> Visitor<'de> for At<S> {
-    type Value = S::Value;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "an object with {}", self.0)
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<S::Value, A::Error> {
-        let Self(name, seed) = self;
-        let (mut seed, mut found) = (Some(seed), None);
-        while let Some(key) = entries.next_key::<String>()? {
-            match seed.take_if(|_| key == name) {
-                Some(seed) => found = Some(entries.next_value_seed(seed)?),
-                None => {
-                    entries.next_value::<IgnoredAny>()?;
-                }
-            }
-        }
-        found.ok_or_else(|| A::Error::missing_field(name))
     }
 }
 

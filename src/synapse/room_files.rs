@@ -3,13 +3,13 @@
 use std::collections::HashSet;
 use std::fmt;
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::io::BufReader;
 use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Deserializer;
-use serde::de::{DeserializeSeed, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::de::{DeserializeSeed, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
+use super::json::{At, parse};
 use super::media_uses::{AVATAR, Finder, MediaUses, ROOM_PACKS};
 use super::reader::Reader;
 use super::room_list::RoomRow;
@@ -74,14 +74,12 @@ impl Reader {
         let members = u32::try_from(room.joined_members).unwrap_or(u32::MAX);
         let bounds = (MAX_MEMBER_EVENTS, TIME_PER_MEMBER.saturating_mul(members));
         let none = FileSet::new(server_name);
-        let parse = move |body| {
+        let find = move |body| {
             let mut files = none.clone();
-            let mut json = serde_json::Deserializer::from_reader(BufReader::new(body));
-            json.deserialize_map(RoomState(&mut files))?;
-            json.end()?;
+            parse(body, At("state", Named(&mut files)))?;
             Ok(files)
         };
-        self.get_streamed(ROOM_STATE, &[&room.room_id], vec![], bounds, parse).await
+        self.get_streamed(ROOM_STATE, &[&room.room_id], vec![], bounds, find).await
     }
 
     /// Returns what the current state of a room uses local files for; nothing if no local user is in it.
@@ -104,11 +102,9 @@ impl Reader {
         for event_type in types {
             let query = event_type.map(|name| ("type", name.to_owned())).into_iter().collect();
             let finder = Finder::new(server_name);
-            let parse = move |body| finder.clone().of_state(body);
+            let find = move |body| finder.clone().of_state(body);
             let bounds = (MAX_MEMBER_EVENTS, extra);
-            uses.merge(
-                self.get_streamed(ROOM_STATE, &[&room.room_id], query, bounds, parse).await?,
-            );
+            uses.merge(self.get_streamed(ROOM_STATE, &[&room.room_id], query, bounds, find).await?);
         }
         Ok(uses)
     }
@@ -122,34 +118,10 @@ impl Reader {
         server_name: &str,
     ) -> Result<MediaUses, Error> {
         let finder = Finder::new(server_name);
-        let parse = move |body| finder.clone().of_account_data(body);
+        let find = move |body| finder.clone().of_account_data(body);
         let endpoint = "/_synapse/admin/v1/users/{}/accountdata";
         let bounds = (MAX_MEMBER_EVENTS, Duration::ZERO);
-        self.get_streamed(endpoint, &[user_id], vec![], bounds, parse).await
-    }
-}
-
-/// The response with a room's state, which must contain it.
-struct RoomState<'a>(&'a mut FileSet);
-
-impl<'de> Visitor<'de> for RoomState<'_> {
-    type Value = ();
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("an object with the state of a room")
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<(), A::Error> {
-        let mut has_state = false;
-        while let Some(key) = entries.next_key::<String>()? {
-            if key == "state" {
-                entries.next_value_seed(Named(self.0))?;
-                has_state = true;
-            } else {
-                entries.next_value::<IgnoredAny>()?;
-            }
-        }
-        if has_state { Ok(()) } else { Err(A::Error::missing_field("state")) }
+        self.get_streamed(endpoint, &[user_id], vec![], bounds, find).await
     }
 }
 
@@ -215,7 +187,7 @@ mod tests {
 
     fn named(response: &str) -> Result<FileSet, serde_json::Error> {
         let mut files = FileSet::new("hs.test");
-        serde_json::Deserializer::from_str(response).deserialize_map(RoomState(&mut files))?;
+        parse(response.as_bytes(), At("state", Named(&mut files)))?;
         Ok(files)
     }
 
