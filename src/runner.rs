@@ -7,6 +7,7 @@ mod finish;
 mod first_changes;
 mod guards;
 mod limits;
+mod load_gate;
 mod locks;
 mod media_lock;
 mod params;

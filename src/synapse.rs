@@ -1,6 +1,7 @@
 //! The API of Synapse: what is read from a homeserver and what is changed on it.
 
 mod account;
+mod background_work;
 mod empty_rooms;
 mod identity;
 mod json;
@@ -23,6 +24,7 @@ mod users;
 mod writer;
 
 pub(crate) use account::{ExternalId, User, UserRow};
+pub use background_work::YieldTo;
 pub(crate) use empty_rooms::{EmptyRoom, FormerRoom};
 pub use identity::Version;
 pub(crate) use identity::{Identity, VERSION_ENDPOINT};

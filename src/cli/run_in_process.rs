@@ -58,6 +58,7 @@ pub(super) async fn run(
         mas,
         slots: RunSlots::Locks(runs),
         max_concurrent_requests: limits.max_concurrent_requests,
+        yield_to: homeserver.yield_to.clone(),
     };
     let address = homeserver.transport.address.as_str().to_owned();
     let (dir, history) = open_state(config, clock).await;

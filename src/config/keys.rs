@@ -11,6 +11,7 @@ use toml::de::DeValue;
 use crate::jobs::job::Kind;
 use crate::jobs::{KINDS, kind};
 use crate::plan::report::Mode;
+use crate::synapse::YieldTo;
 use crate::values::duration::HumanDuration;
 use crate::values::glob::is_glob;
 use crate::values::schedule::{Schedule, Window, Zone};
@@ -74,6 +75,8 @@ schema! {
         pub max_joins_per_second: Limit<Rate> where "0.001" to "10000" = "5",
         /// How long a response may take; member lists of rooms as long as they go on. Media purges ignore it, because Synapse continues regardless.
         pub request_timeout: HumanDuration where "\"1s\"" to "\"1d\"" = "\"60s\"",
+        /// What of Synapse's own work a run waits for before it reads, and between two changes, until its time limit: "background-updates" changes of the database schema after an upgrade, "room-purges" deletions of rooms and of their history. A run that changes nothing does not wait.
+        pub yield_to: Vec<YieldTo> = "[\"background-updates\", \"room-purges\"]",
         /// Whether media is in object storage, from which Synapse never deletes the objects.
         pub media_in_object_storage: bool = "false",
     }

@@ -17,6 +17,7 @@ use crate::history::state_dir::StateDir;
 use crate::history::{DatabaseUrl, Place};
 use crate::http::{Address, Api, LimitValues, Limits, Settings, Token, TokenSource};
 use crate::mas;
+use crate::synapse::YieldTo;
 use crate::values::duration::HumanDuration;
 use crate::values::fingerprint::Fingerprint;
 use crate::values::matrix_id::UserId;
@@ -95,6 +96,7 @@ pub struct Homeserver {
     pub max_requests_per_second: RateLimit,
     pub max_joins_per_second: Limit<Rate>,
     pub request_timeout: Duration,
+    pub yield_to: Vec<YieldTo>,
     pub media_in_object_storage: bool,
     pub(super) token_file: Option<PathBuf>,
     /// `None` where MAS issues it.

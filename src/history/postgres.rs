@@ -235,11 +235,25 @@ async fn connect(url: &DatabaseUrl) -> Result<AnyConnection, Error> {
     let options = connect_options(url)?;
     match timeout(CONNECT_TIMEOUT, options.connect()).await {
         Ok(Ok(connection)) => Ok(connection),
-        Ok(Err(error)) => Err(unreachable(url, &error.to_string())),
+        Ok(Err(error)) => Err(unreachable(url, &with_advice(&error.to_string()))),
         Err(_) => {
             Err(unreachable(url, &format!("no connection within {} s", CONNECT_TIMEOUT.as_secs())))
         }
     }
+}
+
+/// Says what to do about a certificate, which libpq may accept where we do not.
+fn with_advice(problem: &str) -> String {
+    let advice = if problem.contains("CaUsedAsEndEntity") {
+        "the server uses the certificate of a certification authority as its own: give it one that this authority issued, or use sslmode=require"
+    } else if problem.contains("UnknownIssuer") {
+        "name the certificate of its issuer as sslrootcert"
+    } else if problem.contains("not valid for name") {
+        "the host in the URL must be one of the names in the server's certificate"
+    } else {
+        return problem.to_owned();
+    };
+    format!("{problem}: {advice}")
 }
 
 async fn close(connection: AnyConnection) {
@@ -274,4 +288,20 @@ async fn migrate(connection: &mut AnyConnection) -> Result<(), Error> {
     migrations.run_direct(None, &mut *transaction, false).await?;
     transaction.commit().await?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_certificate_that_is_not_accepted_comes_with_advice() {
+        let refused = |why: &str| with_advice(&format!("error communicating with database: {why}"));
+        insta::assert_snapshot!(
+            refused("invalid peer certificate: Other(OtherError(CaUsedAsEndEntity))"),
+            @"error communicating with database: invalid peer certificate: Other(OtherError(CaUsedAsEndEntity)): the server uses the certificate of a certification authority as its own: give it one that this authority issued, or use sslmode=require"
+        );
+        assert!(refused("invalid peer certificate: UnknownIssuer").ends_with("sslrootcert"));
+        assert_eq!(with_advice("Connection refused"), "Connection refused");
+    }
 }

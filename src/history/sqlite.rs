@@ -142,7 +142,13 @@ pub(super) async fn open_read_only(dir: &Path) -> Result<Option<Queued>, Error> 
         return Ok(None);
     }
     refuse_links(&path)?;
-    Ok(Some(reader(&path).await?))
+    let reader = reader(&path).await?;
+    // Another process may be about to create the tables.
+    let mut borrowed = reader.borrow().await?;
+    let runs = sqlx::raw_sql("SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'runs'");
+    let runs = borrowed.connection().fetch_optional(runs).await.map_err(Error::from);
+    let has_history = borrowed.give_back(runs)?.is_some();
+    Ok(has_history.then_some(reader))
 }
 
 /// Opens the file without a journal, which works on a full disk; `None` if there is no file.

@@ -34,6 +34,7 @@ impl Job for DeleteRooms {
         An invitation that another server sends after the last local user has left is not visible, and is rejected.";
     const KEYS: &'static [Key] = Keys::KEYS;
     const ACTION: Action = Action::PurgeRoom;
+    const PURGES_ROOMS: bool = true;
     const UNDO: Undo = Undo::Impossible("a purged room is gone for good");
     const NEEDS: Needs = Needs {
         synapse: Version(1, 130),

@@ -24,6 +24,8 @@ pub trait Job: Debug + Send + Sync + Sized + 'static {
     const KEYS: &'static [Key];
     /// Whether the kind knows in advance how many items it will change; otherwise `max_changes` and `at_most` are not supported.
     const COUNTS: bool = true;
+    /// Whether the kind purges rooms, and when it reads finds purges under way, its own among them, to follow them to their end.
+    const PURGES_ROOMS: bool = false;
     /// For a kind that reads a list in portions: see [`Context::portion`].
     const ROUNDS: Option<Rounds> = None;
     const NEEDS: Needs;
@@ -256,6 +258,7 @@ pub struct Kind {
     pub about: &'static str,
     pub keys: &'static [Key],
     pub counts: bool,
+    pub purges_rooms: bool,
     pub rounds: Option<Rounds>,
     pub needs: Needs,
     pub action: Action,
@@ -270,6 +273,7 @@ impl Kind {
             about: J::ABOUT,
             keys: J::KEYS,
             counts: J::COUNTS,
+            purges_rooms: J::PURGES_ROOMS,
             rounds: J::ROUNDS,
             needs: J::NEEDS,
             action: J::ACTION,

@@ -28,6 +28,7 @@ impl Job for PurgeHistory {
         Synapse frees part of the space some minutes later: the run pauses for a second between two rooms.";
     const KEYS: &'static [Key] = Entries::KEYS;
     const ACTION: Action = Action::PurgeHistory;
+    const PURGES_ROOMS: bool = true;
     const UNDO: Undo = Undo::Impossible("purged messages are gone for good");
     const NEEDS: Needs = Needs {
         synapse: Version(1, 156),

@@ -114,6 +114,8 @@ string_enum! {
         Slot = "slot",
         /// The next attempt.
         Retry = "retry",
+        /// The end of what Synapse does on its own account.
+        Synapse = "synapse",
     }
 }
 
@@ -256,8 +258,12 @@ impl Report {
         if waited < MIN_WAIT_SHOWN {
             return Some(worked);
         }
-        let reasons: Vec<String> =
-            self.waited_for.iter().map(|reason| format!("a {reason}")).collect();
+        let reasons = self.waited_for.iter().map(|reason| match reason {
+            WaitReason::Slot => "a slot",
+            WaitReason::Retry => "a retry",
+            WaitReason::Synapse => "Synapse",
+        });
+        let reasons: Vec<&str> = reasons.collect();
         Some(format!("{worked} (waited {} for {})", format_duration(waited), reasons.join(" and ")))
     }
 }

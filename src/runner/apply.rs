@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use super::context::{Abort, RunContext};
 use super::guards::Approved;
 use super::limits::Stopped;
+use super::load_gate;
 use super::locks::{ensure_held, external_ids_lock, outlast_lost_external_ids, room_deletion_lock};
 use super::queue::{Queue, Sent, Task};
 use super::read::ReadPlan;
@@ -98,11 +99,13 @@ impl Applying<'_> {
     async fn run(mut self) -> Result<(), Abort> {
         let (run, given_up) = (self.sender.run, self.sender.given_up);
         loop {
+            self.yield_to_synapse().await;
             self.start();
             if self.under_way.is_empty() && (self.abort.is_some() || !self.queue.can_start()) {
                 return self.abort.map_or(Ok(()), Err);
             }
-            let turn = self.queue.next_turn().filter(|_| self.abort.is_none());
+            let may_start = self.abort.is_none() && !load_gate::is_due(run, self.tally);
+            let turn = self.queue.next_turn().filter(|_| may_start);
             tokio::select! {
                 Some(step) = self.under_way.next() => self.advance(step).await,
                 () = tokio::time::sleep_until(turn.unwrap_or_else(Instant::now)), if turn.is_some() => {}
@@ -112,9 +115,24 @@ impl Applying<'_> {
         }
     }
 
+    /// Waits while Synapse is busy on its own account, once no change is in progress.
+    async fn yield_to_synapse(&mut self) {
+        let is_idle = self.under_way.is_empty() && self.abort.is_none();
+        if is_idle
+            && self.queue.can_start()
+            && let Err(abort) = load_gate::pass(self.sender.run, self.tally).await
+        {
+            self.abort(abort);
+        }
+    }
+
     /// Begins all changes that may begin now.
     fn start(&mut self) {
         let sender = self.sender;
+        // While it is time to look at Synapse, those in progress end first.
+        if load_gate::is_due(sender.run, self.tally) {
+            return;
+        }
         while self.abort.is_none() && self.queue.can_start() {
             if let Err(abort) = self.may_start() {
                 self.abort(abort);

@@ -129,14 +129,21 @@ fn position(tally: &Tally, applying: &str) -> String {
 
 fn window_ended_early(run: &RunContext<'_>, tally: &Tally) -> String {
     let requests = run.reader.completed_requests();
-    match tally.reading.as_ref().and_then(|reading| reading.so_far(requests)) {
-        Some(so_far) => format!("the job's window ended while the run was reading {so_far}"),
-        None => "the job's window ended before the first change".to_owned(),
+    let so_far = tally.reading.as_ref().and_then(|reading| reading.so_far(requests));
+    match (&tally.activity, so_far) {
+        (Activity::Waiting(what), _) => {
+            format!("the job's window ended while the run was waiting for {what}")
+        }
+        (_, Some(so_far)) => format!("the job's window ended while the run was reading {so_far}"),
+        (_, None) => "the job's window ended before the first change".to_owned(),
     }
 }
 
 fn time_limit_reached(run: &RunContext<'_>, tally: &Tally) -> String {
     let time_limit = run.spec.common.time_limit;
+    if let Activity::Waiting(what) = &tally.activity {
+        return format!("the time limit of {time_limit} was reached while waiting for {what}");
+    }
     let (start, requests) = (run.limits.deadline - time_limit.0, run.reader.completed_requests());
     let unfinished = tally.reading.as_ref().and_then(|reading| reading.unfinished(start, requests));
     let advice = unfinished.map_or_else(String::new, |unfinished| format!("; {unfinished}"));

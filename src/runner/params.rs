@@ -9,6 +9,7 @@ use crate::config::JobSpec;
 use crate::http::Transport;
 use crate::mas;
 use crate::plan::report::{Event, Mode, Trigger};
+use crate::synapse::YieldTo;
 use crate::values::clock::Timestamp;
 use crate::values::schedule::Window;
 use crate::values::schema::Limit;
@@ -66,6 +67,7 @@ pub struct HomeserverHandle {
     pub mas: Option<Arc<mas::Connection>>,
     pub slots: RunSlots,
     pub max_concurrent_requests: u32,
+    pub yield_to: Vec<YieldTo>,
 }
 
 /// How many runs may use a homeserver at a time.

@@ -144,7 +144,9 @@ fn lanes(changes: Vec<Box<dyn Change>>, first_seq: i64, concurrency: usize) -> V
     const EXTERNAL_IDS: usize = 1;
     const ROOM_DELETIONS: usize = 2;
     let one_by_one = || Pipe::new(1, Duration::ZERO);
-    let mut lanes = vec![Pipe::new(concurrency, Duration::ZERO), one_by_one(), one_by_one()];
+    // One more than there are request slots: while one is recorded, the others use them all.
+    let free = Pipe::new(concurrency + 1, Duration::ZERO);
+    let mut lanes = vec![free, one_by_one(), one_by_one()];
     let mut rooms: HashMap<String, usize> = HashMap::new();
     for (seq, change) in (first_seq..).zip(changes) {
         let lane = match change.lane() {

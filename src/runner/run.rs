@@ -13,6 +13,7 @@ use super::context::{Abort, RunContext, truncated, unrecorded};
 use super::finish::{Verdict, finish, stopped_immediately, verdict};
 use super::guards::guard;
 use super::limits::{Limits, Stopped};
+use super::load_gate;
 use super::locks::job_lock;
 use super::params::{HomeserverHandle, Listener, LostCallWait, RunParams};
 use super::read::read;
@@ -285,6 +286,7 @@ async fn attempt(
     tally: &mut Tally,
     job_lock: Option<&Arc<Lock>>,
 ) -> Result<(), Abort> {
+    load_gate::pass(run, tally).await?;
     let _slot = slots::acquire(run, tally).await?;
     let _active = run.homeserver.transport.begin_run();
     let read = read(run, tally).await?;

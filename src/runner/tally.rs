@@ -14,6 +14,8 @@ pub(super) struct Tally {
     pub activity: Activity,
     /// The current wait; it counts even if the run ends during it.
     pub wait: Option<(WaitReason, Instant)>,
+    /// When the run last saw that Synapse is not busy on its own account.
+    pub looked_at: Option<Instant>,
     /// How far the attempt has read; `None` while it does something else.
     pub reading: Option<ReadingProgress>,
     pub plan: PlanFigures,
@@ -65,6 +67,7 @@ impl Tally {
             changes: FirstChanges::default(),
             activity: Activity::Reading,
             wait: None,
+            looked_at: None,
             reading: None,
             plan: PlanFigures::default(),
             round: None,

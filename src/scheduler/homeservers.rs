@@ -92,6 +92,7 @@ impl Homeservers {
                     mas,
                     slots: RunSlots::Shared(Arc::clone(slots.semaphore())),
                     max_concurrent_requests: homeserver.max_concurrent_requests,
+                    yield_to: homeserver.yield_to.clone(),
                 };
                 new.push((homeserver.name.clone(), fingerprint, handle));
             }

@@ -114,6 +114,18 @@ impl Reader {
         Ok(tasks.find(Task::is_under_way).map(|task| task.id))
     }
 
+    /// Returns how many deletions of rooms and of their history Synapse works on.
+    ///
+    /// After a restart of Synapse, a task may be listed for two minutes before work on it goes on.
+    pub(super) async fn active_room_purges(&self) -> Result<usize, Error> {
+        let actions =
+            [PURGE, DELETION, HISTORY_PURGE].map(|action| ("action_name", action.to_owned()));
+        let active = [("status", "active".to_owned())];
+        let query = actions.into_iter().chain(active).collect();
+        let is_active = |task: &Task| task.status == "active";
+        Ok(self.tasks(query).await?.iter().filter(|task| is_active(task)).count())
+    }
+
     async fn tasks(&self, query: Vec<(&'static str, String)>) -> Result<Vec<Task>, Error> {
         #[derive(Deserialize)]
         struct List {

@@ -811,7 +811,7 @@ fn fingerprint(config: &str) -> String {
 fn a_fingerprint_is_the_same_in_every_build_and_for_every_spelling() {
     let config = format!("{MAIN}[jobs.media]\n{PURGE}schedule = \"@daily\"\n");
     let first = fingerprint(&config);
-    insta::assert_snapshot!(first, @"4c527ffb-50d5-5953-aadf-a43908859c20");
+    insta::assert_snapshot!(first, @"d61d424a-9639-5f83-b551-b401e01a94f9");
     for other in [
         format!("# A comment.\n[jobs.media]\nschedule = \"0  0 * * *\"\n{PURGE}{MAIN}"),
         config.replace("180d", "4320h"),
@@ -837,6 +837,7 @@ fn every_key_changes_the_fingerprint() {
         "max_joins_per_second = 4",
         "request_timeout = \"61s\"",
         "media_in_object_storage = true",
+        "yield_to = [\"room-purges\"]",
     ];
     let job = [
         "schedule = \"@daily\"",
@@ -1323,7 +1324,7 @@ async fn no_error_in_the_line_of_a_secret_shows_the_secret() {
     error: microglia.toml:1:28: invalid URL "ftp://h": the scheme must be http or https: use Synapse's own listener, such as "http://127.0.0.1:8008"
         1 | homeservers.main = { url = "ftp://h", access_token = "…
           |                            ^^^^^^^^^
-    microglia.toml:1:64: unknown key `bogus`: expected one of url, media_url, access_token, access_token_file, ca_file, max_concurrent_runs, max_concurrent_requests, max_requests_per_second, max_joins_per_second, request_timeout, media_in_object_storage, mas
+    microglia.toml:1:64: unknown key `bogus`: expected one of url, media_url, access_token, access_token_file, ca_file, max_concurrent_runs, max_concurrent_requests, max_requests_per_second, max_joins_per_second, request_timeout, yield_to, media_in_object_storage, mas
         1 | homeservers.main = { url = "ftp://h", access_token = "…
           |                                                        ^
     microglia.toml: 2 errors

@@ -124,6 +124,11 @@ impl Fake {
         self.shared.state().seen.clone()
     }
 
+    /// How often somebody looked whether Synapse is busy on its own account; these are not among the requests.
+    pub fn looks(&self) -> usize {
+        self.shared.state().looks
+    }
+
     /// `method` may be `"*"`; the prefix is compared with the path as sent and with the decoded one.
     pub fn count(&self, method: &str, path_prefix: &str) -> usize {
         let state = self.shared.state();
@@ -220,6 +225,14 @@ pub struct Seen {
     pub user_agent: String,
     pub content_type: String,
     pub authorization_present: bool,
+}
+
+impl Seen {
+    /// Whether the request asks only what Synapse does on its own account: every run that changes something does.
+    fn is_look(&self) -> bool {
+        self.path.ends_with("/background_updates/status")
+            || (self.path.ends_with("/scheduled_tasks") && self.query.contains("status=active"))
+    }
 }
 
 /// The Synapse process, or the listener of MAS, that responds.
@@ -402,6 +415,7 @@ struct State {
     world: World,
     faults: Vec<Fault>,
     seen: Vec<Seen>,
+    looks: usize,
     in_flight: usize,
     max_in_flight: usize,
     media_in_flight: usize,
@@ -415,6 +429,7 @@ impl Shared {
             world,
             faults: Vec::new(),
             seen: Vec::new(),
+            looks: 0,
             in_flight: 0,
             max_in_flight: 0,
             media_in_flight: 0,
@@ -632,7 +647,9 @@ impl State {
     }
 
     fn record(&mut self, seen: &Seen) {
-        if self.world.record_requests {
+        if seen.is_look() {
+            self.looks += 1;
+        } else if self.world.record_requests {
             self.seen.push(seen.clone());
         }
     }
@@ -642,13 +659,16 @@ impl State {
 struct InFlight {
     shared: Arc<Shared>,
     media: bool,
+    is_look: bool,
 }
 
 impl InFlight {
     fn enter(shared: &Arc<Shared>, seen: &Seen) -> Self {
         let media = is_media_call(seen);
         let mut state = shared.state();
-        state.in_flight += 1;
+        // Looks are not part of the run that they precede.
+        let is_look = seen.is_look();
+        state.in_flight += usize::from(!is_look);
         state.max_in_flight = state.max_in_flight.max(state.in_flight);
         if media {
             if state.media_in_flight > 0 || Instant::now() < state.media_busy_until {
@@ -659,14 +679,14 @@ impl InFlight {
             }
             state.media_in_flight += 1;
         }
-        Self { shared: Arc::clone(shared), media }
+        Self { shared: Arc::clone(shared), media, is_look }
     }
 }
 
 impl Drop for InFlight {
     fn drop(&mut self) {
         let mut state = self.shared.state();
-        state.in_flight -= 1;
+        state.in_flight -= usize::from(!self.is_look);
         state.media_in_flight -= usize::from(self.media);
     }
 }

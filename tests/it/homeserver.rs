@@ -161,11 +161,15 @@ impl Synapse {
 
     /// Returns the requests that Synapse received, each as "METHOD path?query".
     ///
-    /// Those that this fixture sent are among them, see [`Self::forget_requests`].
+    /// Those that this fixture sent are among them, see [`Self::forget_requests`]; those that ask what Synapse does on its own
+    /// account are not.
     pub fn requests(&self) -> Vec<String> {
         let log = fs::read_to_string(self.dir.join("requests.log")).expect("read requests.log");
         let received = |line: &str| Some(line.split_once(" - Received request: ")?.1.to_owned());
-        log.lines().filter_map(received).collect()
+        let is_look = |request: &String| {
+            request.contains("/background_updates/status") || request.contains("status=active")
+        };
+        log.lines().filter_map(received).filter(|request| !is_look(request)).collect()
     }
 
     pub fn forget_requests(&self) {

@@ -14,6 +14,7 @@ mod homeserver;
 mod init;
 mod jobs;
 mod limits;
+mod load_gate;
 mod login;
 mod mas;
 mod notifications;

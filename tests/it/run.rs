@@ -211,6 +211,7 @@ async fn a_window_that_ends_while_a_run_reads_says_how_far_it_got() {
         mas: None,
         slots: RunSlots::Locks(1),
         max_concurrent_requests: 4,
+        yield_to: Vec::new(),
     };
     let spec = config.job("sweep").unwrap();
     let params = RunParams { mode: Mode::Apply, ..RunParams::manual(spec) };

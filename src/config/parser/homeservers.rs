@@ -123,6 +123,7 @@ impl Parser<'_> {
             max_requests_per_second: keys.max_requests_per_second.value?,
             max_joins_per_second: keys.max_joins_per_second.value?,
             request_timeout: keys.request_timeout.value?.0,
+            yield_to: keys.yield_to.value?,
             media_in_object_storage: keys.media_in_object_storage.value?,
             token_file,
             token,

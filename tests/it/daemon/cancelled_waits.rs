@@ -144,6 +144,7 @@ async fn run_at(
         mas: None,
         slots: RunSlots::Locks(1),
         max_concurrent_requests: homeserver.max_concurrent_requests,
+        yield_to: homeserver.yield_to.clone(),
     };
     let dir = StateDir::open(&program.path("state")).unwrap();
     let history = History::open(program.place(), clock.clone()).await.unwrap();

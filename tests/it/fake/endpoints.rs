@@ -293,6 +293,13 @@ static ROUTES: &[Route] = &[
     Route::new("GET", "/_synapse/admin/v1/rooms/*/block", (1, 48), Gate::Admin, block),
     Route::new("GET", "/_synapse/admin/v1/rooms/*/messages", (1, 68), Gate::Admin, messages),
     Route::new("GET", "/_synapse/admin/v1/rooms/*/context/*", (1, 22), Gate::Admin, context),
+    Route::new(
+        "GET",
+        "/_synapse/admin/v1/background_updates/status",
+        (1, 47),
+        Gate::Admin,
+        background_updates,
+    ),
     Route::new("GET", "/_synapse/admin/v1/scheduled_tasks", (1, 130), Gate::Admin, tasks),
     Route::new(
         "GET",
@@ -1109,6 +1116,17 @@ fn purge_history_status(world: &mut World, call: &Call) -> Answered {
     Ok(Answer::json(&body))
 }
 
+fn background_updates(world: &mut World, _: &Call) -> Answered {
+    let current = world.background_update.iter().map(|name| {
+        let update = json!({
+            "name": name, "total_item_count": 0, "total_duration_ms": 0.0, "average_items_per_ms": null,
+        });
+        ("master".to_owned(), update)
+    });
+    let current: serde_json::Map<String, Value> = current.collect();
+    Ok(Answer::json(&json!({"enabled": true, "current_updates": current})))
+}
+
 fn tasks(world: &mut World, call: &Call) -> Answered {
     let asked = |name: &str, value: &str| {
         let mut values = call.query.iter().filter(|(key, _)| key == name).peekable();
@@ -1118,6 +1136,7 @@ fn tasks(world: &mut World, call: &Call) -> Answered {
         .tasks
         .iter()
         .filter(|task| asked("action_name", &task.action) && asked("resource_id", &task.room_id))
+        .filter(|task| asked("status", &task.status))
         .map(|task| json!({
             "id": task.id, "action": task.action, "status": task.status, "timestamp_ms": task.at_ms,
             "resource_id": task.room_id, "result": null, "error": task.error,

@@ -44,6 +44,8 @@ pub struct World {
     pub messages: Vec<Message>,
     /// Deletions of rooms, oldest first.
     pub tasks: Vec<Task>,
+    /// The name of the change of the database schema that is under way.
+    pub background_update: Option<String>,
     /// How often a deletion is asked for before it has ended.
     pub polls_per_deletion: u32,
     /// Why deletions fail.
@@ -79,6 +81,7 @@ impl World {
             remote: BTreeMap::new(),
             messages: Vec::new(),
             tasks: Vec::new(),
+            background_update: None,
             polls_per_deletion: 1,
             deletion_error: None,
             files: BTreeMap::new(),

@@ -57,6 +57,7 @@ pub async fn run_over(transport: Transport, program: &Program, job: &str, mode: 
         }),
         slots: RunSlots::Locks(homeserver.max_concurrent_runs),
         max_concurrent_requests: homeserver.max_concurrent_requests,
+        yield_to: homeserver.yield_to.clone(),
     };
     let dir = StateDir::open(&config.daemon.state_dir).unwrap();
     let history = History::open(program.place(), clock.clone()).await.unwrap();

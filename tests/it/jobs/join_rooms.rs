@@ -1195,6 +1195,7 @@ async fn the_end_of_the_window_ends_a_run_between_two_joins() {
         mas: None,
         slots: RunSlots::Locks(1),
         max_concurrent_requests: 4,
+        yield_to: Vec::new(),
     };
     let spec = config.job("sweep").unwrap();
     let run = async || {
