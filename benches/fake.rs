@@ -7,6 +7,9 @@
 //! one room of that many members. `fake load URL TOKEN CONCURRENCY` reads account ids from its standard input,
 //! GETs each once over connections that are kept open, and prints the seconds that took.
 //!
+//! `fake unused ACCOUNTS UNUSED` has accounts that were used yesterday, and among them unused ones. For each line of its
+//! standard input it prints how many requests arrived since the last one.
+//!
 //! `fake mas LINKS REMOVED` serves a homeserver and its MAS, which responds after 5 ms. It has that many accounts with a link
 //! each, of which as many as are to be removed are deactivated. It prints the URLs of the homeserver, of MAS and of its Admin
 //! API, and in a second line each link to remove with its account, as `LINK:USER`. For each line of its standard input it
@@ -37,7 +40,7 @@ use std::{
 use serde_json::json;
 use tokio::net::TcpListener;
 
-use crate::fake::{Fake, Process, Provider, SERVER_NAME, Seen, Shared, User, World};
+use crate::fake::{Device, Fake, Process, Provider, SERVER_NAME, Seen, Shared, User, World};
 
 fn main() {
     let arguments: Vec<String> = env::args().skip(1).collect();
@@ -78,6 +81,10 @@ fn main() {
             let empty: usize = empty.parse().expect("a number of rooms");
             serve_counted(emptied(rooms, rooms / empty), |_| {});
         }
+        ["unused", accounts, unused] => serve_unused(
+            accounts.parse().expect("a number of accounts"),
+            unused.parse().expect("a number of accounts"),
+        ),
         ["remove", url, token, concurrency, ref links @ ..] => {
             let address = url.strip_prefix("http://").expect("a plain http URL");
             let concurrency = concurrency.parse().expect("a number of requests at a time");
@@ -294,6 +301,25 @@ fn side_by_side<T: Sync>(
             });
         }
     });
+}
+
+fn serve_unused(accounts: usize, unused: usize) {
+    const DAY_MS: i64 = 24 * 60 * 60 * 1000;
+    let mut world = World::new();
+    let now_ms = world.now().timestamp_millis();
+    world.users(accounts, |number| {
+        // Spread over all pages.
+        let days = if number % (accounts / unused) == 0 { 200 } else { 1 };
+        let seen_ms = Some(now_ms - days * DAY_MS);
+        let device = Device { id: "PHONE".to_owned(), last_seen_ms: seen_ms, ..Device::default() };
+        User { last_seen_ms: seen_ms, devices: vec![device], ..User::default() }
+    });
+    let homeserver = Fake::of(world);
+    println!("{}", homeserver.url());
+    for _ in stdin().lines() {
+        println!("{}", homeserver.requests().len());
+        homeserver.forget();
+    }
 }
 
 fn serve_mas(links: usize, removed: usize) {

@@ -1,10 +1,13 @@
 //! The table of kinds: one file per kind, one line here.
 
+mod account;
 mod account_state;
 mod batch_size;
+mod deactivate_accounts;
 mod delete_rooms;
 pub mod job;
 mod join_rooms;
+mod lock_inactive_accounts;
 mod mas_accounts;
 mod portion;
 mod protect_media;
@@ -13,6 +16,7 @@ mod purge_local_media;
 mod purge_remote_media;
 mod remove_external_ids;
 mod request;
+mod unused_account;
 
 use job::Kind;
 
@@ -24,6 +28,8 @@ pub static KINDS: &[Kind] = &[
     Kind::of::<delete_rooms::DeleteRooms>(),
     Kind::of::<purge_history::PurgeHistory>(),
     Kind::of::<protect_media::ProtectMedia>(),
+    Kind::of::<lock_inactive_accounts::LockInactiveAccounts>(),
+    Kind::of::<deactivate_accounts::DeactivateAccounts>(),
     Kind::of::<request::Request>(),
 ];
 

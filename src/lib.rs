@@ -129,6 +129,13 @@
 //!   three times as much. A change stores only that a file was protected, which the next plan adds to the texts: changes of
 //!   one room are made side by side, and none must overwrite what another one stored. A file whose response was lost may have
 //!   been protected by anybody, and is never unprotected.
+//! - Who is a person and when they were last there is decided in `jobs::account`, for all kinds. A row of the list only rules
+//!   accounts out: whoever may have to be locked or deactivated is read singly, with devices and sessions, twice.
+//! - That an account was locked is a fact which is recorded when the lock is sent (`Change::facts`), because a lost response
+//!   must not make it somebody else's lock; that its user was told is one only once that is confirmed. Runs that see the account
+//!   unlocked, or used, forget it: Synapse knows neither when nor by whom it was locked. Notices have a transaction id of the
+//!   account and its last use, which Synapse forgets within an hour; that a user may then be told twice is accepted, because to
+//!   find the notice in the user's rooms would take many requests for each.
 //! - `purge-history` names the first event that stays, not a time: Synapse would compare that with when it received events.
 //!   It reads, and purges, only rooms without users of other servers: to read old messages of others makes Synapse fetch
 //!   still older ones from there, in a dry run too, and what was purged comes back in the same way.

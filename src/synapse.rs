@@ -2,6 +2,7 @@
 
 mod account;
 mod background_work;
+mod belongings;
 mod empty_rooms;
 mod identity;
 mod json;
@@ -23,7 +24,7 @@ mod user_map;
 mod users;
 mod writer;
 
-pub(crate) use account::{ExternalId, User, UserRow};
+pub(crate) use account::{Device, ExternalId, User, UserRow};
 pub use background_work::YieldTo;
 pub(crate) use empty_rooms::{EmptyRoom, FormerRoom};
 pub use identity::Version;

@@ -34,7 +34,10 @@ pub(super) fn run(options: &Options) -> Result<(), Failure> {
         text.extend(
             keys.iter()
                 .filter(|key| kind.counts || !matches!(key.name, "max_changes" | "at_most"))
-                .map(key_described),
+                .map(|key| match (key.name, kind.max_changes) {
+                    ("max_changes", Some(own)) => key_with_default(key, Some(&own.to_string())),
+                    _ => key_described(key),
+                }),
         );
     }
     print(&text)
@@ -50,13 +53,20 @@ fn described(kind: &Kind) -> String {
             "  Cannot count items in advance: max_changes and at_most are not supported.\n",
         );
     }
+    if let Some(max_changes) = kind.max_changes {
+        text.push_str(&format!("  max_changes is {max_changes} by default.\n"));
+    }
     text.push('\n');
     text.extend(kind.keys.iter().map(key_described));
     text
 }
 
 fn key_described(key: &Key) -> String {
-    let default = match (key.required, key.default) {
+    key_with_default(key, key.default)
+}
+
+fn key_with_default(key: &Key, default: Option<&str>) -> String {
+    let default = match (key.required, default) {
         (true, _) => "required".to_owned(),
         (false, Some(default)) => format!("default {default}"),
         (false, None) => "optional".to_owned(),

@@ -101,12 +101,13 @@ async fn insert(
     Ok(())
 }
 
-/// Records that a change is about to be sent, and what it will replace.
+/// Records that a change is about to be sent, what it will replace, and the facts that hold from then on.
 pub(super) async fn sent(
     connection: &mut AnyConnection,
     run: i64,
     seq: i64,
     change: &ChangeRecord,
+    (server, found): (&str, &[Fact]),
 ) -> Result<(), Error> {
     query(SENT)
         .bind(run)
@@ -115,9 +116,9 @@ pub(super) async fn sent(
         .bind(storable(&change.target).into_owned())
         .bind(signed(change.count))
         .bind(change.before.as_ref().map(Value::to_string))
-        .execute(connection)
+        .execute(&mut *connection)
         .await?;
-    Ok(())
+    facts::insert(connection, server, found).await
 }
 
 /// Records the result of a change with the files it deleted and the facts it showed, all at once.

@@ -304,6 +304,7 @@ impl History {
         seq: i64,
         change: &ChangeRecord,
         media: Option<(&str, MediaStore)>,
+        facts: (&str, &[Fact]),
     ) -> Result<(), Error> {
         let now = self.clock.now();
         self.required_of_run(run, |connection, run| {
@@ -312,7 +313,7 @@ impl History {
                 if let Some((server, store)) = media {
                     media_calls::insert(connection, server, store, now).await?;
                 }
-                changes::sent(connection, run, seq, change).await
+                changes::sent(connection, run, seq, change, facts).await
             })
         })
         .await

@@ -1,7 +1,7 @@
 //! What an administrator can do about an error of a homeserver.
 
 use super::api::Api;
-use super::error::{Cause, is_not_admin, is_unknown_account};
+use super::error::{Cause, NO_SERVER_NOTICES, is_not_admin, is_unknown_account};
 use super::excerpt::one_line;
 use super::token_source::TokenSource;
 
@@ -73,6 +73,9 @@ fn for_synapse(
         }
         500 if error.starts_with("Invalid username claim") => {
             "Synapse does not accept MAS client-credentials tokens such as this one: use a personal or compatibility token"
+        }
+        400 if error == NO_SERVER_NOTICES => {
+            "Add `server_notices` with a `system_mxid_localpart` to the configuration of Synapse and restart it, or remove `notice` from the job"
         }
         403 if is_not_admin(error) => {
             "The account of the token is not a server admin: make it one (under MAS the token needs the scope urn:synapse:admin:*), or use the token of a server admin"

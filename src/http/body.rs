@@ -35,6 +35,8 @@ pub(super) fn max_body(endpoint: &str) -> Size {
         | "/_synapse/admin/v1/media/protect/{}"
         | "/_synapse/admin/v1/media/unprotect/{}"
         | "/_synapse/admin/v1/purge_media_cache"
+        | "/_synapse/admin/v1/deactivate/{}"
+        | "/_synapse/admin/v1/send_server_notice/{}"
         | "/_synapse/admin/v2/users/{}" => MAX_OBJECT,
         _ => MAX_LIST,
     }

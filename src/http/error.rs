@@ -144,6 +144,7 @@ impl Error {
             Cause::Synapse { status, errcode, .. } => {
                 !self.is_transient()
                     && !self.is_about_token()
+                    && !self.is_not_enabled()
                     && (400..=500).contains(status)
                     && !matches!(
                         errcode.as_str(),
@@ -196,6 +197,11 @@ impl Error {
     /// Whether the process that responded does not serve the endpoint: Synapse is too old, delegates to MAS, or it is another worker.
     pub(crate) fn is_unrecognized(&self) -> bool {
         matches!(&self.cause, Cause::Synapse { errcode, .. } if errcode == "M_UNRECOGNIZED")
+    }
+
+    /// Whether the homeserver is not configured for what was requested, which had no effect.
+    pub(crate) fn is_not_enabled(&self) -> bool {
+        matches!(&self.cause, Cause::Synapse { status: 400, error, .. } if error == NO_SERVER_NOTICES)
     }
 
     pub(crate) fn is_not_found(&self) -> bool {
@@ -326,6 +332,8 @@ pub(super) const INVALID_CLIENT: &str = "invalid_client";
 pub(super) const INVALID_SCOPE: &str = "invalid_scope";
 pub(super) const MISSING_SCOPE: &str = "Missing urn:mas:admin scope";
 pub(super) const USER_LOCKED: &str = "User locked";
+
+pub(super) const NO_SERVER_NOTICES: &str = "Server notices are not enabled on this server";
 
 /// Whether Synapse reports, with status 500, that it does not have the account that MAS named for the token.
 pub(crate) fn is_unknown_account(errcode: &str, error: &str) -> bool {

@@ -1,5 +1,6 @@
 //! The interface between a kind of job and the runner.
 
+use std::collections::HashMap;
 use std::fmt::Debug;
 use std::path::Path;
 use std::sync::Arc;
@@ -24,6 +25,8 @@ pub trait Job: Debug + Send + Sync + Sized + 'static {
     const KEYS: &'static [Key];
     /// Whether the kind knows in advance how many items it will change; otherwise `max_changes` and `at_most` are not supported.
     const COUNTS: bool = true;
+    /// The default of `max_changes`, where the kind has one of its own.
+    const MAX_CHANGES: Option<u32> = None;
     /// Whether the kind purges rooms, and when it reads finds purges under way, its own among them, to follow them to their end.
     const PURGES_ROOMS: bool = false;
     /// For a kind that reads a list in portions: see [`Context::portion`].
@@ -102,8 +105,13 @@ pub enum Undo {
     /// The reason completes "cannot be undone: ".
     Impossible(&'static str),
     /// Makes the change that restores what a recorded one changed, or says why there is none.
-    By(fn(&ChangeRecord) -> Result<Box<dyn Change>, String>),
+    ///
+    /// The second argument is what is known of the job's [topic](Job::topic), by key.
+    By(Restore),
 }
+
+/// Makes the change that restores what a record says; the error says why there is none.
+pub type Restore = fn(&ChangeRecord, &HashMap<String, String>) -> Result<Box<dyn Change>, String>;
 
 /// The result of one check of `check --online`; the error says what to do.
 #[derive(Debug)]
@@ -258,6 +266,7 @@ pub struct Kind {
     pub about: &'static str,
     pub keys: &'static [Key],
     pub counts: bool,
+    pub max_changes: Option<u32>,
     pub purges_rooms: bool,
     pub rounds: Option<Rounds>,
     pub needs: Needs,
@@ -273,6 +282,7 @@ impl Kind {
             about: J::ABOUT,
             keys: J::KEYS,
             counts: J::COUNTS,
+            max_changes: J::MAX_CHANGES,
             purges_rooms: J::PURGES_ROOMS,
             rounds: J::ROUNDS,
             needs: J::NEEDS,

@@ -2,6 +2,7 @@
 
 mod accounts;
 mod criteria;
+mod deactivated;
 mod keys;
 mod link_criteria;
 mod link_removal;
@@ -31,6 +32,7 @@ pub struct RemoveExternalIds {
 impl Job for RemoveExternalIds {
     const KIND: &'static str = "remove-external-ids";
     const ABOUT: &'static str = "Removes the external ids (SSO identities) of given providers from accounts. A removed id can no longer be used to log in to its account, and can be linked to another one. \
+        On classic Synapse, which does not store when an account was deactivated, `deactivated_for` counts from the first run that saw it so. \
         Keeps all other ids and never creates or reactivates an account. Skips the daemon's own account and, without include_admins, server admins. \
         On classic Synapse, changes one account at a time, whatever the limits of the homeserver, because Synapse's workers miss some of several simultaneous changes. \
         Each change records the previous list. On classic Synapse, the list is read again right before the request that replaces it, and an id that was linked in the meantime is kept; \
@@ -111,7 +113,6 @@ impl Keys {
                 None => Ok(()),
             },
             (false, true) => Err("[homeservers.NAME.mas] is configured, but this Synapse does not delegate to MAS, and uses its own external ids: remove the table, or configure `matrix_authentication_service` in Synapse".to_owned()),
-            (false, false) if self.deactivated_for.is_some() => Err("`deactivated_for` needs the Matrix Authentication Service: Synapse does not store when an account was deactivated; remove the key".to_owned()),
             (false, false) if self.orphans => Err("`orphans` needs the Matrix Authentication Service: in Synapse each external id belongs to an account; remove the key".to_owned()),
             // MAS without its table is refused already, with advice.
             (_, false) => Ok(()),

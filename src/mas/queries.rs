@@ -5,7 +5,9 @@ use serde::de::DeserializeOwned;
 
 use super::list::Page;
 use super::reader::Reader;
-use super::resources::{Link, PersonalSession, Provider, Resource, Single, SiteConfig, User};
+use super::resources::{
+    Link, PersonalSession, Provider, Resource, Session, Single, SiteConfig, User,
+};
 use super::ulid::Ulid;
 use crate::http::{Error, Repeat, one_line};
 
@@ -16,6 +18,17 @@ pub enum UserStatus {
     Active,
     Locked,
     Deactivated,
+}
+
+/// The kinds of sessions in which a person uses an account.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SessionKind {
+    /// Of a client that logs in through MAS.
+    OAuth2,
+    /// Of a client that logs in through the API of Synapse.
+    Compatibility,
+    /// Of a browser that shows the pages of MAS.
+    Browser,
 }
 
 /// Which links are listed.
@@ -64,6 +77,15 @@ impl Reader {
     /// An account by its localpart, whose case does not matter.
     pub async fn user_by_name(&self, localpart: &str) -> Result<Option<Resource<User>>, Error> {
         self.get_single("/api/admin/v1/users/by-username/{}", localpart).await
+    }
+
+    /// All sessions of a user, also those that ended.
+    pub async fn sessions(
+        &self,
+        kind: SessionKind,
+        user: &Ulid,
+    ) -> Result<Vec<Resource<Session>>, Error> {
+        self.list(kind.endpoint(), &[("filter[user]", user.as_str())]).await
     }
 
     /// All identity providers, also those that are disabled (MAS 1.3).
@@ -157,6 +179,18 @@ impl UserStatus {
             Self::Active => "active",
             Self::Locked => "locked",
             Self::Deactivated => "deactivated",
+        }
+    }
+}
+
+impl SessionKind {
+    pub const ALL: [Self; 3] = [Self::OAuth2, Self::Compatibility, Self::Browser];
+
+    fn endpoint(self) -> &'static str {
+        match self {
+            Self::OAuth2 => "/api/admin/v1/oauth2-sessions",
+            Self::Compatibility => "/api/admin/v1/compat-sessions",
+            Self::Browser => "/api/admin/v1/user-sessions",
         }
     }
 }

@@ -28,6 +28,17 @@ pub struct User {
     pub deactivated_at: Option<Timestamp>,
     /// Whether it may request admin scopes, which is what makes a server admin under MAS.
     pub admin: bool,
+    /// Whether it was a guest before the homeserver delegated to MAS (MAS 1.3).
+    #[serde(default)]
+    pub legacy_guest: bool,
+}
+
+/// A session of a user, of any kind. A session that ended is deleted after 30 days.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct Session {
+    pub created_at: Timestamp,
+    /// Up to a minute late; `None` until then.
+    pub last_active_at: Option<Timestamp>,
 }
 
 /// An identity provider of MAS.

@@ -1,12 +1,12 @@
-//! Changes of links in MAS. Only the runner creates a writer, and never in a dry run.
+//! Changes of links and accounts in MAS. Only the runner creates a writer, and never in a dry run.
 
 use reqwest::Method;
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
 use super::queries::{LINK, LINKS};
 use super::reader::Reader;
-use super::resources::{Link, Resource, Single};
+use super::resources::{Link, Resource, Single, User};
 use super::ulid::Ulid;
 use crate::http::{Call, Error, Repeat};
 
@@ -40,6 +40,39 @@ impl Writer {
         }
     }
 
+    /// Locks an account: nobody can use it, and its sessions stay. Repeating it changes nothing.
+    pub async fn lock(&self, id: &Ulid) -> Result<(), Error> {
+        let user = self.change_user("/api/admin/v1/users/{}/lock", id, None).await?;
+        contradicted_unless(user.locked_at.is_some(), id, "MAS did not lock the account")
+    }
+
+    pub async fn unlock(&self, id: &Ulid) -> Result<(), Error> {
+        let user = self.change_user("/api/admin/v1/users/{}/unlock", id, None).await?;
+        contradicted_unless(user.locked_at.is_none(), id, "MAS did not unlock the account")
+    }
+
+    /// Deactivates an account: ends its sessions, and has the homeserver take it out of its rooms and, with `erase`,
+    /// its messages out of the sight of those who join later.
+    pub async fn deactivate(&self, id: &Ulid, erase: bool) -> Result<(), Error> {
+        let body = json!({ "skip_erase": !erase });
+        let user = self.change_user("/api/admin/v1/users/{}/deactivate", id, Some(body)).await?;
+        let is_deactivated = user.deactivated_at.is_some();
+        contradicted_unless(is_deactivated, id, "MAS did not deactivate the account")
+    }
+
+    async fn change_user(
+        &self,
+        endpoint: &'static str,
+        id: &Ulid,
+        body: Option<Value>,
+    ) -> Result<User, Error> {
+        let ids = [id.as_str()];
+        let call = self.reader.call(Method::POST, endpoint, &ids);
+        let call = Call { body, repeat: Repeat::Always, ..call };
+        let response = self.reader.send(&call, &self.cancel).await?;
+        Ok(response.decode::<Single<User>>()?.data.attributes)
+    }
+
     /// Links an identity to a user. A conflict (409) where it is linked to somebody already, be it to the same user.
     pub async fn create_link(
         &self,
@@ -64,4 +97,8 @@ impl Writer {
             _ => CreatedLink::Adopted(link),
         })
     }
+}
+
+fn contradicted_unless(is_so: bool, id: &Ulid, problem: &str) -> Result<(), Error> {
+    if is_so { Ok(()) } else { Err(Error::contradicted(id.as_str(), problem)) }
 }

@@ -50,6 +50,11 @@ pub trait Change: Debug + Send + Sync {
         Box::pin(async { Ok(Check::Proceed(None)) })
     }
 
+    /// What counts as true from the moment it is sent; recorded together with `before`, because the response may be lost.
+    fn facts(&self, _before: Option<&Value>) -> Vec<Fact> {
+        Vec::new()
+    }
+
     /// Changes the homeserver; `before` is what [`check`](Self::check) read, and is already recorded.
     fn apply<'a>(
         &'a self,
@@ -123,6 +128,10 @@ pub enum Check {
 #[derive(Debug, Clone, PartialEq)]
 pub enum Lane {
     Free,
+    /// One at a time, with a pause from the end of one to the beginning of the next.
+    Paced {
+        pause: Duration,
+    },
     Room {
         room_id: String,
         per_second: f64,

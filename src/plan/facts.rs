@@ -31,6 +31,11 @@ crate::values::string_enum::string_enum! {
         MediaUses = "media-uses",
         /// A file that was protected, or no longer is, since its uses were last stored: the key is its id.
         Protection = "protection",
+        /// An account that was not used for long: the key is its id, the value when its user was told and when it was
+        /// locked, in milliseconds, as a JSON object.
+        UnusedAccount = "unused-account",
+        /// A deactivated account: the key is its id, the value when it was first seen so, in milliseconds.
+        DeactivatedAccount = "deactivated-account",
         /// The time up to which the remote cache was purged, in milliseconds; the key is empty.
         RemoteCutOff = "remote-cut-off",
     }

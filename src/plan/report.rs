@@ -103,6 +103,12 @@ string_enum! {
         PurgeHistory = "purge-history",
         ProtectMedia = "protect-media",
         UnprotectMedia = "unprotect-media",
+        /// Tells a person about what is going to happen to their account.
+        SendNotice = "send-notice",
+        LockAccount = "lock-account",
+        /// Only to undo a lock.
+        UnlockAccount = "unlock-account",
+        DeactivateAccount = "deactivate-account",
         Request = "request",
     }
 }
@@ -139,7 +145,22 @@ string_enum! {
         Locked = "locked",
         Suspended = "suspended",
         Guest = "guest",
+        /// An account whose `user_type` is bot or support.
         Bot = "bot",
+        /// An account with another `user_type`.
+        OtherType = "other-type",
+        /// An account that MAS does not know, such as that of a bridge.
+        NotInMas = "not-in-mas",
+        /// An account of which no use is known (`never_used_after`).
+        NeverUsed = "never-used",
+        /// An account whose user was told not long ago (`notice_before`).
+        Notified = "notified",
+        /// An account that was locked not long ago (`locked_for`).
+        RecentlyLocked = "recently-locked",
+        /// An account that somebody else locked.
+        LockedByOthers = "locked-by-others",
+        /// An account that was used after it was locked.
+        UsedSinceLock = "used-since-lock",
         /// The account belongs to a bridge.
         Bridge = "bridge",
         /// The account that microglia itself uses.

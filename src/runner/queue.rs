@@ -143,10 +143,11 @@ fn lanes(changes: Vec<Box<dyn Change>>, first_seq: i64, concurrency: usize) -> V
     const FREE: usize = 0;
     const EXTERNAL_IDS: usize = 1;
     const ROOM_DELETIONS: usize = 2;
+    const PACED: usize = 3;
     let one_by_one = || Pipe::new(1, Duration::ZERO);
     // One more than there are request slots: while one is recorded, the others use them all.
     let free = Pipe::new(concurrency + 1, Duration::ZERO);
-    let mut lanes = vec![free, one_by_one(), one_by_one()];
+    let mut lanes = vec![free, one_by_one(), one_by_one(), one_by_one()];
     let mut rooms: HashMap<String, usize> = HashMap::new();
     for (seq, change) in (first_seq..).zip(changes) {
         let lane = match change.lane() {
@@ -157,6 +158,12 @@ fn lanes(changes: Vec<Box<dyn Change>>, first_seq: i64, concurrency: usize) -> V
                     pipe.interval = pause;
                 }
                 ROOM_DELETIONS
+            }
+            Lane::Paced { pause } => {
+                if let Some(pipe) = lanes.get_mut(PACED) {
+                    pipe.interval = pause;
+                }
+                PACED
             }
             Lane::Room { room_id, per_second } => *rooms.entry(room_id).or_insert_with(|| {
                 lanes.push(Pipe::new(1, Rate(per_second).interval()));

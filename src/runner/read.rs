@@ -54,7 +54,7 @@ pub(super) async fn read(run: &RunContext<'_>, tally: &mut Tally) -> Result<Read
         };
         let plan = match run.params.undoes {
             // On the heap, so that the futures of runs stay small.
-            Some(undoes) => Box::pin(undo::plan(run, undoes)).await?,
+            Some(undoes) => Box::pin(undo::plan(run, undoes, &server)).await?,
             None => make_plan(run, tally, &server).await?,
         };
         Ok(ReadPlan { plan, server, media_lock })

@@ -41,7 +41,7 @@ pub(super) fn decide(
     retries: &Retries,
     jitter: f64,
 ) -> Retry {
-    if error.is_unrecognized() && attempt.applied == 0 {
+    if (error.is_unrecognized() || error.is_not_enabled()) && attempt.applied == 0 {
         return Retry::Stop(Stop::Refused);
     }
     if !error.is_transient() || attempt.number >= retries.attempts {

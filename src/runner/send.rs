@@ -93,10 +93,21 @@ impl Sender<'_> {
     pub async fn send(&self, task: Task, record: ChangeRecord) -> Step {
         let media = match task.change.lane() {
             Lane::Media(store) => Some(store),
-            Lane::Free | Lane::Room { .. } | Lane::ExternalIds | Lane::RoomDeletion { .. } => None,
+            Lane::Free
+            | Lane::Paced { .. }
+            | Lane::Room { .. }
+            | Lane::ExternalIds
+            | Lane::RoomDeletion { .. } => None,
         };
         let call = media.map(|store| (self.server, store));
-        let recorded = self.run.history.record_sent(self.run_id, task.seq, &record, call);
+        let facts = task.change.facts(record.before.as_ref());
+        let recorded = self.run.history.record_sent(
+            self.run_id,
+            task.seq,
+            &record,
+            call,
+            (self.server, &facts),
+        );
         if let Err(error) = recorded.await {
             return Step::NotSent(task, error.into());
         }
@@ -149,8 +160,9 @@ impl Sender<'_> {
             }
             Err(error) => {
                 // Not applied: it is planned again by the next attempt, if there is one, or by the next run.
-                let stays_planned =
-                    error.is_transient() || matches!(error.cause, Cause::NoToken(_));
+                let stays_planned = error.is_transient()
+                    || error.is_not_enabled()
+                    || matches!(error.cause, Cause::NoToken(_));
                 (record.state, record.detail) = if stays_planned {
                     (State::Planned, None)
                 } else {

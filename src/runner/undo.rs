@@ -6,6 +6,7 @@ use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
 
 use super::context::{Abort, RunContext};
+use super::facts::known_facts;
 use crate::history::Page;
 use crate::jobs::job::Undo;
 use crate::plan::change::{Change, Check, Plan, Work};
@@ -17,14 +18,15 @@ use crate::values::text::format_count;
 const PAGE: u32 = 5000;
 
 /// Plans to restore what a run changed, as far as that is still needed.
-pub(super) async fn plan(run: &RunContext<'_>, undoes: i64) -> Result<Plan, Abort> {
+pub(super) async fn plan(run: &RunContext<'_>, undoes: i64, server: &str) -> Result<Plan, Abort> {
     let Undo::By(restore) = run.spec.job.kind().undo else {
         return Err(Abort::Refused(format!("run {undoes} cannot be undone")));
     };
     let records = changed(run, undoes).await?;
+    let known = known_facts(run, server).await?;
     let (mut plan, mut changes) = (Plan::default(), Vec::new());
     for record in &records {
-        match restore(record) {
+        match restore(record, &known) {
             Ok(change) => changes.push(change),
             Err(why) => {
                 plan.problem(record.action, &record.target, format!("cannot be undone: {why}"));

@@ -2,7 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::json::{flag, id, optional_id, optional_text};
+use super::json::{flag, id, milliseconds, optional_id, optional_text, seconds};
+use crate::values::clock::Timestamp;
 
 /// An account in the list, which shows neither external ids nor suspension nor the bridge that owns it.
 #[derive(Debug, Clone, Deserialize)]
@@ -21,6 +22,11 @@ pub struct UserRow {
     pub locked: bool,
     #[serde(default, deserialize_with = "optional_text")]
     pub avatar_url: Option<String>,
+    #[serde(default, rename = "creation_ts", deserialize_with = "milliseconds")]
+    pub created_at: Option<Timestamp>,
+    /// Of its devices, or only if they show no use, of its requests (since Synapse 1.140).
+    #[serde(default, rename = "last_seen_ts", deserialize_with = "milliseconds")]
+    pub last_seen_at: Option<Timestamp>,
 }
 
 /// An account from `GET /v2/users/<id>`.
@@ -34,6 +40,8 @@ pub struct User {
     #[serde(deserialize_with = "id")]
     pub name: String,
     pub user_type: Option<String>,
+    #[serde(default, deserialize_with = "flag")]
+    pub is_guest: bool,
     #[serde(default, deserialize_with = "flag")]
     pub admin: bool,
     #[serde(default, deserialize_with = "flag")]
@@ -50,6 +58,27 @@ pub struct User {
     pub avatar_url: Option<String>,
     #[serde(default)]
     pub external_ids: Vec<ExternalId>,
+    /// In seconds here, and in milliseconds in the list.
+    #[serde(default, rename = "creation_ts", deserialize_with = "seconds")]
+    pub created_at: Option<Timestamp>,
+    /// Of its requests.
+    #[serde(default, rename = "last_seen_ts", deserialize_with = "milliseconds")]
+    pub last_seen_at: Option<Timestamp>,
+}
+
+/// A device of an account. Cross-signing keys, which Synapse stores as devices, are not among them.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Device {
+    #[serde(rename = "device_id", deserialize_with = "id")]
+    pub id: String,
+    #[serde(default, deserialize_with = "optional_text")]
+    pub display_name: Option<String>,
+    /// `None` for one that logged in and was not used since, that a bridge uses, or that is dehydrated.
+    #[serde(default, rename = "last_seen_ts", deserialize_with = "milliseconds")]
+    pub last_seen_at: Option<Timestamp>,
+    /// Holds keys for messages that arrive while the person has no other device (since Synapse 1.132).
+    #[serde(default, deserialize_with = "flag")]
+    pub dehydrated: bool,
 }
 
 /// An SSO identity that can log in to an account.

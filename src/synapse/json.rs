@@ -9,6 +9,8 @@ use serde::de::value::MapAccessDeserializer;
 use serde::de::{DeserializeSeed, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
+use crate::values::clock::Timestamp;
+
 /// A scalar value. An array or an object becomes [`Scalar::Other`] without being kept in memory.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(super) enum Scalar {
@@ -173,6 +175,35 @@ pub(super) fn optional_count<'de, D: Deserializer<'de>>(
         Scalar::Negative(_) => Ok(Some(0)),
         Scalar::Null => Ok(None),
         other => Err(D::Error::custom(format!("expected an integer, found {other:?}"))),
+    }
+}
+
+/// A time in milliseconds since 1970; null, 0 and negative numbers count as `None`, and what no clock shows as the end of time.
+pub(super) fn milliseconds<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<Timestamp>, D::Error> {
+    time(deserializer, 1)
+}
+
+/// The same in seconds.
+pub(super) fn seconds<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<Timestamp>, D::Error> {
+    time(deserializer, 1000)
+}
+
+fn time<'de, D: Deserializer<'de>>(
+    deserializer: D,
+    unit_ms: i64,
+) -> Result<Option<Timestamp>, D::Error> {
+    match Scalar::deserialize(deserializer)? {
+        Scalar::Unsigned(0) | Scalar::Negative(_) | Scalar::Null => Ok(None),
+        Scalar::Unsigned(number) => {
+            let ms = i64::try_from(number).ok().and_then(|number| number.checked_mul(unit_ms));
+            let at = ms.and_then(Timestamp::from_timestamp_millis);
+            Ok(Some(at.unwrap_or(Timestamp::MAX_UTC)))
+        }
+        other => Err(D::Error::custom(format!("expected a time, found {other:?}"))),
     }
 }
 

@@ -14,7 +14,7 @@ use crate::http::{
     Silence, Transport,
 };
 use crate::mas;
-use crate::values::clock::Clock;
+use crate::values::clock::{Clock, Timestamp};
 use crate::values::schema::RateLimit;
 
 /// Reads one homeserver for one run; clones share the identity and the monitor.
@@ -51,6 +51,11 @@ impl Reader {
     /// The MAS that manages the accounts; `None` where none is configured.
     pub(crate) fn mas(&self) -> Option<&mas::Reader> {
         self.mas.as_ref()
+    }
+
+    /// What the local clock shows.
+    pub(crate) fn now(&self) -> Timestamp {
+        self.clock.now()
     }
 
     pub(crate) fn address(&self) -> &Address {

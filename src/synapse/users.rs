@@ -1,12 +1,12 @@
 //! Queries about accounts.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 
 use serde::Deserialize;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::account::{ExternalId, User, UserRow};
-use super::json::{Scalar, optional_count};
+use super::account::{Device, ExternalId, User, UserRow};
+use super::json::optional_count;
 use super::page::MAX_PAGE_ROWS;
 use super::pages::{PageToken, Pages};
 use super::reader::Reader;
@@ -28,6 +28,20 @@ impl Reader {
     /// Returns one account; the error is `M_NOT_FOUND` if there is none.
     pub(crate) async fn user(&self, user_id: &str) -> Result<User, Error> {
         self.get(Self::USER, &[user_id], vec![]).await
+    }
+
+    /// Returns the devices of an account, the hidden ones of cross-signing not; none of one that does not exist.
+    pub(crate) async fn devices(&self, user_id: &str) -> Result<Vec<Device>, Error> {
+        #[derive(Deserialize)]
+        struct Devices {
+            devices: Vec<Device>,
+        }
+        let endpoint = "/_synapse/admin/v2/users/{}/devices";
+        match self.get::<Devices>(endpoint, &[user_id], vec![]).await {
+            Ok(found) => Ok(found.devices),
+            Err(error) if error.is_not_found() => Ok(Vec::new()),
+            Err(error) => Err(error),
+        }
     }
 
     /// Returns whose external id this is (`GET /v1/auth_providers/…`, Synapse 1.67).
@@ -104,14 +118,7 @@ impl Reader {
         user_id: &str,
         room_id: &str,
     ) -> Result<Option<Membership>, Error> {
-        #[derive(Deserialize)]
-        struct Memberships {
-            memberships: HashMap<String, Scalar>,
-        }
-        let mut rooms: Memberships =
-            self.get("/_synapse/admin/v1/users/{}/memberships", &[user_id], vec![]).await?;
-        let membership = rooms.memberships.remove(room_id).and_then(Scalar::into_text);
-        Ok(membership.and_then(|membership| membership.parse().ok()))
+        Ok(self.memberships(user_id).await?.remove(room_id))
     }
 }
 

@@ -1,5 +1,7 @@
 //! Write access to a homeserver. Only the runner creates a writer, and never in a dry run.
 
+mod accounts;
+
 use std::time::Duration;
 
 use reqwest::Method;

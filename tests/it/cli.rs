@@ -153,7 +153,7 @@ async fn usage_errors_exit_with_2() {
     runs sweeep: error: unknown job "sweeep" (did you mean "sweep"?)
     runs show: error: the following required arguments were not provided:
     runs show first: error: invalid value 'first' for '<ID>': invalid digit found in string
-    kinds purge-media: error: unknown kind "purge-media": expected one of purge-local-media, purge-remote-media, join-rooms, remove-external-ids, delete-rooms, purge-history, protect-media, request
+    kinds purge-media: error: unknown kind "purge-media": expected one of purge-local-media, purge-remote-media, join-rooms, remove-external-ids, delete-rooms, purge-history, protect-media, lock-inactive-accounts, deactivate-accounts, request
     kinds join-room: error: unknown kind "join-room" (did you mean "join-rooms"?)
     completions dos: error: invalid value 'dos' for '<SHELL>'
     "#);
@@ -467,8 +467,10 @@ async fn each_kind_shows_every_key_with_its_type_its_default_and_its_meaning() {
             kind.counts || !matches!(key.name, "max_changes" | "at_most")
         };
         for key in kind.keys.iter().chain(common.filter(counts)) {
+            let own = kind.max_changes.filter(|_| key.name == "max_changes");
             let default = match key.default {
                 _ if key.required => "required".to_owned(),
+                Some(_) if own.is_some() => format!("default {}", own.unwrap()),
                 Some(default) => format!("default {default}"),
                 None => "optional".to_owned(),
             };

@@ -22,6 +22,8 @@ fn jobs(room: &str) -> String {
         }
         "protect-media" => String::new(),
         "delete-rooms" => "empty_for = \"2d\"".to_owned(),
+        "lock-inactive-accounts" => "inactive_for = \"30d\"".to_owned(),
+        "deactivate-accounts" => "locked_for = \"30d\"\nerase = false".to_owned(),
         "request" => {
             "method = \"DELETE\"\npath = \"/_synapse/admin/v2/rooms/{{ now_ms() }}\"".to_owned()
         }
@@ -33,6 +35,14 @@ fn jobs(room: &str) -> String {
         format!("[jobs.{kind}]\nkind = \"{kind}\"\nmode = \"apply\"\n{}\n\n", keys(kind))
     };
     KINDS.iter().map(|kind| job(kind.name)).collect()
+}
+
+/// Has the job remember a lock of long ago.
+async fn locked_long_ago(program: &Program, server: &str, user_id: &str) {
+    let insert = "INSERT INTO facts (server, topic, key, value)";
+    program
+        .sql(&format!("{insert} VALUES ('{server}', 'unused-account', '{user_id}', '{{\"locked_ms\":1700000000000}}')"))
+        .await;
 }
 
 async fn saw_empty_rooms_long_ago(program: &Program) {
@@ -68,6 +78,12 @@ async fn a_dry_run_sends_only_get_requests_to_a_real_synapse() {
     }
     synapse.return_to_now().await;
     synapse.external_ids(&alice.user_id, &[("saml", "alice")]).await;
+    let unused = synapse.register_many("unused", 1).await.remove(0);
+    synapse
+        .sql(&format!("UPDATE users SET creation_ts = 1600000000 WHERE name = '{unused}'; INSERT INTO devices (user_id, device_id, last_seen) VALUES ('{unused}', 'OLD', 1700000000000)"))
+        .await;
+    let shut = synapse.register("shut").await.user_id;
+    synapse.lock(&shut).await;
     let file = synapse.upload(&alice, b"old").await;
     synapse.age_media(&file, 400, None).await;
     synapse.insert_remote_media("far.test", "old", 400).await;
@@ -77,6 +93,7 @@ async fn a_dry_run_sends_only_get_requests_to_a_real_synapse() {
     synapse.set_state(&synapse.admin, &room, ("im.ponies.room_emotes", ""), pack).await;
     let program = Program::new(&synapse.url, &synapse.admin.token, &jobs(&room));
     saw_empty_rooms_long_ago(&program).await;
+    locked_long_ago(&program, "hs.test", &shut).await;
     for kind in KINDS {
         synapse.forget_requests();
         assert_plans_something(kind.name, &program.dry_run(kind.name).await);
@@ -108,12 +125,15 @@ async fn a_dry_run_sends_only_get_requests_whatever_the_limits_allow() {
             world.media("@user000000:fake.test", &format!("file{i}"), 10, HOUR_MS, None);
         }
         world.remote_media(20, HOUR_MS);
+        world.user("@user000000:fake.test").last_seen_ms = Some(1_700_000_100_000);
+        world.user("@user000001:fake.test").locked = true;
     });
     // What would be refused in apply mode is shown all the same.
     let defaults = "[defaults]\nretries = { attempts = 1 }\nwindow = \"00:00-00:01\"\n\n";
     let program =
         Program::new(&fake.url(), TOKEN, &format!("{defaults}{}", jobs("!room:fake.test")));
     saw_empty_rooms_long_ago(&program).await;
+    locked_long_ago(&program, "fake.test", "@user000001:fake.test").await;
     for kind in KINDS {
         fake.forget();
         assert_plans_something(kind.name, &program.dry_run(kind.name).await);

@@ -46,11 +46,11 @@ use tokio::{
 };
 
 use self::endpoints::{Answer, percent_decoded};
-pub use self::mas::{CLIENT_ID, CLIENT_SECRET, Provider};
+pub use self::mas::{CLIENT_ID, CLIENT_SECRET, Provider, SessionKind};
 pub use self::messages::Message;
 pub use self::openapi::Operation;
 use self::world::Doomed;
-pub use self::world::{Member, SERVER_NAME, TOKEN, User, World, room_event};
+pub use self::world::{Device, Member, SERVER_NAME, TOKEN, User, World, room_event};
 
 /// A running homeserver on 127.0.0.1, stopped when dropped.
 pub struct Fake {

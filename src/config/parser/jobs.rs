@@ -18,7 +18,7 @@ use crate::values::clock::Timestamp;
 use crate::values::fingerprint::Fingerprint;
 use crate::values::glob::{Glob, is_glob};
 use crate::values::schedule::{Schedule, Zone};
-use crate::values::schema::{Entry, Table};
+use crate::values::schema::{Entry, Limit, Table};
 use crate::values::text::{format_number, join_some, unknown};
 
 const NAME: NameRule = NameRule {
@@ -98,7 +98,10 @@ impl Parser<'_> {
         self.reject_limits_of_uncounted(kind, own, &common);
         let job = (kind.read)(&table, self.now, &mut self.errors);
         let window = common.window.span.clone();
-        let (common, job, schedule) = (common.complete()?, job?, head.schedule.value?);
+        let (mut common, job, schedule) = (common.complete()?, job?, head.schedule.value?);
+        if let Some(own) = kind.max_changes.filter(|_| !merged.contains_key("max_changes")) {
+            common.max_changes = Limit::Of(own);
+        }
         for (key, text) in job.warnings() {
             self.warn(table.span_of(key), text);
         }

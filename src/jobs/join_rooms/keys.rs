@@ -1,7 +1,8 @@
 //! The keys of `join-rooms`, and which accounts they select.
 
+use crate::jobs::account::{exempt_by_record, exempt_by_row};
 use crate::plan::report::Exempt;
-use crate::synapse::{Identity, MemberEvent, Membership, UserMap, UserRow};
+use crate::synapse::{Identity, MemberEvent, Membership, User, UserMap, UserRow};
 use crate::values::glob::{Glob, Matched, Selection, UserGlob, select};
 use crate::values::matrix_id::RoomName;
 use crate::values::schema::schema;
@@ -59,16 +60,20 @@ impl Keys {
 
     /// Judges by the list of accounts, which shows neither bridge ghosts nor suspension.
     pub fn exempt(&self, row: &UserRow, identity: &Identity) -> Option<Exempt> {
-        let bot = matches!(row.user_type.as_deref(), Some("bot" | "support"));
-        [
-            (row.name == identity.account.name, Exempt::OwnAccount),
-            (row.deactivated, Exempt::Deactivated),
-            (row.locked, Exempt::Locked),
-            (row.is_guest, Exempt::Guest),
-            (bot && !self.include_bots, Exempt::Bot),
-        ]
-        .into_iter()
-        .find_map(|(applies, exempt)| applies.then_some(exempt))
+        exempt_by_row(row, identity).find(|exempt| self.leaves_alone(*exempt))
+    }
+
+    /// Judges by an account's record.
+    pub fn exempt_by_record(&self, user: &User, identity: &Identity) -> Option<Exempt> {
+        exempt_by_record(user, identity).find(|exempt| self.leaves_alone(*exempt))
+    }
+
+    fn leaves_alone(&self, exempt: Exempt) -> bool {
+        match exempt {
+            Exempt::Bot => !self.include_bots,
+            Exempt::Admin | Exempt::OtherType => false,
+            _ => true,
+        }
     }
 
     /// Decides by the newest room in which the user joined, left or was banned; invitations and knocks do not count.

@@ -159,14 +159,7 @@ impl Reading<'_> {
             let (key, value) = (user.name.clone(), appservice.clone());
             found.push(Fact { topic: Topic::Ghost, key, value });
         }
-        let exempt = [
-            (user.appservice_id.is_some(), Exempt::Bridge),
-            (user.deactivated, Exempt::Deactivated),
-            (user.locked, Exempt::Locked),
-            (user.suspended, Exempt::Suspended),
-        ];
-        let exempt = exempt.into_iter().find_map(|(applies, exempt)| applies.then_some(exempt));
-        Ok(Verdict::Join(exempt))
+        Ok(Verdict::Join(self.keys.exempt_by_record(&user, self.identity)))
     }
 
     /// Counts an account in each room that it is not in; returns the number of joins, none.

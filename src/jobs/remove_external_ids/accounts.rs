@@ -7,16 +7,18 @@ use chrono::TimeDelta;
 use futures_util::StreamExt;
 use serde_json::json;
 
+use super::super::account::Unreadable;
 use super::super::account_state::AccountState;
 use super::super::job::{Context, PlanError};
 use super::super::portion::{Next, PortionProgress, in_order};
+use super::deactivated::recently_deactivated;
 use super::keys::Keys;
 use super::observed::Observed;
 use super::removal::Removal;
 use crate::plan::change::{Change, Plan, Warning, Work};
 use crate::plan::facts::{Fact, Topic};
 use crate::plan::report::{Action, Exempt};
-use crate::synapse::{self, Cause, Position, User, UserPage, UserRow};
+use crate::synapse::{self, Position, User, UserPage, UserRow};
 use crate::values::clock::Timestamp;
 use crate::values::glob::{Matched, Selection, select, unmatched};
 
@@ -35,7 +37,7 @@ pub(super) async fn plan(
         seen: findings.and_then(|found| serde_json::from_value(found).ok()).unwrap_or_default(),
         progress: PortionProgress::new(&context.portion),
         changes: Vec::new(),
-        unreadable: 0,
+        unreadable: Unreadable::default(),
     };
     if context.portion.from.is_none() {
         reading.seen.count_ids(account, keys, false);
@@ -67,13 +69,14 @@ struct Reading<'a> {
     seen: Observed,
     progress: PortionProgress<'a>,
     changes: Vec<Removal>,
-    /// Accounts in a row that could not be read.
-    unreadable: u32,
+    unreadable: Unreadable,
 }
 
 /// What is known of an account after its row and, where needed, its record was read.
 enum Record {
     NotRead,
+    /// A deactivated account that was not read, because it has not been seen so for long.
+    RecentlyDeactivated,
     /// The providers of a deactivated account's ids, as it was read in an earlier run.
     Remembered(Vec<String>),
     Read(Result<User, synapse::Error>),
@@ -90,12 +93,14 @@ impl Reading<'_> {
         self.progress.set_total(total);
         let (keys, context, own) = (self.keys, self.context, self.own);
         let remembered = keys.remembered(context, &rows).await;
+        let recent = recently_deactivated(keys, context, &rows).await;
         let last = rows.len().checked_sub(1).filter(|_| ends_list);
         let mut records = std::pin::pin!(in_order(rows, context, |row| {
-            let remembered = remembered.get(&row.name);
+            let (remembered, is_recent) = (remembered.get(&row.name), recent.contains(&row.name));
             async move {
                 let record = match remembered {
                     _ if !keys.is_to_be_read(&row, own) => Record::NotRead,
+                    _ if is_recent => Record::RecentlyDeactivated,
                     Some(providers) if row.deactivated => Record::Remembered(providers.clone()),
                     _ => Record::Read(context.reader.user(&row.name).await),
                 };
@@ -133,6 +138,10 @@ impl Reading<'_> {
         self.keys.count_row(row, self.own, &mut self.seen, plan);
         let user = match record {
             Record::NotRead => return Ok(None),
+            Record::RecentlyDeactivated => {
+                plan.leave_alone(Exempt::RecentlyDeactivated, || row.name.clone());
+                return Ok(None);
+            }
             Record::Remembered(providers) => {
                 self.seen.count_remembered(&providers);
                 return Ok(None);
@@ -141,18 +150,19 @@ impl Reading<'_> {
                 self.seen.unread -= 1;
                 return Ok(None);
             }
-            Record::Read(Err(error))
-                if self.unreadable < MAX_UNREADABLE && is_about_account(&error) =>
-            {
-                self.unreadable += 1;
+            Record::Read(Err(error)) if self.unreadable.is_only_this(&error) => {
                 plan.problem(Action::RemoveExternalId, &row.name, error.message());
                 return Ok(None);
             }
             Record::Read(user) => user?,
         };
-        self.unreadable = 0;
+        self.unreadable.reset();
         self.seen.unread -= 1;
         facts.extend(remembered(&user, self.context.started_at));
+        if self.keys.is_deactivated_since(row.deactivated, &user) {
+            plan.leave_alone(Exempt::RecentlyDeactivated, || user.name.clone());
+            return Ok(None);
+        }
         Ok(self.keys.removal(&user, &mut self.seen, plan))
     }
 }
@@ -227,7 +237,8 @@ impl Keys {
         let takes_last = left.is_empty() && AccountState::of(user) == AccountState::Active;
         let warning = takes_last.then_some(Warning::LastIds);
         let (user_id, keys) = (user.name.clone(), Arc::clone(self));
-        (!gone.is_empty()).then_some(Removal { user_id, gone, warning, keys })
+        let was_deactivated = user.deactivated;
+        (!gone.is_empty()).then_some(Removal { user_id, gone, was_deactivated, warning, keys })
     }
 
     /// Notes which names matched nothing, which is only known once the round is complete.
@@ -262,12 +273,4 @@ fn remembered(user: &User, read_at: Timestamp) -> Option<Fact> {
         key: user.name.clone(),
         value: json!([read_at.timestamp_millis(), providers]).to_string(),
     })
-}
-
-/// After this many unreadable accounts in a row, the problem is not with the accounts.
-const MAX_UNREADABLE: u32 = 5;
-
-/// Whether Synapse cannot read this one account: its row is damaged, or has the name of another server.
-fn is_about_account(error: &synapse::Error) -> bool {
-    matches!(error.cause, Cause::Synapse { status: 400 | 500, .. }) && !error.is_about_token()
 }

@@ -45,6 +45,11 @@ impl Keys {
         self.accounts.include(AccountState::of(user)) && (self.include_admins || !user.admin)
     }
 
+    /// Whether an account that was active is deactivated now, of which `deactivated_for` has not begun to be counted.
+    pub(super) fn is_deactivated_since(&self, was_deactivated: bool, user: &User) -> bool {
+        self.deactivated_for.is_some() && user.deactivated && !was_deactivated
+    }
+
     /// Returns the current ids to remove and to keep; none to remove if the account is not (or no longer) selected.
     pub(super) fn split(&self, user: &User) -> (Vec<ExternalId>, Vec<ExternalId>) {
         if !self.selects(user) {

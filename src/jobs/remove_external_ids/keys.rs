@@ -22,7 +22,7 @@ schema! {
         pub include_admins: bool = "false",
         /// Skips active accounts that would have no identity left; under MAS, none at an enabled provider.
         pub keep_last: bool = "false",
-        /// MAS only: processes deactivated accounts only after they have been deactivated for this long.
+        /// Processes deactivated accounts only after they have been deactivated for this long. MAS knows since when; on classic Synapse, which does not store it, this counts from the first run of a job with this key that saw the account deactivated, and dry runs count.
         pub deactivated_for: Option<HumanDuration> where "\"0s\"" to "\"3650d\"",
         /// MAS only: also removes links of the providers that belong to no account and are older than a day, which a login that was not completed leaves behind.
         pub orphans: bool = "false",

@@ -15,6 +15,8 @@ use crate::synapse::{self, ExternalId, Reader, Writer};
 pub(super) struct Removal {
     pub user_id: String,
     pub gone: Vec<ExternalId>,
+    /// Whether the account was deactivated when it was planned.
+    pub was_deactivated: bool,
     pub warning: Option<Warning>,
     pub keys: Arc<Keys>,
 }
@@ -49,6 +51,9 @@ impl Change for Removal {
                 }
                 user => user?,
             };
+            if self.keys.is_deactivated_since(self.was_deactivated, &user) {
+                return Ok(Check::Skip("the account was deactivated since the plan".to_owned()));
+            }
             let (mut gone, _) = self.keys.split(&user);
             gone.retain(|id| self.gone.contains(id));
             if gone.is_empty() {

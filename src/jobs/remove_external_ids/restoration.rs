@@ -1,5 +1,7 @@
 //! Undoing what a run changed: ids are linked again, or, to undo that, removed again.
 
+use std::collections::HashMap;
+
 use futures_util::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -35,7 +37,10 @@ struct CreatedAgain {
 }
 
 /// The change that restores what a recorded one changed; the error says why there is none.
-pub(super) fn restoration(record: &ChangeRecord) -> Result<Box<dyn Change>, String> {
+pub(super) fn restoration(
+    record: &ChangeRecord,
+    _known: &HashMap<String, String>,
+) -> Result<Box<dyn Change>, String> {
     let unknown = || "what it changed is not recorded".to_owned();
     let before = record.before.as_ref().ok_or_else(unknown)?;
     if let Ok(created) = serde_json::from_value::<CreatedAgain>(before.clone()) {

@@ -126,6 +126,9 @@ fn items_of(kind: &str) -> Items {
         "delete-rooms" => ("room", "rooms", "shut down or purged"),
         "purge-history" => ("room", "rooms", "purged"),
         "protect-media" => ("file", "files", "protected or unprotected"),
+        // A notice is told about an account, too.
+        "lock-inactive-accounts" => ("account", "accounts", "told or locked"),
+        "deactivate-accounts" => ("account", "accounts", "deactivated"),
         "request" => ("request", "requests", "sent"),
         _ => ("item", "items", "changed"),
     };

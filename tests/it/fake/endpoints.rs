@@ -277,6 +277,16 @@ static ROUTES: &[Route] = &[
     Route::new("PUT", "/_synapse/admin/v2/users/*", (1, 0), Gate::Admin, put_user),
     Route::new("GET", "/_synapse/admin/v2/users", (1, 0), Gate::Admin, users),
     Route::new("GET", "/_synapse/admin/v3/users", (1, 103), Gate::Admin, users),
+    Route::new("GET", "/_synapse/admin/v2/users/*/devices", (1, 15), Gate::Admin, devices),
+    Route::new("GET", "/_synapse/admin/v1/users/*/accountdata", (1, 57), Gate::Admin, accountdata),
+    Route::new("POST", "/_synapse/admin/v1/deactivate/*", (1, 0), Gate::Admin, deactivate),
+    Route::new(
+        "PUT",
+        "/_synapse/admin/v1/send_server_notice/*",
+        (1, 0),
+        Gate::Admin,
+        send_server_notice,
+    ),
     Route::new("GET", "/_synapse/admin/v1/users/*/media", (1, 23), Gate::MediaAdmin, user_media),
     Route::new("GET", "/_synapse/admin/v1/users/*/memberships", (1, 145), Gate::Admin, memberships),
     Route::new(
@@ -578,6 +588,94 @@ impl<'a> SingleUser<'a> {
     }
 }
 
+fn devices(world: &mut World, call: &Call) -> Answered {
+    let user_id = local_user(world, &call.args[0], "Can only lookup local users")?;
+    let Some(user) = world.users.get(user_id) else {
+        return refused(404, "M_NOT_FOUND", "Unknown user");
+    };
+    let has_dehydrated = user.devices.iter().any(|device| device.dehydrated);
+    let devices: Vec<Value> = user
+        .devices
+        .iter()
+        .map(|device| {
+            let mut row = json!({
+                "user_id": user_id, "device_id": device.id, "display_name": device.name,
+                "last_seen_ip": device.last_seen_ms.map(|_| "127.0.0.1"),
+                "last_seen_user_agent": device.last_seen_ms.map(|_| "Element"),
+                "last_seen_ts": device.last_seen_ms,
+            });
+            if has_dehydrated {
+                row["dehydrated"] = device.dehydrated.into();
+            }
+            row
+        })
+        .collect();
+    Ok(Answer::json(&json!({"total": devices.len(), "devices": devices})))
+}
+
+fn accountdata(world: &mut World, call: &Call) -> Answered {
+    let user_id = local_user(world, &call.args[0], "Can only look up local users")?;
+    let Some(user) = world.users.get(user_id) else {
+        return refused(404, "M_NOT_FOUND", "User not found");
+    };
+    let mut global = json!({"m.push_rules": {"global": {}}});
+    if user.has_key_backup {
+        global["m.megolm_backup.v1"] = json!({"encrypted": {"key": {"iv": "", "mac": ""}}});
+    }
+    Ok(Answer::json(&json!({"account_data": {"global": global, "rooms": {}}})))
+}
+
+/// What it takes is gone at once, other than in Synapse.
+fn deactivate(world: &mut World, call: &Call) -> Answered {
+    let user_id = local_user(world, &call.args[0], "Can only deactivate local users")?.to_owned();
+    if !world.users.contains_key(&user_id) {
+        return refused(404, "M_NOT_FOUND", "User not found");
+    }
+    let erase = match call.object()?.get("erase") {
+        None => false,
+        Some(Value::Bool(erase)) => *erase,
+        Some(_) => {
+            return refused(400, "M_BAD_JSON", "Param 'erase' must be a boolean, if given");
+        }
+    };
+    if world.mas {
+        world.complain(format!("{user_id} is deactivated in Synapse only"));
+    }
+    world.deactivate(&user_id, erase);
+    Ok(Answer::json(&json!({"id_server_unbind_result": "success"})))
+}
+
+fn send_server_notice(world: &mut World, call: &Call) -> Answered {
+    let transaction = call.args[0].clone();
+    let body = call.object()?;
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let user_id = text(&body["user_id"]);
+    if let Some((told, event_id)) = world.notice_transactions.get(&transaction).cloned() {
+        if told != user_id {
+            world.complain(format!("{user_id} is not told: {told} was with the same transaction"));
+        }
+        return Ok(Answer::json(&json!({"event_id": event_id})));
+    }
+    if !world.server_notices {
+        return refused(400, "M_UNKNOWN", "Server notices are not enabled on this server");
+    }
+    match world.users.get(local_user(
+        world,
+        &user_id,
+        "Server notices can only be sent to local users",
+    )?) {
+        None => return refused(404, "M_NOT_FOUND", "User not found"),
+        Some(user) if user.locked || user.deactivated => {
+            world.complain(format!("{user_id} cannot read a notice any more"));
+        }
+        Some(_) => {}
+    }
+    let event_id = format!("$notice{}", world.notices.len());
+    world.notices.push((user_id.clone(), text(&body["content"]["body"])));
+    world.notice_transactions.insert(transaction, (user_id, event_id.clone()));
+    Ok(Answer::json(&json!({"event_id": event_id})))
+}
+
 /// The profile's name, by default the localpart.
 fn displayname<'a>(user_id: &'a str, user: &'a User) -> &'a str {
     let localpart = user_id.split(':').next().unwrap_or_default().trim_start_matches('@');
@@ -589,6 +687,9 @@ fn put_user(world: &mut World, call: &Call) -> Answered {
         local_user(world, &call.args[0], "This endpoint can only be used with local users")?
             .to_owned();
     let body = call.object()?;
+    if body.get("locked").is_some_and(|locked| !locked.is_boolean()) {
+        return refused(400, "M_UNKNOWN", "'locked' parameter is not of type boolean");
+    }
     let external_ids = match body.get("external_ids") {
         None | Some(Value::Null) => None,
         Some(list) => Some(external_ids_of(list)?),
@@ -781,7 +882,7 @@ impl<'a> UserRow<'a> {
             displayname: displayname(name, user),
             avatar_url: avatar_url(world, user),
             creation_ts: user.created_ms,
-            last_seen_ts: user.last_seen_ms,
+            last_seen_ts: user.listed_last_seen_ms(),
             locked: world.at_least((1, 93)).then_some(user.locked),
         }
     }

@@ -24,6 +24,8 @@ pub struct Mas {
     pub providers: BTreeMap<String, Provider>,
     pub links: BTreeMap<String, Link>,
     pub sessions: BTreeMap<String, Session>,
+    /// In which people use their accounts.
+    pub user_sessions: BTreeMap<String, UserSession>,
     /// In seconds.
     pub token_life: u64,
     /// Whether the internal listener has the resource `oauth`.
@@ -59,6 +61,7 @@ pub struct MasUser {
     pub locked_at: Option<String>,
     pub deactivated_at: Option<String>,
     pub admin: bool,
+    pub legacy_guest: bool,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -91,6 +94,22 @@ pub struct Session {
     pub revoked_at: Option<String>,
 }
 
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum SessionKind {
+    OAuth2,
+    Compatibility,
+    Browser,
+}
+
+#[derive(Clone, Debug)]
+pub struct UserSession {
+    pub kind: SessionKind,
+    pub user_id: String,
+    pub created_at: String,
+    pub last_active_at: Option<String>,
+    pub finished_at: Option<String>,
+}
+
 /// What MAS said about a token when Synapse asked.
 #[derive(Clone)]
 struct Introspection {
@@ -117,6 +136,7 @@ impl Default for Mas {
             providers: BTreeMap::new(),
             links: BTreeMap::new(),
             sessions: BTreeMap::new(),
+            user_sessions: BTreeMap::new(),
             token_life: 300,
             internal_oauth: true,
             is_down: false,
@@ -166,6 +186,23 @@ impl Mas {
         };
         self.links.insert(id.clone(), link);
         id
+    }
+
+    /// A session in which nothing happened yet.
+    pub fn user_session(
+        &mut self,
+        kind: SessionKind,
+        user_id: &str,
+        created_at: &str,
+    ) -> &mut UserSession {
+        let id = self.ulid();
+        self.user_sessions.entry(id).or_insert_with(|| UserSession {
+            kind,
+            user_id: user_id.to_owned(),
+            created_at: created_at.to_owned(),
+            last_active_at: None,
+            finished_at: None,
+        })
     }
 
     /// A token of the form that MAS gives it.

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::Seen;
 use super::endpoints::{Answer, percent_decoded, query_pairs};
-use super::mas::{Link, Mas, Session};
+use super::mas::{Link, Mas, Session, SessionKind};
 use super::openapi::Operation;
 use super::world::World;
 
@@ -29,6 +29,9 @@ pub(super) fn answer(world: &mut World, seen: &Seen, authorization: &str) -> Ans
             .unwrap_or_else(|refusal| refusal),
         Err(refusal) => refusal,
     };
+    if seen.method == "POST" && answer.status == 200 {
+        tell_synapse(world, seen);
+    }
     if answer.content_type == "application/json" && !answer.body.is_empty() {
         let body = serde_json::from_slice(&answer.body).expect("what serde_json wrote");
         for problem in operation.problems_in_response(answer.status, &body) {
@@ -36,6 +39,25 @@ pub(super) fn answer(world: &mut World, seen: &Seen, authorization: &str) -> Ans
         }
     }
     answer
+}
+
+/// MAS tells Synapse of a lock and of a deactivation, a moment later.
+fn tell_synapse(world: &mut World, seen: &Seen) {
+    let path = seen.path.strip_prefix(PREFIX).unwrap_or_default();
+    let Some(("users", rest)) = path.split_once('/') else { return };
+    let id = rest.split('/').next().unwrap_or_default();
+    let Some(user) = world.auth_service.users.get(id).cloned() else { return };
+    let user_id = format!("@{}:{}", user.username, world.server_name);
+    if !world.users.contains_key(&user_id) {
+        return;
+    }
+    if rest.ends_with("/deactivate") {
+        let skip_erase = serde_json::from_str(&seen.body)
+            .is_ok_and(|body: Value| body["skip_erase"] == Value::Bool(true));
+        world.deactivate(&user_id, !skip_erase);
+    }
+    world.user(&user_id).locked = user.locked_at.is_some();
+    world.touched();
 }
 
 type Answered = Result<Answer, Answer>;
@@ -105,6 +127,23 @@ fn carried_out(
             true => Ok(single(200, seen, &user_of(mas, id, now))),
             false => refused(404, &format!("User ID {id} not found")),
         },
+        ("POST", ["users", id, action @ ("lock" | "unlock" | "deactivate")]) => {
+            if *action == "deactivate" && !seen.body.is_empty() {
+                json_body(seen)?;
+            }
+            let Some(user) = mas.users.get_mut(valid(id)?) else {
+                return refused(404, &format!("User ID {id} not found"));
+            };
+            match *action {
+                "lock" => user.locked_at = user.locked_at.take().or_else(|| Some(time(now))),
+                "unlock" => user.locked_at = None,
+                _ => user.deactivated_at = user.deactivated_at.take().or_else(|| Some(time(now))),
+            }
+            Ok(single(200, seen, &user_of(mas, id, now)))
+        }
+        ("GET", ["oauth2-sessions"]) => user_sessions(mas, &list, SessionKind::OAuth2),
+        ("GET", ["compat-sessions"]) => user_sessions(mas, &list, SessionKind::Compatibility),
+        ("GET", ["user-sessions"]) => user_sessions(mas, &list, SessionKind::Browser),
         ("GET", ["upstream-oauth-providers"]) => {
             list.of(mas.providers.keys(), |id| provider_of(mas, id, now))
         }
@@ -165,7 +204,8 @@ fn user_of(mas: &Mas, id: &str, now: DateTime<Utc>) -> Value {
     let user = &mas.users[id];
     let attributes = json!({
         "username": user.username, "created_at": time(now), "locked_at": user.locked_at,
-        "deactivated_at": user.deactivated_at, "admin": user.admin, "legacy_guest": false,
+        "deactivated_at": user.deactivated_at, "admin": user.admin,
+        "legacy_guest": user.legacy_guest,
     });
     resource("user", "users", id, &attributes)
 }
@@ -199,6 +239,31 @@ fn session_of(mas: &Mas, id: &str, now: DateTime<Utc>) -> Value {
         "expires_at": session.expires_at.as_ref().map(|(_, at)| at),
     });
     resource("personal-session", "personal-sessions", id, &attributes)
+}
+
+fn user_sessions(mas: &Mas, list: &List<'_>, kind: SessionKind) -> Answered {
+    let of_kind = mas.user_sessions.iter().filter(|(_, session)| session.kind == kind);
+    let ids: Vec<&String> = of_kind.map(|(id, _)| id).collect();
+    list.of(ids.into_iter(), |id| user_session_of(mas, id))
+}
+
+fn user_session_of(mas: &Mas, id: &str) -> Value {
+    let session = &mas.user_sessions[id];
+    let mut attributes = json!({
+        "created_at": session.created_at, "finished_at": session.finished_at,
+        "user_id": session.user_id, "user_agent": null, "last_active_ip": null,
+        "last_active_at": session.last_active_at,
+    });
+    let (name, list) = match session.kind {
+        SessionKind::OAuth2 => {
+            attributes["client_id"] = super::CLIENT_ID.into();
+            attributes["scope"] = "openid".into();
+            ("oauth2-session", "oauth2-sessions")
+        }
+        SessionKind::Compatibility => ("compat-session", "compat-sessions"),
+        SessionKind::Browser => ("user-session", "user-sessions"),
+    };
+    resource(name, list, id, &attributes)
 }
 
 fn site_config() -> Value {

@@ -19,6 +19,7 @@ pub const TOKEN: &str = "fake-token";
 /// 2023-11-14, long before any test runs.
 const LONG_AGO_MS: i64 = 1_700_000_000_000;
 
+#[expect(clippy::struct_excessive_bools, reason = "each is a switch of the fake")]
 pub struct World {
     pub server_name: String,
     /// Endpoints and parameters newer than this are unknown.
@@ -44,6 +45,12 @@ pub struct World {
     pub messages: Vec<Message>,
     /// Deletions of rooms, oldest first.
     pub tasks: Vec<Task>,
+    /// Whether `server_notices` is configured.
+    pub server_notices: bool,
+    /// Whom Synapse told what, oldest first.
+    pub notices: Vec<(String, String)>,
+    /// The user and the event of each transaction, until Synapse is restarted.
+    pub notice_transactions: BTreeMap<String, (String, String)>,
     /// The name of the change of the database schema that is under way.
     pub background_update: Option<String>,
     /// How often a deletion is asked for before it has ended.
@@ -81,6 +88,9 @@ impl World {
             remote: BTreeMap::new(),
             messages: Vec::new(),
             tasks: Vec::new(),
+            server_notices: true,
+            notices: Vec::new(),
+            notice_transactions: BTreeMap::new(),
             background_update: None,
             polls_per_deletion: 1,
             deletion_error: None,
@@ -121,6 +131,18 @@ impl World {
     pub fn users(&mut self, count: usize, mut make: impl FnMut(usize) -> User) {
         let server_name = &self.server_name;
         self.users.extend((0..count).map(|i| (format!("@user{i:06}:{server_name}"), make(i))));
+    }
+
+    /// Deactivates an account, which leaves its rooms.
+    pub fn deactivate(&mut self, user_id: &str, erase: bool) {
+        let user = self.user(user_id);
+        user.deactivated = true;
+        user.erased |= erase;
+        user.devices.clear();
+        for room in self.rooms.values_mut().filter(|room| room.membership(user_id).is_some()) {
+            room.left(user_id);
+        }
+        self.touched();
     }
 
     /// A room, made if it is not there: public, with the admin account as its creator and only member.
@@ -334,7 +356,11 @@ pub struct User {
     /// The id of a file.
     pub avatar: Option<String>,
     pub created_ms: i64,
+    /// Of its requests.
     pub last_seen_ms: Option<i64>,
+    pub devices: Vec<Device>,
+    /// Whether the key of a key backup is in its account data.
+    pub has_key_backup: bool,
     pub admin: bool,
     pub deactivated: bool,
     pub erased: bool,
@@ -356,6 +382,8 @@ impl Default for User {
             avatar: None,
             created_ms: LONG_AGO_MS,
             last_seen_ms: None,
+            devices: Vec::new(),
+            has_key_backup: false,
             admin: false,
             deactivated: false,
             erased: false,
@@ -371,10 +399,24 @@ impl Default for User {
 }
 
 impl User {
+    /// What the list shows: one old device hides newer requests without a device.
+    pub fn listed_last_seen_ms(&self) -> Option<i64> {
+        let devices = self.devices.iter().filter_map(|device| device.last_seen_ms);
+        devices.max().or(self.last_seen_ms)
+    }
+
     pub fn external(mut self, provider: &str, external_id: &str) -> Self {
         self.external_ids.push((provider.to_owned(), external_id.to_owned()));
         self
     }
+}
+
+#[derive(Clone, Debug, Default)]
+pub struct Device {
+    pub id: String,
+    pub name: Option<String>,
+    pub last_seen_ms: Option<i64>,
+    pub dehydrated: bool,
 }
 
 /// Once no local member is joined, Synapse knows no state of a room any more.
