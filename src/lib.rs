@@ -127,8 +127,8 @@
 //!   rooms that have an avatar or a pack can change in this way, and users with packs; they are read again in turn.
 //!   Its memory is one text for each room, with the ids of its files and what is known of each: a row for each file would need
 //!   three times as much. A change stores only that a file was protected, which the next plan adds to the texts: changes of
-//!   one room are made side by side, and none must overwrite what another one stored. A file whose response was lost may have
-//!   been protected by anybody, and is never unprotected.
+//!   one room are made side by side, and none must overwrite what another one stored. Before a request
+//!   is sent, that is stored, too: a file that is found protected after a lost response was protected by this kind.
 //! - Who is a person and when they were last there is decided in `jobs::account`, for all kinds. A row of the list only rules
 //!   accounts out: whoever may have to be locked or deactivated is read singly, with devices and sessions, twice.
 //! - That an account was locked is a fact which is recorded when the lock is sent (`Change::facts`), because a lost response

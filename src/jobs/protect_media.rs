@@ -80,6 +80,7 @@ impl Job for ProtectMedia {
         let mut changes = planning.protections(plan).await?;
         changes.extend(planning.unprotections(plan).await?);
         planning.memory.store(context).await;
+        planning.memory.forget_sent(context).await;
         if all_users_read {
             let selection = self.keys.users_fingerprint().to_string();
             let seen_ms = context.started_at.timestamp_millis();

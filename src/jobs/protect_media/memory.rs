@@ -9,6 +9,7 @@ use std::str::FromStr;
 use crate::jobs::job::Context;
 use crate::plan::facts::{Fact, Topic};
 use crate::synapse::HasMedia;
+use crate::values::string_enum::string_enum;
 
 /// What is known of a file that a room or a user uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,16 +58,16 @@ impl Uses {
     }
 
     /// Takes note of what became of files since they were stored.
-    fn update(&mut self, protections: &HashMap<String, String>) -> bool {
+    fn update(&mut self, protected: &HashMap<String, Protected>) -> bool {
         let before = self.clone();
         self.files.retain(|id, mark| {
-            match (protections.get(id).map(String::as_str), *mark) {
-                (Some(PROTECTED), Mark::Open | Mark::Settled | Mark::Quarantined) => {
+            match (protected.get(id), *mark) {
+                (Some(Protected::Yes), Mark::Open | Mark::Settled | Mark::Quarantined) => {
                     *mark = Mark::Ours;
                 }
-                (Some(UNPROTECTED), Mark::Unused) => return false,
+                (Some(Protected::No), Mark::Unused) => return false,
                 // It was undone: the job still protects it, unless it was changed.
-                (Some(UNPROTECTED), Mark::Ours) => *mark = Mark::Open,
+                (Some(Protected::No | Protected::Sent), Mark::Ours) => *mark = Mark::Open,
                 _ => {}
             }
             true
@@ -117,8 +118,6 @@ impl FromStr for Uses {
     }
 }
 
-const PROTECTED: &str = "1";
-const UNPROTECTED: &str = "0";
 /// Of keys that name a selection of users; the value is when uploads were last looked at.
 const UPLOADS: &str = "uploads ";
 /// A job that has not run for so long looks at all uploads again.
@@ -126,10 +125,23 @@ const MAX_UPLOADS_AGE_MS: i64 = 60 * 24 * 60 * 60 * 1000;
 /// How many results may be lost when a run is cut off.
 const STORE_AFTER: usize = 200;
 
-/// The fact that a file was protected, or no longer is; the next plan adds it to what is known of rooms and users.
-pub(super) fn protection_fact(media_id: &str, is_protected: bool) -> Fact {
-    let value = if is_protected { PROTECTED } else { UNPROTECTED };
-    Fact { topic: Topic::Protection, key: media_id.to_owned(), value: value.to_owned() }
+string_enum! {
+    /// What became of a file; the next plan adds it to what is known of rooms and users.
+    pub enum Protected {
+        /// By this kind.
+        Yes = "yes",
+        /// Not any more.
+        No = "no",
+        /// A request was sent, and the response may have been lost. Whatever the file is now, this kind made it so.
+        Sent = "sent",
+    }
+}
+
+impl Protected {
+    pub fn fact(self, media_id: &str) -> Fact {
+        let value = self.as_str().to_owned();
+        Fact { topic: Topic::Protection, key: media_id.to_owned(), value }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -139,6 +151,8 @@ pub(super) struct Memory {
     /// When uploads were last looked at, by the selection of users.
     uploads_seen_ms: HashMap<String, i64>,
     files: FileIndex,
+    /// Files for which a request was sent, with or without a response.
+    sent: Vec<String>,
     /// What is not stored yet.
     changed: BTreeSet<String>,
 }
@@ -185,14 +199,16 @@ impl FileIndex {
 impl Memory {
     /// Reads what earlier runs stored, together with what became of their plans.
     pub async fn load(context: &Context<'_>) -> Self {
-        let protections = context.facts.between(Topic::Protection, "", "\u{10ffff}").await;
+        let stored = context.facts.between(Topic::Protection, "", "\u{10ffff}").await;
+        let parsed = stored.into_iter().map(|(id, text)| Some((id, text.parse().ok()?)));
+        let protected: HashMap<String, Protected> = parsed.flatten().collect();
         let mut memory = Self::default();
         for (key, value) in context.facts.known() {
             if let Some(selection) = key.strip_prefix(UPLOADS) {
                 let seen_ms = value.parse().ok().map(|ms: i64| (selection.to_owned(), ms));
                 memory.uploads_seen_ms.extend(seen_ms);
             } else if let Ok(mut uses) = value.parse::<Uses>() {
-                if uses.update(&protections) {
+                if uses.update(&protected) {
                     memory.changed.insert(key.clone());
                 }
                 memory.files.add(&uses);
@@ -200,8 +216,11 @@ impl Memory {
             }
         }
         memory.store(context).await;
-        let known = protections.into_keys().collect();
+        let (sent, known): (Vec<_>, Vec<_>) =
+            protected.into_iter().partition(|(_, protected)| *protected == Protected::Sent);
+        let known = known.into_iter().map(|(id, _)| id).collect();
         context.facts.forget(Topic::Protection, known).await;
+        memory.sent = sent.into_iter().map(|(id, _)| id).collect();
         memory
     }
 
@@ -293,6 +312,16 @@ impl Memory {
         context.facts.forget(Topic::MediaUses, ids).await;
     }
 
+    /// Whether this kind protected a file that is protected, although no response says so.
+    pub fn was_sent(&self, media_id: &str) -> bool {
+        self.sent.iter().any(|sent| sent == media_id)
+    }
+
+    /// Forgets what was sent, once all files have been looked at.
+    pub async fn forget_sent(&mut self, context: &Context<'_>) {
+        context.facts.forget(Topic::Protection, std::mem::take(&mut self.sent)).await;
+    }
+
     pub fn uploads_seen_ms(&self, selection: &str) -> Option<i64> {
         self.uploads_seen_ms.get(selection).copied()
     }
@@ -347,15 +376,17 @@ mod tests {
 
     #[test]
     fn what_became_of_files_is_added_to_what_is_known_of_their_rooms() {
-        let became = ["a", "b", "c", "d", "e"].map(|id| (id.to_owned(), PROTECTED.to_owned()));
-        let mut room = uses("1 1 . +a -b =c !d ?e ?f");
-        assert!(room.update(&HashMap::from(became)));
-        assert_eq!(room.to_string(), "1 1 . +a -b +c +d +e ?f");
-        let became = ["a", "b", "c", "d", "e"].map(|id| (id.to_owned(), UNPROTECTED.to_owned()));
-        let mut room = uses("1 1 . +a -b =c !d ?e +f");
-        assert!(room.update(&HashMap::from(became)));
-        assert_eq!(room.to_string(), "1 1 . ?a =c !d ?e +f");
-        assert!(!room.update(&HashMap::new()));
+        let became = |protected| {
+            let ids = ["a", "b", "c", "d", "e"];
+            let before = uses("1 1 . +a -b =c !d ?e +f");
+            let mut room = before.clone();
+            let ids = ids.map(|id| (id.to_owned(), protected));
+            assert_eq!(room.update(&HashMap::from(ids)), room != before);
+            room.to_string()
+        };
+        assert_eq!(became(Protected::Yes), "1 1 . +a -b +c +d +e +f");
+        assert_eq!(became(Protected::No), "1 1 . ?a =c !d ?e +f");
+        assert_eq!(became(Protected::Sent), "1 1 . ?a -b =c !d ?e +f");
     }
 
     #[test]

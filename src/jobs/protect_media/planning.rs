@@ -200,6 +200,9 @@ impl<'a> Planning<'a> {
                     plan.leave_alone(Exempt::Quarantined, || target);
                     Mark::Quarantined
                 }
+                Ok(file) if file.safe_from_quarantine && self.memory.was_sent(&media_id) => {
+                    Mark::Ours
+                }
                 Ok(file) if file.safe_from_quarantine => {
                     plan.leave_alone(Exempt::Protected, || target);
                     Mark::Settled

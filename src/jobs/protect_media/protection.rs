@@ -1,10 +1,13 @@
 //! Protecting one file, or ending that; and undoing either.
 
+use std::collections::HashMap;
+
 use futures_util::future::BoxFuture;
 use serde_json::{Value, json};
 
-use super::memory::protection_fact;
+use super::memory::Protected;
 use crate::plan::change::{Change, ChangeResult, Check};
+use crate::plan::facts::Fact;
 use crate::plan::report::{Action, ChangeRecord};
 use crate::synapse::{Error, Protection, Reader, Writer};
 
@@ -17,7 +20,10 @@ pub(super) struct ProtectionChange {
 }
 
 /// The change that restores what a recorded one changed; the error says why there is none.
-pub(super) fn restoration(record: &ChangeRecord) -> Result<Box<dyn Change>, String> {
+pub(super) fn restoration(
+    record: &ChangeRecord,
+    _known: &HashMap<String, String>,
+) -> Result<Box<dyn Change>, String> {
     let protection = match record.action {
         Action::ProtectMedia => Protection::Unprotect,
         Action::UnprotectMedia => Protection::Protect,
@@ -64,6 +70,10 @@ impl Change for ProtectionChange {
         })
     }
 
+    fn facts(&self, _before: Option<&Value>) -> Vec<Fact> {
+        vec![Protected::Sent.fact(&self.media_id)]
+    }
+
     fn apply<'a>(
         &'a self,
         writer: &'a Writer,
@@ -74,8 +84,11 @@ impl Change for ProtectionChange {
                 let detail = Some(GONE.to_owned());
                 return Ok(ChangeResult { skipped: 1, detail, ..ChangeResult::default() });
             }
-            let is_protected = self.protection == Protection::Protect;
-            let facts = vec![protection_fact(&self.media_id, is_protected)];
+            let protected = match self.protection {
+                Protection::Protect => Protected::Yes,
+                Protection::Unprotect => Protected::No,
+            };
+            let facts = vec![protected.fact(&self.media_id)];
             Ok(ChangeResult { facts, ..ChangeResult::items(1) })
         })
     }
