@@ -18,7 +18,13 @@
 //! each, of which as many as are to be removed are deactivated. It prints the URLs of the homeserver, of MAS and of its Admin
 //! API, and in a second line each link to remove with its account, as `LINK:USER`. For each line of its standard input it
 //! prints how many requests arrived since the last one, how many of these were about a single link or account, and the seconds
-//! from the first to the last of those. `fake remove URL TOKEN CONCURRENCY LINK:USER …` reads and deletes these links: the requests that a run sends for each.
+//! from the first to the last of those.
+//!
+//! `fake packs ROOMS CHANGED` serves rooms, of which each twentieth has a pack of five images and each tenth an avatar, and
+//! `fake emptied ROOMS EMPTY` rooms of which some are empty. For each line of their standard input they print how many
+//! requests arrived since the last one, and `packs` then changes rooms: one more member in each, a new image in each tenth.
+//!
+//! `fake remove URL TOKEN CONCURRENCY LINK:USER …` reads and deletes these links: the requests that a run sends for each.
 
 #![expect(clippy::print_stdout, reason = "this is a command line")]
 
@@ -35,6 +41,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use serde_json::json;
 use tokio::net::TcpListener;
 
 use crate::fake::{Device, Fake, Process, Provider, SERVER_NAME, Seen, Shared, User, World};
@@ -75,6 +82,20 @@ fn main() {
             links.parse().expect("a number of links"),
             removed.parse().expect("a number of links"),
         ),
+        ["packs", rooms, changed] => {
+            let rooms: usize = rooms.parse().expect("a number of rooms");
+            let changed: usize = changed.parse().expect("a number of rooms");
+            let mut night = 0;
+            serve_counted(with_packs(rooms), |world| {
+                night += 1;
+                change_rooms(world, night, rooms / changed);
+            });
+        }
+        ["emptied", rooms, empty] => {
+            let rooms: usize = rooms.parse().expect("a number of rooms");
+            let empty: usize = empty.parse().expect("a number of rooms");
+            serve_counted(emptied(rooms, rooms / empty), |_| {});
+        }
         ["unused", accounts, unused] => serve_unused(
             accounts.parse().expect("a number of accounts"),
             unused.parse().expect("a number of accounts"),
@@ -85,7 +106,7 @@ fn main() {
             remove(address, token, concurrency, links);
         }
         _ => panic!(
-            "usage: fake serve ACCOUNTS [ADDRESSES] | fake members MEMBERS | fake load URL TOKEN CONCURRENCY | fake load-devices URL TOKEN CONCURRENCY | fake devices ACCOUNTS OWNERS STALE | fake mas LINKS REMOVED | fake remove URL TOKEN CONCURRENCY LINK:USER …"
+            "usage: fake serve ACCOUNTS [ADDRESSES] | fake members MEMBERS | fake load URL TOKEN CONCURRENCY | fake load-devices URL TOKEN CONCURRENCY | fake devices ACCOUNTS OWNERS STALE | fake mas LINKS REMOVED | fake packs ROOMS CHANGED | fake emptied ROOMS EMPTY | fake remove URL TOKEN CONCURRENCY LINK:USER …"
         ),
     }
 }
@@ -142,6 +163,85 @@ fn huge_room(members: usize) -> World {
         room.joined(&format!("@user{number:07}:elsewhere.test"));
     }
     world
+}
+
+fn room_id(number: usize) -> String {
+    format!("!room{number:06}:{SERVER_NAME}")
+}
+
+/// Uploads a file, and returns its URI.
+fn upload(world: &mut World, id: &str, created_ms: i64) -> String {
+    let user = format!("@user{:03}:{SERVER_NAME}", world.files().len() % 500);
+    world.user(&user);
+    world.media(&user, id, 10_000, created_ms, None);
+    format!("mxc://{SERVER_NAME}/{id}")
+}
+
+fn with_packs(rooms: usize) -> World {
+    const UPLOADED_MS: i64 = 1_700_000_000_000;
+    let mut world = World::new();
+    for number in 0..rooms {
+        world.room(&room_id(number));
+        if number % 10 == 0 {
+            let url = upload(&mut world, &format!("avatar{number:018}"), UPLOADED_MS);
+            world.room(&room_id(number)).set_state("m.room.avatar", "", &json!({"url": url}));
+        }
+        if number % 20 == 0 {
+            add_pack(&mut world, number, "image", UPLOADED_MS);
+        }
+    }
+    world
+}
+
+/// Puts five new images into the only pack of a room.
+fn add_pack(world: &mut World, room: usize, name: &str, created_ms: i64) {
+    let mut images = serde_json::Map::new();
+    for image in 0..5 {
+        let id = format!("{name}{room:08}x{image:08}");
+        let url = upload(world, &id, created_ms);
+        images.insert(id, json!({"url": url}));
+    }
+    let pack = json!({"images": images});
+    world.room(&room_id(room)).set_state("im.ponies.room_emotes", "", &pack);
+}
+
+/// Every `step`th room gets a member, and every tenth of these an image.
+fn change_rooms(world: &mut World, night: usize, step: usize) {
+    let now = world.now().timestamp_millis();
+    let changed: Vec<usize> =
+        (0..world.rooms.len()).filter(|number| number % step == night % step).collect();
+    for (index, number) in changed.into_iter().enumerate() {
+        world.room(&room_id(number)).joined(&format!("@guest{night}:{SERVER_NAME}"));
+        if index % 10 == 0 {
+            let url = upload(world, &format!("new{night:04}x{number:08}"), now);
+            let pack = json!({"images": {"new": {"url": url}}});
+            world.room(&room_id(number)).set_state("im.ponies.room_emotes", "new", &pack);
+        }
+    }
+}
+
+/// Every `step`th room was emptied 30 days ago.
+fn emptied(rooms: usize, step: usize) -> World {
+    let mut world = World::new();
+    let user = format!("@user000:{SERVER_NAME}");
+    for number in 0..rooms {
+        match number % step {
+            0 => world.emptied_room(&room_id(number), &user, 30),
+            _ => world.room(&room_id(number)),
+        };
+    }
+    world
+}
+
+/// Serves until the standard input ends; for each line of it, prints the number of requests, and has the world change.
+fn serve_counted(world: World, mut between: impl FnMut(&mut World)) {
+    let homeserver = Fake::of(world);
+    println!("{}", homeserver.url());
+    for _ in stdin().lines() {
+        println!("{}", homeserver.requests().len());
+        homeserver.forget();
+        homeserver.world(&mut between);
+    }
 }
 
 #[tokio::main(flavor = "current_thread")]

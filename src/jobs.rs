@@ -13,6 +13,7 @@ mod join_rooms;
 mod lock_inactive_accounts;
 mod mas_accounts;
 mod portion;
+mod protect_media;
 mod purge_history;
 mod purge_local_media;
 mod purge_remote_media;
@@ -29,6 +30,7 @@ pub static KINDS: &[Kind] = &[
     Kind::of::<remove_external_ids::RemoveExternalIds>(),
     Kind::of::<delete_rooms::DeleteRooms>(),
     Kind::of::<purge_history::PurgeHistory>(),
+    Kind::of::<protect_media::ProtectMedia>(),
     Kind::of::<lock_inactive_accounts::LockInactiveAccounts>(),
     Kind::of::<deactivate_accounts::DeactivateAccounts>(),
     Kind::of::<delete_stale_devices::DeleteStaleDevices>(),

@@ -101,6 +101,8 @@ string_enum! {
         ShutDownRoom = "shut-down-room",
         PurgeRoom = "purge-room",
         PurgeHistory = "purge-history",
+        ProtectMedia = "protect-media",
+        UnprotectMedia = "unprotect-media",
         /// Tells a person about what is going to happen to their account.
         SendNotice = "send-notice",
         LockAccount = "lock-account",

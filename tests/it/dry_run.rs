@@ -20,6 +20,7 @@ fn jobs(room: &str) -> String {
             "older_than = \"2d\"\nallow_recent = true\nall_rooms = true\ndelete_local_events = true"
                 .to_owned()
         }
+        "protect-media" => String::new(),
         "delete-rooms" => "empty_for = \"2d\"".to_owned(),
         "lock-inactive-accounts" => "inactive_for = \"30d\"".to_owned(),
         "deactivate-accounts" => "locked_for = \"30d\"\nerase = false".to_owned(),
@@ -111,6 +112,9 @@ async fn a_dry_run_sends_only_get_requests_to_a_real_synapse() {
     synapse.age_media(&file, 400, None).await;
     synapse.insert_remote_media("far.test", "old", 400).await;
     let room = synapse.create_room(&synapse.admin, json!({ "preset": "public_chat" })).await;
+    let emoji = synapse.upload(&alice, b"emoji").await;
+    let pack = json!({"images": {"cat": {"url": format!("mxc://hs.test/{emoji}")}}});
+    synapse.set_state(&synapse.admin, &room, ("im.ponies.room_emotes", ""), pack).await;
     let program = Program::new(&synapse.url, &synapse.admin.token, &jobs(&room));
     saw_empty_rooms_long_ago(&program).await;
     locked_long_ago(&program, "hs.test", &shut).await;
@@ -138,6 +142,8 @@ async fn a_dry_run_sends_only_get_requests_whatever_the_limits_allow() {
         world.room("!room:fake.test").timeline = ["$new", "$old"]
             .map(|id| json!({"type": "m.room.message", "event_id": id, "sender": "@a:fake.test", "origin_server_ts": HOUR_MS}))
             .to_vec();
+        let pack = json!({"images": {"cat": {"url": "mxc://fake.test/file0"}}});
+        world.room("!room:fake.test").set_state("im.ponies.room_emotes", "", &pack);
         world.emptied_room("!empty:fake.test", "@user000000:fake.test", 3);
         for i in 0..20 {
             world.media("@user000000:fake.test", &format!("file{i}"), 10, HOUR_MS, None);

@@ -10,6 +10,7 @@ mod delete_user_reports;
 pub mod in_process;
 mod join_rooms;
 mod lock_inactive_accounts;
+mod protect_media;
 mod purge_history;
 mod purge_local_media;
 mod purge_local_media_exact;

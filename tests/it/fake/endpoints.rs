@@ -366,6 +366,21 @@ static ROUTES: &[Route] = &[
         delete_one_file,
     ),
     Route::new(
+        "POST",
+        "/_synapse/admin/v1/media/protect/*",
+        (1, 26),
+        Gate::MediaAdmin,
+        |world, call| protect(world, call, true),
+    ),
+    Route::new(
+        "POST",
+        "/_synapse/admin/v1/media/unprotect/*",
+        (1, 36),
+        Gate::MediaAdmin,
+        |world, call| protect(world, call, false),
+    ),
+    Route::new("GET", "/_synapse/admin/v1/users/*/accountdata", (1, 56), Gate::Admin, account_data),
+    Route::new(
         "GET",
         "/_synapse/admin/v1/registration_tokens",
         (1, 42),
@@ -1011,7 +1026,7 @@ fn room_row(world: &World, room_id: &str, room: &Room) -> Value {
         "joined_local_devices": local, "version": room.version, "creator": room.creator, "encryption": (here && room.encrypted).then_some("m.megolm.v1.aes-sha2"),
         "federatable": true, "public": room.join_rule.as_deref() == Some("public"),
         "join_rules": room.join_rule.as_ref().filter(|_| here), "guest_access": null,
-        "history_visibility": here.then_some("shared"), "state_events": room.members.len() + 4, "room_type": null,
+        "history_visibility": here.then_some("shared"), "state_events": room.state_events(), "room_type": null,
     })
 }
 
@@ -1111,9 +1126,9 @@ fn state_events(world: &World, room_id: &str, room: &Room, only: Option<&str>) -
         add("m.room.tombstone", "", &room.creator, &content);
     }
     for event in &room.extra_state {
-        add(event["type"].as_str().unwrap_or_default(), "", &room.creator, &|| {
-            event["content"].clone()
-        });
+        let [kind, state_key] =
+            ["type", "state_key"].map(|key| event[key].as_str().unwrap_or_default());
+        add(kind, state_key, &room.creator, &|| event["content"].clone());
     }
     for (user_id, member) in &room.members {
         let profile = || world.users.get(user_id).map(|user| displayname(user_id, user));
@@ -1553,6 +1568,22 @@ fn one_file(world: &mut World, call: &Call) -> Answered {
     info["media_origin"] = origin.as_str().into();
     info["filesystem_id"] = Value::Null;
     Ok(Answer::json(&json!({"media_info": info})))
+}
+
+fn protect(world: &mut World, call: &Call, is_protected: bool) -> Answered {
+    let Some(media) = world.file_mut(&call.args[0]) else {
+        return refused(404, "M_UNKNOWN", "No row found (local_media_repository)");
+    };
+    media.protected = is_protected;
+    Ok(Answer::json(&json!({})))
+}
+
+fn account_data(world: &mut World, call: &Call) -> Answered {
+    let user_id = local_user(world, &call.args[0], "Can only look up local users")?;
+    let Some(user) = world.users.get(user_id) else {
+        return refused(404, "M_NOT_FOUND", "User not found");
+    };
+    Ok(Answer::json(&json!({"account_data": {"global": user.account_data, "rooms": {}}})))
 }
 
 fn delete_one_file(world: &mut World, call: &Call) -> Answered {
