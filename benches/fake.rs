@@ -386,7 +386,8 @@ fn serve_devices(accounts: usize, owners: usize, stale: usize) {
     println!("{}", homeserver.url());
     report(&homeserver, |seen| {
         let rest = seen.path.strip_prefix("/_synapse/admin/v2/users/").unwrap_or_default();
-        seen.method == "GET" && rest.trim_start_matches("%40").trim_start_matches('@').starts_with("user")
+        seen.method == "GET"
+            && rest.trim_start_matches("%40").trim_start_matches('@').starts_with("user")
     });
 }
 
