@@ -139,6 +139,13 @@
 //! - `purge-history` names the first event that stays, not a time: Synapse would compare that with when it received events.
 //!   It reads, and purges, only rooms without users of other servers: to read old messages of others makes Synapse fetch
 //!   still older ones from there, in a dry run too, and what was purged comes back in the same way.
+//! - Reports are deleted by their ids in the list: Synapse does not show one whose event was purged, and gives the id of the
+//!   newest one, if that is deleted, to another one after a restart. The oldest are listed again at most once a second while they are
+//!   deleted.
+//! - `delete-stale-devices` leaves locked accounts alone: a lock can be undone only as long as their devices exist. A change is
+//!   of one account, however many requests it takes: an error after the first of them counts as a lost response, so that the
+//!   next plan shows what was deleted. Under MAS it compares the times of sessions itself, because MAS omits sessions that were
+//!   never used where it compares them, and ignores such filters before 1.20.
 //! - A media purge is a [`plan::change::BatchPlan`]: the sizes of its changes are adapted during the run, so that a call takes 5 to 20 s
 //!   where the part of its time that does not depend on its size allows that.
 //! - Lists of any length are never held as a whole in their JSON form: members of a room are parsed while they arrive, and
