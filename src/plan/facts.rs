@@ -31,6 +31,9 @@ crate::values::string_enum::string_enum! {
         MediaUses = "media-uses",
         /// A file that was protected, or no longer is, since its uses were last stored: the key is its id.
         Protection = "protection",
+        /// A registration token that is used up: the key is the token, or its id in MAS, the value when it was first seen so
+        /// in milliseconds and how often it had been used.
+        UsedUpToken = "used-up-token",
         /// An account that was not used for long: the key is its id, the value when its user was told and when it was
         /// locked, in milliseconds, as a JSON object.
         UnusedAccount = "unused-account",

@@ -207,6 +207,13 @@ fn time<'de, D: Deserializer<'de>>(
     }
 }
 
+/// The integer of a field that may contain anything; `None` for any other type.
+pub(super) fn optional_integer<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<i64>, D::Error> {
+    Ok(Scalar::deserialize(deserializer)?.to_integer())
+}
+
 /// The text of a field that may contain anything; `None` for any other type.
 pub(super) fn optional_text<'de, D: Deserializer<'de>>(
     deserializer: D,

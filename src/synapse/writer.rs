@@ -421,6 +421,28 @@ impl Writer {
         Ok(response.body)
     }
 
+    /// Sends a change that has the same effect if it is sent twice.
+    pub(super) async fn send_repeatable(
+        &self,
+        method: Method,
+        endpoint: &'static str,
+        ids: &[&str],
+        body: Option<serde_json::Value>,
+    ) -> Result<Response, Error> {
+        self.send(Call {
+            method,
+            base: Base::Homeserver,
+            endpoint,
+            ids,
+            query: vec![],
+            body,
+            repeat: Repeat::Always,
+            pacing: Pacing::Normal,
+            timeout: Some(self.reader.transport.request_timeout()),
+        })
+        .await
+    }
+
     async fn send(&self, call: Call<'_>) -> Result<Response, Error> {
         self.reader.transport.send(&call, self.reader.session(&self.cancel)).await
     }

@@ -11,6 +11,8 @@ use serde_json::{Value, json};
 
 use super::mas::Mas;
 use super::messages::Message;
+use super::registration_tokens::RegistrationToken;
+use super::reports::Report;
 
 pub const SERVER_NAME: &str = "fake.test";
 /// The access token of the admin account, `@microglia:<server name>`.
@@ -57,6 +59,9 @@ pub struct World {
     pub polls_per_deletion: u32,
     /// Why deletions fail.
     pub deletion_error: Option<String>,
+    pub registration_tokens: BTreeMap<String, RegistrationToken>,
+    pub event_reports: BTreeMap<u64, Report>,
+    pub user_reports: BTreeMap<u64, Report>,
     files: BTreeMap<String, Media>,
     files_by_owner: BTreeMap<String, BTreeSet<String>>,
     /// Recently read lists, by their request.
@@ -94,6 +99,9 @@ impl World {
             background_update: None,
             polls_per_deletion: 1,
             deletion_error: None,
+            registration_tokens: BTreeMap::new(),
+            event_reports: BTreeMap::new(),
+            user_reports: BTreeMap::new(),
             files: BTreeMap::new(),
             files_by_owner: BTreeMap::new(),
             listings: HashMap::new(),
