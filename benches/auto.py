@@ -4,8 +4,8 @@ import statistics
 import threading
 import time
 
-from bench import UNLIMITED, Client, fact, figure, median, quoted, report_of, shown, write_config
-from on_synapse import CLIENT, Synapse, ids_job
+from bench import UNLIMITED, fact, figure, median, report_of, shown, write_config
+from on_synapse import OtherClient, Synapse, ids_job
 
 AUTO = 'max_requests_per_second = "auto"\n'
 
@@ -44,25 +44,7 @@ def alone(synapse, microglia, configs, repeats):
 
 
 def beside(synapse, microglia, configs, repeats, idle_seconds):
-    """Another client sends a message and syncs, then waits 0.3 s."""
-    other = Client(synapse.url, synapse.token)
-    room = quoted(synapse.rooms[0])
-    since = other.get(f"{CLIENT}/sync?timeout=0")["next_batch"]
-
-    def latencies(over):
-        nonlocal since
-        found = []
-        while not over():
-            start = time.monotonic()
-            body = {"msgtype": "m.text", "body": "hello"}
-            other.call("PUT", f"{CLIENT}/rooms/{room}/send/m.room.message/{time.monotonic_ns()}", body)
-            found.append(time.monotonic() - start)
-            start = time.monotonic()
-            since = other.get(f"{CLIENT}/sync?timeout=0&since={since}")["next_batch"]
-            found.append(time.monotonic() - start)
-            time.sleep(0.3)
-        return found
-
+    latencies = OtherClient(synapse).latencies
     found = {"idle": [], **{name: [] for name in configs}}
     ratios = {name: ([], []) for name in configs}
     for _ in range(repeats):

@@ -176,9 +176,15 @@ class Fake:
 
     token = "fake-token"
 
-    def __init__(self, program, count, world="serve"):
-        self.process = Program([program, world, count], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=None)
+    def __init__(self, program, count, world="serve", *more):
+        self.process = Program([program, world, count, *more], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=None)
         self.url = self.process.process.stdout.readline().decode().strip()
+
+    def requests(self):
+        """How many arrived since the last call; for worlds of rooms, which then change."""
+        self.process.process.stdin.write(b"\n")
+        self.process.process.stdin.flush()
+        return int(self.process.process.stdout.readline())
 
     def stop(self):
         self.process.stop()

@@ -51,7 +51,7 @@ class Mas:
         """Of the requests since the last call."""
         self.process.process.stdin.write(b"\n")
         self.process.process.stdin.flush()
-        requests, seconds = self.line().split()
+        requests, _, seconds = self.line().split()
         return int(requests), float(seconds)
 
     def token(self):

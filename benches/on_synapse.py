@@ -19,6 +19,13 @@ VERSION = "1.163.2"
 SERVER_NAME = "demo.test"
 ADMIN = "/_synapse/admin"
 CLIENT = "/_matrix/client/v3"
+# Runs Synapse with a clock that is so many seconds behind.
+PAST = """
+import runpy, time
+now = time.time
+time.time = lambda: now() - {}
+runpy.run_module("synapse.app.homeserver", run_name="__main__")
+"""
 
 
 def user_id(number):
@@ -71,14 +78,16 @@ class Synapse:
         self.start(python, home)
         self.admin = Client(self.url, self.token)
 
-    def start(self, python, home):
+    def start(self, python, home, days_ago=0):
+        """`days_ago` sets its clock back."""
         config = json.loads((home / "homeserver.yaml").read_text())
         port = config["listeners"][0]["port"] = free_port()
         self.url = config["public_baseurl"] = f"http://127.0.0.1:{port}"
         (home / "homeserver.yaml").write_text(json.dumps(config))
         self.secret = config["registration_shared_secret"]
         self.log = home / "log"
-        command = [python, "-m", "synapse.app.homeserver", "--config-path", home / "homeserver.yaml"]
+        program = ["-c", PAST.format(days_ago * 86400)] if days_ago else ["-m", "synapse.app.homeserver"]
+        command = [python, *program, "--config-path", home / "homeserver.yaml"]
         self.process = Program(command, self.log)
 
         def healthy():
@@ -144,6 +153,29 @@ class Synapse:
         mark = f"/_matrix/client/versions?mark={secrets.token_hex(8)}"
         Client(self.url).get(mark)
         until("Synapse's log", 20, lambda: mark in self.log.read_bytes()[-20000:].decode(errors="replace"))
+
+
+class OtherClient:
+    """Somebody who sends a message to a room and syncs, then waits 0.3 s."""
+
+    def __init__(self, synapse):
+        self.client = Client(synapse.url, synapse.token)
+        self.room = quoted(synapse.rooms[0])
+        self.since = self.client.get(f"{CLIENT}/sync?timeout=0")["next_batch"]
+
+    def latencies(self, over):
+        """The seconds that each request took, until `over()`."""
+        found = []
+        while not over():
+            start = time.monotonic()
+            body = {"msgtype": "m.text", "body": "hello"}
+            self.client.call("PUT", f"{CLIENT}/rooms/{self.room}/send/m.room.message/{time.monotonic_ns()}", body)
+            found.append(time.monotonic() - start)
+            start = time.monotonic()
+            self.since = self.client.get(f"{CLIENT}/sync?timeout=0&since={self.since}")["next_batch"]
+            found.append(time.monotonic() - start)
+            time.sleep(0.3)
+        return found
 
 
 def count(requests, method, path=""):

@@ -4,12 +4,16 @@ mod account;
 mod account_state;
 mod batch_size;
 mod deactivate_accounts;
+mod delete_registration_tokens;
+mod delete_reports;
 mod delete_rooms;
+mod delete_stale_devices;
 pub mod job;
 mod join_rooms;
 mod lock_inactive_accounts;
 mod mas_accounts;
 mod portion;
+mod protect_media;
 mod purge_history;
 mod purge_local_media;
 mod purge_remote_media;
@@ -26,8 +30,13 @@ pub static KINDS: &[Kind] = &[
     Kind::of::<remove_external_ids::RemoveExternalIds>(),
     Kind::of::<delete_rooms::DeleteRooms>(),
     Kind::of::<purge_history::PurgeHistory>(),
+    Kind::of::<protect_media::ProtectMedia>(),
     Kind::of::<lock_inactive_accounts::LockInactiveAccounts>(),
     Kind::of::<deactivate_accounts::DeactivateAccounts>(),
+    Kind::of::<delete_stale_devices::DeleteStaleDevices>(),
+    Kind::of::<delete_registration_tokens::DeleteRegistrationTokens>(),
+    Kind::of::<delete_reports::DeleteReports<delete_reports::OfEvents>>(),
+    Kind::of::<delete_reports::DeleteReports<delete_reports::OfUsers>>(),
     Kind::of::<request::Request>(),
 ];
 
@@ -58,6 +67,13 @@ mod tests {
                 assert!(about.trim().len() > 10, "{}.{name} is not documented", kind.name);
             }
         }
+    }
+
+    #[test]
+    fn a_kind_that_runs_after_another_one_names_it() {
+        let named: Vec<&str> = KINDS.iter().filter_map(|kind| kind.runs_after).collect();
+        assert!(named.iter().all(|name| kind(name).is_some()), "{named:?}");
+        assert_eq!(named.len(), 1);
     }
 
     #[test]

@@ -121,6 +121,14 @@
 //!   only once its memory alone would allow its deletion: one request, and one more for its state where its timeline may
 //!   lack some. Synapse's list of tasks shows deletions that were requested before a restart or whose response was lost: a
 //!   change finds them by itself, and waits for their end instead of requesting another one.
+//! - `protect-media` compares the number of a room's state events, which the list of rooms shows, with that before it last
+//!   read the room. Synapse counts pairs of type and state key that are new, and never counts down: a first avatar, a new pack
+//!   or a new member adds one, an event that replaces another one does not, and nothing else in any list shows that. Only
+//!   rooms that have an avatar or a pack can change in this way, and users with packs; they are read again in turn.
+//!   Its memory is one text for each room, with the ids of its files and what is known of each: a row for each file would need
+//!   three times as much. A change stores only that a file was protected, which the next plan adds to the texts: changes of
+//!   one room are made side by side, and none must overwrite what another one stored. Before a request
+//!   is sent, that is stored, too: a file that is found protected after a lost response was protected by this kind.
 //! - Who is a person and when they were last there is decided in `jobs::account`, for all kinds. A row of the list only rules
 //!   accounts out: whoever may have to be locked or deactivated is read singly, with devices and sessions, twice.
 //! - That an account was locked is a fact which is recorded when the lock is sent (`Change::facts`), because a lost response

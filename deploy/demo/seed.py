@@ -58,6 +58,8 @@ FILES = [
     ("bob", "avatar.png", 1, 20 * KIB, 1, None),
     ("erin", "quarantined.bin", 1, 500 * KIB, 400, None),
     ("grace", "protected-sticker.png", 1, 30 * KIB, 400, None),
+    # Of the lobby's image pack: a purge deletes them, unless they are protected.
+    ("alice", "sticker.png", 2, 30 * KIB, 400, None),
 ]
 
 
@@ -125,6 +127,8 @@ class Seed:
             alice.post(f"{CLIENT}/rooms", room, "kick", body={"user_id": user_id("dave")})
             alice.post(f"{CLIENT}/rooms", room, "ban", body={"user_id": user_id("erin")})
         self.people["carol"].post(f"{CLIENT}/rooms", lobby, "leave", body={})
+        attic = self.people["dave"].post(f"{CLIENT}/createRoom", body={"name": "Attic", "room_version": "11"})
+        self.people["dave"].post(f"{CLIENT}/rooms", attic["room_id"], "leave", body={})
         return {"#lobby": lobby, "#staff": staff}
 
     def files(self):
@@ -142,6 +146,12 @@ class Seed:
         self.admin.post(f"{ADMIN}/v1/media/quarantine", SERVER_NAME, quarantined, body={})
         self.admin.post(f"{ADMIN}/v1/media/protect", protected, body={})
         return ids
+
+    def stickers(self, rooms, ids):
+        uris = [f"mxc://{SERVER_NAME}/{media_id}" for media_id in ids["alice", "sticker.png"]]
+        images = dict(zip(("wave", "thanks"), ({"url": uri} for uri in uris)))
+        pack = {"images": images, "pack": {"display_name": "Greetings"}}
+        self.people["alice"].put(f"{CLIENT}/rooms", rooms["#lobby"], "state", "im.ponies.room_emotes", "greetings", body=pack)
 
     def profiles(self, rooms, ids):
         self.wear("alice", ids["alice", "avatar.png"][0], rooms["#lobby"])
@@ -201,6 +211,7 @@ def main():
     seed.accounts()
     rooms = seed.rooms()
     ids = seed.files()
+    seed.stickers(rooms, ids)
     seed.profiles(rooms, ids)
     seed.farewells()
     seed.let_years_pass(ids)

@@ -6,6 +6,7 @@ mod jobs;
 mod mas;
 mod merge;
 mod notifications;
+mod order;
 mod secrets;
 mod written;
 

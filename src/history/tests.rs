@@ -385,3 +385,37 @@ async fn what_no_longer_exists_is_forgotten_and_nothing_else() {
         assert_eq!(history.facts("other", Topic::EmptyRoom).await.unwrap().len(), 1);
     }
 }
+
+#[tokio::test]
+async fn a_tenth_of_100_000_rooms_with_1_000_000_files_takes_10_mb() {
+    use std::fmt::Write;
+
+    use crate::plan::facts::{Fact, Topic};
+    for (on, size) in [
+        (
+            On::Sqlite,
+            "SELECT page_count * page_size AS size FROM pragma_page_count, pragma_page_size",
+        ),
+        (On::Postgres, "SELECT pg_total_relation_size('facts') AS size"),
+    ] {
+        let (_dir, history) = history(on, &[]).await;
+        let mut rooms: Vec<usize> = (0..10_000).collect();
+        fastrand::Rng::with_seed(1).shuffle(&mut rooms);
+        // As `protect-media` stores them; other kinds need less.
+        for rooms in rooms.chunks(200) {
+            let facts = rooms.iter().map(|room| {
+                let mut value = "120 1796000000000 .pa".to_owned();
+                for file in 0..10 {
+                    write!(value, " +{room:014}{file:010}").unwrap();
+                }
+                Fact { topic: Topic::MediaUses, key: format!("!{room:018}:example.com"), value }
+            });
+            history.remember("example.com", &facts.collect::<Vec<_>>()).await.unwrap();
+        }
+        let measured = history.read(|connection| {
+            work(async move { Ok(query(size).fetch_one(connection).await?.try_get("size")?) })
+        });
+        let bytes: i64 = measured.await.unwrap();
+        assert!(bytes <= 10_000_000, "{on:?}: {bytes}");
+    }
+}

@@ -32,6 +32,8 @@ pub(super) fn max_body(endpoint: &str) -> Size {
         | "/_synapse/admin/v1/rooms/{}/block"
         | JOIN_ENDPOINT
         | "/_synapse/admin/v1/media/{}/{}"
+        | "/_synapse/admin/v1/media/protect/{}"
+        | "/_synapse/admin/v1/media/unprotect/{}"
         | "/_synapse/admin/v1/purge_media_cache"
         | "/_synapse/admin/v1/deactivate/{}"
         | "/_synapse/admin/v1/send_server_notice/{}"

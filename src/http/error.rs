@@ -217,6 +217,16 @@ impl Error {
         matches!(self.cause, Cause::Mas { status: 409, .. } | Cause::Synapse { status: 409, .. })
     }
 
+    /// Whether MAS refuses a change because it is made already, which it says with `already` at the end.
+    pub(crate) fn is_made_already(&self, already: &str) -> bool {
+        match &self.cause {
+            Cause::Mas { status: 400, errors, .. } => {
+                errors.iter().any(|error| error.ends_with(already))
+            }
+            _ => false,
+        }
+    }
+
     /// Whether a smaller page may succeed: the response took too long or was too large, or the server refused or failed.
     pub(crate) fn is_about_size(&self, took: Duration, timeout: Duration) -> bool {
         match &self.cause {

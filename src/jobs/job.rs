@@ -31,6 +31,8 @@ pub trait Job: Debug + Send + Sync + Sized + 'static {
     const PURGES_ROOMS: bool = false;
     /// For a kind that reads a list in portions: see [`Context::portion`].
     const ROUNDS: Option<Rounds> = None;
+    /// A kind that judges by what this one deletes, and so should run before it.
+    const RUNS_AFTER: Option<&'static str> = None;
     const NEEDS: Needs;
     /// The action of all its changes.
     const ACTION: Action;
@@ -269,6 +271,7 @@ pub struct Kind {
     pub max_changes: Option<u32>,
     pub purges_rooms: bool,
     pub rounds: Option<Rounds>,
+    pub runs_after: Option<&'static str>,
     pub needs: Needs,
     pub action: Action,
     pub undo: Undo,
@@ -285,6 +288,7 @@ impl Kind {
             max_changes: J::MAX_CHANGES,
             purges_rooms: J::PURGES_ROOMS,
             rounds: J::ROUNDS,
+            runs_after: J::RUNS_AFTER,
             needs: J::NEEDS,
             action: J::ACTION,
             undo: J::UNDO,

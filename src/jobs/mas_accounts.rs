@@ -8,6 +8,11 @@ use crate::mas::{Resource, User, UserStatus};
 use crate::plan::report::Exempt;
 use crate::synapse::{self, Identity, Reader};
 
+/// Returns the error of a change in a MAS that is not configured any more.
+pub(super) fn no_mas() -> Error {
+    Error::not_sent("[homeservers.NAME.mas] is not configured any more".to_owned())
+}
+
 /// The accounts that MAS has locked or deactivated; none where no MAS is configured.
 #[derive(Debug, Default)]
 pub(super) struct GoneAccounts(HashMap<String, Exempt>);

@@ -62,14 +62,14 @@ impl Job for PurgeHistory {
                 }
                 Ok(Judged::LeaveAlone(reason)) => {
                     plan.some_up_to_date = true;
-                    plan.leave_alone(reason, || purge::name(&row));
+                    plan.leave_alone(reason, || row.label());
                 }
                 Ok(Judged::NothingOld) => plan.some_up_to_date = true,
                 Ok(Judged::Problem(problem)) => {
-                    plan.problem(Action::PurgeHistory, &purge::name(&row), problem);
+                    plan.problem(Action::PurgeHistory, &row.label(), problem);
                 }
                 Err(error) if error.is_about_target() => {
-                    plan.problem(Action::PurgeHistory, &purge::name(&row), error.message());
+                    plan.problem(Action::PurgeHistory, &row.label(), error.message());
                 }
                 Err(error) => return Err(error.into()),
             }
@@ -160,7 +160,7 @@ impl Losses {
         self.threads += old.threads;
         self.pinned += old.pinned;
         if old.threads + old.pinned > 0 {
-            self.rooms.push(purge::name(row));
+            self.rooms.push(row.label());
         }
     }
 

@@ -6,7 +6,7 @@ use serde::de::DeserializeOwned;
 use super::list::Page;
 use super::reader::Reader;
 use super::resources::{
-    Link, PersonalSession, Provider, Resource, Session, Single, SiteConfig, User,
+    Link, PersonalSession, Provider, RegistrationToken, Resource, Session, Single, SiteConfig, User,
 };
 use super::ulid::Ulid;
 use crate::http::{Error, Repeat, one_line};
@@ -136,6 +136,19 @@ impl Reader {
             return Err(response.unexpected("MAS ignored a filter of this list: upgrade MAS"));
         }
         Ok(data.pop())
+    }
+
+    /// All registration tokens, also those that are revoked.
+    pub async fn registration_tokens(&self) -> Result<Vec<Resource<RegistrationToken>>, Error> {
+        self.list("/api/admin/v1/user-registration-tokens", &[]).await
+    }
+
+    /// A registration token, `None` if there is none with that id.
+    pub async fn registration_token(
+        &self,
+        id: &Ulid,
+    ) -> Result<Option<Resource<RegistrationToken>>, Error> {
+        self.get_single("/api/admin/v1/user-registration-tokens/{}", id.as_str()).await
     }
 
     /// The active sessions of a user that belong to the client of this connection (MAS 1.5).

@@ -80,6 +80,45 @@ pub struct PersonalSession {
     pub expires_at: Option<Timestamp>,
 }
 
+/// A session of a client that logged in with OAuth 2.0.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub(super) struct OAuth2Session {
+    /// `None` for a client that acts for nobody.
+    pub user_id: Option<Ulid>,
+    /// Separated by spaces.
+    #[serde(deserialize_with = "bounded")]
+    pub scope: String,
+    pub last_active_at: Option<Timestamp>,
+    #[serde(default, deserialize_with = "optional")]
+    pub human_name: Option<String>,
+}
+
+/// A session of a client that logged in with Matrix's own login.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub(super) struct CompatSession {
+    pub user_id: Ulid,
+    #[serde(default, deserialize_with = "optional")]
+    pub device_id: Option<String>,
+    pub last_active_at: Option<Timestamp>,
+    #[serde(default, deserialize_with = "optional")]
+    pub human_name: Option<String>,
+}
+
+/// A token that people register with.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct RegistrationToken {
+    #[serde(deserialize_with = "bounded")]
+    pub token: String,
+    /// `None` without a limit.
+    pub usage_limit: Option<u64>,
+    pub times_used: u64,
+    pub created_at: Timestamp,
+    pub last_used_at: Option<Timestamp>,
+    /// `None` if it never expires.
+    pub expires_at: Option<Timestamp>,
+    pub revoked_at: Option<Timestamp>,
+}
+
 /// What MAS is configured for.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct SiteConfig {

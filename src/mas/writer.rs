@@ -1,4 +1,4 @@
-//! Changes of links and accounts in MAS. Only the runner creates a writer, and never in a dry run.
+//! Changes in MAS. Only the runner creates a writer, and never in a dry run.
 
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -36,6 +36,37 @@ impl Writer {
         let call = Call { repeat: Repeat::Always, ..self.reader.call(Method::DELETE, LINK, &ids) };
         match self.reader.send(&call, &self.cancel).await {
             Err(error) if !error.is_not_found() => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    /// Revokes a registration token; one that is revoked, or does not exist, is left as it is.
+    pub async fn revoke_registration_token(&self, id: &Ulid) -> Result<(), Error> {
+        let endpoint = "/api/admin/v1/user-registration-tokens/{}/revoke";
+        match self.post(endpoint, id, " is already revoked").await {
+            Err(error) if !error.is_not_found() => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    /// Takes the revocation of a registration token back; one that is not revoked is left as it is.
+    pub async fn unrevoke_registration_token(&self, id: &Ulid) -> Result<(), Error> {
+        let endpoint = "/api/admin/v1/user-registration-tokens/{}/unrevoke";
+        self.post(endpoint, id, " is not revoked").await
+    }
+
+    /// Makes a change that MAS refuses, in words that end with `already`, where it is made already.
+    pub(super) async fn post(
+        &self,
+        endpoint: &'static str,
+        id: &Ulid,
+        already: &str,
+    ) -> Result<(), Error> {
+        let ids = [id.as_str()];
+        let call =
+            Call { repeat: Repeat::Always, ..self.reader.call(Method::POST, endpoint, &ids) };
+        match self.reader.send(&call, &self.cancel).await {
+            Err(error) if !error.is_made_already(already) => Err(error),
             _ => Ok(()),
         }
     }

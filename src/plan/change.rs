@@ -85,6 +85,8 @@ pub enum Warning {
     LastIds,
     /// An encrypted room is purged, and with it every user's backup of its keys on the server.
     KeyBackups,
+    /// An account is left without a device.
+    LastDevices,
 }
 
 impl Warning {
@@ -111,6 +113,13 @@ impl Warning {
                     format_number(items)
                 )
             }
+            Self::LastDevices => format!(
+                "{} of accounts that keep none in use: who has no recovery key cannot read old encrypted messages any more (`keep_last = true` leaves the last one of each account alone)",
+                match items {
+                    1 => "1 of the planned devices is".to_owned(),
+                    _ => format!("{} of the planned devices are", format_number(items)),
+                }
+            ),
         }
     }
 }

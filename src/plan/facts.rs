@@ -26,6 +26,14 @@ crate::values::string_enum::string_enum! {
         /// A room without local members: the key is its id, the value when it was first seen so and, if it was shut down
         /// since, when, in milliseconds.
         EmptyRoom = "empty-room",
+        /// What a room or a user uses local files for: the key is its id, or names a job's selection of users. The values
+        /// are those of `protect-media`.
+        MediaUses = "media-uses",
+        /// A file that was protected, or no longer is, since its uses were last stored: the key is its id.
+        Protection = "protection",
+        /// A registration token that is used up: the key is the token, or its id in MAS, the value when it was first seen so
+        /// in milliseconds and how often it had been used.
+        UsedUpToken = "used-up-token",
         /// An account that was not used for long: the key is its id, the value when its user was told and when it was
         /// locked, in milliseconds, as a JSON object.
         UnusedAccount = "unused-account",

@@ -101,12 +101,24 @@ string_enum! {
         ShutDownRoom = "shut-down-room",
         PurgeRoom = "purge-room",
         PurgeHistory = "purge-history",
+        ProtectMedia = "protect-media",
+        UnprotectMedia = "unprotect-media",
         /// Tells a person about what is going to happen to their account.
         SendNotice = "send-notice",
         LockAccount = "lock-account",
         /// Only to undo a lock.
         UnlockAccount = "unlock-account",
         DeactivateAccount = "deactivate-account",
+        DeleteDevice = "delete-device",
+        /// Under MAS, which deletes the device with the session.
+        FinishSession = "finish-session",
+        DeleteRegistrationToken = "delete-registration-token",
+        /// Under MAS, which deletes none.
+        RevokeRegistrationToken = "revoke-registration-token",
+        /// Only to undo a revocation.
+        UnrevokeRegistrationToken = "unrevoke-registration-token",
+        DeleteEventReport = "delete-event-report",
+        DeleteUserReport = "delete-user-report",
         Request = "request",
     }
 }
@@ -149,7 +161,7 @@ string_enum! {
         OtherType = "other-type",
         /// An account that MAS does not know, such as that of a bridge.
         NotInMas = "not-in-mas",
-        /// An account of which no use is known (`never_used_after`).
+        /// An account of which no use is known (`never_used_after`), or a device, which may be new.
         NeverUsed = "never-used",
         /// An account whose user was told not long ago (`notice_before`).
         Notified = "notified",
@@ -202,6 +214,18 @@ string_enum! {
         PurgeScheduled = "purge-scheduled",
         /// A room that was shut down, and is purged by a later run.
         ShutDown = "shut-down",
+        /// A device that receives keys for a person without another one.
+        Dehydrated = "dehydrated",
+        /// The device that microglia itself uses.
+        OwnDevice = "own-device",
+        /// The device of an account that was used last (`keep_last`).
+        LastDevice = "last-device",
+        /// A registration token that may be used no times at all, which is how it is switched off.
+        SwitchedOff = "switched-off",
+        /// A registration token with which a registration has begun.
+        PendingRegistration = "pending-registration",
+        /// A registration token that has not been expired or used up for `unused_for`.
+        RecentlyInvalid = "recently-invalid",
         /// An empty file, or an upload that was never finished.
         Empty = "empty",
         /// An avatar, or another file that the state of a room refers to.

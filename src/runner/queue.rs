@@ -153,18 +153,8 @@ fn lanes(changes: Vec<Box<dyn Change>>, first_seq: i64, concurrency: usize) -> V
         let lane = match change.lane() {
             Lane::Free | Lane::Media(_) => FREE,
             Lane::ExternalIds => EXTERNAL_IDS,
-            Lane::RoomDeletion { pause } => {
-                if let Some(pipe) = lanes.get_mut(ROOM_DELETIONS) {
-                    pipe.interval = pause;
-                }
-                ROOM_DELETIONS
-            }
-            Lane::Paced { pause } => {
-                if let Some(pipe) = lanes.get_mut(PACED) {
-                    pipe.interval = pause;
-                }
-                PACED
-            }
+            Lane::RoomDeletion { pause } => paused(&mut lanes, ROOM_DELETIONS, pause),
+            Lane::Paced { pause } => paused(&mut lanes, PACED, pause),
             Lane::Room { room_id, per_second } => *rooms.entry(room_id).or_insert_with(|| {
                 lanes.push(Pipe::new(1, Rate(per_second).interval()));
                 lanes.len() - 1
@@ -175,4 +165,12 @@ fn lanes(changes: Vec<Box<dyn Change>>, first_seq: i64, concurrency: usize) -> V
         }
     }
     lanes
+}
+
+/// Has the changes of a lane begin with a pause after each; returns the lane.
+fn paused(lanes: &mut [Pipe], lane: usize, pause: Duration) -> usize {
+    if let Some(pipe) = lanes.get_mut(lane) {
+        pipe.interval = pause;
+    }
+    lane
 }

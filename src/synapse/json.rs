@@ -2,10 +2,11 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::io::{BufReader, Read};
 use std::marker::PhantomData;
 
 use serde::de::value::MapAccessDeserializer;
-use serde::de::{Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::de::{DeserializeSeed, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
 use crate::values::clock::Timestamp;
@@ -206,6 +207,13 @@ fn time<'de, D: Deserializer<'de>>(
     }
 }
 
+/// The integer of a field that may contain anything; `None` for any other type.
+pub(super) fn optional_integer<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<i64>, D::Error> {
+    Ok(Scalar::deserialize(deserializer)?.to_integer())
+}
+
 /// The text of a field that may contain anything; `None` for any other type.
 pub(super) fn optional_text<'de, D: Deserializer<'de>>(
     deserializer: D,
@@ -337,6 +345,49 @@ where
     }
 
     deserializer.deserialize_any(ObjectVisitor(PhantomData))
+}
+
+/// Parses a response while it is read, without its JSON form in memory.
+pub(super) fn parse<S>(body: impl Read, seed: S) -> Result<(), serde_json::Error>
+where
+    S: for<'de> DeserializeSeed<'de, Value = ()>,
+{
+    let mut json = serde_json::Deserializer::from_reader(BufReader::new(body));
+    seed.deserialize(&mut json)?;
+    json.end()
+}
+
+/// The value of one entry of an object, which must be there.
+pub(super) struct At<S>(pub &'static str, pub S);
+
+impl<'de, S: DeserializeSeed<'de>> DeserializeSeed<'de> for At<S> {
+    type Value = S::Value;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<S::Value, D::Error> {
+        deserializer.deserialize_map(self)
+    }
+}
+
+impl<'de, S: DeserializeSeed<'de>> Visitor<'de> for At<S> {
+    type Value = S::Value;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "an object with {}", self.0)
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<S::Value, A::Error> {
+        let Self(name, seed) = self;
+        let (mut seed, mut found) = (Some(seed), None);
+        while let Some(key) = entries.next_key::<String>()? {
+            match seed.take_if(|_| key == name) {
+                Some(seed) => found = Some(entries.next_value_seed(seed)?),
+                None => {
+                    entries.next_value::<IgnoredAny>()?;
+                }
+            }
+        }
+        found.ok_or_else(|| A::Error::missing_field(name))
+    }
 }
 
 #[cfg(test)]

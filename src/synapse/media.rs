@@ -66,6 +66,21 @@ impl Reader {
         &self,
         until: Option<Timestamp>,
     ) -> Result<Vec<MediaOwner>, Error> {
+        self.media_statistics(until.map(|until| ("until_ts", until))).await
+    }
+
+    /// Returns the accounts that uploaded files since then, in the order of their names.
+    pub(crate) async fn uploaders_since(
+        &self,
+        since: Option<Timestamp>,
+    ) -> Result<Vec<MediaOwner>, Error> {
+        self.media_statistics(since.map(|since| ("from_ts", since))).await
+    }
+
+    async fn media_statistics(
+        &self,
+        bound: Option<(&'static str, Timestamp)>,
+    ) -> Result<Vec<MediaOwner>, Error> {
         #[derive(Deserialize)]
         struct Page {
             users: Vec<MediaOwner>,
@@ -78,7 +93,7 @@ impl Reader {
         let mut from: Option<PageToken> = None;
         loop {
             let mut query = vec![("order_by", "user_id".to_owned())];
-            query.extend(until.map(|until| ("until_ts", until.timestamp_millis().to_string())));
+            query.extend(bound.map(|(name, at)| (name, at.timestamp_millis().to_string())));
             query.extend(from.as_ref().map(|from| ("from", from.to_string())));
             // The main process serves this even if a worker serves the media endpoints.
             let page: Page =

@@ -1,14 +1,16 @@
-//! Which local files the state of rooms refers to: avatars of rooms and members, image packs and the like.
+//! Which local files rooms and users refer to: avatars of rooms and members, image packs and the like.
 
 use std::collections::HashSet;
 use std::fmt;
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::io::BufReader;
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde::Deserializer;
-use serde::de::{DeserializeSeed, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::de::{DeserializeSeed, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
+use super::json::{At, parse};
+use super::media_uses::{AVATAR, Finder, MediaUses, ROOM_PACKS};
 use super::reader::Reader;
 use super::room_list::RoomRow;
 use super::rooms::{MAX_MEMBER_EVENTS, ROOM_STATE, TIME_PER_MEMBER};
@@ -53,6 +55,15 @@ fn hash(media_id: &str) -> u64 {
     hasher.finish()
 }
 
+/// Which part of a room's state to read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum StatePart {
+    /// One request, for which Synapse loads the memberships, too, and waits until it has joined the room completely.
+    All,
+    /// A request for each type of event that has avatars or image packs.
+    AvatarsAndPacks,
+}
+
 impl Reader {
     /// Returns the local files that the current state of a room names, in any event.
     pub(crate) async fn files_in_state(
@@ -63,38 +74,54 @@ impl Reader {
         let members = u32::try_from(room.joined_members).unwrap_or(u32::MAX);
         let bounds = (MAX_MEMBER_EVENTS, TIME_PER_MEMBER.saturating_mul(members));
         let none = FileSet::new(server_name);
-        let parse = move |body| {
+        let find = move |body| {
             let mut files = none.clone();
-            let mut json = serde_json::Deserializer::from_reader(BufReader::new(body));
-            json.deserialize_map(RoomState(&mut files))?;
-            json.end()?;
+            parse(body, At("state", Named(&mut files)))?;
             Ok(files)
         };
-        self.get_streamed(ROOM_STATE, &[&room.room_id], vec![], bounds, parse).await
-    }
-}
-
-/// The response with a room's state, which must contain it.
-struct RoomState<'a>(&'a mut FileSet);
-
-impl<'de> Visitor<'de> for RoomState<'_> {
-    type Value = ();
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("an object with the state of a room")
+        self.get_streamed(ROOM_STATE, &[&room.room_id], vec![], bounds, find).await
     }
 
-    fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<(), A::Error> {
-        let mut has_state = false;
-        while let Some(key) = entries.next_key::<String>()? {
-            if key == "state" {
-                entries.next_value_seed(Named(self.0))?;
-                has_state = true;
-            } else {
-                entries.next_value::<IgnoredAny>()?;
+    /// Returns what the current state of a room uses local files for; nothing if no local user is in it.
+    ///
+    /// Avatars of members are left out.
+    pub(crate) async fn media_uses_of_room(
+        &self,
+        room: &RoomRow,
+        server_name: &str,
+        part: StatePart,
+    ) -> Result<MediaUses, Error> {
+        let members = u32::try_from(room.joined_members).unwrap_or(u32::MAX);
+        let (types, extra): (&[Option<&str>], _) = match part {
+            StatePart::All => (&[None], TIME_PER_MEMBER.saturating_mul(members)),
+            StatePart::AvatarsAndPacks => {
+                (&[Some(AVATAR), Some(ROOM_PACKS[0]), Some(ROOM_PACKS[1])], Duration::ZERO)
             }
+        };
+        let mut uses = MediaUses::default();
+        for event_type in types {
+            let query = event_type.map(|name| ("type", name.to_owned())).into_iter().collect();
+            let finder = Finder::new(server_name);
+            let find = move |body| finder.clone().of_state(body);
+            let bounds = (MAX_MEMBER_EVENTS, extra);
+            uses.merge(self.get_streamed(ROOM_STATE, &[&room.room_id], query, bounds, find).await?);
         }
-        if has_state { Ok(()) } else { Err(A::Error::missing_field("state")) }
+        Ok(uses)
+    }
+
+    /// Returns the files of a user's own image packs (`GET /v1/users/<id>/accountdata`).
+    ///
+    /// The error is `M_NOT_FOUND` for an unknown account.
+    pub(crate) async fn media_uses_of_user(
+        &self,
+        user_id: &str,
+        server_name: &str,
+    ) -> Result<MediaUses, Error> {
+        let finder = Finder::new(server_name);
+        let find = move |body| finder.clone().of_account_data(body);
+        let endpoint = "/_synapse/admin/v1/users/{}/accountdata";
+        let bounds = (MAX_MEMBER_EVENTS, Duration::ZERO);
+        self.get_streamed(endpoint, &[user_id], vec![], bounds, find).await
     }
 }
 
@@ -160,7 +187,7 @@ mod tests {
 
     fn named(response: &str) -> Result<FileSet, serde_json::Error> {
         let mut files = FileSet::new("hs.test");
-        serde_json::Deserializer::from_str(response).deserialize_map(RoomState(&mut files))?;
+        parse(response.as_bytes(), At("state", Named(&mut files)))?;
         Ok(files)
     }
 

@@ -8,7 +8,7 @@ use super::json::{count, id, optional_count, optional_text};
 use super::page::MAX_PAGE_ROWS;
 use super::pages::{PageToken, Pages};
 use super::reader::Reader;
-use crate::http::{Base, Error};
+use crate::http::{Base, Error, one_line};
 
 /// A room as Synapse lists it, and as it shows it alone.
 ///
@@ -33,9 +33,22 @@ pub(crate) struct RoomRow {
     pub creator: Option<String>,
     #[serde(default, deserialize_with = "optional_text")]
     room_type: Option<String>,
+    /// How many pairs of type and state key the state has had: an event that replaces another one does not count.
+    #[serde(default, deserialize_with = "count")]
+    pub state_events: u64,
 }
 
 impl RoomRow {
+    /// `#lobby:example.com !id`, or the id with the name.
+    pub(crate) fn label(&self) -> String {
+        const MAX_CHARS: usize = 80;
+        match (&self.canonical_alias, &self.name) {
+            (Some(alias), _) => format!("{} {}", one_line(alias, MAX_CHARS), self.room_id),
+            (None, Some(name)) => format!("\"{}\" {}", one_line(name, MAX_CHARS), self.room_id),
+            (None, None) => self.room_id.clone(),
+        }
+    }
+
     pub(crate) fn is_space(&self) -> bool {
         self.room_type.as_deref() == Some("m.space")
     }

@@ -36,6 +36,14 @@ pub enum Removal {
     Purge,
 }
 
+/// What becomes of the protection of a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Protection {
+    /// From quarantine, and from purges of local media.
+    Protect,
+    Unprotect,
+}
+
 /// The result of a deletion that ended.
 #[derive(Debug)]
 pub(crate) struct EndedDeletion {
@@ -129,6 +137,40 @@ impl Writer {
             0 => Err(response.contradicted("Synapse did not delete the file: its log says why")),
             _ => Ok(()),
         }
+    }
+
+    /// Protects a local file, or ends that; returns false if there is no such file (`POST /v1/media/protect/…`, Synapse 1.36).
+    pub(crate) async fn set_protection(
+        &self,
+        media_id: &str,
+        protection: Protection,
+    ) -> Result<bool, Error> {
+        let call = Call {
+            method: Method::POST,
+            base: Base::Media,
+            endpoint: match protection {
+                Protection::Protect => "/_synapse/admin/v1/media/protect/{}",
+                Protection::Unprotect => "/_synapse/admin/v1/media/unprotect/{}",
+            },
+            ids: &[media_id],
+            query: vec![],
+            body: None,
+            // To do it twice changes nothing.
+            repeat: Repeat::Always,
+            pacing: Pacing::Normal,
+            timeout: Some(self.reader.transport.request_timeout()),
+        };
+        let response = match self.send(call).await {
+            Err(Error { cause: Cause::Synapse { status: 404, errcode, .. }, .. })
+                if errcode == "M_UNKNOWN" =>
+            {
+                return Ok(false);
+            }
+            response => response?,
+        };
+        // A response with anything but an object is not Synapse's.
+        response.decode::<serde_json::Map<String, serde_json::Value>>()?;
+        Ok(true)
     }
 
     async fn purge(
@@ -377,6 +419,28 @@ impl Writer {
         let session = self.reader.session(&self.cancel);
         let response = self.reader.transport.send_raw(raw, session).await?;
         Ok(response.body)
+    }
+
+    /// Sends a change that has the same effect if it is sent twice.
+    pub(super) async fn send_repeatable(
+        &self,
+        method: Method,
+        endpoint: &'static str,
+        ids: &[&str],
+        body: Option<serde_json::Value>,
+    ) -> Result<Response, Error> {
+        self.send(Call {
+            method,
+            base: Base::Homeserver,
+            endpoint,
+            ids,
+            query: vec![],
+            body,
+            repeat: Repeat::Always,
+            pacing: Pacing::Normal,
+            timeout: Some(self.reader.transport.request_timeout()),
+        })
+        .await
     }
 
     async fn send(&self, call: Call<'_>) -> Result<Response, Error> {

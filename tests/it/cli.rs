@@ -153,7 +153,7 @@ async fn usage_errors_exit_with_2() {
     runs sweeep: error: unknown job "sweeep" (did you mean "sweep"?)
     runs show: error: the following required arguments were not provided:
     runs show first: error: invalid value 'first' for '<ID>': invalid digit found in string
-    kinds purge-media: error: unknown kind "purge-media": expected one of purge-local-media, purge-remote-media, join-rooms, remove-external-ids, delete-rooms, purge-history, lock-inactive-accounts, deactivate-accounts, request
+    kinds purge-media: error: unknown kind "purge-media": expected one of purge-local-media, purge-remote-media, join-rooms, remove-external-ids, delete-rooms, purge-history, protect-media, lock-inactive-accounts, deactivate-accounts, delete-stale-devices, delete-registration-tokens, delete-event-reports, delete-user-reports, request
     kinds join-room: error: unknown kind "join-room" (did you mean "join-rooms"?)
     completions dos: error: invalid value 'dos' for '<SHELL>'
     "#);

@@ -4,7 +4,7 @@ use microglia::jobs::KINDS;
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::fake::{Fake, TOKEN, User};
+use crate::fake::{Device, Fake, RegistrationToken, Report, TOKEN, User};
 use crate::homeserver::{Synapse, encoded};
 use crate::program::{Program, changes, figures};
 
@@ -20,9 +20,15 @@ fn jobs(room: &str) -> String {
             "older_than = \"2d\"\nallow_recent = true\nall_rooms = true\ndelete_local_events = true"
                 .to_owned()
         }
+        "protect-media" => String::new(),
         "delete-rooms" => "empty_for = \"2d\"".to_owned(),
         "lock-inactive-accounts" => "inactive_for = \"30d\"".to_owned(),
         "deactivate-accounts" => "locked_for = \"30d\"\nerase = false".to_owned(),
+        "delete-stale-devices" => "unused_for = \"30d\"".to_owned(),
+        "delete-registration-tokens" => "unused_for = \"1d\"".to_owned(),
+        "delete-event-reports" | "delete-user-reports" => {
+            "older_than = \"2d\"\nallow_recent = true".to_owned()
+        }
         "request" => {
             "method = \"DELETE\"\npath = \"/_synapse/admin/v2/rooms/{{ now_ms() }}\"".to_owned()
         }
@@ -75,7 +81,26 @@ async fn a_dry_run_sends_only_get_requests_to_a_real_synapse() {
         let message = json!({"msgtype": "m.text", "body": "old"});
         assert_eq!(synapse.client(&alice, Method::POST, &path, message).await.0, 200);
     }
+    let event = synapse
+        .client(&alice, Method::POST, &path, json!({"msgtype": "m.text", "body": "spam"}))
+        .await;
+    let event = event.1["event_id"].as_str().unwrap().to_owned();
+    let report = format!("/_matrix/client/v3/rooms/{}/report/{}", encoded(&talk), encoded(&event));
+    assert_eq!(synapse.client(&alice, Method::POST, &report, json!({"reason": "x"})).await.0, 200);
+    let report = format!("/_matrix/client/v3/users/{}/report", encoded(&synapse.admin.user_id));
+    assert_eq!(synapse.client(&alice, Method::POST, &report, json!({"reason": "x"})).await.0, 200);
+    let token = json!({"token": "old", "expiry_time": 4_000_000_000_000_i64});
+    let tokens = "/_synapse/admin/v1/registration_tokens/new";
+    assert_eq!(synapse.admin(Method::POST, tokens, token).await.0, 200);
     synapse.return_to_now().await;
+    synapse.sql("UPDATE registration_tokens SET expiry_time = 1").await;
+    synapse
+        .sql(&format!(
+            "INSERT INTO devices (user_id, device_id, last_seen, hidden) VALUES ('{0}', 'OLD', 1, false), ('{0}', 'OLDER', 2, false)",
+            alice.user_id
+        ))
+        .await;
+    synapse.sql("UPDATE users SET creation_ts = 1").await;
     synapse.external_ids(&alice.user_id, &[("saml", "alice")]).await;
     let unused = synapse.register_many("unused", 1).await.remove(0);
     synapse
@@ -87,6 +112,9 @@ async fn a_dry_run_sends_only_get_requests_to_a_real_synapse() {
     synapse.age_media(&file, 400, None).await;
     synapse.insert_remote_media("far.test", "old", 400).await;
     let room = synapse.create_room(&synapse.admin, json!({ "preset": "public_chat" })).await;
+    let emoji = synapse.upload(&alice, b"emoji").await;
+    let pack = json!({"images": {"cat": {"url": format!("mxc://hs.test/{emoji}")}}});
+    synapse.set_state(&synapse.admin, &room, ("im.ponies.room_emotes", ""), pack).await;
     let program = Program::new(&synapse.url, &synapse.admin.token, &jobs(&room));
     saw_empty_rooms_long_ago(&program).await;
     locked_long_ago(&program, "hs.test", &shut).await;
@@ -114,6 +142,8 @@ async fn a_dry_run_sends_only_get_requests_whatever_the_limits_allow() {
         world.room("!room:fake.test").timeline = ["$new", "$old"]
             .map(|id| json!({"type": "m.room.message", "event_id": id, "sender": "@a:fake.test", "origin_server_ts": HOUR_MS}))
             .to_vec();
+        let pack = json!({"images": {"cat": {"url": "mxc://fake.test/file0"}}});
+        world.room("!room:fake.test").set_state("im.ponies.room_emotes", "", &pack);
         world.emptied_room("!empty:fake.test", "@user000000:fake.test", 3);
         for i in 0..20 {
             world.media("@user000000:fake.test", &format!("file{i}"), 10, HOUR_MS, None);
@@ -121,6 +151,21 @@ async fn a_dry_run_sends_only_get_requests_whatever_the_limits_allow() {
         world.remote_media(20, HOUR_MS);
         world.user("@user000000:fake.test").last_seen_ms = Some(1_700_000_100_000);
         world.user("@user000001:fake.test").locked = true;
+        let token = RegistrationToken { expiry_ms: Some(1), ..RegistrationToken::default() };
+        world.registration_tokens.insert("old".to_owned(), token);
+        let report = Report {
+            received_ms: HOUR_MS,
+            by: "@user000000:fake.test".to_owned(),
+            about: "$old".to_owned(),
+            room_id: Some("!room:fake.test".to_owned()),
+            sender: None,
+            reason: None,
+        };
+        world.event_reports.insert(1, report.clone());
+        world.user_reports.insert(1, report);
+        world.user("@user000000:fake.test").devices = [1, 2]
+            .map(|ms| Device { id: format!("D{ms}"), last_seen_ms: Some(ms), ..Device::default() })
+            .to_vec();
     });
     // What would be refused in apply mode is shown all the same.
     let defaults = "[defaults]\nretries = { attempts = 1 }\nwindow = \"00:00-00:01\"\n\n";

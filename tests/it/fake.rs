@@ -3,6 +3,8 @@
 //! It responds with the texts and types of Synapse 1.163, on a thread of its own, so that a test may block.
 //! What a client must never do is a complaint: one that no test reads fails the test when the `Fake` is dropped.
 
+#[path = "fake/devices.rs"]
+mod devices;
 #[path = "fake/endpoints.rs"]
 mod endpoints;
 #[path = "fake/mas.rs"]
@@ -13,6 +15,10 @@ mod mas_admin;
 mod messages;
 #[path = "fake/openapi.rs"]
 mod openapi;
+#[path = "fake/registration_tokens.rs"]
+mod registration_tokens;
+#[path = "fake/reports.rs"]
+mod reports;
 #[path = "fake/world.rs"]
 mod world;
 
@@ -46,9 +52,13 @@ use tokio::{
 };
 
 use self::endpoints::{Answer, percent_decoded};
-pub use self::mas::{CLIENT_ID, CLIENT_SECRET, Provider, SessionKind};
+pub use self::mas::{
+    CLIENT_ID, CLIENT_SECRET, Provider, RegistrationToken as MasToken, SessionKind,
+};
 pub use self::messages::Message;
 pub use self::openapi::Operation;
+pub use self::registration_tokens::RegistrationToken;
+pub use self::reports::Report;
 use self::world::Doomed;
 pub use self::world::{Device, Member, SERVER_NAME, TOKEN, User, World, room_event};
 

@@ -130,6 +130,11 @@ impl Synapse {
         send(if body.is_null() { request } else { request.json(&body) }).await
     }
 
+    /// Sends a request without a token, as who registers does.
+    pub async fn anonymous(&self, method: Method, path: &str, body: Value) -> (u16, Value) {
+        send(self.request(method, path).json(&body)).await
+    }
+
     /// Gets what the server admin sees at `path`, which must be there.
     pub async fn get(&self, path: &str) -> Value {
         self.expect(&self.admin, Method::GET, path, Value::Null).await

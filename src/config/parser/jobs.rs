@@ -65,6 +65,7 @@ impl Parser<'_> {
             }
         }
         specs.sort_by(|a, b| a.name.cmp(&b.name));
+        self.check_order(&specs, jobs);
         specs
     }
 

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::plan::change::{Change, ChangeResult, Check, Lane};
 use crate::plan::report::Action;
-use crate::synapse::{self, OldHistory, Reader, RoomRow, Writer, display_line};
+use crate::synapse::{self, OldHistory, Reader, RoomRow, Writer};
 use crate::values::clock::{Timestamp, format_time};
 use crate::values::text::{format_count, format_number};
 
@@ -38,7 +38,7 @@ impl Change for Purge {
         let encrypted = if self.row.encryption.is_some() { "encrypted" } else { "not encrypted" };
         format!(
             "{} ({encrypted}): {events} before {first_kept} of {}",
-            name(&self.row),
+            self.row.label(),
             format_time(time)
         )
     }
@@ -85,15 +85,5 @@ impl Change for Purge {
             let detail = under_way.map(|_| "the purge was under way already".to_owned());
             Ok(ChangeResult { detail, ..ChangeResult::items(1) })
         })
-    }
-}
-
-/// `#lobby:example.com !id`, or the id with the name.
-pub(super) fn name(row: &RoomRow) -> String {
-    const MAX_CHARS: usize = 80;
-    match (&row.canonical_alias, &row.name) {
-        (Some(alias), _) => format!("{} {}", display_line(alias, MAX_CHARS), row.room_id),
-        (None, Some(name)) => format!("\"{}\" {}", display_line(name, MAX_CHARS), row.room_id),
-        (None, None) => row.room_id.clone(),
     }
 }

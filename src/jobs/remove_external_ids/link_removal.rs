@@ -6,7 +6,7 @@ use futures_util::future::BoxFuture;
 use serde_json::{Value, json};
 
 use super::link_criteria::{LinkCriteria, Verdict};
-use crate::http::Cause;
+use crate::jobs::mas_accounts::no_mas;
 use crate::mas::{self, Link, Links, Resource};
 use crate::plan::change::{Change, ChangeResult, Check, Lane, Warning};
 use crate::plan::report::Action;
@@ -76,7 +76,7 @@ impl Change for LinkRemoval {
 
     fn check<'a>(&'a self, reader: &'a Reader) -> BoxFuture<'a, Result<Check, Error>> {
         Box::pin(async move {
-            let Some(mas) = reader.mas() else { return Err(self.no_mas()) };
+            let Some(mas) = reader.mas() else { return Err(no_mas()) };
             if let Some(obstacle) = self.obstacle(mas).await? {
                 return Ok(Check::Skip(obstacle.to_owned()));
             }
@@ -98,20 +98,9 @@ impl Change for LinkRemoval {
         _before: Option<&'a Value>,
     ) -> BoxFuture<'a, Result<ChangeResult, Error>> {
         Box::pin(async move {
-            let Some(mas) = writer.mas() else { return Err(self.no_mas()) };
+            let Some(mas) = writer.mas() else { return Err(no_mas()) };
             mas.delete_link(&self.link.id).await?;
             Ok(ChangeResult::items(1))
         })
-    }
-}
-
-impl LinkRemoval {
-    fn no_mas(&self) -> Error {
-        Error {
-            method: reqwest::Method::DELETE,
-            path: self.target.clone(),
-            cause: Cause::NotSent("no MAS is configured".to_owned()),
-            advice: None,
-        }
     }
 }

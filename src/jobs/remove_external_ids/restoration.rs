@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::removal::remove;
+use crate::jobs::mas_accounts::no_mas;
 use crate::mas::{self, CreatedLink, Ulid};
 use crate::plan::change::{Change, ChangeResult, Check, Lane};
 use crate::plan::report::{Action, ChangeRecord};
@@ -330,10 +331,6 @@ async fn name(mas: &mas::Reader, id: &Ulid) -> Result<String, Error> {
 
 fn unrecorded() -> Error {
     Error::not_sent("what the account had before was not recorded".to_owned())
-}
-
-fn no_mas() -> Error {
-    Error::not_sent("[homeservers.NAME.mas] is not configured any more".to_owned())
 }
 
 #[cfg(test)]

@@ -125,9 +125,13 @@ fn items_of(kind: &str) -> Items {
         "remove-external-ids" => ("external id", "external ids", "removed"),
         "delete-rooms" => ("room", "rooms", "shut down or purged"),
         "purge-history" => ("room", "rooms", "purged"),
+        "protect-media" => ("file", "files", "protected or unprotected"),
         // A notice is told about an account, too.
         "lock-inactive-accounts" => ("account", "accounts", "told or locked"),
         "deactivate-accounts" => ("account", "accounts", "deactivated"),
+        "delete-stale-devices" => ("device", "devices", "deleted"),
+        "delete-registration-tokens" => ("registration token", "registration tokens", "deleted"),
+        "delete-event-reports" | "delete-user-reports" => ("report", "reports", "deleted"),
         "request" => ("request", "requests", "sent"),
         _ => ("item", "items", "changed"),
     };

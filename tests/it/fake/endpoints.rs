@@ -9,7 +9,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::{
-    Process, Seen, messages,
+    Process, Seen, devices as device, messages, registration_tokens, reports,
     world::{Doomed, ListedJob, Media, Room, Token, User, World, room_event},
 };
 
@@ -188,7 +188,7 @@ impl Call<'_> {
         }
     }
 
-    fn one_of<'a>(&'a self, name: &str, allowed: &[&'a str]) -> Result<&'a str, Answer> {
+    pub fn one_of<'a>(&'a self, name: &str, allowed: &[&'a str]) -> Result<&'a str, Answer> {
         let value = self.text(name).unwrap_or(allowed[0]);
         if allowed.contains(&value) {
             return Ok(value);
@@ -200,7 +200,7 @@ impl Call<'_> {
         )
     }
 
-    fn object(&self) -> Result<Value, Answer> {
+    pub fn object(&self) -> Result<Value, Answer> {
         let Ok(body) = serde_json::from_str::<Value>(&self.seen.body) else {
             return refused(400, "M_NOT_JSON", "Content not JSON.");
         };
@@ -278,6 +278,13 @@ static ROUTES: &[Route] = &[
     Route::new("GET", "/_synapse/admin/v2/users", (1, 0), Gate::Admin, users),
     Route::new("GET", "/_synapse/admin/v3/users", (1, 103), Gate::Admin, users),
     Route::new("GET", "/_synapse/admin/v2/users/*/devices", (1, 15), Gate::Admin, devices),
+    Route::new(
+        "POST",
+        "/_synapse/admin/v2/users/*/delete_devices",
+        (1, 15),
+        Gate::Admin,
+        device::delete,
+    ),
     Route::new("GET", "/_synapse/admin/v1/users/*/accountdata", (1, 57), Gate::Admin, accountdata),
     Route::new("POST", "/_synapse/admin/v1/deactivate/*", (1, 0), Gate::Admin, deactivate),
     Route::new(
@@ -357,6 +364,60 @@ static ROUTES: &[Route] = &[
         (1, 23),
         Gate::MediaAdmin,
         delete_one_file,
+    ),
+    Route::new(
+        "POST",
+        "/_synapse/admin/v1/media/protect/*",
+        (1, 26),
+        Gate::MediaAdmin,
+        |world, call| protect(world, call, true),
+    ),
+    Route::new(
+        "POST",
+        "/_synapse/admin/v1/media/unprotect/*",
+        (1, 36),
+        Gate::MediaAdmin,
+        |world, call| protect(world, call, false),
+    ),
+    Route::new("GET", "/_synapse/admin/v1/users/*/accountdata", (1, 56), Gate::Admin, account_data),
+    Route::new(
+        "GET",
+        "/_synapse/admin/v1/registration_tokens",
+        (1, 42),
+        Gate::Admin,
+        registration_tokens::list,
+    ),
+    Route::new(
+        "GET",
+        "/_synapse/admin/v1/registration_tokens/*",
+        (1, 42),
+        Gate::Admin,
+        registration_tokens::one,
+    ),
+    Route::new(
+        "DELETE",
+        "/_synapse/admin/v1/registration_tokens/*",
+        (1, 42),
+        Gate::Admin,
+        registration_tokens::delete,
+    ),
+    Route::new("GET", "/_synapse/admin/v1/event_reports", (1, 8), Gate::Admin, reports::events),
+    Route::new("GET", "/_synapse/admin/v1/event_reports/*", (1, 8), Gate::Admin, reports::detail),
+    Route::new(
+        "DELETE",
+        "/_synapse/admin/v1/event_reports/*",
+        (1, 79),
+        Gate::Admin,
+        reports::delete_event,
+    ),
+    Route::new("GET", "/_synapse/admin/v1/user_reports", (1, 152), Gate::Admin, reports::users),
+    Route::new("GET", "/_synapse/admin/v1/user_reports/*", (1, 152), Gate::Admin, reports::detail),
+    Route::new(
+        "DELETE",
+        "/_synapse/admin/v1/user_reports/*",
+        (1, 152),
+        Gate::Admin,
+        reports::delete_user,
     ),
     Route::new("GET", "/_synapse/admin/v1/server_version", (1, 0), Gate::Nobody, |world, _| {
         Ok(Answer::json(&json!({"server_version": world.version})))
@@ -873,13 +934,13 @@ impl<'a> UserRow<'a> {
     }
 }
 
-struct Page {
-    from: usize,
-    limit: usize,
+pub(super) struct Page {
+    pub from: usize,
+    pub limit: usize,
 }
 
 impl Page {
-    fn of(world: &mut World, call: &Call) -> Result<Self, Answer> {
+    pub fn of(world: &mut World, call: &Call) -> Result<Self, Answer> {
         let from = call.integer("from")?.unwrap_or(0);
         let limit = call.integer("limit")?.unwrap_or(100);
         if limit == 0 {
@@ -894,7 +955,7 @@ impl Page {
         &list[start..start.saturating_add(self.limit).min(list.len())]
     }
 
-    fn next(&self, total: usize, rows: usize) -> Option<usize> {
+    pub fn next(&self, total: usize, rows: usize) -> Option<usize> {
         (self.from.saturating_add(self.limit) < total).then_some(self.from + rows)
     }
 }
@@ -965,7 +1026,7 @@ fn room_row(world: &World, room_id: &str, room: &Room) -> Value {
         "joined_local_devices": local, "version": room.version, "creator": room.creator, "encryption": (here && room.encrypted).then_some("m.megolm.v1.aes-sha2"),
         "federatable": true, "public": room.join_rule.as_deref() == Some("public"),
         "join_rules": room.join_rule.as_ref().filter(|_| here), "guest_access": null,
-        "history_visibility": here.then_some("shared"), "state_events": room.members.len() + 4, "room_type": null,
+        "history_visibility": here.then_some("shared"), "state_events": room.state_events(), "room_type": null,
     })
 }
 
@@ -1065,9 +1126,9 @@ fn state_events(world: &World, room_id: &str, room: &Room, only: Option<&str>) -
         add("m.room.tombstone", "", &room.creator, &content);
     }
     for event in &room.extra_state {
-        add(event["type"].as_str().unwrap_or_default(), "", &room.creator, &|| {
-            event["content"].clone()
-        });
+        let [kind, state_key] =
+            ["type", "state_key"].map(|key| event[key].as_str().unwrap_or_default());
+        add(kind, state_key, &room.creator, &|| event["content"].clone());
     }
     for (user_id, member) in &room.members {
         let profile = || world.users.get(user_id).map(|user| displayname(user_id, user));
@@ -1507,6 +1568,22 @@ fn one_file(world: &mut World, call: &Call) -> Answered {
     info["media_origin"] = origin.as_str().into();
     info["filesystem_id"] = Value::Null;
     Ok(Answer::json(&json!({"media_info": info})))
+}
+
+fn protect(world: &mut World, call: &Call, is_protected: bool) -> Answered {
+    let Some(media) = world.file_mut(&call.args[0]) else {
+        return refused(404, "M_UNKNOWN", "No row found (local_media_repository)");
+    };
+    media.protected = is_protected;
+    Ok(Answer::json(&json!({})))
+}
+
+fn account_data(world: &mut World, call: &Call) -> Answered {
+    let user_id = local_user(world, &call.args[0], "Can only look up local users")?;
+    let Some(user) = world.users.get(user_id) else {
+        return refused(404, "M_NOT_FOUND", "User not found");
+    };
+    Ok(Answer::json(&json!({"account_data": {"global": user.account_data, "rooms": {}}})))
 }
 
 fn delete_one_file(world: &mut World, call: &Call) -> Answered {

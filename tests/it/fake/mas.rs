@@ -24,6 +24,7 @@ pub struct Mas {
     pub providers: BTreeMap<String, Provider>,
     pub links: BTreeMap<String, Link>,
     pub sessions: BTreeMap<String, Session>,
+    pub registration_tokens: BTreeMap<String, RegistrationToken>,
     /// In which people use their accounts.
     pub user_sessions: BTreeMap<String, UserSession>,
     /// In seconds.
@@ -104,10 +105,24 @@ pub enum SessionKind {
 #[derive(Clone, Debug)]
 pub struct UserSession {
     pub kind: SessionKind,
+    /// Empty where a client acts for nobody.
     pub user_id: String,
+    /// Of an OAuth 2.0 session, it is in the scope; one of a browser has none.
+    pub device_id: Option<String>,
     pub created_at: String,
     pub last_active_at: Option<String>,
     pub finished_at: Option<String>,
+}
+
+/// Times are as MAS writes them.
+#[derive(Clone, Debug, Default)]
+pub struct RegistrationToken {
+    pub token: String,
+    pub usage_limit: Option<u32>,
+    pub times_used: u32,
+    pub last_used_at: Option<String>,
+    pub expires_at: Option<String>,
+    pub revoked_at: Option<String>,
 }
 
 /// What MAS said about a token when Synapse asked.
@@ -136,6 +151,7 @@ impl Default for Mas {
             providers: BTreeMap::new(),
             links: BTreeMap::new(),
             sessions: BTreeMap::new(),
+            registration_tokens: BTreeMap::new(),
             user_sessions: BTreeMap::new(),
             token_life: 300,
             internal_oauth: true,
@@ -174,6 +190,12 @@ impl Mas {
         id
     }
 
+    pub fn registration_token(&mut self, token: RegistrationToken) -> String {
+        let id = self.ulid();
+        self.registration_tokens.insert(id.clone(), token);
+        id
+    }
+
     /// A link that was created long ago.
     pub fn link(&mut self, provider_id: &str, subject: &str, user_id: Option<&str>) -> String {
         let id = self.ulid();
@@ -199,6 +221,7 @@ impl Mas {
         self.user_sessions.entry(id).or_insert_with(|| UserSession {
             kind,
             user_id: user_id.to_owned(),
+            device_id: None,
             created_at: created_at.to_owned(),
             last_active_at: None,
             finished_at: None,

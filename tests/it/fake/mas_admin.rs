@@ -176,6 +176,32 @@ fn carried_out(
                 Ok(single(200, seen, &session_of(mas, id, now)))
             }
         },
+        ("POST", ["oauth2-sessions" | "compat-sessions", id, "finish"]) => {
+            finish_session(mas, seen, valid(id)?, now)
+        }
+        ("GET", ["user-registration-tokens"]) => {
+            list.of(mas.registration_tokens.keys(), |id| registration_token_of(mas, id, now))
+        }
+        ("GET", ["user-registration-tokens", id]) => {
+            match mas.registration_tokens.contains_key(valid(id)?) {
+                true => Ok(single(200, seen, &registration_token_of(mas, id, now))),
+                false => refused(404, &format!("Registration token with ID {id} not found")),
+            }
+        }
+        ("POST", ["user-registration-tokens", id, what @ ("revoke" | "unrevoke")]) => {
+            let revokes = *what == "revoke";
+            match mas.registration_tokens.get_mut(valid(id)?) {
+                None => refused(404, &format!("Registration token with ID {id} not found")),
+                Some(token) if token.revoked_at.is_some() == revokes => {
+                    let state = if revokes { "already" } else { "not" };
+                    refused(400, &format!("Registration token with ID {id} is {state} revoked"))
+                }
+                Some(token) => {
+                    token.revoked_at = revokes.then(|| time(now));
+                    Ok(single(200, seen, &registration_token_of(mas, id, now)))
+                }
+            }
+        }
         _ => panic!("the fake MAS has no {} {}", seen.method, seen.path),
     }
 }
@@ -251,19 +277,58 @@ fn user_session_of(mas: &Mas, id: &str) -> Value {
     let session = &mas.user_sessions[id];
     let mut attributes = json!({
         "created_at": session.created_at, "finished_at": session.finished_at,
-        "user_id": session.user_id, "user_agent": null, "last_active_ip": null,
+        "user_id": (!session.user_id.is_empty()).then_some(&session.user_id),
+        "user_agent": null, "last_active_ip": null,
         "last_active_at": session.last_active_at,
     });
     let (name, list) = match session.kind {
         SessionKind::OAuth2 => {
             attributes["client_id"] = super::CLIENT_ID.into();
-            attributes["scope"] = "openid".into();
+            let device = session.device_id.as_ref();
+            let device = device.map(|id| format!(" urn:matrix:client:device:{id}"));
+            attributes["scope"] = format!("openid{}", device.unwrap_or_default()).into();
             ("oauth2-session", "oauth2-sessions")
         }
-        SessionKind::Compatibility => ("compat-session", "compat-sessions"),
+        SessionKind::Compatibility => {
+            attributes["device_id"] = session.device_id.clone().into();
+            ("compat-session", "compat-sessions")
+        }
         SessionKind::Browser => ("user-session", "user-sessions"),
     };
     resource(name, list, id, &attributes)
+}
+
+fn finish_session(mas: &mut Mas, seen: &Seen, id: &str, now: DateTime<Utc>) -> Answered {
+    let name = match seen.path.contains("/oauth2-sessions/") {
+        true => "OAuth 2.0 session",
+        false => "Compatibility session",
+    };
+    match mas.user_sessions.get_mut(id) {
+        None => refused(404, &format!("{name} with ID {id} not found")),
+        Some(session) if session.finished_at.is_some() => {
+            refused(400, &format!("{name} with ID {id} is already finished"))
+        }
+        Some(session) => {
+            session.finished_at = Some(time(now));
+            Ok(single(200, seen, &user_session_of(mas, id)))
+        }
+    }
+}
+
+fn registration_token_of(mas: &Mas, id: &str, now: DateTime<Utc>) -> Value {
+    let token = &mas.registration_tokens[id];
+    let is_over = token
+        .expires_at
+        .as_ref()
+        .is_some_and(|at| at.parse::<DateTime<Utc>>().is_ok_and(|at| at <= now));
+    let is_used_up = token.usage_limit.is_some_and(|limit| token.times_used >= limit);
+    let attributes = json!({
+        "token": token.token, "valid": !is_over && !is_used_up && token.revoked_at.is_none(),
+        "usage_limit": token.usage_limit, "times_used": token.times_used,
+        "created_at": "2024-01-01T00:00:00Z", "last_used_at": token.last_used_at,
+        "expires_at": token.expires_at, "revoked_at": token.revoked_at,
+    });
+    resource("user-registration_token", "user-registration-tokens", id, &attributes)
 }
 
 fn site_config() -> Value {
@@ -474,9 +539,10 @@ impl List<'_> {
             "filter[provider]" => ("Provider", mas.providers.contains_key(value)),
             "filter[owner_client]" => ("Client", mas.clients.contains_key(value)),
             "filter[status]" => {
-                let known = match self.seen.path.ends_with("/users") {
-                    true => ["active", "locked", "deactivated"].as_slice(),
-                    false => &["active", "revoked"],
+                let known: &[&str] = match self.seen.path.rsplit('/').next() {
+                    Some("users") => &["active", "locked", "deactivated"],
+                    Some("personal-sessions") => &["active", "revoked"],
+                    _ => &["active", "finished"],
                 };
                 return match known.contains(&value) {
                     true => Ok(()),
@@ -521,9 +587,10 @@ fn fits(row: &Value, filter: &str, value: &str) -> bool {
         ("filter[status]", "locked") => is_set("locked_at"),
         ("filter[status]", "deactivated") => is_set("deactivated_at"),
         ("filter[status]", "revoked") => is_set("revoked_at"),
-        ("filter[status]", _) => {
-            !is_set("locked_at") && !is_set("deactivated_at") && !is_set("revoked_at")
-        }
+        ("filter[status]", "finished") => is_set("finished_at"),
+        ("filter[status]", _) => ["locked_at", "deactivated_at", "revoked_at", "finished_at"]
+            .iter()
+            .all(|name| !is_set(name)),
         _ => panic!("the fake MAS has no {filter}"),
     }
 }

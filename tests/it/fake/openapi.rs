@@ -180,13 +180,22 @@ fn check_keyword(
             }
         }
         "pattern" => {
-            let is_ulid = |text: &str| {
-                text.len() == 26
-                    && text.bytes().all(|byte| b"0123456789ABCDEFGHJKMNPQRSTVWXYZ".contains(&byte))
+            let (what, is_it): (_, fn(&str) -> bool) = match operand.as_str() {
+                Some("^[0123456789ABCDEFGHJKMNPQRSTVWXYZ]{26}$") => ("a ULID", |text| {
+                    text.len() == 26
+                        && text
+                            .bytes()
+                            .all(|byte| b"0123456789ABCDEFGHJKMNPQRSTVWXYZ".contains(&byte))
+                }),
+                Some("^[A-Za-z0-9._~!$&'()*+,;=:&/-]+$") => ("a device", |text| {
+                    let is_allowed =
+                        |c: char| c.is_ascii_alphanumeric() || "._~!$&'()*+,;=:&/-".contains(c);
+                    !text.is_empty() && text.chars().all(is_allowed)
+                }),
+                _ => panic!("another pattern: {operand}"),
             };
-            assert_eq!(operand, "^[0123456789ABCDEFGHJKMNPQRSTVWXYZ]{26}$", "another pattern");
-            if value.as_str().is_some_and(|text| !is_ulid(text)) {
-                wrong("is not a ULID");
+            if value.as_str().is_some_and(|text| !is_it(text)) {
+                wrong(&format!("is not {what}"));
             }
         }
         "format" if operand == "date-time" => {

@@ -11,6 +11,8 @@ use serde_json::{Value, json};
 
 use super::mas::Mas;
 use super::messages::Message;
+use super::registration_tokens::RegistrationToken;
+use super::reports::Report;
 
 pub const SERVER_NAME: &str = "fake.test";
 /// The access token of the admin account, `@microglia:<server name>`.
@@ -57,6 +59,9 @@ pub struct World {
     pub polls_per_deletion: u32,
     /// Why deletions fail.
     pub deletion_error: Option<String>,
+    pub registration_tokens: BTreeMap<String, RegistrationToken>,
+    pub event_reports: BTreeMap<u64, Report>,
+    pub user_reports: BTreeMap<u64, Report>,
     files: BTreeMap<String, Media>,
     files_by_owner: BTreeMap<String, BTreeSet<String>>,
     /// Recently read lists, by their request.
@@ -94,6 +99,9 @@ impl World {
             background_update: None,
             polls_per_deletion: 1,
             deletion_error: None,
+            registration_tokens: BTreeMap::new(),
+            event_reports: BTreeMap::new(),
+            user_reports: BTreeMap::new(),
             files: BTreeMap::new(),
             files_by_owner: BTreeMap::new(),
             listings: HashMap::new(),
@@ -371,6 +379,8 @@ pub struct User {
     pub appservice_id: Option<String>,
     /// Provider and id.
     pub external_ids: Vec<(String, String)>,
+    /// By type, of no room.
+    pub account_data: BTreeMap<String, Value>,
 }
 
 impl Default for User {
@@ -391,6 +401,7 @@ impl Default for User {
             user_type: None,
             appservice_id: None,
             external_ids: Vec::new(),
+            account_data: BTreeMap::new(),
         }
     }
 }
@@ -440,7 +451,7 @@ pub struct Room {
     pub timeline: Vec<Value>,
     /// Whether its state, also where that is not in the timeline, says so.
     pub encrypted: bool,
-    /// More of its state.
+    /// More of its state: `type`, `state_key` (default: empty) and `content`.
     pub extra_state: Vec<Value>,
 }
 
@@ -500,6 +511,21 @@ impl Room {
         };
         self.members.insert(user_id.to_owned(), member);
         self
+    }
+
+    /// Sends a state event, which replaces the one of the same type and key.
+    pub fn set_state(&mut self, kind: &str, state_key: &str, content: &Value) -> &mut Self {
+        let is_same = |event: &Value| event["type"] == kind && event["state_key"] == state_key;
+        self.extra_state.retain(|event| !is_same(event));
+        self.extra_state.push(json!({"type": kind, "state_key": state_key, "content": content}));
+        self
+    }
+
+    /// What Synapse counts: what was replaced counts once.
+    pub(super) fn state_events(&self) -> usize {
+        let single = [!self.aliases.is_empty(), self.name.is_some(), self.tombstone.is_some()];
+        let single = single.into_iter().filter(|is_there| *is_there).count();
+        3 + single + self.extra_state.len() + self.members.len()
     }
 
     pub fn membership(&self, user_id: &str) -> Option<&str> {
