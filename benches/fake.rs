@@ -7,11 +7,12 @@
 //! one room of that many members. `fake load URL TOKEN CONCURRENCY` reads account ids from its standard input,
 //! GETs each once over connections that are kept open, and prints the seconds that took.
 //!
+//! `fake unused ACCOUNTS UNUSED` has accounts that were used yesterday, and among them unused ones. For each line of its
+//! standard input it prints how many requests arrived since the last one.
+//!
 //! `fake load-devices URL TOKEN CONCURRENCY` does the same with the lists of their devices. `fake devices ACCOUNTS OWNERS STALE`
 //! serves a homeserver that responds after 5 ms: each account has a device in use, and so many of them so many stale ones. It
 //! prints its URL, and reports its requests as the next one does.
-//! `fake unused ACCOUNTS UNUSED` has accounts that were used yesterday, and among them unused ones. For each line of its
-//! standard input it prints how many requests arrived since the last one.
 //!
 //! `fake mas LINKS REMOVED` serves a homeserver and its MAS, which responds after 5 ms. It has that many accounts with a link
 //! each, of which as many as are to be removed are deactivated. It prints the URLs of the homeserver, of MAS and of its Admin
@@ -385,7 +386,8 @@ fn serve_devices(accounts: usize, owners: usize, stale: usize) {
     println!("{}", homeserver.url());
     report(&homeserver, |seen| {
         let rest = seen.path.strip_prefix("/_synapse/admin/v2/users/").unwrap_or_default();
-        seen.method == "GET" && rest.starts_with("%40user")
+        seen.method == "GET"
+            && rest.trim_start_matches("%40").trim_start_matches('@').starts_with("user")
     });
 }
 

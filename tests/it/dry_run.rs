@@ -64,7 +64,7 @@ fn assert_plans_something(kind: &str, report: &Value) {
     let planned = changes(report);
     assert!(
         !planned.is_empty() && planned.iter().all(|line| line.starts_with("planned ")),
-        "{kind}: {planned:?}"
+        "{kind}: {report}"
     );
     assert!(figures(report).ends_with("/0/0/0/0"), "{kind}: {}", figures(report));
 }
