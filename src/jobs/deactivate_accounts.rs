@@ -30,7 +30,7 @@ pub struct DeactivateAccounts {
 impl Job for DeactivateAccounts {
     const KIND: &'static str = "deactivate-accounts";
     const ABOUT: &'static str = "Deactivates accounts that lock-inactive-accounts locked at least `locked_for` ago, and that have stayed locked and unused since. It knows them by the history of this program alone: an account that anybody else locked is left alone, and so is one that was unlocked in the meantime. \
-        The plan says what goes with each account: its devices, a key backup whose key is in its account data, its pending invitations, and the rooms in which it is the last local user, which nobody can join or read afterwards unless other servers are in them. \
+        The plan says what goes with each account: its devices, a key backup whose key is in its account data, its pending invitations, and the rooms in which it is the last local user: nobody can join these afterwards unless other servers are in them, and Synapse may purge them (`forgotten_room_retention_period`). \
         Synapse deletes password, devices, keys, key backups and account data, and takes the account out of its rooms in the background; files and messages stay. One account is deactivated at a time. \
         Skips server admins, bots and all other accounts with a `user_type`, guests, users of bridges, suspended accounts and the daemon's own account. \
         Where the Matrix Authentication Service manages the accounts, deactivates them there, with `skip_erase` unless `erase` is true; it needs [homeservers.NAME.mas].";

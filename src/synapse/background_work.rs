@@ -56,7 +56,7 @@ impl Reader {
                 Ok(found) => return Ok(found),
                 Err(error) if error.is_transient() => return Err(error),
                 Err(error) => {
-                    tracing::debug!(target: "microglia::http", "cannot tell whether Synapse is busy with {work}: {error}");
+                    tracing::debug!(target: "microglia::homeserver", "cannot tell whether Synapse is busy with {work}: {error}");
                 }
             }
         }

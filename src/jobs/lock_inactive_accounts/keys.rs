@@ -9,9 +9,9 @@ use crate::values::schema::{NonEmpty, schema, text_values};
 
 schema! {
     pub struct Keys {
-        /// How long nobody must have used an account. Neither is an account locked that is younger.
+        /// How long nobody must have used an account. An account that is younger than this is not locked.
         pub inactive_for: HumanDuration where "\"30d\"" to "\"3650d\"",
-        /// Includes accounts of which no use is known once they are this old. Synapse knows no use of an account that nobody ever logged in to, but also none of one that was used without a device more than four weeks ago, or by a bridge that does not have its namespace to itself: name such accounts in `except_users`.
+        /// Includes accounts of which no use is known once they are this old. That no use is known does not prove that there was none: Synapse forgets uses without a device after four weeks, and records none by a bridge. Name accounts of bridges that do not have their namespace to themselves in `except_users`.
         pub never_used_after: Option<HumanDuration> where "\"30d\"" to "\"3650d\"",
         /// Processes only these accounts: ids or globs over whole Matrix ids.
         pub users: NonEmpty<UserGlob> = "[\"*\"]",

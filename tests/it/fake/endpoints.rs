@@ -379,7 +379,6 @@ static ROUTES: &[Route] = &[
         Gate::MediaAdmin,
         |world, call| protect(world, call, false),
     ),
-    Route::new("GET", "/_synapse/admin/v1/users/*/accountdata", (1, 56), Gate::Admin, account_data),
     Route::new(
         "GET",
         "/_synapse/admin/v1/registration_tokens",
@@ -664,7 +663,8 @@ fn accountdata(world: &mut World, call: &Call) -> Answered {
     let Some(user) = world.users.get(user_id) else {
         return refused(404, "M_NOT_FOUND", "User not found");
     };
-    let mut global = json!({"m.push_rules": {"global": {}}});
+    let mut global = json!(user.account_data);
+    global["m.push_rules"] = json!({"global": {}});
     if user.has_key_backup {
         global["m.megolm_backup.v1"] = json!({"encrypted": {"key": {"iv": "", "mac": ""}}});
     }
@@ -1576,14 +1576,6 @@ fn protect(world: &mut World, call: &Call, is_protected: bool) -> Answered {
     };
     media.protected = is_protected;
     Ok(Answer::json(&json!({})))
-}
-
-fn account_data(world: &mut World, call: &Call) -> Answered {
-    let user_id = local_user(world, &call.args[0], "Can only look up local users")?;
-    let Some(user) = world.users.get(user_id) else {
-        return refused(404, "M_NOT_FOUND", "User not found");
-    };
-    Ok(Answer::json(&json!({"account_data": {"global": user.account_data, "rooms": {}}})))
 }
 
 fn delete_one_file(world: &mut World, call: &Call) -> Answered {
