@@ -12,6 +12,9 @@ use crate::synapse::{self, FormerRoom, Reader, Removal, Writer};
 use crate::values::duration::HumanDuration;
 use crate::values::text::{format_count, join_some};
 
+/// Between two rooms, so that requests of others do not wait most of the time.
+const PAUSE: Duration = Duration::from_millis(500);
+
 #[derive(Debug)]
 pub(super) struct Deletion {
     pub removal: Removal,
@@ -39,7 +42,7 @@ impl Change for Deletion {
     }
 
     fn lane(&self) -> Lane {
-        Lane::RoomDeletion { pause: Duration::ZERO }
+        Lane::RoomDeletion { pause: PAUSE }
     }
 
     fn warning(&self) -> Option<Warning> {
