@@ -99,7 +99,7 @@ async fn a_dry_run_and_a_homeserver_without_yield_to_do_not_wait() {
         world.task("purge_room", "active", "!gone:fake.test", true);
     });
     assert_eq!(figures(&program.dry_run("join").await), "succeeded: 3/0/0/0/0");
-    let config = program.read("microglia.toml").replace("url = ", "yield_to = []\nurl = ");
+    let config = program.read("microglia.toml").replace("\nurl = ", "\nyield_to = []\nurl = ");
     program.write("microglia.toml", &config);
     assert_eq!(figures(&program.apply("join").await), "succeeded: 3/3/0/0/0");
     assert_eq!(fake.looks(), 0);
