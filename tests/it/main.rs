@@ -3,6 +3,7 @@
 #![expect(clippy::too_many_lines, reason = "a scenario reads best in one piece")]
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on should panic")]
 
+mod again_on_postgres;
 mod cli;
 mod config;
 mod daemon;
@@ -18,7 +19,6 @@ mod load_gate;
 mod login;
 mod mas;
 mod notifications;
-mod on_postgres;
 mod postgres;
 mod program;
 mod rounds;

@@ -1,4 +1,6 @@
 //! The tests that the history takes part in, once more with PostgreSQL.
+//!
+//! Tests are started in the order of their names: this one takes minutes, and so comes first.
 
 use std::process::Command;
 
