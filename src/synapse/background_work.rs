@@ -6,7 +6,7 @@ use serde::Deserialize;
 
 use super::json::{flag, id};
 use super::reader::Reader;
-use crate::http::Error;
+use crate::http::{Cause, Error};
 use crate::values::string_enum::string_enum;
 
 string_enum! {
@@ -54,7 +54,7 @@ impl Reader {
             match found {
                 Ok(None) => {}
                 Ok(found) => return Ok(found),
-                Err(error) if error.is_transient() => return Err(error),
+                Err(error) if error.is_transient() && !is_of_a_proxy(&error) => return Err(error),
                 Err(error) => {
                     tracing::debug!(target: "microglia::homeserver", "cannot tell whether Synapse is busy with {work}: {error}");
                 }
@@ -70,4 +70,9 @@ impl Reader {
         let current = updates.current_updates.into_values().next().filter(|_| updates.enabled);
         Ok(current.map(|update| format!("Synapse to finish the background update {}", update.name)))
     }
+}
+
+/// Whether the response is none of Synapse's: repeating the request would bring the same.
+fn is_of_a_proxy(error: &Error) -> bool {
+    matches!(error.cause, Cause::Undecodable { .. })
 }

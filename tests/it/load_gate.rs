@@ -114,11 +114,14 @@ async fn a_task_that_is_scheduled_or_ended_and_a_synapse_that_cannot_tell_keep_n
         }
         world.version = "1.129.0".to_owned();
     });
-    let proxy = Trouble::Proxy(403);
-    fake.fault(Fault::new("GET", "/_synapse/admin/v1/background_updates", proxy).always());
-    let report = program.apply("join").await;
-    assert_eq!(figures(&report), "succeeded: 3/3/0/0/0");
-    assert_eq!(report["waited_for"], Value::Null);
+    let path = "/_synapse/admin/v1/background_updates";
+    for trouble in [Trouble::Proxy(403), Trouble::BrokenJson] {
+        fake.fault(Fault::new("GET", path, trouble).always());
+        let report = program.apply("join").await;
+        assert_eq!(report["outcome"], "succeeded", "{report}");
+        assert_eq!(report["waited_for"], Value::Null, "{report}");
+    }
+    assert_eq!(fake.count("POST", JOIN), 3);
 }
 
 #[tokio::test]
