@@ -12,8 +12,8 @@ use crate::synapse::{self, FormerRoom, Reader, Removal, Writer};
 use crate::values::duration::HumanDuration;
 use crate::values::text::{format_count, join_some};
 
-/// Between two rooms, so that requests of others do not wait most of the time.
-const PAUSE: Duration = Duration::from_millis(500);
+/// Between two rooms: Synapse is busy with a purge for some time after it has ended, and requests of others wait.
+const PAUSE: Duration = Duration::from_secs(2);
 
 #[derive(Debug)]
 pub(super) struct Deletion {
