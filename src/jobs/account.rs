@@ -2,8 +2,12 @@
 //!
 //! Kinds that select people judge by these rules, each of which answers a trap that was measured with Synapse 1.163.
 
+use std::collections::HashMap;
+
+use super::job::Context;
 use super::mas_accounts;
 use crate::mas::{self, Resource, SessionKind, Ulid};
+use crate::plan::facts::{Fact, Topic};
 use crate::plan::report::Exempt;
 use crate::synapse::{self, Cause, Device, Identity, Reader, User, UserRow};
 use crate::values::clock::Timestamp;
@@ -44,6 +48,25 @@ pub(super) fn exempt_by_record(user: &User, identity: &Identity) -> impl Iterato
         },
         identity,
     )
+}
+
+/// Which accounts of a page earlier runs found to be those of bridges, by their ids, with the ids of the bridges.
+pub(super) async fn known_ghosts(
+    context: &Context<'_>,
+    rows: &[UserRow],
+) -> HashMap<String, String> {
+    match (rows.first(), rows.last()) {
+        (Some(first), Some(last)) => {
+            context.facts.between(Topic::Ghost, &first.name, &last.name).await
+        }
+        _ => HashMap::new(),
+    }
+}
+
+/// What later runs are to know of an account whose record names a bridge.
+pub(super) fn as_ghost(user: &User) -> Option<Fact> {
+    let value = user.appservice_id.clone()?;
+    Some(Fact { topic: Topic::Ghost, key: user.name.clone(), value })
 }
 
 /// When an account was last used: the newest that any source knows.

@@ -44,7 +44,7 @@ impl Job for DeleteRegistrationTokens {
         synapse: Version(1, 42),
         clock: true,
         without_mas_client: Some(
-            "the registration tokens of this homeserver are stored in the Matrix Authentication Service: configure [homeservers.NAME.mas], so that they are revoked there",
+            "the Matrix Authentication Service manages the registration tokens of this homeserver: configure [homeservers.NAME.mas], so that they are revoked there",
         ),
         plans_offline: false,
         media: false,

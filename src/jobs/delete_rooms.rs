@@ -31,6 +31,7 @@ impl Job for DeleteRooms {
         Nobody can join a room again that was only on this homeserver, but until it is purged former members can read it, and its aliases are taken. \
         Skips rooms with local members; with invitations or knocks of local users, unless `with_invites` is true; rooms that Synapse purges itself (`forgotten_room_retention_period`); and, unless `keep_encrypted` is false, encrypted rooms: \
         a purge deletes everybody's server-side backup of the room's message keys, also of users who may join it again on another server. \
+        Rooms are deleted one at a time, with a pause of two seconds, because Synapse responds slowly to others meanwhile. \
         An invitation that another server sends after the last local user has left is not visible, and is rejected.";
     const KEYS: &'static [Key] = Keys::KEYS;
     const ACTION: Action = Action::PurgeRoom;

@@ -43,7 +43,6 @@ impl Owner {
     fn count_end(&mut self, job: &str, report: &Report) {
         let worked = report.work_duration().unwrap_or_default();
         self.metrics.run_duration.with_label_values(&[&report.kind]).observe(worked.as_secs_f64());
-        self.shows_pending_plans |= report.approval.is_some();
         let entry = self.jobs.get(job);
         self.metrics.jobs.update(job, |series| {
             series.waiting = false;

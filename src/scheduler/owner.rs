@@ -49,8 +49,6 @@ pub struct Owner {
     /// Whether the pause state could not be read and is only assumed.
     pub(super) pause_assumed: bool,
     pub(super) draining: bool,
-    /// Whether the metrics show a plan that waits for a decision.
-    pub(super) shows_pending_plans: bool,
     /// `None` where nobody shares the history.
     pub(super) leases: Option<Leases>,
     pub(super) handover: Handover,
@@ -123,7 +121,6 @@ impl Owner {
             pause: Pause::default(),
             pause_assumed: false,
             draining: false,
-            shows_pending_plans: false,
             leases: is_shared.then(Leases::default),
             handover: Handover { wake_keeper, ..Handover::default() },
             config: String::new(),

@@ -106,14 +106,11 @@ impl Owner {
                 pending.insert(plan.job.as_str());
             }
         }
-        // A walk over all series, which are thousands, is for nothing most of the time.
-        let shown = std::mem::replace(&mut self.shows_pending_plans, !pending.is_empty());
-        if shown || !pending.is_empty() {
-            let mut table = self.metrics.jobs.table();
-            for (job, series) in table.iter_mut() {
-                series.approval_pending = pending.contains(job.as_str());
-            }
+        let mut table = self.metrics.jobs.table();
+        for (job, series) in table.iter_mut() {
+            series.approval_pending = pending.contains(job.as_str());
         }
+        drop(table);
         self.recall_approved(plans);
         outdated
     }

@@ -345,6 +345,17 @@ async fn a_run_whose_lock_file_was_deleted_locks_it_again_and_continues() {
 }
 
 #[tokio::test]
+async fn a_history_that_another_process_is_creating_has_no_runs_yet() {
+    let program = Program::new("http://127.0.0.1:1", TOKEN, SWEEP);
+    std::fs::create_dir(program.path("state")).unwrap();
+    // SQLite creates the file, and the tables later.
+    program.write("state/history.db", "");
+    assert_eq!(program.json(&["runs", "--json"]).await, serde_json::json!([]));
+    let jobs = program.json(&["jobs", "--json"]).await;
+    assert_eq!(jobs[0]["last_run"], serde_json::Value::Null);
+}
+
+#[tokio::test]
 async fn a_killed_run_is_shown_as_interrupted_and_an_active_one_as_running() {
     let fake = with_ids();
     fake.fault(crate::fake::Fault::new("PUT", "/", crate::fake::Trouble::Hang).after(2).always());

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::jobs::account::Account;
+use crate::jobs::mas_accounts::no_mas;
 use crate::jobs::unused_account::Memory;
 use crate::mas::Ulid;
 use crate::plan::change::{Change, ChangeResult, Check, Lane};
@@ -95,14 +96,7 @@ impl Change for Deactivation {
             let Deactivated { mas_user_id, erase } = recorded.ok_or_else(not_recorded)?;
             match mas_user_id {
                 None => writer.deactivate(&self.user_id, erase).await?,
-                Some(id) => {
-                    let no_mas = || {
-                        Error::not_sent(
-                            "[homeservers.NAME.mas] is not configured any more".to_owned(),
-                        )
-                    };
-                    writer.mas().ok_or_else(no_mas)?.deactivate(&id, erase).await?;
-                }
+                Some(id) => writer.mas().ok_or_else(no_mas)?.deactivate(&id, erase).await?,
             }
             Ok(ChangeResult {
                 facts: vec![Memory::default().fact(&self.user_id)],

@@ -122,7 +122,7 @@ impl Listed {
     pub fn removal(self, why: &str) -> Result<Box<dyn Change>, (String, &'static str)> {
         match self {
             Self::Synapse(token) if matches!(token.token.as_str(), "" | "." | "..") => Err((
-                format!("{:?}", token.token),
+                format!("\"{}\"", token.token),
                 "its name cannot be part of a URL, so that no request can be about it",
             )),
             Self::Synapse(token) => {

@@ -8,11 +8,11 @@ use futures_util::StreamExt;
 use super::deletion::Deletion;
 use super::judging::{Device, Judged, Owner, Rules};
 use super::keys::Keys;
-use crate::jobs::account::{exempt_by_record, exempt_by_row};
+use crate::jobs::account::{as_ghost, exempt_by_record, exempt_by_row, known_ghosts};
 use crate::jobs::job::{Context, PlanError};
 use crate::jobs::portion::{Next, PortionProgress, in_order};
 use crate::plan::change::{Change, Plan, Work};
-use crate::plan::facts::{Fact, Topic};
+use crate::plan::facts::Fact;
 use crate::plan::report::{Action, Exempt};
 use crate::synapse::{Error, Identity, Position, User, UserPage, UserRow, Version};
 use crate::values::glob::{Matched, Selection, select, unmatched};
@@ -82,12 +82,7 @@ impl Reading<'_> {
     ) -> Result<Next, PlanError> {
         let UserPage { rows, offset, total } = page;
         self.progress.set_total(total);
-        let ghosts = match (rows.first(), rows.last()) {
-            (Some(first), Some(last)) => {
-                self.context.facts.between(Topic::Ghost, &first.name, &last.name).await
-            }
-            _ => HashMap::new(),
-        };
+        let ghosts = known_ghosts(self.context, &rows).await;
         let last = rows.len().checked_sub(1).filter(|_| ends_list);
         let (rules, context, own) = (self.rules, self.context, &self.identity.account.name);
         let owner = |user_id: &str| if user_id == own { Owner::Own } else { Owner::Other };
@@ -159,10 +154,7 @@ impl Reading<'_> {
             Ok(Record::NotRead) => return Ok(None),
             Ok(Record::Read(judged)) => judged,
             Ok(Record::Stale(judged, user)) => {
-                if let Some(appservice) = &user.appservice_id {
-                    let (key, value) = (user.name.clone(), appservice.clone());
-                    found.push(Fact { topic: Topic::Ghost, key, value });
-                }
+                found.extend(as_ghost(&user));
                 if let Some(reason) =
                     exempt_by_record(&user, self.identity).find(|reason| leaves_alone(*reason))
                 {

@@ -7,11 +7,12 @@ use futures_util::StreamExt;
 use super::join::{Join, target};
 use super::keys::Keys;
 use super::rooms::{RoomError, TargetRoom, chain, check_access};
+use crate::jobs::account::{as_ghost, known_ghosts};
 use crate::jobs::job::{Context, PlanError};
 use crate::jobs::mas_accounts::GoneAccounts;
 use crate::jobs::portion::{Next, PortionProgress, in_order};
 use crate::plan::change::Plan;
-use crate::plan::facts::{Fact, Topic};
+use crate::plan::facts::Fact;
 use crate::plan::report::Exempt;
 use crate::synapse::{self, Identity, Position, User, UserPage, UserRow, Version};
 use crate::values::glob::{Matched, Selection, select};
@@ -45,12 +46,7 @@ impl Reading<'_> {
     ) -> Result<Next, PlanError> {
         let UserPage { rows, offset, total } = page;
         self.progress.set_total(total);
-        let ghosts = match (rows.first(), rows.last()) {
-            (Some(first), Some(last)) => {
-                self.context.facts.between(Topic::Ghost, &first.name, &last.name).await
-            }
-            _ => HashMap::new(),
-        };
+        let ghosts = known_ghosts(self.context, &rows).await;
         self.complete_rooms(&rows, plan).await?;
         let last = rows.len().checked_sub(1).filter(|_| ends_list);
         let (keys, context, identity) = (self.keys, self.context, self.identity);
@@ -155,10 +151,7 @@ impl Reading<'_> {
             Record::Read(Err(error)) if error.is_not_found() => return Ok(Verdict::Ignore),
             Record::Read(user) => user?,
         };
-        if let Some(appservice) = &user.appservice_id {
-            let (key, value) = (user.name.clone(), appservice.clone());
-            found.push(Fact { topic: Topic::Ghost, key, value });
-        }
+        found.extend(as_ghost(&user));
         Ok(Verdict::Join(self.keys.exempt_by_record(&user, self.identity)))
     }
 

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use super::evidence::Use;
 use super::keys::Keys;
 use crate::jobs::account::Account;
+use crate::jobs::mas_accounts::no_mas;
 use crate::jobs::unused_account::Memory;
 use crate::mas::Ulid;
 use crate::plan::change::{Change, ChangeResult, Check};
@@ -110,8 +111,4 @@ pub(super) async fn still_unused(
         Use::LongAgo => Ok(account),
         Use::Recent | Use::Unknown => Err("the account was used since the plan".to_owned()),
     })
-}
-
-pub(super) fn no_mas() -> Error {
-    Error::not_sent("[homeservers.NAME.mas] is not configured any more".to_owned())
 }

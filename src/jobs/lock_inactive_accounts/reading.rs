@@ -10,12 +10,12 @@ use super::except_rooms::ExceptedMembers;
 use super::keys::Keys;
 use super::lock::Lock;
 use super::notice::Notice;
-use crate::jobs::account::{Account, Unreadable, exempt_by_row, last_seen};
+use crate::jobs::account::{Account, Unreadable, as_ghost, exempt_by_row, known_ghosts, last_seen};
 use crate::jobs::job::{Context, PlanError};
 use crate::jobs::portion::{Next, PortionProgress, in_order};
 use crate::jobs::unused_account::{Memory, recall};
 use crate::plan::change::{Change, Plan};
-use crate::plan::facts::{Fact, Topic};
+use crate::plan::facts::Fact;
 use crate::plan::report::{Action, Exempt};
 use crate::synapse::{self, Identity, Position, UserPage, UserRow};
 use crate::values::clock::Timestamp;
@@ -57,7 +57,11 @@ impl Reading<'_> {
         self.progress.set_total(total);
         let context = self.context;
         let memories = recall(context, &rows).await;
-        let ghosts = self.known_ghosts(&rows).await;
+        // No use of them is known, so that each run would read them again.
+        let ghosts = match self.keys.never_used_after {
+            Some(_) => known_ghosts(context, &rows).await,
+            None => HashMap::new(),
+        };
         let last = rows.len().checked_sub(1).filter(|_| ends_list);
         let rows: Vec<(UserRow, ByRow)> = rows
             .into_iter()
@@ -99,16 +103,6 @@ impl Reading<'_> {
         })
     }
 
-    /// The accounts of bridges that are known already: no use of them is known, so they would be read in each run.
-    async fn known_ghosts(&self, rows: &[UserRow]) -> HashMap<String, String> {
-        match (self.keys.never_used_after, rows.first(), rows.last()) {
-            (Some(_), Some(first), Some(last)) => {
-                self.context.facts.between(Topic::Ghost, &first.name, &last.name).await
-            }
-            _ => HashMap::new(),
-        }
-    }
-
     fn by_row(&mut self, row: &UserRow, ghosts: &HashMap<String, String>) -> ByRow {
         let keys = self.keys;
         let selection = select(&row.name, &keys.users, &keys.except_users, &mut self.matched);
@@ -145,10 +139,7 @@ impl Reading<'_> {
         };
         self.unreadable.reset();
         let user = &account.user;
-        if let Some(appservice) = &user.appservice_id {
-            let (key, value) = (user.name.clone(), appservice.clone());
-            facts.push(Fact { topic: Topic::Ghost, key, value });
-        }
+        facts.extend(as_ghost(user));
         if let Some(exempt) = account.exempt(self.identity).next() {
             plan.leave_alone(exempt, || user.name.clone());
             return Ok(None);

@@ -5,7 +5,8 @@ use std::collections::HashMap;
 use futures_util::future::BoxFuture;
 use serde_json::{Value, json};
 
-use super::lock::{Locked, no_mas};
+use super::lock::Locked;
+use crate::jobs::mas_accounts::no_mas;
 use crate::jobs::unused_account::Memory;
 use crate::plan::change::{Change, ChangeResult, Check};
 use crate::plan::report::{Action, ChangeRecord};
