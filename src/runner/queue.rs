@@ -167,7 +167,7 @@ fn lanes(changes: Vec<Box<dyn Change>>, first_seq: i64, concurrency: usize) -> V
     lanes
 }
 
-/// Has the changes of a lane begin with a pause after each; returns the lane.
+/// Makes a lane pause after each of its changes; returns the lane.
 fn paused(lanes: &mut [Pipe], lane: usize, pause: Duration) -> usize {
     if let Some(pipe) = lanes.get_mut(lane) {
         pipe.interval = pause;
