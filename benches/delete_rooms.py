@@ -4,7 +4,7 @@ import sqlite3
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-from bench import UNLIMITED, Client, Fake, fact, figure, median, quoted, report_of, shown, until, write_config
+from bench import UNLIMITED, Client, Fake, fact, figure, median, quoted, report_of, shown, write_config
 from on_synapse import CLIENT, OtherClient, Synapse, python_with_synapse
 
 JOB = '[jobs.rooms]\nkind = "delete-rooms"\nempty_for = "14d"\nmax_changes = "unlimited"\n'
@@ -40,8 +40,6 @@ def beside(microglia, rooms, idle_seconds):
     try:
         synapse.stop()
         synapse.start(python, synapse.home, days_ago=20)
-        # Rooms that its first background updates still have to look at cannot be purged.
-        until("Synapse's background updates", 300, lambda: not rows(synapse, "background_updates"), every=0.5)
         empty_rooms(synapse, rooms)
         synapse.stop()
         synapse.start(python, synapse.home)
@@ -101,13 +99,6 @@ def shut_down_an_hour_ago(synapse, config):
         f"UPDATE facts SET value = substr(value, 1, 14) || ({at} - {HOUR_MS}) WHERE topic = 'empty-room' AND length(value) > 14",
     )
     change(synapse.home / "homeserver.db", f"UPDATE scheduled_tasks SET timestamp = timestamp - {HOUR_MS}")
-
-
-def rows(synapse, table):
-    with sqlite3.connect(synapse.home / "homeserver.db", timeout=60) as connection:
-        [[count]] = connection.execute(f"SELECT COUNT(*) FROM {table}")
-    connection.close()
-    return count
 
 
 def change(database, statement):

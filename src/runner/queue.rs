@@ -145,8 +145,7 @@ fn lanes(changes: Vec<Box<dyn Change>>, first_seq: i64, concurrency: usize) -> V
     const ROOM_DELETIONS: usize = 2;
     const PACED: usize = 3;
     let one_by_one = || Pipe::new(1, Duration::ZERO);
-    // One more than there are request slots: while one is recorded, the others use them all.
-    let free = Pipe::new(concurrency + 1, Duration::ZERO);
+    let free = Pipe::new(concurrency, Duration::ZERO);
     let mut lanes = vec![free, one_by_one(), one_by_one(), one_by_one()];
     let mut rooms: HashMap<String, usize> = HashMap::new();
     for (seq, change) in (first_seq..).zip(changes) {

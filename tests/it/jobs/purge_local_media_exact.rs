@@ -407,7 +407,7 @@ async fn kill_9_in_the_middle_leads_to_the_same_result_as_no_kill() {
     assert_eq!(figures(&report), "succeeded: 21/21/0/0/0");
     assert_eq!(fake.world(|world| world.files().len()), 0);
     let runs = program.json(&["runs", "--json"]).await;
-    assert_eq!(figures(&runs[1]), "interrupted: 40/15/5/0/20", "{}", runs[1]);
+    assert_eq!(figures(&runs[1]), "interrupted: 40/15/4/0/21", "{}", runs[1]);
     assert_eq!(fake.complaints(), [""; 0]);
 }
 
