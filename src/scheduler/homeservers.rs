@@ -24,7 +24,7 @@ pub(super) struct Homeservers {
 }
 
 /// How far apart the probes of many homeservers start at a start or a reload.
-const PROBE_GAP: Duration = Duration::from_millis(5);
+const PROBE_GAP: Duration = Duration::from_millis(40);
 
 /// A homeserver as runs use it, with what it was made from.
 struct Live {
@@ -33,8 +33,21 @@ struct Live {
     probing: Probing,
 }
 
-/// Held during a probe: why the last one failed.
-type Probing = Arc<tokio::sync::Mutex<Option<String>>>;
+/// Held during a probe.
+type Probing = Arc<tokio::sync::Mutex<Probed>>;
+
+/// What the last probe of a homeserver found.
+#[derive(Default)]
+struct Probed {
+    /// Why it failed.
+    problem: Option<String>,
+    /// Whose token it is, and how often only that account was read since all was.
+    account: Option<(String, u32)>,
+}
+
+/// How many probes read only the account of the token, which takes one request and shows that the homeserver responds,
+/// accepts the token, and takes it for an admin's: the version, and whether there is a MAS, are read once an hour.
+const SHORT_PROBES: u32 = 11;
 
 /// What all that use an address share, whatever name they have for it, also across reloads.
 #[derive(Clone)]
@@ -180,14 +193,14 @@ fn spawn_probe(
     delay: Duration,
     (metrics, clock): (&Arc<Metrics>, &Clock),
 ) {
-    let Ok(problem) = Arc::clone(&live.probing).try_lock_owned() else { return };
+    let Ok(probed) = Arc::clone(&live.probing).try_lock_owned() else { return };
     // A reload may remove it before its turn.
     let transport: Weak<Transport> = Arc::downgrade(&live.handle.transport);
     let (name, metrics, clock) = (name.to_owned(), Arc::clone(metrics), clock.clone());
     tokio::spawn(async move {
         tokio::time::sleep(delay).await;
         let Some(transport) = transport.upgrade() else { return };
-        Box::pin(probe(&name, transport, &metrics, clock, problem)).await;
+        Box::pin(probe(&name, transport, &metrics, clock, probed)).await;
     });
 }
 
@@ -197,22 +210,32 @@ async fn probe(
     transport: Arc<Transport>,
     metrics: &Metrics,
     clock: Clock,
-    mut problem: tokio::sync::OwnedMutexGuard<Option<String>>,
+    mut probed: tokio::sync::OwnedMutexGuard<Probed>,
 ) {
     let reader = Reader::new(transport, clock);
-    match reader.identity().await {
-        Ok(identity) => {
+    let known = probed.account.take().filter(|(_, times)| *times < SHORT_PROBES);
+    let responded = match known {
+        Some((user_id, times)) => {
+            reader.user(&user_id).await.map(|account| (account.name, times + 1))
+        }
+        None => reader.identity().await.map(|identity| {
             metrics.homeservers.set_info(name, &identity.version_text, identity.mas);
-            if problem.take().is_some() {
+            (identity.account.name.clone(), 0)
+        }),
+    };
+    match responded {
+        Ok(account) => {
+            probed.account = Some(account);
+            if probed.problem.take().is_some() {
                 tracing::info!(target: "microglia::homeserver", homeserver = %name, "{name}: the homeserver can be used again");
             }
         }
         Err(error) => {
             let text = error.to_string();
-            if problem.as_ref() != Some(&text) {
+            if probed.problem.as_ref() != Some(&text) {
                 tracing::warn!(target: "microglia::homeserver", homeserver = %name, "{name}: {text}");
             }
-            *problem = Some(text);
+            probed.problem = Some(text);
         }
     }
 }

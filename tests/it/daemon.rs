@@ -14,6 +14,7 @@ mod http;
 mod killed;
 mod lifecycle;
 mod panics;
+mod probes;
 mod reload;
 mod replica_faults;
 pub mod replicas;

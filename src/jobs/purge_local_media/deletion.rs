@@ -20,11 +20,11 @@ use crate::synapse::{Error, File, FileSet, Reader, Writer};
 /// What was read again counts for this long.
 const FRESH: Duration = Duration::from_secs(1);
 /// Files that are judged again with one request: each with its own would take half as long again as the deletions.
-const AT_ONCE: usize = 16;
+const AT_ONCE: usize = 32;
 /// With fewer of them among the files of a request, each is read alone.
 const WORTH_A_LIST: usize = 4;
 /// Rows of a list between the first and the last of them.
-const MAX_SPAN: u32 = 100;
+const MAX_SPAN: u32 = 200;
 /// How far files may have moved in the list because others deleted some.
 const DRIFT: u32 = 8;
 

@@ -20,16 +20,16 @@ use crate::program::until;
 const WHOAMI: &str = "/_matrix/client/v3/account/whoami";
 
 /// The daemon without its listeners, with a clock that the test sets and that continues from there.
-struct Begun<'f> {
+pub(super) struct Begun<'f> {
     fake: &'f Fake,
-    supervisor: Arc<Supervisor>,
+    pub(super) supervisor: Arc<Supervisor>,
     history: History,
     clock: Clock,
     set_at: Arc<Mutex<(DateTime<Utc>, Instant)>>,
 }
 
 impl<'f> Begun<'f> {
-    async fn at(fake: &'f Fake, program: &Program, time: &str) -> Self {
+    pub(super) async fn at(fake: &'f Fake, program: &Program, time: &str) -> Self {
         let time: DateTime<Utc> = time.parse().unwrap();
         fake.world(|world| world.clock_offset_seconds = (time - now()).num_seconds());
         let set_at = Arc::new(Mutex::new((time, Instant::now())));
@@ -74,7 +74,7 @@ impl<'f> Begun<'f> {
         self.supervisor.status().await;
     }
 
-    fn metric(&self, name: &str, label: &str) -> f64 {
+    pub(super) fn metric(&self, name: &str, label: &str) -> f64 {
         let text = self.supervisor.metrics_text(self.clock.now()).unwrap();
         let line = text
             .lines()
@@ -97,7 +97,7 @@ impl<'f> Begun<'f> {
         self.metric("microglia_job_skipped_total", &format!("reason=\"{reason}\""))
     }
 
-    async fn stop(self) {
+    pub(super) async fn stop(self) {
         let start = Instant::now();
         self.supervisor.drain(Duration::from_secs(5)).await;
         assert!(start.elapsed() < Duration::from_secs(4), "{:?}", start.elapsed());
@@ -452,9 +452,10 @@ async fn a_homeserver_that_hangs_delays_no_other_probe_and_is_probed_once_at_a_t
     let begun = Begun::at(&quick, &program, "2026-11-22T12:00:00Z").await;
     for times in 1..=3 {
         begun.supervisor.probe_all();
-        until("the quick one", 5, async || quick.count("GET", WHOAMI) == times).await;
-        until("its end", 5, async || quick.count("GET", "/_synapse/admin/v2/users/") == times)
-            .await;
+        until("the quick one", 5, async || {
+            quick.count("GET", "/_synapse/admin/v2/users/") == times
+        })
+        .await;
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     assert_eq!(hangs.count("GET", WHOAMI), 1);

@@ -229,16 +229,16 @@ async fn a_file_that_was_protected_quarantined_used_or_made_an_avatar_since_the_
 
 #[tokio::test]
 async fn files_that_others_delete_meanwhile_do_not_hide_those_that_were_protected() {
-    let (fake, program) = fake_with_old_files(60, "");
+    let (fake, program) = fake_with_old_files(100, "");
     fake.fault(
         Fault::new(
             "DELETE",
             FILES,
             Trouble::Then(|world| {
                 for n in 0..25 {
-                    world.remove_file(&format!("file{:04}", n + 20));
+                    world.remove_file(&format!("file{:04}", n + 40));
                 }
-                world.file_mut("file0050").unwrap().protected = true;
+                world.file_mut("file0070").unwrap().protected = true;
             }),
         )
         .after(3),
@@ -246,11 +246,11 @@ async fn files_that_others_delete_meanwhile_do_not_hide_those_that_were_protecte
     let report = program.apply("purge").await;
     assert_eq!(
         (&report["outcome"], &report["done"]),
-        (&json!("succeeded"), &json!(34)),
+        (&json!("succeeded"), &json!(74)),
         "{report}"
     );
     assert_eq!(report["skipped"], 26, "{report}");
-    assert_eq!(fake.world(|world| world.files().keys().cloned().collect::<Vec<_>>()), ["file0050"]);
+    assert_eq!(fake.world(|world| world.files().keys().cloned().collect::<Vec<_>>()), ["file0070"]);
 }
 
 #[tokio::test]
