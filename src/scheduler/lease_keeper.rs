@@ -26,13 +26,31 @@ pub struct LeaseKeeper {
     trusted_until: Instant,
     /// Whether the owner of the jobs counts on the database.
     is_current: bool,
-    /// What others held at the last renewal: free, it may be this replica's to take.
-    elsewhere: BTreeSet<String>,
+    elsewhere: Elsewhere,
     differing: BTreeSet<String>,
     /// How far this machine's clock is ahead of the database's, where that is too far.
     clock_ahead: Option<TimeDelta>,
     is_failing: bool,
     is_stopping: bool,
+}
+
+/// The homeservers that are not this replica's.
+#[derive(Default)]
+struct Elsewhere {
+    /// What others hold: free, it may be this replica's to take.
+    held: BTreeSet<String>,
+    /// What nobody held when it was looked at last, or is being left to others: held since, it is theirs.
+    free: BTreeSet<String>,
+}
+
+impl Elsewhere {
+    /// Takes note of what nobody holds now; returns whether others held some of it before.
+    fn look(&mut self, free: BTreeSet<String>, mine: &BTreeMap<String, i64>) -> bool {
+        let before = std::mem::replace(&mut self.free, free);
+        let taken = before.into_iter().filter(|one| !self.free.contains(one));
+        self.held.extend(taken.filter(|one| !mine.contains_key(one)));
+        !self.free.is_disjoint(&self.held)
+    }
 }
 
 impl LeaseKeeper {
@@ -45,7 +63,7 @@ impl LeaseKeeper {
             sent_terms: BTreeMap::new(),
             trusted_until: Instant::now(),
             is_current: false,
-            elsewhere: BTreeSet::new(),
+            elsewhere: Elsewhere::default(),
             differing: BTreeSet::new(),
             clock_ahead: None,
             is_failing: false,
@@ -77,7 +95,7 @@ impl LeaseKeeper {
 
     /// Checks what other replicas did and request; returns whether leases became free.
     async fn check_others(&mut self) -> bool {
-        let Self { supervisor, times, elsewhere, .. } = self;
+        let Self { supervisor, times, .. } = self;
         let (mut free, mut requests) = (None, Vec::new());
         let look = supervisor.follow_pause(async || {
             let state = supervisor.history().shared_state().await.ok()?;
@@ -85,7 +103,10 @@ impl LeaseKeeper {
             Some(state.pause)
         });
         let looked = tokio::time::timeout(times.renew_every, look).await;
-        let became_free = looked.is_ok() && free.is_some_and(|free| !free.is_disjoint(elsewhere));
+        let became_free = match free.filter(|_| looked.is_ok()) {
+            Some(free) => self.elsewhere.look(free, &self.sent_terms),
+            None => false,
+        };
         for request in requests {
             // The successor of a replica that is stopping takes them.
             if !self.is_stopping && self.sent_terms.contains_key(&request.homeserver) {
@@ -146,7 +167,7 @@ impl LeaseKeeper {
         }
         let Renewal { held, surplus, elsewhere, .. } = renewal;
         self.trusted_until = sent + self.times.ttl.saturating_sub(self.times.margin);
-        self.elsewhere = elsewhere.intersection(&wanted.homeservers).cloned().collect();
+        self.elsewhere.held = elsewhere.intersection(&wanted.homeservers).cloned().collect();
         // One with another term was lost in between, and another replica may have worked.
         self.sent_terms.retain(|homeserver, term| held.get(homeserver) == Some(term));
         self.is_current = true;
@@ -194,6 +215,7 @@ impl LeaseKeeper {
             tracing::info!(target: "microglia::scheduler", "this replica leaves the jobs on {homeserver} to another one");
             self.sent_terms.remove(homeserver);
         }
+        self.elsewhere.free.extend(given.iter().cloned());
         if given.is_empty() {
             return Ok(());
         }
@@ -232,5 +254,33 @@ impl LeaseKeeper {
         }
         self.supervisor.show_differing(differing.len());
         self.differing = differing;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn set(names: &[&str]) -> BTreeSet<String> {
+        names.iter().map(|name| (*name).to_owned()).collect()
+    }
+
+    #[test]
+    fn what_another_replica_took_and_left_between_two_renewals_is_noticed_once_it_is_free() {
+        let mine = BTreeMap::from([("mine".to_owned(), 1)]);
+        let mut elsewhere = Elsewhere { held: set(&["theirs"]), free: set(&[]) };
+        let mut look = |free: &[&str]| elsewhere.look(set(free), &mine);
+        assert!(!look(&[]));
+        assert!(look(&["theirs"]));
+
+        // Left to others, free for a moment or not.
+        let mut elsewhere = Elsewhere { held: set(&[]), free: set(&["left", "mine"]) };
+        let mut look = |free: &[&str]| elsewhere.look(set(free), &mine);
+        assert!(!look(&["left"]), "nobody has taken it yet");
+        assert!(!look(&[]), "another one has");
+        assert!(look(&["left"]), "and has left it");
+        assert!(!look(&["mine"]), "this replica held it");
+        assert!(!look(&["nobody wants"]));
+        assert!(!look(&["nobody wants"]));
     }
 }

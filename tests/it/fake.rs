@@ -378,6 +378,20 @@ fn fits(wanted: &str, path_prefix: &str, method: &str, path: &str) -> bool {
         && (path.starts_with(path_prefix) || percent_decoded(path).starts_with(path_prefix))
 }
 
+/// Listens; a port that was free for a moment may be a connection's of another program by now, and is waited for.
+fn listen(address: SocketAddr) -> std::net::TcpListener {
+    let end = Instant::now() + Duration::from_mins(1);
+    loop {
+        match std::net::TcpListener::bind(address) {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+                assert!(Instant::now() < end, "port {} stays in use", address.port());
+                thread::sleep(Duration::from_millis(20));
+            }
+            listener => return listener.expect("a port to listen on"),
+        }
+    }
+}
+
 /// The thread that serves; dropping it closes every connection.
 struct Server {
     stop: Option<oneshot::Sender<()>>,
@@ -387,7 +401,7 @@ struct Server {
 impl Server {
     fn launch(shared: &Arc<Shared>, process: Process, address: SocketAddr) -> (Self, SocketAddr) {
         let shared = Arc::clone(shared);
-        let listener = std::net::TcpListener::bind(address).expect("a port to listen on");
+        let listener = listen(address);
         listener.set_nonblocking(true).expect("a listener that does not block");
         let address = listener.local_addr().expect("an address of its own");
         let (stop, stopped) = oneshot::channel();

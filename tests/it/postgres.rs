@@ -154,8 +154,12 @@ impl Drop for Postgres {
     }
 }
 
-/// The directory of PostgreSQL's programs.
+/// The directory of PostgreSQL's programs: that of the environment, or of another version that who runs the tests names.
+#[expect(clippy::disallowed_methods, reason = "a setting of the tests")]
 fn installed() -> PathBuf {
+    if let Some(bin) = std::env::var_os("MICROGLIA_TEST_POSTGRES_BIN") {
+        return bin.into();
+    }
     // target/debug/deps/it-0123 or target/debug/microglia
     let program = std::env::current_exe().unwrap();
     let target = program.ancestors().find(|dir| dir.join("CACHEDIR.TAG").exists());
