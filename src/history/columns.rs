@@ -11,7 +11,7 @@ use super::error::Error;
 use crate::values::clock::Timestamp;
 
 /// Rows in one statement: SQLite looks for each placeholder among all that come before it, so that 2,000 rows in one take
-/// half a second, and in twenty a fortieth of that.
+/// half a second, and in twenty statements a twentieth of that.
 pub(super) const ROWS_PER_STATEMENT: usize = 100;
 
 /// A statement that PostgreSQL forgets at once: the next transaction may have another connection.

@@ -41,7 +41,7 @@ type Probing = Arc<tokio::sync::Mutex<Probed>>;
 struct Probed {
     /// Why it failed.
     problem: Option<String>,
-    /// Whose token it is, and how often only that account was read since all was.
+    /// Whose token it is, and how many probes in a row have read only that account.
     account: Option<(String, u32)>,
 }
 
