@@ -110,7 +110,7 @@ const RESIGN: &str =
 const HOLDERS: &str = "\
     SELECT leases.homeserver, replicas.name FROM leases
     LEFT JOIN replicas ON replicas.id = leases.holder WHERE leases.expires_at > now()";
-const FREE: &str = "SELECT homeserver FROM leases WHERE expires_at <= now()";
+const FREE: &str = "SELECT homeserver, term FROM leases WHERE expires_at <= now()";
 const HOLDER: &str = "\
     SELECT leases.holder, replicas.name FROM leases LEFT JOIN replicas ON replicas.id = leases.holder
     WHERE leases.homeserver = $1 AND leases.expires_at > now()";
@@ -267,10 +267,10 @@ pub(super) async fn leave(connection: &mut AnyConnection, holder: &str) -> Resul
     Ok(())
 }
 
-/// Homeservers whose leases nobody holds, of those that anybody ever held.
-pub(super) async fn free(connection: &mut AnyConnection) -> Result<BTreeSet<String>, Error> {
+/// Homeservers whose leases nobody holds, of those that anybody ever held, with the last term of each.
+pub(super) async fn free(connection: &mut AnyConnection) -> Result<BTreeMap<String, i64>, Error> {
     let rows = query(FREE).fetch_all(&mut *connection).await?;
-    rows.iter().map(|row| Ok(row.try_get("homeserver")?)).collect()
+    rows.iter().map(|row| Ok((row.try_get("homeserver")?, row.try_get("term")?))).collect()
 }
 
 /// Who holds a lease: a daemon by its name.

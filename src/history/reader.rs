@@ -1,6 +1,6 @@
 //! The history as everybody may read it; there is nothing here to write with.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
@@ -32,8 +32,8 @@ pub struct HistoryReader {
 /// What replicas read often, to follow each other.
 #[derive(Debug, Clone, Default)]
 pub struct SharedState {
-    /// Homeservers whose leases nobody holds.
-    pub free: BTreeSet<String>,
+    /// Homeservers whose leases nobody holds, with the last term of each.
+    pub free: BTreeMap<String, i64>,
     pub pause: Pause,
     pub requests: Vec<WaitingRequest>,
 }

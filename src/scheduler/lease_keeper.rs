@@ -39,17 +39,19 @@ pub struct LeaseKeeper {
 struct Elsewhere {
     /// What others hold: free, it may be this replica's to take.
     held: BTreeSet<String>,
-    /// What nobody held when it was looked at last, or is being left to others: held since, it is theirs.
-    free: BTreeSet<String>,
+    /// What nobody held when it was looked at last, or is being left to others, each with its last term.
+    free: BTreeMap<String, i64>,
 }
 
 impl Elsewhere {
-    /// Takes note of what nobody holds now; returns whether others held some of it before.
-    fn look(&mut self, free: BTreeSet<String>, mine: &BTreeMap<String, i64>) -> bool {
+    /// Takes note of what nobody holds now; returns whether others held some of it since.
+    fn look(&mut self, free: BTreeMap<String, i64>, mine: &BTreeMap<String, i64>) -> bool {
         let before = std::mem::replace(&mut self.free, free);
-        let taken = before.into_iter().filter(|one| !self.free.contains(one));
-        self.held.extend(taken.filter(|one| !mine.contains_key(one)));
-        !self.free.is_disjoint(&self.held)
+        // One with a later term was taken and left between two looks.
+        let taken = before.into_iter().filter(|(one, term)| self.free.get(one) != Some(term));
+        let taken = taken.map(|(one, _)| one).filter(|one| !mine.contains_key(one));
+        self.held.extend(taken);
+        self.free.keys().any(|one| self.held.contains(one))
     }
 }
 
@@ -213,9 +215,10 @@ impl LeaseKeeper {
         let given = given.unwrap_or_default();
         for homeserver in &given {
             tracing::info!(target: "microglia::scheduler", "this replica leaves the jobs on {homeserver} to another one");
-            self.sent_terms.remove(homeserver);
+            if let Some(term) = self.sent_terms.remove(homeserver) {
+                self.elsewhere.free.insert(homeserver.clone(), term);
+            }
         }
-        self.elsewhere.free.extend(given.iter().cloned());
         if given.is_empty() {
             return Ok(());
         }
@@ -261,26 +264,32 @@ impl LeaseKeeper {
 mod tests {
     use super::*;
 
-    fn set(names: &[&str]) -> BTreeSet<String> {
-        names.iter().map(|name| (*name).to_owned()).collect()
+    fn look(elsewhere: &mut Elsewhere, free: &[(&str, i64)]) -> bool {
+        let free = free.iter().map(|(name, term)| ((*name).to_owned(), *term)).collect();
+        elsewhere.look(free, &BTreeMap::from([("mine".to_owned(), 1)]))
     }
 
     #[test]
     fn what_another_replica_took_and_left_between_two_renewals_is_noticed_once_it_is_free() {
-        let mine = BTreeMap::from([("mine".to_owned(), 1)]);
-        let mut elsewhere = Elsewhere { held: set(&["theirs"]), free: set(&[]) };
-        let mut look = |free: &[&str]| elsewhere.look(set(free), &mine);
-        assert!(!look(&[]));
-        assert!(look(&["theirs"]));
+        let held = BTreeSet::from(["theirs".to_owned()]);
+        let mut elsewhere = Elsewhere { held, ..Elsewhere::default() };
+        assert!(!look(&mut elsewhere, &[]));
+        assert!(look(&mut elsewhere, &[("theirs", 1)]));
 
-        // Left to others, free for a moment or not.
-        let mut elsewhere = Elsewhere { held: set(&[]), free: set(&["left", "mine"]) };
-        let mut look = |free: &[&str]| elsewhere.look(set(free), &mine);
-        assert!(!look(&["left"]), "nobody has taken it yet");
-        assert!(!look(&[]), "another one has");
-        assert!(look(&["left"]), "and has left it");
-        assert!(!look(&["mine"]), "this replica held it");
-        assert!(!look(&["nobody wants"]));
-        assert!(!look(&["nobody wants"]));
+        let free = BTreeMap::from([("left".to_owned(), 3), ("mine".to_owned(), 1)]);
+        let mut elsewhere = Elsewhere { free, ..Elsewhere::default() };
+        assert!(!look(&mut elsewhere, &[("left", 3)]), "nobody has taken it yet");
+        assert!(!look(&mut elsewhere, &[]), "another one has");
+        assert!(look(&mut elsewhere, &[("left", 4)]), "and has left it");
+        assert!(!look(&mut elsewhere, &[("mine", 1)]), "this replica held it");
+        assert!(!look(&mut elsewhere, &[("nobody wants", 1)]));
+        assert!(!look(&mut elsewhere, &[("nobody wants", 1)]));
+    }
+
+    #[test]
+    fn what_another_replica_took_and_left_between_two_looks_is_noticed_by_its_term() {
+        let free = BTreeMap::from([("left".to_owned(), 3)]);
+        let mut elsewhere = Elsewhere { free, ..Elsewhere::default() };
+        assert!(look(&mut elsewhere, &[("left", 4)]));
     }
 }
