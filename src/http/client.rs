@@ -9,7 +9,7 @@ use reqwest::Url;
 use crate::values::fingerprint::Fingerprint;
 
 /// Well below the 60 s after which proxies close an idle connection: a POST on a connection that was just closed is
-/// ambiguous. Each takes 25 kB, and a probe of five hundred homeservers opens as many.
+/// ambiguous. The first probes of five hundred homeservers open as many connections, each with its buffers.
 const POOL_IDLE_TIMEOUT: Duration = Duration::from_secs(5);
 pub(super) const NO_RESPONSE: &str = "no response within the timeout";
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);

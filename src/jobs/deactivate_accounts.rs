@@ -44,7 +44,7 @@ impl Job for DeactivateAccounts {
         synapse: Version(1, 145),
         clock: true,
         without_mas_client: Some(
-            "the Matrix Authentication Service manages the accounts of this homeserver, and a deactivation in Synapse alone does not last: configure [homeservers.NAME.mas], so that they are deactivated there",
+            "with the Matrix Authentication Service, deactivating an account only in Synapse does not last: configure [homeservers.NAME.mas] to deactivate accounts there",
         ),
         plans_offline: false,
         media: false,

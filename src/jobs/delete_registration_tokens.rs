@@ -44,7 +44,7 @@ impl Job for DeleteRegistrationTokens {
         synapse: Version(1, 42),
         clock: true,
         without_mas_client: Some(
-            "the Matrix Authentication Service manages the registration tokens of this homeserver: configure [homeservers.NAME.mas], so that they are revoked there",
+            "with the Matrix Authentication Service, Synapse has no registration tokens: configure [homeservers.NAME.mas] to revoke those of MAS",
         ),
         plans_offline: false,
         media: false,

@@ -48,7 +48,7 @@ impl Job for LockInactiveAccounts {
         synapse: Version(1, 140),
         clock: true,
         without_mas_client: Some(
-            "the Matrix Authentication Service manages the accounts of this homeserver, and a lock in Synapse locks nobody out: configure [homeservers.NAME.mas], so that they are locked there",
+            "with the Matrix Authentication Service, locking an account in Synapse does not lock anyone out: configure [homeservers.NAME.mas] to lock accounts there",
         ),
         plans_offline: false,
         media: false,
